@@ -1,0 +1,226 @@
+"""Checkpoints in the published layout: ``config.json`` beside single or sharded safetensors. Never pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig, load_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+DEMO = "demo"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+# Tensors of the variants that are refused, by a part of their name.
+_VARIANT_TENSORS = {"beta": "use_beta", "forget_gate": "use_forget_gate", "fgate": "use_forget_gate"}
+# Buffers that old Llama checkpoints carry; they follow from the configuration.
+_DERIVED = ("rotary_emb.inv_freq",)
+
+
+def resolve(checkpoint: str | Path) -> Path:
+    """Return the directory of a checkpoint; the word ``demo`` is the bundled one."""
+    if str(checkpoint) == DEMO:
+        return Path(__file__).resolve().parent.parent / "demo"
+    return Path(checkpoint)
+
+
+class Checkpoint:
+    """An opened checkpoint: its configuration, and its tensors on demand, one at a time.
+
+    Opening reads headers only, and compares every tensor's name and shape with what the configuration asks for.
+
+    Attributes:
+        directory: Where it lies.
+        config: Its configuration.
+        tied: Whether ``lm_head.weight`` is the embedding.
+
+    Raises:
+        LucidError: Missing or broken files, or tensors that do not fit the configuration (one error names them all).
+    """
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.directory = resolve(checkpoint)
+        self.config: LucidConfig = load_config(self.directory)
+        self._file_of = _tensor_files(self.directory)
+        self._handles: dict[Path, Any] = {}
+        self.tied = self.config.tie_word_embeddings
+        self._check_tensors()
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor, in the type it is stored in.
+
+        Raises:
+            LucidError: The file broke since it was opened.
+        """
+        import safetensors
+
+        path = self._file_of[name]
+        try:
+            return self._open(path).get_tensor(name)
+        except safetensors.SafetensorError as error:
+            raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
+
+    def _open(self, path: Path) -> Any:
+        if path not in self._handles:
+            self._handles[path] = _open_safetensors(path)
+        return self._handles[path]
+
+    def _check_tensors(self) -> None:
+        wanted = expected_shapes(self.config)
+        if self.tied:
+            wanted.pop("lm_head.weight")
+        found = {
+            name: tuple(self._open(path).get_slice(name).get_shape())
+            for name, path in self._file_of.items()
+            if not name.endswith(_DERIVED)
+        }
+        if self.tied:
+            self._check_tied_head(found)
+        variants = sorted({key for part, key in _VARIANT_TENSORS.items() for name in found if part in name})
+        if variants:
+            names = [name for name in found if any(part in name for part in _VARIANT_TENSORS)]
+            raise LucidError(
+                f"{self.directory} holds tensors of the variants {', '.join(variants)}, which are not supported: "
+                f"{_listed(names)}."
+            )
+        problems = [f"missing: {_listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
+        if found.keys() - wanted.keys():
+            problems.append(f"unexpected: {_listed(sorted(found.keys() - wanted.keys()))}")
+        wrong = [
+            f"{name} is {list(found[name])}, config.json asks for {list(wanted[name])}"
+            for name in sorted(wanted.keys() & found.keys())
+            if found[name] != wanted[name]
+        ]
+        if wrong:
+            problems.append(f"wrong shape: {_listed(wrong)}")
+        if problems:
+            raise LucidError(f"The tensors of {self.directory} do not fit its config.json. " + "; ".join(problems) + ".")
+
+    def _check_tied_head(self, found: dict[str, tuple[int, ...]]) -> None:
+        """A tied checkpoint may store its head too, if it is the embedding."""
+        import torch
+
+        head = found.pop("lm_head.weight", None)
+        if head is None or found.get("model.embed_tokens.weight") != head:
+            if head is not None:
+                found["lm_head.weight"] = head
+            return
+        if not torch.equal(self.tensor("lm_head.weight"), self.tensor("model.embed_tokens.weight")):
+            raise LucidError(
+                f"{self.directory}: tie_word_embeddings is true, but lm_head.weight differs from "
+                "model.embed_tokens.weight. Set tie_word_embeddings to false or remove lm_head.weight."
+            )
+
+
+def load_model(
+    checkpoint: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    implementation: str = "blocked",
+    progress: Callable[[int, int], None] | None = None,
+) -> LucidForCausalLM:
+    """Load a checkpoint into the PyTorch model, in evaluation mode and without gradients.
+
+    Args:
+        checkpoint: A directory, the word ``demo``, or an opened checkpoint.
+        dtype: Type of the parameters; None is float32.
+        device: Where they go.
+        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+        progress: Called with (tensors loaded, tensors in all).
+
+    Raises:
+        LucidError: As :class:`Checkpoint`.
+    """
+    import torch
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+    source = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+    with torch.device("meta"):
+        model = LucidForCausalLM(source.config, implementation)
+    names = list(expected_shapes(source.config))
+    state = {}
+    for done, name in enumerate(names):
+        stored = "model.embed_tokens.weight" if source.tied and name == "lm_head.weight" else name
+        state[name] = (
+            state[stored]
+            if stored in state
+            else source.tensor(stored).to(device=device, dtype=dtype or torch.float32)
+        )
+        if progress is not None:
+            progress(done + 1, len(names))
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def expected_shapes(config: LucidConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor a checkpoint of this configuration holds, in the order of the model."""
+    import torch
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+    with torch.device("meta"):
+        model = LucidForCausalLM(config)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _tensor_files(directory: Path) -> dict[str, Path]:
+    """Map every tensor to the file that holds it."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = {name: directory / file for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
+        outside = sorted({str(path) for path in files.values() if path.resolve().parent != directory.resolve()})
+        if outside:
+            raise LucidError(f"{index} points outside the checkpoint: {_listed(outside)}.")
+        missing = sorted({path.name for path in files.values() if not path.is_file()})
+        if missing:
+            raise LucidError(f"{directory}: shards named by the index are missing: {_listed(missing)}.")
+        for path in sorted(set(files.values())):
+            stored = set(_open_safetensors(path).keys())
+            absent = sorted(name for name, file in files.items() if file == path and name not in stored)
+            if absent:
+                raise LucidError(f"{path} lacks tensors that the index places there: {_listed(absent)}.")
+        return files
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return {name: single for name in _open_safetensors(single).keys()}  # noqa: SIM118 (not a dict)
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
+        raise LucidError(
+            f"{directory} holds pickled weights only. Pickle can run code, so it is not read; save the checkpoint as "
+            "safetensors (transformers: save_pretrained(..., safe_serialization=True))."
+        )
+    raise LucidError(f"{directory} has neither model.safetensors nor model.safetensors.index.json.")
+
+
+def _open_safetensors(path: Path) -> Any:
+    import safetensors
+
+    try:
+        return safetensors.safe_open(path, framework="pt")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {error}") from error
+
+
+def _listed(names: list[str], limit: int = 20) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,250 @@
+"""The model configuration: Hugging Face's Llama ``config.json`` plus the keys LUCID adds to it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+
+LUCID_TYPES = ("lucid", "oglucid")
+ATTENTION_TYPES = (*LUCID_TYPES, "llama")
+ROPE_TYPES = ("default", "linear", "llama3")
+
+# What a Llama config.json leaves out, transformers fills in with these.
+_DEFAULTS: dict[str, Any] = {
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "use_rope": True,
+    "attention_type": "llama",
+}
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for longer contexts, in transformers' terms.
+
+    Attributes:
+        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``) or ``llama3`` (low frequencies divided,
+            high ones kept, a ramp between).
+        factor: The divisor.
+        low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
+        high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
+        original_max_position_embeddings: ``llama3`` only: the context length before scaling, in tokens.
+    """
+
+    rope_type: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True)
+class LucidConfig:
+    """Shape and variant of one model. Field names are those of Hugging Face's ``LlamaConfig``.
+
+    Attributes:
+        attention_type: ``lucid`` (``oglucid`` is an older spelling of the same) or ``llama`` (standard attention).
+        head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
+        use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
+        eos_token_ids: Tokens that end a generation; may be empty.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    attention_type: str = "lucid"
+    use_rope: bool = True
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def is_lucid(self) -> bool:
+        """Whether values are preconditioned; False is standard attention."""
+        return self.attention_type in LUCID_TYPES
+
+    @property
+    def query_groups(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
+        data = asdict(self)
+        data["eos_token_ids"] = list(self.eos_token_ids)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
+        """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``)."""
+        fields = dict(data)
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
+        return cls(**fields)
+
+
+def load_config(directory: Path) -> LucidConfig:
+    """Read ``config.json`` of a checkpoint.
+
+    Args:
+        directory: The checkpoint.
+
+    Raises:
+        LucidError: No directory, no file, not JSON, a missing or impossible value, or an unsupported variant.
+    """
+    if not directory.exists():
+        raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
+    if not directory.is_dir():
+        raise LucidError(f"{directory} is a file; a checkpoint is a directory with config.json and *.safetensors.")
+    path = directory / "config.json"
+    if not path.is_file():
+        raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LucidError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
+    return parse_config(raw, str(path))
+
+
+def parse_config(raw: dict[str, Any], where: str) -> LucidConfig:
+    """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
+
+    Args:
+        raw: The parsed JSON object.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: As :func:`load_config`.
+    """
+    values = {**_DEFAULTS, **{key: value for key, value in raw.items() if value is not None}}
+    _refuse_variants(values, where)
+    heads = _positive_int(values, "num_attention_heads", where)
+    hidden = _positive_int(values, "hidden_size", where)
+    values.setdefault("num_key_value_heads", heads)
+    values.setdefault("head_dim", hidden // heads)
+    theta, scaling = _parse_rope(values, where)
+    config = LucidConfig(
+        vocab_size=_positive_int(values, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=_positive_int(values, "intermediate_size", where),
+        num_hidden_layers=_positive_int(values, "num_hidden_layers", where),
+        num_attention_heads=heads,
+        num_key_value_heads=_positive_int(values, "num_key_value_heads", where),
+        head_dim=_positive_int(values, "head_dim", where),
+        rms_norm_eps=_positive_float(values, "rms_norm_eps", where),
+        max_position_embeddings=_positive_int(values, "max_position_embeddings", where),
+        attention_type=values["attention_type"],
+        use_rope=_boolean(values, "use_rope", where),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        tie_word_embeddings=_boolean(values, "tie_word_embeddings", where),
+        attention_bias=_boolean(values, "attention_bias", where),
+        mlp_bias=_boolean(values, "mlp_bias", where),
+        bos_token_id=_token_ids(values, "bos_token_id", where)[0] if "bos_token_id" in values else None,
+        eos_token_ids=_token_ids(values, "eos_token_id", where) if "eos_token_id" in values else (),
+    )
+    if heads % config.num_key_value_heads:
+        raise LucidError(
+            f"{where}: num_attention_heads ({heads}) is not a multiple of num_key_value_heads "
+            f"({config.num_key_value_heads})."
+        )
+    if config.use_rope and config.head_dim % 2:
+        raise LucidError(f"{where}: rotary positions need an even head_dim, not {config.head_dim}.")
+    return config
+
+
+def _refuse_variants(values: dict[str, Any], where: str) -> None:
+    attention = values["attention_type"]
+    if attention not in ATTENTION_TYPES:
+        raise LucidError(
+            f"{where}: attention_type {attention!r} is not supported; supported are {', '.join(ATTENTION_TYPES)}."
+        )
+    norm = values.get("which_rmsnorm", "exp_k_norm")
+    if attention in LUCID_TYPES and norm != "exp_k_norm":
+        raise LucidError(f"{where}: which_rmsnorm {norm!r} is not supported; only exp_k_norm is.")
+    for variant in ("use_beta", "use_forget_gate"):
+        if values.get(variant):
+            raise LucidError(f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported.")
+    activation = values.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise LucidError(f"{where}: hidden_act {activation!r} is not supported; only silu is.")
+
+
+def _parse_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
+    """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5)."""
+    block = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(block, dict):
+        raise LucidError(f"{where}: rope settings must be an object, not {type(block).__name__}.")
+    source = {**values, **block}
+    theta = _positive_float(source, "rope_theta", where) if "rope_theta" in source else 10000.0
+    kind = block.get("rope_type", block.get("type", "default"))
+    if kind not in ROPE_TYPES:
+        raise LucidError(f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}.")
+    if source.get("partial_rotary_factor", 1.0) != 1.0:
+        raise LucidError(f"{where}: partial_rotary_factor is not supported; only full rotary embeddings are.")
+    if kind == "default":
+        return theta, RopeScaling()
+    factor = _positive_float(block, "factor", where)
+    if kind == "linear":
+        return theta, RopeScaling("linear", factor)
+    return theta, RopeScaling(
+        "llama3",
+        factor,
+        _positive_float(block, "low_freq_factor", where),
+        _positive_float(block, "high_freq_factor", where),
+        _positive_int(block, "original_max_position_embeddings", where),
+    )
+
+
+def _required(values: dict[str, Any], key: str, where: str) -> Any:
+    if key not in values:
+        raise LucidError(f"{where}: {key} is missing.")
+    return values[key]
+
+
+def _positive_int(values: dict[str, Any], key: str, where: str) -> int:
+    value = _required(values, key, where)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LucidError(f"{where}: {key} must be a positive whole number, not {value!r}.")
+    return value
+
+
+def _positive_float(values: dict[str, Any], key: str, where: str) -> float:
+    value = _required(values, key, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise LucidError(f"{where}: {key} must be a positive number, not {value!r}.")
+    return float(value)
+
+
+def _boolean(values: dict[str, Any], key: str, where: str) -> bool:
+    value = _required(values, key, where)
+    if not isinstance(value, bool):
+        raise LucidError(f"{where}: {key} must be true or false, not {value!r}.")
+    return value
+
+
+def _token_ids(values: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
+    value = values[key]
+    ids = value if isinstance(value, list) else [value]
+    if not ids or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        raise LucidError(f"{where}: {key} must be a token id or a list of them, not {value!r}.")
+    return tuple(ids)

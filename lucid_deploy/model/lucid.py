@@ -1,0 +1,229 @@
+"""A decoder-only transformer with LUCID attention, the way the paper writes it.
+
+    O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))        (arXiv 2602.10410)
+
+The rest is Llama. Parameter names are those of Hugging Face's ``LlamaForCausalLM``, so its checkpoints load as they are.
+The cache of a layer is its raw keys K and preconditioned values Y; with ``attention_type: llama``, Y is V.
+
+Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lucid_deploy.model.config import LucidConfig, RopeScaling
+from lucid_deploy.ops import causal_attention, decode_attention, precondition
+
+LayerCache = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, computed in float32 for half-precision x."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; same shape and type as ``x``."""
+        if x.dtype in (torch.float32, torch.float64):
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+class LucidAttention(nn.Module):
+    """Grouped-query attention whose values are preconditioned once per key/value head."""
+
+    def __init__(self, config: LucidConfig, implementation: str) -> None:
+        super().__init__()
+        self.config, self.implementation = config, implementation
+        heads, kv, d, bias = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
+        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=bias)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, past: LayerCache, mask: Tensor | None, decode: bool
+    ) -> tuple[Tensor, LayerCache]:
+        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, two ``(B, KV, T, D)``."""
+        batch, n, _ = x.shape
+        d, eps = self.config.head_dim, self.config.rms_norm_eps
+        q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
+        k = self.k_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        k_past, y_past = past
+        keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
+        if self.config.is_lucid and decode:
+            fused = "reference" if self.implementation == "reference" else "fused"
+            o, y = decode_attention(q, k, v, k_past, y_past, mask, eps, fused)
+            values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
+        else:
+            y = precondition(k, v, k_past, y_past, mask, eps, self.implementation) if self.config.is_lucid else v
+            values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
+            o = causal_attention(q, keys, values, mask)  # (B, H, N, D)
+        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), (keys, values)
+
+
+class MLP(nn.Module):
+    """The gated feed-forward layer: down(silu(gate(x)) · up(x))."""
+
+    def __init__(self, config: LucidConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` to ``(B, N, C)``."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One transformer layer: attention and MLP, each after a norm and beside a residual."""
+
+    def __init__(self, config: LucidConfig, implementation: str) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = LucidAttention(config, implementation)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, past: LayerCache, mask: Tensor | None, decode: bool
+    ) -> tuple[Tensor, LayerCache]:
+        """As :meth:`LucidAttention.forward`."""
+        attended, present = self.self_attn(self.input_layernorm(x), rope, past, mask, decode)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), present
+
+
+class LucidBody(nn.Module):
+    """Embedding, layers, final norm: what Hugging Face calls ``model``."""
+
+    def __init__(self, config: LucidConfig, implementation: str) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, implementation) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class LucidForCausalLM(nn.Module):
+    """The whole model.
+
+    Args:
+        config: Its shape and variant.
+        implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
+    """
+
+    def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
+        super().__init__()
+        self.config = config
+        self.model = LucidBody(config, implementation)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        past: list[LayerCache] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        decode: bool = False,
+        last_only: bool = False,
+    ) -> tuple[Tensor, list[LayerCache]]:
+        """Compute logits and the cache of all tokens so far.
+
+        Args:
+            input_ids: New tokens, int64 ``(B, N)``.
+            past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``; None is P = 0.
+            attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
+            position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
+            decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
+            last_only: Compute logits of each row's last token alone.
+
+        Returns:
+            Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),
+            and the present cache, per layer two tensors ``(B, KV, P + N, D)``.
+        """
+        batch, n = input_ids.shape
+        if past is None:
+            past = self.empty_cache(batch)
+        mask = None if attention_mask is None else attention_mask.bool()
+        x = self.model.embed_tokens(input_ids)  # (B, N, C)
+        rope = None
+        if self.config.use_rope:
+            if position_ids is None:
+                position_ids = (past[0][0].shape[2] + torch.arange(n, device=x.device)).expand(batch, n)
+            rope = rope_tables(self.config, position_ids, x.dtype)
+        present = []
+        for layer, layer_past in zip(self.model.layers, past, strict=True):
+            x, layer_present = layer(x, rope, layer_past, mask, decode)
+            present.append(layer_present)
+        if last_only and n > 1:
+            x = last_token(x, mask)
+        logits = self.lm_head(self.model.norm(x))  # (B, N or 1, vocab)
+        return logits if logits.dtype == torch.float64 else logits.float(), present
+
+    def empty_cache(self, batch: int) -> list[LayerCache]:
+        """Return the cache before the first token: per layer two ``(B, KV, 0, D)``."""
+        weight = self.model.embed_tokens.weight
+        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
+        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.model.layers]
+
+
+def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Pick each row's last token that is not padding: ``(B, N, C)``, mask ``(B, P + N)`` to ``(B, 1, C)``."""
+    n = x.shape[1]
+    if mask is None:
+        return x[:, n - 1 :]
+    index = (mask[:, mask.shape[1] - n :] * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
+    return torch.gather(x, 1, index[:, None, None].expand(-1, 1, x.shape[2]))
+
+
+def inverse_frequencies(config: LucidConfig) -> Tensor:
+    """Return the rotary frequencies in radians per token, float32 ``(D/2,)``, scaled as the configuration says.
+
+    Float32 in every model, since that is what checkpoints were trained with: a float64 model must rotate by the same
+    angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context / ``low_freq_factor`` are
+    stretched by ``factor``, those shorter than it / ``high_freq_factor`` are kept, between them a linear ramp.
+    """
+    d, scaling = config.head_dim, config.rope_scaling
+    frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device="cpu") / d)
+    if scaling.rope_type == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling.rope_type == "llama3":
+        frequencies = _llama3(frequencies, scaling)
+    return frequencies.float()
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: divided by factor, 1: kept
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rope_tables(config: LucidConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin for rotary embedding, ``(B, 1, N, D/2)`` each, computed in float32 at least."""
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    frequencies = inverse_frequencies(config).to(dtype=work, device=position_ids.device)
+    angles = position_ids.to(work)[:, None, :, None] * frequencies  # (B, 1, N, D/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of each head, ``(B, H, N, D)``, in the tables' precision; result in the type of ``x``."""
+    a, b = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, N, D/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

@@ -1,0 +1,53 @@
+"""Causal softmax attention of several new tokens over a cache: LUCID's when the values are Y, standard when they are V."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from the last N of T tokens to all that came before them and themselves.
+
+    Args:
+        q: Queries of the new tokens, ``(B, H·G, N, D)``.
+        k: Raw keys of all tokens, ``(B, H, T, D)``, T ≥ N; the new ones are the last N.
+        y: Their preconditioned values (LUCID) or plain values (standard attention), ``(B, H, T, D)``.
+        mask: ``(B, T)``, False at padding. A token always sees itself, so a padded row is finite. None: no padding.
+
+    Returns:
+        ``(B, H·G, N, D)`` in the type of ``q``.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    batch, heads, total, width = k.shape
+    if y.shape != k.shape or q.shape[0] != batch or q.shape[1] % heads or q.shape[2] > total or q.shape[3] != width:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
+    if mask is not None and mask.shape != (batch, total):
+        raise ValueError(f"mask must be (batch, tokens) = {(batch, total)}, not {tuple(mask.shape)}")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, y)):
+        return _attend(q, k, y, mask)
+    return torch.ops.lucid.causal_attention(q, k, y, mask)
+
+
+def _attend(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    n, total = q.shape[2], k.shape[2]
+    if mask is None and n == total:
+        return F.scaled_dot_product_attention(q, k, y, is_causal=True, enable_gqa=True)
+    age = torch.arange(total - n, total, device=q.device)[:, None] - torch.arange(total, device=q.device)  # (N, T)
+    visible = age >= 0
+    if mask is not None:
+        visible = (visible & mask[:, None, None, :]) | (age == 0)  # (B, 1, N, T)
+    return F.scaled_dot_product_attention(q, k, y, attn_mask=visible, enable_gqa=True)
+
+
+@torch.library.custom_op("lucid::causal_attention", mutates_args=())
+def _causal_attention_op(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    return _attend(q, k, y, mask).contiguous()
+
+
+@_causal_attention_op.register_fake
+def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)
