@@ -1,0 +1,215 @@
+"""The exported artifact: a directory whose manifest ``lucid.json`` names every file, its size and its sha256.
+
+Reading it needs neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.config import LucidConfig
+
+MANIFEST = "lucid.json"
+WEIGHTS = "weights.bin"
+FORMAT_VERSION = 1
+DTYPES = ("float32", "float16", "bfloat16")
+STAGES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One graph input or output: name, numpy-style type name, and shape (numbers or names of dynamic axes)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph: its file in the artifact, and its inputs and outputs in order."""
+
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``lucid.json``.
+
+    Attributes:
+        config: The model.
+        dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
+        cache: ``growing``: present tensors are past tensors plus the new rows.
+        logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
+        opset: Version of the standard ONNX operator set.
+        operators: Version of the operators of domain ``ai.lucid``.
+        source: The checkpoint it was exported from, a path or the word ``demo``.
+        versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
+        graphs: ``prefill`` and ``decode``.
+        files: Size in bytes and sha256 of every other file of the artifact.
+    """
+
+    config: LucidConfig
+    dtype: str
+    cache: str
+    logits: str
+    opset: int
+    operators: int
+    source: str
+    versions: dict[str, str]
+    graphs: dict[str, GraphInfo]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of ``lucid.json``."""
+        data = {"format": "lucid-deploy", "format_version": FORMAT_VERSION, **asdict(self)}
+        data["config"] = self.config.to_dict()
+        return json.dumps(data, indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact; :func:`open_artifact` makes it."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def config(self) -> LucidConfig:
+        """The model's configuration."""
+        return self.manifest.config
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.directory / name
+
+    def graph_path(self, stage: str) -> Path:
+        """Return the path of the ``prefill`` or ``decode`` graph."""
+        return self.directory / self.manifest.graphs[stage].file
+
+
+def open_artifact(directory: str | Path) -> Artifact:
+    """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths.
+
+    Args:
+        directory: Where it lies.
+
+    Raises:
+        LucidError: It is no artifact, or of a newer format.
+        CheckFailed: A file is missing, was cut, or was swapped for one of another size.
+    """
+    directory = Path(directory)
+    manifest = _read_manifest(directory)
+    for name, facts in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckFailed(f"{directory} is incomplete: {name} is missing. Export it again.")
+        if path.stat().st_size != facts["size"]:
+            raise CheckFailed(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {facts['size']}: it was cut or swapped. "
+                "Export it again."
+            )
+    artifact = Artifact(directory, manifest)
+    for stage in STAGES:
+        check_external_data(artifact.graph_path(stage))
+    return artifact
+
+
+def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
+    """Compare the sha256 of every file with the manifest.
+
+    Args:
+        artifact: The artifact.
+        progress: Called with (bytes read, bytes in all).
+
+    Raises:
+        CheckFailed: A file differs; all of them are named.
+    """
+    total = sum(facts["size"] for facts in artifact.manifest.files.values())
+    read, wrong = 0, []
+    for name, facts in artifact.manifest.files.items():
+        digest = hashlib.sha256()
+        with artifact.path(name).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                read += len(block)
+                if progress is not None:
+                    progress(read, total)
+        if digest.hexdigest() != facts["sha256"]:
+            wrong.append(name)
+    if wrong:
+        raise CheckFailed(
+            f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
+            "Export it again."
+        )
+
+
+def check_external_data(path: Path) -> None:
+    """Check that a graph is readable and takes weights from beside itself only.
+
+    Raises:
+        CheckFailed: The file is not an ONNX graph, or an external-data location leaves the artifact.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except DecodeError as error:
+        raise CheckFailed(f"{path} is not a readable ONNX file: {error}") from error
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value != WEIGHTS:
+                raise CheckFailed(
+                    f"{path}: weight {tensor.name} lies in {entry.value!r}, outside the artifact's {WEIGHTS}. "
+                    "Do not trust this file; export it again."
+                )
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    if not directory.is_dir():
+        raise LucidError(f"There is no artifact at {directory}: no such directory. Make one with: lucid-deploy export")
+    path = directory / MANIFEST
+    if not path.is_file():
+        hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
+        raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise LucidError(
+            f"{directory} has artifact format {version}; this lucid-deploy reads up to {FORMAT_VERSION}. "
+            "Upgrade lucid-deploy, or export again with this version."
+        )
+    try:
+        return _parse_manifest(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LucidError(f"{path} is damaged: {error!r}. Export it again.") from error
+
+
+def _parse_manifest(data: dict[str, Any]) -> Manifest:
+    def tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
+
+    graphs = {
+        stage: GraphInfo(graph["file"], tensors(graph["inputs"]), tensors(graph["outputs"]))
+        for stage, graph in data["graphs"].items()
+    }
+    if set(graphs) != set(STAGES):
+        raise ValueError(f"graphs are {sorted(graphs)}, not {sorted(STAGES)}")
+    names = [*data["files"], *(graph.file for graph in graphs.values())]
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"file {name!r} lies outside the artifact")
+    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions", "files")
+    return Manifest(config=LucidConfig.from_dict(data["config"]), graphs=graphs, **{key: data[key] for key in plain})

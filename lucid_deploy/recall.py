@@ -1,0 +1,143 @@
+"""The task of the bundled checkpoint: find one entry of a list again.
+
+A prompt is a list of who has what, and one unfinished sentence; the answer finishes it with two words, and ends::
+
+    fox has red lamp, owl has blue cup, bear has green key. owl has   ->   blue cup
+
+Animals are distinct within a list. Adjectives and things repeat freely, so neither word of the answer follows from the
+other: each needs its own lookup of the animal.
+
+**Held out.** One in eight of all (animal, adjective, thing) entries, chosen by a hash of the words, never occurs in
+training, neither as the entry that is asked for nor elsewhere in a list. A held-out prompt consists of such entries only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+ANIMALS = tuple(
+    """ant badger bat bear beaver bee bison boar camel cat cow crab crane crow deer dog dolphin donkey dove duck eagle
+    eel elk falcon ferret finch fox frog goat goose gull hare hawk hen heron horse hyena jackal koala lamb lion lizard
+    llama lynx mole moose mouse otter owl panda parrot pig pony puma rabbit raven seal shark sheep snail swan tiger toad
+    wolf""".split()
+)
+ADJECTIVES = tuple(
+    """black blue brown cheap clean cold dark dirty dry empty flat full green grey heavy huge light long narrow new old
+    pink purple red round short soft square white yellow""".split()
+)
+THINGS = tuple(
+    """ball basket bell book bottle bowl box brush bucket candle chair clock coat cup drum flag hat key knife lamp map
+    mirror pot ring rope spoon table tent""".split()
+)
+VERB, COMMA, STOP = "has", ",", "."
+
+MIN_PAIRS, MAX_PAIRS = 2, 28  # entries in a list; 28 make a prompt of 143 tokens with <bos>
+_HELD_OUT_SHARE = 8  # one in so many entries
+_SALT = "held out"
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and its right answer.
+
+    Attributes:
+        prompt: The list and the unfinished sentence.
+        answer: The two words that finish it; the end-of-sequence token comes next.
+        pairs: Entries in the list.
+    """
+
+    prompt: str
+    answer: str
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Lists of equal length as indices into the word tuples, and which entries are asked for.
+
+    Attributes:
+        animals: Into ``ANIMALS``, ``(batch, pairs)``; distinct within a row.
+        adjectives: Into ``ADJECTIVES``, ``(batch, pairs)``.
+        things: Into ``THINGS``, ``(batch, pairs)``.
+        asked: Positions in the list, ``(batch, questions)``; distinct within a row.
+    """
+
+    animals: Indices
+    adjectives: Indices
+    things: Indices
+    asked: Indices
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Return every word and sign that prompts and answers are made of, in a fixed order."""
+    return (COMMA, STOP, VERB, *ANIMALS, *ADJECTIVES, *THINGS)
+
+
+def is_held_out(animal: str, adjective: str, thing: str) -> bool:
+    """Say whether an entry is kept out of training. Depends on the words alone, not on any random generator."""
+    digest = hashlib.sha256(f"{_SALT} {animal} {adjective} {thing}".encode()).digest()
+    return digest[0] % _HELD_OUT_SHARE == 0
+
+
+def sample_lists(
+    rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
+) -> Lists:
+    """Draw lists of one length.
+
+    Args:
+        rng: Source of randomness; equal states give equal lists.
+        pairs: Entries in each list, at most ``len(ANIMALS)``.
+        questions: Entries asked for in each, at most ``pairs``.
+        batch: Number of lists.
+        held_out: Draw held-out entries only; otherwise none of them.
+
+    Raises:
+        ValueError: More entries or questions than there can be.
+    """
+    if not 1 <= questions <= pairs <= len(ANIMALS):
+        raise ValueError(f"need 1 <= questions ({questions}) <= pairs ({pairs}) <= {len(ANIMALS)}")
+    animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
+    asked = rng.random((batch, pairs)).argsort(axis=1)[:, :questions]
+    adjectives, things = np.zeros_like(animals), np.zeros_like(animals)
+    wrong = np.ones(animals.shape, dtype=bool)
+    while wrong.any():  # draw again what fell on the other side of the split
+        adjectives[wrong] = rng.integers(len(ADJECTIVES), size=wrong.sum())
+        things[wrong] = rng.integers(len(THINGS), size=wrong.sum())
+        wrong = _held_out_table()[animals, adjectives, things] != held_out
+    return Lists(animals, adjectives, things, asked)
+
+
+def sample_prompt(rng: np.random.Generator, pairs: int, *, held_out: bool = False) -> Example:
+    """Draw one prompt with ``pairs`` entries; arguments and errors as :func:`sample_lists`."""
+    lists = sample_lists(rng, pairs, held_out=held_out)
+    rows = zip(lists.animals[0], lists.adjectives[0], lists.things[0], strict=True)
+    entries = [(ANIMALS[i], ADJECTIVES[j], THINGS[k]) for i, j, k in rows]
+    animal, adjective, thing = entries[lists.asked[0, 0]]
+    listed = f"{COMMA} ".join(f"{who} {VERB} {how} {what}" for who, how, what in entries)
+    return Example(f"{listed}{STOP} {animal} {VERB}", f"{adjective} {thing}", pairs)
+
+
+def held_out(count: int, seed: int = 2026, max_pairs: int = MAX_PAIRS) -> list[Example]:
+    """Return prompts of held-out entries, going through all lengths from ``MIN_PAIRS`` to ``max_pairs`` again and again.
+
+    Args:
+        count: Number of prompts.
+        seed: Equal seeds give equal prompts.
+        max_pairs: Entries in the longest lists.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = range(MIN_PAIRS, max_pairs + 1)
+    return [sample_prompt(rng, lengths[i % len(lengths)], held_out=True) for i in range(count)]
+
+
+@functools.cache
+def _held_out_table() -> NDArray[np.bool_]:
+    """:func:`is_held_out` of every entry, ``(animals, adjectives, things)``."""
+    return np.array([[[is_held_out(i, j, k) for k in THINGS] for j in ADJECTIVES] for i in ANIMALS])

@@ -1,0 +1,1 @@
+"""Running models: one session interface, and a runtime behind it for PyTorch, onnxruntime and TensorRT."""
