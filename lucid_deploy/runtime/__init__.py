@@ -1,1 +1,6 @@
-"""Running models: one session interface, and a runtime behind it for PyTorch, onnxruntime and TensorRT."""
+"""Running models: one session interface, and a runtime behind it for PyTorch and onnxruntime."""
+
+from lucid_deploy.runtime.open import open_session
+from lucid_deploy.runtime.session import Cache, Session
+
+__all__ = ["Cache", "Session", "open_session"]

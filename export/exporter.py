@@ -1,0 +1,242 @@
+"""From a checkpoint to an artifact: trace, attach functions, share weights, write atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lucid_deploy.artifact import (
+    DTYPES,
+    MANIFEST,
+    STAGES,
+    WEIGHTS,
+    Artifact,
+    GraphInfo,
+    Manifest,
+    open_artifact,
+)
+from lucid_deploy.errors import LucidError
+from lucid_deploy.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from lucid_deploy.export.trace import Traced
+    from lucid_deploy.export.weights import StoredTensor
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
+        logits: ``last`` or ``all`` of a prefill's tokens.
+        overwrite: Whether an existing artifact at the output may be replaced.
+    """
+
+    dtype: str = "float32"
+    logits: str = "last"
+    overwrite: bool = False
+
+
+def export(
+    checkpoint: str | Path, output: str | Path, options: ExportOptions | None = None, progress: Progress | None = None
+) -> Artifact:
+    """Export a checkpoint. The output directory appears complete or not at all.
+
+    Args:
+        checkpoint: A directory, or the word ``demo``.
+        output: The directory to make.
+        options: See :class:`ExportOptions`.
+        progress: Called with (what is being done, steps or bytes done, in all).
+
+    Returns:
+        The artifact, opened.
+
+    Raises:
+        LucidError: A checkpoint that can't be read, an output that exists, unknown options, a full disk.
+    """
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+    options = options or ExportOptions()
+    output = Path(output)
+    _check_request(output, options)
+    source = Checkpoint(checkpoint)
+    _check_target(source.directory, output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise LucidError(f"{output} cannot be made: {error.strerror or error}.") from error
+    try:
+        _build(source, str(checkpoint), building, options, progress or (lambda *_: None))
+        _put_in_place(building, output)
+    except OSError as error:
+        raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return open_artifact(output)
+
+
+def _check_request(output: Path, options: ExportOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise LucidError(f"dtype {options.dtype!r} is not supported; supported are {', '.join(DTYPES)}.")
+    if options.logits not in ("last", "all"):
+        raise LucidError(f"logits must be last or all, not {options.logits!r}.")
+    if not output.exists():
+        return
+    if not options.overwrite:
+        raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+        raise LucidError(f"{output} is not an exported artifact, so --overwrite does not replace it. Remove it yourself.")
+
+
+def _check_target(checkpoint: Path, output: Path) -> None:
+    source, target = checkpoint.resolve(), output.resolve()
+    if source == target or target in source.parents:
+        raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+
+
+def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions, progress: Progress) -> None:
+    """Fill the directory ``building`` with the artifact's files."""
+    from lucid_deploy.export.operators import OPSET, VERSION
+    from lucid_deploy.export.trace import trace
+    from lucid_deploy.export.weights import plan_weights, write_weights
+    from lucid_deploy.model.checkpoint import DEMO, expected_shapes
+
+    traced: dict[str, Traced] = {}
+    for step, stage in enumerate(STAGES):
+        progress(f"Tracing {stage}", step, len(STAGES))
+        traced[stage] = trace(source.config, stage, options.dtype, options.logits)
+    progress("Tracing", len(STAGES), len(STAGES))
+    transposed = {frozenset(graph.transposed) for graph in traced.values()}
+    assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
+    shapes = expected_shapes(source.config)
+    if source.tied:
+        shapes.pop("lm_head.weight")
+    plan = plan_weights(shapes, set(*transposed), options.dtype)
+    digest = write_weights(
+        building / WEIGHTS,
+        plan,
+        source,
+        options.dtype,
+        lambda done, total: progress("Writing weights", done, total),
+    )
+    graphs = {}
+    for stage, graph in traced.items():
+        file = f"{stage}.onnx"
+        _write_graph(building / file, graph.model, plan, options.dtype)
+        graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
+    _copy_companions(source.directory, building)
+    manifest = Manifest(
+        config=source.config,
+        dtype=options.dtype,
+        cache="growing",
+        logits=options.logits,
+        opset=OPSET,
+        operators=VERSION,
+        source=DEMO if name == DEMO else str(source.directory.resolve()),
+        versions=_versions(),
+        graphs=graphs,
+        files=_file_facts(building, {WEIGHTS: digest}),
+    )
+    (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], dtype: str) -> None:
+    """Point the weights into the shared file, attach the operators' bodies, check, and write."""
+    import onnx
+    import onnx_ir as ir
+
+    types = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            tensor = plan[_stored_name(str(value.name), plan)]
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS,
+                tensor.offset,
+                tensor.size,
+                types[dtype],
+                shape=ir.Shape(tensor.shape),
+                name=str(value.name),
+                base_dir=str(path.parent),
+            )
+    proto = ir.serde.serialize_model(model)
+    _attach_functions(proto)
+    _strip_traces(proto)
+    onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _stored_name(name: str, plan: dict[str, StoredTensor]) -> str:
+    """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
+    return name if name in plan else "model.embed_tokens.weight"
+
+
+def _attach_functions(proto: onnx.ModelProto) -> None:
+    from lucid_deploy.export.functions import FUNCTIONS
+    from lucid_deploy.export.operators import DOMAIN
+
+    used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
+    proto.functions.extend(FUNCTIONS[name].to_function_proto() for name in used)
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
+    proto.producer_name, proto.producer_version = "lucid-deploy", __version__
+    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del item.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""
+
+
+def _copy_companions(checkpoint: Path, building: Path) -> None:
+    from lucid_deploy.model.checkpoint import TOKENIZER_FILES
+
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, building / name)
+
+
+def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:
+    return {
+        path.name: {
+            "size": path.stat().st_size,
+            "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(directory.iterdir())
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "onnx", "onnxscript", "onnx-ir")
+    return {"lucid-deploy": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _put_in_place(building: Path, output: Path) -> None:
+    """Rename the finished directory to its name; an artifact that is replaced goes only after that worked."""
+    os.chmod(building, 0o755)
+    if not output.exists():
+        os.rename(building, output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+    os.rename(output, old / output.name)
+    try:
+        os.rename(building, output)
+    except OSError:
+        os.rename(old / output.name, output)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file.
+
+They are compiled from the Python below to ONNX functions (never run as Python). All compute in float32 whatever the
+model's type, and none holds a tensor with two token axes: blocks of at most ``_ROWS`` rows meet all tokens before them.
+
+``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past, ``D`` head width.
+"""
+# mypy: ignore-errors
+# ruff: noqa: N803, N806 (names of the operators' inputs and outputs)
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnxscript import opset23 as op
+from onnxscript import script, values
+
+from lucid_deploy.export.operators import DOMAIN, VERSION
+
+_LUCID = values.Opset(DOMAIN, VERSION)
+_LEAF = 32  # smallest diagonal block, inverted with dense masked products
+
+
+def _merge_masks() -> onnx.TensorProto:
+    """M_s for s = 1, 2, … : row and column in the same 2s-block, the row in its lower and the column in its upper half."""
+    index, masks, size = np.arange(_LEAF), [], 1
+    while size < _LEAF:
+        block = index // size
+        masks.append((block[:, None] // 2 == block // 2) & (block[:, None] > block))
+        size *= 2
+    return onnx.numpy_helper.from_array(np.stack(masks).astype(np.float32))
+
+
+_MASKS = _merge_masks()
+_IDENTITY = onnx.numpy_helper.from_array(np.eye(_LEAF, dtype=np.float32))
+
+
+@script(_LUCID, default_opset=op)
+def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
+    """Blocked solve: Y_i = L_ii⁻¹ (V_i − Σ_{j<i} E_ij Y_j), all L_ii⁻¹ made at once by merging smaller inverses."""
+    zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    leaf = op.Constant(value_ints=[32])
+    rest = op.Constant(value_ints=[-1])
+    batch_heads = op.Shape(K, start=0, end=2)
+    batch_one = op.Concat(op.Shape(K, start=0, end=1), one, axis=0)
+    n = op.Shape(K, start=2, end=3)
+    past = op.Shape(K_past, start=2, end=3)
+    width = op.Shape(K, start=3, end=4)
+
+    # Keys are scaled by d^-1/4 so that a product of two is K̂K̂ᵀ/√d; exp(−√d) is applied to the small side of products.
+    root_d = op.Sqrt(op.Cast(width, to=1))
+    gain = op.Exp(op.Neg(root_d))
+    scale = op.Expand(op.Reciprocal(op.Sqrt(root_d)), width)
+    keys = op.Cast(op.Concat(K_past, K, axis=2), to=1)
+    k_hat = op.RMSNormalization(keys, scale, axis=-1, epsilon=epsilon)  # (B, H, P+N, D)
+    token = op.Unsqueeze(op.Cast(mask, to=1), [1, 3])  # (B, 1, P+N, 1)
+    token_new = op.Slice(token, past, past + n, [2])
+
+    # Rows of a block: 32, 64, 128 or 256, the smallest that holds all new tokens, so that short prompts waste little.
+    levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7) + op.Cast(n > 128, to=7)
+    rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7) + 4 * op.Cast(n > 128, to=7))
+    blocks = (n + rows - 1) / rows
+    tail = op.Concat(zero, blocks * rows - n, axis=0)
+    k_pad = op.Pad(op.Slice(k_hat, past, past + n, [2]), tail, None, [2])  # (B, H, blocks·rows, D)
+    v_pad = op.Pad(op.Cast(V, to=1), tail, None, [2])
+    t_pad = op.Pad(token_new, tail, None, [2])
+
+    # Inverses of the 32-wide diagonal blocks: T ← T − T (M_s ∘ L) T, starting from T = I.
+    k_leaf = op.Reshape(k_pad, op.Concat(batch_heads, rest, leaf, width, axis=0))  # (B, H, m, 32, D)
+    t_leaf = op.Reshape(t_pad, op.Concat(batch_one, rest, leaf, one, axis=0))
+    scores = op.MatMul(k_leaf, op.Transpose(k_leaf, perm=[0, 1, 2, 4, 3]))
+    block = op.Exp(scores) * (t_leaf * gain) * op.Transpose(t_leaf, perm=[0, 1, 2, 4, 3])  # (B, H, m, 32, 32)
+    masks = op.Constant(value=_MASKS)
+    inverse = op.Constant(value=_IDENTITY) - op.Gather(masks, 0) * block
+    for i_merge in range(4):
+        inverse = inverse - op.MatMul(op.MatMul(inverse, op.Gather(masks, i_merge + 1) * block), inverse)
+
+    # Two neighbouring inverses and the block between them make one of twice the width:
+    # [A 0; C D]⁻¹ = [A⁻¹ 0; −D⁻¹ C A⁻¹ D⁻¹].
+    for _level in range(op.Squeeze(levels)):
+        size = op.Shape(inverse, start=3, end=4)
+        k_pairs = op.Reshape(k_pad, op.Concat(batch_heads, rest, size + size, width, axis=0))
+        t_pairs = op.Reshape(t_pad, op.Concat(batch_one, rest, size + size, one, axis=0))
+        k_upper, k_lower = op.Split(k_pairs, axis=3, num_outputs=2)
+        t_upper, t_lower = op.Split(t_pairs, axis=3, num_outputs=2)
+        scores = op.MatMul(k_lower, op.Transpose(k_upper, perm=[0, 1, 2, 4, 3]))
+        between = op.Exp(scores) * (t_lower * gain) * op.Transpose(t_upper, perm=[0, 1, 2, 4, 3])
+        two = op.Constant(value_ints=[2])
+        pairs = op.Reshape(inverse, op.Concat(batch_heads, rest, two, size, size, axis=0))
+        upper = op.Gather(pairs, 0, axis=3)
+        lower = op.Gather(pairs, 1, axis=3)
+        corner = op.Neg(op.MatMul(op.MatMul(lower, between), upper))
+        zeros = op.Expand(0.0, op.Shape(corner))
+        inverse = op.Concat(op.Concat(upper, zeros, axis=4), op.Concat(corner, lower, axis=4), axis=3)
+
+    sent = op.Cast(Y_past, to=1) * op.Slice(token, zero, past, [2])  # Y of all rows so far, zero where padded
+    for i_block in range(op.Squeeze(blocks)):
+        start = op.Unsqueeze(i_block, [0]) * rows
+        k_i = op.Slice(k_pad, start, start + rows, [2])
+        t_i = op.Slice(t_pad, start, start + rows, [2])
+        k_before = op.Slice(k_hat, zero, past + start, [2])
+        weights = op.Exp(op.MatMul(k_i, op.Transpose(k_before, perm=[0, 1, 3, 2])))  # (B, H, rows, P+start)
+        received = op.MatMul(weights, sent) * (t_i * gain)
+        rhs = op.Slice(v_pad, start, start + rows, [2]) - received
+        y_i = op.MatMul(op.Gather(inverse, i_block, axis=2), rhs)
+        sent = op.Concat(sent, y_i * t_i, axis=2)
+    y = op.CastLike(op.Slice(sent, past, past + n, [2]), V)
+    Y = op.Where(op.Cast(token_new, to=9), y, V)
+    return Y
+
+
+@script(_LUCID, default_opset=op)
+def CausalAttention(Q, K, Y, mask):
+    """Blocks of query rows, each against the keys up to its own last row: no mask or score with two token axes."""
+    zero = op.Constant(value_ints=[0])
+    rows = op.Constant(value_ints=[256])
+    n = op.Shape(Q, start=2, end=3)
+    total = op.Shape(K, start=2, end=3)
+    past = total - n
+    index = op.Range(0, op.Squeeze(total), 1)
+    token = op.Unsqueeze(mask, [1, 2])  # (B, 1, 1, T)
+    O = op.Slice(Q, zero, zero, [2])  # noqa: E741
+    for i_block in range(op.Squeeze((n + rows - 1) / rows)):
+        start = op.Unsqueeze(i_block, [0]) * rows
+        end = op.Min(start + rows, n)
+        column = op.Slice(index, zero, past + end, [0])
+        row = op.Unsqueeze(op.Slice(index, past + start, past + end, [0]), [1])
+        earlier = op.And(op.Greater(row, column), op.Slice(token, zero, past + end, [3]))
+        visible = op.Or(earlier, op.Equal(row, column))  # (B, 1, rows, P+end)
+        k_seen = op.Slice(K, zero, past + end, [2])
+        y_seen = op.Slice(Y, zero, past + end, [2])
+        o_i = op.Attention(op.Slice(Q, start, end, [2]), k_seen, y_seen, visible)
+        O = op.Concat(O, o_i, axis=2)  # noqa: E741
+    return O
+
+
+@script(_LUCID, default_opset=op)
+def DecodeAttention(Q, K_new, V_new, K, Y, mask, epsilon: float):
+    """The new key rides along as one more query row, so K and Y each meet one product."""
+    rest = op.Constant(value_ints=[-1])
+    batch_heads = op.Shape(K, start=0, end=2)
+    past = op.Shape(K, start=2, end=3)
+    width = op.Shape(K, start=3, end=4)
+    end = past + 1
+    root_d = op.Sqrt(op.Cast(width, to=1))
+    inverse_root = op.Reciprocal(root_d)
+    k_new = op.Cast(K_new, to=1)
+    keys = op.Cast(K, to=1)
+    values = op.Cast(Y, to=1)
+    q = op.Reshape(op.Cast(Q, to=1), op.Concat(batch_heads, rest, width, axis=0)) * inverse_root  # (B, H, G, D)
+    new_row = op.RMSNormalization(k_new, op.Expand(inverse_root, width), axis=-1, epsilon=epsilon)  # (B, H, 1, D)
+    scores = op.MatMul(op.Concat(q, new_row, axis=2), op.Transpose(keys, perm=[0, 1, 3, 2]))  # (B, H, G+1, P)
+    s_query = op.Slice(scores, [0], [-1], [2])
+    s_new = op.Slice(scores, [-1], [9223372036854775807], [2])
+    mean_square = op.Transpose(op.ReduceSumSquare(keys, [3], keepdims=1), perm=[0, 1, 3, 2]) / op.Cast(width, to=1)
+    key_norm = op.Reciprocal(op.Sqrt(mean_square + epsilon))  # (B, H, 1, P)
+
+    token = op.Unsqueeze(op.Cast(mask, to=1), [1, 2])  # (B, 1, 1, P+1)
+    token_past = op.Slice(token, [0], past, [3])
+    token_new = op.Slice(token, past, end, [3])
+    weights = op.Exp(s_new * key_norm - root_d) * (token_past * token_new)  # (B, H, 1, P)
+    hidden = (token_past - 1.0) * 3.0e38  # 0 where there is a token, close to −∞ at padding
+    s_self = op.MatMul(q, op.Transpose(k_new, perm=[0, 1, 3, 2]))  # (B, H, G, 1)
+    peak = op.ReduceMax(op.Concat(s_query + hidden, s_self, axis=3), [3])
+    p = op.Exp(s_query + hidden - peak)  # (B, H, G, P)
+    p_self = op.Exp(s_self - peak)
+    sums = op.MatMul(op.Concat(p, weights, axis=2), values)  # (B, H, G+1, D)
+    y_new = op.Cast(V_new, to=1) - op.Slice(sums, [-1], [9223372036854775807], [2])
+    total = op.ReduceSum(p, [3]) + p_self
+    attended = (op.Slice(sums, [0], [-1], [2]) + p_self * y_new) / total  # (B, H, G, D)
+    O = op.CastLike(op.Reshape(attended, op.Shape(Q)), Q)  # noqa: E741
+    Y_new = op.CastLike(y_new, V_new)
+    return O, Y_new
+
+
+FUNCTIONS = {fn.name: fn for fn in (Precondition, CausalAttention, DecodeAttention)}

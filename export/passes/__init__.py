@@ -1,0 +1,6 @@
+"""Graph passes, one per file. Each changes an ``onnx_ir`` model in place and says in its docstring what it expects."""
+
+from lucid_deploy.export.passes.name_axes import name_axes
+from lucid_deploy.export.passes.store_transposed import store_transposed
+
+__all__ = ["name_axes", "store_transposed"]

@@ -1,0 +1,200 @@
+"""Trace the PyTorch model into the prefill and decode graphs. The model is traced without weights, so size is no matter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import TensorInfo
+from lucid_deploy.export.operators import OPSET, translation_table
+from lucid_deploy.export.passes import name_axes, store_transposed
+from lucid_deploy.model.config import LucidConfig
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+
+_PREFIX = "model."  # the traced wrapper's attribute
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A traced graph.
+
+    Attributes:
+        model: The graph; its weights are initializers without data, named as in the checkpoint.
+        inputs: The contract's inputs, in order.
+        outputs: The contract's outputs, in order.
+        transposed: Names of the weights the graph reads transposed.
+    """
+
+    model: ir.Model
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    transposed: frozenset[str]
+
+
+def graph_inputs(config: LucidConfig, stage: str, dtype: str) -> tuple[TensorInfo, ...]:
+    """Return the contract's inputs of a stage, ``prefill`` or ``decode``."""
+    new: int | str = "sequence" if stage == "prefill" else 1
+    cache = ("batch", config.num_key_value_heads, "past_sequence", config.head_dim)
+    return (
+        TensorInfo("input_ids", "int64", ("batch", new)),
+        TensorInfo("attention_mask", "int64", ("batch", f"past_sequence + {new}")),
+        TensorInfo("position_ids", "int64", ("batch", new)),
+        *(
+            TensorInfo(f"past_key_values.{layer}.{kind}", dtype, cache)
+            for layer in range(config.num_hidden_layers)
+            for kind in ("key", "value")
+        ),
+    )
+
+
+def graph_outputs(config: LucidConfig, stage: str, dtype: str, logits: str) -> tuple[TensorInfo, ...]:
+    """Return the contract's outputs of a stage."""
+    new: int | str = "sequence" if stage == "prefill" else 1
+    cache = ("batch", config.num_key_value_heads, f"past_sequence + {new}", config.head_dim)
+    return (
+        TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, config.vocab_size)),
+        *(
+            TensorInfo(f"present.{layer}.{kind}", dtype, cache)
+            for layer in range(config.num_hidden_layers)
+            for kind in ("key", "value")
+        ),
+    )
+
+
+def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last") -> Traced:
+    """Trace one stage.
+
+    Args:
+        config: The model.
+        stage: ``prefill`` or ``decode``.
+        dtype: Type of weights and cache.
+        logits: ``last`` or ``all`` of the new tokens.
+    """
+    inputs, outputs = graph_inputs(config, stage, dtype), graph_outputs(config, stage, dtype, logits)
+    model = _export(config, stage, dtype, logits, inputs, outputs)
+    weights = _detach_weights(model)
+    _optimize(model)
+    # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
+    transposed = store_transposed(model, set(weights))
+    name_axes(model, {**{info.name: info.shape for info in inputs}, **{name: value.shape for name, value in weights.items()}})
+    for value, info in zip(model.graph.outputs, outputs, strict=True):
+        _set_shape(value, info)
+    for value in weights.values():
+        model.graph.inputs.remove(value)
+        model.graph.initializers[str(value.name)] = value
+    return Traced(model, inputs, outputs, frozenset(transposed))
+
+
+def _export(
+    config: LucidConfig,
+    stage: str,
+    dtype: str,
+    logits: str,
+    inputs: tuple[TensorInfo, ...],
+    outputs: tuple[TensorInfo, ...],
+) -> ir.Model:
+    import torch
+
+    arguments, axes = _example(inputs)
+    with warnings.catch_warnings(), _quiet_logging():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = torch.onnx.export(
+            _stage_module(config, stage, dtype, logits),
+            arguments,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[info.name for info in inputs],
+            output_names=[info.name for info in outputs],
+            dynamic_shapes=axes,
+            custom_translation_table=translation_table(),
+        )
+    assert program is not None
+    return program.model
+
+
+def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str) -> torch.nn.Module:
+    import torch
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+    class Stage(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = LucidForCausalLM(config)
+
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[Any]
+        ) -> Any:
+            return self.model(
+                input_ids,
+                past,
+                attention_mask,
+                position_ids,
+                decode=stage == "decode",
+                last_only=logits == "last",
+            )
+
+    with torch.device("meta"):
+        return Stage().to(getattr(torch, dtype)).eval().requires_grad_(False)
+
+
+def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return example arguments on the meta device, and their dynamic axes; no two example sizes are alike."""
+    import torch
+
+    sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}
+    tensors, axes = [], []
+    for info in inputs:
+        shape = [sizes[axis] if isinstance(axis, str) else axis for axis in info.shape]
+        tensors.append(torch.empty(shape, dtype=getattr(torch, info.dtype), device="meta"))
+        axes.append({i: torch.export.Dim.DYNAMIC for i, axis in enumerate(info.shape) if isinstance(axis, str)})
+    pairs = list(zip(tensors[3::2], tensors[4::2], strict=True))
+    pair_axes = list(zip(axes[3::2], axes[4::2], strict=True))
+    return (*tensors[:3], pairs), (*axes[:3], pair_axes)
+
+
+def _detach_weights(model: ir.Model) -> dict[str, ir.Value]:
+    """Make the model's parameters graph inputs, so that the optimizer does not look for data they don't have."""
+    weights = {}
+    for value in list(model.graph.initializers.values()):
+        data = value.const_value
+        if data is not None and getattr(getattr(data, "raw", None), "is_meta", False):
+            model.graph.initializers.pop(str(value.name))
+            value.const_value = None
+            value.name = str(value.name).removeprefix(_PREFIX)
+            model.graph.inputs.append(value)
+            weights[value.name] = value
+    return weights
+
+
+def _optimize(model: ir.Model) -> None:
+    import onnxscript.optimizer
+
+    onnxscript.optimizer.optimize_ir(model)
+
+
+def _set_shape(value: ir.Value, info: TensorInfo) -> None:
+    import onnx_ir as ir
+
+    value.name = info.name
+    value.shape = ir.Shape(info.shape)
+
+
+class _quiet_logging:
+    """Silences the exporter's remark that torchvision is not installed; warnings of a real fault are errors there."""
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("torch.onnx")
+        self._level = self._logger.level
+        self._logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.setLevel(self._level)

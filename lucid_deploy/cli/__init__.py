@@ -1,0 +1,60 @@
+"""The command line. Commands live one per file and are imported when they are called, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.version import __version__
+
+# Name of each command and the first line of its help, so that the list needs no command's imports.
+COMMANDS = {
+    "export": "Export a checkpoint to prefill and decode ONNX graphs.",
+    "run": "Generate text with an exported artifact.",
+    "verify": "Prove that an artifact computes what PyTorch computes.",
+    "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
+    "doctor": "Show what is installed, what works, and what to install.",
+}
+
+
+class _ReportedError(click.ClickException):
+    """An expected error: one message on stderr, and the error's own exit status."""
+
+    def __init__(self, error: LucidError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"lucid_deploy.cli.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LucidError as error:
+            raise _ReportedError(error) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lucid-deploy")
+def main() -> None:
+    """Take models with LUCID attention from PyTorch to production.
+
+    Results go to stdout, progress and messages to stderr. Exit status: 0 success, 1 a check failed (parity, a damaged
+    artifact), 2 bad usage or input.
+    """

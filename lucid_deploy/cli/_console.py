@@ -1,0 +1,70 @@
+"""Consoles and progress bars: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lucid_deploy.errors import LucidError
+
+console_out = Console(highlight=False)
+console_err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar on stderr while the block runs.
+
+    Args:
+        description: What is being done.
+
+    Yields:
+        A function to call with (done, total), or with (description, done, total) where the work has several steps.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=console_err, transient=True) as bar:
+        task = bar.add_task(description, total=None)
+
+        def update(*values: Any) -> None:
+            text, done, total = values if len(values) == 3 else (description, *values)
+            bar.update(task, description=text, completed=done, total=total)
+
+        yield update
+
+
+def write_json(data: Any, target: str) -> None:
+    """Write data as JSON to a file, whole or not at all, or to stdout if the target is ``-``.
+
+    Raises:
+        LucidError: The file cannot be written.
+    """
+    text = json.dumps(data, indent=2) + "\n"
+    if target == "-":
+        print(text, end="")  # noqa: T201 (the result itself)
+        return
+    path = Path(target)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent or Path("."), prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise LucidError(f"{target} cannot be written: {error.strerror or error}.") from error
+
+
+def human_size(size: float) -> str:
+    """Return a number of bytes in a unit a person reads."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

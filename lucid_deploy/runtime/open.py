@@ -1,0 +1,57 @@
+"""Choose and open a runtime for an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime.session import Session
+
+RUNTIMES = ("auto", "torch", "onnxruntime")
+
+
+def open_session(
+    artifact: str | Path | Artifact,
+    runtime: str = "auto",
+    device: str = "cpu",
+    threads: int | None = None,
+    allow_extrapolation: bool = False,
+) -> Session[Any]:
+    """Open an artifact in a runtime.
+
+    Args:
+        artifact: Its directory, or an opened artifact.
+        runtime: ``onnxruntime``, ``torch`` (the PyTorch model on the artifact's weights), or ``auto``: onnxruntime.
+        device: ``cpu``, or for torch ``cuda``.
+        threads: Threads within an operator; None lets the runtime choose.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+
+    Raises:
+        LucidError: An unknown runtime or device, or a package that is not installed.
+        CheckFailed: A damaged artifact.
+    """
+    if runtime not in RUNTIMES:
+        raise LucidError(f"Runtime {runtime!r} is not known; known are {', '.join(RUNTIMES)}.")
+    opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
+    if runtime == "torch":
+        return _open_torch(opened, device, threads, allow_extrapolation)
+    if device != "cpu":
+        raise LucidError(f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch.")
+    from lucid_deploy.runtime.ort_session import OrtSession
+
+    return OrtSession(opened, threads, allow_extrapolation)
+
+
+def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extrapolation: bool) -> Session[Any]:
+    import torch
+
+    from lucid_deploy.runtime.artifact_weights import load_artifact_model
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchSession(load_artifact_model(artifact, device), allow_extrapolation)
