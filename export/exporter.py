@@ -28,9 +28,9 @@ from lucid_deploy.version import __version__
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
-
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
+
     from lucid_deploy.model.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -100,7 +100,9 @@ def _check_request(output: Path, options: ExportOptions) -> None:
     if not options.overwrite:
         raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")
     if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
-        raise LucidError(f"{output} is not an exported artifact, so --overwrite does not replace it. Remove it yourself.")
+        raise LucidError(
+            f"{output} is not an exported artifact, so --overwrite does not replace it. Remove it yourself."
+        )
 
 
 def _check_target(checkpoint: Path, output: Path) -> None:
@@ -114,6 +116,7 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
     from lucid_deploy.export.operators import OPSET, VERSION
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
+
     from lucid_deploy.model.checkpoint import DEMO, expected_shapes
 
     traced: dict[str, Traced] = {}
@@ -196,7 +199,14 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
 def _strip_traces(proto: onnx.ModelProto) -> None:
     """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
     proto.producer_name, proto.producer_version = "lucid-deploy", __version__
-    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+    for item in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+    ):
         del item.metadata_props[:]
     for node in proto.graph.node:
         node.doc_string = ""

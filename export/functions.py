@@ -1,28 +1,26 @@
 """Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file.
 
 They are compiled from the Python below to ONNX functions (never run as Python). All compute in float32 whatever the
-model's type, and none holds a tensor with two token axes: blocks of at most ``_ROWS`` rows meet all tokens before them.
+model's type, and none holds a tensor with two token axes: blocks of at most 256 rows meet all tokens before them.
 
-``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past, ``D`` head width.
+``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past, ``D`` width.
 """
 # mypy: ignore-errors
-# ruff: noqa: N803, N806 (names of the operators' inputs and outputs)
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
+from lucid_deploy.export.operators import DOMAIN, VERSION
 from onnxscript import opset23 as op
 from onnxscript import script, values
-
-from lucid_deploy.export.operators import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
 _LEAF = 32  # smallest diagonal block, inverted with dense masked products
 
 
 def _merge_masks() -> onnx.TensorProto:
-    """M_s for s = 1, 2, … : row and column in the same 2s-block, the row in its lower and the column in its upper half."""
+    """M_s for s = 1, 2, …: row in the lower, column in the upper half of the same 2s-block; ``(5, 32, 32)``."""
     index, masks, size = np.arange(_LEAF), [], 1
     while size < _LEAF:
         block = index // size

@@ -1,4 +1,4 @@
-"""Trace the PyTorch model into the prefill and decode graphs. The model is traced without weights, so size is no matter."""
+"""Trace the PyTorch model into the prefill and decode graphs, without weights, so that size is no matter."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.passes import name_axes, store_transposed
+
+from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.model.config import LucidConfig
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last") -> 
     _optimize(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
     transposed = store_transposed(model, set(weights))
-    name_axes(model, {**{info.name: info.shape for info in inputs}, **{name: value.shape for name, value in weights.items()}})
+    name_axes(
+        model, {**{info.name: info.shape for info in inputs}, **{name: value.shape for name, value in weights.items()}}
+    )
     for value, info in zip(model.graph.outputs, outputs, strict=True):
         _set_shape(value, info)
     for value in weights.values():

@@ -29,7 +29,12 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
     Yields:
         A function to call with (done, total), or with (description, done, total) where the work has several steps.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console_err, transient=True) as bar:
         task = bar.add_task(description, total=None)
 

@@ -23,7 +23,9 @@ import click
     help="Whether prefill returns logits of each row's last token, or of all new tokens.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
-@click.option("--json", "json_target", metavar="FILE", help="Write the manifest's summary as JSON to FILE; - is stdout.")
+@click.option(
+    "--json", "json_target", metavar="FILE", help="Write the manifest's summary as JSON to FILE; - is stdout."
+)
 def command(checkpoint: str, output: str, dtype: str, logits: str, overwrite: bool, json_target: str | None) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
@@ -41,5 +43,7 @@ def command(checkpoint: str, output: str, dtype: str, logits: str, overwrite: bo
     if json_target is not None:
         write_json({"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}, json_target)
     if json_target != "-":
-        sizes = ", ".join(f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin"))
+        sizes = ", ".join(
+            f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
+        )
         console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}")

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
-@click.option("--top-p", type=float, default=1.0, show_default=True, help="Sample among the most likely up to this sum.")
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Sample among the most likely up to this sum."
+)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
@@ -135,5 +137,6 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: 
         f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
         f"first after {1e3 * facts['seconds_to_first_token']:.0f} ms"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
-        + f"; {facts['runtime']}, {facts['dtype']}"
+        + f"; {facts['runtime']}, {facts['dtype']}",
+        soft_wrap=True,
     )

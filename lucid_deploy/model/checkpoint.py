@@ -110,7 +110,9 @@ class Checkpoint:
         if wrong:
             problems.append(f"wrong shape: {_listed(wrong)}")
         if problems:
-            raise LucidError(f"The tensors of {self.directory} do not fit its config.json. " + "; ".join(problems) + ".")
+            raise LucidError(
+                f"The tensors of {self.directory} do not fit its config.json. " + "; ".join(problems) + "."
+            )
 
     def _check_tied_head(self, found: dict[str, tuple[int, ...]]) -> None:
         """A tied checkpoint may store its head too, if it is the embedding."""
@@ -155,13 +157,11 @@ def load_model(
     with torch.device("meta"):
         model = LucidForCausalLM(source.config, implementation)
     names = list(expected_shapes(source.config))
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for done, name in enumerate(names):
         stored = "model.embed_tokens.weight" if source.tied and name == "lm_head.weight" else name
         state[name] = (
-            state[stored]
-            if stored in state
-            else source.tensor(stored).to(device=device, dtype=dtype or torch.float32)
+            state[stored] if stored in state else source.tensor(stored).to(device=device, dtype=dtype or torch.float32)
         )
         if progress is not None:
             progress(done + 1, len(names))

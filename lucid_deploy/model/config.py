@@ -30,7 +30,7 @@ class RopeScaling:
     """How rotary frequencies are changed for longer contexts, in transformers' terms.
 
     Attributes:
-        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``) or ``llama3`` (low frequencies divided,
+        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``) or ``llama3`` (low ones divided,
             high ones kept, a ramp between).
         factor: The divisor.
         low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
@@ -183,7 +183,9 @@ def _refuse_variants(values: dict[str, Any], where: str) -> None:
         raise LucidError(f"{where}: which_rmsnorm {norm!r} is not supported; only exp_k_norm is.")
     for variant in ("use_beta", "use_forget_gate"):
         if values.get(variant):
-            raise LucidError(f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported.")
+            raise LucidError(
+                f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported."
+            )
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise LucidError(f"{where}: hidden_act {activation!r} is not supported; only silu is.")

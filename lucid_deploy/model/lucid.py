@@ -2,7 +2,7 @@
 
     O = softmax(Q Kᵀ/√d, causal) · Y,      L Y = V,      L = tril(exp(K̂ K̂ᵀ/√d − √d))        (arXiv 2602.10410)
 
-The rest is Llama. Parameter names are those of Hugging Face's ``LlamaForCausalLM``, so its checkpoints load as they are.
+The rest is Llama. Parameter names are those of Hugging Face's ``LlamaForCausalLM``, so its checkpoints load as is.
 The cache of a layer is its raw keys K and preconditioned values Y; with ``attention_type: llama``, Y is V.
 
 Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden.
@@ -43,7 +43,12 @@ class LucidAttention(nn.Module):
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
         self.config, self.implementation = config, implementation
-        heads, kv, d, bias = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.attention_bias
+        heads, kv, d, bias = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.attention_bias,
+        )
         self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
@@ -196,8 +201,9 @@ def inverse_frequencies(config: LucidConfig) -> Tensor:
     """Return the rotary frequencies in radians per token, float32 ``(D/2,)``, scaled as the configuration says.
 
     Float32 in every model, since that is what checkpoints were trained with: a float64 model must rotate by the same
-    angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context / ``low_freq_factor`` are
-    stretched by ``factor``, those shorter than it / ``high_freq_factor`` are kept, between them a linear ramp.
+    angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
+    ``low_freq_factor`` are stretched by ``factor``, those shorter than it divided by ``high_freq_factor`` are kept, and
+    between them runs a linear ramp.
     """
     d, scaling = config.head_dim, config.rope_scaling
     frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device="cpu") / d)

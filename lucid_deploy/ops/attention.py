@@ -1,4 +1,4 @@
-"""Causal softmax attention of several new tokens over a cache: LUCID's when the values are Y, standard when they are V."""
+"""Causal softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V."""
 
 from __future__ import annotations
 

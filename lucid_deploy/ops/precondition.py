@@ -66,7 +66,9 @@ def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | 
         if k_past.shape != wanted or y_past.shape != wanted:
             raise ValueError(f"k_past {tuple(k_past.shape)} and y_past {tuple(y_past.shape)} must both be {wanted}")
     if mask is not None and mask.shape != (k.shape[0], past + k.shape[2]):
-        raise ValueError(f"mask must be (batch, past + new) = {(k.shape[0], past + k.shape[2])}, not {tuple(mask.shape)}")
+        raise ValueError(
+            f"mask must be (batch, past + new) = {(k.shape[0], past + k.shape[2])}, not {tuple(mask.shape)}"
+        )
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -38,10 +38,14 @@ def load_artifact_model(artifact: Artifact, device: str = "cpu") -> LucidForCaus
         count = int(place["length"]) // dtype.itemsize
         data = torch.frombuffer(buffer, dtype=dtype, count=count, offset=int(place["offset"])).view(*tensor.dims)
         # Linear layers are stored [in, out]; a square one is told apart by its place in the graph, not by its shape.
-        if tensor.name.endswith("_proj.weight") or (tensor.name == "lm_head.weight" and not artifact.config.tie_word_embeddings):
+        if tensor.name.endswith("_proj.weight") or (
+            tensor.name == "lm_head.weight" and not artifact.config.tie_word_embeddings
+        ):
             data = data.mT
         if tuple(data.shape) != wanted[tensor.name]:
-            raise CheckFailed(f"{artifact.directory}: weight {tensor.name} is {tuple(data.shape)}, not {wanted[tensor.name]}.")
+            raise CheckFailed(
+                f"{artifact.directory}: weight {tensor.name} is {tuple(data.shape)}, not {wanted[tensor.name]}."
+            )
         state[tensor.name] = data.to(device)
     if artifact.config.tie_word_embeddings:
         tied = state.get("model.embed_tokens.weight", state.get("lm_head.weight"))

@@ -53,7 +53,7 @@ class Sampler:
 
 
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
-    """Return the distribution that is sampled: temperature, then top-k, then top-p, renormalised; float64 ``(vocab,)``."""
+    """Return the distribution that is sampled: temperature, top-k, top-p in this order; float64 ``(vocab,)``."""
     scaled = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     keep = order[: sampling.top_k] if sampling.top_k else order

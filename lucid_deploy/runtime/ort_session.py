@@ -96,7 +96,7 @@ def _load(ort: Any, artifact: Artifact, stage: str, threads: int | None) -> ort.
     path = artifact.graph_path(stage)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 (onnxruntime's errors share no base class)
+    except Exception as error:
         raise CheckFailed(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
 
 

@@ -90,10 +90,8 @@ class Session(ABC, Generic[Tensor]):
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
             new = self._advance(input_ids[:, part], mask[:, part], cache, decode=False)
-            if logits is None:
-                logits = new
-            else:
-                logits = np.where(mask[:, part].any(axis=1)[:, None, None], new, logits)
+            has_token = mask[:, part].any(axis=1)[:, None, None]
+            logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
         assert logits is not None
         return logits
 

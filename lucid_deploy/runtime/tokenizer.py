@@ -25,7 +25,7 @@ class TextTokenizer:
             raise LucidError(f"{directory} has no tokenizer.json; give the prompt as token ids: --prompt-ids 1,2,3")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 (tokenizers raises bare Exception)
+        except Exception as error:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
     def encode(self, text: str) -> list[int]:

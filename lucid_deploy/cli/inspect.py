@@ -1,0 +1,95 @@
+"""``lucid-deploy inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+@click.command("inspect")
+@click.argument("artifact", type=click.Path())
+@click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Rows to compute memory for.")
+@click.option(
+    "--context", type=click.IntRange(min=1), help="Tokens per row to compute memory for; default: the model's maximum."
+)
+@click.option("--json", "json_target", metavar="FILE", help="Write everything as JSON to FILE; - is stdout.")
+def command(artifact: str, check: bool, batch: int, context: int | None, json_target: str | None) -> None:
+    """Show graphs, tensors, operators, sizes and memory needs of an artifact.
+
+    Example: lucid-deploy inspect ./artifact --batch 8 --context 4096
+    """
+    from lucid_deploy.artifact import check_hashes, open_artifact
+    from lucid_deploy.cli._console import progress, write_json
+    from lucid_deploy.inspection import describe
+
+    opened = open_artifact(artifact)
+    if check:
+        with progress("Checking sha256") as update:
+            check_hashes(opened, update)
+    facts = {**describe(opened, batch, context), "hashes_checked": check}
+    if json_target is not None:
+        write_json(facts, json_target)
+    if json_target != "-":
+        _show(facts)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from lucid_deploy.cli._console import console_out, human_size
+
+    model = facts["model"]
+    console_out.print(
+        f"{facts['artifact']}: {model['attention_type']} attention, {facts['dtype']}, "
+        f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, {model['num_attention_heads']} heads, "
+        f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, vocabulary {model['vocab_size']}, "
+        f"context {model['max_position_embeddings']}",
+        soft_wrap=True,
+    )
+    files = Table("file", "size", "sha256", title="Files" + (" (sha256 checked)" if facts["hashes_checked"] else ""))
+    for name, entry in facts["files"].items():
+        files.add_row(name, human_size(entry["size"]), entry["sha256"][:16])
+    console_out.print(files)
+    for stage, graph in facts["graphs"].items():
+        _show_graph(stage, graph)
+    memory = facts["memory"]
+    console_out.print(
+        f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
+        f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token), twice that while a token is "
+        f"computed; in all {human_size(memory['total'])} plus what the runtime needs itself",
+        soft_wrap=True,
+    )
+
+
+def _show_graph(stage: str, graph: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from lucid_deploy.cli._console import console_out
+
+    tensors = Table("", "tensor", "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
+    for kind in ("inputs", "outputs"):
+        for row in _collapsed(graph[kind]):
+            tensors.add_row(kind[:-1], *map(escape, row))
+    console_out.print(tensors)
+    functions = ", ".join(f"{name} ({count} nodes)" for name, count in graph["functions"].items())
+    operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
+    console_out.print(f"operators: {operators}", soft_wrap=True)
+    console_out.print(f"functions: {functions}", soft_wrap=True)
+
+
+def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """One row per kind of tensor: the layers' numbers become a range."""
+    layers: dict[tuple[str, str, str], list[int]] = {}
+    for item in tensors:
+        parts = item["name"].split(".")
+        number = int(parts[1]) if len(parts) == 3 else -1
+        name = f"{parts[0]}.*.{parts[2]}" if number >= 0 else item["name"]
+        shape = "[" + ", ".join(map(str, item["shape"])) + "]"
+        layers.setdefault((name, item["dtype"], shape), []).append(number)
+    return [
+        (name.replace("*", f"{{{min(numbers)}..{max(numbers)}}}"), dtype, shape)
+        for (name, dtype, shape), numbers in layers.items()
+    ]

@@ -1,0 +1,124 @@
+"""The checks behind ``lucid-deploy doctor``: each tries the thing itself, not only whether it is installed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing to look at.
+
+    Attributes:
+        name: The package or thing.
+        purpose: What it is needed for.
+        try_it: Returns a remark; raises ImportError if missing, anything else if broken.
+        hint: What to do if it is missing.
+        required: Whether exporting needs it.
+    """
+
+    name: str
+    purpose: str
+    try_it: Callable[[], str]
+    hint: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of a check; ``status`` is ok, missing or broken."""
+
+    name: str
+    status: str
+    version: str
+    purpose: str
+    remark: str
+    required: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+def run_check(check: Check) -> Finding:
+    """Run one check; never raises for a package that is missing or broken, that is its result."""
+    try:
+        version = importlib.metadata.version(check.name)
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    try:
+        return Finding(check.name, "ok", version, check.purpose, check.try_it(), check.required)
+    except ImportError as error:
+        remark = check.hint if not version else f"installed but does not import: {error}"
+        return Finding(check.name, "broken" if version else "missing", version, check.purpose, remark, check.required)
+    except Exception as error:  # noqa: BLE001 (whatever is broken in another package is the finding)
+        return Finding(check.name, "broken", version, check.purpose, f"{type(error).__name__}: {error}", check.required)
+
+
+def _python() -> str:
+    return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+
+
+def _torch() -> str:
+    import torch
+
+    from lucid_deploy.ops import precondition
+
+    k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so every entry of L is 1 and Y = V_i − V_{i−1}
+    v = torch.tensor([1.0, 3.0, 6.0]).reshape(1, 1, 3, 1).expand(1, 1, 3, 4)
+    y = precondition(k, v, eps=0.0)[0, 0, :, 0]
+    if not torch.allclose(y, torch.tensor([1.0, 2.0, 3.0]), atol=1e-4):
+        raise RuntimeError(f"the preconditioner gives {y.tolist()} instead of [1, 2, 3]")
+    return "solves; CUDA device found" if torch.cuda.is_available() else "solves; no CUDA device"
+
+
+def _onnxruntime() -> str:
+    import numpy as np
+    import onnx
+    import onnxruntime as ort
+
+    from lucid_deploy.export.functions import FUNCTIONS
+    from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
+
+    make = onnx.helper
+    floats = {name: [1, 1, length, 4] for name, length in (("K", 3), ("V", 3), ("K_past", 0), ("Y_past", 0))}
+    inputs = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in floats.items()]
+    inputs.append(make.make_tensor_value_info("mask", onnx.TensorProto.BOOL, [1, 3]))
+    output = make.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [1, 1, 3, 4])
+    node = make.make_node("Precondition", [*floats, "mask"], ["Y"], domain=DOMAIN, epsilon=0.0)
+    model = make.make_model(
+        make.make_graph([node], "doctor", inputs, [output]),
+        functions=[FUNCTIONS["Precondition"].to_function_proto()],
+        opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {name: np.ones(shape, np.float32) for name, shape in floats.items()}
+    feed["V"] *= np.array([1, 3, 6], np.float32).reshape(1, 1, 3, 1)
+    y = session.run(None, {**feed, "mask": np.ones((1, 3), bool)})[0][0, 0, :, 0]
+    if not np.allclose(y, [1, 2, 3], atol=1e-4):
+        raise RuntimeError(f"the operator Precondition gives {y.tolist()} instead of [1, 2, 3]")
+    return "runs ai.lucid functions; providers: " + ", ".join(ort.get_available_providers())
+
+
+def _importable(module: str) -> Callable[[], str]:
+    def try_it() -> str:
+        __import__(module)
+        return "imports"
+
+    return try_it
+
+
+CHECKS = (
+    Check("lucid-deploy", "everything", _python, "", required=True),
+    Check("torch", "export, verify", _torch, "pip install torch", required=True),
+    Check("onnx", "export", _importable("onnx"), "pip install onnx", required=True),
+    Check("onnxscript", "export", _importable("onnxscript"), "pip install onnxscript", required=True),
+    Check("safetensors", "checkpoints", _importable("safetensors"), "pip install safetensors", required=True),
+    Check("tokenizers", "text prompts", _importable("tokenizers"), "pip install tokenizers"),
+    Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),
+)

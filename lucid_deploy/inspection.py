@@ -1,0 +1,78 @@
+"""What is inside an artifact, and how much memory it needs; reads headers and graphs only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
+    """Describe an artifact as plain data.
+
+    Args:
+        artifact: The opened artifact.
+        batch: Rows the memory is computed for.
+        context: Tokens per row the memory is computed for; None is ``max_position_embeddings``.
+    """
+    manifest = artifact.manifest
+    return {
+        "artifact": str(artifact.directory),
+        "model": manifest.config.to_dict(),
+        "dtype": manifest.dtype,
+        "cache": manifest.cache,
+        "logits": manifest.logits,
+        "opset": manifest.opset,
+        "operators": {"domain": "ai.lucid", "version": manifest.operators},
+        "source": manifest.source,
+        "versions": manifest.versions,
+        "files": manifest.files,
+        "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
+        "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
+    }
+
+
+def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
+    """Return the bytes needed to decode with a given batch and context.
+
+    A growing cache exists twice while a token is computed, once as past and once as present, layer by layer: the whole
+    past, and the present of all layers before the session lets the past go.
+
+    Args:
+        artifact: The opened artifact.
+        batch: Rows.
+        context: Tokens per row.
+    """
+    config, size = artifact.config, ITEM_SIZE[artifact.manifest.dtype]
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
+    cache = batch * context * per_token
+    weights = int(artifact.manifest.files[WEIGHTS]["size"])
+    return {
+        "batch": batch,
+        "context": context,
+        "weights": weights,
+        "cache_per_token": per_token,
+        "cache": cache,
+        "cache_while_decoding": 2 * cache,
+        "total": weights + 2 * cache,
+    }
+
+
+def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
+    import onnx
+
+    info = artifact.manifest.graphs[stage]
+    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return {
+        "file": info.file,
+        "inputs": [asdict(item) for item in info.inputs],
+        "outputs": [asdict(item) for item in info.outputs],
+        "operators": dict(operators.most_common()),
+        "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
+        "weights": sum(1 for tensor in model.graph.initializer if tensor.external_data),
+    }

@@ -1,0 +1,97 @@
+"""Small checkpoints, and artifacts exported from them once per test run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.lucid import LucidForCausalLM
+
+TINY: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 36,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "attention_type": "lucid",
+    "which_rmsnorm": "exp_k_norm",
+    "use_rope": True,
+    "eos_token_id": 1,
+}
+
+MakeCheckpoint = Callable[..., Path]
+
+
+def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write a random checkpoint whose keys are correlated, as trained ones are: without that, any wrong solve passes."""
+    raw = {**TINY, **changes}
+    config = parse_config(raw, "test configuration")
+    torch.manual_seed(seed)
+    model = LucidForCausalLM(config)
+    with torch.no_grad():
+        common = torch.randn(config.hidden_size)
+        model.model.embed_tokens.weight.mul_(0.5).add_(common)  # tokens share a direction …
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.mul_(3)  # … that the keys see
+            layer.self_attn.v_proj.weight.mul_(3)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        tensors.pop("lm_head.weight")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(raw))
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture
+def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
+    """Return a function that writes a tiny checkpoint: ``make_checkpoint(name="checkpoint", **config_changes)``."""
+
+    def make(name: str = "checkpoint", seed: int = 0, **changes: Any) -> Path:
+        return write_checkpoint(tmp_path / name, seed, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Artifact]]:
+    """Return a function giving (checkpoint, artifact) for a configuration, exported once. Do not change the files."""
+    root = tmp_path_factory.mktemp("exported")
+    done: dict[str, tuple[Path, Path]] = {}
+
+    def get(dtype: str = "float32", logits: str = "last", **changes: Any) -> tuple[Path, Artifact]:
+        key = json.dumps([dtype, logits, changes], sort_keys=True)
+        if key not in done:
+            checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
+            target = root / f"artifact{len(done)}"
+            export(checkpoint, target, ExportOptions(dtype, logits))
+            done[key] = (checkpoint, target)
+        checkpoint, target = done[key]
+        return checkpoint, open_artifact(target)
+
+    return get
+
+
+@pytest.fixture
+def artifact_copy(exported: Callable[..., tuple[Path, Artifact]], tmp_path: Path) -> Path:
+    """Return a copy of the tiny artifact that a test may damage."""
+    import shutil
+
+    _, artifact = exported()
+    return Path(shutil.copytree(artifact.directory, tmp_path / "artifact"))
