@@ -25,7 +25,7 @@ class _ReportedError(click.ClickException):
 
     def __init__(self, error: LucidError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code  # type: ignore[misc] (click documents it as overridable)
+        self.exit_code = error.exit_code  # type: ignore[misc]
 
 
 class _Commands(click.Group):

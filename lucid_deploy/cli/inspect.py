@@ -44,8 +44,8 @@ def _show(facts: dict[str, Any]) -> None:
     console_out.print(
         f"{facts['artifact']}: {model['attention_type']} attention, {facts['dtype']}, "
         f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, {model['num_attention_heads']} heads, "
-        f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, vocabulary {model['vocab_size']}, "
-        f"context {model['max_position_embeddings']}",
+        f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, "
+        f"vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}",
         soft_wrap=True,
     )
     files = Table("file", "size", "sha256", title="Files" + (" (sha256 checked)" if facts["hashes_checked"] else ""))

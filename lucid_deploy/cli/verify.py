@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Decode steps after each prompt; fewer if the model's context is too short.",
 )
-@click.option(
-    "-p", "--prompt", help="A real prompt as text; the artifact must have a tokenizer. Default: random tokens."
-)
+@click.option("-p", "--prompt", help="A real prompt as text, for the greedy run; default: random tokens.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random tokens.")
 @click.option("--json", "json_target", metavar="FILE", help="Write all results as JSON to FILE; - is stdout, no table.")
 def command(
@@ -168,8 +166,11 @@ def _encode(artifact: Artifact, prompt: str | None) -> Array | None:
         return None
     import numpy as np
 
+    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtime.tokenizer import TextTokenizer
 
+    if not artifact.path("tokenizer.json").is_file():
+        raise LucidError(f"{artifact.directory} has no tokenizer.json to read --prompt with; verify without a prompt.")
     return np.array(TextTokenizer(artifact.directory).encode(prompt), dtype=np.int64)
 
 

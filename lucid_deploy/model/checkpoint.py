@@ -166,6 +166,7 @@ def load_model(
         if progress is not None:
             progress(done + 1, len(names))
     model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model.eval().requires_grad_(False)
 
 

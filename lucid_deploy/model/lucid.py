@@ -135,7 +135,11 @@ class LucidForCausalLM(nn.Module):
         self.config = config
         self.model = LucidBody(config, implementation)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Make the head's weight the embedding, if the configuration says so; again after weights were assigned."""
+        if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(

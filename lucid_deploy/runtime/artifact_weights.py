@@ -55,4 +55,5 @@ def load_artifact_model(artifact: Artifact, device: str = "cpu") -> LucidForCaus
     if missing:
         raise CheckFailed(f"{artifact.directory}: the decode graph lacks the weights {', '.join(missing)}.")
     model.load_state_dict(state, assign=True)
+    model.tie_weights()
     return model.eval().requires_grad_(False)

@@ -90,7 +90,7 @@ class Session(ABC, Generic[Tensor]):
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
             new = self._advance(input_ids[:, part], mask[:, part], cache, decode=False)
-            has_token = mask[:, part].any(axis=1)[:, None, None]
+            has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
         assert logits is not None
         return logits

@@ -1,0 +1,38 @@
+# The three commands: make demo, make test, make lint. Each installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-artifact
+WORKERS ?= auto
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lucid-deploy export demo --output $(DEMO) --overwrite
+	$(BIN)/lucid-deploy verify $(DEMO)
+	$(BIN)/lucid-deploy run $(DEMO) --prompt "$$($(BIN)/python -m lucid_deploy.recall)"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build *.egg-info
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "lucid-deploy needs Python 3.11 or newer; choose one with: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,dev]"
+	@touch $@

@@ -1,0 +1,220 @@
+"""The artifact: contract of the graphs, shared weights, atomic writing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.runtime import open_session
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def load(artifact: Artifact, stage: str) -> onnx.ModelProto:
+    return onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+
+
+def shapes(values: Any) -> dict[str, list[int | str]]:
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
+@pytest.mark.parametrize(("stage", "new"), [("prefill", "sequence"), ("decode", 1)])
+def test_graph_contract(exported: Exported, stage: str, new: int | str) -> None:
+    _, artifact = exported()
+    graph = load(artifact, stage).graph
+    past = ["batch", 2, "past_sequence", 36]
+    present = ["batch", 2, f"past_sequence + {new}", 36]
+    assert shapes(graph.input) == {
+        "input_ids": ["batch", new],
+        "attention_mask": ["batch", f"past_sequence + {new}"],
+        "position_ids": ["batch", new],
+        **{f"past_key_values.{layer}.{kind}": past for layer in range(2) for kind in ("key", "value")},
+    }
+    assert shapes(graph.output) == {
+        "logits": ["batch", 1, 97],
+        **{f"present.{layer}.{kind}": present for layer in range(2) for kind in ("key", "value")},
+    }
+    info = artifact.manifest.graphs[stage]
+    assert {item.name: list(item.shape) for item in (*info.inputs, *info.outputs)} == {
+        **shapes(graph.input),
+        **shapes(graph.output),
+    }
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_graphs_pass_the_checker_and_shape_inference(exported: Exported, stage: str) -> None:
+    _, artifact = exported()
+    path = str(artifact.graph_path(stage))
+    onnx.checker.check_model(path, full_check=True)
+    onnx.shape_inference.infer_shapes(load(artifact, stage), check_type=True, strict_mode=True)
+
+
+def test_operators_stay_whole_and_have_bodies(exported: Exported) -> None:
+    _, artifact = exported()
+    for stage, operators in (("prefill", {"Precondition", "CausalAttention"}), ("decode", {"DecodeAttention"})):
+        model = load(artifact, stage)
+        nodes = [node.op_type for node in model.graph.node if node.domain == "ai.lucid"]
+        assert set(nodes) == operators and len(nodes) == 2 * len(operators)
+        assert {fn.name for fn in model.functions} == operators
+        assert {node.domain for fn in model.functions for node in fn.node} <= {"", "ai.onnx"}
+
+
+def test_weights_are_stored_once_and_shared(exported: Exported) -> None:
+    checkpoint, artifact = exported(tie_word_embeddings=True)
+    places = []
+    for stage in ("prefill", "decode"):
+        graph = load(artifact, stage).graph
+        external = [tensor for tensor in graph.initializer if tensor.external_data]
+        places.append({t.name: {e.key: e.value for e in t.external_data} for t in external})
+        assert sum(len(t.raw_data) for t in graph.initializer) < 4096  # constants only
+        assert not [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in places[-1]]
+    assert places[0] == places[1]
+    stored = sum(int(place["length"]) for place in places[0].values())
+    assert stored == 4 * sum(p.numel() for p in load_model(checkpoint).parameters())  # the tied head is not repeated
+    assert {place["location"] for place in places[0].values()} == {"weights.bin"}
+
+
+def test_the_artifact_works_from_any_directory(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, artifact = exported()
+    moved = Path(shutil.copytree(artifact.directory, tmp_path / "elsewhere" / "moved"))
+    monkeypatch.chdir(tmp_path)
+    session = open_session("elsewhere/moved")
+    tokens = np.array([[3, 5, 7]])
+    reference, _ = load_model(checkpoint)(torch.from_numpy(tokens))
+    logits = session.prefill(tokens, session.empty_cache())
+    np.testing.assert_allclose(logits[:, -1], reference[:, -1].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_plain_onnxruntime_runs_it_by_names(exported: Exported) -> None:
+    """What a client does that knows the contract and nothing of this package."""
+    checkpoint, artifact = exported()
+    prefill, decode = (ort.InferenceSession(str(artifact.graph_path(stage))) for stage in ("prefill", "decode"))
+    tokens = np.random.default_rng(0).integers(0, 97, (2, 12))
+    empty = np.zeros((2, 2, 0, 36), np.float32)
+    feed = {
+        "input_ids": tokens[:, :11],
+        "attention_mask": np.ones((2, 11), np.int64),
+        "position_ids": np.tile(np.arange(11), (2, 1)),
+        **{f"past_key_values.{layer}.{kind}": empty for layer in range(2) for kind in ("key", "value")},
+    }
+    names = [output.name for output in prefill.get_outputs()]
+    out = dict(zip(names, prefill.run(None, feed), strict=True))
+    feed = {
+        "input_ids": tokens[:, 11:],
+        "attention_mask": np.ones((2, 12), np.int64),
+        "position_ids": np.full((2, 1), 11),
+        **{name.replace("present", "past_key_values"): value for name, value in out.items() if name != "logits"},
+    }
+    logits = decode.run(["logits"], feed)[0]
+    reference, _ = load_model(checkpoint, torch.float64)(torch.from_numpy(tokens))
+    np.testing.assert_allclose(logits[:, 0], reference[:, -1].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_all_logits(exported: Exported) -> None:
+    checkpoint, artifact = exported(logits="all")
+    tokens = np.array([[3, 5, 7, 9], [2, 4, 6, 8]])
+    graph = ort.InferenceSession(str(artifact.graph_path("prefill")))
+    empty = np.zeros((2, 2, 0, 36), np.float32)
+    feed = {f"past_key_values.{layer}.{kind}": empty for layer in range(2) for kind in ("key", "value")}
+    feed |= {
+        "input_ids": tokens,
+        "attention_mask": np.ones((2, 4), np.int64),
+        "position_ids": np.tile(np.arange(4), (2, 1)),
+    }
+    reference, _ = load_model(checkpoint, torch.float64)(torch.from_numpy(tokens))
+    np.testing.assert_allclose(graph.run(["logits"], feed)[0], reference.numpy(), rtol=1e-4, atol=1e-4)
+    session = open_session(artifact)
+    logits = session.prefill(tokens, session.empty_cache(2), mask=np.array([[1, 1, 1, 0], [1, 1, 1, 1]], bool))
+    np.testing.assert_allclose(logits[0, 0], reference[0, 2].numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_artifacts(exported: Exported, dtype: str) -> None:
+    checkpoint, artifact = exported(dtype=dtype)
+    session = open_session(artifact, "torch" if dtype == "bfloat16" else "onnxruntime")
+    tokens = np.random.default_rng(0).integers(0, 97, (1, 70))
+    exact = load_model(checkpoint, torch.float64)(torch.from_numpy(tokens))[0][:, -1].numpy()
+    plain = load_model(checkpoint, getattr(torch, dtype))(torch.from_numpy(tokens))[0][:, -1].numpy()
+    logits = session.prefill(tokens, session.empty_cache())[:, -1]
+    assert np.linalg.norm(logits - exact) <= 4 * np.linalg.norm(plain - exact)
+    stored = [e.value for t in load(artifact, "decode").graph.initializer for e in t.external_data if e.key == "length"]
+    assert sum(map(int, stored)) == 2 * sum(p.numel() for p in load_model(checkpoint).parameters())
+
+
+def test_manifest_names_every_file(exported: Exported) -> None:
+    _, artifact = exported()
+    on_disk = {path.name for path in artifact.directory.iterdir()}
+    assert on_disk == {"lucid.json", *artifact.manifest.files}
+    data = json.loads((artifact.directory / "lucid.json").read_text())
+    assert data["format"] == "lucid-deploy" and data["format_version"] == 1
+    assert set(data["versions"]) >= {"lucid-deploy", "torch", "onnx", "onnxscript"}
+    check_hashes(artifact)
+
+
+def test_graphs_hold_no_paths_of_the_exporting_machine(exported: Exported) -> None:
+    _, artifact = exported()
+    for stage in ("prefill", "decode"):
+        content = artifact.graph_path(stage).read_bytes()
+        assert b"/lucid_deploy/" not in content and b"site-packages" not in content
+
+
+def test_exports_are_reproducible(exported: Exported, tmp_path: Path) -> None:
+    checkpoint, artifact = exported()
+    again = export(checkpoint, tmp_path / "again")
+    assert again.manifest.files == artifact.manifest.files
+
+
+def test_an_existing_artifact_goes_only_with_overwrite(exported: Exported, artifact_copy: Path) -> None:
+    checkpoint, _ = exported()
+    (artifact_copy / "note.txt").write_text("mine")
+    with pytest.raises(LucidError, match="--overwrite"):
+        export(checkpoint, artifact_copy)
+    assert (artifact_copy / "note.txt").exists()
+    export(checkpoint, artifact_copy, ExportOptions(overwrite=True))
+    assert not (artifact_copy / "note.txt").exists()
+    open_artifact(artifact_copy)
+    assert [path.name for path in artifact_copy.parent.iterdir()] == ["artifact"]
+
+
+def test_sharded_checkpoints(exported: Exported, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint, artifact = exported()
+    tensors = load_file(checkpoint / "model.safetensors")
+    shutil.copy(checkpoint / "config.json", tmp_path)
+    names = sorted(tensors)
+    weight_map = {}
+    for part in range(3):
+        mine = {name: tensors[name] for name in names[part::3]}
+        save_file(mine, tmp_path / f"model-{part}.safetensors")
+        weight_map |= dict.fromkeys(mine, f"model-{part}.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    again = export(tmp_path, tmp_path / "artifact")
+    assert again.manifest.files["weights.bin"] == artifact.manifest.files["weights.bin"]
+
+
+def test_weights_are_not_held_in_memory(exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tensors are read one at a time, each once, while the file is written."""
+    checkpoint, _ = exported()
+    read: list[str] = []
+    original = Checkpoint.tensor
+    monkeypatch.setattr(Checkpoint, "tensor", lambda self, name: read.append(name) or original(self, name))
+    export(checkpoint, tmp_path / "artifact")
+    assert len(read) == len(set(read)) == len(load_model(checkpoint).state_dict())
