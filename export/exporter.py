@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import (
+    CACHES,
     DTYPES,
     MANIFEST,
     STAGES,
@@ -43,12 +45,15 @@ class ExportOptions:
     Attributes:
         dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
         logits: ``last`` or ``all`` of a prefill's tokens.
+        cache: ``growing`` (present tensors are past ones plus the new rows) or ``static`` (decode writes its row in
+            place into buffers that the client allocates).
         overwrite: Whether an existing artifact at the output may be replaced.
     """
 
     dtype: str = "float32"
     logits: str = "last"
     overwrite: bool = False
+    cache: str = "growing"
 
 
 def export(
@@ -75,11 +80,12 @@ def export(
     _check_request(output, options)
     source = Checkpoint(checkpoint)
     _check_target(source.directory, output)
+    made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
     except OSError as error:
-        raise LucidError(f"{output} cannot be made: {error.strerror or error}.") from error
+        raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
         _build(source, str(checkpoint), building, options, progress or (lambda *_: None))
         _put_in_place(building, output)
@@ -87,7 +93,15 @@ def export(
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        _remove_empty(made)
     return open_artifact(output)
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    """Remove the directories, innermost first, until one is not empty."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def _check_request(output: Path, options: ExportOptions) -> None:
@@ -95,6 +109,8 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"dtype {options.dtype!r} is not supported; supported are {', '.join(DTYPES)}.")
     if options.logits not in ("last", "all"):
         raise LucidError(f"logits must be last or all, not {options.logits!r}.")
+    if options.cache not in CACHES:
+        raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
     if not output.exists():
         return
     if not options.overwrite:
@@ -122,7 +138,7 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
     traced: dict[str, Traced] = {}
     for step, stage in enumerate(STAGES):
         progress(f"Tracing {stage}", step, len(STAGES))
-        traced[stage] = trace(source.config, stage, options.dtype, options.logits)
+        traced[stage] = trace(source.config, stage, options.dtype, options.logits, options.cache)
     progress("Tracing", len(STAGES), len(STAGES))
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
@@ -146,7 +162,7 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
     manifest = Manifest(
         config=source.config,
         dtype=options.dtype,
-        cache="growing",
+        cache=options.cache,
         logits=options.logits,
         opset=OPSET,
         operators=VERSION,
@@ -193,7 +209,13 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
     from lucid_deploy.export.operators import DOMAIN
 
     used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
-    proto.functions.extend(FUNCTIONS[name].to_function_proto() for name in used)
+    opset = next(item.version for item in proto.opset_import if item.domain == "")
+    for name in used:
+        function = FUNCTIONS[name].to_function_proto()
+        for item in function.opset_import:
+            if item.domain == "":
+                item.version = opset  # a runtime inlines a function only into a graph of its own opset
+        proto.functions.append(function)
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
@@ -242,11 +264,13 @@ def _put_in_place(building: Path, output: Path) -> None:
         os.rename(building, output)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    os.rename(output, old / output.name)
     try:
+        os.rename(output, old / output.name)
         os.rename(building, output)
-    except OSError:
-        os.rename(old / output.name, output)
+    except BaseException:  # Ctrl-C too
+        if not output.exists():
+            os.rename(old / output.name, output)
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)

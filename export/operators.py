@@ -14,6 +14,7 @@ from onnxscript import values
 DOMAIN = "ai.lucid"
 VERSION = 1
 OPSET = 23  # of the standard operators: the first with Attention and RMSNormalization
+OPSET_STATIC = 24  # of graphs that write into a cache in place: the first with TensorScatter
 
 _FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
 
@@ -78,6 +79,19 @@ DECODE_ATTENTION = _schema(
     {"O": "[batch, heads, 1, head_dim]", "Y_new": "[batch, kv_heads, 1, head_dim]"},
     [_EPSILON],
 )
+# Never in a finished graph: a graph pass makes it the standard TensorScatter.
+SCATTER_ROW = OpSchema(
+    "ScatterRow",
+    DOMAIN,
+    VERSION,
+    inputs=[
+        OpSchema.FormalParameter("cache", "T"),
+        OpSchema.FormalParameter("row", "T"),
+        OpSchema.FormalParameter("index", "tensor(int64)"),
+    ],
+    outputs=[OpSchema.FormalParameter("present", "T")],
+    type_constraints=[("T", _FLOATS, "the model's type")],
+)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -91,6 +105,8 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     causal_attention = values.Op(domain, "CausalAttention", CAUSAL_ATTENTION)
     decode_attention = values.Op(domain, "DecodeAttention", DECODE_ATTENTION)
 
+    scatter_row = values.Op(domain, "ScatterRow", SCATTER_ROW)
+
     def translate_precondition(k, v, k_past, y_past, mask, eps: float, implementation: str):  # type: ignore[no-untyped-def]
         return precondition(k, v, k_past, y_past, mask, epsilon=eps)
 
@@ -100,7 +116,11 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     def translate_decode_attention(q, k_new, v_new, k, y, mask, eps: float, implementation: str):  # type: ignore[no-untyped-def]
         return decode_attention(q, k_new, v_new, k, y, mask, epsilon=eps)
 
+    def translate_scatter_row(cache, row, index):  # type: ignore[no-untyped-def]
+        return scatter_row(cache, row, index)
+
     return {
+        torch.ops.lucid.scatter_row.default: translate_scatter_row,
         torch.ops.lucid.precondition.default: translate_precondition,
         torch.ops.lucid.causal_attention.default: translate_causal_attention,
         torch.ops.lucid.decode_attention.default: translate_decode_attention,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.export.operators import OPSET, translation_table
-from lucid_deploy.export.passes import name_axes, store_transposed
+from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
 
 from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.model.config import LucidConfig
@@ -37,37 +37,46 @@ class Traced:
     transposed: frozenset[str]
 
 
-def graph_inputs(config: LucidConfig, stage: str, dtype: str) -> tuple[TensorInfo, ...]:
-    """Return the contract's inputs of a stage, ``prefill`` or ``decode``."""
+def graph_inputs(config: LucidConfig, stage: str, dtype: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
+    """Return the contract's inputs of a stage, ``prefill`` or ``decode``; only decode differs with a static cache."""
     new: int | str = "sequence" if stage == "prefill" else 1
-    cache = ("batch", config.num_key_value_heads, "past_sequence", config.head_dim)
+    static = _is_static(stage, cache)
+    past = ("batch", config.num_key_value_heads, "max_context" if static else "past_sequence", config.head_dim)
     return (
         TensorInfo("input_ids", "int64", ("batch", new)),
-        TensorInfo("attention_mask", "int64", ("batch", f"past_sequence + {new}")),
+        TensorInfo("attention_mask", "int64", ("batch", "max_context" if static else f"past_sequence + {new}")),
         TensorInfo("position_ids", "int64", ("batch", new)),
         *(
-            TensorInfo(f"past_key_values.{layer}.{kind}", dtype, cache)
+            TensorInfo(f"past_key_values.{layer}.{kind}", dtype, past)
             for layer in range(config.num_hidden_layers)
             for kind in ("key", "value")
         ),
+        *([TensorInfo("cache_length", "int64", ("batch",))] if static else []),
     )
 
 
-def graph_outputs(config: LucidConfig, stage: str, dtype: str, logits: str) -> tuple[TensorInfo, ...]:
+def graph_outputs(
+    config: LucidConfig, stage: str, dtype: str, logits: str, cache: str = "growing"
+) -> tuple[TensorInfo, ...]:
     """Return the contract's outputs of a stage."""
     new: int | str = "sequence" if stage == "prefill" else 1
-    cache = ("batch", config.num_key_value_heads, f"past_sequence + {new}", config.head_dim)
+    tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
+    present = ("batch", config.num_key_value_heads, tokens, config.head_dim)
     return (
         TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, config.vocab_size)),
         *(
-            TensorInfo(f"present.{layer}.{kind}", dtype, cache)
+            TensorInfo(f"present.{layer}.{kind}", dtype, present)
             for layer in range(config.num_hidden_layers)
             for kind in ("key", "value")
         ),
     )
 
 
-def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last") -> Traced:
+def _is_static(stage: str, cache: str) -> bool:
+    return stage == "decode" and cache == "static"
+
+
+def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last", cache: str = "growing") -> Traced:
     """Trace one stage.
 
     Args:
@@ -75,9 +84,12 @@ def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last") -> 
         stage: ``prefill`` or ``decode``.
         dtype: Type of weights and cache.
         logits: ``last`` or ``all`` of the new tokens.
+        cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
     """
-    inputs, outputs = graph_inputs(config, stage, dtype), graph_outputs(config, stage, dtype, logits)
-    model = _export(config, stage, dtype, logits, inputs, outputs)
+    inputs = graph_inputs(config, stage, dtype, cache)
+    outputs = graph_outputs(config, stage, dtype, logits, cache)
+    model = _export(_stage_module(config, stage, dtype, logits), inputs, outputs)
+    use_tensor_scatter(model)
     weights = _detach_weights(model)
     _optimize(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
@@ -93,14 +105,7 @@ def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last") -> 
     return Traced(model, inputs, outputs, frozenset(transposed))
 
 
-def _export(
-    config: LucidConfig,
-    stage: str,
-    dtype: str,
-    logits: str,
-    inputs: tuple[TensorInfo, ...],
-    outputs: tuple[TensorInfo, ...],
-) -> ir.Model:
+def _export(module: torch.nn.Module, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> ir.Model:
     import torch
 
     arguments, axes = _example(inputs)
@@ -108,7 +113,7 @@ def _export(
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
         program = torch.onnx.export(
-            _stage_module(config, stage, dtype, logits),
+            module,
             arguments,
             dynamo=True,
             optimize=False,
@@ -134,7 +139,12 @@ def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str) -> t
             self.model = LucidForCausalLM(config)
 
         def forward(
-            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[Any]
+            self,
+            input_ids: torch.Tensor,
+            attention_mask: torch.Tensor,
+            position_ids: torch.Tensor,
+            past: list[Any],
+            cache_length: torch.Tensor | None = None,
         ) -> Any:
             return self.model(
                 input_ids,
@@ -143,6 +153,7 @@ def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str) -> t
                 position_ids,
                 decode=stage == "decode",
                 last_only=logits == "last",
+                cache_length=cache_length,
             )
 
     with torch.device("meta"):
@@ -154,14 +165,22 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
     import torch
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}
-    tensors, axes = [], []
+    sizes["max_context"] = 9
+    tensors: dict[str, torch.Tensor] = {}
+    axes: dict[str, dict[int, Any]] = {}
     for info in inputs:
         shape = [sizes[axis] if isinstance(axis, str) else axis for axis in info.shape]
-        tensors.append(torch.empty(shape, dtype=getattr(torch, info.dtype), device="meta"))
-        axes.append({i: torch.export.Dim.DYNAMIC for i, axis in enumerate(info.shape) if isinstance(axis, str)})
-    pairs = list(zip(tensors[3::2], tensors[4::2], strict=True))
-    pair_axes = list(zip(axes[3::2], axes[4::2], strict=True))
-    return (*tensors[:3], pairs), (*axes[:3], pair_axes)
+        tensors[info.name] = torch.empty(shape, dtype=getattr(torch, info.dtype), device="meta")
+        axes[info.name] = {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(info.shape) if isinstance(axis, str)}
+
+    def arguments(of: dict[str, Any]) -> tuple[Any, ...]:
+        """The order of the traced module's parameters."""
+        past = [value for name, value in of.items() if name.startswith("past_key_values.")]
+        pairs = list(zip(past[::2], past[1::2], strict=True))
+        length = (of["cache_length"],) if "cache_length" in of else ()
+        return (of["input_ids"], of["attention_mask"], of["position_ids"], pairs, *length)
+
+    return arguments(tensors), arguments(axes)
 
 
 def _detach_weights(model: ir.Model) -> dict[str, ir.Value]:

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
+
+if TYPE_CHECKING:
+    import onnx
 
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
 FORMAT_VERSION = 1
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
+CACHES = ("growing", "static")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Manifest:
     Attributes:
         config: The model.
         dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
-        cache: ``growing``: present tensors are past tensors plus the new rows.
+        cache: ``growing``: present tensors are past tensors plus the new rows; ``static``: decode takes buffers and
+            writes its row into them.
         logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
         opset: Version of the standard ONNX operator set.
         operators: Version of the operators of domain ``ai.lucid``.
@@ -165,13 +170,35 @@ def check_external_data(path: Path) -> None:
         model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise CheckFailed(f"{path} is not a readable ONNX file: {error}") from error
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and entry.value != WEIGHTS:
-                raise CheckFailed(
-                    f"{path}: weight {tensor.name} lies in {entry.value!r}, outside the artifact's {WEIGHTS}. "
-                    "Do not trust this file; export it again."
-                )
+    size = (path.parent / WEIGHTS).stat().st_size
+    for tensor in _tensors(model.graph, *model.functions):
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        if not place:
+            continue
+        if place.get("location") != WEIGHTS:
+            raise CheckFailed(
+                f"{path}: weight {tensor.name} lies in {place.get('location')!r}, outside the artifact's {WEIGHTS}. "
+                "Do not trust this file; export it again."
+            )
+        offset, length = place.get("offset", ""), place.get("length", "")
+        if not (offset.isdecimal() and length.isdecimal() and int(offset) + int(length) <= size):
+            raise CheckFailed(
+                f"{path}: weight {tensor.name} lies beyond the end of {WEIGHTS} ({length} bytes at {offset} of "
+                f"{size}). Export it again."
+            )
+
+
+def _tensors(*owners: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that may lie in another file: initializers, and constants in nodes and in their subgraphs."""
+    for owner in owners:
+        yield from getattr(owner, "initializer", ())
+        for sparse in getattr(owner, "sparse_initializer", ()):
+            yield from (sparse.values, sparse.indices)
+        for attribute in (attribute for node in owner.node for attribute in node.attribute):
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            yield from _tensors(attribute.g, *attribute.graphs)
 
 
 def _read_manifest(directory: Path) -> Manifest:
@@ -207,9 +234,19 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     }
     if set(graphs) != set(STAGES):
         raise ValueError(f"graphs are {sorted(graphs)}, not {sorted(STAGES)}")
-    names = [*data["files"], *(graph.file for graph in graphs.values())]
-    for name in names:
+    files = {
+        name: {"size": int(facts["size"]), "sha256": str(facts["sha256"])} for name, facts in data["files"].items()
+    }
+    for name in files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions", "files")
-    return Manifest(config=LucidConfig.from_dict(data["config"]), graphs=graphs, **{key: data[key] for key in plain})
+    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - files.keys()
+    if unlisted:
+        raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
+    for key, allowed in (("dtype", DTYPES), ("cache", CACHES)):
+        if data[key] not in allowed:
+            raise ValueError(f"{key} is {data[key]!r}")
+    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")
+    return Manifest(
+        config=LucidConfig.from_dict(data["config"]), graphs=graphs, files=files, **{key: data[key] for key in plain}
+    )

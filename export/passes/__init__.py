@@ -2,5 +2,6 @@
 
 from lucid_deploy.export.passes.name_axes import name_axes
 from lucid_deploy.export.passes.store_transposed import store_transposed
+from lucid_deploy.export.passes.use_tensor_scatter import use_tensor_scatter
 
-__all__ = ["name_axes", "store_transposed"]
+__all__ = ["name_axes", "store_transposed", "use_tensor_scatter"]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -16,6 +20,7 @@ COMMANDS = {
     "run": "Generate text with an exported artifact.",
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
+    "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "doctor": "Show what is installed, what works, and what to install.",
 }
 
@@ -45,9 +50,34 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _unwinding_on_sigterm():
+                return super().invoke(ctx)
         except LucidError as error:
             raise _ReportedError(error) from error
+        except OSError as error:
+            if error.filename is None:  # not about a file: a closed pipe, which click handles, or a bug
+                raise
+            raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _unwinding_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception, so that what is half done is cleaned up, as it is after Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

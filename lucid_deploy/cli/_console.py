@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lucid_deploy.errors import LucidError
 
-console_out = Console(highlight=False)
+console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
 console_err = Console(stderr=True, highlight=False)
 
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while the block runs.
+    """Show a progress bar on stderr while the block runs, if stderr is a terminal.
 
     Args:
         description: What is being done.
@@ -35,7 +36,7 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console_err, transient=True) as bar:
+    with Progress(*columns, console=console_err, transient=True, disable=not console_err.is_terminal) as bar:
         task = bar.add_task(description, total=None)
 
         def update(*values: Any) -> None:
@@ -58,10 +59,13 @@ def write_json(data: Any, target: str) -> None:
     path = Path(target)
     try:
         handle, name = tempfile.mkstemp(dir=path.parent or Path("."), prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)  # gone already if all went well
     except OSError as error:
         raise LucidError(f"{target} cannot be written: {error.strerror or error}.") from error
 

@@ -22,11 +22,20 @@ import click
     show_default=True,
     help="Whether prefill returns logits of each row's last token, or of all new tokens.",
 )
+@click.option(
+    "--cache",
+    type=click.Choice(["growing", "static"]),
+    default="growing",
+    show_default=True,
+    help="growing: present tensors are past ones plus the new rows. static: decode writes in place into buffers.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @click.option(
     "--json", "json_target", metavar="FILE", help="Write the manifest's summary as JSON to FILE; - is stdout."
 )
-def command(checkpoint: str, output: str, dtype: str, logits: str, overwrite: bool, json_target: str | None) -> None:
+def command(
+    checkpoint: str, output: str, dtype: str, logits: str, cache: str, overwrite: bool, json_target: str | None
+) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
     CHECKPOINT is a directory with config.json and safetensors, or the word demo for the bundled one. The output appears
@@ -38,7 +47,7 @@ def command(checkpoint: str, output: str, dtype: str, logits: str, overwrite: bo
     from lucid_deploy.export import ExportOptions, export
 
     with progress("Exporting") as update:
-        artifact = export(checkpoint, output, ExportOptions(dtype, logits, overwrite), update)
+        artifact = export(checkpoint, output, ExportOptions(dtype, logits, overwrite, cache), update)
     files = artifact.manifest.files
     if json_target is not None:
         write_json({"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}, json_target)
@@ -46,4 +55,4 @@ def command(checkpoint: str, output: str, dtype: str, logits: str, overwrite: bo
         sizes = ", ".join(
             f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
         )
-        console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}")
+        console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}", soft_wrap=True, markup=False)

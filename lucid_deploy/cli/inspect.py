@@ -47,6 +47,7 @@ def _show(facts: dict[str, Any]) -> None:
         f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, "
         f"vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}",
         soft_wrap=True,
+        markup=False,
     )
     files = Table("file", "size", "sha256", title="Files" + (" (sha256 checked)" if facts["hashes_checked"] else ""))
     for name, entry in facts["files"].items():

@@ -92,7 +92,11 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
             raise LucidError(f"--prompt-ids takes whole numbers separated by commas, not {prompt_ids!r}.") from error
     else:
         assert prompt is not None and tokenizer is not None
-        text = sys.stdin.read() if prompt == "-" else prompt
+        try:
+            text = sys.stdin.read() if prompt == "-" else prompt
+            text.encode()
+        except UnicodeError as error:
+            raise LucidError(f"The prompt is not valid text: {error}.") from error
         if not text.strip():
             raise LucidError("The prompt is empty.")
         ids = tokenizer.encode(text)
@@ -117,6 +121,8 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: 
         if not as_json:
             click.echo(piece, nl=False)
             sys.stdout.flush()
+    if stream is not None and not as_json:
+        click.echo(stream.rest(), nl=False)
     ended = time.perf_counter()
     facts: dict[str, Any] = {
         "text": stream.text if stream is not None else None,

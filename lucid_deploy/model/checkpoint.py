@@ -31,6 +31,8 @@ TOKENIZER_FILES = (
 _VARIANT_TENSORS = {"beta": "use_beta", "forget_gate": "use_forget_gate", "fgate": "use_forget_gate"}
 # Buffers that old Llama checkpoints carry; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
+# Types of stored tensors, as safetensors spells them; others are quantized, and mean nothing without their scales.
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -109,6 +111,12 @@ class Checkpoint:
         ]
         if wrong:
             problems.append(f"wrong shape: {_listed(wrong)}")
+        stored = {
+            name: self._open(self._file_of[name]).get_slice(name).get_dtype() for name in wanted.keys() & found.keys()
+        }
+        types = [f"{name} is {kind}" for name, kind in sorted(stored.items()) if kind not in _DTYPES]
+        if types:
+            problems.append(f"stored as another type than {', '.join(_DTYPES)}: {_listed(types)}")
         if problems:
             raise LucidError(
                 f"The tensors of {self.directory} do not fit its config.json. " + "; ".join(problems) + "."
@@ -190,7 +198,8 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
             files = {name: directory / file for name, file in weight_map.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
-        outside = sorted({str(path) for path in files.values() if path.resolve().parent != directory.resolve()})
+        # By name, not by where links lead: download caches keep checkpoints as links into a store.
+        outside = sorted({file for file in weight_map.values() if Path(file).name != file})
         if outside:
             raise LucidError(f"{index} points outside the checkpoint: {_listed(outside)}.")
         missing = sorted({path.name for path in files.values() if not path.is_file()})
@@ -205,6 +214,8 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
     single = directory / "model.safetensors"
     if single.is_file():
         return {name: single for name in _open_safetensors(single).keys()}  # noqa: SIM118 (not a dict)
+    if (directory / "lucid.json").is_file():
+        raise LucidError(f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from.")
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
         raise LucidError(
             f"{directory} holds pickled weights only. Pickle can run code, so it is not read; save the checkpoint as "

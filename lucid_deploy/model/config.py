@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,12 @@ _DEFAULTS: dict[str, Any] = {
     "mlp_bias": False,
     "use_rope": True,
     "attention_type": "llama",
+}
+# Sizes above these (2²⁰ for those not listed) are mistakes, and would only show as exhausted memory or overflow later.
+_LARGEST = {
+    "num_hidden_layers": 10_000,
+    "max_position_embeddings": 2**31 - 1,
+    "original_max_position_embeddings": 2**31 - 1,
 }
 
 
@@ -93,11 +99,18 @@ class LucidConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
-        """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``)."""
-        fields = dict(data)
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        fields["eos_token_ids"] = tuple(fields["eos_token_ids"])
-        return cls(**fields)
+        """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``).
+
+        Raises:
+            KeyError, TypeError: A field is missing, unknown or of another type.
+        """
+        values = dict(data)
+        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        values["eos_token_ids"] = tuple(values["eos_token_ids"])
+        for item in fields(cls):
+            if item.type in ("int", "float", "bool", "str") and type(values[item.name]).__name__ != item.type:
+                raise TypeError(f"{item.name} is {values[item.name]!r}, not of type {item.type}")
+        return cls(**values)
 
 
 def load_config(directory: Path) -> LucidConfig:
@@ -196,6 +209,7 @@ def _parse_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling]
     block = values.get("rope_parameters") or values.get("rope_scaling") or {}
     if not isinstance(block, dict):
         raise LucidError(f"{where}: rope settings must be an object, not {type(block).__name__}.")
+    block = {key: value for key, value in block.items() if value is not None}
     source = {**values, **block}
     theta = _positive_float(source, "rope_theta", where) if "rope_theta" in source else 10000.0
     kind = block.get("rope_type", block.get("type", "default"))
@@ -208,13 +222,11 @@ def _parse_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling]
     factor = _positive_float(block, "factor", where)
     if kind == "linear":
         return theta, RopeScaling("linear", factor)
-    return theta, RopeScaling(
-        "llama3",
-        factor,
-        _positive_float(block, "low_freq_factor", where),
-        _positive_float(block, "high_freq_factor", where),
-        _positive_int(block, "original_max_position_embeddings", where),
-    )
+    low, high = _positive_float(block, "low_freq_factor", where), _positive_float(block, "high_freq_factor", where)
+    if low >= high:
+        raise LucidError(f"{where}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
+    original = _positive_int(block, "original_max_position_embeddings", where)
+    return theta, RopeScaling("llama3", factor, low, high, original)
 
 
 def _required(values: dict[str, Any], key: str, where: str) -> Any:
@@ -227,6 +239,8 @@ def _positive_int(values: dict[str, Any], key: str, where: str) -> int:
     value = _required(values, key, where)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise LucidError(f"{where}: {key} must be a positive whole number, not {value!r}.")
+    if value > (largest := _LARGEST.get(key, 2**20)):
+        raise LucidError(f"{where}: {key} is {value}; more than {largest} is not supported.")
     return value
 
 

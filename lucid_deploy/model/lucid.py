@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lucid_deploy.model.config import LucidConfig, RopeScaling
-from lucid_deploy.ops import causal_attention, decode_attention, precondition
+from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
 
 LayerCache = tuple[Tensor, Tensor]
 
@@ -43,6 +43,7 @@ class LucidAttention(nn.Module):
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
         self.config, self.implementation = config, implementation
+        self.decode_implementation = "reference" if implementation == "reference" else "fused"
         heads, kv, d, bias = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -55,7 +56,13 @@ class LucidAttention(nn.Module):
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=bias)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, past: LayerCache, mask: Tensor | None, decode: bool
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        past: LayerCache,
+        mask: Tensor | None,
+        decode: bool,
+        cache_length: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, two ``(B, KV, T, D)``."""
         batch, n, _ = x.shape
@@ -66,16 +73,33 @@ class LucidAttention(nn.Module):
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
         k_past, y_past = past
+        if cache_length is not None:
+            return self._decode_static(q, k, v, past, mask, cache_length)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
         if self.config.is_lucid and decode:
-            fused = "reference" if self.implementation == "reference" else "fused"
-            o, y = decode_attention(q, k, v, k_past, y_past, mask, eps, fused)
+            o, y = decode_attention(q, k, v, k_past, y_past, mask, eps, self.decode_implementation)
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
         else:
             y = precondition(k, v, k_past, y_past, mask, eps, self.implementation) if self.config.is_lucid else v
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
             o = causal_attention(q, keys, values, mask)  # (B, H, N, D)
         return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), (keys, values)
+
+    def _decode_static(
+        self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
+    ) -> tuple[Tensor, LayerCache]:
+        """One token per row over buffers ``(B, KV, M, D)``; ``mask`` ``(B, M + 1)`` says which rows hold a token."""
+        keys, values = past
+        if self.config.is_lucid:
+            o, y = decode_attention(q, k, v, keys, values, mask, self.config.rms_norm_eps, self.decode_implementation)
+            present = scatter_row(keys, k, cache_length), scatter_row(values, y, cache_length)
+        else:
+            present = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
+            assert mask is not None
+            own = torch.arange(keys.shape[2], device=q.device) == cache_length[:, None]  # (B, M)
+            visible = (mask[:, :-1] | own)[:, None, None, :]  # (B, 1, 1, M)
+            o = F.scaled_dot_product_attention(q, *present, attn_mask=visible, enable_gqa=True)
+        return self.o_proj(o.transpose(1, 2).reshape(q.shape[0], 1, -1)), present
 
 
 class MLP(nn.Module):
@@ -104,10 +128,16 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, past: LayerCache, mask: Tensor | None, decode: bool
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        past: LayerCache,
+        mask: Tensor | None,
+        decode: bool,
+        cache_length: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache]:
         """As :meth:`LucidAttention.forward`."""
-        attended, present = self.self_attn(self.input_layernorm(x), rope, past, mask, decode)
+        attended, present = self.self_attn(self.input_layernorm(x), rope, past, mask, decode, cache_length)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), present
 
@@ -151,6 +181,7 @@ class LucidForCausalLM(nn.Module):
         *,
         decode: bool = False,
         last_only: bool = False,
+        cache_length: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerCache]]:
         """Compute logits and the cache of all tokens so far.
 
@@ -161,6 +192,8 @@ class LucidForCausalLM(nn.Module):
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
             last_only: Compute logits of each row's last token alone.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)`` with
+                so many tokens in them, ``attention_mask`` is ``(B, M)``, and the new row is written behind the last.
 
         Returns:
             Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),
@@ -170,6 +203,8 @@ class LucidForCausalLM(nn.Module):
         if past is None:
             past = self.empty_cache(batch)
         mask = None if attention_mask is None else attention_mask.bool()
+        if cache_length is not None:
+            mask = static_mask(mask, past[0][0], cache_length)
         x = self.model.embed_tokens(input_ids)  # (B, N, C)
         rope = None
         if self.config.use_rope:
@@ -178,7 +213,7 @@ class LucidForCausalLM(nn.Module):
             rope = rope_tables(self.config, position_ids, x.dtype)
         present = []
         for layer, layer_past in zip(self.model.layers, past, strict=True):
-            x, layer_present = layer(x, rope, layer_past, mask, decode)
+            x, layer_present = layer(x, rope, layer_past, mask, decode, cache_length)
             present.append(layer_present)
         if last_only and n > 1:
             x = last_token(x, mask)
@@ -190,6 +225,14 @@ class LucidForCausalLM(nn.Module):
         weight = self.model.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
         return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.model.layers]
+
+
+def static_mask(mask: Tensor | None, buffer: Tensor, cache_length: Tensor) -> Tensor:
+    """Return which rows of a buffer ``(B, KV, M, D)`` hold a token, and True for the new one: bool ``(B, M + 1)``."""
+    filled = torch.arange(buffer.shape[2], device=buffer.device) < cache_length[:, None]  # (B, M)
+    if mask is not None:
+        filled = filled & mask
+    return torch.cat([filled, torch.ones_like(filled[:, :1])], dim=1)
 
 
 def last_token(x: Tensor, mask: Tensor | None) -> Tensor:

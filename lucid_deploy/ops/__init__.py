@@ -7,5 +7,6 @@ head width. Masks are boolean, True where there is a token and False where there
 from lucid_deploy.ops.attention import causal_attention
 from lucid_deploy.ops.decode import decode_attention
 from lucid_deploy.ops.precondition import precondition
+from lucid_deploy.ops.scatter import scatter_row
 
-__all__ = ["causal_attention", "decode_attention", "precondition"]
+__all__ = ["causal_attention", "decode_attention", "precondition", "scatter_row"]

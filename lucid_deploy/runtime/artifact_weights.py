@@ -11,12 +11,13 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.lucid import LucidForCausalLM
 
 
-def load_artifact_model(artifact: Artifact, device: str = "cpu") -> LucidForCausalLM:
+def load_artifact_model(artifact: Artifact, device: str = "cpu", implementation: str = "blocked") -> LucidForCausalLM:
     """Build the PyTorch model on the weights of an artifact, in the artifact's type.
 
     Args:
         artifact: The opened artifact.
         device: Where the parameters go. On the CPU they are mapped from the file, not copied, where the layout allows.
+        implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
 
     Raises:
         CheckFailed: The graph lacks a weight of the model, or has it in another shape.
@@ -25,7 +26,7 @@ def load_artifact_model(artifact: Artifact, device: str = "cpu") -> LucidForCaus
 
     dtype = getattr(torch, artifact.manifest.dtype)
     with torch.device("meta"):
-        model = LucidForCausalLM(artifact.config)
+        model = LucidForCausalLM(artifact.config, implementation)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
     with artifact.path(WEIGHTS).open("rb") as file:

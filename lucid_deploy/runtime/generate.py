@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtime.session import Array, Session
 
 
@@ -35,6 +35,8 @@ class Sampling:
             raise LucidError(f"top_k must be 0 (all) or more, not {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise LucidError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if self.seed is not None and self.seed < 0:
+            raise LucidError(f"The seed must be 0 or more, not {self.seed}.")
 
 
 class Sampler:
@@ -45,7 +47,16 @@ class Sampler:
         self._rng = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Array) -> int:
-        """Choose a token from the logits of one position, float ``(vocab,)``."""
+        """Choose a token from the logits of one position, float ``(vocab,)``.
+
+        Raises:
+            CheckFailed: A logit is not finite.
+        """
+        if not np.isfinite(logits).all():
+            raise CheckFailed(
+                "The model gave logits that are not finite: its weights are damaged (lucid-deploy inspect --check), or "
+                "its numbers are too large for its type (export with another --dtype)."
+            )
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         probabilities = filtered_probabilities(logits, self._sampling)
@@ -54,7 +65,7 @@ class Sampler:
 
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     """Return the distribution that is sampled: temperature, top-k, top-p in this order; float64 ``(vocab,)``."""
-    scaled = logits.astype(np.float64) / sampling.temperature
+    scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     keep = order[: sampling.top_k] if sampling.top_k else order
     probabilities = np.exp(scaled[keep] - scaled[keep[0]])
@@ -97,6 +108,13 @@ class Generation:
         if self.max_new_tokens < 1:
             raise LucidError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         session, choose = self.session, Sampler(self.sampling)
+        highest = session.config.vocab_size - 1
+        for token in self.prompt_ids:  # checked here because numpy has no integers of any size
+            if not 0 <= token <= highest:
+                raise LucidError(
+                    f"Token id {token} is outside the vocabulary (0 to {highest}); the tokenizer may be another "
+                    "model's."
+                )
         cache = session.empty_cache(1)
         logits = session.prefill(np.array([self.prompt_ids], dtype=np.int64), cache, chunk=self.prefill_chunk)
         room = session.config.max_position_embeddings - cache.length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.runtime.session import Session
 
 RUNTIMES = ("auto", "torch", "onnxruntime")
+MOST_THREADS = 1024  # runtimes start whatever number they are told, until the machine gives way
 
 
 def open_session(
@@ -34,11 +36,17 @@ def open_session(
     """
     if runtime not in RUNTIMES:
         raise LucidError(f"Runtime {runtime!r} is not known; known are {', '.join(RUNTIMES)}.")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {threads}.")
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     if runtime == "torch":
         return _open_torch(opened, device, threads, allow_extrapolation)
     if device != "cpu":
         raise LucidError(f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch.")
+    if opened.manifest.cache == "static":
+        from lucid_deploy.runtime.static_ort_session import StaticOrtSession
+
+        return StaticOrtSession(opened, threads, allow_extrapolation)
     from lucid_deploy.runtime.ort_session import OrtSession
 
     return OrtSession(opened, threads, allow_extrapolation)
@@ -50,6 +58,8 @@ def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extr
     from lucid_deploy.runtime.artifact_weights import load_artifact_model
     from lucid_deploy.runtime.torch_session import TorchSession
 
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise LucidError(f"Device {device!r} is not known; known are cpu, cuda and cuda:N.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
     if threads is not None:

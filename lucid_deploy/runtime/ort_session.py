@@ -51,11 +51,13 @@ class OrtSession(Session[Any]):
         """See :meth:`Session.layer_arrays`."""
         return [(_to_numpy(k), _to_numpy(y)) for k, y in cache.layers]
 
-    def _empty_layers(self, batch: int) -> Layers:
-        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
-        empty = np.zeros(shape, dtype=_NUMPY_TYPES[self.dtype])
-        make = self._ort.OrtValue.ortvalue_from_numpy
-        return [(make(empty), make(empty)) for _ in range(self.config.num_hidden_layers)]
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+        kind = _NUMPY_TYPES[self.dtype]
+
+        def make(array: Array) -> Any:
+            return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array, dtype=kind))
+
+        return [(make(k), make(y)) for k, y in layers]
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run(self._prefill, input_ids, mask, positions, layers)

@@ -59,7 +59,23 @@ class Session(ABC, Generic[Tensor]):
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""
-        return Cache(np.ones((batch, 0), dtype=bool), self._empty_layers(batch))
+        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
+        empty = np.zeros(shape, dtype=np.float32)
+        layers = [(empty, empty) for _ in range(self.config.num_hidden_layers)]
+        return self.cache_from_arrays(layers, np.ones((batch, 0), dtype=bool))
+
+    def cache_from_arrays(self, layers: list[tuple[Array, Array]], mask: Array) -> Cache[Tensor]:
+        """Return a cache with given content.
+
+        Args:
+            layers: Per layer raw keys K and preconditioned values Y, float32 ``(B, KV, T, D)``.
+            mask: Bool ``(B, T)``, False at padding.
+        """
+        return Cache(mask, self._layers_from_arrays(layers))
+
+    def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
+        """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
+        return Cache(cache.mask, list(cache.layers))
 
     def prefill(
         self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None, chunk: int | None = None
@@ -152,7 +168,7 @@ class Session(ABC, Generic[Tensor]):
         """Return the cache's K and Y per layer as numpy arrays, float32 for half types, else in their own type."""
 
     @abstractmethod
-    def _empty_layers(self, batch: int) -> list[tuple[Tensor, Tensor]]: ...
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> list[tuple[Tensor, Tensor]]: ...
 
     @abstractmethod
     def _run_prefill(

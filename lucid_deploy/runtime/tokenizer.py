@@ -56,6 +56,10 @@ class TextStream:
         new, self._shown = text[len(self._shown) :], text
         return new
 
+    def rest(self) -> str:
+        """Return what is still held back; call it after the last token."""
+        return self.text[len(self._shown) :]
+
     @property
     def text(self) -> str:
         """All text so far."""

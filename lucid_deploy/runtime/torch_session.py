@@ -24,8 +24,9 @@ class TorchSession(Session[torch.Tensor]):
         """See :meth:`Session.layer_arrays`."""
         return [(_to_numpy(k), _to_numpy(y)) for k, y in cache.layers]
 
-    def _empty_layers(self, batch: int) -> Layers:
-        return self._model.empty_cache(batch)
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+        dtype = self._model.model.embed_tokens.weight.dtype
+        return [(self._tensor(k).to(dtype), self._tensor(y).to(dtype)) for k, y in layers]
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(input_ids, mask, positions, layers, decode=False)

@@ -1,0 +1,9 @@
+"""Benchmarks that are part of the product: contenders side by side, interleaved, outputs checked before they are timed.
+
+Each contender lives in a process of its own, so that its memory is its own, and only one of them works at a time.
+"""
+
+from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.bench.runner import Measurement, Plan, run_plan
+
+__all__ = ["Contender", "Measurement", "Plan", "run_plan"]

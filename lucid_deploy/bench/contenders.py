@@ -1,0 +1,74 @@
+"""What can be raced: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError, missing_extra
+
+if TYPE_CHECKING:
+    from lucid_deploy.runtime.session import Session
+
+KINDS = ("artifact", "torch-dense", "torch-blocked", "transformers")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One thing to measure.
+
+    Attributes:
+        name: How tables call it.
+        kind: ``artifact`` (in ``runtime``), ``torch-dense`` (PyTorch eager with the dense N×N solve), ``torch-blocked``
+            (PyTorch eager with this package's operators) or ``transformers`` (Hugging Face's Llama with standard
+            attention and PyTorch's fused kernel, of the artifact's shape, random weights).
+        artifact: Directory of the artifact that gives the weights, or the shape.
+        runtime: For ``artifact``: a runtime of :func:`lucid_deploy.runtime.open_session`.
+        threads: Threads within an operator; None lets the runtime choose.
+    """
+
+    name: str
+    kind: str
+    artifact: str
+    runtime: str = "auto"
+    threads: int | None = None
+
+    @property
+    def is_lucid(self) -> bool:
+        """Whether it computes the artifact's own function, so that its outputs can be compared."""
+        return self.kind != "transformers"
+
+
+def open_contender(contender: Contender) -> Session[Any]:
+    """Open a contender in this process.
+
+    Raises:
+        LucidError: An unknown kind, a missing package, or what :func:`lucid_deploy.runtime.open_session` raises.
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.runtime import open_session
+
+    artifact = open_artifact(contender.artifact)
+    if contender.kind == "artifact":
+        return open_session(artifact, contender.runtime, threads=contender.threads, allow_extrapolation=True)
+    import torch
+
+    if contender.threads is not None:
+        torch.set_num_threads(contender.threads)
+    if contender.kind in ("torch-dense", "torch-blocked"):
+        from lucid_deploy.runtime.artifact_weights import load_artifact_model
+        from lucid_deploy.runtime.torch_session import TorchSession
+
+        implementation = "reference" if contender.kind == "torch-dense" else "blocked"
+        return TorchSession(load_artifact_model(artifact, implementation=implementation), allow_extrapolation=True)
+    if contender.kind == "transformers":
+        return _open_transformers(artifact.config, artifact.manifest.dtype)
+    raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
+
+
+def _open_transformers(config: Any, dtype: str) -> Session[Any]:
+    try:
+        from lucid_deploy.bench.transformers_session import TransformersSession
+    except ImportError as error:
+        raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
+    return TransformersSession(config, dtype)

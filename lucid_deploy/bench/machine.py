@@ -1,0 +1,77 @@
+"""Where and with what a benchmark ran: without these, a number says nothing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PACKAGES = ("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores, memory, versions and, in a git checkout, the commit (marked if the tree has changes)."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+    }
+
+
+def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
+    """Measure how fast this machine copies memory with a thread a core, in bytes read plus bytes written a second.
+
+    Args:
+        size: Bytes copied in all, far more than the caches hold.
+        repeats: The best of so many counts.
+    """
+    count = len(os.sched_getaffinity(0))
+    source = [np.ones(size // count, dtype=np.uint8) for _ in range(count)]
+    target = [np.zeros_like(part) for part in source]
+    best = float("inf")
+    for _ in range(repeats + 1):
+        threads = [threading.Thread(target=np.copyto, args=pair) for pair in zip(target, source, strict=True)]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        best = min(best, time.perf_counter() - started)
+    return 2 * sum(part.nbytes for part in source) / best
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux: the platform module knows less, but something
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"

@@ -1,0 +1,149 @@
+"""Benchmark results as data, as a table, and as plots."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.bench.runner import Measurement, Plan
+from lucid_deploy.errors import missing_extra
+from lucid_deploy.inspection import ITEM_SIZE
+from lucid_deploy.model.config import LucidConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def build_report(
+    measurements: Sequence[Measurement],
+    opened: dict[str, dict[str, Any]],
+    plan: Plan,
+    machine: dict[str, Any],
+    bytes_read: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return everything as plain data.
+
+    Args:
+        measurements: From :func:`lucid_deploy.bench.run_plan`; the first contender is what others are compared with.
+        opened: From the same.
+        plan: The plan.
+        machine: From :func:`lucid_deploy.bench.machine.describe_machine`.
+        bytes_read: Per (stage, batch, length) as ``decode/1/8192``, the bytes a step must read at least.
+    """
+    first = measurements[0].contender
+    rows = []
+    for item in measurements:
+        base = next(m for m in measurements if (m.contender, _point(m)) == (first, _point(item)))
+        row = {**asdict(item), "median": item.median, "tokens_per_second": item.tokens_per_second}
+        row["ratio"] = paired_ratio(item.seconds, base.seconds)
+        needed = (bytes_read or {}).get("/".join(map(str, _point(item))))
+        if needed is not None:
+            row["bytes_per_second"] = needed / item.median
+        rows.append(row)
+    return {
+        "machine": machine,
+        "plan": asdict(plan),
+        "opened": opened,
+        "measurements": rows,
+        "exponents": exponents(measurements),
+    }
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """Return the ratio a/b round by round: rounds are interleaved, so a machine that slows down slows both."""
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+
+
+def exponents(measurements: Sequence[Measurement]) -> dict[str, float]:
+    """Fit seconds ∝ length^e per contender, stage and batch, where there are three lengths or more."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for item in measurements:
+        series.setdefault(f"{item.contender}, {item.stage}, batch {item.batch}", []).append((item.length, item.median))
+    fitted = {}
+    for name, points in series.items():
+        if len(points) >= 3:
+            length, seconds = np.log(np.array(points, dtype=float)).T
+            fitted[name] = float(np.polyfit(length, seconds, 1)[0])
+    return fitted
+
+
+def decode_bytes(config: LucidConfig, dtype: str, weights: int, batch: int, context: int) -> int:
+    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
+    size = ITEM_SIZE[dtype]
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context * batch * size
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * size
+    return weights - embedding + cache
+
+
+def table(report: dict[str, Any]) -> Table:
+    """Return the measurements as a table a person reads."""
+    from rich.table import Table
+
+    out = Table("stage", "batch", "tokens", "contender", "ms", "spread", "tokens/s", "ratio", "peak MiB", "GB/s")
+    for row in report["measurements"]:
+        spread = (max(row["seconds"]) - min(row["seconds"])) / row["median"]
+        speed = row.get("bytes_per_second")
+        out.add_row(
+            row["stage"],
+            str(row["batch"]),
+            str(row["length"]),
+            row["contender"],
+            f"{1e3 * row['median']:.2f}",
+            f"{100 * spread:.0f} %",
+            f"{row['tokens_per_second']:.0f}",
+            f"{row['ratio']['median']:.3f}",
+            f"{row['peak'] / 2**20:.0f}",
+            "" if speed is None else f"{speed / 1e9:.1f}",
+        )
+    return out
+
+
+def plot(report: dict[str, Any], directory: Path) -> list[Path]:
+    """Draw time, ratio to the first contender, and peak memory against length, one PNG per stage.
+
+    Raises:
+        LucidError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("matplotlib", "bench", "draw plots") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    rows = report["measurements"]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+        quantities = (
+            ("time (ms)", lambda row: 1e3 * row["median"]),
+            (f"time over {rows[0]['contender']}", lambda row: row["ratio"]["median"]),
+            ("peak memory (MiB)", lambda row: row["peak"] / 2**20),
+        )
+        keys = dict.fromkeys((row["contender"], row["batch"]) for row in rows if row["stage"] == stage)
+        for axis, (label, value) in zip(axes, quantities, strict=True):
+            for name, batch in keys:
+                mine = [row for row in rows if (row["stage"], row["contender"], row["batch"]) == (stage, name, batch)]
+                lengths = [row["length"] for row in mine]
+                axis.plot(lengths, [value(row) for row in mine], marker="o", label=f"{name}, batch {batch}")
+            axis.set(xlabel="tokens", ylabel=label, xscale="log")
+            axis.grid(alpha=0.3)
+        axes[0].set_yscale("log")
+        axes[0].legend(fontsize="small")
+        figure.suptitle(f"{stage}: {report['machine']['processor']}, {report['machine']['cores']} cores")
+        path = directory / f"{stage}.png"
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+        written.append(path)
+    return written
+
+
+def _point(item: Measurement) -> tuple[str, int, int]:
+    return item.stage, item.batch, item.length

@@ -1,0 +1,192 @@
+"""Races contenders: outputs first, then rounds in which every contender takes every measurement once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.errors import CheckFailed, LucidError
+
+# Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
+# before timing; how right it is, is what `lucid-deploy verify` answers with derived gates.
+_SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        lengths: Prompt lengths and contexts, in tokens.
+        batches: Rows.
+        stages: ``prefill``, ``decode`` or both.
+        repeats: Rounds that count; one more warms up.
+        chunk: Tokens of a prefill that run at once; None is all.
+        steps: Decode steps timed in a row.
+    """
+
+    lengths: tuple[int, ...]
+    batches: tuple[int, ...] = (1,)
+    stages: tuple[str, ...] = ("prefill", "decode")
+    repeats: int = 5
+    chunk: int | None = None
+    steps: int = 8
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All rounds of one contender at one point.
+
+    Attributes:
+        contender: Its name.
+        stage: ``prefill`` (seconds to the first token's logits) or ``decode`` (seconds a step).
+        batch: Rows.
+        length: Prompt tokens, or tokens of context.
+        seconds: One number a round.
+        peak: Most resident memory of its process while it was timed, bytes.
+    """
+
+    contender: str
+    stage: str
+    batch: int
+    length: int
+    seconds: tuple[float, ...]
+    peak: int
+
+    @property
+    def median(self) -> float:
+        """Median of the rounds, seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all rows a second: prompt tokens in prefill, new tokens in decode."""
+        return self.batch * (self.length if self.stage == "prefill" else 1) / self.median
+
+
+class WorkerProcess:
+    """A contender's process. Use as a context manager."""
+
+    def __init__(self, contender: Contender) -> None:
+        self.contender = contender
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "lucid_deploy.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def __enter__(self) -> WorkerProcess:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+    def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer.
+
+        Raises:
+            LucidError: The command failed, or the process died (killed for memory, most likely).
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"op": op, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise LucidError(f"The process of {self.contender.name} died in {op} {arguments} (out of memory?).")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise LucidError(f"{self.contender.name}, {op}: {answer['error']}")
+        return answer
+
+
+def run_plan(
+    contenders: list[Contender],
+    plan: Plan,
+    dtype: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[Measurement], dict[str, dict[str, Any]]]:
+    """Check the contenders' outputs, then time them.
+
+    Args:
+        contenders: Those of one artifact's weights are compared with each other before anything is timed.
+        plan: What to measure.
+        dtype: Type of the artifacts, which says how closely outputs must agree.
+        progress: Called with (what is being done, measurements done, in all).
+
+    Returns:
+        The measurements, and per contender's name seconds and memory of opening it.
+
+    Raises:
+        CheckFailed: Two contenders of the same weights disagree.
+        LucidError: A contender cannot be opened or run.
+    """
+    report = progress or (lambda *_: None)
+    points = [(s, b, n) for s in plan.stages for b in plan.batches for n in plan.lengths]
+    total = len(points) * (plan.repeats + 1) * len(contenders)
+    workers: list[WorkerProcess] = []
+    try:
+        opened = {}
+        for contender in contenders:
+            report(f"Opening {contender.name}", 0, total)
+            worker = WorkerProcess(contender)
+            workers.append(worker)
+            fields = ("name", "kind", "artifact", "runtime", "threads")
+            opened[contender.name] = worker.ask("open", **{field: getattr(contender, field) for field in fields})
+        _check_outputs(workers, dtype)
+        measurements, done = [], 0
+        for stage, batch, length in points:
+            rounds: dict[str, list[dict[str, Any]]] = {worker.contender.name: [] for worker in workers}
+            for _ in range(plan.repeats + 1):
+                for worker in workers:
+                    report(f"{stage}, batch {batch}, {length} tokens", done, total)
+                    rounds[worker.contender.name].append(_measure(worker, plan, stage, batch, length))
+                    done += 1
+            for name, answers in rounds.items():
+                counted = answers[1:]
+                seconds = tuple(answer["seconds"] for answer in counted)
+                peak = max(answer["peak"] for answer in counted)
+                measurements.append(Measurement(name, stage, batch, length, seconds, peak))
+        return measurements, opened
+    finally:
+        for worker in workers:
+            worker.__exit__(None, None, None)
+
+
+def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:
+    if stage == "prefill":
+        return worker.ask("prefill", batch=batch, length=length, chunk=plan.chunk)
+    return worker.ask("decode", batch=batch, context=length, steps=plan.steps)
+
+
+def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
+    first: dict[str, tuple[str, Any]] = {}
+    for worker in workers:
+        contender = worker.contender
+        if not contender.is_lucid:
+            continue
+        logits = np.asarray(worker.ask("logits", seed=1, length=150)["logits"])
+        name, wanted = first.setdefault(contender.artifact, (contender.name, logits))
+        error = float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted))
+        if not error <= _SAME[dtype]:
+            raise CheckFailed(
+                f"{contender.name} and {name} disagree by {error:.1e} on the same weights; nothing was timed. "
+                f"Run: lucid-deploy verify {contender.artifact}"
+            )

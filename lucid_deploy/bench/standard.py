@@ -1,0 +1,40 @@
+"""The fair baseline: the same shape and weights with standard attention, exported by the same toolkit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.checkpoint import resolve
+
+
+def export_standard(artifact: Artifact, scratch: Path) -> Path:
+    """Export an artifact's checkpoint once more, as if its attention were standard.
+
+    Args:
+        artifact: The LUCID artifact.
+        scratch: A directory for the files.
+
+    Raises:
+        LucidError: The checkpoint it was exported from is no longer there.
+    """
+    source = resolve(artifact.manifest.source).resolve()
+    if not (source / "config.json").is_file():
+        raise LucidError(
+            f"The standard-attention baseline takes its weights from {source}, which is no longer there. "
+            "Export the artifact again, or leave out --baseline standard."
+        )
+    checkpoint = scratch / "standard-checkpoint"
+    checkpoint.mkdir()
+    for path in source.iterdir():
+        if path.name != "config.json":
+            (checkpoint / path.name).symlink_to(path)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}), encoding="utf-8")
+    manifest = artifact.manifest
+    target = scratch / "standard"
+    export(checkpoint, target, ExportOptions(dtype=manifest.dtype, logits=manifest.logits))
+    return target

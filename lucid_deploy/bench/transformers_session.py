@@ -1,0 +1,67 @@
+"""Hugging Face's Llama with PyTorch's fused attention, behind the session interface, for benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.runtime.session import Array, Cache, Session
+
+Layers = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+class TransformersSession(Session[torch.Tensor]):
+    """Standard attention of a configuration's shape, with random weights.
+
+    Its cache is handed over layer by layer, without copies, in the form transformers itself uses.
+    """
+
+    def __init__(self, config: LucidConfig, dtype: str) -> None:
+        super().__init__(config, dtype, "transformers", allow_extrapolation=True)
+        shape = LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )
+        shape._attn_implementation = "sdpa"
+        self._model = LlamaForCausalLM(shape).to(getattr(torch, dtype)).eval().requires_grad_(False)
+
+    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, Array]]:
+        """See :meth:`Session.layer_arrays`."""
+        return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+        dtype = getattr(torch, self.dtype)
+        return [(torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype)) for k, v in layers]
+
+    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(input_ids, mask, positions, layers)
+
+    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(input_ids, mask, positions, layers)
+
+    def _run(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        past = DynamicCache()
+        for index, (k, v) in enumerate(layers):
+            if k.shape[2]:
+                past.update(k, v, index)
+        arguments: dict[str, Any] = {} if mask.all() else {"attention_mask": torch.from_numpy(mask.astype("int64"))}
+        with torch.inference_mode():
+            out = self._model(
+                torch.from_numpy(input_ids),
+                past_key_values=past,
+                position_ids=torch.from_numpy(positions.copy()),
+                logits_to_keep=1,
+                **arguments,
+            )
+        present = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        return out.logits.float().numpy(), present

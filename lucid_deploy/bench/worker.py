@@ -1,0 +1,105 @@
+"""The process of one contender: reads commands as JSON lines on stdin, answers on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime.session import Cache, Session
+
+
+def resident_bytes(field: str) -> int:
+    """Return ``VmRSS`` (now) or ``VmHWM`` (peak since the last reset) of this process, in bytes."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise LucidError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
+
+
+def _reset_peak() -> None:
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")
+
+
+class Worker:
+    """Holds the session and, between decode measurements, a filled cache."""
+
+    def __init__(self, contender: Contender) -> None:
+        started = time.perf_counter()
+        self.session: Session[Any] = open_contender(contender)
+        self.seconds_to_open = time.perf_counter() - started
+        self._filled: tuple[tuple[int, int], Cache[Any]] | None = None
+
+    def open(self) -> dict[str, Any]:
+        """Say how long opening took and how much memory it left occupied."""
+        return {"seconds": self.seconds_to_open, "resident": resident_bytes("VmRSS"), "runtime": self.session.runtime}
+
+    def logits(self, seed: int, length: int) -> dict[str, Any]:
+        """Prefill all but the last of random tokens, decode that one, and return the two rows of logits."""
+        ids = np.random.default_rng(seed).integers(0, self.session.config.vocab_size, (1, length))
+        cache = self.session.empty_cache(1)
+        rows = [self.session.prefill(ids[:, :-1], cache), self.session.decode(ids[:, -1:], cache)]
+        return {"logits": [row[0, -1].astype(float).tolist() for row in rows]}
+
+    def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
+        """Time one prefill of random tokens into an empty cache."""
+        self._filled = None
+        ids = np.random.default_rng(0).integers(0, self.session.config.vocab_size, (batch, length))
+        cache = self.session.empty_cache(batch)
+        _reset_peak()
+        started = time.perf_counter()
+        self.session.prefill(ids, cache, chunk=chunk)
+        return {"seconds": time.perf_counter() - started, "peak": resident_bytes("VmHWM")}
+
+    def decode(self, batch: int, context: int, steps: int) -> dict[str, Any]:
+        """Time decode steps after a context of random keys and values; the result is seconds per step."""
+        if self._filled is None or self._filled[0] != (batch, context):
+            self._filled = ((batch, context), self._random_cache(batch, context))
+        cache = self.session.fork(self._filled[1])
+        token = np.ones((batch, 1), dtype=np.int64)
+        self.session.decode(token, cache)  # the first step of a context pays for allocation
+        _reset_peak()
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.session.decode(token, cache)
+        return {"seconds": (time.perf_counter() - started) / steps, "peak": resident_bytes("VmHWM")}
+
+    def _random_cache(self, batch: int, context: int) -> Cache[Any]:
+        config, rng = self.session.config, np.random.default_rng(0)
+        shape = (batch, config.num_key_value_heads, context, config.head_dim)
+
+        def draw() -> Any:
+            return rng.standard_normal(shape, dtype=np.float32)
+
+        layers = [(draw(), draw()) for _ in range(config.num_hidden_layers)]
+        return self.session.cache_from_arrays(layers, np.ones((batch, context), dtype=bool))
+
+
+def main() -> None:
+    """Serve commands until stdin ends. A fault is an answer too, with the key ``error``."""
+    worker: Worker | None = None
+    for line in sys.stdin:
+        command = json.loads(line)
+        operation = command.pop("op")
+        try:
+            if operation == "open":
+                worker = Worker(Contender(**command))
+                answer = worker.open()
+            else:
+                assert worker is not None
+                answer = getattr(worker, operation)(**command)
+        except Exception as error:  # noqa: BLE001 (handed to the process that asked)
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

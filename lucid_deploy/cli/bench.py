@@ -1,0 +1,137 @@
+"""``lucid-deploy bench``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.bench import Contender
+
+BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers")
+
+
+class _Numbers(click.ParamType):
+    """Whole numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(item) for item in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers such as 512,2048.", param, ctx)
+        if min(numbers) < 1:
+            self.fail(f"{value!r} must hold positive numbers.", param, ctx)
+        return numbers
+
+
+@click.command("bench")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path())
+@click.option("--lengths", type=_Numbers(), default="512,2048", show_default=True, help="Prompt lengths and contexts.")
+@click.option("--batches", type=_Numbers(), default="1", show_default=True, help="Numbers of rows.")
+@click.option("--stages", default="prefill,decode", show_default=True, help="prefill, decode, or both with a comma.")
+@click.option(
+    "--baseline",
+    "baselines",
+    type=click.Choice(BASELINES),
+    multiple=True,
+    help="Also measure: the shape with standard attention, exported alike; PyTorch eager with the dense solve; PyTorch "
+    "with our operators; transformers' Llama. May be given several times.",
+)
+@click.option(
+    "--runtime", default="auto", show_default=True, help="What runs the artifacts: auto, onnxruntime or torch."
+)
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds that count.")
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
+@click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads within an operator; default: the runtime's choice."
+)
+@click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
+@click.option("--json", "json_target", metavar="FILE", help="Write results as JSON to FILE; - is stdout.")
+def command(
+    artifacts: tuple[str, ...],
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    stages: str,
+    baselines: tuple[str, ...],
+    runtime: str,
+    repeats: int,
+    steps: int,
+    prefill_chunk: int | None,
+    threads: int | None,
+    plot_directory: str | None,
+    json_target: str | None,
+) -> None:
+    """Measure prefill and decode of artifacts and baselines, side by side.
+
+    Outputs are compared before anything is timed. Rounds are interleaved, so a machine that slows down slows all alike;
+    ratios are to the first artifact, round by round.
+
+    Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048 --plot ./plots
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.bench import Contender, Plan, run_plan
+    from lucid_deploy.bench.machine import copy_bandwidth, describe_machine
+    from lucid_deploy.bench.report import build_report, plot, table
+    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.errors import LucidError
+
+    chosen = tuple(stages.split(","))
+    if not set(chosen) <= {"prefill", "decode"}:
+        raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
+    plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
+    first = open_artifact(artifacts[0])
+    contenders = [Contender(Path(path).name, "artifact", path, runtime, threads) for path in artifacts]
+    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
+        for name in baselines:
+            contenders.append(_baseline(name, first, Path(scratch), runtime, threads))
+        names = [contender.name for contender in contenders]
+        if len(set(names)) < len(names):
+            raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
+        bandwidth = copy_bandwidth()
+        measurements, opened = run_plan(contenders, plan, first.manifest.dtype, update)
+    machine = {**describe_machine(), "copy_bytes_per_second": bandwidth}
+    report = build_report(measurements, opened, plan, machine, _bytes(first, plan))
+    if json_target is not None:
+        write_json(report, json_target)
+    if plot_directory is not None:
+        plot(report, Path(plot_directory))
+    if json_target != "-":
+        console_out.print(table(report))
+        for name, value in report["exponents"].items():
+            console_out.print(f"{name}: time grows as length^{value:.2f}")
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        console_out.print(
+            f"{machine['processor']}, {machine['cores']} cores, copies {bandwidth / 1e9:.1f} GB/s (read + write); "
+            f"{versions}; commit {machine['commit']}",
+            soft_wrap=True,
+        )
+
+
+def _baseline(name: str, artifact: Any, scratch: Path, runtime: str, threads: int | None) -> Contender:
+    from lucid_deploy.bench import Contender
+
+    if name != "standard":
+        return Contender(name, name, str(artifact.directory), threads=threads)
+    from lucid_deploy.bench.standard import export_standard
+
+    return Contender(name, "artifact", str(export_standard(artifact, scratch)), runtime, threads)
+
+
+def _bytes(artifact: Any, plan: Any) -> dict[str, int]:
+    from lucid_deploy.artifact import WEIGHTS
+    from lucid_deploy.bench.report import decode_bytes
+
+    weights = artifact.manifest.files[WEIGHTS]["size"]
+    return {
+        f"decode/{batch}/{length}": decode_bytes(artifact.config, artifact.manifest.dtype, weights, batch, length)
+        for batch in plan.batches
+        for length in plan.lengths
+    }

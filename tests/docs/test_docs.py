@@ -1,0 +1,60 @@
+"""Docs and code say the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from lucid_deploy.cli import COMMANDS, main
+from lucid_deploy.export.trace import graph_inputs, graph_outputs
+from lucid_deploy.model.config import LucidConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_contract_in_the_docs_is_the_contract_in_the_code() -> None:
+    config = LucidConfig(7, 8, 8, 1, 2, 1, 4, 1e-5, 16)
+    names = {1: "kv_heads", 4: "head_dim", 7: "vocab"}
+    rows = re.findall(r"^\| `([\w.{}]+)` \| (\w+) \| (\[.+?\]) \| (\[.+?\]) \|$", (ROOT / "docs/artifact.md").read_text(), re.M)
+    assert len(rows) == 8
+    documented = {name.replace("{i}", "0"): (kind, prefill, decode) for name, kind, prefill, decode in rows}
+    for column, stage in ((1, "prefill"), (2, "decode")):
+        for info in (*graph_inputs(config, stage, "cache"), *graph_outputs(config, stage, "cache", "last")):
+            position = 1 if "key_values" in info.name or "present" in info.name else -1
+            shape = [
+                names.get(axis, axis) if (i == position or axis in (4, 7)) else axis for i, axis in enumerate(info.shape)
+            ]
+            assert documented[info.name][0] == info.dtype
+            assert documented[info.name][column] == "[" + ", ".join(map(str, shape)) + "]"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
+    """Every `lucid-deploy …` in a code block names a command and options that exist."""
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"```\w*\n(.*?)```", text, re.S)).replace("\\\n", " ")
+    for line in re.findall(r"^(?:\$ )?lucid-deploy (.+)$", blocks, re.M):
+        words = line.split()
+        if words[0].startswith("-"):
+            continue
+        command = main.get_command(click.Context(main), words[0])
+        assert command is not None, line
+        known = {name for parameter in command.params for name in parameter.opts}
+        used = {word.split("=")[0] for word in words if re.match(r"-{1,2}[a-zA-Z]", word)}
+        assert used <= known, f"{line}: {used - known}"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for command in COMMANDS:
+        assert f"lucid-deploy {command}" in readme, command
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
