@@ -192,8 +192,8 @@ class LucidForCausalLM(nn.Module):
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
             last_only: Compute logits of each row's last token alone.
-            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)`` with
-                so many tokens in them, ``attention_mask`` is ``(B, M)``, and the new row is written behind the last.
+            cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
+                with so many tokens in them, ``attention_mask`` is ``(B, M)``, and the new row is written behind the last.
 
         Returns:
             Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),

@@ -65,7 +65,8 @@ class Sampler:
 
 def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     """Return the distribution that is sampled: temperature, top-k, top-p in this order; float64 ``(vocab,)``."""
-    scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
+    with np.errstate(over="ignore"):  # the temperature may be almost 0
+        scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     order = np.argsort(-scaled, kind="stable")
     keep = order[: sampling.top_k] if sampling.top_k else order
     probabilities = np.exp(scaled[keep] - scaled[keep[0]])

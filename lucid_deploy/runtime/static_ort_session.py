@@ -1,6 +1,6 @@
 """onnxruntime with a static cache: buffers bound once, each new row written in place.
 
-Prefill works on growing tensors. The first decode step moves them into buffers with room to spare; when the room is used
+Prefill works on growing tensors. The first decode step moves them into buffers with room to spare; when it is used
 up, larger buffers take their place. Until then every step reads and writes the same memory.
 """
 
@@ -58,7 +58,7 @@ class StaticOrtSession(OrtSession):
         past = mask.shape[1] - input_ids.shape[1]
         make = self._ort.OrtValue.ortvalue_from_numpy
         values = [tuple(make(np.ascontiguousarray(x[:, :, :past])) for x in pair) for pair in layers]
-        logits, present = super()._run_prefill(input_ids, mask, positions, values)  # type: ignore[arg-type]
+        logits, present = super()._run_prefill(input_ids, mask, positions, values)
         return logits, [(k.numpy(), y.numpy()) for k, y in present]
 
     def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
