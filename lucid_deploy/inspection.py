@@ -39,8 +39,8 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes needed to decode with a given batch and context.
 
-    A growing cache exists twice while a token is computed, once as past and once as present, layer by layer: the whole
-    past, and the present of all layers before the session lets the past go.
+    A growing cache exists twice while a token is computed: the past of all layers, and their present. A static one exists
+    once, with up to an eighth more room than it holds.
 
     Args:
         artifact: The opened artifact.
@@ -50,6 +50,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     config, size = artifact.config, ITEM_SIZE[artifact.manifest.dtype]
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
     cache = batch * context * per_token
+    while_decoding = cache + cache // 8 if artifact.manifest.cache == "static" else 2 * cache
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     return {
         "batch": batch,
@@ -57,8 +58,8 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "weights": weights,
         "cache_per_token": per_token,
         "cache": cache,
-        "cache_while_decoding": 2 * cache,
-        "total": weights + 2 * cache,
+        "cache_while_decoding": while_decoding,
+        "total": weights + while_decoding,
     }
 
 

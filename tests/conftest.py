@@ -75,12 +75,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     root = tmp_path_factory.mktemp("exported")
     done: dict[str, tuple[Path, Path]] = {}
 
-    def get(dtype: str = "float32", logits: str = "last", **changes: Any) -> tuple[Path, Artifact]:
-        key = json.dumps([dtype, logits, changes], sort_keys=True)
+    def get(
+        dtype: str = "float32", logits: str = "last", cache: str = "growing", **changes: Any
+    ) -> tuple[Path, Artifact]:
+        key = json.dumps([dtype, logits, cache, changes], sort_keys=True)
         if key not in done:
             checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
             target = root / f"artifact{len(done)}"
-            export(checkpoint, target, ExportOptions(dtype, logits))
+            export(checkpoint, target, ExportOptions(dtype, logits, cache=cache))
             done[key] = (checkpoint, target)
         checkpoint, target = done[key]
         return checkpoint, open_artifact(target)

@@ -58,8 +58,8 @@ def _show(facts: dict[str, Any]) -> None:
     memory = facts["memory"]
     console_out.print(
         f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
-        f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token), twice that while a token is "
-        f"computed; in all {human_size(memory['total'])} plus what the runtime needs itself",
+        f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token), "
+        f"{human_size(memory['cache_while_decoding'])} while a token is computed; in all {human_size(memory['total'])} plus what the runtime needs itself",
         soft_wrap=True,
     )
 
