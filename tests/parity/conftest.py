@@ -1,0 +1,29 @@
+import pytest
+from small_models import session, small_model
+
+from lucid_deploy.parity import prepare
+
+
+@pytest.fixture(scope="session")
+def model():
+    """LUCID attention with RoPE and a short context: prompts of 35 tokens, 8 decode steps."""
+    return small_model(max_position_embeddings=48)
+
+
+@pytest.fixture(scope="session")
+def targets(model):
+    import torch
+
+    embeddings = model.model.embed_tokens.weight.numpy()
+    return prepare(session(model), session(model, torch.float64), steps=8, embeddings=embeddings)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """These models are too small for two threads, which would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
