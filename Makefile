@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-artifact
 WORKERS ?= auto
+PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
+	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lucid-deploy export demo --output $(DEMO) --overwrite
 	$(BIN)/lucid-deploy verify $(DEMO)
-	$(BIN)/lucid-deploy run $(DEMO) --prompt "$$($(BIN)/python -m lucid_deploy.recall)"
+	@echo 'Prompt: $(PROMPT)'
+	$(BIN)/lucid-deploy run $(DEMO) --prompt '$(PROMPT)'
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

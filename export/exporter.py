@@ -30,9 +30,9 @@ from lucid_deploy.version import __version__
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
-
     from lucid_deploy.model.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -80,6 +80,10 @@ def export(
     _check_request(output, options)
     source = Checkpoint(checkpoint)
     _check_target(source.directory, output)
+    # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
+    import lucid_deploy.export.functions
+    import lucid_deploy.export.trace  # noqa: F401
+
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,6 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
     from lucid_deploy.export.operators import OPSET, VERSION
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
-
     from lucid_deploy.model.checkpoint import DEMO, expected_shapes
 
     traced: dict[str, Traced] = {}

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from lucid_deploy.export.operators import DOMAIN, VERSION
 from onnxscript import opset23 as op
 from onnxscript import script, values
+
+from lucid_deploy.export.operators import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
 _LEAF = 32  # smallest diagonal block, inverted with dense masked products

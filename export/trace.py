@@ -7,10 +7,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
-
-from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.model.config import LucidConfig
 
 if TYPE_CHECKING:

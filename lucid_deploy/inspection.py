@@ -39,8 +39,8 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes needed to decode with a given batch and context.
 
-    A growing cache exists twice while a token is computed: the past of all layers, and their present. A static one exists
-    once, with up to an eighth more room than it holds.
+    A growing cache exists twice while a token is computed: the past of all layers, and their present. A static one
+    exists once, with up to an eighth more room than it holds.
 
     Args:
         artifact: The opened artifact.

@@ -39,7 +39,7 @@ MakeCheckpoint = Callable[..., Path]
 
 
 def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> Path:
-    """Write a random checkpoint whose keys are correlated, as trained ones are: without that, any wrong solve passes."""
+    """Write a random checkpoint whose keys are correlated, as trained ones are: else any wrong solve passes."""
     raw = {**TINY, **changes}
     config = parse_config(raw, "test configuration")
     torch.manual_seed(seed)

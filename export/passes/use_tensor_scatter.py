@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+
 from lucid_deploy.export.operators import DOMAIN, OPSET_STATIC, SCATTER_ROW
 
 

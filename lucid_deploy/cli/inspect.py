@@ -59,7 +59,8 @@ def _show(facts: dict[str, Any]) -> None:
     console_out.print(
         f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
         f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token), "
-        f"{human_size(memory['cache_while_decoding'])} while a token is computed; in all {human_size(memory['total'])} plus what the runtime needs itself",
+        f"{human_size(memory['cache_while_decoding'])} while a token is computed; "
+        f"in all {human_size(memory['total'])} plus what the runtime needs itself",
         soft_wrap=True,
     )
 

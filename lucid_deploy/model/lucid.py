@@ -193,7 +193,7 @@ class LucidForCausalLM(nn.Module):
             decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
             last_only: Compute logits of each row's last token alone.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
-                with so many tokens in them, ``attention_mask`` is ``(B, M)``, and the new row is written behind the last.
+                with so many tokens in them, ``attention_mask`` is ``(B, M)``, the new row is written behind the last.
 
         Returns:
             Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),

@@ -88,5 +88,5 @@ def test_nothing_is_timed_when_outputs_disagree(exported: Exported, tmp_path: Pa
 
 
 def test_a_contender_that_cannot_be_opened_is_named(exported: Exported, tmp_path: Path) -> None:
-    with pytest.raises(LucidError, match="ghost, open: .*no such directory"):
+    with pytest.raises(LucidError, match=r"ghost, open: .*no such directory"):
         run_plan([Contender("ghost", "artifact", str(tmp_path / "none"))], Plan((8,)), "float32")

@@ -93,7 +93,7 @@ def test_the_artifact_works_from_any_directory(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, artifact = exported()
-    moved = Path(shutil.copytree(artifact.directory, tmp_path / "elsewhere" / "moved"))
+    shutil.copytree(artifact.directory, tmp_path / "elsewhere" / "moved")
     monkeypatch.chdir(tmp_path)
     session = open_session("elsewhere/moved")
     tokens = np.array([[3, 5, 7]])

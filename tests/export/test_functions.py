@@ -78,7 +78,9 @@ def error(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
-@pytest.mark.parametrize(("n", "past"), [(1, 0), (1, 1), (31, 0), (33, 5), (64, 0), (65, 100), (200, 1), (257, 0), (700, 41)])
+@pytest.mark.parametrize(
+    ("n", "past"), [(1, 0), (1, 1), (31, 0), (33, 5), (64, 0), (65, 100), (200, 1), (257, 0), (700, 41)]
+)
 def test_precondition(sessions, n: int, past: int, correlation: float, padded: bool) -> None:
     dtype, session = sessions
     _, k, v, mask = inputs(past + n, correlation, padded, dtype)
@@ -101,7 +103,8 @@ def test_decode_attention(sessions, past: int, correlation: float, padded: bool)
     arguments = (q[:, :, -1:], k[:, :, -1:], v[:, :, -1:], k[:, :, :-1], y[:, :, :-1])
     exact = decode_attention(*(x.double() for x in arguments), mask, implementation="reference")
     baseline = decode_attention(*arguments, mask, implementation="reference")
-    got = run(session["DecodeAttention"], **dict(zip(("Q", "K_new", "V_new", "K", "Y"), arguments, strict=True)), mask=mask)
+    named = dict(zip(("Q", "K_new", "V_new", "K", "Y"), arguments, strict=True))
+    got = run(session["DecodeAttention"], **named, mask=mask)
     for ours, plain, wanted in zip(got, baseline, exact, strict=True):
         assert error(ours, wanted) <= 4 * error(plain, wanted) + torch.finfo(k.dtype).eps
 

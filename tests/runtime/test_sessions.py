@@ -17,7 +17,11 @@ from lucid_deploy.runtime import Session, open_session
 from lucid_deploy.runtime.torch_session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
-CONFIGURATIONS: list[dict[str, Any]] = [{}, {"attention_type": "llama"}, {"use_rope": False, "tie_word_embeddings": True}]
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"attention_type": "llama"},
+    {"use_rope": False, "tie_word_embeddings": True},
+]
 
 
 @pytest.fixture(params=range(len(CONFIGURATIONS)), ids=["lucid", "llama", "no rope, tied"])

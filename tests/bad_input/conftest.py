@@ -1,0 +1,103 @@
+"""How a refusal has to look, and how to damage an artifact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+
+Refused = Callable[..., str]
+
+
+def snapshot(directory: Path) -> dict[str, str]:
+    """Everything below a directory, hidden files included, and a digest of each file."""
+    return {
+        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in directory.rglob("*")
+    }
+
+
+def one_message(stdout: str, stderr: str) -> str:
+    assert stdout == ""
+    lines = stderr.splitlines()
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def in_this_process(arguments: list[str], stdin: bytes | None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, arguments, input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def in_its_own_process(arguments: list[str], stdin: bytes | None) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "lucid_deploy.cli", *arguments]
+    result = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
+    return result.returncode, result.stdout.decode(), result.stderr.decode()
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Refused:
+    """Run a command that must be refused: exit status, one message, nothing on stdout, no file changed or left.
+
+    ``refused(*arguments, exit_code=2, stdin=None, process=False)`` returns the message; ``process`` runs the command
+    line in a process of its own.
+    """
+
+    def run(*arguments: Any, exit_code: int = 2, stdin: bytes | None = None, process: bool = False) -> str:
+        before = snapshot(tmp_path)
+        execute = in_its_own_process if process else in_this_process
+        code, stdout, stderr = execute([str(item) for item in arguments], stdin)
+        message = one_message(stdout, stderr)
+        assert code == exit_code, message
+        assert snapshot(tmp_path) == before
+        return message
+
+    return run
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave tracing out, which takes seconds, for exports that fail while they write weights."""
+    traced = SimpleNamespace(transposed=frozenset())
+    monkeypatch.setattr("lucid_deploy.export.trace.trace", lambda *_: traced)
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+@pytest.fixture
+def change_manifest() -> Callable[[Path, Change], None]:
+    """Return a function that edits an artifact's manifest: ``change_manifest(artifact, change)``."""
+
+    def edit(artifact: Path, change: Change) -> None:
+        manifest = artifact / "lucid.json"
+        data = json.loads(manifest.read_text())
+        change(data)
+        manifest.write_text(json.dumps(data))
+
+    return edit
+
+
+@pytest.fixture
+def replace_file(change_manifest: Callable[[Path, Change], None]) -> Callable[[Path, str, bytes], None]:
+    """Return a function that replaces a file so that the manifest agrees, as one who means harm would."""
+
+    def replace(artifact: Path, name: str, content: bytes) -> None:
+        (artifact / name).write_bytes(content)
+        facts = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        change_manifest(artifact, lambda data: data["files"].update({name: facts}))
+
+    return replace

@@ -1,0 +1,175 @@
+"""Artifacts that are damaged, of another version, or made to do harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+Refused = Callable[..., str]
+ChangeManifest = Callable[[Path, Callable[[dict[str, Any]], Any]], None]
+ReplaceFile = Callable[[Path, str, bytes], None]
+Exported = Callable[..., tuple[Path, Any]]
+
+
+@pytest.fixture
+def refused_run(refused: Refused) -> Refused:
+    """Return a function that runs an artifact and expects a refusal."""
+    return lambda artifact, *options, **how: refused("run", artifact, "--prompt-ids", "5,6", *options, **how)
+
+
+def test_missing_directory(refused_run: Refused, tmp_path: Path) -> None:
+    assert "There is no artifact at" in refused_run(tmp_path / "nothing")
+
+
+def test_a_checkpoint_given_as_artifact(refused_run: Refused, make_checkpoint: Callable[..., Path]) -> None:
+    assert "It looks like a checkpoint; export it first" in refused_run(make_checkpoint())
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "decode.onnx", "config.json"])
+def test_a_file_that_was_cut(refused_run: Refused, artifact_copy: Path, name: str) -> None:
+    path = artifact_copy / name
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1])
+    message = refused_run(artifact_copy, exit_code=1)
+    assert f"{path} has {size - 1} bytes, its manifest says {size}" in message
+
+
+def test_a_file_that_is_missing(refused_run: Refused, artifact_copy: Path) -> None:
+    (artifact_copy / "weights.bin").unlink()
+    assert "weights.bin is missing" in refused_run(artifact_copy, exit_code=1)
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["", "process"])
+def test_weights_swapped_for_others_of_the_same_size(refused: Refused, artifact_copy: Path, process: bool) -> None:
+    weights = artifact_copy / "weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    message = refused("inspect", artifact_copy, "--check", exit_code=1, process=process)
+    assert "sha256 of weights.bin differs" in message
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_weights_that_give_no_numbers(refused_run: Refused, artifact_copy: Path, runtime: str) -> None:
+    weights = artifact_copy / "weights.bin"
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+    assert "not finite" in refused_run(artifact_copy, "--runtime", runtime, exit_code=1)
+
+
+def test_a_newer_format_version(refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest) -> None:
+    change_manifest(artifact_copy, lambda data: data.update(format_version=99, dtype="float3"))
+    message = refused_run(artifact_copy)
+    assert "has artifact format 99" in message
+    assert "Upgrade lucid-deploy" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format_version": "1"}'])
+def test_a_manifest_of_another_form(refused_run: Refused, artifact_copy: Path, content: bytes) -> None:
+    (artifact_copy / "lucid.json").write_bytes(content)
+    assert str(artifact_copy) in refused_run(artifact_copy)
+
+
+@pytest.mark.parametrize("key", ["config", "dtype", "cache", "logits", "source", "versions", "graphs", "files"])
+def test_a_manifest_without_one_of_its_keys(
+    refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest, key: str
+) -> None:
+    change_manifest(artifact_copy, lambda data: data.pop(key))
+    assert f"lucid.json is damaged: KeyError('{key}')" in refused_run(artifact_copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["files"]["weights.bin"].pop("size"),
+        lambda data: data["files"].pop("weights.bin"),
+        lambda data: data["files"].pop("decode.onnx"),
+        lambda data: data.update(files=["weights.bin"]),
+        lambda data: data["graphs"].pop("decode"),
+        lambda data: data["graphs"]["decode"].pop("outputs"),
+        lambda data: data["config"].update(vocab_size="97"),
+        lambda data: data["config"].update(head_dim=None),
+        lambda data: data.update(dtype="float8"),
+    ],
+    ids=[
+        "no size",
+        "weights not listed",
+        "graph not listed",
+        "files are a list",
+        "no decode graph",
+        "no outputs",
+        "a number as text",
+        "a null",
+        "unknown dtype",
+    ],
+)
+def test_a_manifest_with_an_impossible_value(
+    refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    change_manifest(artifact_copy, change)
+    assert "lucid.json is damaged" in refused_run(artifact_copy)
+
+
+@pytest.mark.parametrize("outside", ["../secret", "/etc/passwd", "sub/../../secret"])
+def test_a_manifest_that_names_files_outside(
+    refused: Refused, artifact_copy: Path, change_manifest: ChangeManifest, outside: str
+) -> None:
+    change_manifest(artifact_copy, lambda data: data["files"].update({outside: {"size": 1, "sha256": ""}}))
+    assert f"file '{outside}' lies outside the artifact" in refused("inspect", artifact_copy, "--check")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("location", ["../../etc/passwd", "/etc/passwd", "config.json"])
+def test_weights_that_a_graph_takes_from_elsewhere(
+    refused_run: Refused,
+    artifact_copy: Path,
+    replace_file: ReplaceFile,
+    monkeypatch: pytest.MonkeyPatch,
+    location: str,
+    runtime: str,
+) -> None:
+    def loaded(*_: object) -> None:
+        raise AssertionError("a runtime was given the graph")
+
+    monkeypatch.setattr("lucid_deploy.runtime.ort_session._load", loaded)
+    monkeypatch.setattr("lucid_deploy.runtime.artifact_weights.load_artifact_model", loaded)
+    model = onnx.load(str(artifact_copy / "decode.onnx"), load_external_data=False)
+    external = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in external.external_data if entry.key == "location").value = location
+    replace_file(artifact_copy, "decode.onnx", model.SerializeToString())
+    message = refused_run(artifact_copy, "--runtime", runtime, exit_code=1)
+    assert f"lies in '{location}', outside the artifact's weights.bin" in message
+
+
+@pytest.mark.parametrize("key", ["offset", "length"])
+def test_weights_beyond_the_end_of_the_file(
+    refused_run: Refused, artifact_copy: Path, replace_file: ReplaceFile, key: str
+) -> None:
+    model = onnx.load(str(artifact_copy / "decode.onnx"), load_external_data=False)
+    external = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in external.external_data if entry.key == key).value = "999999999"
+    replace_file(artifact_copy, "decode.onnx", model.SerializeToString())
+    assert "beyond the end of weights.bin" in refused_run(artifact_copy, "--runtime", "torch", exit_code=1)
+
+
+def test_a_corrupted_graph(refused_run: Refused, artifact_copy: Path, replace_file: ReplaceFile) -> None:
+    content = (artifact_copy / "prefill.onnx").read_bytes()
+    replace_file(artifact_copy, "prefill.onnx", content[:500] + b"\xff" * 50 + content[550:])
+    message = refused_run(artifact_copy, exit_code=1)
+    assert f"{artifact_copy / 'prefill.onnx'} is not a readable ONNX file" in message
+
+
+def test_a_graph_that_the_runtime_rejects(refused_run: Refused, artifact_copy: Path, replace_file: ReplaceFile) -> None:
+    content = (artifact_copy / "decode.onnx").read_bytes()
+    replace_file(artifact_copy, "decode.onnx", content.replace(b"RMSNormalization", b"XMSNormalization"))
+    message = refused_run(artifact_copy, exit_code=1, process=True)
+    assert "cannot load" in message
+    assert "XMSNormalization" in message
+
+
+def test_bfloat16_in_onnxruntime(refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest) -> None:
+    change_manifest(artifact_copy, lambda data: data.update(dtype="bfloat16"))
+    assert "onnxruntime has no CPU kernels for bfloat16. Export with --dtype" in refused_run(artifact_copy)

@@ -1,0 +1,101 @@
+"""Checkpoints that export must refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+Refused = Callable[..., str]
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def refused_export(refused: Refused, tmp_path: Path) -> Refused:
+    """Return a function that exports a checkpoint and expects a refusal."""
+    return lambda checkpoint, **how: refused("export", checkpoint, "--output", tmp_path / "artifact", **how)
+
+
+def edit_config(checkpoint: Path, **changes: object) -> None:
+    config = checkpoint / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["", "process"])
+def test_missing_directory(refused_export: Refused, tmp_path: Path, process: bool) -> None:
+    message = refused_export(tmp_path / "nothing", process=process)
+    assert message == f"Error: There is no checkpoint at {tmp_path / 'nothing'}: the directory does not exist."
+
+
+def test_directory_without_config(refused_export: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no config.json" in refused_export(tmp_path / "empty")
+
+
+def test_name_too_long_for_the_file_system(refused_export: Refused) -> None:
+    assert "File name too long" in refused_export("a" * 300)
+
+
+def test_an_artifact_given_as_checkpoint(refused_export: Refused, artifact_copy: Path, tmp_path: Path) -> None:
+    artifact_copy.rename(tmp_path / "exported")
+    assert "is an exported artifact; a checkpoint is needed" in refused_export(tmp_path / "exported")
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["", "process"])
+def test_truncated_safetensors(refused_export: Refused, make_checkpoint: MakeCheckpoint, process: bool) -> None:
+    path = make_checkpoint() / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    message = refused_export(path.parent, process=process)
+    assert f"{path} is not a readable safetensors file (cut or corrupted?)" in message
+
+
+def test_corrupted_safetensors_header(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint() / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + b"\x00" * 20 + content[40:])
+    assert f"{path} is not a readable safetensors file" in refused_export(path.parent)
+
+
+def test_config_that_disagrees_with_the_tensors(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, head_dim=40, num_hidden_layers=3)
+    message = refused_export(checkpoint)
+    assert "missing: model.layers.2.input_layernorm.weight, " in message
+    assert "model.layers.0.self_attn.q_proj.weight is [144, 64], config.json asks for [160, 64]" in message
+
+
+def test_unknown_attention_type(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, attention_type="retention")
+    assert "attention_type 'retention' is not supported; supported are lucid, oglucid, llama" in refused_export(
+        checkpoint
+    )
+
+
+def test_config_that_is_not_json(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    (checkpoint / "config.json").write_text("attention_type: lucid\n")
+    assert f"{checkpoint / 'config.json'} is not valid JSON" in refused_export(checkpoint)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_weights_too_large_for_the_type(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    path = make_checkpoint() / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][5] = 1e6
+    save_file(tensors, path)
+    message = refused("export", path.parent, "--output", tmp_path / "new" / "artifact", "--dtype", "float16")
+    assert "model.norm.weight has values that are not finite in float16" in message
+
+
+@pytest.mark.usefixtures("untraced")
+def test_weights_that_are_not_finite(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint() / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][5] = torch.nan
+    save_file(tensors, path)
+    assert "model.norm.weight has values that are not finite in float32" in refused_export(path.parent)

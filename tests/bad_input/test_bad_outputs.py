@@ -1,0 +1,186 @@
+"""Outputs that export must not touch, and exports that do not reach their end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.export import exporter
+
+Refused = Callable[..., str]
+MakeCheckpoint = Callable[..., Path]
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_an_output_that_exists(refused: Refused, make_checkpoint: MakeCheckpoint, artifact_copy: Path) -> None:
+    message = refused("export", make_checkpoint(), "--output", artifact_copy)
+    assert f"{artifact_copy} exists already" in message
+    assert "--overwrite" in message
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_overwriting_what_is_no_artifact(
+    refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path, kind: str
+) -> None:
+    output = tmp_path / "photos"
+    if kind == "directory":
+        output.mkdir()
+        (output / "holiday.jpg").write_bytes(b"precious")
+    else:
+        output.write_bytes(b"precious")
+    message = refused("export", make_checkpoint(), "--output", output, "--overwrite")
+    assert "is not an exported artifact, so --overwrite does not replace it" in message
+
+
+def test_overwriting_the_checkpoint(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    (checkpoint / "lucid.json").write_text("{}")  # so that it could pass for an artifact
+    message = refused("export", checkpoint, "--output", checkpoint, "--overwrite")
+    assert "would replace the checkpoint" in message
+
+
+def test_overwriting_an_artifact_that_holds_the_checkpoint(
+    refused: Refused, make_checkpoint: MakeCheckpoint, artifact_copy: Path
+) -> None:
+    checkpoint = make_checkpoint("artifact/deep/checkpoint")
+    message = refused("export", checkpoint, "--output", artifact_copy, "--overwrite")
+    assert "would replace the checkpoint" in message
+
+
+def test_a_parent_that_is_a_file(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    parent = make_checkpoint() / "config.json"
+    message = refused("export", parent.parent, "--output", parent / "artifact")
+    assert f"cannot be made: File exists ({parent})" in message
+
+
+def test_a_parent_that_cannot_be_written(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    assert "cannot be made" in refused("export", make_checkpoint(), "--output", "/proc/lucid/artifact")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 0.8 MB, of which an artifact takes 0.55 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=800k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_disk_that_is_full(refused: Refused, make_checkpoint: MakeCheckpoint, small_disk: Path) -> None:
+    (small_disk / "other").write_bytes(bytes(500_000))
+    message = refused("export", make_checkpoint(), "--output", small_disk / "new" / "artifact")
+    assert "failed: No space left on device. Nothing was left behind." in message
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_disk_that_is_full_while_an_artifact_is_replaced(
+    refused: Refused, make_checkpoint: MakeCheckpoint, exported: Exported, small_disk: Path
+) -> None:
+    shutil.copytree(exported()[1].directory, small_disk / "artifact")
+    message = refused("export", make_checkpoint(seed=1), "--output", small_disk / "artifact", "--overwrite")
+    assert "No space left on device" in message
+    check_hashes(open_artifact(small_disk / "artifact"))
+
+
+def test_a_file_that_may_not_grow(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """A process of its own, whose files may have 60 000 bytes: the write stops in the middle of the weights."""
+    limited = """
+import resource, signal, sys, types
+import lucid_deploy.export.trace
+from lucid_deploy.cli import main
+lucid_deploy.export.trace.trace = lambda *_: types.SimpleNamespace(transposed=frozenset())  # which takes seconds
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+main()
+"""
+    arguments = ["export", str(make_checkpoint()), "--output", str(tmp_path / "artifact")]
+    before = sorted(tmp_path.rglob("*"))
+    result = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True, check=False)
+    message = f"Error: Writing {tmp_path / 'artifact'} failed: File too large. Nothing was left behind.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", message)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "statuses", "said"),
+    [
+        (
+            signal.SIGINT,
+            {130, -signal.SIGINT},
+            "Interrupted.\n",
+        ),  # Python may end itself by the signal, if in an import
+        (signal.SIGTERM, {143}, ""),
+        (signal.SIGKILL, {-signal.SIGKILL}, ""),
+    ],
+    ids=["SIGINT", "SIGTERM", "SIGKILL"],
+)
+def test_an_interrupted_export(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, number: int, statuses: set[int], said: str
+) -> None:
+    output = tmp_path / "new" / "artifact"
+    command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(make_checkpoint()), "--output", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.glob("new/*.partial")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (stdout, stderr) == ("", said)
+    assert process.returncode in statuses
+    assert not output.exists()
+    if number != signal.SIGKILL:  # after which nobody can tidy up
+        assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("failing_rename", [1, 2, 3])
+def test_an_interruption_while_an_artifact_is_replaced(
+    artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
+) -> None:
+    """Ctrl-C at the first rename, at the second, and not at all: the old artifact or the new one is there, whole."""
+    building = Path(shutil.copytree(artifact_copy, tmp_path / "building"))
+    (building / "new").touch()
+    rename, calls = os.rename, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == failing_rename:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", interrupted)
+    if failing_rename == 3:
+        exporter._put_in_place(building, artifact_copy)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            exporter._put_in_place(building, artifact_copy)
+    check_hashes(open_artifact(artifact_copy))
+    assert (artifact_copy / "new").exists() == (failing_rename == 3)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_overwriting_an_artifact_when_all_goes_well(
+    make_checkpoint: MakeCheckpoint, artifact_copy: Path, tmp_path: Path
+) -> None:
+    before = open_artifact(artifact_copy).manifest.files
+    arguments = ["export", str(make_checkpoint(seed=1)), "--output", str(artifact_copy), "--overwrite"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0
+    opened = open_artifact(artifact_copy)
+    check_hashes(opened)
+    assert opened.manifest.files["weights.bin"]["sha256"] != before["weights.bin"]["sha256"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifact", "checkpoint"]

@@ -1,0 +1,135 @@
+"""Prompts and options of run that must be refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lucid_deploy.cli import main
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def with_tokenizer(artifact_copy: Path) -> Path:
+    """The tiny artifact with a tokenizer whose words are w0 to w96."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(artifact_copy / "tokenizer.json"))
+    return artifact_copy
+
+
+def ids(count: int) -> str:
+    return ",".join(str(i % 97) for i in range(count))
+
+
+@pytest.mark.parametrize("chunk", [[], ["--prefill-chunk", "100"]], ids=["at once", "in chunks"])
+def test_longer_than_the_model_was_made_for(refused: Refused, artifact_copy: Path, chunk: list[str]) -> None:
+    message = refused("run", artifact_copy, "--prompt-ids", ids(513), *chunk)
+    assert "513 tokens, the model was made for 512 (max_position_embeddings)" in message
+    assert "--allow-extrapolation" in message
+
+
+def test_longer_than_the_model_was_made_for_if_asked_to(artifact_copy: Path) -> None:
+    options = ["--prompt-ids", ids(513), "-n", "3", "--ignore-eos", "--allow-extrapolation"]
+    result = CliRunner().invoke(main, ["run", str(artifact_copy), *options])
+    assert result.exit_code == 0
+    assert len(result.stdout.split(",")) == 3
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("wrong", ["97", "-1", "99999999999999999999"])
+def test_ids_outside_the_vocabulary(refused: Refused, artifact_copy: Path, wrong: str, runtime: str) -> None:
+    message = refused("run", artifact_copy, "--runtime", runtime, "--prompt-ids", f"5,{wrong},6")
+    assert f"Token id {wrong} is outside the vocabulary (0 to 96)" in message
+
+
+def test_ids_outside_the_vocabulary_in_its_own_process(refused: Refused, artifact_copy: Path) -> None:
+    assert "Token id 97" in refused("run", artifact_copy, "--prompt-ids", "97", process=True)
+
+
+@pytest.mark.parametrize("garbage", ["1,x", "1.5", "1 2", "1;2", "0x10"])
+def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage: str) -> None:
+    message = refused("run", artifact_copy, "--prompt-ids", garbage)
+    assert f"--prompt-ids takes whole numbers separated by commas, not '{garbage}'" in message
+
+
+@pytest.mark.parametrize("empty", ["", ",", " , "])
+def test_no_ids(refused: Refused, artifact_copy: Path, empty: str) -> None:
+    assert "The prompt is empty" in refused("run", artifact_copy, "--prompt-ids", empty)
+
+
+@pytest.mark.parametrize("empty", ["", " \n\t"], ids=["empty", "whitespace"])
+def test_no_text(refused: Refused, with_tokenizer: Path, empty: str) -> None:
+    assert "The prompt is empty" in refused("run", with_tokenizer, "--prompt", empty)
+
+
+def test_nothing_on_stdin(refused: Refused, with_tokenizer: Path) -> None:
+    assert "The prompt is empty" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"")
+
+
+def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
+    assert "not valid text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
+
+
+def test_an_argument_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
+    assert "not valid text" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
+
+
+def test_both_text_and_ids(refused: Refused, with_tokenizer: Path) -> None:
+    assert "Give the prompt once" in refused("run", with_tokenizer, "--prompt", "w1", "--prompt-ids", "1")
+
+
+def test_neither_text_nor_ids(refused: Refused, with_tokenizer: Path) -> None:
+    assert "Give the prompt once" in refused("run", with_tokenizer)
+
+
+def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None:
+    assert "has no tokenizer.json; give the prompt as token ids" in refused("run", artifact_copy, "--prompt", "w1")
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]"])
+def test_a_broken_tokenizer(refused: Refused, artifact_copy: Path, content: str) -> None:
+    path = artifact_copy / "tokenizer.json"
+    path.write_text(content)
+    assert f"{path} is not a readable tokenizer" in refused("run", artifact_copy, "--prompt", "w1")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--max-new-tokens", "0", "max_new_tokens must be at least 1, not 0"),
+        ("--max-new-tokens", "-5", "max_new_tokens must be at least 1, not -5"),
+        ("--prefill-chunk", "0", "at least one token, not 0"),
+        ("--prefill-chunk", "-1", "at least one token, not -1"),
+        ("--threads", "0", "threads must be 1 to"),
+        ("--threads", "-1", "threads must be 1 to"),
+        ("--threads", "1000000", "threads must be 1 to"),
+        ("--temperature", "-0.1", "temperature must be 0 or more"),
+        ("--temperature", "nan", "temperature must be 0 or more"),
+        ("--temperature", "inf", "temperature must be 0 or more"),
+        ("--top-p", "0", "top_p must be above 0"),
+        ("--top-p", "1.1", "top_p must be above 0 and at most 1"),
+        ("--top-p", "nan", "top_p must be above 0"),
+        ("--top-k", "-1", "top_k must be 0 (all) or more"),
+        ("--seed", "-1", "seed must be 0 or more"),
+        ("--device", "cuda", "needs --runtime torch"),
+    ],
+)
+def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:
+    assert said in refused("run", artifact_copy, "--prompt-ids", "5", option, value)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:x", "meta"])
+def test_an_unknown_device(refused: Refused, artifact_copy: Path, device: str) -> None:
+    message = refused("run", artifact_copy, "--prompt-ids", "5", "--runtime", "torch", "--device", device)
+    assert f"Device '{device}' is not known" in message
+
+
+def test_a_result_file_that_cannot_be_written(refused: Refused, artifact_copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    assert "taken cannot be written" in refused("inspect", artifact_copy, "--json", tmp_path / "taken")

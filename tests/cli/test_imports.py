@@ -1,0 +1,73 @@
+"""What is imported when, and what happens without the optional packages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact import Artifact
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+BLOCK = """
+import sys
+for name in ("onnxruntime", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "cuda"):
+    sys.modules[name] = None
+"""
+# Kernels are written in Triton, and only what runs or compiles them imports them.
+NEED_TRITON = ("lucid_deploy.plugins.kernels.", "lucid_deploy.plugins.aot")
+
+
+def python(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_every_module_imports_without_optional_packages() -> None:
+    code = f"""{BLOCK}
+import importlib, json, pkgutil
+names, failed = [], {{}}
+for package in ("lucid_deploy", "lucid_deploy.export", "lucid_deploy.plugins"):
+    found = importlib.import_module(package)
+    names += [package, *(item.name for item in pkgutil.walk_packages(found.__path__, package + "."))]
+names = [name for name in names if not name.startswith({NEED_TRITON!r}) and not name.endswith("__main__")]
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        failed[name] = str(error)
+print(json.dumps([names, failed]))
+"""
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    names, failed = json.loads(result.stdout)
+    assert {"lucid_deploy.runtime.ort_session", "lucid_deploy.export.trace", "lucid_deploy.cli.run"} <= set(names)
+    assert failed == {}
+
+
+def test_run_without_onnxruntime_says_which_extra_to_install(exported: Exported) -> None:
+    _, artifact = exported()
+    code = f"{BLOCK}\nfrom lucid_deploy.cli import main\nmain()"
+    result = python(code, "run", artifact.directory, "--prompt-ids", "5")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: The package onnxruntime is needed to run an exported artifact and is not installed. "
+        'Run: pip install "lucid-deploy[cpu]"\n'
+    )
+
+
+def test_running_with_onnxruntime_imports_no_torch(exported: Exported) -> None:
+    _, artifact = exported()
+    code = """
+import sys
+from lucid_deploy.cli import main
+main(sys.argv[1:], standalone_mode=False)
+print([name for name in ("torch", "onnxscript", "lucid_deploy.ops") if name in sys.modules])
+"""
+    result = python(code, "run", artifact.directory, "--prompt-ids", "5", "-n", "3", "--ignore-eos")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "[]"

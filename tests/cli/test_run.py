@@ -1,0 +1,149 @@
+"""``lucid-deploy run`` on a tiny artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+from lucid_deploy.runtime import open_session
+
+Exported = Callable[..., tuple[Path, Artifact]]
+PROMPT = [5, 17, 80, 5, 17, 33, 2, 9, 9, 41, 60]
+SAMPLING = ["--temperature", "1.5", "--seed", "7"]
+
+
+def run(artifact: Path, *options: Any, stdin: str | None = None) -> Result:
+    result = CliRunner().invoke(main, ["run", str(artifact), *map(str, options)], input=stdin)
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+@pytest.fixture
+def generate(exported: Exported) -> Callable[..., dict[str, Any]]:
+    """Return a function that runs the tiny artifact on PROMPT and returns what ``--json`` prints."""
+    prompt = ",".join(map(str, PROMPT))
+
+    def call(*options: Any) -> dict[str, Any]:
+        _, artifact = exported()
+        facts: dict[str, Any] = json.loads(
+            run(artifact.directory, "--prompt-ids", prompt, "-n", 24, "--ignore-eos", "--json", *options).stdout
+        )
+        return facts
+
+    return call
+
+
+def greedy(artifact: Artifact, count: int) -> list[int]:
+    """The plain loop: prefill once, then feed the most likely token back."""
+    session = open_session(artifact)
+    cache = session.empty_cache()
+    logits = session.prefill(np.array([PROMPT]), cache)
+    tokens = []
+    for _ in range(count):
+        tokens.append(int(logits[0, -1].argmax()))
+        logits = session.decode(np.array([tokens[-1:]]), cache)
+    return tokens
+
+
+@pytest.fixture
+def with_tokenizer(artifact_copy: Path) -> Path:
+    """The tiny artifact with a tokenizer whose words are w0 to w96."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(artifact_copy / "tokenizer.json"))
+    return artifact_copy
+
+
+def test_greedy_is_the_plain_loop(generate: Callable[..., dict[str, Any]], exported: Exported) -> None:
+    tokens = greedy(exported()[1], 24)
+    assert len(set(tokens)) > 2  # a model that repeats itself would pass with almost any fault
+    assert generate()["ids"] == tokens
+
+
+def test_torch_gives_the_same_tokens(generate: Callable[..., dict[str, Any]]) -> None:
+    assert generate("--runtime", "torch")["ids"] == generate()["ids"]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 11, 100])
+def test_prefill_in_chunks_gives_the_same_tokens(generate: Callable[..., dict[str, Any]], chunk: int) -> None:
+    assert generate("--prefill-chunk", chunk)["ids"] == generate()["ids"]
+
+
+def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]]) -> None:
+    facts = generate()
+    assert facts.pop("seconds_to_first_token") > 0
+    assert facts.pop("tokens_per_second") > 0
+    assert len(facts.pop("ids")) == 24
+    assert facts == {
+        "text": None,
+        "prompt_tokens": len(PROMPT),
+        "finish_reason": "length",
+        "runtime": "onnxruntime",
+        "dtype": "float32",
+    }
+
+
+def test_sampling_with_a_seed_repeats(generate: Callable[..., dict[str, Any]]) -> None:
+    first = generate(*SAMPLING)["ids"]
+    assert generate(*SAMPLING)["ids"] == first
+    assert generate("--temperature", 1.5, "--seed", 8)["ids"] != first
+    assert generate()["ids"] != first
+
+
+def test_sampling_among_one_token_is_greedy(generate: Callable[..., dict[str, Any]]) -> None:
+    assert generate(*SAMPLING, "--top-k", 1)["ids"] == generate()["ids"]
+    assert generate(*SAMPLING, "--top-p", 1e-9)["ids"] == generate()["ids"]
+
+
+def test_stdout_has_the_tokens_and_stderr_the_timings(exported: Exported) -> None:
+    _, artifact = exported()
+    result = run(artifact.directory, "--prompt-ids", ",".join(map(str, PROMPT)), "-n", 5, "--ignore-eos")
+    assert result.stdout == ",".join(map(str, greedy(artifact, 5))) + "\n"
+    assert result.stderr.startswith("11 prompt tokens, 5 new (length), first after")
+
+
+def test_eos_ends_a_generation(artifact_copy: Path, exported: Exported) -> None:
+    tokens = greedy(exported()[1], 24)
+    last = next(i for i, token in enumerate(tokens) if i > 2 and token not in tokens[:i])
+    manifest = artifact_copy / "lucid.json"
+    data = json.loads(manifest.read_text())
+    data["config"]["eos_token_ids"] = [96, tokens[last]]
+    manifest.write_text(json.dumps(data))
+    options = ["--prompt-ids", ",".join(map(str, PROMPT)), "-n", 24, "--json"]
+    stopped = json.loads(run(artifact_copy, *options).stdout)
+    assert (stopped["ids"], stopped["finish_reason"]) == (tokens[:last], "eos")
+    ignored = json.loads(run(artifact_copy, *options, "--ignore-eos").stdout)
+    assert (ignored["ids"], ignored["finish_reason"]) == (tokens, "length")
+
+
+def test_a_full_context_ends_a_generation(exported: Exported) -> None:
+    _, artifact = exported()
+    prompt = ",".join(str(i % 97) for i in range(510))
+    options = ["--prompt-ids", prompt, "-n", 10**9, "--ignore-eos", "--json"]
+    facts = json.loads(run(artifact.directory, *options).stdout)
+    assert facts["finish_reason"] == "context"
+    assert len(facts["ids"]) == 3  # two fit and are read again, and the last one only has to be written
+
+
+def test_text_in_and_text_out(with_tokenizer: Path, exported: Exported) -> None:
+    text = " ".join(f"w{i}" for i in PROMPT)
+    tokens = greedy(exported()[1], 5)
+    expected = " ".join(f"w{i}" for i in tokens)
+    options = ["--prompt", text, "-n", 5, "--ignore-eos"]
+    assert run(with_tokenizer, *options).stdout == expected + "\n"
+    assert json.loads(run(with_tokenizer, *options, "--json").stdout)["text"] == expected
+
+
+def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
+    text = " ".join(f"w{i}" for i in PROMPT)
+    from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")
+    assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout

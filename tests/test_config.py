@@ -1,0 +1,194 @@
+"""Reading config.json: both spellings of transformers, defaults, and everything that is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig, RopeScaling, parse_config
+
+MINIMAL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def parse(**changes: Any) -> LucidConfig:
+    return parse_config({**MINIMAL, **changes}, "config.json")
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(LucidError) as caught:
+        parse(**changes)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def test_what_llama_leaves_out_is_what_transformers_fills_in() -> None:
+    assert parse() == LucidConfig(
+        **MINIMAL,
+        num_key_value_heads=4,
+        head_dim=16,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=2048,
+        attention_type="llama",
+        use_rope=True,
+        rope_theta=10000.0,
+        rope_scaling=RopeScaling(),
+    )
+
+
+def test_null_is_the_same_as_absent() -> None:
+    absent = dict.fromkeys(("head_dim", "num_key_value_heads", "rope_scaling", "eos_token_id", "attention_bias"))
+    assert parse(**absent) == parse()
+
+
+def test_head_dim_need_not_be_hidden_size_over_heads() -> None:
+    assert parse(head_dim=68).head_dim == 68
+
+
+@pytest.mark.parametrize(
+    ("stored", "ids"), [(2, (2,)), ([2, 5], (2, 5)), (0, (0,))], ids=["number", "list", "zero is a token"]
+)
+def test_eos_is_a_number_or_a_list(stored: Any, ids: tuple[int, ...]) -> None:
+    assert parse(eos_token_id=stored).eos_token_ids == ids
+
+
+@pytest.mark.parametrize("name", ["lucid", "oglucid"])
+def test_both_spellings_of_lucid_precondition(name: str) -> None:
+    assert parse(attention_type=name, which_rmsnorm="exp_k_norm").is_lucid
+
+
+def test_llama_does_not_precondition() -> None:
+    assert not parse(attention_type="llama").is_lucid
+
+
+LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
+
+
+@pytest.mark.parametrize(
+    ("spelling", "theta", "scaling"),
+    [
+        ({"rope_theta": 5e5}, 5e5, RopeScaling()),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, 5e5, LINEAR),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, SCALED),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, RopeScaling()),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 5e5}}, 5e5, LINEAR),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}, 5e5, SCALED),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None, "factor": None}}, 10000.0, RopeScaling()),
+        ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 5e5}}, 5e5, RopeScaling()),
+    ],
+    ids=[
+        "4: theta",
+        "4: type",
+        "4: rope_type",
+        "5: default",
+        "5: linear",
+        "5: llama3",
+        "5: nulls",
+        "5 beside a stale 4",
+    ],
+)
+def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: float, scaling: RopeScaling) -> None:
+    config = parse(**spelling)
+    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"attention_type": "mamba"}, "attention_type 'mamba'"),
+        ({"attention_type": ["lucid"]}, "attention_type ['lucid']"),
+        ({"attention_type": "lucid", "which_rmsnorm": "none"}, "which_rmsnorm 'none'"),
+        ({"use_beta": True}, "use_beta"),
+        ({"use_forget_gate": True}, "use_forget_gate"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling 'dynamic'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ],
+)
+def test_a_variant_that_is_not_supported_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    message = refusal(**changes)
+    assert named in message
+    assert "not supported" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocab_size", "97"),
+        ("vocab_size", 97.0),
+        ("hidden_size", 0),
+        ("num_hidden_layers", -1),
+        ("num_hidden_layers", True),
+        ("num_hidden_layers", 10**9),
+        ("vocab_size", 10**30),
+        ("num_attention_heads", 0),
+        ("head_dim", [64]),
+        ("rms_norm_eps", "1e-5"),
+        ("rms_norm_eps", 0),
+        ("rms_norm_eps", float("nan")),
+        ("rope_theta", float("inf")),
+        ("rope_scaling", "linear"),
+        ("use_rope", "false"),
+        ("tie_word_embeddings", 1),
+        ("attention_bias", "no"),
+        ("mlp_bias", "true"),
+        ("eos_token_id", "</s>"),
+        ("eos_token_id", []),
+        ("eos_token_id", -1),
+        ("bos_token_id", 1.5),
+    ],
+)
+def test_an_impossible_value_is_refused_with_its_key(key: str, value: Any) -> None:
+    message = refusal(**{key: value})
+    assert message.startswith("config.json: ")
+    assert key in message or "rope settings" in message
+
+
+@pytest.mark.parametrize("key", MINIMAL)
+def test_a_missing_size_is_named(key: str) -> None:
+    without = {name: value for name, value in MINIMAL.items() if name != key}
+    with pytest.raises(LucidError, match=f"{key} is missing"):
+        parse_config(without, "config.json")
+
+
+@pytest.mark.parametrize("key", LLAMA3)
+def test_a_missing_llama3_setting_is_named(key: str) -> None:
+    block = {"rope_type": "llama3", **{name: value for name, value in LLAMA3.items() if name != key}}
+    assert f"{key} is missing" in refusal(rope_scaling=block)
+
+
+def test_llama3_without_a_ramp_is_refused() -> None:
+    assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
+
+
+def test_query_heads_must_be_a_multiple_of_key_value_heads() -> None:
+    assert "num_attention_heads (4) is not a multiple of num_key_value_heads (3)" in refusal(num_key_value_heads=3)
+
+
+def test_an_odd_head_dim_needs_a_model_without_rope() -> None:
+    assert "even head_dim, not 35" in refusal(head_dim=35)
+    assert parse(head_dim=35, use_rope=False).head_dim == 35
+
+
+def test_a_configuration_survives_to_dict_and_back() -> None:
+    config = parse(attention_type="lucid", rope_scaling={"type": "llama3", **LLAMA3}, eos_token_id=[1, 2], head_dim=68)
+    assert LucidConfig.from_dict(config.to_dict()) == config
+
+
+def test_from_dict_refuses_a_value_of_another_type() -> None:
+    with pytest.raises(TypeError, match="vocab_size is '97'"):
+        LucidConfig.from_dict({**parse().to_dict(), "vocab_size": "97"})
