@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lucid-deploy run $(DEMO) --prompt '$(PROMPT)'
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile # one core per worker
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

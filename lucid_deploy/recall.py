@@ -8,7 +8,8 @@ Animals are distinct within a list. Adjectives and things repeat freely, so neit
 other: each needs its own lookup of the animal.
 
 **Held out.** One in eight of all (animal, adjective, thing) entries, chosen by a hash of the words, never occurs in
-training, neither as the entry that is asked for nor elsewhere in a list. A held-out prompt consists of such entries only.
+training, neither as the entry that is asked for nor elsewhere in a list. A held-out prompt consists of such entries
+only.
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-ANIMALS = tuple(
-    """ant badger bat bear beaver bee bison boar camel cat cow crab crane crow deer dog dolphin donkey dove duck eagle
-    eel elk falcon ferret finch fox frog goat goose gull hare hawk hen heron horse hyena jackal koala lamb lion lizard
-    llama lynx mole moose mouse otter owl panda parrot pig pony puma rabbit raven seal shark sheep snail swan tiger toad
-    wolf""".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+ANIMALS = _words(
+    "ant badger bat bear beaver bee bison boar camel cat cow crab crane crow deer dog dolphin donkey dove duck "
+    "eagle eel elk falcon ferret finch fox frog goat goose gull hare hawk hen heron horse hyena jackal koala lamb "
+    "lion lizard llama lynx mole moose mouse otter owl panda parrot pig pony puma rabbit raven seal shark sheep "
+    "snail swan tiger toad wolf"
 )
-ADJECTIVES = tuple(
-    """black blue brown cheap clean cold dark dirty dry empty flat full green grey heavy huge light long narrow new old
-    pink purple red round short soft square white yellow""".split()
+ADJECTIVES = _words(
+    "black blue brown cheap clean cold dark dirty dry empty flat full green grey heavy huge light long narrow new "
+    "old pink purple red round short soft square white yellow"
 )
-THINGS = tuple(
-    """ball basket bell book bottle bowl box brush bucket candle chair clock coat cup drum flag hat key knife lamp map
-    mirror pot ring rope spoon table tent""".split()
+THINGS = _words(
+    "ball basket bell book bottle bowl box brush bucket candle chair clock coat cup drum flag hat key knife lamp "
+    "map mirror pot ring rope spoon table tent"
 )
 VERB, COMMA, STOP = "has", ",", "."
 
@@ -66,7 +72,8 @@ class Lists:
         animals: Into ``ANIMALS``, ``(batch, pairs)``; distinct within a row.
         adjectives: Into ``ADJECTIVES``, ``(batch, pairs)``.
         things: Into ``THINGS``, ``(batch, pairs)``.
-        asked: Positions in the list, ``(batch, questions)``; distinct within a row.
+        asked: Positions in the list, ``(batch, questions)``. They may repeat: were they distinct, "one not asked
+            for yet" would be a good guess, and training would settle for it.
     """
 
     animals: Indices
@@ -94,17 +101,17 @@ def sample_lists(
     Args:
         rng: Source of randomness; equal states give equal lists.
         pairs: Entries in each list, at most ``len(ANIMALS)``.
-        questions: Entries asked for in each, at most ``pairs``.
+        questions: Entries asked for in each.
         batch: Number of lists.
         held_out: Draw held-out entries only; otherwise none of them.
 
     Raises:
-        ValueError: More entries or questions than there can be.
+        ValueError: No question, no entry, or more entries than animals.
     """
-    if not 1 <= questions <= pairs <= len(ANIMALS):
-        raise ValueError(f"need 1 <= questions ({questions}) <= pairs ({pairs}) <= {len(ANIMALS)}")
+    if questions < 1 or not 1 <= pairs <= len(ANIMALS):
+        raise ValueError(f"need 1 <= pairs <= {len(ANIMALS)} and questions >= 1, not {pairs} and {questions}")
     animals = rng.random((batch, len(ANIMALS))).argsort(axis=1)[:, :pairs]
-    asked = rng.random((batch, pairs)).argsort(axis=1)[:, :questions]
+    asked = rng.integers(pairs, size=(batch, questions))
     adjectives, things = np.zeros_like(animals), np.zeros_like(animals)
     wrong = np.ones(animals.shape, dtype=bool)
     while wrong.any():  # draw again what fell on the other side of the split
@@ -125,7 +132,7 @@ def sample_prompt(rng: np.random.Generator, pairs: int, *, held_out: bool = Fals
 
 
 def held_out(count: int, seed: int = 2026, max_pairs: int = MAX_PAIRS) -> list[Example]:
-    """Return prompts of held-out entries, going through all lengths from ``MIN_PAIRS`` to ``max_pairs`` again and again.
+    """Return prompts of held-out entries, going through the lengths from ``MIN_PAIRS`` to ``max_pairs`` in turn.
 
     Args:
         count: Number of prompts.
