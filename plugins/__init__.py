@@ -1,0 +1,1 @@
+"""GPU kernels of the LUCID operators, their ahead-of-time compilation, and the TensorRT plugin made of both."""

@@ -1,0 +1,99 @@
+"""What the benchmark scripts share: random checkpoints of any size, and results with machine, versions and commit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from lucid_deploy.bench.machine import describe_machine
+from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.model.config import parse_config
+
+RESULTS = Path(__file__).parent / "results"
+
+BASE: dict[str, Any] = {
+    "model_type": "llama",
+    "attention_type": "lucid",
+    "which_rmsnorm": "exp_k_norm",
+    "use_rope": True,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+# The shapes that targets are set for.
+SHAPES: dict[str, dict[str, Any]] = {
+    "medium": {
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+    },
+    "long": {
+        "vocab_size": 1000,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+    },
+    "published": {
+        "vocab_size": 32000,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 4,
+        "head_dim": 68,
+        "max_position_embeddings": 2048,
+    },
+}
+
+
+def write_random_checkpoint(directory: Path, shape: str, shard_bytes: int = 1 << 30) -> Path:
+    """Write a checkpoint of one of the shapes with random weights, in shards, holding one shard in memory at a time."""
+    raw = {**BASE, **SHAPES[shape]}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(raw, indent=2))
+    generator = torch.Generator().manual_seed(0)
+    shard: dict[str, torch.Tensor] = {}
+    weight_map: dict[str, str] = {}
+    size = count = 0
+
+    def flush() -> None:
+        nonlocal shard, size, count
+        name = f"model-{count:05d}.safetensors"
+        save_file(shard, directory / name)
+        weight_map.update(dict.fromkeys(shard, name))
+        shard, size, count = {}, 0, count + 1
+
+    for name, dimensions in expected_shapes(parse_config(raw, shape)).items():
+        if len(dimensions) == 1:
+            tensor = torch.ones(dimensions)
+        else:
+            tensor = torch.randn(dimensions, generator=generator) * dimensions[1] ** -0.5
+        shard[name] = tensor
+        size += tensor.nbytes
+        if size >= shard_bytes:
+            flush()
+    if shard:
+        flush()
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return directory
+
+
+def write_result(name: str, data: dict[str, Any]) -> None:
+    """Write a result beside machine, versions and commit, and say where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": describe_machine(), **data}, indent=2) + "\n")
+    print(f"wrote {path}")

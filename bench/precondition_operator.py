@@ -1,0 +1,112 @@
+"""The function body of Precondition as a single-operator graph, against the dense solve and PyTorch's causal attention.
+
+4 key/value heads of width 64, float32, two threads; keys correlated 0.9. Everything is timed in turn, round by round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import click
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+import torch.nn.functional as F
+from common import write_result
+
+from lucid_deploy.bench.report import paired_ratio
+from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
+from lucid_deploy.ops import precondition
+
+HEADS, WIDTH, CORRELATION = 4, 64, 0.9
+
+
+def operator_session(threads: int) -> ort.InferenceSession:
+    """Return onnxruntime's session of one Precondition node."""
+    make, element = onnx.helper, onnx.TensorProto.FLOAT
+    names = ("K", "V", "K_past", "Y_past")
+    inputs = [make.make_tensor_value_info(name, element, ["b", HEADS, f"{name}_n", WIDTH]) for name in names]
+    inputs.append(make.make_tensor_value_info("mask", onnx.TensorProto.BOOL, ["b", "t"]))
+    output = make.make_tensor_value_info("Y", element, ["b", HEADS, "n", WIDTH])
+    node = make.make_node("Precondition", [*names, "mask"], ["Y"], domain=DOMAIN, epsilon=1e-5)
+    model = make.make_model(
+        make.make_graph([node], "operator", inputs, [output]),
+        functions=[FUNCTIONS["Precondition"].to_function_proto()],
+        opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str, object]:
+    """Time the three at one length and compare errors against float64."""
+    generator = torch.Generator().manual_seed(length)
+    common = torch.randn(WIDTH, generator=generator)
+    own = torch.randn(1, HEADS, length, WIDTH, generator=generator)
+    k = CORRELATION**0.5 * common + (1 - CORRELATION) ** 0.5 * own
+    v = torch.randn(1, HEADS, length, WIDTH, generator=generator)
+    q = torch.randn(1, HEADS, length, WIDTH, generator=generator)
+    empty = np.zeros((1, HEADS, 0, WIDTH), np.float32)
+    mask = np.ones((1, length), bool)
+    feed = {"K": k.numpy(), "V": v.numpy(), "K_past": empty, "Y_past": empty, "mask": mask}
+    exact = precondition(k.double(), v.double())
+    contenders: dict[str, Callable[[], torch.Tensor]] = {
+        "onnx function": lambda: torch.from_numpy(session.run(None, feed)[0]),
+        "dense solve_triangular": lambda: precondition(k, v, implementation="reference"),
+        "blocked PyTorch": lambda: precondition(k, v),
+        "causal attention": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    }
+    errors = {
+        name: float((run().double() - exact).norm() / exact.norm())
+        for name, run in contenders.items()
+        if name != "causal attention"
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    counted = {name: times[1:] for name, times in seconds.items()}
+    ours = counted["onnx function"]
+    return {
+        "length": length,
+        "milliseconds": {name: [round(1e3 * s, 3) for s in times] for name, times in counted.items()},
+        "median_milliseconds": {name: 1e3 * statistics.median(times) for name, times in counted.items()},
+        "over_causal_attention": paired_ratio(ours, counted["causal attention"]),
+        "dense_over_ours": paired_ratio(counted["dense solve_triangular"], ours),
+        "relative_error": errors,
+    }
+
+
+@click.command()
+@click.option("--lengths", default="1024,2048,4096,8192", show_default=True, help="Tokens, with commas.")
+@click.option("--rounds", default=7, show_default=True, help="Rounds that count.")
+@click.option("--threads", default=2, show_default=True, help="Threads of both runtimes.")
+def main(lengths: str, rounds: int, threads: int) -> None:
+    """Measure the Precondition function."""
+    torch.set_num_threads(threads)
+    session = operator_session(threads)
+    rows = []
+    for length in map(int, lengths.split(",")):
+        row = measure(session, length, rounds)
+        rows.append(row)
+        error = row["relative_error"]
+        print(
+            f"{length:6d}",
+            {name: round(ms, 1) for name, ms in row["median_milliseconds"].items()},
+            f"over attention {row['over_causal_attention']['median']:.2f}",
+            f"dense over ours {row['dense_over_ours']['median']:.1f}",
+            f"error over dense {error['onnx function'] / error['dense solve_triangular']:.2f}",
+        )
+    write_result("precondition_operator", {"threads": threads, "heads": HEADS, "width": WIDTH, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

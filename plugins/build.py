@@ -1,0 +1,187 @@
+"""Compile the TensorRT plugin library: one compiler call, with the compiled kernels embedded."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.aot import CompiledKernel
+
+PLUGIN_ABI = 1  # raise it when what engines store about the plugins changes, or what the library exports
+LIBRARY_NAME = "liblucid_tensorrt.so"
+SOURCE = Path(__file__).parent / "src"
+CUDA_TOOLKIT = Path("/usr/local/cuda/include")
+COMPILERS = ("g++", "c++", "clang++")
+FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+
+
+def build_plugin(
+    output: Path,
+    kernels: Sequence[CompiledKernel],
+    *,
+    compiler: str | None = None,
+    tensorrt_include: Path | None = None,
+    cuda_include: Path | None = None,
+) -> Path:
+    """Build the plugin library.
+
+    Args:
+        output: The library to write. It appears only when it is complete.
+        kernels: The compiled kernels to embed, from :func:`lucid_deploy.plugins.aot.compile_kernels`.
+        compiler: C++ compiler; None finds one.
+        tensorrt_include: Folder of ``NvInferRuntime.h``; None finds it.
+        cuda_include: Folder of ``cuda.h``; None finds it.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        LucidError: No kernels, no compiler, no headers, or the compiler fails.
+    """
+    if not kernels:
+        raise LucidError("There are no compiled kernels to put into the plugin library.")
+    compiler = find_compiler() if compiler is None else compiler
+    tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
+    cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lucid-build-") as folder:
+        data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
+        data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
+        table.write_text("".join(_table_rows(kernels)))
+        command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}"]
+        command += [f'-DLUCID_KERNEL_DATA="{data}"', f'-DLUCID_KERNEL_TABLE="{table}"']
+        # -isystem: warnings in other people's headers are not ours to fix.
+        command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]
+        command += [str(source) for source in sorted(SOURCE.glob("*.cpp"))]
+        command += ["-o", str(library), "-ldl", "-Wl,--no-undefined"]
+        _run(command)
+        os.replace(library, output)
+    return output
+
+
+def plugin_abi(library: Path) -> int:
+    """Return the ABI number of a built library.
+
+    Raises:
+        LucidError: It cannot be loaded or is not a plugin library of ours.
+    """
+    try:
+        function = ctypes.CDLL(str(library)).lucidPluginAbi
+    except (OSError, AttributeError) as error:
+        raise LucidError(
+            f"{library} is not a usable plugin library ({error}). Run: lucid-deploy plugin build"
+        ) from error
+    return int(function())
+
+
+def check_plugin(library: Path) -> None:
+    """Check that a library exists and was built for this version.
+
+    Raises:
+        LucidError: It is missing, damaged, or has another ABI.
+    """
+    if not library.is_file():
+        raise LucidError(f"There is no plugin library {library}. Run: lucid-deploy plugin build")
+    if (abi := plugin_abi(library)) != PLUGIN_ABI:
+        raise LucidError(
+            f"The plugin library {library} has ABI {abi} and this version needs {PLUGIN_ABI}. "
+            "Run: lucid-deploy plugin build"
+        )
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
+
+    Raises:
+        LucidError: There is none.
+    """
+    chosen = os.environ.get("CXX")
+    for name in (chosen,) if chosen else COMPILERS:
+        if found := shutil.which(name):
+            return found
+    looked = f"CXX={chosen}" if chosen else ", ".join(COMPILERS)
+    raise LucidError(
+        f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++ or clang++."
+    )
+
+
+def find_tensorrt_headers() -> Path:
+    """Return the folder of TensorRT's headers: ``TENSORRT_ROOT``, else the system's, else kernel-lens's.
+
+    Raises:
+        LucidError: There are none, or ``TENSORRT_ROOT`` has none.
+    """
+    return _find_header(
+        "NvInferRuntime.h",
+        "TENSORRT_ROOT",
+        [*_system_includes(), *(folder / "include" / "tensorrt" for folder in _package_folders("kernel_lens"))],
+        "TensorRT's headers",
+    )
+
+
+def find_cuda_headers() -> Path:
+    """Return the folder of ``cuda.h``: ``CUDA_HOME``, else the toolkit's, else nvidia-cuda-runtime's.
+
+    Raises:
+        LucidError: There is none, or ``CUDA_HOME`` has none.
+    """
+    wheels = [path for folder in _package_folders("nvidia") for path in sorted(folder.glob("*/include"), reverse=True)]
+    places = [CUDA_TOOLKIT, *_system_includes(), *wheels]
+    return _find_header("cuda.h", "CUDA_HOME", places, "CUDA's headers")
+
+
+def _find_header(header: str, variable: str, places: Sequence[Path], purpose: str) -> Path:
+    root = os.environ.get(variable)
+    for place in [Path(root) / "include"] if root else places:
+        if (place / header).is_file():
+            return place
+    if root:
+        raise LucidError(f"{variable} is {root}, where there is no include/{header}. Correct or unset it.")
+    raise LucidError(
+        f"Building the plugin needs {purpose} ({header}), which were not found. "
+        f'Set {variable}, or run: pip install "lucid-deploy[kernels]"'
+    )
+
+
+def _system_includes() -> list[Path]:
+    names = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/include")
+    return [Path(name) for name in names]
+
+
+def _package_folders(name: str) -> list[Path]:
+    """Return the folders of an installed package without importing it; none when it is not installed."""
+    spec = importlib.util.find_spec(name)
+    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+
+
+def _module(kernel: CompiledKernel) -> bytes:
+    """Return a module as it is embedded: PTX is a C string, and every module starts at a multiple of 16."""
+    image = kernel.image + b"\0" if kernel.is_ptx else kernel.image
+    return image + b"\0" * (-len(image) % 16)
+
+
+def _table_rows(kernels: Sequence[CompiledKernel]) -> Iterator[str]:
+    """Yield one initialiser of the C++ struct Kernel per kernel."""
+    offset = 0
+    for kernel in kernels:
+        is_ptx = str(kernel.is_ptx).lower()
+        blocks = f"{kernel.constants.get('BLOCK_M', 0)}, {kernel.constants.get('BLOCK_N', 0)}"
+        names = f'"{kernel.variant}", {kernel.arch}, {is_ptx}, "{kernel.entry}"'
+        yield f"{{{names}, {kernel.shared_bytes}, {kernel.num_warps}, {blocks}, {offset}}},\n"
+        offset += len(_module(kernel))
+
+
+def _run(command: Sequence[str]) -> None:
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
+    if result.returncode != 0:
+        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{result.stderr.strip()}")

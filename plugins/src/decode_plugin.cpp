@@ -1,0 +1,82 @@
+// DecodeAttention(Q [B,H·G,1,D], K_new [B,H,1,D], V_new [B,H,1,D], K [B,H,P,D], Y [B,H,P,D], mask [B,P+1])
+//   -> (O [B,H·G,1,D], Y_new [B,H,1,D])
+#include "logging.h"
+#include "operator_plugin.h"
+
+using namespace nvinfer1;
+
+namespace lucid
+{
+namespace
+{
+
+class DecodeAttentionPlugin final : public OperatorPlugin
+{
+public:
+    explicit DecodeAttentionPlugin(float epsilon)
+        : OperatorPlugin("DecodeAttention", epsilon)
+    {
+    }
+
+    IPluginV3* clone() noexcept override
+    {
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mEpsilon).release(); });
+    }
+
+    int32_t getNbOutputs() const noexcept override { return 2; }
+
+    int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
+        int32_t, IExprBuilder&) noexcept override
+    {
+        return guarded(-1, [&] {
+            require(nbInputs == inputCount() && inputs[0].nbDims == 4, "Q must be (batch, heads, 1, width)");
+            outputs[0] = inputs[0];
+            outputs[1] = inputs[2];
+            return 0;
+        });
+    }
+
+protected:
+    int32_t inputCount() const override { return 6; }
+
+    Sizes readSizes(Shapes const& inputs) const override
+    {
+        Dims const& q = inputs[0];
+        Dims const& knew = inputs[1];
+        Dims const& k = inputs[3];
+        require(q.nbDims == 4 && knew.nbDims == 4 && k.nbDims == 4 && inputs[5].nbDims == 2,
+            "Q, K_new and K must have 4 dimensions and mask 2");
+        for (int32_t i = 0; i < 4; ++i)
+        {
+            require(inputs[2].nbDims == 4 && inputs[2].d[i] == knew.d[i], "K_new and V_new must have one shape");
+            require(inputs[4].nbDims == 4 && inputs[4].d[i] == k.d[i], "K and Y must have one shape");
+            require(i == 2 || knew.d[i] == k.d[i], "K_new and K may differ in their tokens only");
+        }
+        require(q.d[2] == 1 && knew.d[2] == 1, "there must be one new token");
+        require(q.d[0] == k.d[0] && q.d[3] == k.d[3] && k.d[1] > 0 && q.d[1] % k.d[1] == 0,
+            "Q must have the batch and width of K and a multiple of its heads");
+        return {k.d[0], k.d[1], q.d[1] / k.d[1], 1, k.d[2], k.d[3], Type::kFloat32, mEpsilon};
+    }
+
+    size_t workspaceBytes(Sizes const& sizes) const override { return decodeWorkspace(sizes); }
+
+    size_t zeroedBytes(Sizes const&) const override { return 0; }
+
+    std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
+        int32_t arch) const override
+    {
+        auto const address = [](void const* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); };
+        DecodePointers const pointers{address(inputs[0]), address(inputs[1]), address(inputs[2]), address(inputs[3]),
+            address(inputs[4]), address(inputs[5]), address(outputs[0]), address(outputs[1]), address(workspace)};
+        return planDecode(sizes, pointers, arch);
+    }
+};
+
+} // namespace
+
+std::unique_ptr<IPluginV3> makeDecodeAttention(float epsilon)
+{
+    return std::make_unique<DecodeAttentionPlugin>(epsilon);
+}
+
+} // namespace lucid

@@ -1,0 +1,76 @@
+// Precondition(K [B,H,N,D], V [B,H,N,D], K_past [B,H,P,D], Y_past [B,H,P,D], mask [B,P+N]) -> Y [B,H,N,D]
+#include "logging.h"
+#include "operator_plugin.h"
+
+using namespace nvinfer1;
+
+namespace lucid
+{
+namespace
+{
+
+class PreconditionPlugin final : public OperatorPlugin
+{
+public:
+    explicit PreconditionPlugin(float epsilon)
+        : OperatorPlugin("Precondition", epsilon)
+    {
+    }
+
+    IPluginV3* clone() noexcept override
+    {
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mEpsilon).release(); });
+    }
+
+    int32_t getNbOutputs() const noexcept override { return 1; }
+
+    int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
+        int32_t, IExprBuilder&) noexcept override
+    {
+        return guarded(-1, [&] {
+            require(nbInputs == inputCount() && inputs[0].nbDims == 4, "K must be (batch, heads, tokens, width)");
+            outputs[0] = inputs[1];
+            return 0;
+        });
+    }
+
+protected:
+    int32_t inputCount() const override { return 5; }
+
+    Sizes readSizes(Shapes const& inputs) const override
+    {
+        Dims const& k = inputs[0];
+        Dims const& past = inputs[2];
+        require(k.nbDims == 4 && past.nbDims == 4 && inputs[4].nbDims == 2,
+            "K and K_past must have 4 dimensions and mask 2");
+        for (int32_t i = 0; i < 4; ++i)
+        {
+            require(inputs[1].nbDims == 4 && inputs[1].d[i] == k.d[i], "K and V must have one shape");
+            require(inputs[3].nbDims == 4 && inputs[3].d[i] == past.d[i], "K_past and Y_past must have one shape");
+            require(i == 2 || past.d[i] == k.d[i], "K and K_past may differ in their tokens only");
+        }
+        return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mEpsilon};
+    }
+
+    size_t workspaceBytes(Sizes const& sizes) const override { return preconditionWorkspace(sizes); }
+
+    size_t zeroedBytes(Sizes const& sizes) const override { return preconditionWorkspace(sizes); }
+
+    std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
+        int32_t arch) const override
+    {
+        auto const address = [](void const* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); };
+        PreconditionPointers const pointers{address(inputs[0]), address(inputs[1]), address(inputs[2]),
+            address(inputs[3]), address(inputs[4]), address(outputs[0]), address(workspace)};
+        return planPrecondition(sizes, pointers, arch);
+    }
+};
+
+} // namespace
+
+std::unique_ptr<IPluginV3> makePrecondition(float epsilon)
+{
+    return std::make_unique<PreconditionPlugin>(epsilon);
+}
+
+} // namespace lucid

@@ -1,0 +1,77 @@
+"""Make Triton's interpreter round as a GPU does.
+
+As of Triton 3.9 it multiplies bfloat16 matrices as if their bits were integers, truncates when it converts to bfloat16,
+ignores ``input_precision`` and refuses ``bf16x3``. This module replaces what does so, in the interpreter's process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton._C.libtriton import ir
+from triton.runtime import interpreter
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Round float32 to the nearest bfloat16, ties to even; its bits as uint16."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_tf32(values: np.ndarray) -> np.ndarray:
+    """Round float32 to 10 bits after the point, ties away from zero, which is what the conversion instruction does."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
+    """Multiply float32 matrices as tensor cores do: one tf32 product, three bfloat16 products, or (nearly) exactly."""
+    if precision == ir.INPUT_PRECISION.TF32:
+        return to_tf32(left) @ to_tf32(right)
+    if precision == ir.INPUT_PRECISION.BF16x3:
+        high_left, high_right = (from_bfloat16(to_bfloat16(x)) for x in (left, right))
+        low_left, low_right = (
+            from_bfloat16(to_bfloat16(x - high)) for x, high in ((left, high_left), (right, high_right))
+        )
+        return low_left @ high_right + high_left @ low_right + high_left @ high_right
+    return left @ right
+
+
+def round_like_a_gpu() -> None:
+    """Patch the interpreter of this process."""
+    builder = interpreter.InterpreterBuilder
+    plain_cast = builder.cast_impl
+
+    def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
+        source, target = src.dtype.scalar, dst_type.scalar
+        if target == tl.bfloat16 and source != tl.bfloat16:
+            return interpreter.TensorHandle(to_bfloat16(src.data.astype(np.float32)), target)
+        if source == tl.bfloat16 and target != tl.bfloat16:
+            return interpreter.TensorHandle(from_bfloat16(src.data).astype(interpreter._get_np_dtype(target)), target)
+        return plain_cast(self, src, dst_type)
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        left, right = (
+            from_bfloat16(handle.data) if handle.dtype.scalar == tl.bfloat16 else handle.data.astype(np.float32)
+            for handle in (a, b)
+        )
+        product = multiply(left, right, input_precision) if a.dtype.scalar == tl.float32 else left @ right
+        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+
+    def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
+        return cast_impl(self, src, dst_type)
+
+    instance = interpreter.interpreter_builder
+    precisions = (*instance.options.allowed_dot_input_precisions, "bf16x3")
+    instance.options = dataclasses.replace(instance.options, allowed_dot_input_precisions=precisions)
+    builder.cast_impl = cast_impl
+    builder.create_dot = create_dot
+    builder.create_fp_to_fp = create_fp_to_fp
