@@ -1,7 +1,7 @@
 """Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file.
 
 They are compiled from the Python below to ONNX functions (never run as Python). All compute in float32 whatever the
-model's type, and none holds a tensor with two token axes: blocks of at most 256 rows meet all tokens before them.
+model's type, and none holds a tensor with two token axes: blocks of at most 1024 rows meet tiles of 512 tokens.
 
 ``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past, ``D`` width.
 """
@@ -56,12 +56,15 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     token = op.Unsqueeze(op.Cast(mask, to=1), [1, 3])  # (B, 1, P+N, 1)
     token_new = op.Slice(token, past, past + n, [2])
 
-    # Rows of a block: 32, 64, 128 or 256, the smallest that holds all new tokens, so that short prompts waste little.
-    levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7) + op.Cast(n > 128, to=7)
-    rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7) + 4 * op.Cast(n > 128, to=7))
-    blocks = (n + rows - 1) / rows
-    tail = op.Concat(zero, blocks * rows - n, axis=0)
-    k_pad = op.Pad(op.Slice(k_hat, past, past + n, [2]), tail, None, [2])  # (B, H, blocks·rows, D)
+    # Rows solved at once: 32, 64 or 128, and so many of them in an outer block, the smallest that hold all new tokens,
+    # so that short prompts waste little.
+    levels = op.Cast(n > 32, to=7) + op.Cast(n > 64, to=7)
+    rows = leaf * (one + op.Cast(n > 32, to=7) + 2 * op.Cast(n > 64, to=7))
+    outer = op.Min(op.Constant(value_ints=[1024]), (n + rows - 1) / rows * rows)
+    outers = (n + outer - 1) / outer
+    inner = outer / rows
+    tail = op.Concat(zero, outers * outer - n, axis=0)
+    k_pad = op.Pad(op.Slice(k_hat, past, past + n, [2]), tail, None, [2])  # (B, H, outers·outer, D)
     v_pad = op.Pad(op.Cast(V, to=1), tail, None, [2])
     t_pad = op.Pad(token_new, tail, None, [2])
 
@@ -69,7 +72,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
     k_leaf = op.Reshape(k_pad, op.Concat(batch_heads, rest, leaf, width, axis=0))  # (B, H, m, 32, D)
     t_leaf = op.Reshape(t_pad, op.Concat(batch_one, rest, leaf, one, axis=0))
     scores = op.MatMul(k_leaf, op.Transpose(k_leaf, perm=[0, 1, 2, 4, 3]))
-    block = op.Exp(scores) * (t_leaf * gain) * op.Transpose(t_leaf, perm=[0, 1, 2, 4, 3])  # (B, H, m, 32, 32)
+    block = op.Exp(scores) * (t_leaf * gain * op.Transpose(t_leaf, perm=[0, 1, 2, 4, 3]))  # (B, H, m, 32, 32)
     masks = op.Constant(value=_MASKS)
     inverse = op.Constant(value=_IDENTITY) - op.Gather(masks, 0) * block
     for i_merge in range(4):
@@ -84,7 +87,7 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
         k_upper, k_lower = op.Split(k_pairs, axis=3, num_outputs=2)
         t_upper, t_lower = op.Split(t_pairs, axis=3, num_outputs=2)
         scores = op.MatMul(k_lower, op.Transpose(k_upper, perm=[0, 1, 2, 4, 3]))
-        between = op.Exp(scores) * (t_lower * gain) * op.Transpose(t_upper, perm=[0, 1, 2, 4, 3])
+        between = op.Exp(scores) * (t_lower * gain * op.Transpose(t_upper, perm=[0, 1, 2, 4, 3]))
         two = op.Constant(value_ints=[2])
         pairs = op.Reshape(inverse, op.Concat(batch_heads, rest, two, size, size, axis=0))
         upper = op.Gather(pairs, 0, axis=3)
@@ -93,17 +96,33 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
         zeros = op.Expand(0.0, op.Shape(corner))
         inverse = op.Concat(op.Concat(upper, zeros, axis=4), op.Concat(corner, lower, axis=4), axis=3)
 
+    # An outer block receives from all rows before it in tiles of 512 columns, which keeps E in the processor's cache,
+    # and is then solved block row by block row.
     sent = op.Cast(Y_past, to=1) * op.Slice(token, zero, past, [2])  # Y of all rows so far, zero where padded
-    for i_block in range(op.Squeeze(blocks)):
-        start = op.Unsqueeze(i_block, [0]) * rows
-        k_i = op.Slice(k_pad, start, start + rows, [2])
-        t_i = op.Slice(t_pad, start, start + rows, [2])
-        k_before = op.Slice(k_hat, zero, past + start, [2])
-        weights = op.Exp(op.MatMul(k_i, op.Transpose(k_before, perm=[0, 1, 3, 2])))  # (B, H, rows, P+start)
-        received = op.MatMul(weights, sent) * (t_i * gain)
-        rhs = op.Slice(v_pad, start, start + rows, [2]) - received
-        y_i = op.MatMul(op.Gather(inverse, i_block, axis=2), rhs)
-        sent = op.Concat(sent, y_i * t_i, axis=2)
+    for i_outer in range(op.Squeeze(outers)):
+        first = op.Unsqueeze(i_outer, [0]) * outer
+        k_outer = op.Slice(k_pad, first, first + outer, [2])  # (B, H, outer, D)
+        t_outer = op.Slice(t_pad, first, first + outer, [2])
+        before = past + first
+        received = op.Expand(0.0, op.Shape(k_outer))
+        for j_tile in range(op.Squeeze((before + 511) / 512)):
+            low = op.Unsqueeze(j_tile, [0]) * 512
+            high = op.Min(low + 512, before)
+            k_j = op.Slice(k_hat, low, high, [2])
+            weights = op.Exp(op.MatMul(k_outer, op.Transpose(k_j, perm=[0, 1, 3, 2])))  # (B, H, outer, 512)
+            received = received + op.MatMul(weights, op.Slice(sent, low, high, [2]))
+        rhs_outer = op.Slice(v_pad, first, first + outer, [2]) - received * (t_outer * gain)
+        solved = op.Slice(rhs_outer, zero, zero, [2])
+        for i_block in range(op.Squeeze(inner)):
+            start = op.Unsqueeze(i_block, [0]) * rows
+            t_i = op.Slice(t_outer, start, start + rows, [2])
+            k_i = op.Slice(k_outer, start, start + rows, [2])
+            k_before = op.Slice(k_outer, zero, start, [2])
+            weights = op.Exp(op.MatMul(k_i, op.Transpose(k_before, perm=[0, 1, 3, 2])))  # (B, H, rows, start)
+            rhs = op.Slice(rhs_outer, start, start + rows, [2]) - op.MatMul(weights, solved) * (t_i * gain)
+            y_i = op.MatMul(op.Gather(inverse, i_outer * op.Squeeze(inner) + i_block, axis=2), rhs)
+            solved = op.Concat(solved, y_i * t_i, axis=2)
+        sent = op.Concat(sent, solved, axis=2)
     y = op.CastLike(op.Slice(sent, past, past + n, [2]), V)
     Y = op.Where(op.Cast(token_new, to=9), y, V)
     return Y

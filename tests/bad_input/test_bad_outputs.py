@@ -119,11 +119,8 @@ main()
 @pytest.mark.parametrize(
     ("number", "statuses", "said"),
     [
-        (
-            signal.SIGINT,
-            {130, -signal.SIGINT},
-            "Interrupted.\n",
-        ),  # Python may end itself by the signal, if in an import
+        # Python may end itself by the signal, if in an import
+        (signal.SIGINT, {130, -signal.SIGINT}, "Interrupted.\n"),
         (signal.SIGTERM, {143}, ""),
         (signal.SIGKILL, {-signal.SIGKILL}, ""),
     ],
@@ -134,7 +131,12 @@ def test_an_interrupted_export(
 ) -> None:
     output = tmp_path / "new" / "artifact"
     command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(make_checkpoint()), "--output", str(output)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def at_default() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts its background jobs, and so ours, deaf to it
+
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=at_default) as process:
         deadline = time.monotonic() + 60
         while not any(tmp_path.glob("new/*.partial")) and time.monotonic() < deadline:
             time.sleep(0.01)
