@@ -36,5 +36,5 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
     (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}), encoding="utf-8")
     manifest = artifact.manifest
     target = scratch / "standard"
-    export(checkpoint, target, ExportOptions(dtype=manifest.dtype, logits=manifest.logits))
+    export(checkpoint, target, ExportOptions(dtype=manifest.dtype, logits=manifest.logits, cache=manifest.cache))
     return target

@@ -17,6 +17,8 @@ from lucid_deploy.version import __version__
 # Name of each command and the first line of its help, so that the list needs no command's imports.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
+    "plugin": "Build the TensorRT plugin library.",
+    "build": "Build TensorRT engines of an exported artifact.",
     "run": "Generate text with an exported artifact.",
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",

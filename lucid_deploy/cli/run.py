@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime"]),
+    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
     help="What runs the model; auto is onnxruntime.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with --runtime torch.")
+@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime"]),
+    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
     default="auto",
     show_default=True,
     help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with --runtime torch.")
+@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),

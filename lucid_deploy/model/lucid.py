@@ -79,6 +79,9 @@ class LucidAttention(nn.Module):
         if self.config.is_lucid and decode:
             o, y = decode_attention(q, k, v, k_past, y_past, mask, eps, self.decode_implementation)
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
+        elif decode:
+            values = torch.cat([y_past, v], dim=2)  # (B, KV, T, D)
+            o = attend_from_last(q, keys, values, mask)  # (B, H, 1, D)
         else:
             y = precondition(k, v, k_past, y_past, mask, eps, self.implementation) if self.config.is_lucid else v
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
@@ -97,9 +100,14 @@ class LucidAttention(nn.Module):
             present = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
             assert mask is not None
             own = torch.arange(keys.shape[2], device=q.device) == cache_length[:, None]  # (B, M)
-            visible = (mask[:, :-1] | own)[:, None, None, :]  # (B, 1, 1, M)
-            o = F.scaled_dot_product_attention(q, *present, attn_mask=visible, enable_gqa=True)
+            o = attend_from_last(q, *present, mask[:, :-1] | own)  # (B, H, 1, D)
         return self.o_proj(o.transpose(1, 2).reshape(q.shape[0], 1, -1)), present
+
+
+def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Standard attention of one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
+    mask = None if visible is None else visible[:, None, None, :]  # (B, 1, 1, T)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
 
 
 class MLP(nn.Module):

@@ -10,7 +10,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtime.session import Session
 
-RUNTIMES = ("auto", "torch", "onnxruntime")
+RUNTIMES = ("auto", "torch", "onnxruntime", "tensorrt")
 MOST_THREADS = 1024  # runtimes start whatever number they are told, until the machine gives way
 
 
@@ -25,13 +25,14 @@ def open_session(
 
     Args:
         artifact: Its directory, or an opened artifact.
-        runtime: ``onnxruntime``, ``torch`` (the PyTorch model on the artifact's weights), or ``auto``: onnxruntime.
-        device: ``cpu``, or for torch ``cuda``.
+        runtime: ``onnxruntime``, ``torch`` (the PyTorch model on the artifact's weights), ``tensorrt`` (its engines),
+            or ``auto``: onnxruntime.
+        device: ``cpu``, or for torch and tensorrt ``cuda`` or ``cuda:N``; tensorrt takes ``cpu`` as ``cuda``.
         threads: Threads within an operator; None lets the runtime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
 
     Raises:
-        LucidError: An unknown runtime or device, or a package that is not installed.
+        LucidError: An unknown runtime or device, a package that is not installed, or no engines or GPU for tensorrt.
         CheckFailed: A damaged artifact.
     """
     if runtime not in RUNTIMES:
@@ -41,8 +42,12 @@ def open_session(
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     if runtime == "torch":
         return _open_torch(opened, device, threads, allow_extrapolation)
+    if runtime == "tensorrt":
+        from lucid_deploy.runtime.load_engines import open_tensorrt
+
+        return open_tensorrt(opened, device, allow_extrapolation)
     if device != "cpu":
-        raise LucidError(f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch.")
+        raise LucidError(f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch or tensorrt.")
     if opened.manifest.cache == "static":
         from lucid_deploy.runtime.static_ort_session import StaticOrtSession
 
