@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
 from lucid_deploy.runtime.session import Array, Cache, Session
 
@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
 Layers = list[tuple[Any, Any]]
 
+_PACK_LIMIT = 1 << 30  # bytes of weights up to which prefill keeps a packed copy of them
+
 _NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class OrtSession(Session[Any]):
     """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
+
+    Both graphs read one mapping of the weight file.
 
     Args:
         artifact: The opened artifact.
@@ -43,8 +47,12 @@ class OrtSession(Session[Any]):
             )
         super().__init__(artifact.config, artifact.manifest.dtype, "onnxruntime", allow_extrapolation)
         self._ort = ort
-        self._prefill = _load(ort, artifact, "prefill", threads)
-        self._decode = _load(ort, artifact, "decode", threads)
+        # Chosen by measurement, see docs/performance.md. Packed weights are a second copy: they make short prompts
+        # up to half again as fast and one-token products no faster, so only prefill packs, and only a small model.
+        self.packs_prefill = artifact.manifest.files[WEIGHTS]["size"] <= _PACK_LIMIT
+        self._weights = _shared_weights(ort, artifact, _NUMPY_TYPES[self.dtype])  # must live as long as the sessions
+        self._prefill = _load(ort, artifact, "prefill", threads, self._weights["prefill"], self.packs_prefill)
+        self._decode = _load(ort, artifact, "decode", threads, self._weights["decode"], pack=False)
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
@@ -90,11 +98,42 @@ class OrtSession(Session[Any]):
         return logits.numpy(), list(zip(present[::2], present[1::2], strict=True))
 
 
-def _load(ort: Any, artifact: Artifact, stage: str, threads: int | None) -> ort.InferenceSession:
+def _shared_weights(ort: Any, artifact: Artifact, kind: Any) -> dict[str, dict[str, Any]]:
+    """Map the weight file once, and return each graph's weights as onnxruntime tensors on that one mapping.
+
+    Left to itself, onnxruntime maps (or copies) the file once for each session.
+    """
+    import onnx
+
+    file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
+    made: dict[tuple[int, tuple[int, ...]], Any] = {}
+    weights: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
+        weights[stage] = {}
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if not place:
+                continue
+            offset, shape = int(place["offset"]), tuple(tensor.dims)
+            if (offset, shape) not in made:
+                view = file[offset : offset + int(place["length"])].view(kind).reshape(shape)
+                made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
+            weights[stage][tensor.name] = made[offset, shape]
+    return weights
+
+
+def _load(
+    ort: Any, artifact: Artifact, stage: str, threads: int | None, weights: dict[str, Any], pack: bool
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not pack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    for name, value in weights.items():
+        options.add_initializer(name, value)
     path = artifact.graph_path(stage)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
