@@ -22,44 +22,9 @@ from lucid_deploy.inspection import memory_needed
 MIB = 2**20
 
 
-def prefill(artifact: str, length: int, chunk: int | None) -> dict[str, object]:
-    """Prefill in this process; return seconds, peak memory before and after, and the logits and last rows of Y."""
-    import time
-
-    from lucid_deploy.bench.worker import _reset_peak, resident_bytes
-    from lucid_deploy.runtime import open_session
-
-    session = open_session(artifact)
-    ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (1, length))
-    cache = session.empty_cache(1)
-    _reset_peak()
-    idle = resident_bytes("VmRSS")
-    started = time.perf_counter()
-    logits = session.prefill(ids, cache, chunk=chunk)
-    seconds = time.perf_counter() - started
-    rows = [y[0, :, -64:].ravel().tolist() for _, y in session.layer_arrays(cache)]
-    return {
-        "seconds": seconds,
-        "idle": idle,
-        "peak": resident_bytes("VmHWM"),
-        "logits": logits.ravel().tolist(),
-        "rows": rows,
-    }
-
-
-def decode(artifact: str, context: int) -> dict[str, object]:
-    """Decode after a random context in this process; return seconds a step and peak memory."""
-    from lucid_deploy.bench.contenders import Contender
-    from lucid_deploy.bench.worker import Worker, resident_bytes
-
-    worker = Worker(Contender("static", "artifact", artifact))
-    idle = resident_bytes("VmRSS")
-    return {"idle": idle, **worker.decode(1, context, 4)}
-
-
 def in_process(call: str) -> dict[str, object]:
-    """Run a call of this module in a process of its own."""
-    code = f"import json, long_context; print(json.dumps(long_context.{call}))"
+    """Run a call of long_context_worker in a process of its own."""
+    code = f"import json, long_context_worker; print(json.dumps(long_context_worker.{call}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )

@@ -132,9 +132,10 @@ def Precondition(K, V, K_past, Y_past, mask, epsilon: float):
 def CausalAttention(Q, K, Y, mask):
     """Blocks of query rows, each against the keys up to its own last row: no mask or score with two token axes."""
     zero = op.Constant(value_ints=[0])
-    rows = op.Constant(value_ints=[256])
     n = op.Shape(Q, start=2, end=3)
     total = op.Shape(K, start=2, end=3)
+    # 256 rows up to 8192 tokens, fewer beyond, down to 64: scores of a block stay below 2²¹ a head, then 64 a token.
+    rows = op.Max(op.Min(2097152 / total, op.Constant(value_ints=[256])), op.Constant(value_ints=[64]))
     past = total - n
     index = op.Range(0, op.Squeeze(total), 1)
     token = op.Unsqueeze(mask, [1, 2])  # (B, 1, 1, T)

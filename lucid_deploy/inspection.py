@@ -8,6 +8,9 @@ from typing import Any
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 
+_RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
+_SCORE_TENSORS = 4  # scores, their exponentials and what is in between
+
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -37,10 +40,11 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
 
 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
-    """Return the bytes needed to decode with a given batch and context.
+    """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    A growing cache exists twice while a token is computed: the past of all layers, and their present. A static one
-    exists once, with up to an eighth more room than it holds.
+    Weights count once: both graphs read one mapping of the file. A growing cache exists twice while a token is computed:
+    the past of all layers and their present. A static one exists once, and one layer twice while rows move into larger
+    buffers.
 
     Args:
         artifact: The opened artifact.
@@ -50,16 +54,20 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     config, size = artifact.config, ITEM_SIZE[artifact.manifest.dtype]
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size
     cache = batch * context * per_token
-    while_decoding = cache + cache // 8 if artifact.manifest.cache == "static" else 2 * cache
+    moving = cache // config.num_hidden_layers if artifact.manifest.cache == "static" else cache
+    scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
+    workspace = _SCORE_TENSORS * scores
     return {
         "batch": batch,
         "context": context,
         "weights": weights,
         "cache_per_token": per_token,
         "cache": cache,
-        "cache_while_decoding": while_decoding,
-        "total": weights + while_decoding,
+        "cache_while_decoding": cache + moving,
+        "workspace": workspace,
+        "runtime": _RUNTIME,
+        "total": weights + cache + moving + workspace + _RUNTIME,
     }
 
 

@@ -23,7 +23,8 @@ def resident_bytes(field: str) -> int:
     raise LucidError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """Start a new peak, for ``VmHWM`` of :func:`resident_bytes`."""
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")
 
@@ -53,7 +54,7 @@ class Worker:
         self._filled = None
         ids = np.random.default_rng(0).integers(0, self.session.config.vocab_size, (batch, length))
         cache = self.session.empty_cache(batch)
-        _reset_peak()
+        reset_peak()
         started = time.perf_counter()
         self.session.prefill(ids, cache, chunk=chunk)
         return {"seconds": time.perf_counter() - started, "peak": resident_bytes("VmHWM")}
@@ -65,7 +66,7 @@ class Worker:
         cache = self.session.fork(self._filled[1])
         token = np.ones((batch, 1), dtype=np.int64)
         self.session.decode(token, cache)  # the first step of a context pays for allocation
-        _reset_peak()
+        reset_peak()
         started = time.perf_counter()
         for _ in range(steps):
             self.session.decode(token, cache)

@@ -60,7 +60,8 @@ def _show(facts: dict[str, Any]) -> None:
         f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
         f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token), "
         f"{human_size(memory['cache_while_decoding'])} while a token is computed; "
-        f"in all {human_size(memory['total'])} plus what the runtime needs itself",
+        f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
+        f"in all {human_size(memory['total'])}",
         soft_wrap=True,
     )
 

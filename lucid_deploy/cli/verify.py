@@ -145,7 +145,9 @@ def verify_against(
             def loading(done: int, total: int) -> None:
                 update(f"Loading {dtype}", done, total)
 
-            return TorchSession(load_model(source, getattr(torch, dtype), progress=loading))
+            session = TorchSession(load_model(source, getattr(torch, dtype), progress=loading))
+            session.config = candidate.config  # engines may take less context than the model: prompts must fit both
+            return session
 
         return open_model
 

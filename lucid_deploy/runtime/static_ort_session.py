@@ -75,19 +75,21 @@ class StaticOrtSession(OrtSession):
         return bound.binding.get_outputs()[0].numpy().copy(), bound.layers
 
     def _bind(self, layers: Layers, past: int, mask: Array) -> _Buffers:
-        """Move a cache's rows into buffers with room, and bind them as inputs and outputs at once."""
+        """Move a cache's rows into buffers with room, and bind them as inputs and outputs at once.
+
+        The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
+        """
         batch, heads, _, width = layers[0][0].shape
         room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
-        buffers = []
-        for pair in layers:
+        for index in range(len(layers)):
             moved = []
-            for rows in pair:
+            for rows in layers[index]:
                 buffer = np.zeros((batch, heads, room, width), dtype=rows.dtype)
                 buffer[:, :, :past] = rows[:, :, :past]
                 moved.append(buffer)
-            buffers.append((moved[0], moved[1]))
+            layers[index] = (moved[0], moved[1])
         bound = _Buffers(
-            buffers,
+            layers,
             np.zeros((batch, room), np.int64),
             np.zeros((batch, 1), np.int64),
             np.zeros((batch, 1), np.int64),
@@ -105,7 +107,7 @@ class StaticOrtSession(OrtSession):
         for name, array in inputs.items():
             bound.binding.bind_ortvalue_input(name, make(array))
         bound.binding.bind_output("logits")
-        for index, pair in enumerate(buffers):
+        for index, pair in enumerate(layers):
             for kind, buffer in zip(("key", "value"), pair, strict=True):
                 value = make(buffer)
                 bound.binding.bind_ortvalue_input(f"past_key_values.{index}.{kind}", value)

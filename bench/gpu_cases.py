@@ -1,0 +1,170 @@
+"""What ``gpu_check.py`` does on the GPU: the kernels against float64, and calls to time. Imports PyTorch and Triton."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lucid_deploy.ops.decode import decode_attention_reference
+from lucid_deploy.ops.precondition import precondition_reference
+
+EPS = 1e-5
+GROUPS = 4  # query heads that share a key/value head when decoding
+DEVICE = "cuda"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One comparison with float64: kernel, type, head width, correlation of keys, tokens, and padding in the mask."""
+
+    kernel: str
+    dtype: str
+    width: int
+    correlation: float
+    new: int
+    past: int
+    padded: bool = False
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One measurement: ``solve`` (causal, all tokens new) or ``decode`` (one new token after ``tokens``)."""
+
+    kernel: str
+    heads: int
+    tokens: int
+    width: int
+    dtype: str
+
+
+def make_keys(heads: int, tokens: int, width: int, correlation: float) -> Tensor:
+    """Return correlated keys ``(1, heads, tokens, width)``: with independent ones any wrong solve passes."""
+    common = torch.randn(1, heads, 1, width, device=DEVICE)
+    own = torch.randn(1, heads, tokens, width, device=DEVICE)
+    return correlation**0.5 * common + (1 - correlation) ** 0.5 * own
+
+
+class TorchGpu:
+    """The first GPU, as PyTorch sees it.
+
+    Raises:
+        RuntimeError: There is none.
+    """
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            raise RuntimeError("PyTorch sees none")
+        torch.manual_seed(0)
+        major, minor = torch.cuda.get_device_capability()
+        self.name, self.capability = torch.cuda.get_device_name(), 10 * major + minor
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a number depends on."""
+        import triton
+
+        properties = torch.cuda.get_device_properties(0)
+        return {
+            "card": self.name,
+            "compute_capability": self.capability,
+            "memory_bytes": properties.total_memory,
+            "multiprocessors": properties.multi_processor_count,
+            "cuda": torch.version.cuda,
+            "triton": triton.__version__,
+        }
+
+    def error(self, case: Accuracy) -> float:
+        """Return the kernel's relative error against float64, infinite if anything is not finite."""
+        dtype = getattr(torch, case.dtype)
+        k = make_keys(4, case.past + case.new, case.width, case.correlation).to(dtype)
+        v = torch.randn_like(k)
+        past, new = slice(0, case.past), slice(case.past, None)
+        mask = torch.ones(1, case.past + case.new, dtype=torch.bool, device=DEVICE)
+        if case.padded:
+            mask[:, : max(1, mask.shape[1] // 3)] = False
+            mask[:, -1] = True
+        cache = (k[:, :, past].contiguous(), v[:, :, past].contiguous())
+        fresh = (k[:, :, new].contiguous(), v[:, :, new].contiguous())
+        run = self._solve if case.kernel == "solve" else self._decode
+        return max(_relative(found, wanted) for found, wanted in run(fresh, cache, mask))
+
+    def _solve(self, fresh: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], mask: Tensor) -> list[Any]:
+        from lucid_deploy.plugins.kernels import precondition
+
+        exact = precondition_reference(*(x.double() for x in (*fresh, *cache)), mask, EPS)
+        return [(precondition(*fresh, *cache, mask, EPS), exact)]
+
+    def _decode(self, fresh: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], mask: Tensor) -> list[Any]:
+        from lucid_deploy.plugins.kernels import decode_attention
+
+        key, value = fresh
+        q = torch.randn(1, GROUPS * key.shape[1], 1, key.shape[3], device=DEVICE).to(key.dtype)
+        exact = decode_attention_reference(*(x.double() for x in (q, key, value, *cache)), mask, EPS)
+        return list(zip(decode_attention(q, key, value, *cache, mask, EPS), exact, strict=True))
+
+    def calls(self, shape: Shape) -> dict[str, Callable[[], Any] | str]:
+        """Return what to time, by name; a text in the place of a call says why it cannot run."""
+        dtype = getattr(torch, shape.dtype)
+        k = make_keys(shape.heads, shape.tokens + 1, shape.width, 0.9).to(dtype)
+        v = torch.randn_like(k)
+        if shape.kernel == "decode":
+            return _decode_calls(k, v)
+        return self._solve_calls(k[:, :, 1:].contiguous(), v[:, :, 1:].contiguous())
+
+    def _solve_calls(self, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        from lucid_deploy.plugins.kernels import precondition
+
+        q = torch.randn_like(k)
+
+        def flash() -> Tensor:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        needed = 4 * 4 * k.shape[1] * k.shape[2] ** 2  # four float32 matrices of all tokens by all tokens
+        free = torch.cuda.mem_get_info()[0]
+        dense: Callable[[], Any] | str = (
+            f"needs {needed / 2**30:.0f} GiB" if needed > free else (lambda: dense_solve(k, v))
+        )
+        return {"lucid": lambda: precondition(k, v), "flash": flash, "dense": dense}
+
+    def milliseconds(self, call: Callable[[], Any]) -> float:
+        """Return the median time of a call."""
+        from triton.testing import do_bench
+
+        return float(do_bench(call, return_mode="median"))
+
+
+def _decode_calls(k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
+    """Both read the same cache; a key/value head's query heads are rows of one product in both."""
+    from lucid_deploy.plugins.kernels import decode_attention
+
+    heads, width = k.shape[1], k.shape[3]
+    q = torch.randn(1, GROUPS * heads, 1, width, device=DEVICE).to(k.dtype)
+    rows = q.reshape(1, heads, GROUPS, width)
+    cache = (k[:, :, :-1].contiguous(), v[:, :, :-1].contiguous())
+    fresh = (k[:, :, -1:].contiguous(), v[:, :, -1:].contiguous())
+    return {
+        "lucid": lambda: decode_attention(q, *fresh, *cache),
+        "standard": lambda: F.scaled_dot_product_attention(rows, k, v),
+    }
+
+
+def dense_solve(k: Tensor, v: Tensor) -> Tensor:
+    """Solve as the published code does: the whole matrix in float32, then ``solve_triangular``."""
+    width = k.shape[3]
+    keys = k.float() * torch.rsqrt(k.float().square().mean(-1, keepdim=True) + EPS)
+    matrix = torch.exp(keys @ keys.mT / math.sqrt(width) - math.sqrt(width)).tril()
+    return torch.linalg.solve_triangular(matrix, v.float(), upper=False, unitriangular=True).to(v.dtype)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    if not torch.isfinite(found).all():
+        return math.inf
+    return float((found.double() - wanted).norm() / wanted.norm())

@@ -1,0 +1,122 @@
+"""``lucid-deploy build``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.engines import BuildReport
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class _Size(click.ParamType):
+    """Bytes, or a number with KiB, MiB or GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)i?B?", str(value).strip(), re.IGNORECASE)
+        if found is None:
+            self.fail(f"{value!r} is not a size; write bytes, or a number with a unit, such as 4GiB.", param, ctx)
+        return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@click.command("build")
+@click.argument("artifact", type=click.Path())
+@click.option(
+    "--backend",
+    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    help="What builds; default: TensorRT-RTX where it is installed, else TensorRT.",
+)
+@click.option("--max-batch", type=int, metavar="B", help="Most rows at once; default: 4.")
+@click.option("--max-context", type=int, metavar="N", help="Most tokens of a row; default: the model's maximum.")
+@click.option(
+    "--prefill-chunk",
+    type=int,
+    metavar="N",
+    help="Most new tokens of one prefill, longer prompts run in chunks; default: 2048, or the context if shorter.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    metavar="LIST",
+    help="GPUs to build for, such as 8.6,12.0; default: all that TensorRT-RTX supports.",
+)
+@click.option("--workspace", type=_Size(), metavar="SIZE", help="Most scratch memory of a layer, such as 4GiB.")
+@click.option(
+    "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
+)
+@click.option(
+    "--plugin", type=click.Path(path_type=Path), help="The plugin library; default: the one from plugin build."
+)
+@click.option("--overwrite", is_flag=True, help="Replace engines that are there.")
+@click.option("--json", "json_target", metavar="FILE", help="Write the report as JSON to FILE; - is stdout, no table.")
+def command(
+    artifact: str,
+    backend: str | None,
+    max_batch: int | None,
+    max_context: int | None,
+    prefill_chunk: int | None,
+    capabilities: str | None,
+    workspace: int | None,
+    weightless: bool,
+    plugin: Path | None,
+    overwrite: bool,
+    json_target: str | None,
+) -> None:
+    """Build TensorRT engines of an exported artifact.
+
+    One engine for prefill and one for decode, into ARTIFACT/engines, with a manifest that running checks first. With
+    TensorRT-RTX this needs no GPU. LUCID models need the plugin library: run lucid-deploy plugin build once before.
+
+    Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.cli._console import progress, write_json
+    from lucid_deploy.engines import BuildOptions, build_engines
+
+    listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
+    options = BuildOptions(
+        backend, max_batch, max_context, prefill_chunk, listed, workspace, weightless, plugin, overwrite
+    )
+    opened = open_artifact(artifact)
+    with progress("Building") as update:
+        report = build_engines(opened, options, update)
+    if json_target is not None:
+        write_json(report.to_dict(), json_target)
+    if json_target != "-":
+        _show(report)
+
+
+def _show(report: BuildReport) -> None:
+    from rich.table import Table
+
+    from lucid_deploy.cli._console import console_out, human_size
+    from lucid_deploy.engines.build import describe_capabilities
+
+    manifest, limits = report.manifest, report.manifest.limits
+    console_out.print(
+        f"{report.directory}: {manifest.backend} {manifest.backend_version}, batch up to {limits.max_batch}, context "
+        f"up to {limits.max_context}, prefill in chunks of {limits.prefill_chunk}; compute capability: "
+        f"{describe_capabilities(manifest.capabilities)}",
+        soft_wrap=True,
+        markup=False,
+    )
+    table = Table("engine", "size", "layers", "computed by the plugin", "seconds")
+    for stage, engine in manifest.engines.items():
+        built = report.built[stage]
+        plugin = ", ".join(f"{len(layers)} {name}" for name, layers in engine.plugin_layers.items()) or "none needed"
+        table.add_row(engine.file, human_size(engine.size), str(built["layers"]), plugin, f"{built['seconds']:.1f}")
+    console_out.print(table)
+    for stage, built in report.built.items():
+        if built["timings"] is not None:
+            console_out.print(
+                f"{stage}: {built['timings']['reused']} times from the cache, {built['timings']['new']} new"
+            )

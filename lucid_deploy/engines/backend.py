@@ -1,0 +1,129 @@
+"""TensorRT-RTX and TensorRT behind one name: they differ in the module that is imported and in a few abilities."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+from lucid_deploy.errors import LucidError, missing_extra
+
+# Name on the command line: module, extra that brings it, name in messages.
+_KNOWN = {
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx", "TensorRT-RTX"),
+    "tensorrt": ("tensorrt", "trt", "TensorRT"),
+}
+BACKENDS = tuple(_KNOWN)
+_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+_TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An imported TensorRT.
+
+    Attributes:
+        name: ``tensorrt-rtx`` or ``tensorrt``.
+        title: How messages call it.
+        trt: The module.
+        version: Its version.
+    """
+
+    name: str
+    title: str
+    trt: Any
+    version: str
+
+    @property
+    def needs_gpu_to_build(self) -> bool:
+        """Whether building measures on a GPU; TensorRT-RTX leaves that to the machine that runs the engine."""
+        return self.name == "tensorrt"
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """Whether measured times can be kept for the next build; TensorRT-RTX measures nothing when it builds."""
+        return self.name == "tensorrt"
+
+    def check_dtype(self, dtype: str) -> None:
+        """Check that the backend has a type.
+
+        Raises:
+            LucidError: It has not.
+        """
+        if dtype not in _TYPES or not hasattr(self.trt.DataType, _TYPES[dtype]):
+            known = [name for name, kind in _TYPES.items() if hasattr(self.trt.DataType, kind)]
+            raise LucidError(
+                f"{self.title} {self.version} has no type {dtype}. Export again with --dtype {' or '.join(known)}."
+            )
+
+    def capabilities(self, wanted: tuple[str, ...], dtype: str, with_plugin: bool) -> tuple[int, ...]:
+        """Read the compute capabilities to build for, such as ``8.6`` or ``86``; () lets the backend choose.
+
+        Args:
+            wanted: As the user wrote them.
+            dtype: Type of the artifact.
+            with_plugin: Whether the engine needs the plugin library's kernels.
+
+        Raises:
+            LucidError: One that the backend cannot build for, or that lacks the type or the kernels.
+        """
+        if not wanted:
+            return ()
+        kinds = getattr(self.trt, "ComputeCapability", None)
+        if self.needs_gpu_to_build or kinds is None:
+            raise LucidError(
+                f"{self.title} builds for the GPU of the building machine; --compute-capability is for tensorrt-rtx."
+            )
+        known = sorted(int(name[2:]) for name in kinds.__members__ if name.startswith("SM"))
+        numbers = tuple(_number(text) for text in wanted)
+        if wrong := [text for text, number in zip(wanted, numbers, strict=True) if number not in known]:
+            raise LucidError(
+                f"{self.title} {self.version} cannot build for compute capability {', '.join(wrong)}; it can for "
+                + ", ".join(dotted(number) for number in known)
+                + "."
+            )
+        if _TURING in numbers and (with_plugin or dtype == "bfloat16"):
+            lacking = "the plugin library has no kernels for it" if with_plugin else "it has no bfloat16"
+            raise LucidError(f"Compute capability 7.5 cannot run this artifact: {lacking}. Leave it out.")
+        return tuple(dict.fromkeys(numbers))
+
+
+def dotted(capability: int) -> str:
+    """Return a compute capability as people write it: 86 is 8.6."""
+    return f"{capability // 10}.{capability % 10}"
+
+
+def _number(text: str) -> int:
+    digits = text.replace(".", "")
+    return int(digits) if digits.isdecimal() else -1
+
+
+def load_backend(name: str | None = None) -> Backend:
+    """Import a backend.
+
+    Args:
+        name: ``tensorrt-rtx`` or ``tensorrt``; None: TensorRT-RTX where it is installed, else TensorRT.
+
+    Raises:
+        LucidError: An unknown name, or a package that is not installed or does not load.
+    """
+    if name is not None and name not in _KNOWN:
+        raise LucidError(f"Backend {name!r} is not known; known are {', '.join(BACKENDS)}.")
+    if name is None:
+        name = "tensorrt" if not _installed("tensorrt-rtx") and _installed("tensorrt") else "tensorrt-rtx"
+    module, extra, title = _KNOWN[name]
+    if not _installed(name):
+        raise missing_extra(module, extra, "build and run TensorRT engines")
+    try:
+        trt = importlib.import_module(module)
+    except (ImportError, OSError) as error:  # OSError: a shared library of it that cannot be loaded
+        raise LucidError(f"{title} is installed but does not load: {error}") from error
+    return Backend(name, title, trt, str(trt.__version__))
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(_KNOWN[name][0]) is not None
+    except ValueError:  # a module that is there without a specification, or was blocked
+        return False

@@ -1,0 +1,121 @@
+"""What TensorRT calls while it works: its logger and its progress monitor.
+
+Neither lets an exception through: TensorRT's C++ code has no place for one, and Ctrl-C raises wherever Python happens
+to run. Both keep it, the monitor stops the build, and the caller raises it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Report = Callable[[int, int], None]
+STEPS = 1000  # the whole build, in the numbers that progress is reported with
+
+
+class Progress:
+    """Turns nested phases into one number that never goes back.
+
+    Args:
+        report: Called with (done, STEPS).
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._phases: dict[str, tuple[str | None, int]] = {}  # parent, steps
+        self._done: dict[str, int] = {}
+        self._reached = 0
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """Begin a phase, which is one step of its parent."""
+        self._phases[phase], self._done[phase] = (parent, max(steps, 1)), 0
+
+    def step(self, phase: str, index: int) -> None:
+        """Finish a step of a phase."""
+        if phase in self._phases:
+            self._done[phase] = index + 1
+            self._update()
+
+    def finish(self, phase: str) -> None:
+        """End a phase; its parent reports the step."""
+        self._phases.pop(phase, None)
+        self._done.pop(phase, None)
+
+    def _update(self) -> None:
+        roots = [name for name, (parent, _) in self._phases.items() if parent not in self._phases]
+        reached = int(STEPS * max((self._fraction(root) for root in roots), default=0.0))
+        if reached > self._reached:
+            self._reached = reached
+            self._report(min(reached, STEPS), STEPS)
+
+    def _fraction(self, phase: str) -> float:
+        steps = self._phases[phase][1]
+        inside = sum(self._fraction(name) for name, (parent, _) in self._phases.items() if parent == phase)
+        return min(self._done[phase] + min(inside, 1.0), steps) / steps
+
+
+class Kept:
+    """An exception that was raised inside a callback."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def raise_again(self) -> None:
+        """Raise it where Python code is waiting for it."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+
+
+def make_logger(trt: Any, kept: Kept) -> Any:
+    """Return a logger that collects errors in ``.errors`` instead of printing."""
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            try:
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    self.errors.append(message.strip())
+            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+                kept.error = error
+
+    return Logger()
+
+
+def make_monitor(trt: Any, report: Report, kept: Kept) -> Any:
+    """Return a progress monitor that calls ``report`` with (done, in all), and stops the build if that raises."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            super().__init__()
+            self._progress = Progress(report)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            try:
+                self._progress.start(phase_name, parent_phase, num_steps)
+            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+                kept.error = error
+
+        def phase_finish(self, phase_name: str) -> None:
+            try:
+                self._progress.finish(phase_name)
+            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+                kept.error = error
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            try:
+                self._progress.step(phase_name, step)
+            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+                kept.error = error
+            return kept.error is None
+
+    return Monitor()
+
+
+def explain(errors: list[str]) -> str:
+    """Return the error that says why something failed: the first, without what a missing driver adds to each."""
+    telling = [text for text in errors if "cudaError 35" not in text and not text.startswith("--- ")]
+    return (telling or errors or ["no reason given"])[0]

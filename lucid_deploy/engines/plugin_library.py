@@ -1,0 +1,25 @@
+"""Where the plugin library is, and bringing it beside the engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def default_library() -> Path:
+    """Return where ``lucid-deploy plugin build`` puts the library and ``lucid-deploy build`` looks for it."""
+    from lucid_deploy.plugins.aot import default_cache
+    from lucid_deploy.plugins.build import LIBRARY_NAME
+
+    return default_cache().parent / LIBRARY_NAME
+
+
+def register(library: Path, trt: Any) -> None:
+    """Bring the library's operators into TensorRT; afterwards its ONNX parser can meet their nodes safely.
+
+    Raises:
+        LucidError: It is missing, has another ABI or does not register, or the parser could not find its own library.
+    """
+    from lucid_deploy.plugins.registry import register_plugins
+
+    register_plugins(library, trt)
