@@ -42,9 +42,9 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    Weights count once: both graphs read one mapping of the file. A growing cache exists twice while a token is computed:
-    the past of all layers and their present. A static one exists once, and one layer twice while rows move into larger
-    buffers.
+    Weights count once: both graphs read one mapping of the file. A growing cache exists twice while a token is
+    computed, the past of all layers and their present. A static one exists once, and one layer twice while rows move
+    into larger buffers.
 
     Args:
         artifact: The opened artifact.
