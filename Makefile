@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: bench demo test lint gpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lucid-deploy export demo --output $(DEMO) --overwrite
@@ -22,6 +22,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an hour, 14 GB of disk
+	for script in precondition_operator medium_model long_context large_model start_up; do \
+		$(BIN)/python bench/$$script.py || exit 1; \
+	done
 
 gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to bench/results/
 	$(BIN)/python bench/gpu_check.py

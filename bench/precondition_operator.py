@@ -70,6 +70,7 @@ def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds + 1):
         for name, run in contenders.items():
+            time.sleep(0.05)  # threads of the runtime before spin a while after their work
             started = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - started)

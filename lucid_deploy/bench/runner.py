@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -171,6 +172,7 @@ def run_plan(
 
 
 def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:
+    time.sleep(0.05)  # threads of the contender before spin a while after their work
     if stage == "prefill":
         return worker.ask("prefill", batch=batch, length=length, chunk=plan.chunk)
     return worker.ask("decode", batch=batch, context=length, steps=plan.steps)
