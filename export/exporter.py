@@ -92,6 +92,7 @@ def export(
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
         _build(source, str(checkpoint), building, options, progress or (lambda *_: None))
+        _check_request(output, options)  # again: tracing and writing took a while
         _put_in_place(building, output)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error

@@ -104,5 +104,4 @@ def _content(checkpoint: Checkpoint, tensor: StoredTensor, dtype: str) -> memory
         )
     if tensor.transposed:
         data = data.mT
-    data = data.contiguous()
-    return memoryview(data.view(torch.uint8).numpy().reshape(-1)) if data.dim() else memoryview(data.numpy().tobytes())
+    return memoryview(data.reshape(-1).contiguous().view(torch.uint8).numpy())

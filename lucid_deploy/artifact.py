@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
 FORMAT_VERSION = 1
+PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
 CACHES = ("growing", "static")
@@ -124,7 +125,8 @@ def open_artifact(directory: str | Path) -> Artifact:
             )
     artifact = Artifact(directory, manifest)
     for stage in STAGES:
-        check_external_data(artifact.graph_path(stage))
+        model = check_external_data(artifact.graph_path(stage))
+        _check_contract(artifact, stage, model)
     return artifact
 
 
@@ -157,7 +159,7 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
         )
 
 
-def check_external_data(path: Path) -> None:
+def check_external_data(path: Path) -> onnx.ModelProto:
     """Check that a graph is readable and takes weights from beside itself only.
 
     Raises:
@@ -186,6 +188,35 @@ def check_external_data(path: Path) -> None:
                 f"{path}: weight {tensor.name} lies beyond the end of {WEIGHTS} ({length} bytes at {offset} of "
                 f"{size}). Export it again."
             )
+    return model
+
+
+def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
+    """Compare a graph's inputs and outputs with the manifest, and those with the manifest's model."""
+
+    def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
+        return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
+
+    info, config = artifact.manifest.graphs[stage], artifact.config
+    graph = [*described(model.graph.input), *described(model.graph.output)]
+    listed = [(item.name, item.shape) for item in (*info.inputs, *info.outputs)]
+    cache = {item.name: item for item in info.inputs if item.name.startswith("past_key_values.")}
+    names = {f"past_key_values.{i}.{kind}" for i in range(config.num_hidden_layers) for kind in ("key", "value")}
+    sizes = {(item.shape[1], item.shape[3], item.dtype) for item in cache.values() if len(item.shape) == 4}
+    static = any(item.name == "cache_length" for item in info.inputs)
+    fits = (
+        graph == listed
+        and cache.keys() == names
+        and sizes == {(config.num_key_value_heads, config.head_dim, artifact.manifest.dtype)}
+        and info.outputs[0].shape[-1] == config.vocab_size
+        and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
+        and static == (stage == "decode" and artifact.manifest.cache == "static")
+    )
+    if not fits:
+        raise CheckFailed(
+            f"{artifact.graph_path(stage)} does not fit {MANIFEST}: inputs and outputs are those of another model or "
+            "stage. Export it again."
+        )
 
 
 def _tensors(*owners: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
@@ -243,7 +274,7 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - files.keys()
     if unlisted:
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
-    for key, allowed in (("dtype", DTYPES), ("cache", CACHES)):
+    for key, allowed in (("dtype", DTYPES), ("cache", CACHES), ("logits", ("last", "all"))):
         if data[key] not in allowed:
             raise ValueError(f"{key} is {data[key]!r}")
     plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
@@ -42,7 +42,8 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
 def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
-    Weights count once: both graphs read one mapping of the file. A growing cache exists twice while a token is
+    Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
+    graph keeps a packed copy. A growing cache exists twice while a token is
     computed, the past of all layers and their present. A static one exists once, and one layer twice while rows move
     into larger buffers.
 
@@ -58,16 +59,17 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _SCORE_TENSORS * scores
+    packed = 2 * weights if weights <= PACK_LIMIT else 0
     return {
         "batch": batch,
         "context": context,
-        "weights": weights,
+        "weights": weights + packed,
         "cache_per_token": per_token,
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,
         "runtime": _RUNTIME,
-        "total": weights + cache + moving + workspace + _RUNTIME,
+        "total": weights + packed + cache + moving + workspace + _RUNTIME,
     }
 
 

@@ -134,6 +134,9 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
                 lengths = [row["length"] for row in mine]
                 axis.plot(lengths, [value(row) for row in mine], marker="o", label=f"{name}, batch {batch}")
             axis.set(xlabel="tokens", ylabel=label, xscale="log")
+            ticks = sorted({row["length"] for row in rows if row["stage"] == stage})
+            axis.set_xticks(ticks, [str(tick) for tick in ticks])
+            axis.minorticks_off()
             axis.grid(alpha=0.3)
         axes[0].set_yscale("log")
         axes[0].legend(fontsize="small")

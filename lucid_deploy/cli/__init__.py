@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import signal
 import threading
@@ -52,11 +53,13 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _unwinding_on_sigterm():
+            with _unwinding_on_signals():
                 return super().invoke(ctx)
         except LucidError as error:
             raise _ReportedError(error) from error
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+                raise _ReportedError(LucidError(f"Writing the output failed: {error.strerror}.")) from error
             if error.filename is None:  # not about a file: a closed pipe, which click handles, or a bug
                 raise
             raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
@@ -66,20 +69,26 @@ class _Commands(click.Group):
 
 
 @contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM an exception, so that what is half done is cleaned up, as it is after Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
+def _unwinding_on_signals() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP exceptions, so that what is half done is cleaned up, as it is after Ctrl-C.
 
-    def stop(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
+    A signal that is ignored (nohup) stays ignored.
+    """
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in known if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
 
-    signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -56,8 +56,11 @@ def write_json(data: Any, target: str) -> None:
     if target == "-":
         print(text, end="")  # noqa: T201 (the result itself)
         return
-    path = Path(target)
+    path = Path(target).resolve()  # what a link points to is replaced, not the link
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            path.write_text(text, encoding="utf-8")  # a device or a pipe: nothing to replace
+            return
         handle, name = tempfile.mkstemp(dir=path.parent or Path("."), prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from lucid_deploy.runtime.generate import Generation
+    from lucid_deploy.runtime.session import Session
     from lucid_deploy.runtime.tokenizer import TextTokenizer
 
 
@@ -26,6 +28,13 @@ if TYPE_CHECKING:
     help="What runs the model; auto is onnxruntime.",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
+    default="cpu",
+    show_default=True,
+    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
+)
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
@@ -44,6 +53,7 @@ def command(
     prompt_ids: str | None,
     runtime: str,
     device: str,
+    provider: str,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -62,6 +72,7 @@ def command(
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
     from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.cli._console import progress
     from lucid_deploy.runtime import open_session
     from lucid_deploy.runtime.generate import Generation, Sampling
 
@@ -69,7 +80,8 @@ def command(
     opened = open_artifact(artifact)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None)
     ids = _prompt_ids(prompt, prompt_ids, tokenizer)
-    session = open_session(opened, runtime, device, threads, allow_extrapolation)
+    with progress("Loading the model"):
+        session = open_session(opened, runtime, device, threads, allow_extrapolation, provider)
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
     _generate(generation, tokenizer, as_json)
 
@@ -106,16 +118,17 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
 
 
 def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: bool) -> None:
-    from lucid_deploy.cli._console import console_err, write_json
+    from lucid_deploy.cli._console import console_err, progress, write_json
     from lucid_deploy.runtime.tokenizer import TextStream
 
     stream = TextStream(tokenizer) if tokenizer is not None else None
     ids: list[int] = []
     started = time.perf_counter()
-    first = started
-    for token in generation:
-        if not ids:
-            first = time.perf_counter()
+    tokens = iter(generation)
+    with progress("Running the prompt") as generation.progress:
+        opening = list(itertools.islice(tokens, 1))
+    first = time.perf_counter()
+    for token in itertools.chain(opening, tokens):
         piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
         ids.append(token)
         if not as_json:
@@ -130,8 +143,9 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: 
         "prompt_tokens": len(generation.prompt_ids),
         "finish_reason": generation.finish_reason,
         "runtime": generation.session.runtime,
+        "provider": generation.session.provider,
         "dtype": generation.session.dtype,
-        "seconds_to_first_token": first - started,
+        "seconds_to_first_token": first - started if ids else None,
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
     }
     if as_json:
@@ -141,8 +155,13 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: 
     rate = facts["tokens_per_second"]
     console_err.print(
         f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
-        f"first after {1e3 * facts['seconds_to_first_token']:.0f} ms"
+        f"{1e3 * (first - started):.0f} ms until the first"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
-        + f"; {facts['runtime']}, {facts['dtype']}",
+        + f"; {_runtime(generation.session)}, {facts['dtype']}",
         soft_wrap=True,
     )
+
+
+def _runtime(session: Session[Any]) -> str:
+    """Name the runtime, and the provider where one was chosen."""
+    return session.runtime if session.provider in (None, "cpu") else f"{session.runtime} ({session.provider})"

@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 )
 @click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
 @click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
+    default="cpu",
+    show_default=True,
+    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=32,
@@ -43,6 +50,7 @@ def command(
     checkpoint: str | None,
     runtime: str,
     device: str,
+    provider: str,
     steps: int,
     prompt: str | None,
     seed: int,
@@ -68,10 +76,15 @@ def command(
         check_hashes(opened, update)
     ids = _encode(opened, prompt)
     # Opened before the long run in PyTorch, so that a missing package shows at once.
-    candidate = open_session(opened, runtime, device)
+    candidate = open_session(opened, runtime, device, provider=provider)
     with progress("Verifying") as update:
         report = verify_against(candidate, source, steps, seed, ids, update)
-    facts = {"artifact": str(opened.directory), "checkpoint": str(source.directory), "device": device}
+    facts = {
+        "artifact": str(opened.directory),
+        "checkpoint": str(source.directory),
+        "device": device,
+        "provider": candidate.provider,
+    }
     if json_target is not None:
         write_json({**facts, "hashes_checked": True, **report.to_dict()}, json_target)
     if json_target != "-":

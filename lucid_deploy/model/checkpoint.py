@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ class Checkpoint:
 
     def __init__(self, checkpoint: str | Path) -> None:
         self.directory = resolve(checkpoint)
-        self.config: LucidConfig = load_config(self.directory)
+        self.config: LucidConfig = _with_generation_eos(load_config(self.directory), self.directory)
         self._file_of = _tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
         self.tied = self.config.tie_word_embeddings
@@ -136,6 +137,20 @@ class Checkpoint:
                 f"{self.directory}: tie_word_embeddings is true, but lm_head.weight differs from "
                 "model.embed_tokens.weight. Set tie_word_embeddings to false or remove lm_head.weight."
             )
+
+
+def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:
+    """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return config
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise LucidError(f"{path} is not a JSON object: {error}") from error
+    ids = named if isinstance(named, list) else [named]
+    more = tuple(i for i in ids if isinstance(i, int) and i >= 0 and i not in config.eos_token_ids)
+    return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more))
 
 
 def load_model(

@@ -11,8 +11,8 @@ largest, because rounding errors of one position are a matter of luck and the ba
 every position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to
 about 1e-13, so one reference serves them all.
 
-The scenario that continues a prompt greedily can be a few tokens, of which the last repeats: too few draws of that
-luck. Its gates are the widest of all scenarios.
+The scenario that continues a prompt greedily can be a few tokens, of which the last repeats, and all scenarios are a
+few tokens if the model's context is: too few draws of that luck. Their gates are the widest of all scenarios.
 """
 
 from __future__ import annotations

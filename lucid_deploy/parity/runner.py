@@ -11,6 +11,7 @@ from lucid_deploy.parity.gate import Comparison, Gate, compare_rows, derive_gate
 from lucid_deploy.parity.report import FreeRun, Report, ScenarioInfo, environment
 from lucid_deploy.parity.scenarios import (
     DECODE_STEPS,
+    MIN_PROMPT,
     ONE_SHOT,
     SCHEDULES,
     Scenario,
@@ -111,7 +112,7 @@ def prepare(
         derive_gates(trace, record(session, scenario, tick=meter.tick), session.dtype) for scenario, trace in recorded
     ]
     items = [
-        Target(scenario, trace, widest(gates) if scenario.greedy else own)
+        Target(scenario, trace, widest(gates) if scenario.greedy or scenario.length < 2 * MIN_PROMPT else own)
         for (scenario, trace), own in zip(recorded, gates, strict=True)
     ]
     return Targets(tuple(items), session.dtype, seed)

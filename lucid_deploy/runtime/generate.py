@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,7 @@ class Generation:
         prefill_chunk: Tokens of the prompt that run at once; None: all.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token is not yielded).
         finish_reason: Set at the end: ``eos``, ``length`` (max_new_tokens) or ``context`` (no room left).
+        progress: Called while the prompt runs, with (tokens done, tokens in all).
     """
 
     session: Session[Any]
@@ -99,6 +100,7 @@ class Generation:
     prefill_chunk: int | None = None
     stop_at_eos: bool = True
     finish_reason: str = ""
+    progress: Callable[[int, int], None] | None = None
 
     def __iter__(self) -> Iterator[int]:
         """Yield new token ids.
@@ -117,7 +119,8 @@ class Generation:
                     "model's."
                 )
         cache = session.empty_cache(1)
-        logits = session.prefill(np.array([self.prompt_ids], dtype=np.int64), cache, chunk=self.prefill_chunk)
+        prompt = np.array([self.prompt_ids], dtype=np.int64)
+        logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
         room = session.config.max_position_embeddings - cache.length
         for count in range(1, self.max_new_tokens + 1):
             token = choose(logits[0, -1])

@@ -8,6 +8,7 @@ from typing import Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime.providers import check_provider, device_index
 from lucid_deploy.runtime.session import Session
 
 RUNTIMES = ("auto", "torch", "onnxruntime", "tensorrt")
@@ -20,6 +21,7 @@ def open_session(
     device: str = "cpu",
     threads: int | None = None,
     allow_extrapolation: bool = False,
+    provider: str = "cpu",
 ) -> Session[Any]:
     """Open an artifact in a runtime.
 
@@ -27,16 +29,22 @@ def open_session(
         artifact: Its directory, or an opened artifact.
         runtime: ``onnxruntime``, ``torch`` (the PyTorch model on the artifact's weights), ``tensorrt`` (its engines),
             or ``auto``: onnxruntime.
-        device: ``cpu``, or for torch and tensorrt ``cuda`` or ``cuda:N``; tensorrt takes ``cpu`` as ``cuda``.
+        device: ``cpu``, or for torch, tensorrt and onnxruntime's GPU providers ``cuda`` or ``cuda:N``; tensorrt and
+            these providers take ``cpu`` as ``cuda``.
         threads: Threads within an operator; None lets the runtime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        provider: onnxruntime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
 
     Raises:
-        LucidError: An unknown runtime or device, a package that is not installed, or no engines or GPU for tensorrt.
+        LucidError: An unknown runtime, device or provider, a package that is not installed or lacks the provider, or
+            no engines or GPU for tensorrt.
         CheckFailed: A damaged artifact.
     """
     if runtime not in RUNTIMES:
         raise LucidError(f"Runtime {runtime!r} is not known; known are {', '.join(RUNTIMES)}.")
+    check_provider(provider)
+    if provider != "cpu" and runtime not in ("auto", "onnxruntime"):
+        raise LucidError(f"--provider is for onnxruntime; runtime {runtime} has none. Leave one of the two out.")
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {threads}.")
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
@@ -46,15 +54,22 @@ def open_session(
         from lucid_deploy.runtime.load_engines import open_tensorrt
 
         return open_tensorrt(opened, device, allow_extrapolation)
-    if device != "cpu":
-        raise LucidError(f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch or tensorrt.")
+    if provider == "cpu" and device != "cpu":
+        raise LucidError(
+            f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch or tensorrt, or --provider."
+        )
+    index = device_index(device)
     if opened.manifest.cache == "static":
+        if provider != "cpu":
+            raise LucidError(
+                f"A static cache lives in the CPU's memory; with --provider {provider} export with --cache growing."
+            )
         from lucid_deploy.runtime.static_ort_session import StaticOrtSession
 
         return StaticOrtSession(opened, threads, allow_extrapolation)
     from lucid_deploy.runtime.ort_session import OrtSession
 
-    return OrtSession(opened, threads, allow_extrapolation)
+    return OrtSession(opened, threads, allow_extrapolation, provider, index)
 
 
 def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extrapolation: bool) -> Session[Any]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
+from lucid_deploy.runtime.providers import check_chosen, check_provider, choose_provider
 from lucid_deploy.runtime.session import Array, Cache, Session
 
 if TYPE_CHECKING:
@@ -15,27 +16,35 @@ if TYPE_CHECKING:
 
 Layers = list[tuple[Any, Any]]
 
-_PACK_LIMIT = 1 << 30  # bytes of weights up to which prefill keeps a packed copy of them
-
 _NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
 
 
 class OrtSession(Session[Any]):
     """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
 
-    Both graphs read one mapping of the weight file.
+    On the CPU both graphs read one mapping of the weight file; other providers load the file themselves.
 
     Args:
         artifact: The opened artifact.
         threads: Threads within an operator; None lets onnxruntime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        provider: The execution provider, one of :data:`~lucid_deploy.runtime.providers.PROVIDERS`.
+        index: Number of the GPU, for providers that use one.
 
     Raises:
-        LucidError: onnxruntime is not installed, or has no kernels for the artifact's type.
+        LucidError: onnxruntime is not installed, has no kernels for the artifact's type, or not the provider.
         CheckFailed: onnxruntime cannot load a graph.
     """
 
-    def __init__(self, artifact: Artifact, threads: int | None = None, allow_extrapolation: bool = False) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        allow_extrapolation: bool = False,
+        provider: str = "cpu",
+        index: int = 0,
+    ) -> None:
+        check_provider(provider)
         try:
             import onnxruntime as ort
         except ImportError as error:
@@ -44,16 +53,41 @@ class OrtSession(Session[Any]):
             raise LucidError(
                 f"onnxruntime has no CPU kernels for {artifact.manifest.dtype}. Export with --dtype float32 or float16 "
                 "to run on a CPU."
+                if provider == "cpu"
+                else f"With onnxruntime the cache goes through numpy, which has no {artifact.manifest.dtype}. Export "
+                "with --dtype float32 or float16, or run with --runtime tensorrt."
             )
         super().__init__(artifact.config, artifact.manifest.dtype, "onnxruntime", allow_extrapolation)
+        self.provider: str = provider
         self._ort = ort
-        # Chosen by measurement, see docs/performance.md. Packed weights are a second copy: they make short prompts
-        # up to half again as fast and one-token products no faster, so only prefill packs, and only a small model.
-        self.packs_prefill = artifact.manifest.files[WEIGHTS]["size"] <= _PACK_LIMIT
-        self._weights = _shared_weights(ort, artifact, _NUMPY_TYPES[self.dtype])  # must live as long as the sessions
-        self._prefill = _load(ort, artifact, "prefill", threads, self._weights["prefill"], self.packs_prefill)
-        self._decode = _load(ort, artifact, "decode", threads, self._weights["decode"], pack=False)
+        # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes products of few rows (short
+        # prompts, batches of decode) up to three times as fast, those of one row no faster; a large model does without.
+        self.packs_weights = provider == "cpu" and artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
+        self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
+        if provider == "cpu":
+            self._weights = _shared_weights(ort, artifact, _NUMPY_TYPES[self.dtype])
+        self._prefill = self._load(artifact, "prefill", threads, index)
+        self._decode = self._load(artifact, "decode", threads, index)
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
+
+    def _load(self, artifact: Artifact, stage: str, threads: int | None, index: int) -> ort.InferenceSession:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if self.provider == "cpu" and not self.packs_weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        for name, value in self._weights.get(stage, {}).items():
+            options.add_initializer(name, value)
+        providers = choose_provider(self._ort, options, artifact, self.provider, index)
+        path = artifact.graph_path(stage)
+        try:  # without its fallback, which is the CPU
+            session = self._ort.InferenceSession(str(path), options, providers=providers or None, enable_fallback=0)
+        except Exception as error:
+            on = "" if self.provider == "cpu" else f" with --provider {self.provider}"
+            raise CheckFailed(f"onnxruntime {self._ort.__version__} cannot load {path}{on}: {error}") from error
+        check_chosen(self._ort, session, self.provider)
+        return session
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
         """See :meth:`Session.layer_arrays`."""
@@ -121,24 +155,6 @@ def _shared_weights(ort: Any, artifact: Artifact, kind: Any) -> dict[str, dict[s
                 made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
             weights[stage][tensor.name] = made[offset, shape]
     return weights
-
-
-def _load(
-    ort: Any, artifact: Artifact, stage: str, threads: int | None, weights: dict[str, Any], pack: bool
-) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if not pack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-    for name, value in weights.items():
-        options.add_initializer(name, value)
-    path = artifact.graph_path(stage)
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise CheckFailed(f"onnxruntime {ort.__version__} cannot load {path}: {error}") from error
 
 
 def _to_numpy(value: Any) -> Array:

@@ -6,6 +6,7 @@ Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -48,6 +49,7 @@ class Session(ABC, Generic[Tensor]):
         config: The model's configuration.
         dtype: Type of its weights and cache, as numpy spells it (``bfloat16`` included).
         runtime: Name of what runs it, such as ``onnxruntime``.
+        provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
     """
 
@@ -55,6 +57,7 @@ class Session(ABC, Generic[Tensor]):
         self.config = config
         self.dtype = dtype
         self.runtime = runtime
+        self.provider: str | None = None
         self.allow_extrapolation = allow_extrapolation
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
@@ -78,7 +81,12 @@ class Session(ABC, Generic[Tensor]):
         return Cache(cache.mask, list(cache.layers))
 
     def prefill(
-        self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None, chunk: int | None = None
+        self,
+        input_ids: Array,
+        cache: Cache[Tensor],
+        mask: Array | None = None,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Array:
         """Run new tokens after those in the cache, and add them to it.
 
@@ -87,6 +95,7 @@ class Session(ABC, Generic[Tensor]):
             cache: Changed in place. If an error is raised between chunks, it holds the chunks that were done.
             mask: Bool ``(B, N)``, False at padding; None: no padding.
             chunk: Run at most this many tokens at once, which bounds memory; None: all at once.
+            progress: Called after each chunk with (tokens done, tokens in all).
 
         Returns:
             Logits of each row's last token, float ``(B, 1, vocab)``. In chunked prefill of right-padded rows, those of
@@ -108,6 +117,8 @@ class Session(ABC, Generic[Tensor]):
             new = self._advance(input_ids[:, part], mask[:, part], cache, decode=False)
             has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
+            if progress is not None:
+                progress(min(part.stop, n), n)
         assert logits is not None
         return logits
 

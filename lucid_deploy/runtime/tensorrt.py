@@ -87,11 +87,16 @@ class TensorRtSession(Session[DeviceTensor]):
         return TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
 
     def prefill(
-        self, input_ids: Array, cache: Cache[DeviceTensor], mask: Array | None = None, chunk: int | None = None
+        self,
+        input_ids: Array,
+        cache: Cache[DeviceTensor],
+        mask: Array | None = None,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Array:
         """See :meth:`Session.prefill`; no chunk is longer than the engine accepts."""
         most = self.limits.prefill_chunk
-        return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most))
+        return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
         input_ids = super()._checked(input_ids, cache)

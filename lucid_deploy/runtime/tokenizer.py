@@ -25,6 +25,9 @@ class TextTokenizer:
             raise LucidError(f"{directory} has no tokenizer.json; give the prompt as token ids: --prompt-ids 1,2,3")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
         except Exception as error:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 

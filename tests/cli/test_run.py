@@ -88,6 +88,7 @@ def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]]) -> Non
         "prompt_tokens": len(PROMPT),
         "finish_reason": "length",
         "runtime": "onnxruntime",
+        "provider": "cpu",
         "dtype": "float32",
     }
 
@@ -108,7 +109,7 @@ def test_stdout_has_the_tokens_and_stderr_the_timings(exported: Exported) -> Non
     _, artifact = exported()
     result = run(artifact.directory, "--prompt-ids", ",".join(map(str, PROMPT)), "-n", 5, "--ignore-eos")
     assert result.stdout == ",".join(map(str, greedy(artifact, 5))) + "\n"
-    assert result.stderr.startswith("11 prompt tokens, 5 new (length), first after")
+    assert result.stderr.startswith("11 prompt tokens, 5 new (length), ")
 
 
 def test_eos_ends_a_generation(artifact_copy: Path, exported: Exported) -> None:

@@ -1,0 +1,141 @@
+"""Faults found by trying the commands as a stranger would; each stays found."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.export import exporter
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
+from lucid_deploy.runtime import open_session
+from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_json_goes_through_pipes_and_links(exported: Exported, tmp_path: Path) -> None:
+    _, artifact = exported()
+    target, link, pipe = tmp_path / "target.json", tmp_path / "link.json", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    assert CliRunner().invoke(main, ["inspect", str(artifact.directory), "--json", str(link)]).exit_code == 0
+    assert link.is_symlink() and json.loads(target.read_text())["graphs"]
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    assert CliRunner().invoke(main, ["inspect", str(artifact.directory), "--json", str(pipe)]).exit_code == 0
+    reader.join(timeout=30)
+    assert json.loads(read[0])["graphs"] and pipe.is_fifo()
+
+
+def test_what_appears_at_the_output_meanwhile_is_kept(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = exported()
+    output = tmp_path / "out"
+
+    def build(*_: object) -> None:
+        output.mkdir()
+        (output / "thesis.txt").write_text("precious")
+
+    monkeypatch.setattr(exporter, "_build", build)
+    with pytest.raises(LucidError, match="exists already"):
+        exporter.export(checkpoint, output)
+    assert (output / "thesis.txt").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_truncation_and_padding_of_a_tokenizer_file_are_not_applied(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(resolve(DEMO) / "tokenizer.json"))
+    text = "fox has red lamp, owl has blue cup. owl has"
+    wanted = tokenizer.encode(text).ids
+    tokenizer.enable_truncation(5)
+    tokenizer.enable_padding(length=16)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TextTokenizer(tmp_path).encode(text) == wanted
+
+
+def test_a_vocabulary_of_one(exported: Exported) -> None:
+    _, artifact = exported(vocab_size=1, eos_token_id=None)
+    session = open_session(artifact)
+    logits = session.prefill(np.zeros((1, 3), np.int64), session.empty_cache())
+    assert logits.shape == (1, 1, 1) and np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("context", [7, 12])
+def test_verify_passes_models_of_very_short_context(exported: Exported, context: int) -> None:
+    _, artifact = exported(max_position_embeddings=context)
+    for seed in ("0", "1", "2"):
+        result = CliRunner().invoke(main, ["verify", str(artifact.directory), "--seed", seed])
+        assert result.exit_code == 0, result.output
+
+
+def test_a_closed_terminal_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
+    checkpoint, _ = exported()
+    command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(checkpoint), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        process.wait(timeout=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_end_tokens_of_generation_config_count(exported: Exported, tmp_path: Path) -> None:
+    import shutil
+
+    checkpoint, _ = exported()
+    copy = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (copy / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
+    assert Checkpoint(copy).config.eos_token_ids == (1, 5)
+    (copy / "generation_config.json").write_text("[]")
+    with pytest.raises(LucidError, match=r"generation_config\.json"):
+        Checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["config"].update(num_hidden_layers=3),
+        lambda data: data["config"].update(head_dim=64),
+        lambda data: data.update(dtype="float16"),
+        lambda data: data.update(cache="static"),
+        lambda data: data["config"].update(vocab_size=5),
+        lambda data: data["graphs"].update(prefill=data["graphs"]["decode"]),
+    ],
+    ids=["layers", "width", "type", "cache", "vocabulary", "stages swapped"],
+)
+def test_a_manifest_that_disagrees_with_the_graphs(artifact_copy: Path, change: Callable[[Any], None]) -> None:
+    path = artifact_copy / "lucid.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckFailed, match=r"does not fit lucid\.json"):
+        open_artifact(artifact_copy)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_message(exported: Exported) -> None:
+    _, artifact = exported()
+    command = [sys.executable, "-m", "lucid_deploy.cli", "run", str(artifact.directory), "--prompt-ids", "1,5"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
