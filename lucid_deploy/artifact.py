@@ -233,6 +233,8 @@ def _tensors(*owners: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Ten
 
 
 def _read_manifest(directory: Path) -> Manifest:
+    if directory.is_file():
+        raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
     if not directory.is_dir():
         raise LucidError(f"There is no artifact at {directory}: no such directory. Make one with: lucid-deploy export")
     path = directory / MANIFEST

@@ -84,8 +84,10 @@ class OrtSession(Session[Any]):
         try:  # without its fallback, which is the CPU
             session = self._ort.InferenceSession(str(path), options, providers=providers or None, enable_fallback=0)
         except Exception as error:
-            on = "" if self.provider == "cpu" else f" with --provider {self.provider}"
-            raise CheckFailed(f"onnxruntime {self._ort.__version__} cannot load {path}{on}: {error}") from error
+            message = f"onnxruntime {self._ort.__version__} cannot load {path}"
+            if self.provider == "cpu":
+                raise CheckFailed(f"{message}: {error}") from error
+            raise LucidError(f"{message} with --provider {self.provider}: {error}") from error
         check_chosen(self._ort, session, self.provider)
         return session
 

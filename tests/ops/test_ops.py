@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.ops import causal_attention, decode_attention, precondition
+from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
 
 SIZES = [1, 2, 63, 64, 65, 127, 128, 129, 257]
 PASTS = [0, 1, 100]
@@ -116,6 +116,15 @@ def test_causal_attention_is_softmax_over_earlier_tokens() -> None:
             scores = q[0, head, row] @ k[0, head // 2, seen].mT / math.sqrt(8)
             wanted = scores.softmax(0) @ y[0, head // 2, seen]
             torch.testing.assert_close(out[0, head, row - 2], wanted)
+
+
+def test_scatter_row_writes_one_row_and_leaves_its_input() -> None:
+    cache, row = torch.zeros(2, 3, 5, 4), torch.ones(2, 3, 1, 4)
+    out = scatter_row(cache, row, torch.tensor([1, 4]))
+    assert not cache.any()
+    assert out.sum(dim=(1, 3)).tolist() == [[0, 12, 0, 0, 0], [0, 0, 0, 0, 12]]
+    with pytest.raises(ValueError, match="do not fit"):
+        scatter_row(cache, row[:1], torch.tensor([1, 4]))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "blocked"])

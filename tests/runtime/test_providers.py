@@ -237,7 +237,7 @@ def test_tensorrt_rtx_from_its_package(fake: FakeOrt, exported: Exported, monkey
     assert [options.chosen for options in fake.options] == [[name]] * 2
 
 
-def test_what_is_refused(exported: Exported, fake: FakeOrt, artifact_copy: Path) -> None:
+def test_what_is_refused(exported: Exported, fake: FakeOrt) -> None:
     _, artifact = exported()
     with pytest.raises(LucidError, match="Provider 'rocm' is not known; known are " + ", ".join(PROVIDERS)):
         open_session(artifact, provider="rocm")
