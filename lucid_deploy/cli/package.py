@@ -1,0 +1,54 @@
+"""``lucid-deploy package``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("package")
+@click.argument("artifact", type=click.Path())
+@click.option("--target", type=click.Choice(["triton"]), required=True, help="Whose layout to write.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, such as ./models.")
+@click.option("--name", help="Name of the models, NAME-prefill and NAME-decode; default: the artifact's directory.")
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="onnxruntime takes the graphs, tensorrt the engines that lucid-deploy build --backend tensorrt made.",
+)
+@click.option(
+    "--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="Where the models run."
+)
+@click.option(
+    "--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of each model per device."
+)
+@click.option("--overwrite", is_flag=True, help="Replace models of these names in the repository.")
+@click.option("--json", "json_target", metavar="FILE", help="Write what was made as JSON to FILE; - is stdout.")
+def command(
+    artifact: str,
+    target: str,
+    output: str,
+    name: str | None,
+    backend: str,
+    device: str,
+    instances: int,
+    overwrite: bool,
+    json_target: str | None,
+) -> None:
+    """Write an artifact as a model repository of NVIDIA Triton Inference Server.
+
+    Example: lucid-deploy package ./artifact --target triton --output ./models
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.cli._console import console_out, write_json
+    from lucid_deploy.packaging.triton import TritonOptions, package_triton
+
+    opened = open_artifact(artifact)
+    made = package_triton(opened, output, TritonOptions(name, backend, device, instances, overwrite))
+    if json_target is not None:
+        facts = {"artifact": str(opened.directory), "target": target, "backend": backend, "made": [*map(str, made)]}
+        write_json(facts, json_target)
+    if json_target != "-":
+        shown = ", ".join(map(str, made))
+        console_out.print(f"Packaged {opened.directory} for {target}: {shown}", soft_wrap=True, markup=False)

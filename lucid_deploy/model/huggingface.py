@@ -1,0 +1,150 @@
+"""The PyTorch model behind transformers' ``generate``: sampling, beam search, assisted decoding, streamers.
+
+A checkpoint of LUCID calls itself ``llama``, so ``AutoModelForCausalLM`` loads it without complaint as standard
+attention and answers wrongly. :class:`LucidForGeneration` is the class to load it with. The cache is transformers' own:
+what it keeps as keys and values of a layer are raw keys K and preconditioned values Y. Rows of Y never change, so
+everything that generate does to caches (reordering beams, cropping rejected tokens) is exact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+
+try:
+    from transformers import DynamicCache, GenerationConfig, LlamaConfig, PreTrainedModel
+    from transformers.generation import GenerationMixin
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+except ImportError as error:
+    raise missing_extra("transformers", "transformers", "use the model with generate") from error
+
+
+class LucidGenerationConfig(LlamaConfig):
+    """Llama's configuration under LUCID's name, so that nothing takes the model for standard attention."""
+
+    model_type = "lucid"
+
+
+class LucidForGeneration(PreTrainedModel, GenerationMixin):
+    """A LUCID model with the methods of transformers' models. Make one with :meth:`from_checkpoint`.
+
+    Args:
+        config: Its configuration, for what generate reads of it.
+        model: The model itself, a :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+    """
+
+    config_class = LucidGenerationConfig
+    main_input_name = "input_ids"
+    _supports_cache_class = True
+
+    def __init__(self, config: LucidGenerationConfig, model: torch.nn.Module) -> None:
+        super().__init__(config)
+        self.lucid = model
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: str | Path, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> LucidForGeneration:
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: Its directory, or the word ``demo``.
+            dtype: Type of parameters and cache; None is float32.
+            device: Where they go.
+
+        Raises:
+            LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`.
+        """
+        source = Checkpoint(checkpoint)
+        model = load_model(source, dtype, device)
+        shape = source.config
+        config = LucidGenerationConfig(
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.intermediate_size,
+            num_hidden_layers=shape.num_hidden_layers,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_key_value_heads,
+            head_dim=shape.head_dim,
+            max_position_embeddings=shape.max_position_embeddings,
+            bos_token_id=shape.bos_token_id,
+            eos_token_id=list(shape.eos_token_ids) or None,
+        )
+        made = cls(config, model)
+        made.generation_config = _generation_config(source, config)
+        return made.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.lucid.model.embed_tokens.weight.device  # type: ignore[union-attr, return-value]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Compute logits, and add the new rows to the cache.
+
+        Args:
+            input_ids: New tokens, int64 ``(B, N)``.
+            attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
+            position_ids: Int64 ``(B, N)``; None: counted from the mask.
+            cache: The cache of the P tokens before, changed in place; None: there are none.
+            use_cache: Whether to return a cache if none was given.
+            logits_to_keep: How many last positions' logits to return; 0: all N.
+
+        Returns:
+            Logits, float32 ``(B, N or logits_to_keep, vocab)``, and the cache.
+
+        Raises:
+            LucidError: Context beyond ``max_position_embeddings``, or a mask of another shape.
+        """
+        batch, n = input_ids.shape
+        past = None if cache is None or cache.get_seq_length() == 0 else _layers(cache)
+        cached = 0 if past is None else past[0][0].shape[2]
+        if cached + n > self.config.max_position_embeddings:
+            raise LucidError(
+                f"The context would be {cached + n} tokens, the model was made for "
+                f"{self.config.max_position_embeddings} (max_position_embeddings)."
+            )
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, cached + n, dtype=torch.int64, device=input_ids.device)
+        if attention_mask.shape != (batch, cached + n):
+            raise LucidError(
+                f"attention_mask is {tuple(attention_mask.shape)}; {cached} cached and {n} new tokens need "
+                f"{(batch, cached + n)}."
+            )
+        if position_ids is None:
+            position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, cached:]  # (B, N)
+        logits, present = self.lucid(
+            input_ids, past, attention_mask, position_ids, decode=n == 1 and cached > 0, last_only=False
+        )
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        if cache is not None:
+            for layer, (k, y) in enumerate(present):
+                cache.update(k[:, :, cached:], y[:, :, cached:], layer)
+        return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], cache=cache)
+
+
+def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _generation_config(source: Checkpoint, config: LucidGenerationConfig) -> GenerationConfig:
+    """Return the checkpoint's settings for sampling, or those that follow from its configuration."""
+    if (source.directory / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(str(source.directory))
+    return GenerationConfig.from_model_config(config)

@@ -1,0 +1,1 @@
+"""Write artifacts in the layout that other servers ask for."""

@@ -1,0 +1,241 @@
+"""A model repository for NVIDIA Triton Inference Server: one model for prefill, one for decode.
+
+Written to Triton's documentation (model repository, model configuration) and checked against its published protobuf
+schema. Both models are stateless: the cache is among their inputs and outputs, in the names and shapes of the artifact,
+so a client carries it from call to call. ``max_batch_size`` is 0 since every tensor has its batch axis already and
+caches of different lengths cannot be stacked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
+from lucid_deploy.engines.manifest import EngineManifest, engine_directory, open_engines
+from lucid_deploy.errors import LucidError
+
+BACKENDS = ("onnxruntime", "tensorrt")
+START = "start-triton.sh"
+_TYPES = {
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "int8": "TYPE_INT8",
+    "uint8": "TYPE_UINT8",
+}
+_FILE = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How to package.
+
+    Attributes:
+        name: Of the models: ``NAME-prefill`` and ``NAME-decode``; None: the artifact's directory.
+        backend: ``onnxruntime`` (the graphs) or ``tensorrt`` (engines that ``lucid-deploy build`` made with TensorRT).
+        device: ``cpu`` or ``gpu``, where instances run; the tensorrt backend knows the GPU only.
+        instances: Copies of each model that run at once on each device.
+        overwrite: Whether models of these names in the repository may be replaced.
+    """
+
+    name: str | None = None
+    backend: str = "onnxruntime"
+    device: str = "cpu"
+    instances: int = 1
+    overwrite: bool = False
+
+
+def package_triton(artifact: Artifact, output: str | Path, options: TritonOptions | None = None) -> list[Path]:
+    """Write the models into a repository; each appears complete or not at all.
+
+    Args:
+        artifact: The opened artifact.
+        output: The repository; other models in it are left alone.
+        options: See :class:`TritonOptions`.
+
+    Returns:
+        The models' directories, and with the tensorrt backend the script that starts the server with the plugin.
+
+    Raises:
+        LucidError: Options that do not fit the artifact, engines that are missing or not TensorRT's, a model that is
+            there already, a repository that cannot be written.
+        CheckFailed: A damaged engine.
+    """
+    options = options or TritonOptions()
+    name = options.name if options.name is not None else artifact.directory.resolve().name
+    output = Path(output)
+    _check(artifact, name, options)
+    engines = _tensorrt_engines(artifact) if options.backend == "tensorrt" else None
+    targets = {stage: output / f"{name}-{stage}" for stage in STAGES}
+    for target in targets.values():
+        if target.exists() and not options.overwrite:
+            raise LucidError(f"{target} exists already. Choose another --name, or pass --overwrite to replace it.")
+        if target.exists() and not (target / "config.pbtxt").is_file():
+            raise LucidError(f"{target} is not a Triton model, so --overwrite does not replace it. Remove it yourself.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for stage, target in targets.items():
+            _place(target, lambda folder, stage=stage: _fill(folder, artifact, stage, name, options, engines))
+        script = [_write_start_script(output, name, engines)] if engines is not None else []
+    except OSError as error:
+        raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error
+    return [*targets.values(), *script]
+
+
+def model_config(artifact: Artifact, stage: str, name: str, options: TritonOptions, plugin: str | None = None) -> str:
+    """Return the text of a model's ``config.pbtxt``, a ``ModelConfig`` of Triton's ``model_config.proto``.
+
+    Args:
+        artifact: The opened artifact.
+        stage: ``prefill`` or ``decode``.
+        name: The models' common name.
+        options: See :class:`TritonOptions`.
+        plugin: Path of the TensorRT plugin library in the repository, which is noted in the parameters.
+    """
+    graph = artifact.manifest.graphs[stage]
+    kind = "KIND_CPU" if options.device == "cpu" else "KIND_GPU"
+    parts = [
+        f"name: {_quoted(f'{name}-{stage}')}",
+        f'backend: "{options.backend}"',
+        f'default_model_filename: "{_FILE[options.backend]}"',
+        "max_batch_size: 0",
+        *(_tensor("input", info) for info in graph.inputs),
+        *(_tensor("output", info) for info in graph.outputs),
+        f"instance_group [ {{ count: {options.instances} kind: {kind} }} ]",
+        _parameter("lucid_deploy.model", artifact.manifest.config.attention_type),
+        _parameter("lucid_deploy.stage", stage),
+    ]
+    if plugin is not None:
+        parts.append(_parameter("lucid_deploy.tensorrt_plugin", plugin))
+    return "\n".join(parts) + "\n"
+
+
+def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
+    if options.backend not in BACKENDS:
+        raise LucidError(f"Triton's backend must be {' or '.join(BACKENDS)}, not {options.backend!r}.")
+    if options.device not in ("cpu", "gpu"):
+        raise LucidError(f"The device must be cpu or gpu, not {options.device!r}.")
+    if options.instances < 1:
+        raise LucidError(f"There must be at least one instance, not {options.instances}.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise LucidError(
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-'. Choose one with --name."
+        )
+    if options.backend == "tensorrt" and options.device == "cpu":
+        raise LucidError("Triton's tensorrt backend runs on a GPU: pass --device gpu.")
+    if options.backend == "onnxruntime" and artifact.manifest.cache == "static":
+        raise LucidError(
+            f"{artifact.directory} has a static cache, which decoding writes in place; between a client and Triton its "
+            "whole buffers would travel with every token. Export with --cache growing."
+        )
+    if options.device == "cpu" and artifact.manifest.dtype == "bfloat16":
+        raise LucidError("onnxruntime has no CPU kernels for bfloat16: pass --device gpu, or export as float32.")
+
+
+def _tensorrt_engines(artifact: Artifact) -> EngineManifest:
+    """Return the manifest of the engines that TensorRT built; TensorRT-RTX's are of another kind."""
+    folder = engine_directory(artifact, "tensorrt")
+    if not folder.is_dir() and engine_directory(artifact, "tensorrt-rtx").is_dir():
+        raise LucidError(
+            f"{artifact.directory} has engines of TensorRT-RTX, which Triton's tensorrt backend does not read. "
+            f"Build them with TensorRT: lucid-deploy build {artifact.directory} --backend tensorrt"
+        )
+    try:
+        version = json.loads((folder / "engines.json").read_text(encoding="utf-8"))["backend_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        version = ""  # open_engines says what is wrong
+    manifest = open_engines(artifact, "tensorrt", str(version))
+    if manifest.weightless:
+        raise LucidError(
+            f"The engines of {artifact.directory} were built with --weightless and get their weights when they are "
+            "loaded, which Triton does not do. Build them without it."
+        )
+    return manifest
+
+
+def _place(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a directory under a temporary name, then give it its own; what it replaces goes last."""
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        fill(building)
+        os.chmod(building, 0o755)
+        if not target.exists():
+            os.rename(building, target)
+            return
+        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
+        os.rename(target, old / target.name)
+        try:
+            os.rename(building, target)
+        except BaseException:  # Ctrl-C too
+            os.rename(old / target.name, target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _fill(
+    folder: Path, artifact: Artifact, stage: str, name: str, options: TritonOptions, engines: EngineManifest | None
+) -> None:
+    version = folder / "1"
+    version.mkdir()
+    if engines is None:
+        _link(artifact.graph_path(stage), version / "model.onnx")
+        _link(artifact.path(WEIGHTS), version / WEIGHTS)
+        plugin = None
+    else:
+        built = engine_directory(artifact, engines.backend)
+        _link(built / engines.engines[stage].file, version / "model.plan")
+        plugin = None
+        if engines.plugin is not None:
+            (folder / "plugin").mkdir()
+            _link(built / engines.plugin.file, folder / "plugin" / engines.plugin.file)
+            plugin = f"{name}-{stage}/plugin/{engines.plugin.file}"
+    text = model_config(artifact, stage, name, options, plugin)
+    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make a hard link, so that weights are on the disk once; copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Path:
+    """Write the command that starts Triton: it takes TensorRT plugins from its command line alone."""
+    path = output / START
+    lines = ["#!/bin/sh", "# Starts Triton with the plugin library that the TensorRT engines need."]
+    lines.append('repository=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)')
+    command = 'exec tritonserver --model-repository="$repository"'
+    if engines.plugin is not None:
+        plugin = f'"$repository/{name}-prefill/plugin/{engines.plugin.file}"'
+        command += f" --backend-config=tensorrt,plugins={plugin}"
+    partial = path.with_name(f".{START}.partial")
+    partial.write_text("\n".join([*lines, command + ' "$@"']) + "\n", encoding="utf-8")
+    partial.chmod(0o755)
+    partial.replace(path)
+    return path
+
+
+def _tensor(kind: str, info: TensorInfo) -> str:
+    dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in info.shape)
+    return f"{kind} [ {{ name: {_quoted(info.name)} data_type: {_TYPES[info.dtype]} dims: [ {dims} ] }} ]"
+
+
+def _parameter(key: str, value: str) -> str:
+    return f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=True)

@@ -1,0 +1,158 @@
+"""Every command block of the docs runs, in the order of its page, in a folder of its own.
+
+A block that cannot run here stands below a comment ``<!-- not run: reason -->``, counted and reported so.
+``pip install`` and ``make`` are not run, but what they name must exist. Blocks marked ``text`` are output.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.export import export
+from lucid_deploy.model.checkpoint import resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+SHELL, PYTHON = ("", "bash", "sh"), "python"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its kind, its text, and why it cannot run here, if it cannot."""
+
+    kind: str
+    text: str
+    reason: str | None
+
+
+def blocks(page: Path) -> list[Block]:
+    found = [Block(m["kind"], m["text"], m["reason"]) for m in BLOCK.finditer(page.read_text())]
+    return [block for block in found if block.kind in (*SHELL, PYTHON)]
+
+
+def commands(text: str) -> list[str]:
+    return [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+
+
+RUNNABLE = [page for page in PAGES if any(block.reason is None for block in blocks(page))]
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return export("demo", tmp_path_factory.mktemp("docs") / "artifact")
+
+
+class Reader:
+    """Does what a page says. Servers stay up until its end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.servers: list[subprocess.Popen[str]] = []
+
+    def read(self, block: Block) -> None:
+        if block.kind == PYTHON:
+            (self.folder / "block.py").write_text(block.text)
+            self.run([sys.executable, "block.py"], block.text)
+            return
+        for line in commands(block.text):
+            if line.startswith("pip install"):
+                check_extras(line)
+            elif line.startswith("make "):
+                assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line
+            elif line.startswith("lucid-deploy serve"):
+                self.serve(line)
+            else:
+                self.run(["bash", "-euo", "pipefail", "-c", line], line)
+
+    def run(self, command: list[str], shown: str) -> None:
+        result = subprocess.run(
+            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=250
+        )
+        assert result.returncode == 0, f"{shown}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
+
+    def serve(self, line: str) -> None:
+        """Start a server, and come back when it is ready."""
+        port = (re.findall(r"--port (\d+)", line) or ["8000"])[0]
+        process = subprocess.Popen(
+            line.split(),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.servers.append(process)
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                assert process.poll() is None, f"{line}\n{process.communicate()[1]}"
+                time.sleep(0.1)
+        raise AssertionError(f"{line} is not ready after a minute")
+
+    def leave(self) -> None:
+        for process in self.servers:
+            process.terminate()
+        for process in self.servers:
+            process.communicate(timeout=60)
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    made = Reader(tmp_path)
+    yield made
+    made.leave()
+
+
+def check_extras(line: str) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for named in re.findall(r"(?:lucid-deploy|\.)\[([\w,]+)\]", line):
+        assert set(named.split(",")) <= set(extras), line
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+def test_the_commands_of_a_page(page: Path, reader: Reader, demo_artifact: Artifact) -> None:
+    folder, text = reader.folder, page.read_text()
+    shutil.copytree(resolve("demo"), folder / "path" / "to" / "checkpoint")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    if not re.search(r"(--output|-o) (\./)?artifact\b", text):  # pages that go on from the quickstart's artifact
+        shutil.copytree(demo_artifact.directory, folder / "artifact")
+    for block in blocks(page):
+        if block.reason is None:
+            reader.read(block)
+
+
+NOT_RUN = [(page, block) for page in PAGES for block in blocks(page) if block.reason is not None]
+
+
+@pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=lambda item: getattr(item, "name", ""))
+def test_commands_that_cannot_run_here(page: Path, block: Block) -> None:
+    pytest.skip(f"{page.name}: {block.reason}")
+
+
+def test_most_commands_run() -> None:
+    assert len(NOT_RUN) <= sum(len(blocks(page)) for page in PAGES) / 3
+
+
+def test_a_failing_command_fails(reader: Reader) -> None:
+    with pytest.raises(AssertionError, match="no-such-folder"):
+        reader.read(Block("bash", "lucid-deploy inspect no-such-folder\n", None))
+    with pytest.raises(AssertionError):
+        reader.read(Block("", 'pip install "lucid-deploy[nothing]"\n', None))
