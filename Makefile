@@ -7,13 +7,33 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench demo test lint gpu-check clean
+.PHONY: bench demo demo-build demo-engines test lint gpu-check clean
 
+demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
 	$(BIN)/lucid-deploy export demo --output $(DEMO) --overwrite
 	$(BIN)/lucid-deploy verify $(DEMO)
 	@echo 'Prompt: $(PROMPT)'
 	$(BIN)/lucid-deploy run $(DEMO) --prompt '$(PROMPT)'
+	@$(MAKE) --no-print-directory demo-engines
+	@echo "make demo took $$(( $$(date +%s) - $(STARTED) )) s."
+
+# Kernels for one compute capability and type, which is quick; their library stays in $(VENV). A build that fails fails here.
+demo-engines: $(VENV)/.demo
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+		echo "No TensorRT engines: TensorRT-RTX is for Linux on x86-64."; \
+	elif ! { for name in $${CXX:-g++ c++ clang++}; do command -v $$name && break; done; } >/dev/null; then \
+		echo "No TensorRT engines: the plugin needs a C++ compiler. Install g++ or clang++."; \
+	elif ! $(MAKE) --silent --no-print-directory $(VENV)/.rtx >$(VENV)/rtx.log 2>&1; then \
+		echo "No TensorRT engines: TensorRT-RTX and Triton could not be installed, see $(VENV)/rtx.log."; \
+	else \
+		$(MAKE) --no-print-directory demo-build; \
+	fi
+
+demo-build:
+	$(BIN)/lucid-deploy plugin build --target tensorrt --arch 8.6 --dtype float32 --output $(VENV)/liblucid_tensorrt.so
+	$(BIN)/lucid-deploy build $(DEMO) --plugin $(VENV)/liblucid_tensorrt.so --overwrite
+	@echo "A machine with an NVIDIA GPU adds: lucid-deploy verify $(DEMO) --runtime tensorrt, and make gpu-check"
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile # one core per worker
@@ -42,6 +62,10 @@ $(VENV)/.python:
 
 $(VENV)/.demo: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[cpu]"
+	@touch $@
+
+$(VENV)/.rtx: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml

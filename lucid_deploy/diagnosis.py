@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from lucid_deploy.errors import LucidError
 
 
 @dataclass(frozen=True)
@@ -16,16 +19,19 @@ class Check:
     Attributes:
         name: The package or thing.
         purpose: What it is needed for.
-        try_it: Returns a remark; raises ImportError if missing, anything else if broken.
-        hint: What to do if it is missing.
+        try_it: Returns a remark; raises ImportError or a LucidError that says what to do if it is missing, anything
+            else if it is broken.
+        hint: What to do if it does not import.
         required: Whether exporting needs it.
+        package: The distribution whose version is shown, if it has another name; None: it is no package.
     """
 
     name: str
     purpose: str
     try_it: Callable[[], str]
-    hint: str
+    hint: str = ""
     required: bool = False
+    package: str | None = ""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Finding:
 def run_check(check: Check) -> Finding:
     """Run one check; never raises for a package that is missing or broken, that is its result."""
     try:
-        version = importlib.metadata.version(check.name)
+        version = "" if check.package is None else importlib.metadata.version(check.package or check.name)
     except importlib.metadata.PackageNotFoundError:
         version = ""
     try:
@@ -55,6 +61,10 @@ def run_check(check: Check) -> Finding:
     except ImportError as error:
         remark = check.hint if not version else f"installed but does not import: {error}"
         return Finding(check.name, "broken" if version else "missing", version, check.purpose, remark, check.required)
+    except LucidError as error:
+        return Finding(
+            check.name, "broken" if version else "missing", version, check.purpose, str(error), check.required
+        )
     except Exception as error:  # noqa: BLE001 (whatever is broken in another package is the finding)
         return Finding(check.name, "broken", version, check.purpose, f"{type(error).__name__}: {error}", check.required)
 
@@ -105,9 +115,11 @@ def _onnxruntime() -> str:
     return "runs ai.lucid functions; providers: " + ", ".join(ort.get_available_providers())
 
 
-def _importable(module: str) -> Callable[[], str]:
+def importable(module: str) -> Callable[[], str]:
+    """Return a check that only imports a module."""
+
     def try_it() -> str:
-        __import__(module)
+        importlib.import_module(module)
         return "imports"
 
     return try_it
@@ -116,9 +128,9 @@ def _importable(module: str) -> Callable[[], str]:
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
     Check("torch", "export, verify", _torch, "pip install torch", required=True),
-    Check("onnx", "export", _importable("onnx"), "pip install onnx", required=True),
-    Check("onnxscript", "export", _importable("onnxscript"), "pip install onnxscript", required=True),
-    Check("safetensors", "checkpoints", _importable("safetensors"), "pip install safetensors", required=True),
-    Check("tokenizers", "text prompts", _importable("tokenizers"), "pip install tokenizers"),
+    Check("onnx", "export", importable("onnx"), "pip install onnx", required=True),
+    Check("onnxscript", "export", importable("onnxscript"), "pip install onnxscript", required=True),
+    Check("safetensors", "checkpoints", importable("safetensors"), "pip install safetensors", required=True),
+    Check("tokenizers", "text prompts", importable("tokenizers"), "pip install tokenizers"),
     Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),
 )

@@ -65,6 +65,19 @@ def test_eos_is_a_number_or_a_list(stored: Any, ids: tuple[int, ...]) -> None:
     assert parse(eos_token_id=stored).eos_token_ids == ids
 
 
+@pytest.mark.parametrize("stored", [[], None])
+def test_a_model_without_special_tokens(stored: Any) -> None:
+    config = parse(eos_token_id=stored, bos_token_id=stored)
+    assert (config.eos_token_ids, config.bos_token_id) == ((), None)
+
+
+def test_minus_one_is_no_token_and_the_message_says_how_to_write_none() -> None:
+    with pytest.raises(
+        LucidError, match=r"eos_token_id must be a token id .* not -1\. Write \[\] or null if there is none"
+    ):
+        parse(eos_token_id=-1)
+
+
 @pytest.mark.parametrize("name", ["lucid", "oglucid"])
 def test_both_spellings_of_lucid_precondition(name: str) -> None:
     assert parse(attention_type=name, which_rmsnorm="exp_k_norm").is_lucid
@@ -147,7 +160,7 @@ def test_a_variant_that_is_not_supported_is_refused_by_name(changes: dict[str, A
         ("attention_bias", "no"),
         ("mlp_bias", "true"),
         ("eos_token_id", "</s>"),
-        ("eos_token_id", []),
+        ("eos_token_id", [1, -1]),
         ("eos_token_id", -1),
         ("bos_token_id", 1.5),
     ],

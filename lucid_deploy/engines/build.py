@@ -101,6 +101,11 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
     if options.workspace is not None and options.workspace < 1:
         raise LucidError(f"--workspace must be at least 1 byte, not {options.workspace}.")
     backend.check_dtype(artifact.manifest.dtype)
+    if artifact.manifest.cache_dtype != artifact.manifest.dtype:
+        raise LucidError(
+            f"TensorRT engines keep the cache in the model's type, and this artifact's is "
+            f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
+        )
     check_head_width(artifact)
     needs_plugin = artifact.config.is_lucid
     capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)

@@ -29,22 +29,30 @@ class PreparedGraph:
     cache_updates: int
 
 
-def prepare_graph(artifact: Artifact, stage: str, max_context: int) -> PreparedGraph:
+def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxruntime: bool = False) -> PreparedGraph:
     """Load a stage's graph and run the passes that TensorRT needs.
 
     Args:
         artifact: The opened artifact.
         stage: ``prefill`` or ``decode``.
         max_context: Length of a static cache's buffers.
+        for_onnxruntime: Whether onnxruntime's TensorRT provider reads the graph, instead of TensorRT's parser.
 
     Raises:
-        LucidError: The graph lacks the custom operators, or has others that the plugin library does not have.
+        LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
+            quantized for onnxruntime.
     """
     import onnx
     import onnx_ir as ir
 
-    from lucid_deploy.engines.passes import fix_axis, standard_attention, strip_bodies
+    from lucid_deploy.engines.passes import fix_axis, plugin_domain, standard_attention, strip_bodies
 
+    record = artifact.manifest.quantization
+    if record is not None and record.format != "qdq":
+        raise LucidError(
+            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export it "
+            f"for TensorRT with --quantize {record.scheme} --quantize-format qdq."
+        )
     path = artifact.graph_path(stage)
     model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))
     standard_attention(model)
@@ -53,6 +61,8 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int) -> PreparedG
         fix_axis(model, "max_context", max_context)
     nodes = Counter(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
     _check_operators(artifact, stage, nodes)
+    if for_onnxruntime:
+        plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
 

@@ -172,8 +172,8 @@ def parse_config(raw: dict[str, Any], where: str) -> LucidConfig:
         tie_word_embeddings=_boolean(values, "tie_word_embeddings", where),
         attention_bias=_boolean(values, "attention_bias", where),
         mlp_bias=_boolean(values, "mlp_bias", where),
-        bos_token_id=_token_ids(values, "bos_token_id", where)[0] if "bos_token_id" in values else None,
-        eos_token_ids=_token_ids(values, "eos_token_id", where) if "eos_token_id" in values else (),
+        bos_token_id=next(iter(_token_ids(values, "bos_token_id", where)), None),
+        eos_token_ids=_token_ids(values, "eos_token_id", where),
     )
     if heads % config.num_key_value_heads:
         raise LucidError(
@@ -259,8 +259,11 @@ def _boolean(values: dict[str, Any], key: str, where: str) -> bool:
 
 
 def _token_ids(values: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
-    value = values[key]
+    """Read a token id or a list of them; nothing, null and an empty list are none."""
+    value = values.get(key, [])
     ids = value if isinstance(value, list) else [value]
-    if not ids or any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
-        raise LucidError(f"{where}: {key} must be a token id or a list of them, not {value!r}.")
+    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+        raise LucidError(
+            f"{where}: {key} must be a token id or a list of them, not {value!r}. Write [] or null if there is none."
+        )
     return tuple(ids)

@@ -112,7 +112,7 @@ def precondition_blocked(
         # A key row of padding must neither send (its Y row is zeroed in y) nor receive (its row of E is dropped).
         token = mask[:, None, :, None].to(work)  # (B, 1, P+N, 1)
     y = [y_past.to(work) if mask is None else y_past.to(work) * token[:, :, :past]]
-    out = []
+    out = [values[:, :, :0]]  # no new tokens, no rows
     for start in range(0, n, BLOCK):
         rows = slice(past + start, past + min(start + BLOCK, n))
         k_i = k_hat[:, :, rows]  # (B, H, b, D)

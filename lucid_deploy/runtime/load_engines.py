@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -13,6 +14,7 @@ from lucid_deploy.engines.plugin_library import register
 from lucid_deploy.engines.prepare import prepare_graph
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtime.device import Device, open_device
+from lucid_deploy.runtime.jit_cache import JitCache, jit_cache_path
 from lucid_deploy.runtime.tensorrt import Engines, TensorRtSession
 
 
@@ -35,7 +37,7 @@ def open_tensorrt(artifact: Artifact, device: str = "cuda", allow_extrapolation:
     manifest = open_engines(artifact, backend.name, backend.version)
     gpu = open_device(int(found[1] or 0))
     check_capability(manifest, gpu, artifact)
-    return TensorRtSession(artifact, load_engines(artifact, manifest, backend), gpu, allow_extrapolation)
+    return TensorRtSession(artifact, load_engines(artifact, manifest, backend, gpu), gpu, allow_extrapolation)
 
 
 def _backend(artifact: Artifact) -> Backend:
@@ -58,12 +60,18 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
         )
 
 
-def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend) -> Engines:
+def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend, gpu: Device | None = None) -> Engines:
     """Let TensorRT read the engines. The GPU must have been opened.
+
+    Args:
+        artifact: The opened artifact.
+        manifest: From :func:`~lucid_deploy.engines.manifest.open_engines`.
+        backend: TensorRT.
+        gpu: For which GPU compiled kernels are kept, with TensorRT-RTX; None: they are not kept.
 
     Raises:
         LucidError: The plugin library cannot be used.
-        CheckFailed: TensorRT does not read an engine.
+        CheckFailed: An engine was changed, or TensorRT does not read it.
     """
     trt, kept = backend.trt, Kept()
     folder = engine_directory(artifact, backend.name)
@@ -73,7 +81,13 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend)
     runtime = trt.Runtime(logger)
     engines = {}
     for stage, entry in manifest.engines.items():
-        engine = runtime.deserialize_cuda_engine((folder / entry.file).read_bytes())
+        content = (folder / entry.file).read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise CheckFailed(
+                f"{folder / entry.file} was changed after it was built. "
+                f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
+            )
+        engine = runtime.deserialize_cuda_engine(content)
         kept.raise_again()
         if engine is None:
             raise CheckFailed(
@@ -83,25 +97,38 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend)
         if manifest.weightless:
             _fill_weights(trt, engine, logger, artifact, stage, manifest)
         engines[stage] = engine
+    caches = {}
+    if gpu is not None and hasattr(trt, "IRuntimeCache"):
+        caches = {stage: JitCache(jit_cache_path(entry, backend, gpu)) for stage, entry in manifest.engines.items()}
     in_place = artifact.manifest.cache == "static"
 
     def make_context(stage: str, runtime: Any = runtime) -> Any:  # holds the runtime, which engines need to live
-        return _context(trt, engines[stage], settled=in_place and stage == "decode")
+        context = _context(trt, engines[stage], caches.get(stage), settled=in_place and stage == "decode")
+        if context is None:
+            raise LucidError(f"{backend.title} makes no context of the {stage} engine: {explain(logger.errors)}")
+        return context
+
+    def save() -> None:
+        for cache in caches.values():
+            cache.save()
 
     tensors = {
         stage: frozenset(engine.get_tensor_name(index) for index in range(engine.num_io_tensors))
         for stage, engine in engines.items()
     }
-    return Engines(manifest, make_context, tensors, logger.errors)
+    return Engines(manifest, make_context, tensors, logger.errors, save)
 
 
-def _context(trt: Any, engine: Any, settled: bool) -> Any:
+def _context(trt: Any, engine: Any, cache: JitCache | None, settled: bool) -> Any:
     """Make a context. One that is going to be recorded must not exchange its kernels later."""
-    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # of TensorRT-RTX
-    if not settled or strategies is None:
+    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)  # of TensorRT-RTX, like the cache
+    if cache is None and (strategies is None or not settled):
         return engine.create_execution_context()
     config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    if strategies is not None and settled:
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    if cache is not None:
+        cache.attach(config)
     return engine.create_execution_context(config)
 
 

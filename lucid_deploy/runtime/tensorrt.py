@@ -6,6 +6,7 @@ blocks. With a static cache decoding writes into buffers that stay where they ar
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from lucid_deploy.runtime.device import Device, bytes_of
 from lucid_deploy.runtime.device_memory import Block, DeviceTensor, MemoryPool
 from lucid_deploy.runtime.session import Array, Cache, Session
 
-Layers = list[tuple[DeviceTensor, DeviceTensor]]
+Layers = list[tuple[DeviceTensor, ...]]  # per layer K and Y
 Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
 
 
@@ -33,12 +34,14 @@ class Engines:
         make_context: Returns a new execution context of a stage; contexts of one engine share its weights.
         tensors: Names of each stage's inputs and outputs; TensorRT drops an input that nothing reads.
         errors: What TensorRT has reported since the engines were loaded.
+        save: Keeps for the next start what was compiled while the engines ran.
     """
 
     manifest: EngineManifest
     make_context: Callable[[str], Any]
     tensors: dict[str, frozenset[str]]
     errors: list[str] = field(default_factory=list)
+    save: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -69,6 +72,7 @@ class TensorRtSession(Session[DeviceTensor]):
         shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
         config = replace(artifact.config, max_position_embeddings=shortest)
         super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation)
+        self.identity = artifact.identity
         self._artifact, self._engines, self._device = artifact, engines, device
         self._pool = MemoryPool(device)
         self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
@@ -77,6 +81,12 @@ class TensorRtSession(Session[DeviceTensor]):
         self._row = self.config.head_dim * self._kind.itemsize  # bytes of a token's K or Y in one head
         self._scratch: dict[str, Block] = {}
         self._bound: _Bound | None = None
+        # Also at the end of the process; it holds the contexts, which must go before what they were made of.
+        self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
+
+    def close(self) -> None:
+        """Keep what was compiled for the next start; the session cannot be used any more. Needs no call at exit."""
+        self._end()
 
     def share(self, device: Device) -> TensorRtSession:
         """Return a second session on the same engines: contexts, stream and memory of its own, weights in common.
@@ -99,6 +109,8 @@ class TensorRtSession(Session[DeviceTensor]):
         return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
+        if not self._end.alive:
+            raise LucidError("The session was closed. Open the artifact again.")
         input_ids = super()._checked(input_ids, cache)
         self._check_fits(cache.batch, cache.length + input_ids.shape[1])
         return input_ids
@@ -136,6 +148,19 @@ class TensorRtSession(Session[DeviceTensor]):
             for k, y in cache.layers
         ]
         return Cache(cache.mask, copies)
+
+    def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
+        return cache.layers  # what lies beyond the cache's length is not read
+
+    @property
+    def context_limit(self) -> int | None:
+        """See :attr:`Session.context_limit`; what the engines were built for holds in any case."""
+        return min(super().context_limit or self.limits.max_context, self.limits.max_context)
+
+    @property
+    def batch_limit(self) -> int | None:
+        """See :attr:`Session.batch_limit`."""
+        return self.limits.max_batch
 
     def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
         self._device.activate()
@@ -291,6 +316,11 @@ class TensorRtSession(Session[DeviceTensor]):
             moved.address, pitch * self._row, tensor.address, tensor.pitch * self._row, tokens * self._row, rows
         )
         return moved
+
+
+def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:
+    contexts.clear()
+    save()
 
 
 def _named(prefix: str, layers: Layers) -> list[tuple[str, DeviceTensor]]:

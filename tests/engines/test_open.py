@@ -225,6 +225,22 @@ def test_an_engine_that_tensorrt_does_not_read(built: Artifact) -> None:
         load_engines(built, manifest, backend)
 
 
+def test_an_engine_that_was_changed(built: Artifact, tmp_path: Path) -> None:
+    """Same size, so that only its hash tells."""
+    artifact = open_artifact(shutil.copytree(built.directory, tmp_path / "artifact"))
+    backend = load_backend("tensorrt-rtx")
+    path = artifact.directory / "engines" / "tensorrt-rtx" / "decode.engine"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    manifest = open_engines(artifact, backend.name, backend.version)
+    manifest = replace(manifest, engines={"decode": manifest.engines["decode"]})
+    with pytest.raises(
+        CheckFailed, match=r"decode\.engine was changed after it was built\. Build it again: lucid-deploy"
+    ):
+        load_engines(artifact, manifest, backend)
+
+
 def test_weights_are_given_to_engines_that_were_built_without(built: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     real, given, taken = load_backend("tensorrt-rtx"), [], [True]
 

@@ -14,9 +14,11 @@ import onnxruntime as ort
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.engines.passes import fix_axis, standard_attention, strip_bodies
+from lucid_deploy.engines.callbacks import Kept, make_logger
+from lucid_deploy.engines.passes import fix_axis, plugin_domain, standard_attention, strip_bodies
 from lucid_deploy.engines.prepare import check_head_width, prepare_graph
 from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.registry import register_plugins
 
 Exported = Callable[..., tuple[Path, Artifact]]
 LLAMA: dict[str, Any] = {"attention_type": "llama", "logits": "all", "use_rope": False}
@@ -144,3 +146,42 @@ def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
     changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
     with pytest.raises(LucidError, match=f"head_dim is {width}; the TensorRT plugin takes multiples of 4"):
         check_head_width(changed)
+
+
+def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugins(
+    exported: Exported, plugin: Path
+) -> None:
+    """With TensorRT-RTX's parser; without the attribute it looks for them in the domain's name and finds none."""
+    trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    register_plugins(plugin, trt)
+    artifact = exported()[1]
+    for stage, count in (("prefill", 2), ("decode", 2)):
+        graph = prepare_graph(artifact, stage, 64, for_onnxruntime=True)
+        path = str(artifact.graph_path(stage))
+        logger = make_logger(trt, Kept())
+        network = trt.Builder(logger).create_network(0)
+        assert trt.OnnxParser(network, logger).parse(graph.model, path), logger.errors
+        layers = [network.get_layer(index).type for index in range(network.num_layers)]
+        assert layers.count(trt.LayerType.PLUGIN_V3) == count
+        assert graph.plugin_nodes == prepare_graph(artifact, stage, 64).plugin_nodes
+    model = onnx.load_from_string(graph.model)
+    for node in model.graph.node:
+        kept = [each for each in node.attribute if each.name != "plugin_namespace"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    network = trt.Builder(logger).create_network(0)
+    assert not trt.OnnxParser(network, logger).parse(model.SerializeToString(), path)
+
+
+def test_plugin_domain_needs_types(exported: Exported) -> None:
+    model = load(exported()[1], "decode")
+    [node, *_] = [node for node in model.graph if node.domain]
+    node.outputs[1].type = None
+    with pytest.raises(ValueError, match=f"{node.name}: {node.outputs[1].name} has no type"):
+        plugin_domain(model)
+
+
+def test_plugin_domain_leaves_a_standard_model_alone(exported: Exported) -> None:
+    model = load(exported(**LLAMA)[1], "decode")
+    standard_attention(model)
+    assert not plugin_domain(model) and "trt.plugins" not in model.graph.opset_imports

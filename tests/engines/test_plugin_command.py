@@ -20,12 +20,12 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int,
     """Put stand-ins in the place of compiled kernels, and a cache folder of the test's own; note what is compiled."""
     asked: list[tuple[int, ...]] = []
 
-    def compile_kernels(archs: tuple[int, ...], **_: Any) -> list[aot.CompiledKernel]:
+    def compile_kernels(archs: tuple[int, ...], select: Any, **_: Any) -> list[aot.CompiledKernel]:
         asked.append(tuple(archs))
         return [
             aot.CompiledKernel(v.name, arch, False, v.kernel, 1000, v.num_warps, dict(v.constants), [], b"stand-in")
             for arch in archs
-            for v in aot.variants(arch)[:3]
+            for v in [each for each in aot.variants(arch) if select(each)][:3]
         ]
 
     monkeypatch.setattr(aot, "compile_kernels", compile_kernels)
@@ -37,6 +37,7 @@ def test_the_library_is_where_build_looks_for_it(compiled: list[tuple[int, ...]]
     result = CliRunner().invoke(main, ["plugin", "build", "--json", "-"], catch_exceptions=False)
     facts = json.loads(result.stdout)
     assert compiled == [aot.ARCHITECTURES] and facts["architectures"] == list(aot.ARCHITECTURES)
+    assert facts["kernels_size"] == len(b"stand-in") * facts["kernels"] < facts["kernels_size_in_a_wheel"]
     assert facts["library"] == str(default_library()) and tmp_path in default_library().parents
     plugin_build.check_plugin(default_library())
 
@@ -47,6 +48,14 @@ def test_architectures_and_output(compiled: list[tuple[int, ...]], tmp_path: Pat
     assert result.exit_code == 0, result.stderr
     assert compiled == [(86, 90)] and f"Built {target}: 6 kernels" in result.stdout
     plugin_build.check_plugin(target)
+
+
+def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    target = tmp_path / "plugin.so"
+    arguments = ["plugin", "build", "--arch", "8.6", "--dtype", "bfloat16", "-o", str(target)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert b"precondition_bfloat16" in target.read_bytes() and b"precondition_float32" not in target.read_bytes()
 
 
 def test_bad_architectures(compiled: list[tuple[int, ...]]) -> None:

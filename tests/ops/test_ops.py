@@ -52,6 +52,21 @@ def test_precondition_solves_row_by_row(implementation: str, correlation: float)
             np.testing.assert_allclose(y[row, head].numpy(), wanted, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "blocked"])
+@pytest.mark.parametrize("past", PASTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_no_new_tokens_have_no_rows(implementation: str, past: int, dtype: torch.dtype) -> None:
+    """As an empty chunk: with and without a past, a mask and gradients."""
+    k, old = torch.zeros(2, 3, 0, 20, dtype=dtype), torch.randn(2, 3, past, 20, dtype=dtype)
+    mask = torch.ones(2, past, dtype=torch.bool)
+    for cache in ({}, {"k_past": old, "y_past": old}, {"k_past": old, "y_past": old, "mask": mask}):
+        y = precondition(k, k, implementation=implementation, **cache)
+        assert (y.shape, y.dtype) == (k.shape, dtype)
+    v = k.clone().requires_grad_()
+    precondition(k, v, old, old, implementation=implementation).sum().backward()
+    assert v.grad is not None and v.grad.shape == v.shape
+
+
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("past", PASTS)
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])

@@ -17,6 +17,13 @@ def test_the_library_carries_this_versions_abi(tools):
     assert build.plugin_abi(tools.plugin) == build.PLUGIN_ABI
 
 
+def test_an_output_named_from_the_working_folder(kernels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build.build_plugin(build.Path("plugin.so"), kernels) == build.Path("plugin.so")
+    build.check_plugin(build.Path("plugin.so"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plugin.so"]
+
+
 def test_no_compiler(kernels, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,0 +1,95 @@
+"""``lucid-deploy doctor``: what is missing is named with what to do, and is a failure only where exporting needs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+from lucid_deploy.diagnosis import Check, run_check
+from lucid_deploy.errors import LucidError
+from lucid_deploy.gpu_diagnosis import CHECKS
+
+FOR_TENSORRT = [
+    "Triton",
+    "C++ compiler",
+    "TensorRT headers",
+    "CUDA headers",
+    "plugin library",
+    "TensorRT-RTX",
+    "TensorRT",
+    "cuda-bindings",
+    "CUDA driver, GPU",
+]
+
+
+def findings(**environment: str) -> dict[str, dict[str, Any]]:
+    result = CliRunner().invoke(main, ["doctor", "--json", "-"], env=environment, catch_exceptions=False)
+    assert result.exit_code == 0
+    return {item["name"]: item for item in json.loads(result.stdout)}
+
+
+def test_everything_for_tensorrt_has_an_optional_line() -> None:
+    found = findings()
+    assert [name for name in found if name in FOR_TENSORRT] == FOR_TENSORRT
+    for name in FOR_TENSORRT:
+        assert not found[name]["required"] and found[name]["purpose"] and found[name]["remark"]
+        assert found[name]["status"] in ("ok", "missing", "broken")
+
+
+def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
+    found = findings(CXX="no-such-compiler", TENSORRT_ROOT=str(tmp_path), XDG_CACHE_HOME=str(tmp_path))
+    assert found["C++ compiler"]["status"] == found["TensorRT headers"]["status"] == "missing"
+    assert "(CXX=no-such-compiler). Install g++ or clang++." in found["C++ compiler"]["remark"]
+    assert f"TENSORRT_ROOT is {tmp_path}" in found["TensorRT headers"]["remark"]
+    assert found["plugin library"]["status"] == "missing"
+    assert found["plugin library"]["remark"].endswith("Run: lucid-deploy plugin build")
+
+
+def test_without_any_of_the_packages() -> None:
+    blocked = ("triton", "tensorrt", "tensorrt_rtx", "cuda", "kernel_lens")
+    code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nfrom lucid_deploy.cli import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    # Square brackets are not markup, and paths and commands are not cut off.
+    assert 'install "lucid-deploy[trt]"' in " ".join(result.stdout.replace("│", " ").split())
+    assert "…" not in result.stdout
+
+
+def test_a_library_of_another_version_is_broken_or_missing_never_ok(tmp_path: Path) -> None:
+    (tmp_path / "lucid-deploy").mkdir()
+    (tmp_path / "lucid-deploy" / "liblucid_tensorrt.so").write_text("not a library")
+    found = findings(XDG_CACHE_HOME=str(tmp_path))["plugin library"]
+    assert found["status"] != "ok" and "is not a usable plugin library" in found["remark"]
+
+
+@pytest.mark.parametrize(
+    ("error", "package", "status", "remark"),
+    [
+        (ImportError("no module"), "no-such-distribution", "missing", "install it"),
+        (ImportError("no module"), "click", "broken", "installed but does not import: no module"),
+        (LucidError("It is not there. Do this."), None, "missing", "It is not there. Do this."),
+        (LucidError("It does not load."), "click", "broken", "It does not load."),
+        (OSError("a library is gone"), "click", "broken", "OSError: a library is gone"),
+    ],
+    ids=str,
+)
+def test_findings(error: Exception, package: str | None, status: str, remark: str) -> None:
+    def fail() -> str:
+        raise error
+
+    found = run_check(Check("thing", "tests", fail, "install it", package=package))
+    assert (found.status, found.remark, bool(found.version)) == (status, remark, package == "click")
+
+
+def test_a_version_is_shown_under_the_distributions_name() -> None:
+    [check] = [each for each in CHECKS if each.name == "TensorRT-RTX"]
+    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    found = run_check(check)
+    assert (found.status, found.version[:2]) == ("ok", "1.") and "8.6, 8.9, 12.0" in found.remark
