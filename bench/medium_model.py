@@ -1,7 +1,9 @@
 """A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64) through `lucid-deploy bench`.
 
-Prefill at 2048 tokens against standard attention exported alike, PyTorch eager and transformers; decode at up to 8192
-tokens with growing and static cache against standard attention with the same kind of cache.
+Every artifact runs twice, with the library of kernels for onnxruntime and with the functions in its graphs. Prefill at
+up to 2048 tokens against standard attention exported alike, PyTorch eager and transformers; decode at up to 8192 tokens
+with growing and static cache against standard attention with the same kind of cache. Needs the library: `lucid-deploy
+plugin build --target onnxruntime`.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from common import RESULTS, write_random_checkpoint
 from lucid_deploy.export import ExportOptions, export
 
 PLOTS = Path(__file__).parent.parent / "docs" / "images"
+PARTS = ("prefill", "decode", "decode-batches")
 
 
 def bench(artifacts: list[Path], name: str, *arguments: str) -> None:
     """Run `lucid-deploy bench` with results in bench/results and plots in docs/images."""
     RESULTS.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "lucid_deploy.cli", "bench", *map(str, artifacts), *arguments]
+    command = [sys.executable, "-m", "lucid_deploy.cli", "bench", *map(str, artifacts), "--kernels", "both", *arguments]
     subprocess.run(
         [*command, "--threads", "2", "--json", str(RESULTS / f"{name}.json"), "--plot", str(PLOTS / name)], check=True
     )
@@ -31,36 +34,47 @@ def bench(artifacts: list[Path], name: str, *arguments: str) -> None:
 
 @click.command()
 @click.option("--repeats", default="7", show_default=True, help="Rounds that count.")
-def main(repeats: str) -> None:
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="What to measure, with commas.")
+def main(repeats: str, parts: str) -> None:
     """Measure the medium model."""
     with tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        lucid = write_random_checkpoint(root / "checkpoint", "medium")
-        standard = root / "standard-checkpoint"
-        standard.mkdir()
-        for path in lucid.iterdir():
-            if path.name != "config.json":
-                (standard / path.name).symlink_to(path)
-        raw = json.loads((lucid / "config.json").read_text())
-        (standard / "config.json").write_text(json.dumps({**raw, "attention_type": "llama"}))
-        artifacts = {
-            f"{kind}-{cache}": export(source, root / f"{kind}-{cache}", ExportOptions(cache=cache)).directory
-            for kind, source in (("lucid", lucid), ("standard", standard))
-            for cache in ("growing", "static")
-        }
-        eager = [word for name in ("torch-dense", "torch-blocked", "transformers") for word in ("--baseline", name)]
-        pair = [artifacts["lucid-growing"], artifacts["standard-growing"]]
-        bench(pair, "prefill", "--stages", "prefill", "--lengths", "512,1024,2048", "--repeats", repeats, *eager)
-        bench(
-            [artifacts["lucid-static"], artifacts["lucid-growing"], artifacts["standard-static"], pair[1]],
-            "decode",
-            *("--stages", "decode", "--lengths", "512,2048,8192", "--repeats", repeats, *eager),
-        )
-        bench(
-            [artifacts["lucid-static"], artifacts["lucid-growing"]],
-            "decode-batches",
-            *("--stages", "decode", "--lengths", "2048", "--batches", "1,2,4", "--repeats", repeats),
-        )
+        artifacts = export_all(Path(scratch))
+        measure(artifacts, repeats, parts.split(","))
+
+
+def export_all(root: Path) -> dict[str, Path]:
+    """Export both kinds of attention with both kinds of cache."""
+    lucid = write_random_checkpoint(root / "checkpoint", "medium")
+    standard = root / "standard-checkpoint"
+    standard.mkdir()
+    for path in lucid.iterdir():
+        if path.name != "config.json":
+            (standard / path.name).symlink_to(path)
+    raw = json.loads((lucid / "config.json").read_text())
+    (standard / "config.json").write_text(json.dumps({**raw, "attention_type": "llama"}))
+    return {
+        f"{kind}-{cache}": export(source, root / f"{kind}-{cache}", ExportOptions(cache=cache)).directory
+        for kind, source in (("lucid", lucid), ("standard", standard))
+        for cache in ("growing", "static")
+    }
+
+
+def measure(artifacts: dict[str, Path], repeats: str, parts: list[str]) -> None:
+    """Run the benchmarks whose names are given; each writes a file of its own."""
+    growing = [artifacts["lucid-growing"], artifacts["standard-growing"]]
+    static = [artifacts["lucid-static"], artifacts["standard-static"]]
+    eager = [word for name in ("torch-dense", "torch-blocked", "transformers") for word in ("--baseline", name)]
+    for name in parts:
+        if name == "prefill":
+            bench(growing, name, "--stages", "prefill", "--lengths", "512,1024,2048", "--repeats", repeats, *eager)
+        elif name == "decode":
+            words = ("--stages", "decode", "--lengths", "512,2048,8192", "--repeats", repeats, *eager)
+            bench([static[0], growing[0], static[1], growing[1]], name, *words)
+        elif name == "decode-batches":
+            words = ("--stages", "decode", "--lengths", "512,2048,8192", "--batches", "4", "--repeats", repeats)
+            bench([static[0], growing[0], static[1], growing[1]], name, *words)
+        else:
+            raise click.UsageError(f"--parts knows prefill, decode and decode-batches, not {name}.")
 
 
 if __name__ == "__main__":

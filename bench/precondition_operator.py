@@ -1,4 +1,6 @@
-"""The function body of Precondition as a single-operator graph, against the dense solve and PyTorch's causal attention.
+"""Precondition as a single-operator graph, its function body and the library, against PyTorch's causal attention.
+
+The dense solve in PyTorch is measured beside them.
 
 4 key/value heads of width 64, float32, two threads; keys correlated 0.9. Everything is timed in turn, round by round.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import numpy as np
@@ -21,12 +24,13 @@ from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import FUNCTIONS
 from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
 from lucid_deploy.ops import precondition
+from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
 
 HEADS, WIDTH, CORRELATION = 4, 64, 0.9
 
 
-def operator_session(threads: int) -> ort.InferenceSession:
-    """Return onnxruntime's session of one Precondition node."""
+def operator_session(threads: int, library: Path | None = None) -> ort.InferenceSession:
+    """Return onnxruntime's session of one Precondition node; the library runs it if given, else its function."""
     make, element = onnx.helper, onnx.TensorProto.FLOAT
     names = ("K", "V", "K_past", "Y_past")
     inputs = [make.make_tensor_value_info(name, element, ["b", HEADS, f"{name}_n", WIDTH]) for name in names]
@@ -41,11 +45,13 @@ def operator_session(threads: int) -> ort.InferenceSession:
     )
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if library is not None:
+        options.register_custom_ops_library(str(library))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str, object]:
-    """Time the three at one length and compare errors against float64."""
+def measure(sessions: dict[str, ort.InferenceSession], length: int, rounds: int) -> dict[str, object]:
+    """Time all contenders at one length and compare errors against float64."""
     generator = torch.Generator().manual_seed(length)
     common = torch.randn(WIDTH, generator=generator)
     own = torch.randn(1, HEADS, length, WIDTH, generator=generator)
@@ -57,7 +63,9 @@ def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str
     feed = {"K": k.numpy(), "V": v.numpy(), "K_past": empty, "Y_past": empty, "mask": mask}
     exact = precondition(k.double(), v.double())
     contenders: dict[str, Callable[[], torch.Tensor]] = {
-        "onnx function": lambda: torch.from_numpy(session.run(None, feed)[0]),
+        name: lambda session=session: torch.from_numpy(session.run(None, feed)[0]) for name, session in sessions.items()
+    }
+    contenders |= {
         "dense solve_triangular": lambda: precondition(k, v, implementation="reference"),
         "blocked PyTorch": lambda: precondition(k, v),
         "causal attention": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
@@ -75,13 +83,12 @@ def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str
             run()
             seconds[name].append(time.perf_counter() - started)
     counted = {name: times[1:] for name, times in seconds.items()}
-    ours = counted["onnx function"]
     return {
         "length": length,
         "milliseconds": {name: [round(1e3 * s, 3) for s in times] for name, times in counted.items()},
         "median_milliseconds": {name: 1e3 * statistics.median(times) for name, times in counted.items()},
-        "over_causal_attention": paired_ratio(ours, counted["causal attention"]),
-        "dense_over_ours": paired_ratio(counted["dense solve_triangular"], ours),
+        "over_causal_attention": {name: paired_ratio(counted[name], counted["causal attention"]) for name in sessions},
+        "dense_over_ours": {name: paired_ratio(counted["dense solve_triangular"], counted[name]) for name in sessions},
         "relative_error": errors,
     }
 
@@ -93,20 +100,26 @@ def measure(session: ort.InferenceSession, length: int, rounds: int) -> dict[str
 def main(lengths: str, rounds: int, threads: int) -> None:
     """Measure the Precondition function."""
     torch.set_num_threads(threads)
-    session = operator_session(threads)
+    library = default_ort_library()
+    check_ort_library(library)
+    sessions = {"library": operator_session(threads, library), "onnx function": operator_session(threads)}
     rows = []
     for length in map(int, lengths.split(",")):
-        row = measure(session, length, rounds)
+        row = measure(sessions, length, rounds)
         rows.append(row)
         error = row["relative_error"]
         print(
             f"{length:6d}",
             {name: round(ms, 1) for name, ms in row["median_milliseconds"].items()},
-            f"over attention {row['over_causal_attention']['median']:.2f}",
-            f"dense over ours {row['dense_over_ours']['median']:.1f}",
-            f"error over dense {error['onnx function'] / error['dense solve_triangular']:.2f}",
+            *(
+                f"{name}: over attention {row['over_causal_attention'][name]['median']:.2f}, "
+                f"dense over it {row['dense_over_ours'][name]['median']:.1f}, "
+                f"error over dense {error[name] / error['dense solve_triangular']:.2f};"
+                for name in sessions
+            ),
         )
-    write_result("precondition_operator", {"threads": threads, "heads": HEADS, "width": WIDTH, "rows": rows})
+    facts = {"threads": threads, "heads": HEADS, "width": WIDTH, "instructions": kernels_name(library)}
+    write_result("precondition_operator", {**facts, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -189,6 +189,14 @@ def initialize(model: LucidForCausalLM) -> None:
     _look_back(model, common)
 
 
+@torch.no_grad()
+def start_random(model: LucidForCausalLM) -> None:
+    """Draw every matrix from a normal distribution of width ``initializer_range``, as Llama's training does."""
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=config_json("")["initializer_range"])
+
+
 def _look_back(model: LucidForCausalLM, common: torch.Tensor) -> None:
     """Let head h of the first layer attend h + 1 tokens back.
 
@@ -244,6 +252,8 @@ class Guide:
         self.hook.remove()
 
     def _score(self, attention: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if not torch.is_grad_enabled():
+            return  # held-out prompts are being answered: nothing to teach
         x, (cos, sin) = inputs[:2]
         config, at = self.config, self.positions
         q = attention.q_proj(x[:, at]).unflatten(2, (-1, config.head_dim)).transpose(1, 2)  # (B, H, A, D)
@@ -261,18 +271,23 @@ def learning_rate(step: int, steps: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(attention: str, steps: int, seed: int) -> LucidForCausalLM:
+def train(attention: str, steps: int, seed: int, curve: Curve | None = None, plain: bool = False) -> LucidForCausalLM:
     """Train a model from nothing and print the progress.
 
     Args:
         attention: ``lucid`` or ``llama``.
         steps: Optimizer steps.
         seed: Of the parameters and the data.
+        curve: Where to note the progress, and held-out prompts answered on the way.
+        plain: Without either help: parameters start random, and attention heads are not shown where to look.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = LucidForCausalLM(parse_config(config_json(attention), "config.json"), implementation="reference")
-    initialize(model)
+    if plain:
+        start_random(model)
+    else:
+        initialize(model)
     guide, curriculum, progress = Guide(model), Curriculum(rng), Progress(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.97), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
@@ -283,13 +298,16 @@ def train(attention: str, steps: int, seed: int) -> LucidForCausalLM:
         answered = batch.labels != IGNORED
         loss = F.cross_entropy(logits[answered], batch.labels[answered])
         optimizer.zero_grad()
-        (loss + max(0.0, 1 - 2 * step / steps) * guide.loss).backward()
+        help_weight = 0.0 if plain else max(0.0, 1 - 2 * step / steps)
+        (loss + help_weight * guide.loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         right = (logits[answered].argmax(-1) == batch.labels[answered]).float().mean().item()
         curriculum.record(right)
         progress.report(step + 1, curriculum.longest, loss.item(), right)
+        if curve is not None:
+            curve.record(step + 1, model, curriculum.longest, loss.item(), right)
     guide.remove()
     return model.eval().requires_grad_(False)
 
@@ -313,6 +331,30 @@ class Progress:
             flush=True,
         )
         self.recent = []
+
+
+class Curve:
+    """Notes how training goes, and answers held-out prompts on the way, for a comparison of two models.
+
+    Attributes:
+        steps: For each step: longest list, loss in nats, share of answer tokens that was right.
+        held_out: By step: right answers by list length, and prompts.
+    """
+
+    def __init__(self, every: int, prompts: int) -> None:
+        self.every, self.examples = every, recall.held_out(prompts)
+        self.steps: list[tuple[int, float, float]] = []
+        self.held_out: dict[int, dict[int, tuple[int, int]]] = {}
+
+    def record(self, step: int, model: LucidForCausalLM, longest: int, loss: float, right: float) -> None:
+        """Take note of a step; answer the prompts if it is their turn. Training itself goes on unchanged."""
+        self.steps.append((longest, round(loss, 6), round(right, 6)))
+        if step % self.every == 0:
+            self.held_out[step] = accuracy(model, self.examples)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both as JSON."""
+        return {"steps": self.steps, "held_out": self.held_out}
 
 
 def save(model: LucidForCausalLM, output: Path) -> None:
@@ -387,12 +429,39 @@ def accuracy(model: LucidForCausalLM, examples: list[recall.Example]) -> dict[in
     show_default=True,
     help="Held-out prompts to answer at the end.",
 )
-def main(output: Path, attention: str, steps: int, seed: int, prompts: int) -> None:
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Threads; the sums' order depends on them.",
+)
+@click.option(
+    "--curve",
+    "curve_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write how training went to this JSON file, with 200 held-out prompts answered every 100 steps.",
+)
+@click.option("--plain", is_flag=True, help="Random parameters at the start, and no attention supervision.")
+def main(
+    output: Path,
+    attention: str,
+    steps: int,
+    seed: int,
+    prompts: int,
+    threads: int,
+    curve_file: Path | None,
+    plain: bool,
+) -> None:
     """Train, save, and measure on held-out prompts."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     start = time.monotonic()
-    model = train(attention, steps, seed)
+    curve = Curve(every=100, prompts=200) if curve_file else None
+    model = train(attention, steps, seed, curve, plain)
     save(model, output)
+    if curve_file and curve:
+        facts = {"attention": attention, "steps": steps, "seed": seed, "threads": threads, "plain": plain}
+        _write_json(curve_file, {**facts, "curve": curve.to_json()})
     print(f"trained and saved to {output} in {(time.monotonic() - start) / 60:.1f} minutes")
     results = accuracy(model, recall.held_out(prompts))
     for pairs, (right, count) in results.items():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import (
     CACHES,
@@ -24,6 +26,7 @@ from lucid_deploy.artifact import (
     Manifest,
     open_artifact,
 )
+from lucid_deploy.cache_types import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
@@ -43,17 +47,25 @@ class ExportOptions:
     """What to export.
 
     Attributes:
-        dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
+        dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
         logits: ``last`` or ``all`` of a prefill's tokens.
         cache: ``growing`` (present tensors are past ones plus the new rows) or ``static`` (decode writes its row in
             place into buffers that the client allocates).
         overwrite: Whether an existing artifact at the output may be replaced.
+        cache_dtype: Type of the cache: ``auto`` (the model's), ``float16`` or ``int8``.
+        quantize: How to quantize weights; None: not at all.
+        range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
+        calibration: A text file whose lines the scan runs too.
     """
 
     dtype: str = "float32"
     logits: str = "last"
     overwrite: bool = False
     cache: str = "growing"
+    cache_dtype: str = "auto"
+    quantize: QuantizeOptions | None = None
+    range_scan: bool = True
+    calibration: Path | None = None
 
 
 def export(
@@ -71,7 +83,8 @@ def export(
         The artifact, opened.
 
     Raises:
-        LucidError: A checkpoint that can't be read, an output that exists, unknown options, a full disk.
+        LucidError: A checkpoint that can't be read or overflows float16, an output that exists, unknown options, a
+            full disk.
     """
     from lucid_deploy.model.checkpoint import Checkpoint
 
@@ -84,6 +97,7 @@ def export(
     import lucid_deploy.export.functions
     import lucid_deploy.export.trace  # noqa: F401
 
+    ranges = _scan_ranges(source, options, progress)
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +105,7 @@ def export(
     except OSError as error:
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None))
+        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges)
         _check_request(output, options)  # again: tracing and writing took a while
         _put_in_place(building, output)
     except OSError as error:
@@ -116,6 +130,11 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"logits must be last or all, not {options.logits!r}.")
     if options.cache not in CACHES:
         raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
+    resolve_cache_dtype(options.cache_dtype, options.dtype)
+    if options.quantize is not None:
+        from lucid_deploy.export.quantize import check_options
+
+        check_options(options.quantize, options.dtype)
     if not output.exists():
         return
     if not options.overwrite:
@@ -132,9 +151,41 @@ def _check_target(checkpoint: Path, output: Path) -> None:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
 
 
-def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions, progress: Progress) -> None:
+def _scan_ranges(source: Checkpoint, options: ExportOptions, progress: Progress | None) -> dict[str, Any] | None:
+    """Refuse a model whose values overflow float16; return what the manifest says, None where nothing is float16."""
+    stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
+    if "float16" not in (options.dtype, stored):
+        if options.calibration is not None:
+            raise LucidError("--calibration is for the range scan of --dtype float16; leave it out.")
+        return None
+    if not options.range_scan:
+        if options.calibration is not None:
+            raise LucidError("--calibration is for the range scan, which --skip-range-scan leaves out.")
+        return {"skipped": True}
+    from lucid_deploy.export.range_scan import CACHED, scan
+
+    whole = options.dtype == "float16"
+    found = scan(source, options.calibration, None if whole else CACHED, progress)
+    found.check(
+        source.directory,
+        "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
+    )
+    return found.to_dict()
+
+
+def _build(
+    source: Checkpoint,
+    name: str,
+    building: Path,
+    options: ExportOptions,
+    progress: Progress,
+    ranges: dict[str, Any] | None,
+) -> None:
     """Fill the directory ``building`` with the artifact's files."""
+    from lucid_deploy.export import genai
     from lucid_deploy.export.operators import OPSET, VERSION
+    from lucid_deploy.export.passes import quantize_weights
+    from lucid_deploy.export.quantize import plan_quantization
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO, expected_shapes
@@ -142,25 +193,30 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
     traced: dict[str, Traced] = {}
     for step, stage in enumerate(STAGES):
         progress(f"Tracing {stage}", step, len(STAGES))
-        traced[stage] = trace(source.config, stage, options.dtype, options.logits, options.cache)
+        traced[stage] = trace(source.config, stage, options.dtype, options.logits, options.cache, options.cache_dtype)
     progress("Tracing", len(STAGES), len(STAGES))
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
     shapes = expected_shapes(source.config)
     if source.tied:
         shapes.pop("lm_head.weight")
-    plan = plan_weights(shapes, set(*transposed), options.dtype)
+    quantization = None
+    if options.quantize is not None:
+        quantization = plan_quantization(shapes, source.tied, options.quantize)
+        for graph in traced.values():
+            quantize_weights(graph.model, quantization, _other_names(graph.model, shapes))
+    plan = plan_weights(shapes, set(*transposed), options.dtype, quantization)
     digest = write_weights(
         building / WEIGHTS,
         plan,
         source,
-        options.dtype,
+        quantization,
         lambda done, total: progress("Writing weights", done, total),
     )
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"
-        _write_graph(building / file, graph.model, plan, options.dtype)
+        _write_graph(building / file, graph.model, plan)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
     _copy_companions(source.directory, building)
     manifest = Manifest(
@@ -173,27 +229,43 @@ def _build(source: Checkpoint, name: str, building: Path, options: ExportOptions
         source=DEMO if name == DEMO else str(source.directory.resolve()),
         versions=_versions(),
         graphs=graphs,
-        files=_file_facts(building, {WEIGHTS: digest}),
+        cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
+        ranges=ranges,
+        quantization=quantization,
     )
+    if genai.is_supported(manifest):
+        settings = genai.genai_config(manifest, building)
+        (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], dtype: str) -> None:
+def _other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the graph's names of stored weights where they differ: a tied embedding may be named after the head."""
+    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
+
+
+def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> None:
     """Point the weights into the shared file, attach the operators' bodies, check, and write."""
     import onnx
     import onnx_ir as ir
 
-    types = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16}
+    from lucid_deploy.quantization import PACKED, ROWS
+
+    types = {"float32": ir.DataType.FLOAT}
     for value in model.graph.initializers.values():
         if value.const_value is None:
-            tensor = plan[_stored_name(str(value.name), plan)]
+            name = str(value.name)
+            view = name.endswith(ROWS)  # the same bytes in another shape
+            tensor = plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
+            kind = types.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()]
             value.const_value = ir.ExternalTensor(
                 WEIGHTS,
                 tensor.offset,
                 tensor.size,
-                types[dtype],
-                shape=ir.Shape(tensor.shape),
-                name=str(value.name),
+                kind,
+                shape=value.shape if view and value.shape is not None else ir.Shape(tensor.shape),
+                name=name,
                 base_dir=str(path.parent),
             )
     proto = ir.serde.serialize_model(model)
@@ -203,7 +275,7 @@ def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], dty
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def _stored_name(name: str, plan: dict[str, StoredTensor]) -> str:
+def _stored_name(name: str, plan: Collection[str]) -> str:
     """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
     return name if name in plan else "model.embed_tokens.weight"
 

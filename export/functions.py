@@ -139,7 +139,10 @@ def CausalAttention(Q, K, Y, mask):
     past = total - n
     index = op.Range(0, op.Squeeze(total), 1)
     token = op.Unsqueeze(mask, [1, 2])  # (B, 1, 1, T)
-    O = op.Slice(Q, zero, zero, [2])  # noqa: E741
+    queries = op.Cast(Q, to=1)  # in half precision, Attention would round its scores and its softmax
+    keys = op.Cast(K, to=1)
+    values = op.Cast(Y, to=1)
+    attended = op.Slice(queries, zero, zero, [2])
     for i_block in range(op.Squeeze((n + rows - 1) / rows)):
         start = op.Unsqueeze(i_block, [0]) * rows
         end = op.Min(start + rows, n)
@@ -147,10 +150,11 @@ def CausalAttention(Q, K, Y, mask):
         row = op.Unsqueeze(op.Slice(index, past + start, past + end, [0]), [1])
         earlier = op.And(op.Greater(row, column), op.Slice(token, zero, past + end, [3]))
         visible = op.Or(earlier, op.Equal(row, column))  # (B, 1, rows, P+end)
-        k_seen = op.Slice(K, zero, past + end, [2])
-        y_seen = op.Slice(Y, zero, past + end, [2])
-        o_i = op.Attention(op.Slice(Q, start, end, [2]), k_seen, y_seen, visible)
-        O = op.Concat(O, o_i, axis=2)  # noqa: E741
+        k_seen = op.Slice(keys, zero, past + end, [2])
+        y_seen = op.Slice(values, zero, past + end, [2])
+        o_i = op.Attention(op.Slice(queries, start, end, [2]), k_seen, y_seen, visible)
+        attended = op.Concat(attended, o_i, axis=2)
+    O = op.CastLike(attended, Q)  # noqa: E741
     return O
 
 

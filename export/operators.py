@@ -90,7 +90,7 @@ SCATTER_ROW = OpSchema(
         OpSchema.FormalParameter("index", "tensor(int64)"),
     ],
     outputs=[OpSchema.FormalParameter("present", "T")],
-    type_constraints=[("T", _FLOATS, "the model's type")],
+    type_constraints=[("T", [*_FLOATS, "tensor(int8)"], "the cache's type")],
 )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import TensorInfo
+from lucid_deploy.cache_types import cache_tensors, resolve_cache_dtype
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
 from lucid_deploy.model.config import LucidConfig
@@ -36,58 +37,69 @@ class Traced:
     transposed: frozenset[str]
 
 
-def graph_inputs(config: LucidConfig, stage: str, dtype: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
+def graph_inputs(config: LucidConfig, stage: str, cache_dtype: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
     """Return the contract's inputs of a stage, ``prefill`` or ``decode``; only decode differs with a static cache."""
     new: int | str = "sequence" if stage == "prefill" else 1
     static = _is_static(stage, cache)
-    past = ("batch", config.num_key_value_heads, "max_context" if static else "past_sequence", config.head_dim)
+    tokens = "max_context" if static else "past_sequence"
     return (
         TensorInfo("input_ids", "int64", ("batch", new)),
         TensorInfo("attention_mask", "int64", ("batch", "max_context" if static else f"past_sequence + {new}")),
         TensorInfo("position_ids", "int64", ("batch", new)),
-        *(
-            TensorInfo(f"past_key_values.{layer}.{kind}", dtype, past)
-            for layer in range(config.num_hidden_layers)
-            for kind in ("key", "value")
-        ),
+        *_cache_infos(config, "past_key_values", tokens, cache_dtype),
         *([TensorInfo("cache_length", "int64", ("batch",))] if static else []),
     )
 
 
 def graph_outputs(
-    config: LucidConfig, stage: str, dtype: str, logits: str, cache: str = "growing"
+    config: LucidConfig, stage: str, cache_dtype: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
     """Return the contract's outputs of a stage."""
     new: int | str = "sequence" if stage == "prefill" else 1
     tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
-    present = ("batch", config.num_key_value_heads, tokens, config.head_dim)
     return (
         TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, config.vocab_size)),
-        *(
-            TensorInfo(f"present.{layer}.{kind}", dtype, present)
-            for layer in range(config.num_hidden_layers)
-            for kind in ("key", "value")
-        ),
+        *_cache_infos(config, "present", tokens, cache_dtype),
     )
+
+
+def _cache_infos(config: LucidConfig, prefix: str, tokens: str, cache_dtype: str) -> list[TensorInfo]:
+    """Return the cache's tensors, layer by layer."""
+    return [
+        TensorInfo(
+            f"{prefix}.{layer}.{item.suffix}", item.dtype, ("batch", config.num_key_value_heads, tokens, item.width)
+        )
+        for layer in range(config.num_hidden_layers)
+        for item in cache_tensors(cache_dtype, config.head_dim)
+    ]
 
 
 def _is_static(stage: str, cache: str) -> bool:
     return stage == "decode" and cache == "static"
 
 
-def trace(config: LucidConfig, stage: str, dtype: str, logits: str = "last", cache: str = "growing") -> Traced:
+def trace(
+    config: LucidConfig,
+    stage: str,
+    dtype: str,
+    logits: str = "last",
+    cache: str = "growing",
+    cache_dtype: str = "auto",
+) -> Traced:
     """Trace one stage.
 
     Args:
         config: The model.
         stage: ``prefill`` or ``decode``.
-        dtype: Type of weights and cache.
+        dtype: Type of the weights.
         logits: ``last`` or ``all`` of the new tokens.
         cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
+        cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache_types.CACHE_DTYPES`.
     """
-    inputs = graph_inputs(config, stage, dtype, cache)
-    outputs = graph_outputs(config, stage, dtype, logits, cache)
-    model = _export(_stage_module(config, stage, dtype, logits), inputs, outputs)
+    stored = resolve_cache_dtype(cache_dtype, dtype)
+    inputs = graph_inputs(config, stage, stored, cache)
+    outputs = graph_outputs(config, stage, stored, logits, cache)
+    model = _export(_stage_module(config, stage, dtype, logits, stored), inputs, outputs)
     use_tensor_scatter(model)
     weights = _detach_weights(model)
     _optimize(model)
@@ -127,7 +139,7 @@ def _export(module: torch.nn.Module, inputs: tuple[TensorInfo, ...], outputs: tu
     return program.model
 
 
-def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str) -> torch.nn.Module:
+def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str, cache_dtype: str) -> torch.nn.Module:
     import torch
 
     from lucid_deploy.model.lucid import LucidForCausalLM
@@ -156,7 +168,9 @@ def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str) -> t
             )
 
     with torch.device("meta"):
-        return Stage().to(getattr(torch, dtype)).eval().requires_grad_(False)
+        module = Stage().to(getattr(torch, dtype)).eval().requires_grad_(False)
+    module.model.store_cache_as(cache_dtype)
+    return module
 
 
 def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -174,10 +188,13 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
 
     def arguments(of: dict[str, Any]) -> tuple[Any, ...]:
         """The order of the traced module's parameters."""
-        past = [value for name, value in of.items() if name.startswith("past_key_values.")]
-        pairs = list(zip(past[::2], past[1::2], strict=True))
+        past: dict[str, list[Any]] = {}  # by layer
+        for name, value in of.items():
+            if name.startswith("past_key_values."):
+                past.setdefault(name.split(".")[1], []).append(value)
+        layers = [tuple(layer) for layer in past.values()]
         length = (of["cache_length"],) if "cache_length" in of else ()
-        return (of["input_ids"], of["attention_mask"], of["position_ids"], pairs, *length)
+        return (of["input_ids"], of["attention_mask"], of["position_ids"], layers, *length)
 
     return arguments(tensors), arguments(axes)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.quantization import PACKED, SCALES, Quantization
 
 if TYPE_CHECKING:
+    import torch
+
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor without copying it
@@ -21,14 +24,16 @@ ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One weight in the file.
+    """One weight in the file, or a part of a quantized one.
 
     Attributes:
-        name: Its name in the graphs and in the checkpoint.
+        name: Its name in the checkpoint.
         shape: As stored.
         transposed: Whether that is the transpose of the checkpoint's.
         offset: First byte; a multiple of the alignment.
         size: Bytes.
+        dtype: Type in the graphs, as ONNX spells it in lower case.
+        part: Empty for a whole weight, else ``PACKED`` or ``SCALES`` of :mod:`lucid_deploy.quantization`.
     """
 
     name: str
@@ -36,22 +41,40 @@ class StoredTensor:
     transposed: bool
     offset: int
     size: int
+    dtype: str
+    part: str = ""
 
 
-def plan_weights(shapes: dict[str, tuple[int, ...]], transposed: set[str], dtype: str) -> dict[str, StoredTensor]:
-    """Lay out the file.
+def plan_weights(
+    shapes: dict[str, tuple[int, ...]], transposed: set[str], dtype: str, quantization: Quantization | None = None
+) -> dict[str, StoredTensor]:
+    """Lay out the file; the scales of a quantized weight come behind its packed numbers.
 
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.
         transposed: Which of them are stored transposed.
-        dtype: Type of all of them in the file.
+        dtype: Type of those that are not quantized, and of scales.
+        quantization: What is quantized, and how; None: nothing.
+
+    Returns:
+        What is stored, by its name in the graphs.
     """
-    plan, offset = {}, 0
-    for name, shape in shapes.items():
-        size = math.prod(shape) * ITEM_SIZE[dtype]
-        stored = shape[::-1] if name in transposed else shape
-        plan[name] = StoredTensor(name, stored, name in transposed, offset, size)
+    plan: dict[str, StoredTensor] = {}
+    offset = 0
+
+    def add(name: str, shape: tuple[int, ...], size: int, kind: str, part: str = "", turned: bool = False) -> None:
+        nonlocal offset
+        plan[name + part] = StoredTensor(name, shape, turned, offset, size, kind, part)
         offset += -(-size // ALIGNMENT) * ALIGNMENT
+
+    for name, shape in shapes.items():
+        if quantization is not None and name in quantization.tensors:
+            packed, scales = (quantization.part_shape(name, part) for part in (PACKED, SCALES))
+            add(name, packed, quantization.packed_size(name), quantization.packed_dtype, PACKED)
+            add(name, scales, math.prod(scales) * ITEM_SIZE[dtype], dtype, SCALES)
+        else:
+            stored = shape[::-1] if name in transposed else shape
+            add(name, stored, math.prod(shape) * ITEM_SIZE[dtype], dtype, turned=name in transposed)
     return plan
 
 
@@ -59,7 +82,7 @@ def write_weights(
     path: Path,
     plan: dict[str, StoredTensor],
     checkpoint: Checkpoint,
-    dtype: str,
+    quantization: Quantization | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Write the weights, holding one tensor in memory at a time.
@@ -68,7 +91,7 @@ def write_weights(
         path: The file to make.
         plan: From :func:`plan_weights`.
         checkpoint: Where the tensors are.
-        dtype: Type to store.
+        quantization: As for :func:`plan_weights`.
         progress: Called with (bytes written, bytes in all).
 
     Returns:
@@ -79,13 +102,16 @@ def write_weights(
         OSError: The disk is full, or another fault of the file system.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
+    contents = _Contents(checkpoint, quantization)
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
-            for data in (bytes(tensor.offset - position), _content(checkpoint, tensor, dtype)):
+            padding = bytes(tensor.offset - position)
+            for data in (padding, *contents.of(tensor)):
                 file.write(data)
                 digest.update(data)
             position = tensor.offset + tensor.size
+            assert file.tell() == position, f"{tensor.name}{tensor.part} has another size than was planned"
             if progress is not None:
                 progress(position, total)
         file.flush()
@@ -93,15 +119,57 @@ def write_weights(
     return digest.hexdigest()
 
 
-def _content(checkpoint: Checkpoint, tensor: StoredTensor, dtype: str) -> memoryview:
-    import torch
+class _Contents:
+    """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
 
-    data = checkpoint.tensor(tensor.name).to(getattr(torch, dtype))
-    if not data.isfinite().all():
-        raise LucidError(
-            f"{checkpoint.directory}: {tensor.name} has values that are not finite in {dtype}. "
-            + ("Export with --dtype bfloat16 or float32." if dtype == "float16" else "The checkpoint is damaged.")
-        )
-    if tensor.transposed:
-        data = data.mT
-    return memoryview(data.reshape(-1).contiguous().view(torch.uint8).numpy())
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None) -> None:
+        self._checkpoint, self._quantization = checkpoint, quantization
+        self._scales: torch.Tensor | None = None
+
+    def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
+        if tensor.part == PACKED:
+            yield from self._packed(tensor)
+        elif tensor.part == SCALES:
+            assert self._scales is not None
+            yield self._bytes(self._scales, tensor)
+            self._scales = None
+        else:
+            yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
+
+    def _packed(self, tensor: StoredTensor) -> Iterator[memoryview]:
+        import numpy as np
+        import torch
+
+        from lucid_deploy.export.quantize import quantize_matrix, to_qdq
+
+        quantization = self._quantization
+        assert quantization is not None
+        weight = self._checkpoint.tensor(tensor.name)
+        self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
+        whole, scales = [], []
+        for packed, factors in quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits):
+            scales.append(factors)
+            if quantization.format == "qdq":
+                whole.append(packed)
+            else:
+                yield memoryview(packed.reshape(-1))
+        if quantization.format == "qdq":
+            yield memoryview(to_qdq(np.concatenate(whole), weight.shape[1], quantization.bits))
+        found = torch.from_numpy(np.concatenate(scales))
+        self._scales = found.mT if quantization.format == "qdq" else found
+
+    def _bytes(self, data: torch.Tensor, tensor: StoredTensor) -> memoryview:
+        import torch
+
+        data = data.to(getattr(torch, tensor.dtype))
+        self._check_finite(data, tensor, tensor.dtype)
+        if tensor.transposed:
+            data = data.mT
+        return memoryview(data.reshape(-1).contiguous().view(torch.uint8).numpy())
+
+    def _check_finite(self, data: torch.Tensor, tensor: StoredTensor, dtype: str) -> None:
+        if not data.isfinite().all():
+            raise LucidError(
+                f"{self._checkpoint.directory}: {tensor.name} has values that are not finite in {dtype}. "
+                + ("Export with --dtype bfloat16 or float32." if dtype == "float16" else "The checkpoint is damaged.")
+            )

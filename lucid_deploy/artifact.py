@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.cache_types import CACHE_DTYPES, cache_tensors
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.quantization import PACKED, ROWS, SCALES, Quantization
 
 if TYPE_CHECKING:
     import onnx
@@ -51,7 +53,7 @@ class Manifest:
 
     Attributes:
         config: The model.
-        dtype: Type of weights and cache: ``float32``, ``float16`` or ``bfloat16``.
+        dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
         cache: ``growing``: present tensors are past tensors plus the new rows; ``static``: decode takes buffers and
             writes its row into them.
         logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
@@ -61,6 +63,9 @@ class Manifest:
         versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
         graphs: ``prefill`` and ``decode``.
         files: Size in bytes and sha256 of every other file of the artifact.
+        cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
+        ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
+        quantization: Which weights are quantized, and how; None: none.
     """
 
     config: LucidConfig
@@ -73,6 +78,12 @@ class Manifest:
     versions: dict[str, str]
     graphs: dict[str, GraphInfo]
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cache_dtype: str = ""
+    ranges: dict[str, Any] | None = None
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
 
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
@@ -92,6 +103,12 @@ class Artifact:
     def config(self) -> LucidConfig:
         """The model's configuration."""
         return self.manifest.config
+
+    @property
+    def identity(self) -> str:
+        """What model this is: a sha256 over its configuration, its type and its weights."""
+        parts = [self.config.to_dict(), self.manifest.dtype, self.manifest.files[WEIGHTS]["sha256"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def path(self, name: str) -> Path:
         """Return the path of one of its files."""
@@ -127,6 +144,7 @@ def open_artifact(directory: str | Path) -> Artifact:
     for stage in STAGES:
         model = check_external_data(artifact.graph_path(stage))
         _check_contract(artifact, stage, model)
+        _check_quantization(artifact, stage, model)
     return artifact
 
 
@@ -200,14 +218,18 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
     info, config = artifact.manifest.graphs[stage], artifact.config
     graph = [*described(model.graph.input), *described(model.graph.output)]
     listed = [(item.name, item.shape) for item in (*info.inputs, *info.outputs)]
-    cache = {item.name: item for item in info.inputs if item.name.startswith("past_key_values.")}
-    names = {f"past_key_values.{i}.{kind}" for i in range(config.num_hidden_layers) for kind in ("key", "value")}
-    sizes = {(item.shape[1], item.shape[3], item.dtype) for item in cache.values() if len(item.shape) == 4}
+    cache = [
+        (item.name, item.dtype, *item.shape[1::2]) for item in info.inputs if item.name.startswith("past_key_values.")
+    ]
+    wanted = [
+        (f"past_key_values.{layer}.{tensor.suffix}", tensor.dtype, config.num_key_value_heads, tensor.width)
+        for layer in range(config.num_hidden_layers)
+        for tensor in cache_tensors(artifact.manifest.cache_dtype, config.head_dim)
+    ]
     static = any(item.name == "cache_length" for item in info.inputs)
     fits = (
         graph == listed
-        and cache.keys() == names
-        and sizes == {(config.num_key_value_heads, config.head_dim, artifact.manifest.dtype)}
+        and cache == wanted
         and info.outputs[0].shape[-1] == config.vocab_size
         and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
         and static == (stage == "decode" and artifact.manifest.cache == "static")
@@ -216,6 +238,32 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
         raise CheckFailed(
             f"{artifact.graph_path(stage)} does not fit {MANIFEST}: inputs and outputs are those of another model or "
             "stage. Export it again."
+        )
+
+
+def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
+    """Compare the quantized weights of a graph with the manifest's record."""
+    from onnx import TensorProto
+
+    record = artifact.manifest.quantization
+    dtype = {"float32": "FLOAT"}.get(artifact.manifest.dtype, artifact.manifest.dtype.upper())
+    found = {
+        tensor.name: (TensorProto.DataType.Name(tensor.data_type), tuple(tensor.dims))
+        for tensor in model.graph.initializer
+        if tensor.name.endswith((PACKED, SCALES, ROWS))
+    }
+    wanted = {}
+    for name in record.tensors if record is not None else ():
+        assert record is not None
+        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
+        for part in (*numbers, SCALES):
+            kind = dtype if part == SCALES else record.packed_dtype.upper()
+            wanted[name + part] = (kind, record.part_shape(name, part))
+    if found != wanted:
+        differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise CheckFailed(
+            f"{artifact.graph_path(stage)} has other quantized weights than {MANIFEST} records: "
+            f"{', '.join(differing[:5])}. Export it again."
         )
 
 
@@ -280,6 +328,18 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         if data[key] not in allowed:
             raise ValueError(f"{key} is {data[key]!r}")
     plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")
+    cache_dtype = data.get("cache_dtype") or data["dtype"]
+    if cache_dtype not in (data["dtype"], *CACHE_DTYPES[1:]):
+        raise ValueError(f"cache_dtype is {cache_dtype!r}")
+    ranges = data.get("ranges")
+    if not (ranges is None or isinstance(ranges, dict)):
+        raise ValueError(f"ranges is {ranges!r}")
     return Manifest(
-        config=LucidConfig.from_dict(data["config"]), graphs=graphs, files=files, **{key: data[key] for key in plain}
+        config=LucidConfig.from_dict(data["config"]),
+        graphs=graphs,
+        files=files,
+        cache_dtype=cache_dtype,
+        ranges=ranges,
+        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
+        **{key: data[key] for key in plain},
     )

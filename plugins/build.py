@@ -10,9 +10,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.aot import CompiledKernel
+
+if TYPE_CHECKING:
+    from lucid_deploy.plugins.aot import CompiledKernel
 
 PLUGIN_ABI = 1  # raise it when what engines store about the plugins changes, or what the library exports
 LIBRARY_NAME = "liblucid_tensorrt.so"
@@ -51,7 +54,8 @@ def build_plugin(
     tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
     cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lucid-build-") as folder:
+    # Absolute: the compiler looks for the embedded files from where the sources are.
+    with tempfile.TemporaryDirectory(dir=output.parent.absolute(), prefix=".lucid-build-") as folder:
         data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
@@ -61,7 +65,7 @@ def build_plugin(
         command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]
         command += [str(source) for source in sorted(SOURCE.glob("*.cpp"))]
         command += ["-o", str(library), "-ldl", "-Wl,--no-undefined"]
-        _run(command)
+        run_compiler(command)
         os.replace(library, output)
     return output
 
@@ -73,7 +77,7 @@ def plugin_abi(library: Path) -> int:
         LucidError: It cannot be loaded or is not a plugin library of ours.
     """
     try:
-        function = ctypes.CDLL(str(library)).lucidPluginAbi
+        function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi
     except (OSError, AttributeError) as error:
         raise LucidError(
             f"{library} is not a usable plugin library ({error}). Run: lucid-deploy plugin build"
@@ -178,7 +182,12 @@ def _table_rows(kernels: Sequence[CompiledKernel]) -> Iterator[str]:
         offset += len(_module(kernel))
 
 
-def _run(command: Sequence[str]) -> None:
+def run_compiler(command: Sequence[str]) -> None:
+    """Run the compiler.
+
+    Raises:
+        LucidError: It cannot be run or fails; the message has what it said.
+    """
     try:
         result = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:

@@ -25,6 +25,7 @@ class Contender:
         artifact: Directory of the artifact that gives the weights, or the shape.
         runtime: For ``artifact``: a runtime of :func:`lucid_deploy.runtime.open_session`.
         threads: Threads within an operator; None lets the runtime choose.
+        kernels: For ``artifact``: what computes our operators, see :func:`lucid_deploy.runtime.open_session`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Contender:
     artifact: str
     runtime: str = "auto"
     threads: int | None = None
+    kernels: str = "auto"
 
     @property
     def is_lucid(self) -> bool:
@@ -50,7 +52,9 @@ def open_contender(contender: Contender) -> Session[Any]:
 
     artifact = open_artifact(contender.artifact)
     if contender.kind == "artifact":
-        return open_session(artifact, contender.runtime, threads=contender.threads, allow_extrapolation=True)
+        return open_session(
+            artifact, contender.runtime, threads=contender.threads, allow_extrapolation=True, kernels=contender.kernels
+        )
     import torch
 
     if contender.threads is not None:

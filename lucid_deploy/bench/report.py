@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
+from lucid_deploy.cache_types import bytes_per_token
 from lucid_deploy.errors import missing_extra
 from lucid_deploy.inspection import ITEM_SIZE
 from lucid_deploy.model.config import LucidConfig
@@ -73,10 +74,12 @@ def exponents(measurements: Sequence[Measurement]) -> dict[str, float]:
     return fitted
 
 
-def decode_bytes(config: LucidConfig, dtype: str, weights: int, batch: int, context: int) -> int:
+def decode_bytes(
+    config: LucidConfig, dtype: str, weights: int, batch: int, context: int, cache_dtype: str | None = None
+) -> int:
     """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
     size = ITEM_SIZE[dtype]
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * context * batch * size
+    cache = bytes_per_token(config, cache_dtype or dtype) * context * batch
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * size
     return weights - embedding + cache
 

@@ -36,5 +36,16 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
     (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}), encoding="utf-8")
     manifest = artifact.manifest
     target = scratch / "standard"
-    export(checkpoint, target, ExportOptions(dtype=manifest.dtype, logits=manifest.logits, cache=manifest.cache))
+    requested = "auto" if manifest.cache_dtype == manifest.dtype else manifest.cache_dtype
+    export(
+        checkpoint,
+        target,
+        ExportOptions(
+            dtype=manifest.dtype,
+            logits=manifest.logits,
+            cache=manifest.cache,
+            cache_dtype=requested,
+            range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
+        ),
+    )
     return target

@@ -10,7 +10,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.runtime.session import Array, Cache, Session
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TransformersSession(Session[torch.Tensor]):
@@ -63,5 +63,5 @@ class TransformersSession(Session[torch.Tensor]):
                 logits_to_keep=1,
                 **arguments,
             )
-        present = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        present: Layers = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
         return out.logits.float().numpy(), present

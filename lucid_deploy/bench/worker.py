@@ -40,7 +40,12 @@ class Worker:
 
     def open(self) -> dict[str, Any]:
         """Say how long opening took and how much memory it left occupied."""
-        return {"seconds": self.seconds_to_open, "resident": resident_bytes("VmRSS"), "runtime": self.session.runtime}
+        return {
+            "seconds": self.seconds_to_open,
+            "resident": resident_bytes("VmRSS"),
+            "runtime": self.session.runtime,
+            "kernels": self.session.kernels,
+        }
 
     def logits(self, seed: int, length: int) -> dict[str, Any]:
         """Prefill all but the last of random tokens, decode that one, and return the two rows of logits."""

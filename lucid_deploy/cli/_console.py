@@ -56,6 +56,15 @@ def write_json(data: Any, target: str) -> None:
     if target == "-":
         print(text, end="")  # noqa: T201 (the result itself)
         return
+    write_text(text, target)
+
+
+def write_text(text: str, target: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises:
+        LucidError: The file cannot be written.
+    """
     path = Path(target).resolve()  # what a link points to is replaced, not the link
     try:
         if path.exists() and not path.is_file() and not path.is_dir():

@@ -47,6 +47,14 @@ class _Numbers(click.ParamType):
 @click.option(
     "--runtime", default="auto", show_default=True, help="What runs the artifacts: auto, onnxruntime or torch."
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "functions", "library", "both"]),
+    default="auto",
+    show_default=True,
+    help="With onnxruntime: the library of plugin build --target onnxruntime, the graph's functions, or each artifact "
+    "with both, side by side; auto takes the library if there is one.",
+)
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds that count.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
@@ -62,6 +70,7 @@ def command(
     stages: str,
     baselines: tuple[str, ...],
     runtime: str,
+    kernels: str,
     repeats: int,
     steps: int,
     prefill_chunk: int | None,
@@ -77,7 +86,7 @@ def command(
     Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048 --plot ./plots
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.bench import Contender, Plan, run_plan
+    from lucid_deploy.bench import Plan, run_plan
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine
     from lucid_deploy.bench.report import build_report, plot, table
     from lucid_deploy.cli._console import console_out, progress, write_json
@@ -88,10 +97,10 @@ def command(
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
     plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
     first = open_artifact(artifacts[0])
-    contenders = [Contender(Path(path).name, "artifact", path, runtime, threads) for path in artifacts]
+    contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, threads, kernels)]
     with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
         for name in baselines:
-            contenders.append(_baseline(name, first, Path(scratch), runtime, threads))
+            contenders += _baseline(name, first, Path(scratch), runtime, threads, kernels)
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
@@ -105,6 +114,9 @@ def command(
         plot(report, Path(plot_directory))
     if json_target != "-":
         console_out.print(table(report))
+        used = {name: facts["kernels"] for name, facts in opened.items() if facts["kernels"] is not None}
+        if used:
+            console_out.print("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()), soft_wrap=True)
         for name, value in report["exponents"].items():
             console_out.print(f"{name}: time grows as length^{value:.2f}")
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -115,23 +127,38 @@ def command(
         )
 
 
-def _baseline(name: str, artifact: Any, scratch: Path, runtime: str, threads: int | None) -> Contender:
+def _twice(name: str, path: str, runtime: str, threads: int | None, kernels: str) -> list[Contender]:
+    """Return an artifact with the chosen kernels; with both, the library's first."""
+    from lucid_deploy.bench import Contender
+
+    if kernels != "both":
+        return [Contender(name, "artifact", path, runtime, threads, kernels)]
+    pairs = ((name, "library"), (f"{name}-functions", "functions"))
+    return [Contender(title, "artifact", path, runtime, threads, each) for title, each in pairs]
+
+
+def _baseline(
+    name: str, artifact: Any, scratch: Path, runtime: str, threads: int | None, kernels: str
+) -> list[Contender]:
     from lucid_deploy.bench import Contender
 
     if name != "standard":
-        return Contender(name, name, str(artifact.directory), threads=threads)
+        return [Contender(name, name, str(artifact.directory), threads=threads)]
     from lucid_deploy.bench.standard import export_standard
 
-    return Contender(name, "artifact", str(export_standard(artifact, scratch)), runtime, threads)
+    return _twice(name, str(export_standard(artifact, scratch)), runtime, threads, kernels)
 
 
 def _bytes(artifact: Any, plan: Any) -> dict[str, int]:
     from lucid_deploy.artifact import WEIGHTS
     from lucid_deploy.bench.report import decode_bytes
 
-    weights = artifact.manifest.files[WEIGHTS]["size"]
+    manifest = artifact.manifest
+    weights = manifest.files[WEIGHTS]["size"]
     return {
-        f"decode/{batch}/{length}": decode_bytes(artifact.config, artifact.manifest.dtype, weights, batch, length)
+        f"decode/{batch}/{length}": decode_bytes(
+            artifact.config, manifest.dtype, weights, batch, length, manifest.cache_dtype
+        )
         for batch in plan.batches
         for length in plan.lengths
     }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.export.quantize import QuantizeOptions
 
 
 @click.command("export")
@@ -13,7 +19,7 @@ import click
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
-    help="Type of weights and cache. The solve, norms and softmax are computed in float32 in any case.",
+    help="Type of weights and arithmetic. The solve, norms and softmax are computed in float32 in any case.",
 )
 @click.option(
     "--logits",
@@ -29,12 +35,74 @@ import click
     show_default=True,
     help="growing: present tensors are past ones plus the new rows. static: decode writes in place into buffers.",
 )
+@click.option(
+    "--cache-dtype",
+    type=click.Choice(["auto", "float16", "int8"]),
+    default="auto",
+    show_default=True,
+    help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    metavar="FILE",
+    help="With float16: a text file whose lines the range scan runs, besides random and repeated tokens.",
+)
+@click.option("--skip-range-scan", is_flag=True, help="Export float16 without looking whether values overflow.")
+@click.option("--verbose", is_flag=True, help="Show the largest magnitudes that the range scan found.")
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8", "int4"]),
+    help="Quantize the weights of linear layers, lm_head included, to whole numbers with a scale for each block.",
+)
+@click.option(
+    "--quantize-format",
+    type=click.Choice(["auto", "matmulnbits", "qdq"]),
+    default="auto",
+    show_default=True,
+    help="matmulnbits: onnxruntime's operators. qdq: DequantizeLinear, for TensorRT. auto is matmulnbits.",
+)
+@click.option(
+    "--block-size",
+    type=int,
+    metavar="N",
+    help="Weights that share a scale: 16, 32, 64, 128 or 256. Default: 32.",
+)
+@click.option(
+    "--keep-float",
+    multiple=True,
+    metavar="GLOB",
+    help="Do not quantize these weights, such as 'layers.*.k_proj' or lm_head; may be repeated.",
+)
+@click.option(
+    "--quantize-embeddings",
+    is_flag=True,
+    help="Quantize the embedding too (matmulnbits only). One tied to lm_head is one weight with it in any case.",
+)
+@click.option(
+    "--activations",
+    type=click.Choice(["int8", "float"]),
+    default="int8",
+    show_default=True,
+    help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @click.option(
     "--json", "json_target", metavar="FILE", help="Write the manifest's summary as JSON to FILE; - is stdout."
 )
 def command(
-    checkpoint: str, output: str, dtype: str, logits: str, cache: str, overwrite: bool, json_target: str | None
+    checkpoint: str,
+    output: str,
+    dtype: str,
+    logits: str,
+    cache: str,
+    cache_dtype: str,
+    calibration: str | None,
+    skip_range_scan: bool,
+    verbose: bool,
+    overwrite: bool,
+    json_target: str | None,
+    **quantization: Any,
 ) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
@@ -44,15 +112,59 @@ def command(
     Example: lucid-deploy export demo --output ./artifact
     """
     from lucid_deploy.cli._console import console_out, human_size, progress, write_json
+    from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
+    from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
 
+    options = ExportOptions(
+        dtype,
+        logits,
+        overwrite,
+        cache,
+        cache_dtype,
+        quantize=_quantize_options(**quantization),
+        range_scan=not skip_range_scan,
+        calibration=None if calibration is None else Path(calibration),
+    )
     with progress("Exporting") as update:
-        artifact = export(checkpoint, output, ExportOptions(dtype, logits, overwrite, cache), update)
+        artifact = export(checkpoint, output, options, update)
     files = artifact.manifest.files
     if json_target is not None:
-        write_json({"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}, json_target)
+        facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
+        facts |= {"cache_dtype": artifact.manifest.cache_dtype, "ranges": artifact.manifest.ranges}
+        write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
     if json_target != "-":
         sizes = ", ".join(
             f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
         )
         console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}", soft_wrap=True, markup=False)
+        if artifact.manifest.quantization is not None:
+            console_out.print(quantization_sentence(artifact), soft_wrap=True, markup=False)
+        if artifact.manifest.ranges is not None:
+            show_ranges(artifact.manifest.ranges, table=verbose)
+
+
+def _quantize_options(
+    quantize: str | None,
+    quantize_format: str,
+    block_size: int | None,
+    keep_float: tuple[str, ...],
+    quantize_embeddings: bool,
+    activations: str,
+) -> QuantizeOptions | None:
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.export.quantize import QuantizeOptions
+
+    if quantize is not None:
+        return QuantizeOptions(quantize, quantize_format, block_size, keep_float, quantize_embeddings, activations)
+    given = {
+        "--quantize-format": quantize_format != "auto",
+        "--block-size": block_size is not None,
+        "--keep-float": bool(keep_float),
+        "--quantize-embeddings": quantize_embeddings,
+        "--activations": activations != "int8",
+    }
+    if any(given.values()):
+        names = ", ".join(name for name, there in given.items() if there)
+        raise LucidError(f"{names} is for quantized weights. Add --quantize int8 or int4, or leave it out.")
+    return None

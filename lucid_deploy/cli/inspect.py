@@ -43,6 +43,7 @@ def _show(facts: dict[str, Any]) -> None:
     model = facts["model"]
     console_out.print(
         f"{facts['artifact']}: {model['attention_type']} attention, {facts['dtype']}, "
+        f"{facts['cache']} cache in {facts['cache_dtype']}, "
         f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, {model['num_attention_heads']} heads, "
         f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, "
         f"vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}",
@@ -53,8 +54,20 @@ def _show(facts: dict[str, Any]) -> None:
     for name, entry in facts["files"].items():
         files.add_row(name, human_size(entry["size"]), entry["sha256"][:16])
     console_out.print(files)
+    types = ", ".join(f"{kind} {human_size(size)}" for kind, size in facts["weight_types"].items())
+    console_out.print(f"Weights by type: {types}", soft_wrap=True)
+    if facts["quantization"] is not None:
+        _show_quantization(facts)
+    if facts["ranges"] is not None:
+        from lucid_deploy.cli._ranges import show_ranges
+
+        show_ranges(facts["ranges"], table=True)
     for stage, graph in facts["graphs"].items():
         _show_graph(stage, graph)
+    kernels = facts["kernels"]
+    console_out.print(
+        "Kernels on this machine: " + (kernels["problem"] or _kernels(kernels)), soft_wrap=True, markup=False
+    )
     memory = facts["memory"]
     console_out.print(
         f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
@@ -64,6 +77,27 @@ def _show(facts: dict[str, Any]) -> None:
         f"in all {human_size(memory['total'])}",
         soft_wrap=True,
     )
+
+
+def _show_quantization(facts: dict[str, Any]) -> None:
+    from lucid_deploy.cli._console import console_out
+
+    record = facts["quantization"]
+    sizes = sorted({tensor["block_size"] for tensor in record["tensors"].values()})
+    console_out.print(
+        f"Quantization: {len(record['tensors'])} weights in {record['scheme']}, blocks of "
+        f"{', '.join(map(str, sizes))}, format {record['format']}, activations {record['activations']}, by "
+        f"{record['tool']}; {facts['compression']:.1f} times smaller than in {facts['dtype']}. Kept: "
+        f"{', '.join(record['kept']) or 'nothing'}.",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _kernels(facts: dict[str, Any]) -> str:
+    if facts["auto"] == "library":
+        return f"the library {facts['library']} ({facts['instructions']})"
+    return "the graph's functions; lucid-deploy plugin build --target onnxruntime makes faster ones"
 
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:

@@ -3,61 +3,135 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 
 @click.group("plugin")
 def command() -> None:
-    """Build the TensorRT plugin library.
+    """Build the libraries that compute our operators natively: TensorRT's plugin, and kernels for onnxruntime's CPU.
 
-    Example: lucid-deploy plugin build --arch 8.6,12.0
+    Example: lucid-deploy plugin build --target onnxruntime
     """
 
 
 @command.command("build")
 @click.option(
-    "--arch", "archs", metavar="LIST", help="Compute capabilities to compile for, such as 8.6,9.0; default: all."
+    "--target",
+    type=click.Choice(["tensorrt", "onnxruntime", "all"]),
+    default="tensorrt",
+    show_default=True,
+    help="Which library: TensorRT's plugin, which needs the extra kernels; kernels for onnxruntime's CPU, which need a "
+    "compiler only; or both.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where build looks for it."
+    "--arch",
+    "archs",
+    metavar="LIST",
+    help="For tensorrt: compute capabilities to compile for, such as 8.6,9.0; default: all.",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="For tensorrt: compile for artifacts of this type only, which is quicker; may be repeated; default: all.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where it is looked for."
 )
 @click.option("--json", "json_target", metavar="FILE", help="Write path, size and ABI as JSON to FILE; - is stdout.")
-def build(archs: str | None, output: Path | None, json_target: str | None) -> None:
-    """Compile the kernels and the plugin library; needs a C++ compiler, and no GPU.
+def build(
+    target: str, archs: str | None, dtypes: tuple[str, ...], output: Path | None, json_target: str | None
+) -> None:
+    """Compile a library; needs a C++ compiler, and no GPU.
 
-    Compiled kernels are kept, so that a second time is quick.
+    What is compiled is kept, so that a second time is quick. The TensorRT plugin takes minutes the first time, the
+    library for onnxruntime half a minute.
 
-    Example: lucid-deploy plugin build --arch 8.6,12.0
+    Example: lucid-deploy plugin build --target tensorrt --arch 8.6,12.0
     """
-    from lucid_deploy.cli._console import console_out, human_size, progress, write_json
-    from lucid_deploy.engines.plugin_library import default_library
-    from lucid_deploy.plugins.aot import ARCHITECTURES, compile_kernels, default_cache
-    from lucid_deploy.plugins.build import PLUGIN_ABI, build_plugin, find_compiler, find_cuda_headers
-    from lucid_deploy.plugins.build import find_tensorrt_headers as find_headers
+    from lucid_deploy.cli._console import write_json
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.plugins.build import find_compiler
 
-    wanted = _architectures(archs) or ARCHITECTURES
-    find_compiler(), find_headers(), find_cuda_headers()  # what is missing shows before the long compilation
-    with progress("Compiling kernels") as update:
-        kernels = compile_kernels(
-            wanted, cache=default_cache(), progress=lambda done, total, name: update(f"Compiling {name}", done, total)
+    wanted = _architectures(archs)
+    if (wanted or dtypes) and target == "onnxruntime":
+        raise LucidError(
+            "--arch and --dtype are for --target tensorrt; the library for onnxruntime fits every processor and type."
         )
-    library = build_plugin(output or default_library(), kernels)
-    facts = {
-        "library": str(library),
-        "size": library.stat().st_size,
-        "abi": PLUGIN_ABI,
-        "architectures": list(wanted),
-        "kernels": len(kernels),
-    }
+    if output is not None and target == "all":
+        raise LucidError("--output names one library; build one --target at a time with it.")
+    find_compiler()
+    facts: dict[str, Any] = {}
+    if target != "tensorrt":
+        facts = _build_onnxruntime(output, quiet=json_target == "-")
+    if target != "onnxruntime":
+        built = _build_tensorrt(wanted, dtypes, output, quiet=json_target == "-")
+        facts = {**built, "onnxruntime": facts} if facts else built
     if json_target is not None:
         write_json(facts, json_target)
-    if json_target != "-":
+
+
+def _build_tensorrt(
+    archs: tuple[int, ...], dtypes: tuple[str, ...], output: Path | None, quiet: bool
+) -> dict[str, Any]:
+    from lucid_deploy.cli._console import console_out, human_size, progress
+    from lucid_deploy.engines.plugin_library import default_library
+    from lucid_deploy.plugins.aot import ARCHITECTURES, compile_kernels, default_cache, total_size
+    from lucid_deploy.plugins.build import PLUGIN_ABI, build_plugin, find_cuda_headers
+    from lucid_deploy.plugins.build import find_tensorrt_headers as find_headers
+
+    wanted = archs or ARCHITECTURES
+    find_headers(), find_cuda_headers()  # what is missing shows before the long compilation
+    with progress("Compiling kernels") as update:
+        kernels = compile_kernels(
+            wanted,
+            select=lambda variant: not dtypes or variant.dtype in dtypes,
+            cache=default_cache(),
+            progress=lambda done, total, name: update(f"Compiling {name}", done, total),
+        )
+    library = build_plugin(output or default_library(), kernels)
+    size, (kernels_size, packed) = library.stat().st_size, total_size(kernels)
+    if not quiet:
         console_out.print(
-            f"Built {library}: {len(kernels)} kernels, {human_size(library.stat().st_size)}, ABI {PLUGIN_ABI}",
+            f"Built {library}: {len(kernels)} kernels, {human_size(size)} "
+            f"({human_size(packed)} of kernels in a wheel), ABI {PLUGIN_ABI}",
             soft_wrap=True,
             markup=False,
         )
+    return {
+        "library": str(library),
+        "size": size,
+        "abi": PLUGIN_ABI,
+        "architectures": list(wanted),
+        "kernels": len(kernels),
+        "kernels_size": kernels_size,
+        "kernels_size_in_a_wheel": packed,
+    }
+
+
+def _build_onnxruntime(output: Path | None, quiet: bool) -> dict[str, Any]:
+    from lucid_deploy.cli._console import console_out, human_size, progress
+    from lucid_deploy.plugins.ort_build import ORT_ABI, build_ort_library, kernels_name
+
+    with progress("Compiling the library for onnxruntime"):
+        library, compiled = build_ort_library(output)
+    size, instructions = library.stat().st_size, kernels_name(library)
+    if not quiet:
+        console_out.print(
+            f"{'Built' if compiled else 'Kept'} {library}: {human_size(size)}, ABI {ORT_ABI}, {instructions} here",
+            soft_wrap=True,
+            markup=False,
+        )
+    return {
+        "library": str(library),
+        "size": size,
+        "abi": ORT_ABI,
+        "instructions": instructions,
+        "compiled": compiled,
+    }
 
 
 def _architectures(listed: str | None) -> tuple[int, ...]:

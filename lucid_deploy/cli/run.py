@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from lucid_deploy.runtime.generate import Generation
     from lucid_deploy.runtime.session import Session
+    from lucid_deploy.runtime.stop_strings import StopStrings
     from lucid_deploy.runtime.tokenizer import TextTokenizer
 
 
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
 )
+@click.option(
+    "--kernels",
+    type=click.Choice(["auto", "functions", "library"]),
+    default="auto",
+    show_default=True,
+    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
+    "functions; auto takes the library if there is one.",
+)
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
@@ -42,11 +51,24 @@ if TYPE_CHECKING:
     "--top-p", type=float, default=1.0, show_default=True, help="Sample among the most likely up to this sum."
 )
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
+@click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
+@click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
+@click.option("--rows", type=int, default=8, show_default=True, help="With --batch: prompts that run at once.")
+@click.option(
+    "--prefix-tokens",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="With --batch: keep the caches of N tokens, for prompts that begin alike.",
+)
+@click.option("--overwrite", is_flag=True, help="With --batch: start anew whatever the output holds.")
 def command(
     artifact: str,
     prompt: str | None,
@@ -54,36 +76,66 @@ def command(
     runtime: str,
     device: str,
     provider: str,
+    kernels: str,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
     top_p: float,
     seed: int | None,
+    stop: tuple[str, ...],
     prefill_chunk: int | None,
     threads: int | None,
     ignore_eos: bool,
     allow_extrapolation: bool,
     as_json: bool,
+    batch: str | None,
+    output: str | None,
+    rows: int,
+    prefix_tokens: int,
+    overwrite: bool,
 ) -> None:
     """Generate text with an exported artifact.
 
     The new text goes to stdout as it comes, a line of timings to stderr.
 
+    With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and as it likes "id",
+    "max_new_tokens", "temperature", "top_k", "top_p", "seed" and "stop", which replace the options. Each line of the
+    output is an answer with the number of its "line", in the order in which they are completed. After an interruption
+    the same command goes on where it was.
+
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
     from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
+    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtime import open_session
     from lucid_deploy.runtime.generate import Generation, Sampling
+    from lucid_deploy.runtime.stop_strings import StopStrings
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    sampling, stops = Sampling(temperature, top_k, top_p, seed), StopStrings(stop)
     opened = open_artifact(artifact)
-    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None)
+
+    def load() -> Session[Any]:
+        return open_session(opened, runtime, device, threads, allow_extrapolation, provider, kernels)
+
+    if batch is not None:
+        shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
+        options = batch_options(batch, output, prompt, prompt_ids, prefill_chunk=prefill_chunk, **shared)
+        defaults = Defaults(max_new_tokens, sampling, stop, not ignore_eos)
+        run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
+        return
+    if output is not None or overwrite:
+        raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
+    if not temperature:
+        note_greedy(top_k, top_p)
+    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop))
     ids = _prompt_ids(prompt, prompt_ids, tokenizer)
     with progress("Loading the model"):
-        session = open_session(opened, runtime, device, threads, allow_extrapolation, provider)
+        session = load()
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
-    _generate(generation, tokenizer, as_json)
+    _generate(generation, tokenizer, stops, as_json)
 
 
 def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
@@ -117,33 +169,43 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
     return ids
 
 
-def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: bool) -> None:
+def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: StopStrings, as_json: bool) -> None:
     from lucid_deploy.cli._console import console_err, progress, write_json
     from lucid_deploy.runtime.tokenizer import TextStream
 
     stream = TextStream(tokenizer) if tokenizer is not None else None
     ids: list[int] = []
+    text = ""
     started = time.perf_counter()
     tokens = iter(generation)
     with progress("Running the prompt") as generation.progress:
         opening = list(itertools.islice(tokens, 1))
     first = time.perf_counter()
     for token in itertools.chain(opening, tokens):
-        piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
+        piece = stops.push(stream.push(token))[0] if stream is not None else ("," if ids else "") + str(token)
         ids.append(token)
+        text += piece
         if not as_json:
             click.echo(piece, nl=False)
             sys.stdout.flush()
-    if stream is not None and not as_json:
-        click.echo(stream.rest(), nl=False)
+        if stops.stopped:
+            generation.finish_reason = "stop"
+            break
+    if stream is not None and not stops.stopped:
+        piece, stopped = stops.push(stream.rest())
+        generation.finish_reason = "stop" if stopped else generation.finish_reason
+        text += (piece := piece + stops.flush())
+        if not as_json:
+            click.echo(piece, nl=False)
     ended = time.perf_counter()
     facts: dict[str, Any] = {
-        "text": stream.text if stream is not None else None,
+        "text": text if stream is not None else None,
         "ids": ids,
         "prompt_tokens": len(generation.prompt_ids),
         "finish_reason": generation.finish_reason,
         "runtime": generation.session.runtime,
         "provider": generation.session.provider,
+        "kernels": generation.session.kernels,
         "dtype": generation.session.dtype,
         "seconds_to_first_token": first - started if ids else None,
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
@@ -157,11 +219,6 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, as_json: 
         f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
         f"{1e3 * (first - started):.0f} ms until the first"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
-        + f"; {_runtime(generation.session)}, {facts['dtype']}",
+        + f"; {generation.session.label}, {facts['dtype']}",
         soft_wrap=True,
     )
-
-
-def _runtime(session: Session[Any]) -> str:
-    """Name the runtime, and the provider where one was chosen."""
-    return session.runtime if session.provider in (None, "cpu") else f"{session.runtime} ({session.provider})"

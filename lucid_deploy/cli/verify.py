@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +11,13 @@ import click
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.parity import Report
+    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.parity import Report, Targets
+    from lucid_deploy.runtime.layers import Layers
     from lucid_deploy.runtime.session import Array, Session
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
 
 
 @click.command("verify")
@@ -36,6 +42,14 @@ if TYPE_CHECKING:
     help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
 )
 @click.option(
+    "--kernels",
+    type=click.Choice(["auto", "functions", "library"]),
+    default="auto",
+    show_default=True,
+    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
+    "functions; auto takes the library if there is one.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=32,
@@ -44,6 +58,22 @@ if TYPE_CHECKING:
 )
 @click.option("-p", "--prompt", help="A real prompt as text, for the greedy run; default: random tokens.")
 @click.option("--seed", type=int, default=0, show_default=True, help="For the random tokens.")
+@click.option(
+    "--tolerance",
+    type=float,
+    metavar="X",
+    help="Allow a relative L2 error of X at every position, in place of gates derived from PyTorch; it is recorded.",
+)
+@click.option("--explain", is_flag=True, help="Look for causes too if nothing fails: layer by layer, and in the solve.")
+@click.option("--text", metavar="FILE", help="Compare the perplexity of a text file too.")
+@click.option(
+    "--text-tokens",
+    type=click.IntRange(min=2),
+    default=512,
+    show_default=True,
+    help="Tokens of the text at most.",
+)
+@click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
 @click.option("--json", "json_target", metavar="FILE", help="Write all results as JSON to FILE; - is stdout, no table.")
 def command(
     artifact: str,
@@ -51,9 +81,15 @@ def command(
     runtime: str,
     device: str,
     provider: str,
+    kernels: str,
     steps: int,
     prompt: str | None,
     seed: int,
+    tolerance: float | None,
+    explain: bool,
+    text: str | None,
+    text_tokens: int,
+    page: str | None,
     json_target: str | None,
 ) -> None:
     """Prove that an artifact computes what PyTorch computes.
@@ -61,36 +97,77 @@ def command(
     Compares logits and every layer's K and Y with the PyTorch model in float64: prefill at once, in chunks, padded and
     token by token, teacher-forced decoding and free greedy generation, on random, repeated and correlated tokens. The
     allowed error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of every file is checked
-    too. Exit status 1 if anything fails.
+    too. A quantized artifact is held against the model on its dequantized weights, these against the checkpoint's, and
+    what quantization cost is reported. Exit status 1 if anything fails; then, and with --explain or --report, every
+    layer is also run on the inputs that the reference has there, which tells its own error from what it inherits.
 
-    Example: lucid-deploy verify ./artifact --json report.json
+    Example: lucid-deploy verify ./artifact --report report.html
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import progress, write_json
+    from lucid_deploy.cli._console import progress, write_json, write_text
     from lucid_deploy.errors import CheckFailed
+    from lucid_deploy.parity.quantization import check_weights
+    from lucid_deploy.parity.targets import check_tolerance
     from lucid_deploy.runtime import open_session
+    from lucid_deploy.runtime.open_layers import open_layers
+    from lucid_deploy.runtime.providers import device_index
 
+    if tolerance is not None:
+        check_tolerance(tolerance)
+    if page is not None:
+        _check_page(page)
     opened = open_artifact(artifact)
     source = find_checkpoint(opened, checkpoint)
     with progress("Checking sha256") as update:
         check_hashes(opened, update)
     ids = _encode(opened, prompt)
     # Opened before the long run in PyTorch, so that a missing package shows at once.
-    candidate = open_session(opened, runtime, device, provider=provider)
+    candidate = open_session(opened, runtime, device, provider=provider, kernels=kernels)
+    closer = Closer(
+        tolerance=tolerance,
+        always=explain or page is not None,
+        text=None if text is None else _read_text(opened, text, text_tokens),
+        layers=lambda: open_layers(candidate, opened, 0 if candidate.runtime == "torch" else device_index(device)),
+    )
     with progress("Verifying") as update:
-        report = verify_against(candidate, source, steps, seed, ids, update)
+        if opened.manifest.quantization is not None:
+            check_weights(opened, source, update)
+        report = verify_against(candidate, source, steps, seed, ids, update, closer, opened)
     facts = {
         "artifact": str(opened.directory),
         "checkpoint": str(source.directory),
         "device": device,
         "provider": candidate.provider,
+        "kernels": candidate.kernels,
     }
+    if page is not None:
+        from lucid_deploy.parity.page import render_page
+
+        write_text(render_page(report, {**facts, **_artifact_facts(opened)}), page)
     if json_target is not None:
         write_json({**facts, "hashes_checked": True, **report.to_dict()}, json_target)
     if json_target != "-":
         _show(report)
     if not report.passed:
-        raise CheckFailed(f"{opened.directory} failed: {report.verdict()}")
+        raise CheckFailed(f"{opened.directory} failed: {report.verdict()} {report.cause()}".rstrip())
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What to look at beyond the comparison.
+
+    Attributes:
+        tolerance: A gate set by hand for every tensor; None: derived gates.
+        always: Look for causes even if nothing fails.
+        text: Token ids to take the perplexity of.
+        layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
+            None: no causes are looked for.
+    """
+
+    tolerance: float | None = None
+    always: bool = False
+    text: Array | None = None
+    layers: Callable[[], Layers] | None = None
 
 
 def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
@@ -136,8 +213,13 @@ def verify_against(
     seed: int,
     prompt: Array | None,
     update: Callable[[str, int, int], None],
+    closer: Closer | None = None,
+    artifact: Artifact | None = None,
 ) -> Report:
-    """Verify a session against its checkpoint. Of the two PyTorch models, one at a time is in memory.
+    """Verify a session against its checkpoint. Of the PyTorch models, one at a time is in memory.
+
+    A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
+    checkpoint is measured beside that.
 
     Args:
         candidate: The session under test.
@@ -146,27 +228,38 @@ def verify_against(
         seed: For the scenarios.
         prompt: Token ids of a real prompt, or None.
         update: Called with (what is being done, done, in all).
+        closer: What else to look at.
+        artifact: What the session runs, if it is known; without it, it is taken for one that is not quantized.
     """
+    from dataclasses import replace
+
     import torch
 
     from lucid_deploy.model.checkpoint import load_model
-    from lucid_deploy.parity import verify
+    from lucid_deploy.parity import check, prepare
     from lucid_deploy.runtime.torch_session import TorchSession
 
-    def opener(dtype: str) -> Callable[[], TorchSession]:
+    closer = closer or Closer()
+    record = None if artifact is None else artifact.manifest.quantization
+
+    def opener(dtype: str, cache_dtype: str = "auto") -> Callable[[], TorchSession]:
         def open_model() -> TorchSession:
             def loading(done: int, total: int) -> None:
                 update(f"Loading {dtype}", done, total)
 
-            session = TorchSession(load_model(source, getattr(torch, dtype), progress=loading))
+            if record is not None and artifact is not None:
+                model = _quantized_model(artifact, candidate, dtype)
+            else:
+                model = load_model(source, getattr(torch, dtype), progress=loading)
+            model.store_cache_as(cache_dtype)
+            session = TorchSession(model)
             session.config = candidate.config  # engines may take less context than the model: prompts must fit both
             return session
 
         return open_model
 
-    return verify(
-        candidate,
-        opener(candidate.dtype),
+    targets = prepare(
+        opener(candidate.dtype, candidate.cache_dtype),
         opener("float64"),
         steps=steps,
         seed=seed,
@@ -174,11 +267,141 @@ def verify_against(
         embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
         progress=update,
     )
+    if closer.tolerance is not None:
+        targets = targets.with_tolerance(closer.tolerance)
+    report = check(candidate, targets, progress=update)
+    if record is not None:
+        from lucid_deploy.parity.quantization import measure_cost
+
+        cost = measure_cost(lambda: _original(source, candidate), candidate, targets, update)
+        report = replace(report, quantization=record, cost=cost)
+    return _look_closer(report, candidate, targets, opener, closer, update)
+
+
+def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
+    """Return the PyTorch model that a quantized artifact is held against, as exactly as a type goes.
+
+    In float64 it is the model on the dequantized weights. In the artifact's own type it sets the gates, so it does what
+    the runtime does: on the CPU onnxruntime rounds the inputs of quantized products to 8 bits, if the artifact says so.
+    """
+    from lucid_deploy.model.quantized_activations import quantize_activations
+    from lucid_deploy.runtime.artifact_weights import load_artifact_model
+
+    record = artifact.manifest.quantization
+    model = load_artifact_model(artifact, dtype=dtype)
+    rounds = candidate.runtime == "onnxruntime" and candidate.provider in (None, "cpu")
+    if record is None or record.activations != "int8" or dtype == "float64" or not rounds:
+        return model
+    return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))
+
+
+def _original(source: Checkpoint, candidate: Session[Any]) -> Session[Any]:
+    """Open the checkpoint in float64, with the candidate's limits."""
+    import torch
+
+    from lucid_deploy.model.checkpoint import load_model
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+    session = TorchSession(load_model(source, torch.float64))
+    session.config = candidate.config
+    return session
+
+
+def _look_closer(
+    report: Report,
+    candidate: Session[Any],
+    targets: Targets,
+    opener: Callable[[str, str], Callable[[], TorchSession]],
+    closer: Closer,
+    update: Callable[[str, int, int], None],
+) -> Report:
+    """Add to a report what was asked for and, after a failure, the causes."""
+    from dataclasses import replace
+
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.parity import explain, explained_scenarios
+    from lucid_deploy.runtime.torch_layers import TorchLayers
+
+    causes = closer.layers is not None and (closer.always or not report.passed)
+    if not causes and closer.text is None:
+        return report
+    layers, unavailable = None, None
+    if causes and closer.layers is not None:
+        try:
+            layers = closer.layers()
+        except LucidError as error:  # a reason, which the report gives
+            unavailable = str(error)
+    failing = None if report.failure is None else report.failure.scenario
+    explanation = explain(
+        explained_scenarios(targets, failing),
+        candidate,
+        layers,
+        lambda: TorchLayers(opener(candidate.dtype, candidate.cache_dtype)().model),
+        lambda: TorchLayers(opener("float64", "auto")().model),
+        unavailable=unavailable,
+        tolerance=targets.tolerance,
+        text=closer.text,
+        progress=update,
+    )
+    return replace(report, explanation=explanation)
+
+
+def _check_page(page: str) -> None:
+    """Refuse a page that could not be written, before the long run and not after it."""
+    from pathlib import Path
+
+    from lucid_deploy.errors import LucidError
+
+    path = Path(page)
+    if page == "-" or path.is_dir() or not path.resolve().parent.is_dir():
+        raise LucidError(f"--report {page} is no file that can be written: name a file in a directory that exists.")
+
+
+def _artifact_facts(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    sizes = sum(facts["size"] for facts in manifest.files.values())
+    return {
+        "model": manifest.config.to_dict(),
+        "cache": f"{manifest.cache}, {manifest.cache_dtype}",
+        "files": len(manifest.files),
+        "bytes": sizes,
+        "exported_with": manifest.versions,
+    }
+
+
+def _read_text(artifact: Artifact, name: str, limit: int) -> Array:
+    """Return the first tokens of a text file.
+
+    Raises:
+        LucidError: It cannot be read, is no UTF-8 text, or the artifact has no tokenizer.
+    """
+    import numpy as np
+
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+    if not artifact.path("tokenizer.json").is_file():
+        raise LucidError(f"{artifact.directory} has no tokenizer.json to read --text with; verify without a text.")
+    try:
+        with open(name, encoding="utf-8") as file:
+            text = file.read(limit * TOKEN_CHARACTERS)
+    except UnicodeDecodeError as error:
+        raise LucidError(f"{name} is no UTF-8 text (byte {error.start}); --text takes a text file.") from error
+    except OSError as error:
+        raise LucidError(f"The text {name} cannot be read: {error.strerror or error}.") from error
+    ids = TextTokenizer(artifact.directory).encode(text)[:limit]
+    if len(ids) < 2:
+        raise LucidError(f"The text {name} has {len(ids)} tokens; a perplexity takes at least 2.")
+    return np.array(ids, dtype=np.int64)
 
 
 def _encode(artifact: Artifact, prompt: str | None) -> Array | None:
     if prompt is None:
         return None
+    if not prompt:
+        from lucid_deploy.errors import LucidError
+
+        raise LucidError("The prompt to verify with is empty. Give it some text, or leave --prompt out.")
     import numpy as np
 
     from lucid_deploy.errors import LucidError

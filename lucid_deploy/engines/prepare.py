@@ -50,8 +50,8 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":
         raise LucidError(
-            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export it "
-            f"for TensorRT with --quantize {record.scheme} --quantize-format qdq."
+            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
+            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq."
         )
     path = artifact.graph_path(stage)
     model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lucid_deploy.model.cache import CacheCodec, LayerCache, codec_for
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
-
-LayerCache = tuple[Tensor, Tensor]
+from lucid_deploy.ops.precondition import compute_dtype
 
 
 class RMSNorm(nn.Module):
@@ -43,6 +43,7 @@ class LucidAttention(nn.Module):
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
         self.config, self.implementation = config, implementation
+        self.codec = CacheCodec()
         self.decode_implementation = "reference" if implementation == "reference" else "fused"
         heads, kv, d, bias = (
             config.num_attention_heads,
@@ -64,7 +65,7 @@ class LucidAttention(nn.Module):
         decode: bool,
         cache_length: Tensor | None = None,
     ) -> tuple[Tensor, LayerCache]:
-        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, two ``(B, KV, T, D)``."""
+        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
         batch, n, _ = x.shape
         d, eps = self.config.head_dim, self.config.rms_norm_eps
         q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
@@ -72,42 +73,55 @@ class LucidAttention(nn.Module):
         v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        k_past, y_past = past
         if cache_length is not None:
             return self._decode_static(q, k, v, past, mask, cache_length)
+        k_past, y_past = self.codec.decode(past, x.dtype)  # (B, KV, P, D)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
         if self.config.is_lucid and decode:
             o, y = decode_attention(q, k, v, k_past, y_past, mask, eps, self.decode_implementation)
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
         elif decode:
-            values = torch.cat([y_past, v], dim=2)  # (B, KV, T, D)
+            y = v
+            values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
             o = attend_from_last(q, keys, values, mask)  # (B, H, 1, D)
         else:
             y = precondition(k, v, k_past, y_past, mask, eps, self.implementation) if self.config.is_lucid else v
             values = torch.cat([y_past, y], dim=2)  # (B, KV, T, D)
             o = causal_attention(q, keys, values, mask)  # (B, H, N, D)
-        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), (keys, values)
+        present: LayerCache = (keys, values)
+        if not self.codec.exact:
+            stored = zip(past, self.codec.encode(k, y), strict=True)
+            present = tuple(torch.cat(rows, dim=2) for rows in stored)  # (B, KV, T, ·) each
+        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
 
     def _decode_static(
         self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
     ) -> tuple[Tensor, LayerCache]:
-        """One token per row over buffers ``(B, KV, M, D)``; ``mask`` ``(B, M + 1)`` says which rows hold a token."""
-        keys, values = past
+        """One token per row over buffers ``(B, KV, M, ·)``; ``mask`` ``(B, M + 1)`` says which rows hold a token."""
+        keys, values = self.codec.decode(past, q.dtype)  # (B, KV, M, D)
         if self.config.is_lucid:
             o, y = decode_attention(q, k, v, keys, values, mask, self.config.rms_norm_eps, self.decode_implementation)
-            present = scatter_row(keys, k, cache_length), scatter_row(values, y, cache_length)
         else:
-            present = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
+            y = v
+        stored = zip(past, self.codec.encode(k, y), strict=True)
+        present = tuple(scatter_row(buffer, row, cache_length) for buffer, row in stored)
+        if not self.config.is_lucid:
             assert mask is not None
             own = torch.arange(keys.shape[2], device=q.device) == cache_length[:, None]  # (B, M)
-            o = attend_from_last(q, *present, mask[:, :-1] | own)  # (B, H, 1, D)
+            if self.codec.exact:
+                keys, values = present
+            else:  # the new row as it is
+                keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
+            o = attend_from_last(q, keys, values, mask[:, :-1] | own)  # (B, H, 1, D)
         return self.o_proj(o.transpose(1, 2).reshape(q.shape[0], 1, -1)), present
 
 
 def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Standard attention of one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
     mask = None if visible is None else visible[:, None, None, :]  # (B, 1, 1, T)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    work = compute_dtype(q.dtype)
+    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=True)
+    return attended.to(q.dtype)
 
 
 class MLP(nn.Module):
@@ -122,7 +136,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, C)`` to ``(B, N, C)``."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        work = compute_dtype(x.dtype)  # silu holds an exponential
+        product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
+        return self.down_proj(product.to(x.dtype))
 
 
 class Layer(nn.Module):
@@ -166,11 +182,13 @@ class LucidForCausalLM(nn.Module):
     Args:
         config: Its shape and variant.
         implementation: ``blocked`` (O(T) memory) or ``reference`` (dense formulas, for checking the other).
+
+    The cache holds K and Y as they are; :meth:`store_cache_as` changes that.
     """
 
     def __init__(self, config: LucidConfig, implementation: str = "blocked") -> None:
         super().__init__()
-        self.config = config
+        self.config, self.cache_dtype = config, "auto"
         self.model = LucidBody(config, implementation)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie_weights()
@@ -179,6 +197,18 @@ class LucidForCausalLM(nn.Module):
         """Make the head's weight the embedding, if the configuration says so; again after weights were assigned."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def store_cache_as(self, cache_dtype: str) -> LucidForCausalLM:
+        """Keep K and Y in another type than the model's, see :mod:`lucid_deploy.cache_types`; return the model.
+
+        Args:
+            cache_dtype: ``float16`` or ``int8``; the model's own type and ``auto`` store them as they are.
+        """
+        self.cache_dtype = cache_dtype
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            layer.self_attn.codec = codec_for(cache_dtype, self.model.embed_tokens.weight.dtype)
+        return self
 
     def forward(
         self,
@@ -195,7 +225,7 @@ class LucidForCausalLM(nn.Module):
 
         Args:
             input_ids: New tokens, int64 ``(B, N)``.
-            past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``; None is P = 0.
+            past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
@@ -205,7 +235,7 @@ class LucidForCausalLM(nn.Module):
 
         Returns:
             Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),
-            and the present cache, per layer two tensors ``(B, KV, P + N, D)``.
+            and the present cache, per layer two tensors ``(B, KV, P + N, D)``, or their stored form.
         """
         batch, n = input_ids.shape
         if past is None:
@@ -229,10 +259,11 @@ class LucidForCausalLM(nn.Module):
         return logits if logits.dtype == torch.float64 else logits.float(), present
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
-        """Return the cache before the first token: per layer two ``(B, KV, 0, D)``."""
+        """Return the cache before the first token: per layer two ``(B, KV, 0, D)``, or their stored form."""
         weight = self.model.embed_tokens.weight
         shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
-        return [(weight.new_empty(shape), weight.new_empty(shape)) for _ in self.model.layers]
+        codec = codec_for(self.cache_dtype, weight.dtype)
+        return [codec.empty(shape, weight) for _ in self.model.layers]
 
 
 def static_mask(mask: Tensor | None, buffer: Tensor, cache_length: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ few tokens if the model's context is: too few draws of that luck. Their gates ar
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.parity.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.growth import Growth, growth
 from lucid_deploy.parity.metrics import LogitMetrics, TensorMetrics, logit_metrics, position_errors, tensor_metrics
 from lucid_deploy.runtime.session import Array
 
@@ -46,15 +47,21 @@ class Gate:
     Attributes:
         limit: The gate.
         baseline: The baseline's largest error, which it was derived from.
+        derived: What was derived, where ``limit`` was set by hand instead; None: ``limit`` was derived.
     """
 
     limit: float
     baseline: float
+    derived: float | None = None
 
     @property
     def vacuous(self) -> bool:
         """Whether it would let anything pass."""
         return self.limit >= VACUOUS
+
+    def replaced(self, tolerance: float) -> Gate:
+        """Return the gate with its limit set by hand."""
+        return replace(self, limit=tolerance, derived=self.limit)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,8 @@ class Comparison:
         logits: More about it if it is the logits.
         failed_at: First position in the sequence beyond the gate, or None.
         error: Relative L2 error at ``failed_at``, else at the worst position. NaN where a value is NaN.
+        start: Position in the sequence of the first row.
+        errors: Relative L2 error of every row's position, ``(T,)``.
     """
 
     scenario: str
@@ -80,6 +89,19 @@ class Comparison:
     logits: LogitMetrics | None
     failed_at: int | None
     error: float
+    start: int = 0
+    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+
+    @property
+    def growth(self) -> Growth | None:
+        """The trend of the error against position."""
+        return growth(self.errors, self.start)
+
+    @property
+    def within_derived(self) -> bool:
+        """Whether the gate derived from PyTorch holds, also where another one counts."""
+        limit = self.gate.limit if self.gate.derived is None else self.gate.derived
+        return bool((self.errors <= limit).all())
 
     @property
     def severity(self) -> float:
@@ -141,9 +163,13 @@ def compare_rows(
         tensor=tensor,
         gate=gate,
         metrics=metrics.shifted(reference.start),
-        logits=logit_metrics(actual.values, reference.values, gate.limit) if tensor.is_logits else None,
+        logits=logit_metrics(actual.values, reference.values, gate.limit, reference.start)
+        if tensor.is_logits
+        else None,
         failed_at=None if failed is None else failed + reference.start,
         error=float(errors[failed]) if failed is not None else metrics.worst_position_error,
+        start=reference.start,
+        errors=errors,
     )
 
 

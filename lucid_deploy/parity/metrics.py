@@ -6,6 +6,7 @@ batch row, which is compared with each of the other's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +38,27 @@ class TensorMetrics:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """A position at which another token is preferred than the reference's.
+
+    Attributes:
+        position: Where in the sequence; the token is the one after it.
+        wanted: The token that the reference prefers.
+        chosen: The token that is preferred instead.
+        margin: The reference's logit of ``wanted`` less that of ``chosen``.
+        allowed: The largest margin that logits within the gate may overturn.
+        near_tie: Whether the margin is within it, and all logits are numbers; otherwise the divergence is real.
+    """
+
+    position: int
+    wanted: int
+    chosen: int
+    margin: float
+    allowed: float
+    near_tie: bool
+
+
+@dataclass(frozen=True)
 class LogitMetrics:
     """Differences of distributions over the vocabulary.
 
@@ -47,6 +69,7 @@ class LogitMetrics:
         agreed: Positions at which both prefer the same token.
         near_ties: Positions at which they differ over two tokens too close to tell apart within the gate.
         disagreed: Positions at which they differ beyond that.
+        divergences: Where they differ, one by one.
     """
 
     kl_mean: float
@@ -55,6 +78,7 @@ class LogitMetrics:
     agreed: int
     near_ties: int
     disagreed: int
+    divergences: tuple[Divergence, ...] = ()
 
 
 def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
@@ -116,11 +140,21 @@ def kl_divergence(actual: Array, reference: Array) -> Array:
         return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
 
 
-def near_tie(reference: Array, first: int, second: int, gate: float) -> bool:
-    """Say whether logits within the gate may rank two tokens the other way round.
+def tie_margin(reference: Array, gate: float) -> float:
+    """Return the largest difference of two logits that logits within the gate may overturn.
 
     If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it moves the difference of two logits by at most
     ``|e_a − e_b| ≤ √2·‖e‖``. A reference margin above ``√2·gate·‖reference‖`` cannot be overturned within the gate.
+
+    Args:
+        reference: The reference's logits at one position, ``(vocab,)``.
+        gate: Largest allowed relative L2 error of the logits.
+    """
+    return math.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
+
+
+def near_tie(reference: Array, first: int, second: int, gate: float) -> bool:
+    """Say whether logits within the gate may rank two tokens the other way round.
 
     Args:
         reference: The reference's logits at one position, ``(vocab,)``.
@@ -128,24 +162,29 @@ def near_tie(reference: Array, first: int, second: int, gate: float) -> bool:
         second: The token that the other prefers.
         gate: Largest allowed relative L2 error of the logits.
     """
-    margin = float(reference[first]) - float(reference[second])
-    return margin <= np.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
+    return float(reference[first]) - float(reference[second]) <= tie_margin(reference, gate)
 
 
-def logit_metrics(actual: Array, reference: Array, gate: float) -> LogitMetrics:
+def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
     """Compare distributions: logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
 
     Args:
         actual: The logits under test.
         reference: What they should be.
         gate: Largest allowed relative L2 error of a position, for :func:`near_tie`.
+        start: Position in the sequence of the first row.
     """
     divergence = kl_divergence(actual, reference)  # (B, T)
     chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)
-    differing = [(t, int(chosen[b, t])) for b, t in np.argwhere(np.not_equal(chosen, wanted))]
     # NaN logits have no preferred token; argmax points at the NaN, which must not count as a tie.
     finite = np.all(np.isfinite(actual), axis=(0, 2)).tolist()  # (T,)
-    ties = sum(finite[t] and near_tie(reference[0, t], int(wanted[t]), token, gate) for t, token in differing)
+    differing = []
+    for b, t in np.argwhere(np.not_equal(chosen, wanted)):
+        row, first, second = reference[0, t], int(wanted[t]), int(chosen[b, t])
+        tie = bool(finite[t]) and near_tie(row, first, second, gate)
+        margin = float(row[first]) - float(row[second])
+        differing.append(Divergence(start + int(t), first, second, margin, tie_margin(row, gate), tie))
+    ties = sum(item.near_tie for item in differing)
     return LogitMetrics(
         kl_mean=float(divergence.mean()),
         kl_max=float(divergence.max()),
@@ -153,6 +192,7 @@ def logit_metrics(actual: Array, reference: Array, gate: float) -> LogitMetrics:
         agreed=int(chosen.size) - len(differing),
         near_ties=ties,
         disagreed=len(differing) - ties,
+        divergences=tuple(differing),
     )
 
 

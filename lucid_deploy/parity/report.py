@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.parity import text
 from lucid_deploy.parity.compare import KINDS, TensorId
+from lucid_deploy.parity.explain import Explanation, plain
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, first_failure
+from lucid_deploy.parity.metrics import Divergence
+from lucid_deploy.parity.quantization import QuantizationCost
+from lucid_deploy.parity.solve_analysis import HeadStats
+from lucid_deploy.quantization import Quantization
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-
-TABLE_LAYERS = 12  # with more layers, a row of the table stands for several
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ class Report:
         free_runs: Greedy generations.
         unproven: Tensors that no scenario could test in this precision, since PyTorch itself loses them.
         environment: Versions and machine.
+        label: What ran the candidate, for people, such as ``onnxruntime (cuda)``.
+        heads: The conditioning of every head's preconditioner; empty with standard attention.
+        tolerance: The gate that was set by hand in place of the derived ones, if one was.
+        explanation: What a closer look found, if one was taken.
+        quantization: How the artifact's weights are quantized, if they are; then the reference is the model on the
+            dequantized weights.
+        cost: What quantization cost against the original checkpoint.
     """
 
     runtime: str
@@ -68,6 +79,12 @@ class Report:
     free_runs: tuple[FreeRun, ...]
     unproven: tuple[TensorId, ...]
     environment: dict[str, Any]
+    label: str
+    heads: tuple[HeadStats, ...] = ()
+    tolerance: float | None = None
+    explanation: Explanation | None = None
+    quantization: Quantization | None = None
+    cost: QuantizationCost | None = None
 
     @property
     def failure(self) -> Comparison | None:
@@ -79,8 +96,29 @@ class Report:
         """Whether every tensor was within its gate, and every gate meant something."""
         return self.failure is None and not self.unproven
 
+    @property
+    def within_derived(self) -> bool:
+        """Whether the gates derived from PyTorch hold, also where one set by hand counts."""
+        return all(comparison.within_derived for comparison in self.comparisons)
+
     def verdict(self) -> str:
-        """Return the result as one sentence; of a failure, the first layer, tensor and position."""
+        """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
+        return self._tolerance_note() + self._finding()
+
+    def cause(self) -> str:
+        """Say where errors start, as far as it was looked into; may be empty."""
+        return "" if self.explanation is None else self.explanation.sentence(failed=not self.passed)
+
+    def _tolerance_note(self) -> str:
+        if self.tolerance is None:
+            return ""
+        derived = "they would have held" if self.within_derived else "by them it would have failed"
+        return (
+            f"The tolerance of {self.tolerance:g} was set by hand; the gates derived from PyTorch did not count "
+            f"({derived}). "
+        )
+
+    def _finding(self) -> str:
         failure = self.failure
         if failure is not None:
             return (
@@ -92,10 +130,30 @@ class Report:
             names = ", ".join(map(str, self.unproven))
             return f"In {self.dtype} PyTorch itself loses {names}: nothing was proven. Use a wider type."
         worst = max(comparison.severity for comparison in self.comparisons)
+        same = "stays within the tolerance of" if self.tolerance is not None else "computes"
         return (
-            f"{self.runtime} computes what PyTorch computes: {len(self.comparisons)} comparisons in {self.dtype}, the "
+            f"{self.label} {same} what PyTorch computes: {len(self.comparisons)} comparisons in {self.dtype}, the "
             f"worst error is {worst:.2f} of its gate."
         )
+
+    def worst_by_tensor(self, along_positions: bool = False) -> dict[TensorId, Comparison]:
+        """Return every tensor's worst comparison, in the order of computation.
+
+        Args:
+            along_positions: Only comparisons of more than one position count.
+        """
+        worst: dict[TensorId, Comparison] = {}
+        for item in self.comparisons:
+            if along_positions and len(item.errors) < 2:
+                continue
+            if item.tensor not in worst or item.severity > worst[item.tensor].severity:
+                worst[item.tensor] = item
+        return {tensor: worst[tensor] for tensor in sorted(worst)}
+
+    def divergences(self) -> Iterator[tuple[Comparison, Divergence]]:
+        """Yield every position at which another token is preferred than the reference's, real ones first."""
+        found = [(c, item) for c in self.comparisons if c.logits is not None for item in c.logits.divergences]
+        yield from sorted(found, key=lambda pair: pair[1].near_tie)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON. Numbers that are not finite become null; such a comparison failed."""
@@ -107,27 +165,59 @@ class Report:
             "runtime": self.runtime,
             "dtype": self.dtype,
             "seed": self.seed,
-            "gate": {"factor": FACTOR, "floor": FLOOR_UNITS * UNIT[self.dtype]},
+            "gate": {
+                "factor": FACTOR,
+                "floor": FLOOR_UNITS * UNIT[self.dtype],
+                "tolerance": self.tolerance,
+                "within_derived": self.within_derived,
+            },
             "environment": self.environment,
             "scenarios": [asdict(scenario) for scenario in self.scenarios],
             "free_runs": [asdict(run) for run in self.free_runs],
             "unproven": [str(tensor) for tensor in self.unproven],
+            "divergences": [_divergence_dict(*pair) for pair in self.divergences()],
+            "heads": plain([asdict(head) for head in self.heads]),
+            "error_against_position": [_curve_dict(c) for c in self.worst_by_tensor(along_positions=True).values()],
+            "quantization": None if self.cost is None else self._quantization_dict(),
+            "explanation": None if self.explanation is None else self.explanation.to_dict(),
             "comparisons": [_comparison_dict(comparison) for comparison in self.comparisons],
         }
+
+    def _quantization_dict(self) -> dict[str, Any]:
+        assert self.quantization is not None and self.cost is not None
+        record = {key: value for key, value in self.quantization.to_dict().items() if key != "tensors"}
+        return {
+            "reference": "the model on the artifact's dequantized weights",
+            **record,
+            "weights_checked": True,
+            "cost": plain(self.cost.to_dict()),
+        }
+
+    def quantization_lines(self) -> list[str]:
+        """Say what the reference is and what quantization cost; nothing if nothing is quantized."""
+        if self.quantization is None or self.cost is None:
+            return []
+        about = "The reference above is the model on the artifact's dequantized weights"
+        checked = "which are the checkpoint's to within half a step."
+        return [f"{about}, {checked}", *self.cost.lines(self.quantization)]
 
     def render(self) -> RenderableType:
         """Return the table for people, the worst case of each tensor, and what the logits mean below it."""
         from rich.console import Group
         from rich.text import Text
 
-        lines = [self._logits_line(), *map(_free_run_line, self.free_runs), self._verdict_line()]
-        return Group(self._table(), *(Text.from_markup(line) for line in lines))
+        details = [*text.divergence_lines(self), *text.growth_lines(self), *text.conditioning_lines(self)]
+        lines = [self._logits_line(), *map(_free_run_line, self.free_runs), *details]
+        closer = [] if self.explanation is None else text.explanation_blocks(self.explanation)
+        lines += self.quantization_lines()
+        verdict = [line for line in (self._verdict_line(), self.cause()) if line]
+        return Group(self._table(), *map(Text.from_markup, lines), *closer, *map(Text.from_markup, verdict))
 
     def _table(self) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        title = f"{self.runtime}, {self.dtype}, against PyTorch in float64: worst case of each tensor"
+        title = f"{self.label}, {self.dtype}, against PyTorch in float64: worst case of each tensor"
         # Narrow on purpose: it must be whole on a terminal of 80 columns.
         table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("layer", no_wrap=True)
@@ -149,16 +239,12 @@ class Report:
     def _worst_rows(self) -> Iterator[tuple[str, Comparison]]:
         """Yield label and worst comparison of each row; neighbouring layers share rows when there are many."""
         layers = max(comparison.tensor.layer for comparison in self.comparisons)  # the logits' layer is their number
-        band = math.ceil(layers / TABLE_LAYERS)
-        rows: dict[tuple[int, int], list[Comparison]] = {}
-        for comparison in sorted(self.comparisons, key=lambda item: item.tensor):
-            first = layers if comparison.tensor.is_logits else comparison.tensor.layer // band * band
-            rows.setdefault((first, comparison.tensor.kind), []).append(comparison)
-        for (first, kind), members in rows.items():
-            last = min(first + band, layers) - 1
-            number = str(first) if last <= first else f"{first}–{last}"
-            label = KINDS[kind] if first == layers else f"{number} {KINDS[kind]}"
-            yield label, max(members, key=lambda item: item.severity)
+        rows: dict[str, Comparison] = {}
+        for tensor, item in self.worst_by_tensor().items():
+            label = str(tensor) if tensor.is_logits else text.band_label(tensor.layer, layers, KINDS, tensor.kind)
+            if label not in rows or item.severity > rows[label].severity:
+                rows[label] = item
+        yield from rows.items()
 
     def _logits_line(self) -> str:
         items = [comparison.logits for comparison in self.comparisons if comparison.logits is not None]
@@ -199,7 +285,8 @@ def _free_run_line(run: FreeRun) -> str:
 
 
 def _comparison_dict(comparison: Comparison) -> dict[str, Any]:
-    logits = comparison.logits
+    trend, logits = comparison.growth, comparison.logits
+    numbers = {} if logits is None else {key: value for key, value in asdict(logits).items() if key != "divergences"}
     return {
         "scenario": comparison.scenario,
         "schedule": comparison.schedule,
@@ -207,13 +294,26 @@ def _comparison_dict(comparison: Comparison) -> dict[str, Any]:
         "layer": None if comparison.tensor.is_logits else comparison.tensor.layer,
         "passed": comparison.failed_at is None,
         "failed_at": comparison.failed_at,
-        "error": _finite(comparison.error),
+        "error": plain(comparison.error),
         "gate": comparison.gate.limit,
+        "gate_derived": comparison.gate.limit if comparison.gate.derived is None else comparison.gate.derived,
         "baseline_error": comparison.gate.baseline,
-        **{key: _finite(value) for key, value in asdict(comparison.metrics).items()},
-        "logits": None if logits is None else {key: _finite(value) for key, value in asdict(logits).items()},
+        **plain(asdict(comparison.metrics)),
+        "growth": None if trend is None else plain(asdict(trend)),
+        "logits": None if logits is None else plain(numbers),
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _divergence_dict(comparison: Comparison, item: Divergence) -> dict[str, Any]:
+    where = {"scenario": comparison.scenario, "schedule": comparison.schedule}
+    return {**where, "class": "near-tie" if item.near_tie else "real", **plain(asdict(item))}
+
+
+def _curve_dict(item: Comparison) -> dict[str, Any]:
+    return {
+        "tensor": str(item.tensor),
+        "scenario": item.scenario,
+        "schedule": item.schedule,
+        "start": item.start,
+        "errors": plain(item.errors.tolist()),
+    }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lucid_deploy.parity.compare import Rows, TensorId, Trace, free_run, generate, record
-from lucid_deploy.parity.gate import Comparison, Gate, compare_rows, derive_gates, unproven, widest
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.parity import cache_gates
+from lucid_deploy.parity.compare import KINDS, Rows, TensorId, Trace, free_run, generate, record
+from lucid_deploy.parity.gate import Comparison, compare_rows, derive_gates, unproven, widest
+from lucid_deploy.parity.progress import Meter, Progress
 from lucid_deploy.parity.report import FreeRun, Report, ScenarioInfo, environment
 from lucid_deploy.parity.scenarios import (
     DECODE_STEPS,
@@ -19,41 +22,12 @@ from lucid_deploy.parity.scenarios import (
     greedy_prompt,
     synthetic_scenarios,
 )
+from lucid_deploy.parity.solve_analysis import HeadStats, head_stats
+from lucid_deploy.parity.targets import Target, Targets, explained_scenarios
 from lucid_deploy.runtime.session import Array, Session
 
-Progress = Callable[[str, int, int], None]
 # A session, or a function that opens one: then the three models need not be in memory together.
 Source = Session[Any] | Callable[[], Session[Any]]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a candidate must compute in one scenario.
-
-    Attributes:
-        scenario: The tokens.
-        reference: What the float64 model computed.
-        gates: How far from it each tensor may be.
-    """
-
-    scenario: Scenario
-    reference: Trace
-    gates: dict[TensorId, Gate]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """All targets of one model in one precision; they serve any number of candidates.
-
-    Attributes:
-        items: One for each scenario.
-        dtype: The precision that the gates were derived for.
-        seed: The scenarios' seed.
-    """
-
-    items: tuple[Target, ...]
-    dtype: str
-    seed: int
 
 
 def verify(
@@ -104,18 +78,45 @@ def prepare(
     progress: Progress | None = None,
 ) -> Targets:
     """Run reference and baseline through all scenarios; arguments and errors as :func:`verify`."""
-    progress = progress or _silent
     recorded = _record_reference(reference, steps, seed, prompt, embeddings, progress)
     session = _opened(baseline)
-    meter = _Meter(progress, f"PyTorch {session.dtype}", sum(ONE_SHOT.calls(scenario) for scenario, _ in recorded))
+    meter = Meter(progress, f"PyTorch {session.dtype}", sum(ONE_SHOT.calls(scenario) for scenario, _ in recorded))
     gates = [
         derive_gates(trace, record(session, scenario, tick=meter.tick), session.dtype) for scenario, trace in recorded
     ]
     items = [
-        Target(scenario, trace, widest(gates) if scenario.greedy or scenario.length < 2 * MIN_PROMPT else own)
+        Target(scenario, trace, widest(gates) if _few_draws(scenario) else own)
         for (scenario, trace), own in zip(recorded, gates, strict=True)
     ]
-    return Targets(tuple(items), session.dtype, seed)
+    if cache_gates.rounds(session):
+        items = _add_schedules(session, items, progress)
+    return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype)
+
+
+def _few_draws(scenario: Scenario) -> bool:
+    """Whether a scenario may be too short for gates of its own."""
+    return scenario.greedy or scenario.length < 2 * MIN_PROMPT
+
+
+def _add_schedules(session: Session[Any], targets: list[Target], progress: Progress | None) -> list[Target]:
+    """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
+    total = sum(schedule.calls(target.scenario) for target in targets for schedule in SCHEDULES)
+    meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", total)
+    for schedule in SCHEDULES:
+        found = [
+            cache_gates.derive(session, target.scenario, schedule, target.reference, meter.tick) for target in targets
+        ]
+        gates, sizes = (list(kind) for kind in zip(*found, strict=True))
+        targets = [
+            replace(
+                target,
+                by_schedule={**target.by_schedule, schedule.name: widest(gates) if few else gates[index]},
+                sizes={**target.sizes, schedule.name: widest(sizes) if few else sizes[index]},
+            )
+            for index, target in enumerate(targets)
+            for few in [_few_draws(target.scenario)]
+        ]
+    return targets
 
 
 def check(
@@ -129,10 +130,14 @@ def check(
     session = _opened(candidate)
     if session.dtype != targets.dtype:
         raise ValueError(f"the gates were derived for {targets.dtype}, the candidate computes in {session.dtype}")
+    if session.cache_dtype != (targets.cache_dtype or targets.dtype):
+        raise ValueError(
+            f"the gates are for a cache in {targets.cache_dtype}, the candidate's is {session.cache_dtype}"
+        )
     scenarios = [target.scenario for target in targets.items]
     total = sum(schedule.calls(scenario) for scenario in scenarios for schedule in schedules)
     total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
-    meter = _Meter(progress or _silent, f"{session.runtime} {session.dtype}", total)
+    meter = Meter(progress, f"{session.runtime} {session.dtype}", total)
     comparisons: list[Comparison] = []
     free_runs: list[FreeRun] = []
     for target in targets.items:
@@ -149,13 +154,25 @@ def check(
         scenarios=tuple(ScenarioInfo(s.name, len(s.prompt), len(s.forced)) for s in scenarios),
         comparisons=tuple(comparisons),
         free_runs=tuple(free_runs),
-        unproven=tuple(unproven(target.gates for target in targets.items)),
+        unproven=tuple(unproven(target.gates for target in targets.items)) or _unproven_schedules(targets),
         environment=environment(session.runtime),
+        label=session.label,
+        heads=tuple(conditioning(targets, session.config)) if session.config.is_lucid else (),
+        tolerance=targets.tolerance,
     )
 
 
+def conditioning(targets: Targets, config: LucidConfig) -> Iterator[HeadStats]:
+    """Measure every head's preconditioner on the reference's keys, in the scenarios worth a closer look."""
+    for target in explained_scenarios(targets):
+        for tensor, rows in target.reference.tensors.items():
+            if KINDS[tensor.kind] == "K":
+                keys = rows.values[0].reshape(-1, config.num_key_value_heads, config.head_dim).swapaxes(0, 1)
+                yield from head_stats(target.scenario.name, tensor.layer, keys, config.rms_norm_eps)
+
+
 def _record_reference(
-    reference: Source, steps: int, seed: int, prompt: Array | None, embeddings: Array | None, progress: Progress
+    reference: Source, steps: int, seed: int, prompt: Array | None, embeddings: Array | None, progress: Progress | None
 ) -> list[tuple[Scenario, Trace]]:
     session = _opened(reference)
     if session.dtype != "float64":
@@ -163,20 +180,32 @@ def _record_reference(
     name, ids, greedy_steps = greedy_prompt(session.config, steps, seed, prompt)
     scenarios = synthetic_scenarios(session.config, steps, seed, embeddings)
     calls = sum(ONE_SHOT.calls(scenario) for scenario in scenarios) + 1 + 2 * greedy_steps
-    meter = _Meter(progress, "PyTorch float64", calls)
+    meter = Meter(progress, "PyTorch float64", calls)
     scenarios.append(Scenario(name, ids, generate(session, ids, greedy_steps, meter.tick), greedy=True))
     return [(scenario, record(session, scenario, tick=meter.tick)) for scenario in scenarios]
 
 
-def _compare(session: Session[Any], target: Target, schedule: Schedule, meter: _Meter) -> list[Comparison]:
-    trace = record(session, target.scenario, schedule, meter.tick)
+def _compare(session: Session[Any], target: Target, schedule: Schedule, meter: Meter) -> list[Comparison]:
+    trace, name = record(session, target.scenario, schedule, meter.tick), target.scenario.name
+    gates = target.by_schedule.get(schedule.name, target.gates)
+    sizes = target.sizes.get(schedule.name, {})
     return [
-        compare_rows(trace.tensors[tensor], rows, tensor, target.gates[tensor], target.scenario.name, schedule.name)
-        for tensor, rows in target.reference.tensors.items()
+        *(
+            compare_rows(trace.tensors[tensor], rows, tensor, gates[tensor], name, schedule.name)
+            for tensor, rows in target.reference.tensors.items()
+        ),
+        *cache_gates.compare_sizes(trace, target.reference, sizes, name, schedule.name),
     ]
 
 
-def _compare_free_run(session: Session[Any], target: Target, meter: _Meter) -> tuple[Comparison, FreeRun]:
+def _unproven_schedules(targets: Targets) -> tuple[TensorId, ...]:
+    """Return the tensors whose gates are vacuous in all scenarios of a schedule that has gates of its own."""
+    names = dict.fromkeys(name for target in targets.items for name in target.by_schedule)
+    found = [unproven(target.by_schedule[name] for target in targets.items) for name in names]
+    return tuple(sorted({tensor for tensors in found for tensor in tensors}))
+
+
+def _compare_free_run(session: Session[Any], target: Target, meter: Meter) -> tuple[Comparison, FreeRun]:
     """Compare the logits as long as the tokens are the reference's, the step that leaves them included."""
     actual = free_run(session, target.scenario, meter.tick)
     tensor = max(target.reference.tensors)  # the logits come last
@@ -189,18 +218,3 @@ def _compare_free_run(session: Session[Any], target: Target, meter: _Meter) -> t
 
 def _opened(source: Source) -> Session[Any]:
     return source if isinstance(source, Session) else source()
-
-
-class _Meter:
-    """Counts session calls for a progress bar."""
-
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self._progress, self._what, self._total, self._done = progress, what, total, 0
-
-    def tick(self) -> None:
-        self._done += 1
-        self._progress(self._what, self._done, self._total)
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    pass

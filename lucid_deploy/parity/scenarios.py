@@ -23,6 +23,7 @@ PATTERN_TOKENS = 7  # period of the repeated pattern
 # be a single draw, and a gate derived from a lucky one too narrow for a correct candidate (seen in 2 or more of 120
 # runs). So that scenario begins with this many other tokens, each twice: as many draws of the same kind of error.
 PAIRED_TOKENS = 16
+CORRELATED = "correlated"  # name of the scenario whose keys resemble each other: the hardest for the solve
 NEIGHBOURS = 8  # tokens that the correlated scenario draws from
 # Chunk lengths, in turn: one row, less than a block, half a block, one more than that, a whole block and one more.
 AWKWARD_CHUNKS = (1, 7, 64, 65, 2, 129)
@@ -138,7 +139,7 @@ def synthetic_scenarios(
         "random": rng.integers(config.vocab_size, size=total),
         "one token": _one_token(rng, config.vocab_size, prompt, total),
         "pattern": np.resize(rng.integers(config.vocab_size, size=PATTERN_TOKENS), total),
-        "correlated": rng.choice(_neighbours(rng, config.vocab_size, embeddings), size=total),
+        CORRELATED: rng.choice(_neighbours(rng, config.vocab_size, embeddings), size=total),
     }
     return [Scenario(name, ids[:prompt], ids[prompt:]) for name, ids in sequences.items()]
 

@@ -78,6 +78,26 @@ def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
     return out / out.sum()
 
 
+def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
+    """Check what is asked of a session before anything runs.
+
+    Raises:
+        LucidError: An empty prompt, a token id outside the vocabulary, a prompt longer than the context, or no new
+            tokens asked for.
+    """
+    if max_new_tokens < 1:
+        raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if not prompt_ids:
+        raise LucidError("The prompt is empty: it has no tokens.")
+    highest = session.config.vocab_size - 1
+    for token in prompt_ids:  # checked here because numpy has no integers of any size
+        if not 0 <= token <= highest:
+            raise LucidError(
+                f"Token id {token} is outside the vocabulary (0 to {highest}); the tokenizer may be another model's."
+            )
+    session.check_length(len(prompt_ids))
+
+
 @dataclass
 class Generation:
     """A running generation of one prompt. Iterate over it for the tokens.
@@ -108,20 +128,12 @@ class Generation:
         Raises:
             LucidError: As :meth:`Session.prefill`.
         """
-        if self.max_new_tokens < 1:
-            raise LucidError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}.")
         session, choose = self.session, Sampler(self.sampling)
-        highest = session.config.vocab_size - 1
-        for token in self.prompt_ids:  # checked here because numpy has no integers of any size
-            if not 0 <= token <= highest:
-                raise LucidError(
-                    f"Token id {token} is outside the vocabulary (0 to {highest}); the tokenizer may be another "
-                    "model's."
-                )
+        check_prompt(session, self.prompt_ids, self.max_new_tokens)
         cache = session.empty_cache(1)
         prompt = np.array([self.prompt_ids], dtype=np.int64)
         logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
-        room = session.config.max_position_embeddings - cache.length
+        limit = session.context_limit
         for count in range(1, self.max_new_tokens + 1):
             token = choose(logits[0, -1])
             if self.stop_at_eos and token in session.config.eos_token_ids:
@@ -131,7 +143,7 @@ class Generation:
             if count == self.max_new_tokens:
                 self.finish_reason = "length"
                 return
-            if count > room and not session.allow_extrapolation:
+            if limit is not None and cache.length >= limit:
                 self.finish_reason = "context"
                 return
             logits = session.decode(np.array([[token]], dtype=np.int64), cache)

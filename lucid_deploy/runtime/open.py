@@ -22,6 +22,7 @@ def open_session(
     threads: int | None = None,
     allow_extrapolation: bool = False,
     provider: str = "cpu",
+    kernels: str = "auto",
 ) -> Session[Any]:
     """Open an artifact in a runtime.
 
@@ -34,10 +35,12 @@ def open_session(
         threads: Threads within an operator; None lets the runtime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         provider: onnxruntime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
+        kernels: With onnxruntime on the CPU, what computes our operators: the ``library`` that ``plugin build --target
+            onnxruntime`` makes, the graph's ``functions``, or ``auto``: the library where one has been built.
 
     Raises:
-        LucidError: An unknown runtime, device or provider, a package that is not installed or lacks the provider, or
-            no engines or GPU for tensorrt.
+        LucidError: An unknown runtime, device, provider or kernels, a package that is not installed or lacks the
+            provider, a library of kernels that cannot be used, or no engines or GPU for tensorrt.
         CheckFailed: A damaged artifact.
     """
     if runtime not in RUNTIMES:
@@ -47,6 +50,8 @@ def open_session(
         raise LucidError(f"--provider is for onnxruntime; runtime {runtime} has none. Leave one of the two out.")
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {threads}.")
+    if kernels == "library" and runtime not in ("auto", "onnxruntime"):
+        raise LucidError(f"--kernels library is for onnxruntime; runtime {runtime} has its own. Leave it out.")
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     if runtime == "torch":
         return _open_torch(opened, device, threads, allow_extrapolation)
@@ -59,6 +64,11 @@ def open_session(
             f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch or tensorrt, or --provider."
         )
     index = device_index(device)
+    if provider != "cpu" and opened.manifest.cache_dtype != opened.manifest.dtype:
+        raise LucidError(
+            f"With --provider {provider} the cache is kept in the model's type, and this artifact's is "
+            f"{opened.manifest.cache_dtype}. Export with --cache-dtype auto, or run on the CPU."
+        )
     if opened.manifest.cache == "static":
         if provider != "cpu":
             raise LucidError(
@@ -66,10 +76,10 @@ def open_session(
             )
         from lucid_deploy.runtime.static_ort_session import StaticOrtSession
 
-        return StaticOrtSession(opened, threads, allow_extrapolation)
+        return StaticOrtSession(opened, threads, allow_extrapolation, kernels)
     from lucid_deploy.runtime.ort_session import OrtSession
 
-    return OrtSession(opened, threads, allow_extrapolation, provider, index)
+    return OrtSession(opened, threads, allow_extrapolation, provider, index, kernels)
 
 
 def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extrapolation: bool) -> Session[Any]:
@@ -84,4 +94,6 @@ def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extr
         raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchSession(load_artifact_model(artifact, device), allow_extrapolation)
+    session = TorchSession(load_artifact_model(artifact, device), allow_extrapolation)
+    session.identity = artifact.identity
+    return session

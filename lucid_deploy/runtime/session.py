@@ -25,11 +25,12 @@ class Cache(Generic[Tensor]):
 
     Attributes:
         mask: Bool ``(B, T)``, False at padding.
-        layers: Per layer (K, Y), each ``(B, KV, T, D)``, in the runtime's own kind of tensor.
+        layers: Per layer (K, Y), each ``(B, KV, T, D)``, in the runtime's own kind of tensor; with an int8 cache (K, Y,
+            scale of K, scale of Y), see :mod:`lucid_deploy.cache_types`.
     """
 
     mask: Array
-    layers: list[tuple[Tensor, Tensor]]
+    layers: list[tuple[Tensor, ...]]
 
     @property
     def batch(self) -> int:
@@ -47,18 +48,32 @@ class Session(ABC, Generic[Tensor]):
 
     Attributes:
         config: The model's configuration.
-        dtype: Type of its weights and cache, as numpy spells it (``bfloat16`` included).
+        dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
+        cache_dtype: Type that K and Y are cached in, such as ``int8``; mostly the same.
         runtime: Name of what runs it, such as ``onnxruntime``.
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
+        kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
+            ``functions``; None elsewhere.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
     """
 
     def __init__(self, config: LucidConfig, dtype: str, runtime: str, allow_extrapolation: bool = False) -> None:
         self.config = config
         self.dtype = dtype
+        self.cache_dtype = dtype
         self.runtime = runtime
         self.provider: str | None = None
+        self.kernels: str | None = None
         self.allow_extrapolation = allow_extrapolation
+        self.identity: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The runtime, and the provider or the library of kernels where there is one, for people."""
+        if self.kernels == "library":
+            return f"{self.runtime} (library kernels)"
+        return self.runtime if self.provider in (None, "cpu") else f"{self.runtime} ({self.provider})"
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""
@@ -79,6 +94,41 @@ class Session(ABC, Generic[Tensor]):
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
         """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
         return Cache(cache.mask, list(cache.layers))
+
+    def truncate(self, cache: Cache[Tensor], length: int) -> None:
+        """Take a cache back to an earlier length, as if the later tokens had never been run.
+
+        This is exact: K and Y of a token depend on nothing behind it and never change once written.
+
+        Args:
+            cache: Changed in place.
+            length: Tokens to keep in every row, padding included.
+
+        Raises:
+            LucidError: A length below 0 or beyond the cache's.
+        """
+        if not 0 <= length <= cache.length:
+            raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
+        if length < cache.length:
+            cache.layers = self._first_tokens(cache, length)
+            cache.mask = cache.mask[:, :length]
+
+    def evict(self, cache: Cache[Tensor], tokens: int) -> None:
+        """Refuse to drop the oldest tokens of a cache (a sliding window).
+
+        Raises:
+            LucidError: Always, with the reason.
+        """
+        reason = (
+            "with LUCID attention their keys and values live on inside Y of every later token, so that what is left "
+            "would be no cache of the remaining text"
+            if self.config.is_lucid
+            else "keys and values of the later tokens were computed from them"
+        )
+        raise LucidError(
+            f"The oldest {tokens} tokens cannot be dropped from a cache: {reason}. Run the shortened text again from "
+            "an empty cache, or go back to an earlier length with truncate, which is exact."
+        )
 
     def prefill(
         self,
@@ -114,7 +164,7 @@ class Session(ABC, Generic[Tensor]):
         logits: Array | None = None
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
-            new = self._advance(input_ids[:, part], mask[:, part], cache, decode=False)
+            new = self._advance(input_ids[:, part], mask[:, part], cache, self._run_prefill)
             has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
             if progress is not None:
@@ -140,12 +190,45 @@ class Session(ABC, Generic[Tensor]):
         if input_ids.shape[1] != 1:
             raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
         mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        return self._advance(input_ids, mask, cache, decode=True)
+        return self._advance(input_ids, mask, cache, self._run_decode)
 
-    def _advance(self, input_ids: Array, mask: Array, cache: Cache[Tensor], decode: bool) -> Array:
+    @property
+    def gives_all_logits(self) -> bool:
+        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes token by token."""
+        return False
+
+    def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
+        """Run new tokens after those in the cache, and add them to it, for the logits of all of them.
+
+        Args:
+            input_ids: Int64 ``(B, N)``, N ≥ 1.
+            cache: Changed in place.
+            mask: Bool ``(B, N)``, False at padding; None: no padding.
+
+        Returns:
+            Logits, float ``(B, N, vocab)``; those at padding mean nothing.
+
+        Raises:
+            LucidError: As :meth:`prefill`.
+        """
+        input_ids = self._checked(input_ids, cache)
+        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if mask.shape != input_ids.shape:
+            raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        if self.gives_all_logits:
+            return self._advance(input_ids, mask, cache, self._run_prefill_all)
+        columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
+        return np.concatenate([self.decode(input_ids[:, i], cache, mask[:, i]) for i in columns], axis=1)
+
+    def _advance(
+        self,
+        input_ids: Array,
+        mask: Array,
+        cache: Cache[Tensor],
+        run: Callable[[Array, Array, Array, Any], tuple[Array, Any]],
+    ) -> Array:
         full = np.concatenate([cache.mask, mask], axis=1)
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, cache.length :]
-        run = self._run_decode if decode else self._run_prefill
         logits, layers = run(input_ids, full, positions, cache.layers)
         cache.mask, cache.layers = full, layers
         return logits
@@ -166,27 +249,55 @@ class Session(ABC, Generic[Tensor]):
                 f"Token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1}); the tokenizer may be "
                 "another model's."
             )
-        total, limit = cache.length + input_ids.shape[1], self.config.max_position_embeddings
-        if total > limit and not self.allow_extrapolation:
+        self.check_length(cache.length + input_ids.shape[1])
+        return input_ids.astype(np.int64, copy=False)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most tokens of a context; None with ``allow_extrapolation``."""
+        return None if self.allow_extrapolation else self.config.max_position_embeddings
+
+    @property
+    def batch_limit(self) -> int | None:
+        """Most rows of a batch; None: any number."""
+        return None
+
+    def check_length(self, tokens: int) -> None:
+        """Check that a context of so many tokens is allowed.
+
+        Raises:
+            LucidError: It is longer than the model was made for, and extrapolation is not permitted.
+        """
+        limit = self.config.max_position_embeddings
+        if tokens > limit and not self.allow_extrapolation:
             raise LucidError(
-                f"The context would be {total} tokens, the model was made for {limit} (max_position_embeddings). "
+                f"The context would be {tokens} tokens, the model was made for {limit} (max_position_embeddings). "
                 "Shorten it, or pass --allow-extrapolation."
             )
-        return input_ids.astype(np.int64, copy=False)
 
     @abstractmethod
     def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, Array]]:
         """Return the cache's K and Y per layer as numpy arrays, float32 for half types, else in their own type."""
 
+    def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[Any]:
+        """Return a cache's layers with the first tokens only; where that is free, more may stay behind them."""
+        return self._layers_from_arrays([(k[:, :, :length], y[:, :, :length]) for k, y in self.layer_arrays(cache)])
+
     @abstractmethod
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> list[tuple[Tensor, Tensor]]: ...
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> list[tuple[Tensor, ...]]: ...
+
+    def _run_prefill_all(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
+        """As :meth:`_run_prefill`, with the logits of all tokens; to be there where ``gives_all_logits`` is true."""
+        raise NotImplementedError
 
     @abstractmethod
     def _run_prefill(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Array, list[tuple[Tensor, Tensor]]]: ...
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
 
     @abstractmethod
     def _run_decode(
-        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Array, list[tuple[Tensor, Tensor]]]: ...
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...

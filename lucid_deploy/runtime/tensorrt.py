@@ -143,7 +143,7 @@ class TensorRtSession(Session[DeviceTensor]):
         if not self._static:
             return super().fork(cache)
         self._device.activate()
-        copies = [
+        copies: Layers = [
             (self._moved(k, cache.batch, cache.length, k.pitch), self._moved(y, cache.batch, cache.length, y.pitch))
             for k, y in cache.layers
         ]
@@ -194,13 +194,13 @@ class TensorRtSession(Session[DeviceTensor]):
         batch, new = input_ids.shape
         total = mask.shape[1]
         past = total - new
-        packed = [(self._packed(k, batch, past), self._packed(y, batch, past)) for k, y in layers]
+        packed: Layers = [(self._packed(k, batch, past), self._packed(y, batch, past)) for k, y in layers]
         feed = self._upload(
             stage, {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
         )
         shape = (batch, self.config.num_key_value_heads, past, self.config.head_dim)
         feed |= {name: (tensor.address, shape) for name, tensor in _named("past_key_values", packed)}
-        present = [(self._new(batch, total), self._new(batch, total)) for _ in layers]
+        present: Layers = [(self._new(batch, total), self._new(batch, total)) for _ in layers]
         logits = self._logits(batch, new if stage == "prefill" and self._artifact.manifest.logits == "all" else 1)
         results = {name: tensor.address for name, tensor in _named("present", present)}
         results["logits"] = self._room(f"{stage}.logits", logits.nbytes)
@@ -241,7 +241,7 @@ class TensorRtSession(Session[DeviceTensor]):
         self._bound = None
         batch, past = mask.shape
         room = self.limits.max_context
-        moved = [
+        moved: Layers = [
             (k, y) if k.pitch == room else (self._moved(k, batch, past, room), self._moved(y, batch, past, room))
             for k, y in layers
         ]

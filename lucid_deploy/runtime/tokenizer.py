@@ -6,6 +6,10 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 
+_CONTEXT = 4  # pieces that are decoded again with each new token
+_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
+_HELD = 4 * _LONGEST_CHARACTER  # tokens held back at most
+
 
 class TextTokenizer:
     """The ``tokenizer.json`` of an artifact or checkpoint.
@@ -28,13 +32,19 @@ class TextTokenizer:
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
+            added = self._tokenizer.get_added_tokens_decoder()
+            self._special = frozenset(index for index, token in added.items() if token.special)
         except Exception as error:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, special tokens of the tokenizer's template included."""
-        ids: list[int] = self._tokenizer.encode(text).ids
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def is_special(self, token: int) -> bool:
+        """Say whether a token is one that :meth:`decode` leaves out."""
+        return token in self._special
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special tokens left out."""
@@ -43,27 +53,59 @@ class TextTokenizer:
 
 
 class TextStream:
-    """Turns token ids into text as they come; a piece is held back while its last character is incomplete."""
+    """Turns token ids into text as they come; a piece is held back while its last character is incomplete.
+
+    The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
+    (all common ones). The work per token does not grow with the text: the ids held back are decoded again, and those
+    of the last pieces before them. Bytes that never become a character come out as U+FFFD, one each; decoders count
+    them in their own ways.
+    """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = ""
+        self._context: list[list[int]] = []  # ids of the last pieces that are out, so that a decoder sees no start
+        self._before = ""  # text of the context
+        self._held: list[int] = []  # ids whose text is not out
+        self._pieces: list[str] = []
 
     def push(self, token: int) -> str:
         """Add a token; return the new text, which may be empty."""
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
+        if self._tokenizer.is_special(token):
             return ""
-        new, self._shown = text[len(self._shown) :], text
-        return new
+        self._held.append(token)
+        text = self._text(self._held)
+        if not text.endswith("\ufffd"):
+            return self._release(len(self._held), text)
+        if len(self._held) < _HELD:
+            return ""
+        # The last character may still become one, what lies before its bytes will not. Cut between characters.
+        for count in range(len(self._held) - _LONGEST_CHARACTER + 1, 0, -1):
+            first = self._text(self._held[:count])
+            if text.startswith(first):
+                return self._release(count, first)
+        return ""
 
     def rest(self) -> str:
         """Return what is still held back; call it after the last token."""
-        return self.text[len(self._shown) :]
+        return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
     @property
     def text(self) -> str:
-        """All text so far."""
-        return self._tokenizer.decode(self._ids)
+        """All text so far, what is held back included."""
+        return "".join(self._pieces) + (self._text(self._held) if self._held else "")
+
+    def _text(self, ids: list[int]) -> str:
+        """Return the text of ids that come behind the context."""
+        context = [token for piece in self._context for token in piece]
+        return self._tokenizer.decode(context + ids)[len(self._before) :]
+
+    def _release(self, count: int, text: str) -> str:
+        """Let out the text of the first ids held back."""
+        self._pieces.append(text)
+        self._context.append(self._held[:count])
+        self._held = self._held[count:]
+        if any(self._pieces[-_CONTEXT:]):  # with no text at all in it, a decoder might take what follows for the start
+            del self._context[:-_CONTEXT]
+        del self._context[: -8 * _CONTEXT]
+        self._before = self._tokenizer.decode([token for piece in self._context for token in piece])
+        return text

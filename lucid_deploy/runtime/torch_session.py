@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from lucid_deploy.model.cache import codec_for
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtime.session import Array, Cache, Session
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
@@ -18,15 +19,33 @@ class TorchSession(Session[torch.Tensor]):
         weight = model.model.embed_tokens.weight
         super().__init__(model.config, str(weight.dtype).removeprefix("torch."), "torch", allow_extrapolation)
         self._model = model
-        self._device = weight.device
+        self._device, self._dtype = weight.device, weight.dtype
+        self._codec = codec_for(model.cache_dtype, weight.dtype)
+        self.cache_dtype = self.dtype if model.cache_dtype == "auto" else model.cache_dtype
+
+    @property
+    def model(self) -> LucidForCausalLM:
+        """The model that runs."""
+        return self._model
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, Array]]:
         """See :meth:`Session.layer_arrays`."""
-        return [(_to_numpy(k), _to_numpy(y)) for k, y in cache.layers]
+        decoded = [self._codec.decode(layer, self._dtype) for layer in cache.layers]
+        return [(_to_numpy(k), _to_numpy(y)) for k, y in decoded]
+
+    def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
+        return [tuple(x[:, :, :length] for x in layer) for layer in cache.layers]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
-        dtype = self._model.model.embed_tokens.weight.dtype
-        return [(self._tensor(k).to(dtype), self._tensor(y).to(dtype)) for k, y in layers]
+        return [self._codec.encode(self._tensor(k).to(self._dtype), self._tensor(y).to(self._dtype)) for k, y in layers]
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """See :attr:`Session.gives_all_logits`."""
+        return True
+
+    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(input_ids, mask, positions, layers, decode=False, last_only=False)
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(input_ids, mask, positions, layers, decode=False)
@@ -35,7 +54,13 @@ class TorchSession(Session[torch.Tensor]):
         return self._run(input_ids, mask, positions, layers, decode=True)
 
     def _run(
-        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, decode: bool
+        self,
+        input_ids: Array,
+        mask: Array,
+        positions: Array,
+        layers: Layers,
+        decode: bool,
+        last_only: bool = True,
     ) -> tuple[Array, Layers]:
         with torch.inference_mode():
             logits, present = self._model(
@@ -44,7 +69,7 @@ class TorchSession(Session[torch.Tensor]):
                 None if mask.all() else self._tensor(mask),
                 self._tensor(positions),
                 decode=decode,
-                last_only=True,
+                last_only=last_only,
             )
         return _to_numpy(logits), present
 

@@ -15,11 +15,15 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 BLOCK = """
 import sys
-for name in ("onnxruntime", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "cuda"):
+for name in ("onnxruntime", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "cuda", "lm_eval"):
+    sys.modules[name] = None
+for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray"):
     sys.modules[name] = None
 """
-# Kernels are written in Triton, and only what runs or compiles them imports them.
-NEED_TRITON = ("lucid_deploy.plugins.kernels.", "lucid_deploy.plugins.aot")
+# Kernels are written in Triton, and only what runs or compiles them imports them; the adapter is a class of lm_eval's.
+NEED_OTHERS = ("lucid_deploy.plugins.kernels.", "lucid_deploy.plugins.aot", "lucid_deploy.evaluation.lm_eval_adapter")
+# These are the side of the server that speaks HTTP or Ray.
+NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in ("answering", "app", "metrics", "server", "ray_"))
 
 
 def python(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
@@ -34,7 +38,7 @@ names, failed = [], {{}}
 for package in ("lucid_deploy", "lucid_deploy.export", "lucid_deploy.plugins"):
     found = importlib.import_module(package)
     names += [package, *(item.name for item in pkgutil.walk_packages(found.__path__, package + "."))]
-names = [name for name in names if not name.startswith({NEED_TRITON!r}) and not name.endswith("__main__")]
+names = [name for name in names if not name.startswith({NEED_OTHERS + NEED_SERVE!r}) and not name.endswith("__main__")]
 for name in names:
     try:
         importlib.import_module(name)

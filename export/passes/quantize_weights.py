@@ -1,0 +1,127 @@
+"""Read quantized weights instead of float ones, through onnxruntime's operators or ``DequantizeLinear``."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from lucid_deploy.quantization import PACKED, ROWS, SCALES, Quantization
+
+CONTRIB = "com.microsoft"
+_LEVEL = {"float": 0, "int8": 4}  # accuracy_level of MatMulNBits: 4 lets inputs be rounded to int8, block by block
+
+
+def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[str, str] | None = None) -> None:
+    """Replace weights by their quantized parts.
+
+    Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
+    ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
+    Result: such a weight is gone. In its place are initializers without data, ``NAME.packed`` and ``NAME.scales``
+    (and ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``), read by ``MatMulNBits`` and
+    ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not touched.
+
+    Args:
+        model: The model, changed in place.
+        quantization: What is quantized, and how.
+        names: The graph's name of a weight where it is not the checkpoint's, by the latter: a tied embedding's.
+
+    Raises:
+        ValueError: A weight is not there, or read by something else.
+    """
+    for stored in quantization.tensors:
+        graph_name = (names or {}).get(stored, stored)
+        if graph_name not in model.graph.initializers:
+            raise ValueError(f"the graph has no weight {graph_name}")
+        weight = model.graph.initializers[graph_name]
+        assert weight.dtype is not None
+        parts = _Parts(model.graph, stored, quantization, weight.dtype)
+        for use in list(weight.uses()):
+            node = use.node
+            kind = (node.op_type, use.idx)
+            if kind == ("Gather", 0) and quantization.format == "matmulnbits":
+                _gather(model.graph, node, parts)
+            elif kind in (("MatMul", 1), ("Gemm", 1)) and quantization.format == "matmulnbits":
+                _product(model.graph, node, parts)
+            elif kind == ("MatMul", 1):
+                _dequantize(model.graph, node, parts)
+            else:
+                raise ValueError(f"{graph_name} is read by input {use.idx} of {node.op_type}, which is not quantized")
+        del model.graph.initializers[graph_name]
+    if quantization.format == "matmulnbits":
+        model.opset_imports[CONTRIB] = 1
+
+
+class _Parts:
+    """The initializers of one weight, made when they are first asked for."""
+
+    def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
+        self.name, self.quantization, self.tensor = name, quantization, quantization.tensors[name]
+        self._graph, self._dtype = graph, dtype
+
+    def get(self, part: str) -> ir.Value:
+        name = self.name + part
+        if name not in self._graph.initializers:
+            packed = ir.DataType[self.quantization.packed_dtype.upper()]
+            shape = ir.Shape(self.quantization.part_shape(self.name, part))
+            kind = ir.TensorType(self._dtype if part == SCALES else packed)
+            self._graph.initializers[name] = ir.Value(name=name, shape=shape, type=kind)
+        return self._graph.initializers[name]
+
+
+def _product(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+    """``MatMul(x, W)`` or ``Gemm(x, W, transB=1)``."""
+    assert len([value for value in node.inputs if value is not None]) == 2
+    (rows, width), quantization = parts.tensor.shape, parts.quantization
+    attributes = {
+        "K": width,
+        "N": rows,
+        "bits": quantization.bits,
+        "block_size": parts.tensor.block_size,
+        "accuracy_level": _LEVEL[quantization.activations],
+    }
+    inputs = [node.inputs[0], parts.get(PACKED), parts.get(SCALES)]
+    _replace(graph, node, ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB))
+
+
+def _gather(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+    """``Gather(W, ids)``; a last block that is longer than the rest of the row gives columns that are cut off."""
+    (_, width), size = parts.tensor.shape, parts.tensor.block_size
+    attributes = {"bits": parts.quantization.bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [parts.get(ROWS), node.inputs[1], parts.get(SCALES)]
+    gather = ir.node("GatherBlockQuantized", inputs, attributes=attributes, domain=CONTRIB)
+    if width % size == 0:
+        _replace(graph, node, gather)
+        return
+    bounds = []
+    for suffix, number in (("start", 0), ("end", width), ("axis", -1)):
+        name = f"{parts.name}.slice_{suffix}"
+        tensor = ir.tensor([number], dtype=ir.DataType.INT64, name=name)
+        value = ir.Value(name=name, shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor)
+        graph.register_initializer(value)
+        bounds.append(value)
+    gather.outputs[0].name, gather.outputs[0].dtype = f"{node.outputs[0].name}_whole_blocks", node.outputs[0].dtype
+    graph.insert_before(node, gather)
+    _replace(graph, node, ir.node("Slice", [gather.outputs[0], *bounds]))
+
+
+def _dequantize(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+    """``MatMul(x, W)``: the same product, of what ``DequantizeLinear`` makes of the parts."""
+    weight = node.inputs[1]
+    assert weight is not None
+    attributes = {"axis": 0, "block_size": parts.tensor.block_size}
+    made = ir.node("DequantizeLinear", [parts.get(PACKED), parts.get(SCALES)], attributes=attributes)
+    made.name = f"{parts.name}.dequantize"
+    value = made.outputs[0]
+    value.name, value.shape, value.type = f"{parts.name}.dequantized", weight.shape, weight.type
+    graph.insert_before(node, made)
+    node.replace_input_with(1, value)
+
+
+def _replace(graph: ir.Graph, old: ir.Node, new: ir.Node) -> None:
+    """Put a node in another's place; its output takes the other's name, shape and type."""
+    before, after = old.outputs[0], new.outputs[0]
+    new.name, name = old.name, before.name
+    after.shape, after.type = before.shape, before.type
+    graph.insert_before(old, new)
+    ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+    after.name = name

@@ -1,0 +1,220 @@
+"""Quantize weights block by block with onnxruntime's own quantizer, a slice of a tensor at a time."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.metadata
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.quantization import (
+    ACTIVATIONS,
+    BLOCK_SIZES,
+    FORMATS,
+    SCHEMES,
+    Quantization,
+    QuantizedTensor,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# By measurement, see docs/low-precision.md.
+DEFAULT_BLOCK = {"int8": 32, "int4": 32}
+_SLICE = 1 << 22  # elements quantized at once
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize.
+
+    Attributes:
+        scheme: ``int8`` or ``int4``.
+        format: ``matmulnbits``, ``qdq``, or ``auto``: ``matmulnbits``, onnxruntime being the default runtime.
+        block_size: Elements that share a scale; None: the scheme's default.
+        keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
+        embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
+        activations: ``int8`` or ``float``, see :class:`~lucid_deploy.quantization.Quantization`.
+    """
+
+    scheme: str
+    format: str = "auto"
+    block_size: int | None = None
+    keep_float: tuple[str, ...] = ()
+    embeddings: bool = False
+    activations: str = "int8"
+
+
+def check_options(options: QuantizeOptions, dtype: str) -> None:
+    """Check what needs no checkpoint.
+
+    Raises:
+        LucidError: Options that are unknown or contradict each other, or onnxruntime is not installed.
+    """
+    for name, value, known in (
+        ("quantize", options.scheme, tuple(SCHEMES)),
+        ("quantize-format", options.format, ("auto", *FORMATS)),
+        ("activations", options.activations, ACTIVATIONS),
+    ):
+        if value not in known:
+            raise LucidError(f"--{name} must be one of {', '.join(known)}, not {value!r}.")
+    if options.block_size is not None and options.block_size not in BLOCK_SIZES:
+        raise LucidError(
+            f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
+            "kernels for these."
+        )
+    if dtype == "bfloat16" and _format(options) != "qdq":
+        raise LucidError(
+            "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
+            "on the CPU. Export with --dtype float32 or float16, or with --quantize-format qdq."
+        )
+    if options.embeddings and _format(options) == "qdq":
+        raise LucidError(
+            "In the format qdq an embedding would be dequantized whole for every token. Leave out "
+            "--quantize-embeddings, or export with --quantize-format matmulnbits."
+        )
+    _kernel(options.scheme)
+
+
+def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: QuantizeOptions) -> Quantization:
+    """Choose what is quantized.
+
+    Args:
+        shapes: The tensors that are stored, by the checkpoint's names; a tied head is not among them.
+        tied: Whether the embedding is the head too.
+        options: How to quantize.
+
+    Raises:
+        LucidError: A glob that matches nothing, nothing left to quantize, or rows that no block divides where the
+            format needs it.
+    """
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    form = _format(options)
+    candidates = [name for name in matrices if name != EMBEDDING]
+    if form == "matmulnbits" and (tied or options.embeddings):
+        candidates.insert(0, EMBEDDING)
+    chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
+    if not chosen:
+        raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
+    block = options.block_size or DEFAULT_BLOCK[options.scheme]
+    tensors = {}
+    for name in chosen:
+        rows, width = shapes[name]
+        tensors[name] = QuantizedTensor((rows, width), _dividing(name, width, block) if form == "qdq" else block)
+    return Quantization(
+        scheme=options.scheme,
+        bits=SCHEMES[options.scheme],
+        format=form,
+        activations=options.activations,
+        tensors=tensors,
+        kept=tuple(name for name in matrices if name not in tensors),
+        tool=f"onnxruntime {importlib.metadata.version(_distribution())}",
+    )
+
+
+def _format(options: QuantizeOptions) -> str:
+    return "matmulnbits" if options.format == "auto" else options.format
+
+
+def short_name(name: str) -> str:
+    """Return a weight's name as globs see it: ``layers.0.self_attn.k_proj``, ``lm_head``, ``embed_tokens``."""
+    return name.removeprefix("model.").removesuffix(".weight")
+
+
+def _kept(candidates: list[str], tied: bool, globs: tuple[str, ...]) -> set[str]:
+    kept = set()
+    for glob in globs:
+        found = {
+            name
+            for name in candidates
+            if any(fnmatch.fnmatchcase(known, glob) for known in _names(name, tied and name == EMBEDDING))
+        }
+        if not found:
+            known = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", short_name(name)) for name in candidates)
+            raise LucidError(f"--keep-float {glob!r} matches no weight that would be quantized: {', '.join(known)}.")
+        kept |= found
+    return kept
+
+
+def _names(name: str, is_head: bool) -> Iterator[str]:
+    for own in (name, HEAD) if is_head else (name,):
+        yield from (own, short_name(own), own.removesuffix(".weight"))
+
+
+def _dividing(name: str, width: int, block: int) -> int:
+    """Return the largest block that divides a row; TensorRT takes no other."""
+    for size in reversed(BLOCK_SIZES):
+        if size <= block and width % size == 0:
+            return size
+    raise LucidError(
+        f"{short_name(name)} has rows of {width} elements, which no block of {BLOCK_SIZES[0]} or more divides; "
+        f"TensorRT needs that. Keep it with --keep-float {short_name(name)!r}, or export with --quantize-format "
+        "matmulnbits."
+    )
+
+
+def quantize_matrix(
+    weight: torch.Tensor, tensor: QuantizedTensor, bits: int
+) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Quantize a matrix ``(out, in)``, some rows at a time.
+
+    Args:
+        weight: Any floating type.
+        tensor: Its shape and blocks.
+        bits: 4 or 8.
+
+    Yields:
+        Packed bytes ``(rows, blocks, block_size · bits / 8)``, two 4-bit numbers in a byte, lower half first, each with
+        ``2^(bits-1)`` added, and scales, float32 ``(rows, blocks)``.
+    """
+    kernel = _kernel(f"int{bits}")
+    (count, width), blocks, size = tensor.shape, tensor.blocks, tensor.block_size
+    step = max(_SLICE // width, 1)
+    for start in range(0, count, step):
+        rows = weight[start : start + step].float().numpy()
+        columns = np.zeros((blocks * size, len(rows)), dtype=np.float32)
+        columns[:width] = rows.T
+        packed = np.zeros((len(rows), blocks, size * bits // 8), dtype=np.uint8)
+        scales = np.zeros((len(rows), blocks), dtype=np.float32)
+        unused = np.zeros((len(rows), -(-blocks * bits // 8)), dtype=np.uint8)  # zero points; the scheme is symmetric
+        kernel(packed, columns, scales, unused, size, len(rows), width, True)
+        yield packed, scales
+
+
+def to_qdq(packed: np.ndarray[Any, Any], width: int, bits: int) -> np.ndarray[Any, Any]:
+    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
+
+    Args:
+        packed: From :func:`quantize_matrix`, all rows.
+        width: Elements of a row.
+        bits: 4 or 8.
+
+    Returns:
+        Flat bytes; int4 two in a byte, the lower half first.
+    """
+    if bits == 8:
+        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ 128).T).reshape(-1)
+    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ 8  # offset to signed
+    flat = np.ascontiguousarray(numbers.T).reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[::2] | (flat[1::2] << 4)
+
+
+def _kernel(scheme: str) -> Any:
+    try:
+        from onnxruntime.capi import _pybind_state as kernels
+    except ImportError as error:
+        raise missing_extra("onnxruntime", "cpu", "quantize weights") from error
+    # What onnxruntime.quantization.matmul_nbits_quantizer calls; that module itself wants whole models in memory.
+    return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
+
+
+def _distribution() -> str:
+    return importlib.metadata.packages_distributions()["onnxruntime"][0]

@@ -1,0 +1,317 @@
+"""Run a checkpoint over sample prompts before it is exported, and see whether its values fit into float16.
+
+Float16 ends at 65504; beyond it is infinity, which the next norm turns into NaN. The scan computes in float32, layer by
+layer: one layer's weights and the prompts' residual streams are in memory at a time, every tensor is read once. What a
+float16 graph keeps in float32 (inside of norms, the solve and softmax) is not looked at, since it cannot overflow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.config import LucidConfig
+    from lucid_deploy.model.lucid import Layer
+
+LIMIT = 65504.0  # largest number of float16
+MARGIN = 4.0  # other prompts give other values: a value nearer to the limit than this factor is a warning
+PROMPT_TOKENS = 512  # of a calibration line are run at most …
+CALIBRATION_LINES = 64  # … and so many lines
+RECALL_PROMPTS = 27  # for the demo: one of each length
+CACHED = ("key", "y")  # what goes into the cache
+ORDER = (  # of a layer's tensors, as they are computed
+    "attention input",
+    "query",
+    "key",
+    "value",
+    "y",
+    "attention output",
+    "o_proj output",
+    "MLP input",
+    "gate_proj output",
+    "up_proj output",
+    "gate·up product",
+    "down_proj output",
+    "residual stream",
+)
+
+Progress = Callable[[str, int, int], None]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class RangeScan:
+    """What a scan found.
+
+    Attributes:
+        prompts: How many prompts were run.
+        tokens: How many tokens they have.
+        calibration: Name of the text file that was run too, or None.
+        peaks: Largest magnitude of each tensor, by layer: ``embedding``, ``layer 0`` …, ``head``.
+        checked: Names of the tensors that are float16 in the graphs; None: all.
+    """
+
+    prompts: int
+    tokens: int
+    calibration: str | None
+    peaks: dict[str, dict[str, float]] = field(default_factory=dict)
+    checked: tuple[str, ...] | None = None
+
+    def warnings(self) -> list[str]:
+        """Return a sentence for each tensor that comes closer to the limit than the margin."""
+        return [
+            f"{layer}, {tensor}: {peak:.4g} is within a factor of {MARGIN:g} of float16's largest number {LIMIT:.0f}."
+            for layer, tensor, peak in self._checked()
+            if LIMIT / MARGIN <= peak <= LIMIT
+        ]
+
+    def check(self, checkpoint: Path, remedy: str) -> None:
+        """Refuse a model that overflows.
+
+        Args:
+            checkpoint: For the message.
+            remedy: What to do, for the message.
+
+        Raises:
+            LucidError: A value is beyond float16, or NaN; layer and tensor that come first are named.
+        """
+        for layer, tensor, peak in self._checked():
+            if not peak <= LIMIT:  # NaN too
+                raise LucidError(
+                    f"{checkpoint} does not fit into float16: {layer}, {tensor} reaches {peak:.4g}, and float16 ends "
+                    f"at {LIMIT:.0f} (float32 run over {self.prompts} prompts, {self.tokens} tokens). {remedy}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the manifest."""
+        return {
+            "skipped": False,
+            "limit": LIMIT,
+            "margin": MARGIN,
+            "prompts": self.prompts,
+            "tokens": self.tokens,
+            "calibration": self.calibration,
+            "peaks": {layer: {name: float(f"{x:.6g}") for name, x in row.items()} for layer, row in self.peaks.items()},
+            "warnings": self.warnings(),
+        }
+
+    def _checked(self) -> Iterator[tuple[str, str, float]]:
+        for layer, tensors in self.peaks.items():
+            for tensor, peak in tensors.items():
+                if self.checked is None or tensor in self.checked:
+                    yield layer, tensor, peak
+
+
+def sample_prompts(checkpoint: Checkpoint, calibration: Path | None) -> list[Array]:
+    """Return the prompts to scan, int64 ``(B, N)`` each, rows of equal length together.
+
+    Random, repeated and correlated tokens as verification uses them; for the recall model its prompts; and the lines of
+    a text file.
+
+    Raises:
+        LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
+    """
+    from lucid_deploy.parity.scenarios import synthetic_scenarios
+
+    embeddings = checkpoint.tensor("model.embed_tokens.weight").float().numpy()
+    scenarios = synthetic_scenarios(checkpoint.config, embeddings=embeddings)
+    rows = [np.concatenate([item.prompt, item.forced]) for item in scenarios]
+    rows += _recall_prompts(checkpoint)
+    if calibration is not None:
+        rows += _calibration_rows(checkpoint, calibration)
+    by_length: dict[int, list[Array]] = {}
+    for row in rows:
+        cut = row[: min(PROMPT_TOKENS, checkpoint.config.max_position_embeddings)]
+        by_length.setdefault(len(cut), []).append(cut)
+    return [np.stack(group) for group in by_length.values()]
+
+
+def _recall_prompts(checkpoint: Checkpoint) -> list[Array]:
+    from lucid_deploy.model.checkpoint import DEMO, resolve
+    from lucid_deploy.recall import held_out
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+    if checkpoint.directory.resolve() != resolve(DEMO):
+        return []
+    tokenizer = TextTokenizer(checkpoint.directory)
+    texts = [f"{example.prompt} {example.answer}" for example in held_out(RECALL_PROMPTS)]
+    return [np.array(tokenizer.encode(text), dtype=np.int64) for text in texts]
+
+
+def _calibration_rows(checkpoint: Checkpoint, path: Path) -> list[Array]:
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        raise LucidError(f"{checkpoint.directory} has no tokenizer.json to read --calibration with; leave it out.")
+    tokenizer, rows = TextTokenizer(checkpoint.directory), []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.strip():
+                    rows.append(np.array(tokenizer.encode(line.strip()), dtype=np.int64))
+                if len(rows) == CALIBRATION_LINES:
+                    break
+    except UnicodeDecodeError as error:
+        raise LucidError(f"{path} is no UTF-8 text (byte {error.start}); --calibration takes a text file.") from error
+    except OSError as error:
+        raise LucidError(f"The calibration text {path} cannot be read: {error.strerror or error}.") from error
+    rows = [row for row in rows if len(row)]
+    if not rows:
+        raise LucidError(f"The calibration text {path} has no lines with text.")
+    highest = max(int(row.max()) for row in rows)
+    if highest >= checkpoint.config.vocab_size:
+        raise LucidError(
+            f"The tokenizer of {checkpoint.directory} gives token id {highest}, outside the vocabulary (0 to "
+            f"{checkpoint.config.vocab_size - 1}): it is another model's."
+        )
+    return rows
+
+
+def scan(
+    checkpoint: Checkpoint,
+    calibration: Path | None = None,
+    checked: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+) -> RangeScan:
+    """Run a checkpoint over sample prompts in float32.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        calibration: A text file whose lines are prompts too; None: none.
+        checked: Names of the tensors that will be float16; None: all.
+        progress: Called with (what is being done, layers done, in all).
+
+    Raises:
+        LucidError: As :func:`sample_prompts`.
+    """
+    import torch
+
+    config, prompts = checkpoint.config, sample_prompts(checkpoint, calibration)
+    found = RangeScan(
+        sum(len(ids) for ids in prompts),
+        sum(ids.size for ids in prompts),
+        None if calibration is None else str(calibration),
+        {},
+        checked,
+    )
+    with torch.inference_mode():
+        table = checkpoint.tensor("model.embed_tokens.weight")
+        streams = [table[torch.from_numpy(ids)].float() for ids in prompts]
+        del table
+        found.peaks["embedding"] = {"residual stream": _largest(streams)}
+        for index in range(config.num_hidden_layers):
+            if progress is not None:
+                progress("Scanning ranges", index, config.num_hidden_layers)
+            layer, peaks = _load_layer(checkpoint, index), _Peaks()
+            peaks.watch(layer, config)
+            streams = [_run_layer(layer, config, x, peaks) for x in streams]
+            found.peaks[f"layer {index}"] = peaks.named
+        found.peaks["head"] = _run_head(checkpoint, streams)
+        if progress is not None:
+            progress("Scanning ranges", config.num_hidden_layers, config.num_hidden_layers)
+    return found
+
+
+def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
+    import torch
+
+    from lucid_deploy.model.lucid import Layer
+
+    with torch.device("meta"):
+        layer = Layer(checkpoint.config, "blocked")
+    prefix = f"model.layers.{index}."
+    state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
+    layer.load_state_dict(state, assign=True)
+    return layer.eval()
+
+
+def _run_layer(layer: Layer, config: LucidConfig, x: torch.Tensor, peaks: _Peaks) -> torch.Tensor:
+    import torch
+
+    from lucid_deploy.model.lucid import rope_tables
+
+    batch, n, _ = x.shape
+    positions = torch.arange(n).expand(batch, n)
+    peaks.rope = rope_tables(config, positions, torch.float32) if config.use_rope else None
+    empty = x.new_empty((batch, config.num_key_value_heads, 0, config.head_dim))
+    x, (k, y) = layer(x, peaks.rope, (empty, empty), None, False)
+    peaks.add("key", k)
+    peaks.add("y", y)
+    peaks.add("residual stream", x)
+    return x
+
+
+def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[str, float]:
+    import torch.nn.functional as F
+
+    config = checkpoint.config
+    weight = checkpoint.tensor("model.norm.weight").float()
+    head = checkpoint.tensor("model.embed_tokens.weight" if checkpoint.tied else "lm_head.weight").float()
+    normed = [F.rms_norm(x, x.shape[-1:], weight, config.rms_norm_eps) for x in streams]
+    logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time: the vocabulary is large
+    return {"normed": _largest(normed), "logits": _largest(logits)}
+
+
+class _Peaks:
+    """Collects the largest magnitude of every tensor that a layer makes."""
+
+    def __init__(self) -> None:
+        self.named = dict.fromkeys(ORDER, 0.0)
+        self.rope: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        """Take a tensor into account."""
+        self.named[name] = _larger(self.named[name], _largest([tensor]))
+
+    def watch(self, layer: Layer, config: LucidConfig) -> None:
+        """Look at what goes in and out of a layer's parts."""
+        from lucid_deploy.model.lucid import rotate
+
+        attention, mlp = layer.self_attn, layer.mlp
+
+        def queries(_: Any, __: Any, out: torch.Tensor) -> None:
+            self.add("query", out)
+            if self.rope is not None:
+                q = out.view(*out.shape[:2], -1, config.head_dim).transpose(1, 2)
+                self.add("query", rotate(q, *self.rope))
+
+        def after(name: str) -> Callable[..., None]:
+            return lambda _, __, out: self.add(name, out)
+
+        def before(name: str) -> Callable[..., None]:
+            return lambda _, args: self.add(name, args[0])
+
+        layer.input_layernorm.register_forward_hook(after("attention input"))
+        attention.q_proj.register_forward_hook(queries)
+        attention.k_proj.register_forward_hook(after("key"))
+        attention.v_proj.register_forward_hook(after("value"))
+        attention.o_proj.register_forward_pre_hook(before("attention output"))
+        attention.o_proj.register_forward_hook(after("o_proj output"))
+        layer.post_attention_layernorm.register_forward_pre_hook(before("residual stream"))
+        layer.post_attention_layernorm.register_forward_hook(after("MLP input"))
+        mlp.gate_proj.register_forward_hook(after("gate_proj output"))
+        mlp.up_proj.register_forward_hook(after("up_proj output"))
+        mlp.down_proj.register_forward_pre_hook(before("gate·up product"))
+        mlp.down_proj.register_forward_hook(after("down_proj output"))
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> float:
+    peak = 0.0
+    for tensor in tensors:
+        peak = _larger(peak, float(tensor.abs().max()))
+    return peak
+
+
+def _larger(first: float, second: float) -> float:
+    return math.nan if math.isnan(first) or math.isnan(second) else max(first, second)

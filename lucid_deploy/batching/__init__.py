@@ -1,0 +1,6 @@
+"""Continuous batching: requests join and leave a running batch at any step."""
+
+from lucid_deploy.batching.batcher import Batcher
+from lucid_deploy.batching.request import Finished, Request, Token
+
+__all__ = ["Batcher", "Finished", "Request", "Token"]

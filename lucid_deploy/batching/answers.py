@@ -1,0 +1,160 @@
+"""A file of answers that survives interruptions: whole lines only, each of them once.
+
+Beside the file lies a record of what it answers: hashes of prompts and artifact, and the options. Answers are only
+added to a file whose record says the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import CheckFailed, LucidError
+
+
+class AnswerFile:
+    """Opens a file of answers, new or begun. Nobody else can write to it until it is closed.
+
+    What a crash left of a last line is cut off; its prompt counts as not answered. The record lies in a file of the
+    same name with ``.run.json`` behind it.
+
+    Attributes:
+        answered: Line numbers of the prompts that have an answer.
+        failed: How many of these are errors.
+
+    Args:
+        path: The file.
+        facts: What the answers depend on.
+        lines: Line numbers of all prompts.
+        overwrite: Start anew, whatever the file holds.
+
+    Raises:
+        LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.
+        CheckFailed: It has lines that are no answers.
+    """
+
+    def __init__(self, path: str | Path, facts: dict[str, Any], lines: set[int], overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.record = self.path.with_name(self.path.name + ".run.json")
+        self.answered: set[int] = set()
+        self.failed = 0
+        if self.path.exists() and not self.path.is_file():
+            raise LucidError(
+                f"{self.path} is not a regular file; answers need one, to go on from after an interruption."
+            )
+        try:
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            raise LucidError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+        try:
+            self._lock()
+            self._begin(facts, lines, overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._handle)
+
+    def write(self, answers: list[dict[str, Any]]) -> None:
+        """Add answers, each with the field ``line``; they are on the disk when this returns.
+
+        Raises:
+            LucidError: The file cannot be written.
+        """
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        data = memoryview(text.encode("utf-8", "replace"))
+        try:
+            while data:
+                data = data[os.write(self._handle, data) :]
+            os.fsync(self._handle)
+        except OSError as error:
+            raise LucidError(
+                f"{self.path} cannot be written: {error.strerror or error}. What is in it is whole; make room and run "
+                "the same command again."
+            ) from error
+        self.answered.update(answer["line"] for answer in answers)
+        self.failed += sum(answer.get("error") is not None for answer in answers)
+
+    def _lock(self) -> None:
+        if sys.platform == "win32":  # no flock there; two runs on one file are the user's to avoid
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise LucidError(f"{self.path} is being written by another run.") from error
+
+    def _begin(self, facts: dict[str, Any], lines: set[int], overwrite: bool) -> None:
+        if overwrite:
+            os.ftruncate(self._handle, 0)  # before the record: else old answers might count as answers to new prompts
+        if os.fstat(self._handle).st_size > 0:
+            self._compare(facts)
+            self._resume(lines)
+        else:
+            self._write_record(facts)
+
+    def _compare(self, facts: dict[str, Any]) -> None:
+        way_out = "Choose another --output, or start anew with --overwrite."
+        try:
+            known = json.loads(self.record.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise LucidError(
+                f"{self.path} exists, without the record {self.record.name} of a run. {way_out}"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise LucidError(f"{self.record} cannot be read: {error}. {way_out}") from error
+        if not isinstance(known, dict):
+            raise LucidError(f"{self.record} is not the record of a run. {way_out}")
+        differ = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
+        if differ:
+            raise LucidError(f"{self.path} was begun with other {', '.join(differ)}. {way_out}")
+
+    def _resume(self, lines: set[int]) -> None:
+        content = self.path.read_bytes()
+        parts = content.split(b"\n")
+        end = len(content) - len(parts.pop())  # what follows the last line end is torn
+        for number, part in enumerate(parts, start=1):
+            try:
+                answer = json.loads(part)
+                line = answer["line"]
+            except (ValueError, KeyError, TypeError) as error:
+                if number == len(parts):  # a crash of the machine can leave zeros
+                    end -= len(part) + 1
+                    break
+                raise CheckFailed(
+                    f"{self.path}, line {number} is not an answer: the file was changed or damaged. Restore it, or "
+                    "start anew with --overwrite."
+                ) from error
+            if line not in lines or line in self.answered:
+                what = "twice" if line in self.answered else "that is not in the prompts"
+                raise CheckFailed(
+                    f"{self.path}, line {number} answers prompt {line!r} {what}: the file was changed. Restore it, or "
+                    "start anew with --overwrite."
+                )
+            self.answered.add(line)
+            self.failed += answer.get("error") is not None
+        os.ftruncate(self._handle, end)
+        os.lseek(self._handle, end, os.SEEK_SET)
+        os.fsync(self._handle)
+
+    def _write_record(self, facts: dict[str, Any]) -> None:
+        try:
+            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.record.name}.")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(json.dumps(facts, indent=2) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(name, 0o644)
+                os.replace(name, self.record)
+            finally:
+                Path(name).unlink(missing_ok=True)  # gone already if all went well
+        except OSError as error:
+            raise LucidError(f"{self.record} cannot be written: {error.strerror or error}.") from error

@@ -1,0 +1,240 @@
+"""Continuous batching over any session: prompts are prefilled between decode steps, rows join and leave at any step."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.batching.request import Finished, Request, Token
+from lucid_deploy.batching.rows import make_rows
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime.generate import Sampler
+from lucid_deploy.runtime.prefix_store import PrefixStore
+from lucid_deploy.runtime.session import Array, Cache, Session
+
+Event = Token | Finished
+
+
+@dataclass
+class _Row:
+    """A request that has a row.
+
+    Attributes:
+        number: The request's.
+        cache: While its prompt runs; None once it is among the running rows.
+        ids: Tokens in its cache.
+        next: The token to run next.
+        count: New tokens so far.
+    """
+
+    number: int
+    request: Request
+    choose: Sampler
+    cache: Cache[Any] | None
+    ids: list[int] = field(default_factory=list)
+    next: int = 0
+    count: int = 0
+
+
+class Batcher:
+    """Runs many requests at once. Not thread-safe: one thread calls it.
+
+    Args:
+        session: Any runtime. Best is onnxruntime with a static cache, where a row joins and leaves without the others
+            being copied.
+        rows: Most requests that run at once; the others wait in order of arrival.
+        prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
+            one whole prompt a step.
+        prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.runtime.prefix_store.PrefixStore`: a prompt that
+            begins like an earlier one, or continues its answer, does not run that part again; 0: off.
+
+    Raises:
+        LucidError: Numbers out of range, or more rows than the session can run.
+    """
+
+    def __init__(
+        self, session: Session[Any], rows: int = 8, prefill_chunk: int | None = 512, prefix_tokens: int = 0
+    ) -> None:
+        if rows < 1:
+            raise LucidError(f"A batch needs at least one row, not {rows}.")
+        if session.batch_limit is not None and rows > session.batch_limit:
+            raise LucidError(
+                f"Runtime {session.runtime} was built for batches of up to {session.batch_limit} rows, not {rows}: use "
+                "fewer, or build its engines with a larger --max-batch."
+            )
+        if prefill_chunk is not None and prefill_chunk < 1:
+            raise LucidError(f"A prefill chunk must hold at least one token, not {prefill_chunk}.")
+        self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
+        self.prompt_tokens_computed = 0
+        self.prompt_tokens_reused = 0
+        self.generated_tokens = 0
+        self._store = PrefixStore(session, prefix_tokens)
+        self._waiting: OrderedDict[int, Request] = OrderedDict()
+        self._filling: _Row | None = None
+        self._running: dict[int, _Row] = {}
+        self._pool = make_rows(session, rows)
+        self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
+        self._next = 0
+
+    @property
+    def waiting(self) -> int:
+        """Requests without a row."""
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        """Requests with a row: those whose prompt runs, and those that decode."""
+        return len(self._running) + (self._filling is not None)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not (self._waiting or self.active)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the store of prefixes."""
+        return self._store.tokens
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; return its number, which is in everything that comes out for it.
+
+        Raises:
+            LucidError: As :meth:`Request.check`. Nothing is queued then.
+        """
+        request.check(self.session)
+        number, self._next = self._next, self._next + 1
+        self._waiting[number] = request
+        return number
+
+    def cancel(self, number: int) -> None:
+        """End a request in the next step, which frees its row; numbers that are unknown or finished are ignored."""
+        if number in self._waiting or number in self._running or self._is_filling(number):
+            self._cancelled[number] = None
+
+    def step(self) -> list[Event]:
+        """Do a piece of work: at most a chunk of prompts, then one token of every running row.
+
+        Returns:
+            What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
+            comes out as finished with ``error``; the others go on.
+
+        Raises:
+            LucidError: The runtime failed on the whole batch.
+        """
+        events: list[Event] = []
+        for number in self._cancelled:
+            self._end(number, Finished(number, "cancelled"), events)
+        self._cancelled.clear()
+        self._run_prompts(events)
+        self._run_rows(events)
+        return events
+
+    def _run_prompts(self, events: list[Event]) -> None:
+        budget = self.prefill_chunk
+        while budget is None or budget > 0:
+            if self._filling is None and not self._start_next():
+                return
+            row = self._filling
+            assert row is not None and row.cache is not None
+            prompt, done = row.request.prompt_ids, len(row.ids)
+            part = prompt[done:] if budget is None else prompt[done : done + budget]
+            try:
+                logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)
+            except LucidError as error:
+                self._end(row.number, Finished(row.number, "error", str(error)), events)
+                continue
+            row.ids += part
+            self.prompt_tokens_computed += len(part)
+            if budget is not None:
+                budget -= len(part)
+            if len(row.ids) < len(prompt):
+                return
+            self._take_first(row, logits[0, -1], events)
+            if budget is None:
+                return
+
+    def _start_next(self) -> bool:
+        if not self._waiting or self.active >= self.rows:
+            return False
+        number, request = self._waiting.popitem(last=False)
+        cache = self._store.find(request.prompt_ids, len(request.prompt_ids) - 1)  # the last token gives the logits
+        if cache is None:
+            cache = self.session.empty_cache(1)
+        self.prompt_tokens_reused += cache.length
+        ids = list(request.prompt_ids[: cache.length])
+        self._filling = _Row(number, request, Sampler(request.sampling), cache, ids)
+        return True
+
+    def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:
+        """Choose the first token of a prompt that has run, and let the row decode if it goes on."""
+        end = self._choose(row, logits, events)
+        if end is None or end.reason != "error":
+            assert row.cache is not None
+            self._store.add(row.ids, row.cache)
+        if end is not None:
+            self._end(row.number, end, events)
+            return
+        assert row.cache is not None
+        self._pool.join(row.number, row.cache)
+        row.cache, self._filling = None, None
+        self._running[row.number] = row
+
+    def _run_rows(self, events: list[Event]) -> None:
+        if not self._running:
+            return
+        tokens = {number: row.next for number, row in self._running.items()}
+        for number, logits in self._pool.decode(tokens).items():
+            row = self._running[number]
+            row.ids.append(row.next)
+            end = self._choose(row, logits, events)
+            if end is not None:
+                self._end(number, end, events)
+
+    def _choose(self, row: _Row, logits: Array, events: list[Event]) -> Finished | None:
+        """Choose a row's next token; return the end if the row ends with it."""
+        try:
+            token = row.choose(logits)
+        except LucidError as error:
+            return Finished(row.number, "error", str(error))
+        request = row.request
+        if request.stop_at_eos and token in self.session.config.eos_token_ids:
+            return Finished(row.number, "eos")
+        row.next, row.count = token, row.count + 1
+        self.generated_tokens += 1
+        events.append(Token(row.number, token, *_log_probabilities(logits, token, request.top_logprobs)))
+        if row.count == request.max_new_tokens:
+            return Finished(row.number, "length")
+        limit = self.session.context_limit
+        return Finished(row.number, "context") if limit is not None and len(row.ids) >= limit else None
+
+    def _end(self, number: int, end: Finished, events: list[Event]) -> None:
+        """Take a request out of wherever it is, and keep its cache for later prompts if it is sound."""
+        if number in self._running:
+            row = self._running.pop(number)
+            if self._store.budget >= len(row.ids) and end.reason != "error":
+                self._store.add(row.ids, self._pool.take(number))
+            self._pool.leave(number)
+        elif self._is_filling(number):
+            self._filling = None
+        else:
+            del self._waiting[number]
+        events.append(end)
+
+    def _is_filling(self, number: int) -> bool:
+        return self._filling is not None and self._filling.number == number
+
+
+def _log_probabilities(
+    logits: Array, token: int, top: int | None
+) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Return the log-probability of a token, and the most likely tokens with theirs."""
+    if top is None:
+        return None, ()
+    shifted = logits.astype(np.float64) - logits.max()
+    values = shifted - np.log(np.exp(shifted).sum())
+    best = np.argsort(-values, kind="stable")[:top]
+    return float(values[token]), tuple((int(index), float(values[index])) for index in best)

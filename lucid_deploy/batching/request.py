@@ -1,0 +1,73 @@
+"""What goes into a batcher and what comes out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime.generate import Sampling, check_prompt
+from lucid_deploy.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue.
+
+    Attributes:
+        prompt_ids: Its token ids.
+        max_new_tokens: Upper bound of new tokens.
+        sampling: How tokens are chosen. A seed gives the tokens that it gives alone, whoever else is in the batch.
+        stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
+        top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
+    """
+
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_at_eos: bool = True
+    top_logprobs: int | None = None
+
+    def check(self, session: Session) -> None:
+        """Compare the request with what a session can run.
+
+        Raises:
+            LucidError: An empty prompt, a token id outside the vocabulary, a prompt longer than the context, or a
+                number out of its range.
+        """
+        check_prompt(session, self.prompt_ids, self.max_new_tokens)
+        vocabulary = session.config.vocab_size
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= vocabulary:
+            raise LucidError(f"top_logprobs must be 0 to {vocabulary} (the vocabulary), not {self.top_logprobs}.")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token of a request.
+
+    Attributes:
+        request: The request's number.
+        token: The token's id.
+        logprob: Natural logarithm of its probability, by the softmax of the raw logits (before temperature, top-k and
+            top-p); None if not asked for.
+        top: The most likely tokens and their log-probabilities, best first, as many as asked for.
+    """
+
+    request: int
+    token: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a request; nothing comes out for it afterwards.
+
+    Attributes:
+        request: The request's number.
+        reason: ``eos``, ``length`` (max_new_tokens), ``context`` (no room left), ``cancelled`` or ``error``.
+        error: What went wrong, with ``error``.
+    """
+
+    request: int
+    reason: str
+    error: str | None = None

@@ -1,0 +1,206 @@
+"""The running rows of a batch: caches of different lengths that decode together, join and leave.
+
+Two ways, chosen by what the session can do. :class:`StaticRows` (onnxruntime with a static cache) keeps one set of
+buffers; each row has its own ``cache_length``, and joining copies the one new row. :class:`MergedRows` (all others)
+merges the rows into one left-padded cache whenever membership changes, which copies all of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.runtime.cache_rows import RowLayers, cache_of_rows, row_layers
+from lucid_deploy.runtime.session import Array, Cache, Session
+from lucid_deploy.runtime.static_ort_session import StaticOrtSession
+
+_GRAIN = 256  # tokens; buffers are a multiple of it …
+_SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
+_SHRINK = 2  # … and are made shorter when they are this many times too long: each step reads all of them
+
+
+class Rows(ABC):
+    """Running rows; a key, given by the caller, names each."""
+
+    @abstractmethod
+    def join(self, key: int, cache: Cache[Any]) -> None:
+        """Add a row. The cache has one row without padding; it is copied or shared, never changed."""
+
+    @abstractmethod
+    def leave(self, key: int) -> None:
+        """Remove a row."""
+
+    @abstractmethod
+    def take(self, key: int) -> Cache[Any]:
+        """Return a copy of a row's cache."""
+
+    @abstractmethod
+    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
+        """Run one token of each row, all rows together.
+
+        Args:
+            tokens: A token for every row.
+
+        Returns:
+            Logits of each row, float ``(vocab,)``.
+        """
+
+
+def make_rows(session: Session[Any], rows: int) -> Rows:
+    """Return what holds up to ``rows`` rows of a session."""
+    return StaticRows(session, rows) if isinstance(session, StaticOrtSession) else MergedRows(session)
+
+
+class MergedRows(Rows):
+    """Rows in one growing cache, padded on the left so that all end in the same column."""
+
+    def __init__(self, session: Session[Any]) -> None:
+        self._session = session
+        self._keys: list[int] = []  # in the order of the cache's rows
+        self._cache: Cache[Any] | None = None
+        self._joined: dict[int, Cache[Any]] = {}
+        self._left: set[int] = set()
+
+    def join(self, key: int, cache: Cache[Any]) -> None:
+        """See :meth:`Rows.join`."""
+        self._joined[key] = self._session.fork(cache)
+
+    def leave(self, key: int) -> None:
+        """See :meth:`Rows.leave`."""
+        if self._joined.pop(key, None) is None:
+            self._left.add(key)
+        if self._left.issuperset(self._keys):  # nobody is left to wait for
+            self._cache, self._keys, self._left = None, [], set()
+
+    def take(self, key: int) -> Cache[Any]:
+        """See :meth:`Rows.take`."""
+        if key in self._joined:
+            return self._session.fork(self._joined[key])
+        assert self._cache is not None
+        return cache_of_rows(self._session, row_layers(self._session, self._cache, [self._keys.index(key)]))
+
+    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
+        """See :meth:`Rows.decode`."""
+        if self._joined or self._left:
+            self._merge()
+        assert self._cache is not None
+        column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
+        logits = self._session.decode(column, self._cache)
+        return {key: logits[row, -1] for row, key in enumerate(self._keys)}
+
+    def _merge(self) -> None:
+        stay = [row for row, key in enumerate(self._keys) if key not in self._left]
+        rows: list[RowLayers] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
+        keys = [self._keys[row] for row in stay]
+        for key, cache in self._joined.items():
+            rows += row_layers(self._session, cache, [0])
+            keys.append(key)
+        self._cache = cache_of_rows(self._session, rows) if rows else None
+        self._keys, self._joined, self._left = keys, {}, set()
+
+
+class StaticRows(Rows):
+    """Rows in buffers ``(rows, KV, M, ·)``, each with a length of its own.
+
+    Active rows lie in front, so that a step runs as many rows as there are: a row that leaves is replaced by one that
+    joins before the next step, or else by the last row. Memory that no row has used yet is not resident.
+    """
+
+    def __init__(self, session: StaticOrtSession, rows: int) -> None:
+        self._session = session
+        self._slots: list[int | None] = []  # the key in each slot; None: a hole
+        self._lengths = np.zeros((rows,), np.int64)
+        self._ids = np.zeros((rows, 1), np.int64)
+        self._positions = np.zeros((rows, 1), np.int64)
+        self._mask = np.ones((rows, 0), np.int64)  # rows have no padding; beyond its length the graph masks a row
+        self._layers: list[tuple[Array, ...]] = []
+        self._bindings: dict[int, Any] = {}  # by number of rows
+        self._rows = rows
+
+    def join(self, key: int, cache: Cache[Any]) -> None:
+        """See :meth:`Rows.join`."""
+        slot = self._slots.index(None) if None in self._slots else len(self._slots)
+        self._make_room(cache.length + 1, cache.layers)
+        for mine, theirs in zip(self._layers, cache.layers, strict=True):
+            for buffer, array in zip(mine, theirs, strict=True):
+                buffer[slot, :, : cache.length] = array[0, :, : cache.length]
+        self._lengths[slot] = cache.length
+        self._slots[slot : slot + 1] = [key]
+
+    def leave(self, key: int) -> None:
+        """See :meth:`Rows.leave`."""
+        slot = self._slots.index(key)
+        for layer in self._layers:
+            for buffer in layer:
+                part = buffer[slot, :, : self._lengths[slot]]
+                if not np.isfinite(part).all():  # what is masked is still multiplied, by zero
+                    part[:] = 0
+        self._slots[slot] = None
+
+    def take(self, key: int) -> Cache[Any]:
+        """See :meth:`Rows.take`."""
+        slot = self._slots.index(key)
+        length = int(self._lengths[slot])
+        layers = [tuple(buffer[slot : slot + 1, :, :length].copy() for buffer in layer) for layer in self._layers]
+        return Cache(np.ones((1, length), dtype=bool), layers)
+
+    def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
+        """See :meth:`Rows.decode`."""
+        self._close_holes()
+        count = len(self._slots)
+        self._make_room(int(self._lengths[:count].max()) + 1, self._layers)
+        for slot, key in enumerate(self._slots):
+            assert key is not None
+            self._ids[slot] = tokens[key]
+        self._positions[:, 0] = self._lengths
+        binding = self._bindings.get(count)
+        if binding is None:
+            binding = self._bindings[count] = self._session.bind_decode(
+                [tuple(buffer[:count] for buffer in layer) for layer in self._layers],
+                self._mask[:count],
+                self._ids[:count],
+                self._positions[:count],
+                self._lengths[:count],
+            )
+        logits = self._session.run_bound(binding)
+        self._lengths[:count] += 1
+        return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
+
+    def _close_holes(self) -> None:
+        """Move the last rows into the holes that those who left have made."""
+        while None in self._slots:
+            key = self._slots.pop()
+            if key is None:
+                continue
+            source, hole = len(self._slots), self._slots.index(None)
+            length = self._lengths[hole] = self._lengths[source]
+            for layer in self._layers:
+                for buffer in layer:
+                    buffer[hole, :, :length] = buffer[source, :, :length]
+            self._slots[hole] = key
+
+    def _make_room(self, tokens: int, like: list[Any]) -> None:
+        """Have buffers for the rows there are and one of so many tokens, of the types and widths of ``like``."""
+        taken = [slot for slot, key in enumerate(self._slots) if key is not None]
+        longest = max([tokens, *(int(self._lengths[slot]) + 1 for slot in taken)])
+        room = -(-(longest + max(longest // _SPARE, 1)) // _GRAIN) * _GRAIN
+        have = self._mask.shape[1]
+        if longest <= have <= _SHRINK * room:
+            return
+        self._bindings.clear()
+        self._mask = np.ones((self._rows, room), np.int64)
+        old = self._layers
+        self._layers = []
+        for index, layer in enumerate(like):  # layer by layer: only one is in memory twice
+            made = []
+            for place, array in enumerate(layer):
+                buffer = np.zeros((self._rows, array.shape[1], room, array.shape[3]), dtype=array.dtype)
+                for slot in taken:
+                    length = self._lengths[slot]
+                    buffer[slot, :, :length] = old[index][place][slot, :, :length]
+                made.append(buffer)
+            if old:
+                old[index] = ()
+            self._layers.append(tuple(made))

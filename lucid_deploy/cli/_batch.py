@@ -1,0 +1,127 @@
+"""``lucid-deploy run --batch``: options to files and back."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import CheckFailed, LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.runtime.session import Session
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+_CHUNK = 512  # prompt tokens between two steps of the running rows, unless told otherwise
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The options of ``run`` that only a batch has."""
+
+    batch: str
+    output: str
+    rows: int
+    overwrite: bool
+    prefix_tokens: int
+    prefill_chunk: int | None
+    as_json: bool
+
+
+def run_batch(
+    options: BatchOptions,
+    defaults: Defaults,
+    artifact: Artifact,
+    tokenizer: TextTokenizer | None,
+    open_session: Callable[[], Session[Any]],
+) -> None:
+    """Answer a file of prompts.
+
+    Raises:
+        LucidError: Prompts that cannot be run, or an output that has something else in it.
+        CheckFailed: At the end, if a prompt got an error for an answer.
+    """
+    from lucid_deploy.artifact import MANIFEST
+    from lucid_deploy.batching.answers import AnswerFile
+    from lucid_deploy.batching.batcher import Batcher
+    from lucid_deploy.batching.offline import answer_prompts
+    from lucid_deploy.batching.prompts import check_prompts, read_prompts
+    from lucid_deploy.cli._console import console_err, progress, write_json
+
+    file = read_prompts(options.batch, defaults)
+    if not defaults.sampling.temperature and not any(prompt.sampling.temperature for prompt in file.prompts):
+        note_greedy(defaults.sampling.top_k, defaults.sampling.top_p)
+    with progress("Loading the model"):
+        session = open_session()
+    chunk = _CHUNK if options.prefill_chunk is None else options.prefill_chunk
+    batcher = Batcher(session, options.rows, chunk, options.prefix_tokens)
+    check_prompts(file, session, tokenizer)
+    facts = {
+        "prompts": file.sha256,
+        "artifact": hashlib.sha256(artifact.path(MANIFEST).read_bytes()).hexdigest(),
+        "runtime": session.label,
+        "options": {**asdict(defaults), "stop": list(defaults.stop), "extrapolation": session.allow_extrapolation},
+    }
+    answers = AnswerFile(options.output, facts, {prompt.line for prompt in file.prompts}, options.overwrite)
+    before, total, started = len(answers.answered), len(file.prompts), time.perf_counter()
+    try:
+        with progress("Answering") as show:
+            answer_prompts(batcher, file.prompts, answers, tokenizer, show)
+    except KeyboardInterrupt:
+        console_err.print(
+            f"{len(answers.answered)} of {total} answers are in {options.output}; the same command goes on."
+        )
+        raise
+    finally:
+        answers.close()
+    seconds = time.perf_counter() - started
+    summary = {
+        "prompts": total,
+        "answered_before": before,
+        "failed": answers.failed,
+        "generated_tokens": batcher.generated_tokens,
+        "prompt_tokens": batcher.prompt_tokens_computed,
+        "prompt_tokens_reused": batcher.prompt_tokens_reused,
+        "seconds": seconds,
+        "runtime": session.runtime,
+        "provider": session.provider,
+        "dtype": session.dtype,
+    }
+    if options.as_json:
+        write_json(summary, "-")
+    console_err.print(
+        f"{total - before} of {total} prompts answered"
+        + (f", {before} had been before" if before else "")
+        + f": {batcher.generated_tokens} tokens in {seconds:.1f} s, {batcher.generated_tokens / seconds:.0f} tokens/s; "
+        f"{session.label}, {session.dtype}, {options.rows} rows",
+        soft_wrap=True,
+    )
+    if answers.failed:
+        raise CheckFailed(f"{answers.failed} of {total} prompts failed; {options.output} says why in the field error.")
+
+
+def note_greedy(top_k: int, top_p: float) -> None:
+    """Say on stderr when options of sampling are given and nothing is sampled."""
+    from lucid_deploy.cli._console import console_err
+
+    if top_k or top_p < 1:
+        console_err.print("Note: --top-k and --top-p do nothing at temperature 0; give --temperature to sample.")
+
+
+def batch_options(
+    batch: str, output: str | None, prompt: str | None, prompt_ids: str | None, **rest: Any
+) -> BatchOptions:
+    """Check what goes with ``--batch``.
+
+    Raises:
+        LucidError: A prompt beside it, or no output.
+    """
+    if prompt is not None or prompt_ids is not None:
+        raise LucidError("--batch brings its own prompts; leave out --prompt and --prompt-ids.")
+    if output is None:
+        raise LucidError("--batch needs a file for the answers: --output answers.jsonl")
+    return BatchOptions(batch, output, **rest)

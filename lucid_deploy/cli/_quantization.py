@@ -1,0 +1,34 @@
+"""How commands speak about a quantized artifact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+
+
+def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
+    """Return the manifest's record and how much smaller the weights are, as plain data; None if there is none."""
+    from lucid_deploy.inspection import compression
+
+    record = artifact.manifest.quantization
+    if record is None:
+        return None
+    return {**record.to_dict(), "block_size": record.block_size, "compression": compression(artifact)}
+
+
+def quantization_sentence(artifact: Artifact) -> str:
+    """Describe the quantization of an artifact that has one, in a line."""
+    from lucid_deploy.inspection import compression
+
+    record = artifact.manifest.quantization
+    assert record is not None
+    inputs = "inputs of their products in int8" if record.activations == "int8" else "inputs of their products in float"
+    kept = [name.removeprefix("model.").removesuffix(".weight") for name in record.kept]
+    shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
+    return (
+        f"Quantized {len(record.tensors)} weights to {record.scheme} in blocks of {record.block_size} "
+        f"({record.format}; on the CPU {inputs}); kept in {artifact.manifest.dtype}: {shown or 'nothing'}. The weights "
+        f"are {compression(artifact):.1f} times smaller than in {artifact.manifest.dtype}."
+    )

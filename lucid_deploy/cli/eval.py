@@ -1,0 +1,253 @@
+"""``lucid-deploy eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.evaluation import Comparison, Report, Task
+    from lucid_deploy.evaluation.task import Tokens
+    from lucid_deploy.runtime.session import Session
+
+HARNESS = "lm_eval:"
+DEFAULT_LIMIT = 200
+
+
+@click.command("eval")
+@click.argument("artifact", type=click.Path())
+@click.option(
+    "--task",
+    default="recall",
+    show_default=True,
+    help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model; auto is onnxruntime.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
+    default="cpu",
+    show_default=True,
+    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
+)
+@click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
+@click.option(
+    "--limit",
+    type=int,
+    help="Prompts; with needles, of each length; with lm_eval, documents of each task.  [default: 200; lm_eval: all]",
+)
+@click.option("--seed", type=int, default=2026, show_default=True, help="Of the prompts.")
+@click.option("--batch", type=int, default=8, show_default=True, help="Prompts to run at once.")
+@click.option("--needles", type=int, help="Needles in a text.  [default: 4]")
+@click.option("--ask", type=int, help="How many of a text's needles are asked for.  [default: all]")
+@click.option(
+    "--length", "lengths", metavar="N,N,...", help="Tokens of needles' texts.  [default: 1/8, 1/4, 1/2, all of 4096]"
+)
+@click.option(
+    "--wording",
+    type=click.Choice(["auto", "english", "recall"]),
+    help="Of needles' texts: English, or the bundled model's words.  [default: auto, what the tokenizer can write]",
+)
+@click.option("--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings.")
+@click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
+@click.option("--minimum", type=click.FloatRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
+@click.option(
+    "--minimum-relative",
+    type=click.FloatRange(min=0),
+    help="Exit with 1 if it is lower than this share of the accuracy of --against.",
+)
+@click.option(
+    "--include-path", metavar="DIR", type=click.Path(), help="With lm_eval: a directory with more tasks as YAML files."
+)
+@click.option("--json", "json_target", metavar="FILE", help="Write the results as JSON to FILE; - is stdout.")
+def command(
+    artifact: str,
+    task: str,
+    limit: int | None,
+    seed: int,
+    batch: int,
+    against: str | None,
+    minimum: float | None,
+    minimum_relative: float | None,
+    include_path: str | None,
+    json_target: str | None,
+    **options: Any,
+) -> None:
+    """Measure how good an artifact's answers are.
+
+    recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
+    depths in texts of known lengths and asks for them. Answers are generated greedily and count if they are exactly
+    right; accuracies come with their 95 % intervals.
+
+    Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.cli._console import write_json
+    from lucid_deploy.errors import LucidError
+
+    needles = {name: options.pop(name) for name in ("needles", "ask", "lengths", "wording")}
+    if given := [name for name, value in needles.items() if value is not None and task != "needles"]:
+        raise LucidError(
+            f"--{given[0].removesuffix('s') if given[0] == 'lengths' else given[0]} is for --task needles."
+        )
+    if include_path is not None and not task.startswith(HARNESS):
+        raise LucidError(f"--include-path is for tasks of lm-evaluation-harness: --task {HARNESS}NAME")
+    if minimum_relative is not None and against is None:
+        raise LucidError("--minimum-relative compares with another artifact: name it with --against DIR.")
+    opened = open_artifact(artifact)
+    if task.startswith(HARNESS):
+        if against is not None or minimum is not None:
+            raise LucidError("--against and --minimum are for the tasks recall and needles.")
+        _harness(opened, task.removeprefix(HARNESS), include_path, limit, batch, json_target, options)
+        return
+    if task not in ("recall", "needles"):
+        raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
+    other = None if against is None else open_artifact(against)
+    limit = DEFAULT_LIMIT if limit is None else limit
+    session, tokenizer = _open(opened, options)
+    questions = _task(task, session, tokenizer, limit, seed, needles)
+    report = _answer(opened, session, tokenizer, questions, batch)
+    facts: dict[str, Any] = {"artifact": str(opened.directory), "provider": session.provider, **report.to_dict()}
+    del session  # two models need not be in memory at once
+    comparison = None if other is None else _compare(report, other, batch, options)
+    if comparison is not None:
+        facts["against"] = {"artifact": str(against), **comparison.to_dict()}
+    if json_target is not None:
+        write_json(facts, json_target)
+    if json_target != "-":
+        _show(report, comparison, against)
+    _check(report, comparison, minimum, minimum_relative)
+
+
+def _open(artifact: Artifact, options: dict[str, Any]) -> tuple[Session[Any], Tokens]:
+    from lucid_deploy.cli._console import progress
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.runtime import open_session
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+    if not artifact.path("tokenizer.json").is_file():
+        raise LucidError(f"{artifact.directory} has no tokenizer.json; without it no text can be put to the model.")
+    tokenizer = TextTokenizer(artifact.directory)
+    with progress("Loading the model"):
+        return open_session(artifact, **options), tokenizer
+
+
+def _task(name: str, session: Session[Any], tokenizer: Tokens, limit: int, seed: int, needles: dict[str, Any]) -> Task:
+    from lucid_deploy.cli._console import progress
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.evaluation import needles_task, recall_task
+
+    if name == "recall":
+        return recall_task(tokenizer, limit, seed)
+    try:
+        lengths = needles["lengths"] and [int(item) for item in needles["lengths"].split(",")]
+    except ValueError as error:
+        raise LucidError(f"--length takes whole numbers separated by commas, not {needles['lengths']!r}.") from error
+    with progress("Writing the texts"):
+        return needles_task(
+            tokenizer,
+            session.context_limit,
+            needles=4 if needles["needles"] is None else needles["needles"],
+            ask=needles["ask"],
+            lengths=lengths,
+            limit=limit,
+            seed=seed,
+            wording=needles["wording"] or "auto",
+        )
+
+
+def _answer(artifact: Artifact, session: Session[Any], tokenizer: Tokens, task: Task, batch: int) -> Report:
+    from lucid_deploy.cli._console import progress
+    from lucid_deploy.evaluation import evaluate
+
+    with progress(f"Asking {artifact.directory.name}") as update:
+        return evaluate(session, tokenizer, task, batch, update)
+
+
+def _compare(report: Report, other: Artifact, batch: int, options: dict[str, Any]) -> Comparison:
+    from lucid_deploy.evaluation import compare
+
+    session, tokenizer = _open(other, options)
+    return compare(report, _answer(other, session, tokenizer, report.task, batch))
+
+
+def _check(
+    report: Report, comparison: Comparison | None, minimum: float | None, minimum_relative: float | None
+) -> None:
+    from lucid_deploy.errors import CheckFailed
+
+    score = report.score
+    if minimum is not None and score.accuracy < minimum:
+        raise CheckFailed(
+            f"{score.right} of {score.count} answers are right, {score.accuracy:.2%}; --minimum asks for {minimum:.2%}."
+        )
+    if minimum_relative is None or comparison is None:
+        return
+    relative = comparison.relative
+    if relative is None:
+        raise CheckFailed("The other artifact has no right answer at all, so there is nothing to compare with.")
+    if relative < minimum_relative:
+        raise CheckFailed(
+            f"The accuracy is {relative:.2%} of the other artifact's ({score.right} against {comparison.other.right} "
+            f"of {score.count} right); --minimum-relative asks for {minimum_relative:.2%}."
+        )
+
+
+def _show(report: Report, comparison: Comparison | None, against: str | None) -> None:
+    from rich.markup import escape
+
+    from lucid_deploy.cli._console import console_out
+    from lucid_deploy.evaluation.tables import percent, render_tables
+
+    for table in render_tables(report):
+        console_out.print(table)
+    console_out.print(
+        f"{report.task.name}: {percent(report.score)}; {report.runtime}, {report.dtype}", soft_wrap=True, markup=False
+    )
+    if comparison is None:
+        return
+    relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
+    console_out.print(
+        f"against {against}: {percent(comparison.other)}{relative}; right only here {comparison.only_right}, only "
+        f"there {comparison.only_other_right}; {len(comparison.disagreements)} answers differ",
+        soft_wrap=True,
+        markup=False,
+    )
+    for item in comparison.disagreements[:10]:
+        prompt = item.prompt if len(item.prompt) <= 60 else "… " + item.prompt[-58:]
+        console_out.print(
+            escape(f"  {prompt!r}: {item.answer!r} asked for, {item.given!r} here, {item.given_by_other!r} there"),
+            soft_wrap=True,
+        )
+
+
+def _harness(
+    artifact: Artifact,
+    name: str,
+    include_path: str | None,
+    limit: int | None,
+    batch: int,
+    json_target: str | None,
+    options: dict[str, Any],
+) -> None:
+    from lucid_deploy.cli._console import console_out, write_json
+    from lucid_deploy.evaluation.harness import run_tasks
+    from lucid_deploy.evaluation.tables import harness_table
+
+    session, tokenizer = _open(artifact, options)
+    folder = None if include_path is None else Path(include_path)
+    results = run_tasks(session, tokenizer, name.split(","), folder, limit, batch)
+    if json_target is not None:
+        write_json({"artifact": str(artifact.directory), **results}, json_target)
+    if json_target != "-":
+        console_out.print(harness_table(results))

@@ -1,0 +1,244 @@
+"""``lucid-deploy serve``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.serving.loading import ApiOptions, EngineOptions
+
+
+@click.command("serve")
+@click.argument("artifact", type=click.Path())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="What runs the model; auto is onnxruntime.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
+@click.option(
+    "--provider",
+    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
+    default="cpu",
+    show_default=True,
+    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
+)
+@click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
+@click.option(
+    "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
+)
+@click.option(
+    "--max-queue", type=click.IntRange(0, 100_000), default=64, show_default=True, help="How many may wait beyond them."
+)
+@click.option("--prefill-chunk", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens per step.")
+@click.option(
+    "--prefix-cache-tokens", type=click.IntRange(0), default=0, show_default=True, help="Prompt tokens kept for reuse."
+)
+@click.option("--max-prompt-tokens", type=click.IntRange(1), help="Longest prompt; the model's context if not given.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; the model's context if not given.")
+@click.option(
+    "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Largest request in bytes."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds for a request, its time in the queue included.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.",
+)
+@click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
+@click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="Without keys: a further name to be called by; may repeat."
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Least important message to log to stderr; info has a line per request.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="One process, or replicas on a Ray cluster.",
+)
+@click.option("--replicas", type=click.IntRange(1), help="With ray: engines; 1 if not given.")
+@click.option("--min-replicas", type=click.IntRange(0), help="With ray: scale between this many engines …")
+@click.option("--max-replicas", type=click.IntRange(1), help="With ray: … and this many, by load.")
+@click.option(
+    "--replica-cpus",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="With ray: processors that an engine reserves.",
+)
+@click.option(
+    "--replica-gpus",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="With ray: GPUs that an engine reserves.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; one on this machine if not given.")
+def command(artifact: str, engine: str, log_level: str, **options: Any) -> None:
+    """Serve an artifact over HTTP, as OpenAI's API.
+
+    Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM or Ctrl-C once
+    running requests are done.
+
+    Example: lucid-deploy serve ./artifact --port 8000
+    """
+    _check_extra()
+    from lucid_deploy.serving.loading import open_checked
+    from lucid_deploy.serving.server import set_up_logging
+
+    open_checked(artifact)
+    engine_options, api = _engine_options(artifact, options), _api_options(options)
+    _warn_if_open(options["host"], bool(api.keys))
+    set_up_logging(log_level)
+    if engine == "ray":
+        _serve_on_ray(engine_options, api, log_level, options)
+    else:
+        _check_no_ray_options(options)
+        _serve_here(engine_options, api, options)
+
+
+def _check_extra() -> None:
+    from lucid_deploy.errors import missing_extra
+
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        try:
+            __import__(package)
+        except ImportError as error:
+            raise missing_extra(package, "serve", "serve an artifact") from error
+
+
+def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
+    from lucid_deploy.serving.loading import EngineOptions
+
+    return EngineOptions(
+        artifact,
+        options["runtime"],
+        options["device"],
+        options["provider"],
+        options["threads"],
+        options["rows"],
+        options["max_queue"],
+        options["prefill_chunk"],
+        options["prefix_cache_tokens"],
+    )
+
+
+def _api_options(options: dict[str, Any]) -> ApiOptions:
+    from lucid_deploy.serving.loading import ApiOptions
+    from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
+
+    keys = ApiKeys() if options["api_key_file"] is None else read_api_keys(options["api_key_file"])
+    names = frozenset(name.lower() for name in options["allow_host"])
+    return ApiOptions(
+        options["served_model_name"],
+        options["max_prompt_tokens"],
+        options["max_new_tokens"],
+        options["max_body"],
+        options["timeout"],
+        keys,
+        names if is_loopback(options["host"]) and not keys else None,
+    )
+
+
+def _warn_if_open(host: str, has_keys: bool) -> None:
+    from lucid_deploy.serving.security import is_loopback
+
+    if not has_keys and not is_loopback(host):
+        click.echo(
+            f"WARNING: listening on {host} without API keys: everyone who reaches this port can use the model. "
+            "Give keys with --api-key-file, or listen on 127.0.0.1.",
+            err=True,
+        )
+
+
+def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
+    from lucid_deploy.serving.app import Service
+    from lucid_deploy.serving.backend import LocalBackend
+    from lucid_deploy.serving.loading import make_backend, make_service
+    from lucid_deploy.serving.server import Listening, bind, serve
+
+    opened = bind(options["host"], options["port"])
+    url = _url(options["host"], opened.getsockname()[1])
+
+    def make() -> tuple[Service, LocalBackend]:
+        backend = make_backend(engine)
+        return make_service(engine, api, backend), backend
+
+    with opened:
+        click.echo(f"Loading {engine.directory}", err=True)
+        serve(make, Listening(opened, options["grace"]), lambda: click.echo(f"Serving on {url}"))
+    click.echo("Stopped.", err=True)
+
+
+def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, options: dict[str, Any]) -> None:
+    from lucid_deploy.errors import missing_extra
+
+    try:
+        from ray import serve as _serve  # noqa: F401 (whether it is there)
+    except ImportError as error:
+        raise missing_extra("ray", "ray", "serve on a Ray cluster") from error
+    from lucid_deploy.serving.ray_cluster import Cluster, serve_on_ray
+
+    url = _url(options["host"], options["port"])
+    cluster = Cluster(
+        options["host"],
+        options["port"],
+        options["ray_address"],
+        *_replicas(options),
+        options["replica_cpus"],
+        options["replica_gpus"],
+        options["grace"],
+        log_level,
+    )
+    serve_on_ray(engine, api, cluster, lambda: click.echo(f"Serving on {url}"))
+    click.echo("Stopped.", err=True)
+
+
+def _replicas(options: dict[str, Any]) -> tuple[int, int]:
+    """Return the least and the most engines."""
+    from lucid_deploy.errors import LucidError
+
+    fixed, low, high = options["replicas"], options["min_replicas"], options["max_replicas"]
+    if fixed is not None and (low is not None or high is not None):
+        raise LucidError("Give --replicas, or --min-replicas and --max-replicas, not both.")
+    if (low is None) != (high is None):
+        raise LucidError("--min-replicas and --max-replicas go together.")
+    if low is None:
+        return fixed or 1, fixed or 1
+    if low > high:
+        raise LucidError(f"--min-replicas {low} is more than --max-replicas {high}.")
+    return low, high
+
+
+def _check_no_ray_options(options: dict[str, Any]) -> None:
+    from lucid_deploy.errors import LucidError
+
+    for name in ("replicas", "min_replicas", "max_replicas", "ray_address"):
+        if options[name] is not None:
+            raise LucidError(f"--{name.replace('_', '-')} is for --engine ray.")
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

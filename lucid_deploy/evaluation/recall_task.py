@@ -1,0 +1,32 @@
+"""Recall as a task: the held-out prompts of the bundled model, for any model whose tokenizer can write their words."""
+
+from __future__ import annotations
+
+from lucid_deploy import recall
+from lucid_deploy.errors import LucidError
+from lucid_deploy.evaluation.task import Question, Task, Tokens, can_write, check_seed_and_limit
+
+SEED = 2026  # of the prompts that the bundled model is tested with everywhere
+
+
+def recall_task(tokenizer: Tokens, limit: int = 200, seed: int = SEED) -> Task:
+    """Return held-out recall prompts, going through the list lengths in turn (see :mod:`lucid_deploy.recall`).
+
+    An answer is right if it is exactly the two words; it ends at an end-of-sequence token, a sign or a line's end.
+
+    Args:
+        tokenizer: Of the model.
+        limit: Number of prompts.
+        seed: Equal seeds give equal prompts.
+
+    Raises:
+        LucidError: No prompts, a negative seed, or a tokenizer that lacks the task's words.
+    """
+    check_seed_and_limit(seed, limit)
+    if not can_write(tokenizer, " ".join(recall.vocabulary())):
+        raise LucidError("This model's tokenizer cannot write the words of the recall task, so it cannot be asked.")
+    questions = [
+        Question(example.prompt, example.answer, {"pairs": example.pairs}, context)
+        for context, example in enumerate(recall.held_out(limit, seed))
+    ]
+    return Task("recall", {"limit": limit, "seed": seed}, questions, ends=r"[.,;\n]", rows="pairs")

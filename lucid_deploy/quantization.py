@@ -1,0 +1,170 @@
+"""Weight-only quantization: which tensors of an artifact are quantized, how, and what their bytes mean.
+
+A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
+has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
+``q · s``. The element of largest magnitude is ``-2^(bits-1)`` exactly, so s may be negative, and an element of the
+other sign and nearly the same magnitude is clipped by up to one step. That is onnxruntime's symmetric scheme.
+
+Needs numpy alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCHEMES = {"int8": 8, "int4": 4}  # bits
+FORMATS = ("matmulnbits", "qdq")
+ACTIVATIONS = ("int8", "float")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+# Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
+PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class QuantizedTensor:
+    """One quantized weight.
+
+    Attributes:
+        shape: ``(out, in)``, or for an embedding ``(vocab, hidden)``; the last axis is cut into blocks.
+        block_size: Elements of a block; the last block of a row may be shorter.
+    """
+
+    shape: tuple[int, int]
+    block_size: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a row."""
+        return -(-self.shape[1] // self.block_size)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The manifest's record of a quantized artifact.
+
+    Attributes:
+        scheme: ``int8`` or ``int4``.
+        bits: Of an element.
+        format: ``matmulnbits``: onnxruntime's operators ``com.microsoft::MatMulNBits`` and ``GatherBlockQuantized``.
+            ``qdq``: ``DequantizeLinear`` with blocks before a product, which TensorRT takes too.
+        activations: How onnxruntime multiplies on the CPU: ``int8`` rounds the inputs of a product to 8 bits block by
+            block, ``float`` leaves them as they are.
+        tensors: What is quantized, by the checkpoint's name.
+        kept: Weights of at least two axes that are not.
+        tool: What made the numbers, with its version.
+    """
+
+    scheme: str
+    bits: int
+    format: str
+    activations: str
+    tensors: dict[str, QuantizedTensor]
+    kept: tuple[str, ...]
+    tool: str
+
+    @property
+    def block_size(self) -> int:
+        """The largest block; a tensor whose rows it does not divide may have smaller ones in the format ``qdq``."""
+        return max(tensor.block_size for tensor in self.tensors.values())
+
+    def block_sizes(self, tied: bool) -> dict[str, int]:
+        """Return every quantized tensor's block size by name; a tied head's too, if the embedding is quantized."""
+        sizes = {name: tensor.block_size for name, tensor in self.tensors.items()}
+        if tied and "model.embed_tokens.weight" in sizes:
+            sizes["lm_head.weight"] = sizes["model.embed_tokens.weight"]
+        return sizes
+
+    def part_shape(self, name: str, part: str) -> tuple[int, ...]:
+        """Return the shape of a stored part of a tensor: ``PACKED``, ``SCALES``, or ``ROWS`` (another view of PACKED).
+
+        Args:
+            name: The checkpoint's name of the tensor.
+            part: Which part.
+        """
+        tensor = self.tensors[name]
+        (rows, width), blocks = tensor.shape, tensor.blocks
+        if self.format == "qdq":
+            return (blocks, rows) if part == SCALES else (width, rows)
+        blob = tensor.block_size * self.bits // 8
+        return {SCALES: (rows, blocks), PACKED: (rows, blocks, blob), ROWS: (rows, blocks * blob)}[part]
+
+    @property
+    def packed_dtype(self) -> str:
+        """Type of ``PACKED`` in the graphs."""
+        return "uint8" if self.format == "matmulnbits" else self.scheme
+
+    def packed_size(self, name: str) -> int:
+        """Return the bytes of ``PACKED``."""
+        count = int(np.prod(self.part_shape(name, PACKED)))
+        return -(-count // 2) if self.packed_dtype == "int4" else count
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Quantization:
+        """Read the record.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is damaged.
+        """
+        scheme = data["scheme"]
+        if SCHEMES.get(scheme) != data["bits"]:
+            raise ValueError(f"quantization {scheme!r} with {data['bits']!r} bits")
+        for key, allowed in (("format", FORMATS), ("activations", ACTIVATIONS)):
+            if data[key] not in allowed:
+                raise ValueError(f"quantization's {key} is {data[key]!r}")
+        tensors = {}
+        for name, tensor in data["tensors"].items():
+            rows, width = tensor["shape"]
+            if tensor["block_size"] not in BLOCK_SIZES or rows < 1 or width < 1:
+                raise ValueError(f"quantization of {name}: {tensor}")
+            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]))
+        if not tensors:
+            raise ValueError("quantization without tensors")
+        kept = tuple(str(name) for name in data["kept"])
+        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, str(data["tool"]))
+
+    def unpack(self, name: str, packed: Bytes, scales: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+        """Read a tensor's stored parts.
+
+        Args:
+            name: The checkpoint's name of the tensor.
+            packed: The bytes of ``PACKED``, flat.
+            scales: The scales, in any type and flat.
+
+        Returns:
+            The whole numbers q, int8 ``(out, in)``, and the scales, float64 ``(out, blocks)``.
+        """
+        rows, width = self.tensors[name].shape
+        scales = scales.astype(np.float64).reshape(self.part_shape(name, SCALES))
+        if self.format == "qdq":
+            flat = _halves(packed, signed=True)[: width * rows] if self.bits == 4 else packed.view(np.int8)
+            return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
+        zero = 1 << (self.bits - 1)
+        flat = _halves(packed, signed=False) if self.bits == 4 else packed
+        numbers = (flat.reshape(rows, -1)[:, :width].astype(np.int16) - zero).astype(np.int8)
+        return numbers, scales
+
+    def dequantize(self, name: str, packed: Bytes, scales: NDArray[Any]) -> NDArray[np.float64]:
+        """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
+        numbers, factors = self.unpack(name, packed, scales)
+        return numbers * spread(factors, self.tensors[name])
+
+
+def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
+    """Repeat one number a block for each element: ``(out, blocks)`` to ``(out, in)``."""
+    return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
+
+
+def _halves(packed: Bytes, signed: bool) -> NDArray[Any]:
+    """Return the 4-bit numbers of flat bytes, the lower half of a byte first."""
+    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)
+    return (((halves + 8) & 15).astype(np.int8) - 8).astype(np.int8) if signed else halves

@@ -1,0 +1,54 @@
+"""What computes the operators of ``ai.lucid`` in onnxruntime on the CPU: the library of kernels, or graph functions.
+
+onnxruntime takes a registered operator before a function of the same name in the model, so both can be in place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lucid_deploy.errors import LucidError
+
+KERNELS = ("auto", "functions", "library")
+
+
+def choose_kernels(kernels: str, provider: str | None = "cpu") -> Path | None:
+    """Return the library to register with a session, None where the graph's functions are to run.
+
+    Args:
+        kernels: ``functions``, ``library``, or ``auto``: the library where one has been built.
+        provider: The execution provider; the library is for ``cpu``.
+
+    Raises:
+        LucidError: An unknown choice; ``library`` without one or with another provider; a library that is damaged or
+            belongs to another version, which is never passed over in silence.
+    """
+    if kernels not in KERNELS:
+        raise LucidError(f"Kernels {kernels!r} are not known; known are {', '.join(KERNELS)}.")
+    if provider != "cpu":
+        if kernels == "library":
+            raise LucidError("--kernels library is for onnxruntime on the CPU; leave it out here.")
+        return None
+    if kernels == "functions":
+        return None
+    from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library
+
+    library = default_ort_library()
+    if kernels == "auto" and not library.is_file():
+        return None
+    check_ort_library(library)
+    return library
+
+
+def describe_kernels() -> dict[str, str | None]:
+    """Say what ``auto`` chooses on this machine, for ``inspect``: never raises for a library that cannot be used."""
+    from lucid_deploy.plugins.ort_build import default_ort_library, kernels_name
+
+    facts: dict[str, str | None] = {"auto": "functions", "library": None, "instructions": None, "problem": None}
+    try:
+        library = choose_kernels("auto")
+        if library is not None:
+            facts.update(auto="library", library=str(library), instructions=kernels_name(library))
+    except LucidError as error:
+        facts.update(auto=None, library=str(default_ort_library()), problem=str(error))
+    return facts

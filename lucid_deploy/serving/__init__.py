@@ -1,0 +1,1 @@
+"""An OpenAI-compatible HTTP API over continuous batching, in one process or on Ray Serve."""

@@ -1,0 +1,136 @@
+"""Jobs on an engine in this process: tokens become text, and stop strings end generations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+from lucid_deploy.runtime.generate import Sampling
+from lucid_deploy.serving.engine import Broken, Engine, EngineDownError, QueueFullError
+from lucid_deploy.serving.jobs import Event, Job, Piece, Refusal, RowEnd, TokenLogprob
+from lucid_deploy.serving.text import ServingTokenizer
+
+if TYPE_CHECKING:
+    from lucid_deploy.batching import Finished, Request, Token
+
+ENDS = {"eos": "stop", "length": "length", "context": "length"}
+
+
+class LocalBackend:
+    """The engine of this process.
+
+    Args:
+        engine: Started or not.
+        tokenizer: The artifact's.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: ServingTokenizer) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+
+    @property
+    def state(self) -> str:
+        """As :class:`lucid_deploy.serving.jobs.Backend`."""
+        return self.engine.state
+
+    def gauges(self) -> dict[str, float]:
+        """As :class:`lucid_deploy.serving.jobs.Backend`."""
+        return self.engine.gauges()
+
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; closing the generator cancels what still runs."""
+        try:
+            stream = self.engine.submit(_requests(job))
+        except QueueFullError as error:
+            yield [Refusal("queue_full", retry_after=error.retry_after)]
+            return
+        except EngineDownError as error:
+            yield [Refusal("down", str(error))]
+            return
+        rows = {row: _Row(row, job, self.tokenizer) for row in range(job.rows)}
+        try:
+            while rows:
+                out: list[Event] = []
+                for number, event in await stream.next():
+                    if number not in rows:  # a stop string ended it
+                        continue
+                    events, done = rows[number].take(event)
+                    out += events
+                    if done:
+                        del rows[number]
+                        stream.cancel(number)
+                if out:
+                    yield out
+        finally:
+            stream.close()
+
+
+def _requests(job: Job) -> list[Request]:
+    from lucid_deploy.batching import Request
+
+    out = []
+    for row in range(job.rows):
+        seed = None if job.seed is None else job.seed + row % job.n
+        sampling = Sampling(job.temperature, job.top_k, job.top_p, seed)
+        prompt = list(job.prompts[row // job.n])
+        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs))
+    return out
+
+
+class _Row:
+    """One generation: its text so far and the log-probabilities that wait for their text."""
+
+    def __init__(self, row: int, job: Job, tokenizer: ServingTokenizer) -> None:
+        from lucid_deploy.runtime.stop_strings import StopStrings
+        from lucid_deploy.runtime.tokenizer import TextStream
+
+        self._row = row
+        self._tokenizer = tokenizer
+        self._text = TextStream(tokenizer)
+        self._stops = StopStrings(list(job.stops)) if job.stops else None
+        self._wants_logprobs = job.top_logprobs is not None
+        self._waiting: list[TokenLogprob] = []
+        self._decoded = 0  # characters of the text so far
+        self._emitted = 0  # characters of them that were given out
+
+    def take(self, event: Token | Finished | Broken) -> tuple[list[Event], bool]:
+        """Return what an event of the engine means to the client, and whether the generation is over."""
+        from lucid_deploy.batching import Token
+
+        if isinstance(event, Broken):
+            reason = "invalid" if event.kind == "invalid" else "error"
+            return [RowEnd(self._row, reason, event.message)], True
+        if isinstance(event, Token):
+            return self._token(event)
+        if event.reason not in ENDS:
+            return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
+        text, stopped = self._through_stops(self._text.rest())
+        if self._stops is not None and not stopped:
+            text += self._stops.flush()
+        piece = self._piece(text, 0, everything=not stopped)
+        end = RowEnd(self._row, "stop" if stopped else ENDS[event.reason])
+        return ([piece, end] if piece.text or piece.logprobs else [end]), True
+
+    def _token(self, event: Token) -> tuple[list[Event], bool]:
+        if self._wants_logprobs:
+            self._waiting.append(self._logprob(event))
+        new = self._text.push(event.token)
+        self._decoded += len(new)
+        text, stopped = self._through_stops(new)
+        piece = self._piece(text, 1)
+        return ([piece, RowEnd(self._row, "stop")], True) if stopped else ([piece], False)
+
+    def _through_stops(self, text: str) -> tuple[str, bool]:
+        return (text, False) if self._stops is None else self._stops.push(text)
+
+    def _piece(self, text: str, tokens: int, everything: bool = False) -> Piece:
+        """Return a piece with the log-probabilities of the tokens whose text begins in what was given out."""
+        self._emitted += len(text)
+        ready = [item for item in self._waiting if everything or item.offset < self._emitted]
+        self._waiting = self._waiting[len(ready) :]
+        return Piece(self._row, text, tokens, tuple(ready))
+
+    def _logprob(self, event: Token) -> TokenLogprob:
+        assert event.logprob is not None  # it was asked for
+        top = tuple(self._tokenizer.token(token, logprob) for token, logprob in event.top or ())
+        return TokenLogprob(self._tokenizer.token(event.token, event.logprob), top, self._decoded)

@@ -1,0 +1,126 @@
+"""Chat templates: the Jinja template that lies beside a tokenizer, rendered in a sandbox as transformers does."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError, missing_extra
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ChatTemplate:
+    """A compiled template and the special tokens it may name.
+
+    Args:
+        source: The template's text.
+        special_tokens: Such as ``{"bos_token": "<s>"}``.
+        origin: Where it comes from, for messages.
+
+    Raises:
+        LucidError: It is not a valid template.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:
+        import jinja2
+
+        self._special_tokens = special_tokens
+        try:
+            self._template: Template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise LucidError(f"The chat template in {origin} is not valid: {error}.") from error
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Return the chat as text, with the opening of the model's answer.
+
+        Raises:
+            LucidError: The template refuses the messages (most say which roles may follow which), or fails on them.
+        """
+        import jinja2
+
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            # Not errors of ours: a template is a program that came with the model.
+            raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
+
+
+def load_chat_template(directory: Path) -> ChatTemplate | None:
+    """Return the template of an artifact, or None if it has none.
+
+    It is ``chat_template.jinja``, or ``chat_template`` in ``tokenizer_config.json`` (a text, or a list of named ones,
+    of which ``default`` is taken).
+
+    Raises:
+        LucidError: It is not valid, or jinja2 is not installed.
+    """
+    path, alone = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        source = alone.read_text(encoding="utf-8") if alone.is_file() else raw.get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise LucidError(f"{path} is not a readable tokenizer configuration: {error}.") from error
+    origin = str(alone if alone.is_file() else path)
+    if isinstance(source, list):
+        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+        source = named.get("default")
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise LucidError(f"The chat template in {origin} must be a text.")
+    try:
+        import jinja2  # noqa: F401 (whether it is there)
+    except ImportError as error:
+        raise missing_extra("jinja2", "serve", "render chat templates") from error
+    return ChatTemplate(source, _special_tokens(raw), origin)
+
+
+def _special_tokens(raw: dict[str, Any]) -> dict[str, str]:
+    """Read special tokens, which are texts or objects with the text as ``content``."""
+    found = {name: raw.get(name) for name in SPECIAL_TOKENS}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Return the environment that templates are written for: block trimming, loop controls, three helpers."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation_tag()]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _generation_tag() -> Any:
+    """Return the extension for ``{% generation %}``, which marks answers for training and has no effect here."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension
+    from jinja2.parser import Parser
+
+    class GenerationTag(Extension):
+        tags = {"generation"}  # noqa: RUF012 (the interface of Extension)
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    return GenerationTag

@@ -1,0 +1,278 @@
+"""The thread that owns the batcher: commands come in by a queue, events go out to the event loops of the askers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.batching import Batcher, Finished, Request, Token
+
+log = logging.getLogger("lucid_deploy.serving")
+
+
+class QueueFullError(Exception):
+    """There is no room; ``retry_after`` is a guess in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("The queue is full.")
+        self.retry_after = retry_after
+
+
+class EngineDownError(Exception):
+    """The engine is not running: still loading, stopped, or ended by an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The end of a generation by a fault: ``invalid`` (refused by the batcher) or ``down`` (the engine ended)."""
+
+    kind: str
+    message: str
+
+
+class Stream:
+    """The events of several generations that were asked for together, numbered from 0. Belongs to one event loop."""
+
+    def __init__(self, engine: Engine, rows: int) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._open = set(range(rows))
+        self._events: asyncio.Queue[list[tuple[int, Token | Finished | Broken]]] = asyncio.Queue()
+
+    async def next(self) -> list[tuple[int, Token | Finished | Broken]]:
+        """Return the next events as (number, event), as soon as there are any."""
+        return await self._events.get()
+
+    def cancel(self, row: int) -> None:
+        """End one generation and free its row; nothing further comes from it."""
+        if row in self._open:
+            self._open.discard(row)
+            self._engine.command(("cancel", self, row, None))
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        for row in list(self._open):
+            self.cancel(row)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that its events go to."""
+        return self._loop
+
+    def deliver(self, events: list[tuple[int, Token | Finished | Broken]]) -> None:
+        """Take events over; runs in the event loop."""
+        from lucid_deploy.batching import Token
+
+        kept = [(row, event) for row, event in events if row in self._open]
+        self._open -= {row for row, event in kept if not isinstance(event, Token)}
+        if kept:
+            self._events.put_nowait(kept)
+
+
+class Engine:
+    """Runs a batcher in a thread of its own.
+
+    Args:
+        open_batcher: Loads the model and returns the batcher; called in the thread.
+        rows: Generations that run at once.
+        max_queue: Generations that may wait beyond them.
+    """
+
+    def __init__(self, open_batcher: Callable[[], Batcher], rows: int, max_queue: int) -> None:
+        self.rows = rows
+        self.max_queue = max_queue
+        self.state = "loading"
+        self.error: BaseException | None = None
+        self._open_batcher = open_batcher
+        self._commands: queue.SimpleQueue[tuple[str, Stream | None, int, Request | None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # over state and the count of admitted generations
+        self._admitted = 0
+        self._seconds = 1.0  # a generation's usual duration, queue included
+        self._running: dict[int, tuple[Stream, int, float, int]] = {}
+        self._numbers: dict[tuple[Stream, int], int] = {}
+        self._cached: dict[int, int] = {}  # tokens in the cache of each running row
+        self._gauges = {"rows": float(rows)}
+        self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
+        self._when_loaded: Callable[[], None] = lambda: None
+
+    def start(self, when_loaded: Callable[[], None] = lambda: None) -> None:
+        """Start loading.
+
+        Args:
+            when_loaded: Called in the thread once the state is ``ready``, or ``dead`` with ``error`` set.
+        """
+        self._when_loaded = when_loaded
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the thread; what still runs gets an error."""
+        self._commands.put(("stop", None, 0, None))
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    @property
+    def capacity(self) -> int:
+        """Most generations that are taken at once."""
+        return self.rows + self.max_queue
+
+    @property
+    def outstanding(self) -> int:
+        """Generations that run or wait."""
+        return self._admitted
+
+    def gauges(self) -> dict[str, float]:
+        """Return the batcher's state after its last step, by the names in :mod:`lucid_deploy.serving.metrics`."""
+        return dict(self._gauges)
+
+    def submit(self, requests: list[Request]) -> Stream:
+        """Queue generations, all or none. Call it in an event loop.
+
+        Raises:
+            QueueFullError: There is no room for all of them.
+            EngineDownError: The engine is not running.
+        """
+        with self._lock:
+            if self.state != "ready":
+                raise EngineDownError("The model is still loading." if self.state == "loading" else "The engine ended.")
+            if self._admitted + len(requests) > self.capacity:
+                raise QueueFullError(min(60, max(1, math.ceil(self._seconds))))
+            self._admitted += len(requests)
+            stream = Stream(self, len(requests))
+            for row, request in enumerate(requests):
+                self._commands.put(("submit", stream, row, request))
+        return stream
+
+    def command(self, command: tuple[str, Stream | None, int, Request | None]) -> None:
+        """Leave a command for the thread."""
+        self._commands.put(command)
+
+    def _main(self) -> None:
+        try:
+            batcher = self._open_batcher()
+            with self._lock:
+                self.state = "ready"
+            self._when_loaded()
+            while self._take_commands(batcher):
+                self._deliver(batcher.step())
+                self._observe(batcher)
+        except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
+            self._die(error)
+        else:
+            self._die(None)
+
+    def _take_commands(self, batcher: Batcher) -> bool:
+        """Carry out what was asked for since the last step; wait for something if there is nothing to do."""
+        while True:
+            if batcher.idle:
+                self._observe(batcher)
+            try:
+                kind, stream, row, request = self._commands.get(block=batcher.idle)
+            except queue.Empty:
+                return True
+            if kind == "stop":
+                return False
+            assert stream is not None
+            if kind == "cancel":
+                self._cancel(batcher, stream, row)
+                continue
+            assert request is not None
+            try:
+                number = batcher.submit(request)
+            except LucidError as error:
+                self._release(1)
+                self._send([(stream, row, Broken("invalid", str(error)))])
+                continue
+            self._running[number] = (stream, row, time.monotonic(), len(request.prompt_ids))
+            self._numbers[stream, row] = number
+
+    def _cancel(self, batcher: Batcher, stream: Stream, row: int) -> None:
+        number = self._numbers.pop((stream, row), None)
+        if number is not None:  # else it ended meanwhile
+            del self._running[number]
+            self._cached.pop(number, None)
+            batcher.cancel(number)
+            self._release(1)
+
+    def _deliver(self, events: list[Token | Finished]) -> None:
+        from lucid_deploy.batching import Finished
+
+        out: list[tuple[Stream, int, Any]] = []
+        for event in events:
+            found = self._running.get(event.request)
+            if found is None:  # cancelled
+                continue
+            stream, row, started, prompt = found
+            if isinstance(event, Finished):
+                del self._running[event.request], self._numbers[stream, row]
+                self._cached.pop(event.request, None)
+                self._release(1)
+                self._seconds += 0.2 * (time.monotonic() - started - self._seconds)
+            else:
+                self._cached[event.request] = self._cached.get(event.request, prompt) + 1
+            out.append((stream, row, event))
+        self._send(out)
+
+    def _send(self, events: list[tuple[Stream, int, Any]]) -> None:
+        grouped: dict[asyncio.AbstractEventLoop, dict[Stream, list[tuple[int, Any]]]] = {}
+        for stream, row, event in events:
+            grouped.setdefault(stream.loop, {}).setdefault(stream, []).append((row, event))
+        for loop, streams in grouped.items():
+            try:
+                loop.call_soon_threadsafe(_deliver_all, streams)
+            except RuntimeError:  # the loop is closed: nobody listens any more
+                log.debug("An event loop closed while generations ran.")
+
+    def _release(self, count: int) -> None:
+        with self._lock:
+            self._admitted -= count
+
+    def _observe(self, batcher: Batcher) -> None:
+        self._gauges = {
+            "queue_length": float(batcher.waiting),
+            "active_rows": float(batcher.active),
+            "rows": float(self.rows),
+            "cache_tokens": float(sum(self._cached.values())),
+            "prefix_cache_tokens": float(batcher.cached_tokens),
+            "prompt_tokens_computed": float(batcher.prompt_tokens_computed),
+            "prompt_tokens_reused": float(batcher.prompt_tokens_reused),
+        }
+
+    def _die(self, error: BaseException | None) -> None:
+        loading = self.state == "loading"
+        with self._lock:  # afterwards nothing more is queued
+            self.state = "dead"
+            self.error = error
+            left = [(stream, row) for stream, row, _, _ in self._running.values()]
+            while True:
+                try:
+                    kind, stream, row, _ = self._commands.get_nowait()
+                except queue.Empty:
+                    break
+                if kind == "submit" and stream is not None:
+                    left.append((stream, row))
+            self._running.clear()
+            self._numbers.clear()
+            self._admitted = 0
+        if error is not None and not (loading and isinstance(error, LucidError)):
+            log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
+        message = (
+            "The server is shutting down." if error is None else "The engine ended by an error; see the server's log."
+        )
+        self._send([(stream, row, Broken("down", message)) for stream, row in left])
+        if loading:
+            self._when_loaded()
+
+
+def _deliver_all(streams: dict[Stream, list[tuple[int, Any]]]) -> None:
+    for stream, events in streams.items():
+        stream.deliver(events)

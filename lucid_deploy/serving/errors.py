@@ -1,0 +1,70 @@
+"""Errors of the HTTP API, in the JSON shape that OpenAI's clients read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    Attributes:
+        status: HTTP status.
+        message: What is wrong and what to do.
+        code: A word for programs, such as ``model_not_found``.
+        param: The request's field that is wrong.
+        headers: Further HTTP headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON body: ``{"error": {message, type, param, code}}``."""
+        kind = "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
+        elif self.status >= 500:
+            kind = "server_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete."""
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """Return the 400 for a field that is wrong."""
+    return ApiError(400, message, code, param)
+
+
+def queue_full(retry_after: int) -> ApiError:
+    """Return the 429 for a full queue.
+
+    Args:
+        retry_after: Seconds after which a place is likely.
+    """
+    message = f"The queue is full. Try again in {retry_after} s."
+    return ApiError(429, message, "queue_full", headers={"Retry-After": str(retry_after)})
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    """Return the 503 of a server that is loading, stopping or broken."""
+    return ApiError(503, message, code, headers={"Retry-After": "5"})
+
+
+def timed_out(seconds: float) -> ApiError:
+    """Return the 504 for a request that took longer than the server allows."""
+    return ApiError(504, f"The request took longer than {seconds:g} s, the server's limit.", "timeout")

@@ -1,0 +1,107 @@
+"""What the HTTP side asks of an engine and what it gets back. Plain data, so that it also travels between machines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Job:
+    """One HTTP request's generations: every prompt ``n`` times.
+
+    Attributes:
+        prompts: Token ids of each prompt.
+        n: Generations of each.
+        max_new_tokens: Most tokens of each generation.
+        temperature: As :class:`lucid_deploy.runtime.generate.Sampling`, like the next three.
+        top_k: 0 is all.
+        top_p: 1 is all.
+        seed: Of a prompt's first generation; the next ones count up.
+        stops: Texts that end a generation and are not part of it.
+        stop_at_eos: Whether an end-of-sequence token ends a generation.
+        top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    n: int = 1
+    max_new_tokens: int = 16
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    stop_at_eos: bool = True
+    top_logprobs: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Generations in all; number ``i`` continues prompt ``i // n``."""
+        return len(self.prompts) * self.n
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token as text and as bytes (None if it has none of its own), and its log-probability."""
+
+    text: str
+    data: bytes | None
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of a generation with its alternatives, most likely first; ``offset`` is where its text begins."""
+
+    chosen: TokenText
+    top: tuple[TokenText, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One more token of generation ``row``; its text may still be held back, then ``text`` is empty."""
+
+    row: int
+    text: str
+    tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnd:
+    """The end of generation ``row``: ``stop``, ``length`` or ``error`` with a message."""
+
+    row: int
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Instead of anything else: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
+
+    kind: str
+    message: str = ""
+    retry_after: int = 1
+
+
+Event = Piece | RowEnd | Refusal
+
+
+class Backend(Protocol):
+    """Where jobs run: an engine in this process, or replicas elsewhere."""
+
+    @property
+    def state(self) -> str:
+        """``loading``, ``ready`` or ``dead``."""
+        ...
+
+    def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; closing the generator cancels what still runs."""
+        ...
+
+    def gauges(self) -> dict[str, float]:
+        """Return what :mod:`lucid_deploy.serving.metrics` shows of an engine, as far as it is known here."""
+        ...

@@ -1,0 +1,143 @@
+"""From the options of ``lucid-deploy serve`` to an application with an engine."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.engine import Engine
+from lucid_deploy.serving.jobs import Backend
+from lucid_deploy.serving.requests import Limits
+from lucid_deploy.serving.security import ApiKeys
+from lucid_deploy.serving.text import ServingTokenizer
+
+if TYPE_CHECKING:
+    from lucid_deploy.batching import Batcher
+    from lucid_deploy.serving.app import Service
+    from lucid_deploy.serving.backend import LocalBackend
+
+
+NO_KEYS = ApiKeys()
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What runs the model, and how much of it at once.
+
+    Attributes:
+        directory: The artifact's.
+        runtime: As :func:`lucid_deploy.runtime.open_session`, like the next three.
+        device: Where.
+        provider: onnxruntime's execution provider.
+        threads: Threads within an operator; None lets the runtime choose.
+        rows: Generations that run at once.
+        max_queue: Generations that may wait beyond them.
+        prefill_chunk: Tokens of a prompt that run between two steps of the others.
+        prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
+    """
+
+    directory: str
+    runtime: str = "auto"
+    device: str = "cpu"
+    provider: str = "cpu"
+    threads: int | None = None
+    rows: int = 8
+    max_queue: int = 64
+    prefill_chunk: int = 512
+    prefix_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ApiOptions:
+    """What requests may ask for and who may ask.
+
+    Attributes:
+        model: The served name; None: the directory's name.
+        max_prompt_tokens: Of one prompt; None: what the context allows.
+        max_new_tokens: Of one generation; None: what the context allows.
+        max_body_bytes: Size of a request.
+        seconds: From a request's first byte to its answer's last.
+        keys: Who may ask.
+        hosts: Names besides this machine's under which it answers; None: any.
+    """
+
+    model: str | None = None
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
+    max_body_bytes: int = 4 << 20
+    seconds: float = 300.0
+    keys: ApiKeys = NO_KEYS
+    hosts: frozenset[str] | None = None
+
+
+def open_checked(directory: str) -> Artifact:
+    """Open the artifact that is to be served; cheap, before anything starts.
+
+    Raises:
+        LucidError: It is no artifact, or has no tokenizer.
+    """
+    artifact = open_artifact(directory)
+    if not (artifact.directory / "tokenizer.json").is_file():
+        raise LucidError(f"{directory} has no tokenizer.json, without which no text can be served; export it with one.")
+    return artifact
+
+
+def make_engine(options: EngineOptions) -> Engine:
+    """Return an engine that loads the artifact when it is started."""
+
+    def open_batcher() -> Batcher:
+        from lucid_deploy.batching import Batcher
+        from lucid_deploy.runtime import open_session
+
+        session = open_session(
+            options.directory, options.runtime, options.device, options.threads, provider=options.provider
+        )
+        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
+
+    return Engine(open_batcher, options.rows, options.max_queue)
+
+
+def make_backend(options: EngineOptions) -> LocalBackend:
+    """Return a backend in this process, not started."""
+    from lucid_deploy.serving.backend import LocalBackend
+
+    return LocalBackend(make_engine(options), ServingTokenizer(Path(options.directory)))
+
+
+def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
+    """Return the application's state over a backend. Call it in an event loop.
+
+    Raises:
+        LucidError: The artifact or its chat template cannot be read, or a limit does not fit the model.
+    """
+    from lucid_deploy.serving.app import Service, Settings
+
+    artifact = open_checked(engine.directory)
+    manifest = (artifact.directory / MANIFEST).read_bytes()
+    settings = Settings(
+        model=api.model or artifact.directory.resolve().name,
+        fingerprint="lucid_" + hashlib.sha256(manifest).hexdigest()[:10],
+        limits=_limits(artifact, engine, api),
+        keys=api.keys,
+        hosts=api.hosts,
+        created=int((artifact.directory / MANIFEST).stat().st_mtime),
+    )
+    return Service(settings, backend, ServingTokenizer(artifact.directory), load_chat_template(artifact.directory))
+
+
+def _limits(artifact: Artifact, engine: EngineOptions, api: ApiOptions) -> Limits:
+    context = artifact.config.max_position_embeddings
+    return Limits(
+        context=context,
+        vocabulary=artifact.config.vocab_size,
+        prompt_tokens=min(api.max_prompt_tokens or context, context),
+        new_tokens=min(api.max_new_tokens or context, context),
+        rows=engine.rows + engine.max_queue,
+        body_bytes=api.max_body_bytes,
+        seconds=api.seconds,
+    )

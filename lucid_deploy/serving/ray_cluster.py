@@ -1,0 +1,273 @@
+"""The same application on Ray Serve: front doors with the HTTP API, and engines behind them, each with a batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd
+from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service
+from lucid_deploy.serving.ray_router import PrefixRouter
+from lucid_deploy.serving.server import bind, set_up_logging
+
+log = logging.getLogger("lucid_deploy.serving")
+APPLICATION = "lucid-deploy"
+ENGINE = "Engine"
+DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
+DOOR_CPUS = 0.1
+OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go through it
+PROBE_SECONDS = 2.0
+PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where and how large.
+
+    Attributes:
+        host: Address that the HTTP proxies listen on.
+        port: Their port.
+        address: Of a running cluster; None: one on this machine, for as long as the server runs.
+        low: Engines at least.
+        high: Engines at most; between the two the load decides.
+        cpus: Processors that an engine reserves.
+        gpus: GPUs that an engine reserves.
+        grace: Seconds that running requests get to finish.
+        log_level: Least important message to log.
+    """
+
+    host: str
+    port: int
+    address: str | None
+    low: int
+    high: int
+    cpus: float
+    gpus: float
+    grace: float
+    log_level: str
+
+
+def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: Cluster, ready: Callable[[], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        engine: What each engine runs; its directory must exist on every machine of the cluster.
+        api: What requests may ask for.
+        cluster: Where and how large.
+        ready: Called once all engines have loaded.
+
+    Raises:
+        LucidError: The port is in use, the cluster cannot be reached, or an engine cannot be loaded.
+    """
+    if cluster.address is None:
+        if cluster.port == 0:
+            raise LucidError("--engine ray needs a port; 0 does not work there.")
+        bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
+    stop = threading.Event()
+    previous = _stop_on_signals(stop)
+    try:
+        _connect(cluster)
+        _stop_on_signals(stop)  # again: Ray's library has put a handler in its place that ends the process
+        _start(engine, api, cluster)
+        if not stop.is_set():
+            ready()
+        stop.wait()
+        log.warning("Shutting down: running requests may take %g s to finish.", cluster.grace)
+    finally:
+        if ray.is_initialized():
+            serve.delete(APPLICATION)
+            if cluster.address is None:
+                serve.shutdown()
+            ray.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _stop_on_signals(stop: threading.Event) -> dict[int, Any]:
+    """Make SIGTERM and SIGINT set an event; return the handlers before."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _connect(cluster: Cluster) -> None:
+    here: dict[str, Any] = {"address": cluster.address}
+    if cluster.address is None:
+        here = {
+            "address": "local",
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+        }
+    try:
+        ray.init(**here, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise LucidError(f"No Ray cluster at {cluster.address or 'this machine'}: {error}") from error
+
+
+def _start(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> None:
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly if cluster.address is None else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=cluster.host, port=cluster.port),
+    )
+    try:
+        serve.run(application(engine, api, cluster), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:  # Ray's own message has the engine's error and where its log is
+        raise LucidError(f"The application did not start on Ray: {error}") from error
+
+
+def application(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> serve.Application:
+    """Return the application as Ray Serve deploys it."""
+    directory = str(Path(engine.directory).resolve())
+    engine = EngineOptions(**{**engine.__dict__, "directory": directory})
+    name = api.model or Path(directory).name
+    api = ApiOptions(**{**api.__dict__, "model": name})
+
+    def build() -> Any:
+        set_up_logging(cluster.log_level)
+        from lucid_deploy.serving.app import build_app
+
+        handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
+        return build_app(make_service(engine, api, RayBackend(handle)))
+
+    scaling: dict[str, Any] = {"num_replicas": cluster.low}
+    if cluster.low != cluster.high:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": cluster.low,
+                "max_replicas": cluster.high,
+                "target_ongoing_requests": engine.rows,
+            }
+        }
+    engines: Any = serve.deployment(
+        EngineReplica,
+        name=ENGINE,
+        # An engine refuses by itself what its queue does not hold, so that clients hear of it.
+        max_ongoing_requests=2 * (engine.rows + engine.max_queue) + 16,
+        graceful_shutdown_timeout_s=cluster.grace,
+        health_check_period_s=2.0,
+        ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
+        request_router_config=RequestRouterConfig(
+            request_router_class=PrefixRouter,  # type: ignore[arg-type]
+            request_router_kwargs={"imbalance": engine.rows},
+        ),
+        **scaling,
+    )
+    doors: Any = serve.deployment(
+        serve.ingress(build)(),
+        name="Api",
+        num_replicas=1 if cluster.high == 1 else 2,
+        max_ongoing_requests=DOOR_REQUESTS,
+        graceful_shutdown_timeout_s=cluster.grace,
+        ray_actor_options={"num_cpus": DOOR_CPUS},
+    )
+    return doors.bind(engines.bind(engine, cluster.log_level))
+
+
+class EngineReplica:
+    """An engine in a process of its own.
+
+    Args:
+        options: What it runs.
+        log_level: Least important message to log.
+    """
+
+    def __init__(self, options: EngineOptions, log_level: str) -> None:
+        set_up_logging(log_level)
+        self._backend = make_backend(options)
+        loaded = threading.Event()
+        self._backend.engine.start(loaded.set)
+        loaded.wait()
+        self.check_health()
+
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; Ray cancels the generator when its reader leaves."""
+        async for events in self._backend.generate(job):
+            yield events
+
+    async def gauges(self) -> dict[str, float]:
+        """Return the engine's state."""
+        return self._backend.gauges()
+
+    def check_health(self) -> None:
+        """Raise if the engine has ended; Ray then starts another one in its place."""
+        engine = self._backend.engine
+        if engine.state != "ready":
+            raise RuntimeError(f"The engine is not running: {engine.error}")
+
+
+class RayBackend:
+    """The engines behind a front door.
+
+    A request whose engine ends before anything came from it goes to another one; later, its client gets an error.
+
+    Args:
+        handle: Of the engines' deployment.
+    """
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._one = handle
+        self._streaming = handle.options(stream=True)
+        self._state = "loading"
+        self._probe = asyncio.ensure_future(self._probe_forever())
+
+    @property
+    def state(self) -> str:
+        """As :class:`lucid_deploy.serving.jobs.Backend`."""
+        return self._state
+
+    def gauges(self) -> dict[str, float]:
+        """Return nothing: each engine has its own, and Ray's metrics say how many requests each has."""
+        return {}
+
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        """Run a job; closing the generator cancels it."""
+        for last in (False, True):
+            response: Any = self._streaming.generate.remote(job)
+            begun = False
+            try:
+                async for events in response:
+                    begun = True
+                    yield events
+                return
+            except BackPressureError:
+                yield [Refusal("queue_full")]
+                return
+            except (RayError, RayServeException) as error:
+                log.warning("An engine ended while it ran a request: %s", str(error).splitlines()[0])
+                if begun or last:
+                    yield [RowEnd(0, "error", "The engine that ran this request ended. Send it again.")]
+                    return
+            finally:
+                response.cancel()
+
+    async def _probe_forever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._one.gauges.remote()
+                failures, self._state = 0, "ready"
+            except (RayError, RayServeException, TimeoutError) as error:
+                failures += 1
+                if failures >= PROBE_PATIENCE and self._state == "ready":
+                    log.warning("No engine answers: %s", error)
+                    self._state = "dead"
+            await asyncio.sleep(PROBE_SECONDS if self._state == "ready" else 0.2)

@@ -1,0 +1,11 @@
+// The kernels with what every processor of the architecture has: 16 registers of 4 floats.
+#include "standard.h"
+#define LUCID_LANES 4
+#define LUCID_PANEL_VECTORS 3
+#define LUCID_PANEL_COLUMNS 4
+#define LUCID_GROUP_VECTORS 2
+#define LUCID_HAS_F16C 0
+#define LUCID_TABLE kPortable
+#define LUCID_NAME "portable"
+#define LUCID_SUPPORTED true
+#include "kernels.inl"

@@ -1,0 +1,123 @@
+// The two matrix products everything is made of, with their sums in registers.
+//
+// Rows of a tile (queries, or keys that receive) lie along the lanes, columns (keys that send) go one after the other:
+// scores and weights are stored transposed, [column][row]. So maxima and sums over columns need no step across lanes,
+// and no long operand has to be packed.
+
+constexpr size_t kRows = 96;                            // rows of a tile, a multiple of kPanel and kGroup …
+constexpr size_t kColumns = 96;                         // … and columns
+constexpr size_t kPanel = LUCID_PANEL_VECTORS * kLanes; // rows of the first product held in registers
+constexpr size_t kGroup = 6;                            // rows of the second product held in registers
+static_assert(kRows % kPanel == 0 && kRows % kGroup == 0, "tiles are whole");
+
+LUCID_INLINE size_t rounded_up(size_t value, size_t step) { return (value + step - 1) / step * step; }
+
+// scores[c][v] = Σ_k keys[c][k] · rows[k][v], for C columns and V vectors of rows; rows are transposed, [k][stride].
+template <int C, int V>
+LUCID_INLINE void score(Vector (&scores)[C][V], const float* keys, size_t width, const float* rows, size_t stride) {
+    for (int c = 0; c < C; ++c)
+        for (int v = 0; v < V; ++v) scores[c][v] = Vector{};
+    for (size_t k = 0; k < width; ++k) {
+        Vector row[V];
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) row[v] = load(rows + k * stride + v * kLanes);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) {
+            Vector key = broadcast(keys[c * width + k]);
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) scores[c][v] += key * row[v];
+        }
+    }
+}
+
+// As score, for one vector of rows: every fourth k is summed apart, so that the next product need not wait for the last,
+// and long sums round less.
+template <int C>
+LUCID_INLINE void score_apart(Vector (&scores)[C][1], const float* keys, size_t width, const float* rows,
+                              size_t stride) {
+    constexpr size_t kParts = 4;
+    Vector parts[kParts][C];
+    for (size_t part = 0; part < kParts; ++part)
+        for (int c = 0; c < C; ++c) parts[part][c] = Vector{};
+    size_t k = 0;
+    for (; k + kParts <= width; k += kParts) {
+#pragma GCC unroll 4
+        for (size_t part = 0; part < kParts; ++part) {
+            Vector row = load(rows + (k + part) * stride);
+#pragma GCC unroll 8
+            for (int c = 0; c < C; ++c) parts[part][c] += keys[c * width + k + part] * row;
+        }
+    }
+    for (; k < width; ++k)
+        for (int c = 0; c < C; ++c) parts[0][c] += keys[c * width + k] * load(rows + k * stride);
+    for (int c = 0; c < C; ++c) scores[c][0] = (parts[0][c] + parts[1][c]) + (parts[2][c] + parts[3][c]);
+}
+
+// Calls finish(column, scores of V vectors) for every column of a tile; V vectors of rows.
+template <int V, class Finish>
+LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width, const float* rows, size_t stride,
+                                Finish finish) {
+    constexpr int C = V == 1 ? LUCID_PANEL_COLUMNS / 2 : LUCID_PANEL_COLUMNS;
+    size_t column = 0;
+    for (; column + C <= columns; column += C) {
+        Vector scores[C][V];
+        if constexpr (V == 1)
+            score_apart<C>(scores, keys + column * width, width, rows, stride);
+        else
+            score<C, V>(scores, keys + column * width, width, rows, stride);
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) finish(column + c, scores[c]);
+    }
+    for (; column < columns; ++column) {
+        Vector scores[1][V];
+        if constexpr (V == 1)
+            score_apart<1>(scores, keys + column * width, width, rows, stride);
+        else
+            score<1, V>(scores, keys + column * width, width, rows, stride);
+        finish(column, scores[0]);
+    }
+}
+
+// sums[r][u] ±= Σ_c weights[c][r] · values[c][u], for R rows and U vectors of the width. The sum over the columns starts
+// at zero and meets `sums` at its end: added one by one, small terms would be rounded to the precision of large sums.
+template <bool Subtract, int R, int U>
+void weigh(float* sums, size_t sums_stride, const float* weights, size_t weights_stride, size_t columns,
+           const float* values, size_t values_stride) {
+    Vector total[R][U];
+    for (int r = 0; r < R; ++r)
+        for (int u = 0; u < U; ++u) total[r][u] = Vector{};
+    for (size_t c = 0; c < columns; ++c) {
+        Vector value[U];
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u) value[u] = load(values + c * values_stride + u * kLanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+            Vector weight = broadcast(weights[c * weights_stride + r]);
+#pragma GCC unroll 8
+            for (int u = 0; u < U; ++u) total[r][u] += weight * value[u];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+        for (int u = 0; u < U; ++u) {
+            float* sum = sums + r * sums_stride + u * kLanes;
+            store(sum, Subtract ? load(sum) - total[r][u] : load(sum) + total[r][u]);
+        }
+}
+
+// The same for R rows and the whole width, a multiple of kLanes.
+template <bool Subtract, int R>
+void weigh_rows(float* sums, const float* weights, size_t weights_stride, size_t columns, const float* values,
+                size_t width) {
+    constexpr int U = LUCID_GROUP_VECTORS;
+    size_t at = 0;
+    for (; at + U * kLanes <= width; at += U * kLanes)
+        weigh<Subtract, R, U>(sums + at, width, weights, weights_stride, columns, values + at, width);
+    if (U > 3 && at + 3 * kLanes == width)
+        weigh<Subtract, R, 3>(sums + at, width, weights, weights_stride, columns, values + at, width);
+    else if (U > 2 && at + 2 * kLanes == width)
+        weigh<Subtract, R, 2>(sums + at, width, weights, weights_stride, columns, values + at, width);
+    else if (at + kLanes == width)
+        weigh<Subtract, R, 1>(sums + at, width, weights, weights_stride, columns, values + at, width);
+}

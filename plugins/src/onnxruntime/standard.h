@@ -1,0 +1,15 @@
+// Everything the kernels take from the standard library. It comes before a file switches its instruction set: code that
+// several files share must not be compiled for a processor that may not be there.
+#pragma once
+
+#include "half.h"
+#include "kernels.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <thread>
+#include <type_traits>

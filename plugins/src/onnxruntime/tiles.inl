@@ -1,0 +1,116 @@
+// Bringing rows of K, Y and V into float32 tiles: converted, padded to whole vectors, and without padding tokens.
+
+LUCID_INLINE float to_float(float value) { return value; }
+LUCID_INLINE void from_float(float& to, float value) { to = value; }
+
+#if LUCID_HAS_F16C
+LUCID_INLINE float to_float(Half value) { return _cvtsh_ss(value.bits); }
+LUCID_INLINE void from_float(Half& to, float value) { to.bits = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+#else
+LUCID_INLINE float to_float(Half value) { return half_to_float(value.bits); }
+LUCID_INLINE void from_float(Half& to, float value) { to.bits = float_to_half(value); }
+#endif
+
+// So many elements, all zero. Not std::vector: its code would be shared with files for lesser processors.
+template <class T>
+class Zeros {
+public:
+    explicit Zeros(size_t count) : data_(static_cast<T*>(std::calloc(std::max<size_t>(count, 1), sizeof(T)))) {
+        if (data_ == nullptr) throw std::bad_alloc();
+    }
+    Zeros(const Zeros&) = delete;
+    Zeros& operator=(const Zeros&) = delete;
+    ~Zeros() { std::free(data_); }
+    T* data() const { return data_; }
+    T& operator[](size_t index) const { return data_[index]; }
+
+private:
+    T* data_;
+};
+
+// Memory for one task at a time, kept by its thread.
+class Scratch {
+public:
+    // Begins anew with room for so many floats in all, 64 bytes of slack a piece included.
+    explicit Scratch(size_t floats, size_t pieces) {
+        thread_local Memory memory;
+        size_t bytes = (floats + 16 * pieces) * sizeof(float) + 64;
+        if (memory.size < bytes) {
+            std::free(memory.data);
+            memory.data = std::aligned_alloc(64, rounded_up(bytes, 64));
+            memory.size = memory.data == nullptr ? 0 : bytes;
+            if (memory.data == nullptr) std::abort(); // no way to report from a thread of the pool
+        }
+        next_ = static_cast<float*>(memory.data);
+    }
+
+    float* take(size_t floats) {
+        float* piece = next_;
+        next_ += rounded_up(floats, 16);
+        return piece;
+    }
+
+private:
+    struct Memory {
+        void* data = nullptr;
+        size_t size = 0;
+        ~Memory() { std::free(data); }
+    };
+    float* next_;
+};
+
+// Copies `count` rows of `width` to a tile of stride `padded`, the rest zero; rows whose mask is false become zero.
+template <class T>
+void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t count, const bool* mask) {
+    for (size_t row = 0; row < count; ++row) {
+        float* to = tile + row * padded;
+        size_t filled = mask != nullptr && !mask[row] ? 0 : width;
+        for (size_t k = 0; k < filled; ++k) to[k] = to_float(rows[row * width + k]);
+        for (size_t k = filled; k < padded; ++k) to[k] = 0.0f;
+    }
+}
+
+// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for rows up to `rounded`.
+template <class T>
+void copy_transposed(float* tile, size_t stride, const T* rows, size_t width, size_t count, size_t rounded,
+                     const bool* mask, float scale) {
+    for (size_t row = 0; row < rounded; ++row) {
+        bool empty = row >= count || (mask != nullptr && !mask[row]);
+        for (size_t k = 0; k < width; ++k)
+            tile[k * stride + row] = empty ? 0.0f : to_float(rows[row * width + k]) * scale;
+    }
+}
+
+inline bool all_true(const bool* mask, size_t count) { return std::memchr(mask, 0, count) == nullptr; }
+inline bool none_true(const bool* mask, size_t count) { return std::memchr(mask, 1, count) == nullptr; }
+
+// Returns rows as a float32 tile of the given stride: in place where they are one already, else copied to `room`.
+template <class T>
+const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, const bool* mask, bool whole,
+                     float* room) {
+    if constexpr (std::is_same_v<T, float>)
+        if (whole && width == padded) return rows;
+    copy_rows(room, padded, rows, width, count, whole ? nullptr : mask);
+    return room;
+}
+
+// norms[row] = 1 / sqrt(mean(K²) + eps), 0 for masked rows.
+template <class T>
+void key_norms(float* norms, const T* keys, size_t width, size_t count, const bool* mask, float epsilon) {
+    for (size_t row = 0; row < count; ++row) {
+        norms[row] = 0.0f;
+        if (!mask[row]) continue;
+        const T* key = keys + row * width;
+        Vector squares{};
+        size_t k = 0;
+        for (; k + kLanes <= width; k += kLanes) {
+            float part[kLanes];
+            for (size_t lane = 0; lane < kLanes; ++lane) part[lane] = to_float(key[k + lane]);
+            Vector value = load(part);
+            squares += value * value;
+        }
+        float total = sum(squares);
+        for (; k < width; ++k) total += to_float(key[k]) * to_float(key[k]);
+        norms[row] = 1.0f / std::sqrt(total / static_cast<float>(width) + epsilon);
+    }
+}

@@ -1,0 +1,227 @@
+"""Requests through a batcher: the tokens of lone generations, whatever else runs; ends, cancellations, faults."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lone_runs import CASES, NAMES
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtime import Session, open_session
+from lucid_deploy.runtime.generate import Generation, Sampling
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+@pytest.fixture(params=CASES, ids=NAMES)
+def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
+    return open_session(exported(cache=request.param[0])[1], request.param[1])
+
+
+@pytest.fixture
+def static(exported: Exported) -> Session[Any]:
+    return open_session(exported(cache="static")[1])
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    ids = np.random.default_rng([length, seed]).integers(2, 97, length)
+    ids[length // 3 : 2 * length // 3] = 11
+    return [int(token) for token in ids]
+
+
+def drain(batcher: Batcher) -> tuple[dict[int, list[int]], dict[int, Finished]]:
+    """Step until nothing is left; return tokens and ends."""
+    tokens: dict[int, list[int]] = {}
+    ends: dict[int, Finished] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            assert event.request not in ends, "something came after the end"
+            if isinstance(event, Token):
+                tokens.setdefault(event.request, []).append(event.token)
+            else:
+                ends[event.request] = event
+    return tokens, ends
+
+
+def alone(session: Session[Any], request: Request) -> tuple[list[int], str]:
+    generation = Generation(
+        session, request.prompt_ids, request.max_new_tokens, request.sampling, stop_at_eos=request.stop_at_eos
+    )
+    return list(generation), generation.finish_reason
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 13, 512])
+def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int | None) -> None:
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            prompt(int(rng.integers(1, 90)), seed),
+            int(rng.integers(1, 30)),
+            Sampling(*((0.0,) if seed % 2 else (1.3, 20, 0.9, seed))),
+        )
+        for seed in range(11)
+    ]
+    batcher = Batcher(session, rows=4, prefill_chunk=chunk)
+    numbers = [batcher.submit(request) for request in requests]
+    assert (batcher.waiting, batcher.active, batcher.idle) == (11, 0, False)
+    tokens, ends = drain(batcher)
+    for number, request in zip(numbers, requests, strict=True):
+        assert (tokens.get(number, []), ends[number].reason) == alone(session, request)
+    assert batcher.prompt_tokens_computed == sum(len(request.prompt_ids) for request in requests)
+    assert batcher.generated_tokens == sum(map(len, tokens.values()))
+    assert (batcher.step(), batcher.waiting, batcher.active) == ([], 0, 0)
+
+
+def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=2, prefill_chunk=16)
+    first = batcher.submit(Request(prompt(5), 40, stop_at_eos=False))
+    batcher.step()
+    second = batcher.submit(Request(prompt(160), 3, stop_at_eos=False))
+    steps: list[list[int]] = []
+    while second not in (numbers := [event.request for event in batcher.step()]):
+        steps.append(numbers)
+    assert steps == [[first]] * 9  # ten chunks of 16; a token of the first row beside each
+    assert batcher.active == 2
+
+
+def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=4, prefill_chunk=16)
+    for seed in range(4):
+        batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
+    batcher.step()
+    assert (batcher.active, batcher.waiting, batcher.prompt_tokens_computed) == (4, 0, 16)
+
+
+def test_log_probabilities_are_of_the_raw_logits(session: Session[Any]) -> None:
+    request = Request(prompt(20), 3, Sampling(0.7, 5, seed=1), stop_at_eos=False, top_logprobs=3)
+    batcher = Batcher(session)
+    batcher.submit(request)
+    events = [event for event in [*batcher.step(), *batcher.step()] if isinstance(event, Token)]
+    logits = session.prefill(np.array([request.prompt_ids]), session.empty_cache(1))[0, -1].astype(np.float64)
+    wanted = np.log(np.exp(logits) / np.exp(logits).sum())
+    best = np.argsort(-wanted)[:3]
+    assert events[0].logprob == pytest.approx(wanted[events[0].token], abs=1e-5)
+    assert [token for token, _ in events[0].top] == best.tolist()
+    assert [value for _, value in events[0].top] == pytest.approx(wanted[best].tolist(), abs=1e-5)
+    for count, expected in ((None, (True, 0)), (0, (False, 0))):
+        batcher.submit(Request(prompt(4), 1, stop_at_eos=False, top_logprobs=count))
+        token = next(event for event in batcher.step() if isinstance(event, Token) and event.request > 0)
+        assert (token.logprob is None, len(token.top)) == expected
+        drain(batcher)
+
+
+def test_cancellation_frees_the_row_in_the_next_step(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=2, prefill_chunk=8)
+    running, filling, waiting, next_one = (
+        batcher.submit(Request(prompt(n), 50, stop_at_eos=False)) for n in (8, 60, 9, 7)
+    )
+    batcher.step()
+    batcher.step()
+    assert (batcher.active, batcher.waiting) == (2, 2)
+    for number in (waiting, filling, running, running, 77):
+        batcher.cancel(number)
+    events = batcher.step()
+    assert events[:3] == [Finished(number, "cancelled") for number in (waiting, filling, running)]
+    assert [event.request for event in events[3:]] == [next_one] * 2  # its first token, and one of decoding
+    assert (batcher.active, batcher.waiting) == (1, 0)
+    batcher.cancel(running)
+    _, ends = drain(batcher)
+    assert set(ends) == {next_one}
+    assert batcher.submit(Request(prompt(3), 1)) == 4
+
+
+def test_eos_and_context_end_a_request(exported: Exported, tmp_path: Path) -> None:
+    _, artifact = exported(cache="static")
+    session = open_session(artifact)
+    full = Request(prompt(510), 10**9, stop_at_eos=False)
+    batcher = Batcher(session, rows=2)
+    number = batcher.submit(full)
+    tokens, ends = drain(batcher)
+    assert (len(tokens[number]), ends[number].reason) == (3, "context")
+    free = open_session(artifact, allow_extrapolation=True)
+    batcher = Batcher(free, rows=2)
+    number = batcher.submit(Request(prompt(510), 20, stop_at_eos=False))
+    tokens, ends = drain(batcher)
+    assert (len(tokens[number]), ends[number].reason) == (20, "length")
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request([], 5), "empty"),
+        (Request([97], 5), "outside the vocabulary"),
+        (Request([-1], 5), "outside the vocabulary"),
+        (Request([1 << 80], 5), "outside the vocabulary"),
+        (Request([1] * 513, 5), "513 tokens"),
+        (Request([1], 0), "at least 1"),
+        (Request([1], 5, top_logprobs=98), "top_logprobs"),
+        (Request([1], 5, top_logprobs=-1), "top_logprobs"),
+    ],
+)
+def test_submit_refuses(request_: Request, message: str, exported: Exported) -> None:
+    batcher = Batcher(open_session(exported(cache="static")[1]))
+    with pytest.raises(LucidError, match=message):
+        batcher.submit(request_)
+    assert batcher.idle
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"rows": 0}, "one row"), ({"prefill_chunk": 0}, "one token"), ({"prefix_tokens": -1}, "0 tokens or more")],
+)
+def test_a_batcher_refuses(options: dict[str, int], message: str, static: Session[Any]) -> None:
+    with pytest.raises(LucidError, match=message):
+        Batcher(static, **options)
+
+
+def test_known_beginnings_are_not_run_again(session: Session[Any]) -> None:
+    batcher = Batcher(session, rows=2, prefix_tokens=400)
+    system = prompt(60)
+    first = Request([*system, 3, 4], 10, stop_at_eos=False)
+    batcher.submit(first)
+    answer = drain(batcher)[0][0]
+    second = Request([*first.prompt_ids, *answer, 9, 9], 10, stop_at_eos=False)  # the next turn of a conversation
+    third = Request([*system, 50, 51, 52], 10, stop_at_eos=False)
+    for number, request in enumerate((second, third, first), start=1):
+        assert batcher.submit(request) == number
+    tokens, _ = drain(batcher)
+    assert batcher.prompt_tokens_reused == (62 + 9) + 60 + 61  # all of the last answer's tokens but its last were run
+    for number, request in enumerate((second, third, first), start=1):
+        assert tokens[number] == alone(session, request)[0]
+    assert 0 < batcher.cached_tokens <= 400
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_a_request_whose_numbers_break_fails_alone(cache: str, exported: Exported, tmp_path: Path) -> None:
+    """Token 96 has an embedding of NaN."""
+    _, artifact = exported(cache=cache)
+    directory = Path(shutil.copytree(artifact.directory, tmp_path / "artifact"))
+    break_embedding(directory, 96)
+    session = open_session(directory)
+    batcher = Batcher(session, rows=3, prefix_tokens=300)
+    good = [Request([token % 96 for token in prompt(n)], 25, stop_at_eos=False) for n in (30, 12, 44)]
+    numbers = [batcher.submit(good[0]), batcher.submit(Request([3, 96, 5], 9)), *map(batcher.submit, good[1:])]
+    tokens, ends = drain(batcher)
+    assert ends[1].reason == "error" and "not finite" in str(ends[1].error) and 1 not in tokens
+    for number, request in zip([0, *numbers[2:]], good, strict=True):
+        assert tokens[number] == alone(session, request)[0]
+        assert ends[number] == Finished(number, "length")
+
+
+def break_embedding(directory: Path, token: int) -> None:
+    import onnx
+
+    artifact = open_artifact(directory)
+    graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
+    tensor = next(item for item in graph.initializer if "embed" in item.name)
+    offset = next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
+    weights = np.memmap(directory / "weights.bin", dtype=np.float32, mode="r+", offset=offset, shape=tuple(tensor.dims))
+    weights[token] = np.nan
+    weights.flush()

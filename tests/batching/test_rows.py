@@ -1,0 +1,157 @@
+"""Running rows join, leave and are replaced; each gives what it gives alone, within the parity gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lone_runs import CASES, FORCED, NAMES, TEXTS, Lone, run_alone
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import rows as rows_module
+from lucid_deploy.batching.rows import MergedRows, Rows, StaticRows, make_rows
+from lucid_deploy.runtime import Session, open_session
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def lone(exported: Exported) -> Lone:
+    return run_alone(exported()[0])
+
+
+@pytest.fixture(params=CASES, ids=NAMES)
+def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
+    return open_session(exported(cache=request.param[0])[1], request.param[1])
+
+
+class Driver:
+    """Feeds TEXTS into rows; a key is a text's index plus a multiple of ten."""
+
+    def __init__(self, session: Session[Any], rows: Rows) -> None:
+        self.session, self.rows = session, rows
+        self.logits: dict[int, list[np.ndarray]] = {}
+
+    def join(self, key: int) -> None:
+        cache = self.session.empty_cache(1)
+        first = self.session.prefill(TEXTS[key % 10][None, :-FORCED], cache)
+        self.rows.join(key, cache)
+        self.logits[key] = [first[0, -1]]
+
+    def step(self, count: int = 1) -> None:
+        for _ in range(count):
+            tokens = {key: int(TEXTS[key % 10][-FORCED + len(done) - 1]) for key, done in self.logits.items()}
+            for key, logits in self.rows.decode(tokens).items():
+                self.logits[key].append(logits)
+
+    def finish(self, lone: Lone, key: int) -> None:
+        lone.check(key % 10, self.session, self.rows.take(key), 0, self.logits.pop(key))
+        self.rows.leave(key)
+
+
+def test_rows_come_and_go(session: Session[Any], lone: Lone) -> None:
+    driver = Driver(session, make_rows(session, 4))
+    driver.join(2)
+    driver.step(3)
+    driver.join(0)
+    driver.join(1)
+    driver.step(5)
+    driver.finish(lone, 2)  # the first of three: the last takes its place
+    driver.step()
+    driver.join(3)
+    driver.join(12)
+    driver.step(2)
+    driver.finish(lone, 0)
+    driver.finish(lone, 1)
+    driver.join(10)  # into a hole, while there is another
+    driver.step(5)
+    driver.rows.leave(3)  # before its end
+    del driver.logits[3]
+    driver.step(1)
+    driver.finish(lone, 12)
+    driver.step(2)
+    driver.finish(lone, 10)
+    driver.join(11)  # after nobody was left
+    driver.step(FORCED)
+    driver.finish(lone, 11)
+
+
+def test_buffers_grow_and_shrink_with_the_longest_row(
+    exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "_GRAIN", 8)
+    session = open_session(exported(cache="static")[1])
+    driver = Driver(session, rows := make_rows(session, 3))
+    assert isinstance(rows, StaticRows)
+    sizes = []
+    for key in (2, 1, 0):  # 3, 39, 76 tokens
+        driver.join(key)
+        sizes.append(rows._mask.shape[1])
+    driver.step(FORCED)
+    sizes.append(rows._mask.shape[1])
+    for key in (0, 1, 2):
+        driver.finish(lone, key)
+    driver.join(12)
+    sizes.append(rows._mask.shape[1])
+    assert sizes == [8, 48, 88, 88, 8]
+    driver.step(FORCED)
+    driver.finish(lone, 12)
+    assert rows._mask.shape[1] == 16
+
+
+def test_a_step_runs_as_many_rows_as_there_are(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = open_session(exported(cache="static")[1])
+    driver = Driver(session, make_rows(session, 4))
+    run, counts = session.run_bound, []
+
+    def counted(binding: Any) -> np.ndarray:
+        logits = run(binding)
+        counts.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(session, "run_bound", counted)
+    for key in (0, 1, 2):
+        driver.join(key)
+        driver.step()
+    driver.rows.leave(0)
+    del driver.logits[0]
+    driver.step()
+    assert counts == [1, 2, 3, 2]
+
+
+def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone) -> None:
+    session = open_session(exported(cache="static")[1])
+    driver = Driver(session, rows := make_rows(session, 3))
+    assert isinstance(rows, StaticRows)
+    driver.join(0)
+    driver.step(2)
+    before = [[buffer.ctypes.data for buffer in layer] for layer in rows._layers]
+    driver.join(1)
+    driver.step(FORCED - 2)
+    assert [[buffer.ctypes.data for buffer in layer] for layer in rows._layers] == before
+    driver.finish(lone, 0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
+    session = open_session(exported(cache=case[0])[1], case[1])
+    driver = Driver(session, make_rows(session, 2))
+    assert isinstance(driver.rows, StaticRows if case[0] == "static" else MergedRows)
+    driver.join(2)
+    broken = session.empty_cache(1)
+    session.prefill(TEXTS[0][None], broken)
+    poisoned = [tuple(np.full_like(x, np.nan) for x in layer) for layer in session.layer_arrays(broken)]
+    driver.rows.join(99, session.cache_from_arrays(poisoned, broken.mask))
+    tokens = {2: int(TEXTS[2][-FORCED]), 99: 1}
+    logits = driver.rows.decode(tokens)
+    assert np.isnan(logits[99]).all()
+    driver.logits[2].append(logits[2])
+    driver.rows.leave(99)
+    driver.join(11)  # shorter than what lay there before
+    driver.step(FORCED - 1)
+    driver.finish(lone, 2)
+    driver.step()
+    driver.finish(lone, 11)

@@ -1,0 +1,308 @@
+"""``lucid-deploy run --batch``: answers, bad input, interruptions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from test_batcher import break_embedding
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher
+from lucid_deploy.cli import main
+
+Exported = Callable[..., tuple[Path, Artifact]]
+Answers = dict[int, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def directory(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A static artifact with a tokenizer whose words are w0 to w96."""
+    import shutil
+
+    target = tmp_path_factory.mktemp("batch") / "artifact"
+    shutil.copytree(exported(cache="static")[1].directory, target)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(target / "tokenizer.json"))
+    return target
+
+
+class Workplace:
+    """A file of prompts and one of answers."""
+
+    def __init__(self, directory: Path, place: Path) -> None:
+        self.directory, self.prompts, self.output = directory, place / "prompts.jsonl", place / "answers.jsonl"
+        self.record = place / "answers.jsonl.run.json"
+
+    def write(self, *lines: Any) -> None:
+        self.prompts.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+
+    def arguments(self, *options: Any) -> list[str]:
+        fixed = ["run", self.directory, "--batch", self.prompts, "--output", self.output, "--ignore-eos"]
+        return [*map(str, fixed), *map(str, options)]
+
+    def run(self, *options: Any, status: int = 0) -> Result:
+        result = CliRunner().invoke(main, self.arguments(*options))
+        assert result.exit_code == status, (result.stderr, result.exception)
+        return result
+
+    def answers(self) -> Answers:
+        found = [json.loads(line) for line in self.output.read_text().splitlines()]
+        assert len({answer["line"] for answer in found}) == len(found)
+        return {answer["line"]: answer for answer in found}
+
+
+@pytest.fixture
+def place(directory: Path, tmp_path: Path) -> Workplace:
+    return Workplace(directory, tmp_path)
+
+
+def alone(directory: Path, prompt: str, *options: Any) -> dict[str, Any]:
+    arguments = ["run", str(directory), "--prompt", prompt, "--ignore-eos", "--json", *map(str, options)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    facts: dict[str, Any] = json.loads(result.stdout)
+    return facts
+
+
+MANY = [{"prompt": f"w{i} w5 w5 w{90 - i}", "id": f"p{i}"} for i in range(12)]
+
+
+def test_answers_are_those_of_single_runs(place: Workplace) -> None:
+    place.write(
+        {"prompt": "w3 w4 w5", "id": "first"},
+        "",
+        {"prompt_ids": [3, 4, 5], "max_new_tokens": 3, "id": 7},
+        {"prompt": "w9 w9 w9 w9", "temperature": 1.5, "seed": 4, "top_k": 50},
+        {"prompt": "w9 w9 w9 w9", "temperature": 1.5, "seed": 5, "top_p": 0.9, "id": None},
+    )
+    summary = json.loads(place.run("-n", 12, "--rows", 3, "--json").stdout)
+    found = place.answers()
+    assert sorted(found) == [1, 3, 4, 5]  # numbers of lines, blank ones counted
+    first = alone(place.directory, "w3 w4 w5", "-n", 12)
+    assert found[1] == {
+        "line": 1,
+        "id": "first",
+        "text": first["text"],
+        "ids": first["ids"],
+        "finish_reason": "length",
+        "prompt_tokens": 3,
+        "error": None,
+    }
+    assert (found[3]["id"], found[3]["ids"]) == (7, first["ids"][:3])
+    for line, seed, *options in ((4, 4, "--top-k", 50), (5, 5, "--top-p", 0.9)):
+        single = alone(place.directory, "w9 w9 w9 w9", "-n", 12, "--temperature", 1.5, "--seed", seed, *options)
+        assert found[line]["ids"] == single["ids"]
+    assert (summary["prompts"], summary["failed"], summary["generated_tokens"]) == (4, 0, 12 * 3 + 3)
+
+
+def test_stop_strings_end_answers(place: Workplace) -> None:
+    whole = alone(place.directory, "w3 w4 w5", "-n", 12)["text"]
+    words = whole.split()
+    stop = f"{words[5]} {words[6]}"
+    shown = whole[: whole.index(stop)]
+    single = alone(place.directory, "w3 w4 w5", "-n", 12, "--stop", stop, "--stop", "nowhere")
+    assert (single["text"], single["finish_reason"]) == (shown, "stop")
+    place.write({"prompt": "w3 w4 w5", "stop": stop}, {"prompt": "w3 w4 w5", "stop": ["x", "y"]}, *MANY)
+    place.run("-n", 12, "--rows", 2)
+    found = place.answers()
+    assert (found[1]["text"], found[1]["finish_reason"]) == (shown, "stop")
+    assert (found[2]["text"], found[2]["finish_reason"]) == (whole, "length")
+    assert len(found) == 14
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> None:
+    place.write(*MANY)
+    place.run("-n", 200, "--rows", 3)
+    wanted = place.answers()
+    assert len(wanted) == len(MANY)
+    place.output.unlink()
+    command = [sys.executable, "-m", "lucid_deploy.cli", *place.arguments("-n", 200, "--rows", 3, "--threads", 1)]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        before = place.output.stat().st_size if place.output.exists() else 0
+        deadline = time.monotonic() + 60
+        while not (place.output.exists() and place.output.stat().st_size > before) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        if number == signal.SIGINT and process.returncode:  # it may have been at its end
+            assert process.returncode == 130 and b"the same command goes on" in errors
+    part = place.output.read_bytes()
+    assert part.endswith(b"\n") and 0 < part.count(b"\n") <= len(MANY)
+    lines = part.splitlines(keepends=True)
+    place.output.write_bytes(b"".join(lines[:-1]) + lines[-1][: len(lines[-1]) // 2])  # the last one is torn
+    result = place.run("-n", 200, "--rows", 2)
+    assert f"{len(lines) - 1} had been before" in result.stderr or len(lines) == 1
+    assert place.answers() == wanted
+    before = place.output.read_bytes()
+    place.run("-n", 200)  # nothing is left to do
+    assert place.output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3: not JSON"),
+        ("[1]", "line 3: not a JSON object"),
+        ("{}", "line 3: give either prompt or prompt_ids"),
+        ('{"prompt": "w1", "prompt_ids": [1]}', "either"),
+        ('{"prompt": "w1", "max_tokens": 5}', "unknown field 'max_tokens'; known are"),
+        ('{"prompt": 5}', "prompt must be text"),
+        ('{"prompt": "  "}', "prompt must be text that is not empty"),
+        ('{"prompt": "\\ud800"}', "not valid text"),
+        ('{"prompt_ids": [1, 97]}', "line 3: Token id 97"),
+        ('{"prompt_ids": [1, true]}', "a token id must be a whole number"),
+        ('{"prompt_ids": []}', "line 3: The prompt is empty"),
+        ('{"prompt_ids": 5}', "list of token ids"),
+        (json.dumps({"prompt_ids": [1] * 600}), "line 3: The context would be 600 tokens"),
+        ('{"prompt": "w1", "max_new_tokens": 0}', "max_new_tokens must be at least 1"),
+        ('{"prompt": "w1", "max_new_tokens": "5"}', "whole number"),
+        ('{"prompt": "w1", "temperature": NaN}', "temperature must be a number"),
+        ('{"prompt": "w1", "temperature": -1}', "line 3: The temperature must be 0 or more"),
+        ('{"prompt": "w1", "top_p": 0}', "top_p must be above 0"),
+        ('{"prompt": "w1", "seed": 1.5}', "seed must be a whole number"),
+        ('{"prompt": "w1", "stop": [""]}', "stop must be"),
+        ('{"prompt": "w1", "stop": 3}', "stop must be"),
+        ('{"prompt": "w1", "id": [1]}', "id must be"),
+        ('{"prompt": "w1", "id": "\\ud800"}', "id is not valid text"),
+        ('{"prompt": "w1", "id": "a"}', "lines 1 and 3 have the same id, 'a'"),
+        ("[" * 100_000, "line 3: not JSON"),
+    ],
+)
+def test_bad_lines_are_named_before_anything_runs(line: str, message: str, place: Workplace) -> None:
+    place.write({"prompt": "w1", "id": "a"}, "", line, {"prompt": "w2"})
+    assert message in place.run(status=2).stderr
+    assert not place.output.exists()
+
+
+def test_all_bad_lines_are_named(place: Workplace) -> None:
+    place.write(*["{}"] * 13)
+    errors = place.run(status=2).stderr
+    assert "line 1:" in errors and "line 10:" in errors and "line 11:" not in errors and "and 3 more" in errors
+
+
+def test_bad_files(place: Workplace, exported: Exported) -> None:
+    assert "cannot be read" in place.run(status=2).stderr
+    for content in (b"", b"\n \n"):
+        place.prompts.write_bytes(content)
+        assert "has no prompts" in place.run(status=2).stderr
+    place.prompts.write_bytes(b'{"prompt": "w1"}\n{"prompt": "\xff"}')
+    assert "line 2: not JSON in UTF-8" in place.run(status=2).stderr
+    place.write(*MANY)
+    assert "at least one row" in place.run("--rows", 0, status=2).stderr
+    assert "at least one token, not 0" in place.run("--prefill-chunk", 0, status=2).stderr
+    assert "brings its own prompts" in place.run("--prompt", "x", status=2).stderr
+    plain = Workplace(exported(cache="static")[1].directory, place.prompts.parent)
+    assert "no tokenizer.json: give prompt_ids" in plain.run(status=2).stderr
+    assert not place.output.exists()
+    place.output.mkdir()
+    assert "not a regular file" in place.run(status=2).stderr
+    runner = CliRunner()
+    for arguments, message in (
+        (["--batch", str(place.prompts)], "needs a file for the answers"),
+        (["--prompt", "w1", "--output", "x"], "go with --batch"),
+    ):
+        assert message in runner.invoke(main, ["run", str(place.directory), *arguments]).stderr
+
+
+def test_an_output_of_something_else_is_refused(place: Workplace) -> None:
+    place.write(*MANY[:3])
+    place.run("-n", 3)
+    good = place.output.read_bytes()
+    assert "begun with other options" in place.run("-n", 4, status=2).stderr
+    assert "begun with other runtime" in place.run("-n", 3, "--runtime", "torch", status=2).stderr
+    place.write(*MANY[:4])
+    assert "begun with other prompts" in place.run("-n", 3, status=2).stderr
+    assert place.output.read_bytes() == good
+    place.run("-n", 3, "--overwrite")
+    assert sorted(place.answers()) == [1, 2, 3, 4]
+    good = place.output.read_bytes()
+    lines = good.splitlines(keepends=True)
+    for damaged, message in (
+        (lines[0] + b"broken\n" + lines[1], "line 2 is not an answer"),
+        (lines[0] + lines[0] + lines[1], "twice"),
+        (lines[0] + b'{"line": 9}\n' + lines[1], "not in the prompts"),
+    ):
+        place.output.write_bytes(damaged)
+        assert message in place.run("-n", 3, status=1).stderr
+        assert place.output.read_bytes() == damaged
+    place.output.write_bytes(lines[0] + b"\0" * 30 + b"\n")  # a crash of the machine
+    place.run("-n", 3)
+    assert sorted(place.answers()) == [1, 2, 3, 4]
+    place.record.unlink()
+    assert "without the record" in place.run("-n", 3, status=2).stderr
+    place.record.write_text("[]")
+    assert "not the record of a run" in place.run("-n", 3, status=2).stderr
+    place.output.write_bytes(b"")  # nothing to lose
+    place.run("-n", 3)
+    assert sorted(place.answers()) == [1, 2, 3, 4]
+
+
+def test_two_runs_do_not_write_one_file(place: Workplace) -> None:
+    import fcntl
+
+    place.write(*MANY)
+    with place.output.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "being written by another run" in place.run(status=2).stderr
+
+
+def test_a_prompt_that_fails_is_an_answer_and_an_exit_status(place: Workplace, tmp_path: Path) -> None:
+    import shutil
+
+    broken = Workplace(Path(shutil.copytree(place.directory, tmp_path / "broken")), tmp_path)
+    break_embedding(broken.directory, 96)
+    broken.write({"prompt": "w1 w2"}, {"prompt": "w96"}, {"prompt": "w3"})
+    assert "1 of 3 prompts failed" in broken.run("-n", 5, status=1).stderr
+    found = broken.answers()
+    assert "not finite" in found[2]["error"] and found[2]["finish_reason"] == "error" and found[2]["ids"] == []
+    assert len(found[1]["ids"]) == len(found[3]["ids"]) == 5
+    assert "1 of 3 prompts failed" in broken.run("-n", 5, status=1).stderr  # again, and nothing is run again
+    assert broken.answers() == found
+
+
+def test_equal_beginnings_are_run_once(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = " ".join(["w7 w8 w9"] * 20)
+    place.write(*({"prompt": f"{system} w{i}"} for i in range(6)))
+    place.run("-n", 4)
+    plain = place.answers()
+    summary = json.loads(place.run("-n", 4, "--prefix-tokens", 500, "--json", "--overwrite").stdout)
+    assert place.answers() == plain
+    assert (summary["prompt_tokens"], summary["prompt_tokens_reused"]) == (61 + 5, 5 * 60)
+
+
+def test_only_as_many_requests_as_needed_are_queued(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    step = Batcher.step
+
+    def watched(self: Batcher) -> list[Any]:
+        nonlocal most
+        most = max(most, self.waiting)
+        return step(self)
+
+    monkeypatch.setattr(Batcher, "step", watched)
+    place.write(*MANY)
+    place.run("-n", 2, "--rows", 2)
+    assert most == 2
+
+
+def test_options_of_sampling_at_temperature_zero_are_remarked(place: Workplace) -> None:
+    place.write({"prompt": "w1", "temperature": 1.0}, {"prompt": "w1"})
+    assert "Note:" not in place.run("-n", 1, "--top-k", 5).stderr
+    place.write({"prompt": "w1"})
+    assert "Note: --top-k and --top-p do nothing" in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
+    arguments = ["run", str(place.directory), "--prompt", "w1", "-n", "1"]
+    assert "Note:" in CliRunner().invoke(main, [*arguments, "--top-p", "0.5"]).stderr
+    assert "Note:" not in CliRunner().invoke(main, [*arguments, "--top-p", "0.5", "--temperature", "1"]).stderr
+    assert "Note:" not in CliRunner().invoke(main, arguments).stderr

@@ -1,0 +1,141 @@
+"""``lucid-deploy eval`` on the bundled model, and on ones that are broken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+from lucid_deploy.export import export
+
+Demo = Callable[..., Artifact]
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, ["eval", *map(str, arguments)])
+
+
+def printed(*arguments: Any) -> dict[str, Any]:
+    result = run(*arguments, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    facts: dict[str, Any] = json.loads(result.stdout)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def unsolved(demo_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled weights with standard attention: Y = V."""
+    checkpoint = tmp_path_factory.mktemp("unsolved") / "checkpoint"
+    shutil.copytree(demo_directory, checkpoint)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}))
+    return export(checkpoint, checkpoint.parent / "artifact").directory
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "float16"}], ids=str)
+def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str]) -> None:
+    facts = printed(demo(**options).directory, "--limit", 200, "--batch", 32, "--minimum", 0.99)
+    assert (facts["right"], facts["count"], facts["accuracy"], facts["wrong"]) == (200, 200, 1.0, [])
+    assert (facts["runtime"], facts["dtype"]) == ("onnxruntime", options.get("dtype", "float32"))
+    assert len(facts["table"]) == 27
+    assert facts["provider"] == "cpu"
+
+
+def test_pytorch_gives_the_same_score(demo: Demo) -> None:
+    facts = printed(demo().directory, "--runtime", "torch", "--limit", 54)
+    assert (facts["runtime"], facts["right"], facts["count"]) == ("torch", 54, 54)
+
+
+def test_a_model_without_the_solve_does_far_worse(demo: Demo, unsolved: Path) -> None:
+    facts = printed(unsolved, "--limit", 108, "--against", demo().directory)
+    assert facts["accuracy"] < 0.5
+    assert facts["against"]["accuracy"] == 1.0
+    assert facts["against"]["relative_accuracy"] == facts["accuracy"]
+    assert facts["against"]["only_right_there"] == len(facts["wrong"]) == len(facts["against"]["disagreements"])
+    assert facts["against"]["only_right_here"] == 0
+
+
+@pytest.mark.parametrize("option", ["--minimum", "--minimum-relative"])
+def test_too_low_an_accuracy_fails(demo: Demo, unsolved: Path, tmp_path: Path, option: str) -> None:
+    target = tmp_path / "result.json"
+    result = run(unsolved, "--limit", 27, "--against", demo().directory, option, 0.97, "--json", target)
+    assert result.exit_code == 1
+    assert f"{option} asks for 97.00%" in result.stderr
+    assert "recall: " in result.stdout and "relative accuracy" in result.stdout
+    assert json.loads(target.read_text())["count"] == 27  # the result is there all the same
+
+
+def test_needles_in_a_table_of_depths_and_lengths(demo: Demo) -> None:
+    facts = printed(demo().directory, "--task", "needles", "--length", "128,64", "--needles", 5, "--limit", 20)
+    assert facts["accuracy"] == 1.0 and facts["count"] == 40
+    assert [(row["length"], row["count"]) for row in facts["table"] if row["depth"] == "0-20 %"] == [(64, 4), (128, 4)]
+    assert facts["settings"]["wording"] == "recall"
+    result = run(demo().directory, "--task", "needles", "--length", "64", "--limit", 5)
+    assert result.exit_code == 0
+    assert "80-100 %" in result.stdout and "5 of 5 right" in result.stdout
+    assert result.stderr == ""
+
+
+def test_beyond_the_context_only_on_request(demo: Demo) -> None:
+    options = [demo().directory, "--task", "needles", "--length", 600, "--limit", 2]
+    result = run(*options)
+    assert result.exit_code == 2
+    assert "exceed the model's context of 512" in result.stderr
+    assert printed(*options, "--allow-extrapolation")["count"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "chess"], "Task 'chess' is not known; known are recall, needles and lm_eval:NAME."),
+        (["--limit", 0], "The limit must be at least 1 prompt, not 0."),
+        (["--batch", 0], "at least one row"),
+        (["--seed", -1], "The seed must be 0 or more"),
+        (["--needles", 3], "--needles is for --task needles."),
+        (["--length", "64"], "--length is for --task needles."),
+        (["--task", "needles", "--length", "64,x"], "--length takes whole numbers"),
+        (["--task", "needles", "--length", ""], "Lengths must be whole numbers of tokens"),
+        (["--minimum-relative", 0.9], "name it with --against"),
+        (["--include-path", "."], "--include-path is for tasks of lm-evaluation-harness"),
+        (["--minimum", 1.5], "1.5 is not in the range"),
+        (["--against", "nowhere"], "There is no artifact at nowhere"),
+        (["--task", "lm_eval:x", "--minimum", 0.5], "--minimum are for the tasks recall and needles"),
+        (["--provider", "cuda", "--runtime", "torch"], "--provider is for onnxruntime"),
+    ],
+)
+def test_bad_usage(demo: Demo, options: list[Any], message: str) -> None:
+    result = run(demo().directory, *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_no_tokenizer(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+    result = run(exported()[1].directory)
+    assert result.exit_code == 2 and "has no tokenizer.json" in result.stderr
+
+
+def test_a_tokenizer_of_other_words(artifact_copy: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0")).save(
+        str(artifact_copy / "tokenizer.json")
+    )
+    for task in ("recall", "needles"):
+        result = run(artifact_copy, "--task", task)
+        assert result.exit_code == 2 and "tokenizer cannot write" in result.stderr
+
+
+def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(demo().directory, tmp_path / "artifact"))
+    with (damaged / "weights.bin").open("r+b") as file:
+        file.truncate(1000)
+    result = run(damaged)
+    assert result.exit_code == 1 and "weights.bin" in result.stderr

@@ -1,0 +1,165 @@
+"""Faults in an exported artifact: each is caught, and its cause is found in the layer and tensor where it was put."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from faults import (
+    broken_operator,
+    change_weight,
+    diagonal,
+    edit_graphs,
+    low_precision_e,
+    normalised_keys,
+    shifted_rope,
+    swap_cache,
+    swap_layers,
+)
+
+from lucid_deploy.cli import main
+
+CONTEXT = 32  # prompts of 21 tokens with 6 steps
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """Return a function giving a copy of an artifact with three layers, to damage."""
+
+    def make(**options):
+        _, artifact = exported(num_hidden_layers=3, max_position_embeddings=CONTEXT, **options)
+        return shutil.copytree(artifact.directory, tmp_path / "artifact")
+
+    return make
+
+
+def verify(directory, *arguments):
+    command = ["verify", str(directory), "--steps", "6", "--json", "-", *arguments]
+    return CliRunner().invoke(main, command, catch_exceptions=False)
+
+
+def layer_of(part):
+    """``layer 1`` of ``layer 1 K``; embedding and logits stay."""
+    return part.rsplit(" ", 1)[0]
+
+
+def localised(directory, part, hint, also=()):
+    """Check that verification fails, where it says the error starts, and that no other layer is said to err by itself.
+
+    Returns:
+        What it found.
+    """
+    result = verify(directory)
+    assert result.exit_code == 1, result.stdout[:300]
+    data = json.loads(result.stdout)
+    found = data["explanation"]
+    assert found["origin"] is not None, result.stderr
+    assert (found["origin"]["part"], found["origin"]["passed"]) == (part, False)
+    assert hint in found["hint"]
+    failed = {layer_of(item["part"]) for item in found["own_errors"] if not item["passed"]}
+    assert failed == {layer_of(part), *also}
+    message = " ".join(result.stderr.split())
+    assert f"The error starts in {part}" in message and hint in message
+    return data
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "hint"),
+    [
+        ("self_attn.k_proj.weight", "layer 1 K", "k_proj"),
+        ("self_attn.v_proj.weight", "layer 1 Y", "v_proj"),
+        ("self_attn.q_proj.weight", "layer 1 output", "Its K and Y are right"),
+        ("mlp.down_proj.weight", "layer 1 output", "MLP"),
+    ],
+)
+def test_an_element_of_a_weight_changed_by_one_percent(copy, name, part, hint):
+    directory = copy()
+    change_weight(directory, f"model.layers.1.{name}")
+    data = localised(directory, part, hint)
+    if "_proj" in hint:
+        assert "the error lies in key/value head" in data["explanation"]["hint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "hint"),
+    [
+        ("model.embed_tokens.weight", "embedding", "embedding table"),
+        ("lm_head.weight", "logits", "lm_head"),
+    ],
+)
+def test_a_weight_outside_the_layers(copy, name, part, hint):
+    directory = copy()
+    change_weight(directory, name, whole=True)  # of a single row of the embedding only texts with that token can tell
+    localised(directory, part, hint)
+
+
+def test_two_layers_swapped(copy):
+    directory = copy()
+    swap_layers(directory, 1, 2)
+    localised(
+        directory, "layer 1 K", "Layers 1 and 2 are each wrong by themselves: were they swapped?", also=["layer 2"]
+    )
+
+
+def test_k_and_y_swapped_in_the_cache(copy):
+    directory = copy()
+    edit_graphs(directory, swap_cache(1))
+    localised(directory, "layer 1 K", "K and Y are swapped in the cache")
+
+
+def test_normalised_keys_in_the_cache(copy):
+    directory = copy()
+    edit_graphs(directory, normalised_keys(1))
+    localised(directory, "layer 1 K", "normalised keys")
+
+
+def test_rope_off_by_one_position(copy):
+    directory = copy()
+    edit_graphs(directory, shifted_rope(1))
+    localised(directory, "layer 1 K", "rotated by one position too far")
+
+
+def test_rope_off_by_one_position_in_decode_only(copy):
+    directory = copy()
+    edit_graphs(directory, shifted_rope(2), stages=["decode"])
+    data = localised(directory, "layer 2 K", "rotated by one position too far")
+    assert data["explanation"]["origin"]["feeding"] == "decode"
+
+
+def test_a_diagonal_that_is_not_one(copy):
+    directory = copy()
+    edit_graphs(directory, broken_operator(1, "Precondition", diagonal(0.9998)))
+    data = localised(directory, "layer 1 Y", "The diagonal of L is 0.9998")
+    rows = [row for row in data["explanation"]["error_shares"] if row["feeding"] == "one prefill"]
+    assert [row["excess"] > 4 for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("operator", ["Precondition", "DecodeAttention"])
+def test_e_in_bfloat16(copy, operator):
+    directory = copy()
+    edit_graphs(directory, broken_operator(1, operator, low_precision_e))
+    data = localised(directory, "layer 1 Y", "E (the exponentials) is in bfloat16")
+    feeding = "one prefill" if operator == "Precondition" else "token by token"
+    rows = [row for row in data["explanation"]["error_shares"] if row["feeding"] == feeding]
+    assert [row["excess"] > 4 for row in rows] == [False, True, False]
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache": "static"}, {"cache_dtype": "int8"}], ids=str)
+def test_other_kinds_of_artifact(copy, options):
+    directory = copy(**options)
+    result = verify(directory, "--explain")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["explanation"]["origin"] is None
+    assert all(row["excess"] < 4 for row in data["explanation"]["error_shares"])
+    kind = np.float16 if options.get("dtype") == "float16" else np.float32
+    change_weight(directory, "model.layers.1.self_attn.k_proj.weight", 1.5, kind)
+    localised(directory, "layer 1 K", "k_proj")
+
+
+def test_standard_attention(copy):
+    directory = copy(attention_type="llama")
+    change_weight(directory, "model.layers.2.self_attn.v_proj.weight")
+    data = localised(directory, "layer 2 Y", "v_proj")
+    assert data["heads"] == [] and data["explanation"]["error_shares"] == []

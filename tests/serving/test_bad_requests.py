@@ -1,0 +1,325 @@
+"""What a server answers to input that is wrong, hostile or too much, and that it goes on afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import MODEL, PROMPT, Server
+
+KEY = "a-key-that-nobody-guesses"
+BODY_LIMIT = 100_000
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+USER = [{"role": "user", "content": PROMPT}]
+
+
+@pytest.fixture(scope="module")
+def strict(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with keys and narrow limits."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"# for the tests\n\n{KEY}\nanother-key\n")
+    keys.chmod(0o600)
+    options = ["--max-body", BODY_LIMIT, "--max-prompt-tokens", 100, "--max-new-tokens", 50, "--timeout", 4]
+    words = ["serve", str(artifacts["growing"]), "--port", "0", "--served-model-name", MODEL, "--rows", "2"]
+    words += ["--max-queue", "2", "--api-key-file", str(keys)]
+    running = Server(["-m", "lucid_deploy.cli", *words, *map(str, options)])
+    yield running
+    assert running.stop() == 0
+    assert not any("Traceback" in line for line in running.errors)
+
+
+@pytest.fixture(scope="module")
+def http(strict: Server) -> Iterator[httpx.Client]:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(base_url=strict.url, headers=headers, timeout=30) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _still_serves(http: httpx.Client) -> Iterator[None]:
+    yield
+    answer = http.post(COMPLETIONS, json={"model": MODEL, "prompt": PROMPT, "temperature": 0})
+    assert answer.json()["choices"][0]["text"] == "blue cup"
+
+
+def refused(answer: httpx.Response, status: int = 400, code: str | None = None) -> str:
+    """Check the shape of an error, return its message."""
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    if code is not None:
+        assert error["code"] == code
+    return str(error["message"])
+
+
+BODIES: list[tuple[bytes, str]] = [
+    (b"", "not valid JSON"),
+    (b"{", "not valid JSON"),
+    (b"[]", "must be a JSON object"),
+    (b"null", "must be a JSON object"),
+    (b'"prompt"', "must be a JSON object"),
+    (b'{"model": "\xff\xfe"}', "not UTF-8"),
+    (b"\xff\xfe{\x00}\x00", "not UTF-8"),
+    (b'{"a":' * 20_000, "nested too deeply"),
+    (b'{"model": "demo", "prompt": "fox", "temperature": NaN}', "NaN is not a JSON number"),
+    (b'{"model": "demo", "prompt": "fox", "temperature": Infinity}', "Infinity is not"),
+    (b'{"model": "demo", "prompt": "fox", "temperature": 1e999}', "temperature must be 0 to 2"),
+    (b'{"model": "demo", "prompt": "fox", "max_tokens": ' + b"9" * 4000 + b"}", "a number of 4000 digits"),
+    (b'{"model": "demo", "prompt": "fox", "max_tokens": ' + b"9" * 5000 + b"}", "not valid JSON"),
+    (b'{"model": "demo", "prompt": "half \\ud800"}', "lone surrogate"),
+    (b"{}", "field model is missing"),
+]
+
+
+@pytest.mark.parametrize(("body", "message"), BODIES)
+def test_bodies(http: httpx.Client, body: bytes, message: str) -> None:
+    answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
+    assert message in refused(answer)
+    assert len(answer.content) < 1000
+
+
+FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt is missing"),
+    ({"prompt": ""}, "prompt is empty"),
+    ({"prompt": []}, "prompt is empty"),
+    ({"prompt": [[]]}, "prompt is empty"),
+    ({"prompt": ["fox", ""]}, "prompt is empty"),
+    ({"prompt": 7}, "prompt must be a text"),
+    ({"prompt": {"text": "fox"}}, "prompt must be a text"),
+    ({"prompt": ["fox", [1]]}, "mixture"),
+    ({"prompt": [1, "fox"]}, "whole numbers"),
+    ({"prompt": [1, True]}, "whole numbers"),
+    ({"prompt": [1, 2.0]}, "whole numbers"),
+    ({"prompt": [1, 129]}, "Token id 129 is outside"),
+    ({"prompt": [-1]}, "Token id -1 is outside"),
+    ({"prompt": [10**30]}, "outside the vocabulary"),
+    ({"prompt": [[[1]]]}, "whole numbers"),
+    ({"prompt": "fox " * 100}, "101 tokens; this server takes 100"),
+    ({"prompt": ["fox"] * 5}, "5 prompts are too many"),
+    ({"n": 5}, "n must be 1 to 4"),
+    ({"n": 3, "prompt": ["fox", "owl"]}, "6 generations"),
+    ({"n": 0}, "n must be"),
+    ({"n": "2"}, "n must be a whole number"),
+    ({"max_tokens": 51}, "max_tokens must be 1 to 50"),
+    ({"max_tokens": 0}, "max_tokens must be"),
+    ({"max_tokens": 5.0}, "max_tokens must be a whole number"),
+    ({"max_tokens": True}, "max_tokens must be a whole number"),
+    ({"temperature": -0.1}, "temperature must be 0 to 2"),
+    ({"temperature": "hot"}, "temperature must be a number"),
+    ({"temperature": 10**400}, "temperature must be 0 to 2"),
+    ({"top_p": 0}, "top_p must be above 0"),
+    ({"top_p": 1.1}, "top_p must be 0 to 1"),
+    ({"top_k": -1}, "top_k must be"),
+    ({"seed": 2**63}, "seed must be"),
+    ({"seed": 1.5}, "seed must be a whole number"),
+    ({"stop": ""}, "stop text must have"),
+    ({"stop": 5}, "stop must be a text"),
+    ({"stop": [None]}, "stop must be a text"),
+    ({"stop": ["x"] * 17}, "stop must be at most 16"),
+    ({"stop": "x" * 1001}, "1 to 1000 characters"),
+    ({"logprobs": 21}, "logprobs must be 0 to 20"),
+    ({"logprobs": True}, "logprobs must be a whole number"),
+    ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
+    ({"best_of": 2}, "best_of is not supported"),
+    ({"suffix": "end"}, "suffix is not supported"),
+    ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
+    ({"presence_penalty": 0.1}, "presence_penalty is not supported"),
+    ({"frequency_penalty": False}, "frequency_penalty is not supported"),
+    ({"stream": "yes"}, "stream must be true or false"),
+    ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
+    ({"stream": True, "stream_options": {"usage": True}}, "Unknown field: stream_options"),
+    ({"stream": True, "stream_options": []}, "stream_options must be an object"),
+    ({"file": "/etc/passwd"}, "Unknown field"),
+    ({"x" * 5000: 1}, "Unknown field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), FIELDS)
+def test_fields_of_a_completion(http: httpx.Client, fields: dict[str, Any], message: str) -> None:
+    body = {"model": MODEL, "prompt": "fox", **fields}
+    answer = http.post(COMPLETIONS, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert message in refused(answer)
+    assert len(answer.content) < 1000
+
+
+CHATS: list[tuple[dict[str, Any], str]] = [
+    ({"messages": None}, "messages must be a list"),
+    ({"messages": []}, "messages must be a list"),
+    ({"messages": "hello"}, "messages must be a list"),
+    ({"messages": ["hello"]}, "messages[0] must be an object"),
+    ({"messages": [{"content": "fox"}]}, "messages[0].role must be a text"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content must be a text"),
+    ({"messages": [{"role": "wizard", "content": "fox"}]}, "No such role: wizard"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "this server takes text"),
+    ({"messages": [{"role": "user", "content": "fox", "tool_calls": [1]}]}, "tool_calls"),
+    ({"messages": [{"role": "user", "content": "fox", "path": "/etc"}]}, "not supported"),
+    ({"tools": [{"type": "function"}]}, "tools is not supported"),
+    ({"tool_choice": "required"}, "tool_choice is not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    ({"top_logprobs": 2}, "top_logprobs needs logprobs"),
+    ({"logprobs": 2}, "logprobs must be true or false"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs must be"),
+    ({"max_completion_tokens": 51}, "max_completion_tokens must be"),
+    ({"echo": True}, "Unknown field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), CHATS)
+def test_fields_of_a_chat(http: httpx.Client, fields: dict[str, Any], message: str) -> None:
+    assert message in refused(http.post(CHAT, json={"model": MODEL, "messages": USER, **fields}))
+
+
+def test_what_changes_nothing_is_accepted(http: httpx.Client) -> None:
+    neutral = {"user": "me", "metadata": {"a": "b"}, "store": False, "presence_penalty": 0, "logit_bias": {}}
+    body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "best_of": 1, "suffix": None, "top_k": 0, **neutral}
+    assert http.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == "blue cup"
+    more = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "frequency_penalty": 0.0}
+    answer = http.post(CHAT, json={"model": MODEL, "messages": USER, "temperature": 0, **neutral, **more})
+    assert answer.json()["choices"][0]["message"]["content"] == "blue cup"
+
+
+def test_other_paths_and_methods(http: httpx.Client) -> None:
+    refused(http.get("/"), 404)
+    refused(http.get("/docs"), 404)
+    refused(http.get("/v1/models/..%2f..%2fetc%2fpasswd"), 404, "model_not_found")
+    refused(http.get(COMPLETIONS), 405)
+    refused(http.post("/v1/embeddings", json={}), 404)
+    assert "access-control-allow-origin" not in http.get("/v1/models", headers={"Origin": "http://a.example"}).headers
+
+
+def test_another_type_of_body(http: httpx.Client) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "fox"})
+    refused(http.post(COMPLETIONS, content=body, headers={"Content-Type": "text/plain"}), 415)
+    refused(http.post(COMPLETIONS, files={"file": b"x"}), 415)
+    charset = {"Content-Type": "Application/JSON; charset=utf-8"}
+    assert http.post(COMPLETIONS, content=body, headers=charset).status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_a_hundred_megabytes(http: httpx.Client, chunked: bool) -> None:
+    block = b" " * (1 << 20)
+    sent = 0
+
+    def parts() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(100):
+            sent += len(block)
+            yield block
+
+    headers = {"Content-Type": "application/json"} | ({} if chunked else {"Content-Length": str(100 << 20)})
+    with contextlib.suppress(httpx.TransportError):  # the server closed while more was coming, and that was seen first
+        refused(http.post(COMPLETIONS, content=parts(), headers=headers), 413, "body_too_large")
+    assert sent < 60 << 20
+
+
+def test_a_body_a_little_too_large_hears_of_it(http: httpx.Client) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "x" * (3 << 20)}).encode()
+    json_body = {"Content-Type": "application/json"}
+    refused(http.post(COMPLETIONS, content=body, headers=json_body), 413, "body_too_large")
+    refused(http.post(COMPLETIONS, content=iter([body]), headers=json_body), 413, "body_too_large")
+
+
+def test_keys(strict: Server, http: httpx.Client) -> None:
+    wrong = ["", "Bearer", f"Bearer {KEY}x", f"Basic {KEY}", KEY, f"Bearer {KEY[:-1]}", "Bearer # for the tests"]
+    for value in wrong:
+        answer = httpx.get(f"{strict.url}/v1/models", headers={"Authorization": value})
+        refused(answer, 401, "invalid_api_key")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+        assert refused(httpx.get(f"{strict.url}/metrics", headers={"Authorization": value}), 401)
+    raw = httpx.get(f"{strict.url}/v1/models", headers=[(b"Authorization", b"Bearer \xff\xe9")])  # type: ignore[list-item]
+    refused(raw, 401)
+    assert httpx.get(f"{strict.url}/healthz").json() == {"status": "ok"}
+    assert http.get("/v1/models", headers={"Authorization": "bearer another-key"}).status_code == 200
+    with openai.OpenAI(base_url=f"{strict.url}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError) as error:
+            client.models.list()
+        assert error.value.code == "invalid_api_key"
+
+
+def send(server: Server, data: bytes, then_wait: float = 2.0) -> bytes:
+    """Send bytes as they are, return what comes back until the connection closes or the time is over."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=then_wait) as connection:
+        connection.sendall(data)
+        out = b""
+        try:
+            while part := connection.recv(65536):
+                out += part
+        except TimeoutError:
+            pass
+    return out
+
+
+HEAD = (
+    f"POST {COMPLETIONS} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+    "Content-Type: application/json\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x00\x01\x02\r\n\r\n", b"400"),
+        (b"GET / HTTP/9.9\r\n\r\n", b"4"),
+        (HEAD.encode() + b"Content-Length: -5\r\n\r\n", b"400"),
+        (HEAD.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}   ", b"400"),
+        (HEAD.encode() + b"Content-Length: 99999999999999999999999999\r\n\r\n", b"4"),
+        (HEAD.encode() + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n", b"400"),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", b"4"),
+    ],
+)
+def test_games_with_headers(strict: Server, data: bytes, status: bytes) -> None:
+    try:
+        answer = send(strict, data)
+    except ConnectionError:
+        return  # closed while more was coming
+    assert answer == b"" or answer.split(b" ", 2)[1].startswith(status)
+
+
+def test_a_body_that_never_ends_is_given_up(strict: Server) -> None:
+    began = time.monotonic()
+    answer = send(strict, HEAD.encode() + b'Content-Length: 50\r\n\r\n{"model"', then_wait=15)
+    assert answer.split(b" ", 2)[1] == b"408"
+    assert 3 < time.monotonic() - began < 10
+
+
+def test_many_connections(strict: Server, http: httpx.Client) -> None:
+    """Idle ones beyond a bound are refused, and those that were there go on."""
+    idle = [socket.create_connection(("127.0.0.1", strict.port)) for _ in range(60)]
+    try:
+        assert http.get("/healthz").status_code == 200
+        with httpx.Client(base_url=strict.url) as another:
+            assert another.get("/healthz").status_code == 200
+    finally:
+        for connection in idle:
+            connection.close()
+
+
+def test_a_full_queue_is_429_with_retry_after(strict: Server, http: httpx.Client) -> None:
+    body = {"model": MODEL, "prompt": ["fox"] * 4, "max_tokens": 50, "ignore_eos": True}
+    import concurrent.futures
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: http.post(COMPLETIONS, json=body), range(8)))
+    full = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    for answer in full:
+        refused(answer, 429, "queue_full")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+
+
+def test_nothing_of_a_request_is_logged_but_its_path(strict: Server, http: httpx.Client) -> None:
+    secret = "zebra-" + os.urandom(4).hex()
+    http.post(COMPLETIONS, json={"model": MODEL, "prompt": secret})
+    http.get("/v1/models/line%0Abreak")
+    time.sleep(0.2)
+    assert not any(secret in line for line in strict.errors)
+    assert any('"/v1/models/line?break" 404' in line for line in strict.errors)

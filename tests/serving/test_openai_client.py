@@ -1,0 +1,209 @@
+"""The official client against real servers: the tokens are those of `lucid-deploy run`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from conftest import MODEL, PROMPT, Reference, Server
+
+LONG: dict[str, Any] = {"extra_body": {"ignore_eos": True}}
+ANIMALS = ["fox", "owl", "bear"]
+
+
+def prompts(count: int) -> list[str]:
+    """Prompts of different lengths, with repeated words."""
+    entry = "fox has red lamp, owl has blue cup, bear has green key"
+    return [", ".join([entry] * (1 + i % 5)) + f". {ANIMALS[i % 3]} has" for i in range(count)]
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def test_greedy_completion_is_what_run_gives(client: openai.OpenAI, reference: Reference) -> None:
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, temperature=0, max_tokens=60, **LONG)
+    assert answer.choices[0].text == reference.text(PROMPT, 60, eos=False)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (18, 60, 78)
+
+
+def test_end_of_sequence_ends_with_stop(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, temperature=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("blue cup", "stop")
+    assert answer.object == "text_completion"
+    assert answer.model == MODEL
+
+
+def test_a_stream_has_the_same_text_and_ends_with_counts(client: openai.OpenAI, reference: Reference) -> None:
+    options = {"include_usage": True}
+    stream = client.completions.create(
+        model=MODEL, prompt=PROMPT, temperature=0, max_tokens=30, stream=True, stream_options=options, **LONG
+    )
+    chunks = list(stream)
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == reference.text(PROMPT, 30, eos=False)
+    assert len(chunks) > 20
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 2) + ["length"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 30
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_chat_is_the_template_and_the_model(client: openai.OpenAI) -> None:
+    messages: Any = [
+        {"role": "system", "content": "fox has red lamp,"},
+        {"role": "user", "content": [{"type": "text", "text": "owl has blue cup, bear has "}]},
+        {"role": "user", "content": [{"type": "text", "text": "green "}, {"type": "text", "text": "key. owl has"}]},
+    ]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0)
+    assert answer.object == "chat.completion"
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("blue cup", "stop")
+    assert answer.usage is not None and answer.usage.prompt_tokens == 18
+    chunks = list(client.chat.completions.create(model=MODEL, messages=messages, temperature=0, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "blue cup"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_a_chat_may_be_as_long_as_the_context_and_no_longer(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": PROMPT}]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, temperature=0, **LONG)
+    assert answer.usage is not None and answer.usage.total_tokens == 512
+    short = client.chat.completions.create(
+        model=MODEL, messages=messages, temperature=0, max_completion_tokens=3, **LONG
+    )
+    assert short.usage is not None and short.usage.completion_tokens == 3
+    with pytest.raises(openai.BadRequestError, match="context is 512 tokens") as error:
+        client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=495)
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_logprobs_of_a_completion(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt=PROMPT, temperature=0, logprobs=3)
+    found = answer.choices[0].logprobs
+    assert found is not None and found.top_logprobs is not None and found.token_logprobs is not None
+    assert (found.tokens, found.text_offset) == (["blue", "cup"], [0, 4])
+    assert [max(top, key=lambda name: top[name]) for top in found.top_logprobs] == ["blue", "cup"]
+    assert all(len(top) == 3 for top in found.top_logprobs)
+    assert all(-0.01 < (value or 0) < 0 for value in found.token_logprobs)
+
+
+def test_logprobs_of_a_chat_are_the_same_streamed(client: openai.OpenAI) -> None:
+    options: Any = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": PROMPT}],
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    found = client.chat.completions.create(**options).choices[0].logprobs
+    assert found is not None and found.content is not None
+    assert [item.token for item in found.content] == ["blue", "cup"]
+    assert [item.bytes for item in found.content] == [list(b"blue"), list(b"cup")]
+    assert all(len(item.top_logprobs) == 2 and item.top_logprobs[0].token == item.token for item in found.content)
+    streamed = [
+        item
+        for chunk in client.chat.completions.create(**options, stream=True)
+        if chunk.choices[0].logprobs is not None
+        for item in chunk.choices[0].logprobs.content or []
+    ]
+    assert [(item.token, pytest.approx(item.logprob, abs=1e-5)) for item in streamed] == [
+        (item.token, item.logprob) for item in found.content
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_it_and_is_not_shown(client: openai.OpenAI, reference: Reference, stream: bool) -> None:
+    text = reference.text(PROMPT, 60, eos=False)
+    words = text.split(" ")
+    stop = f"{words[8][1:]} {words[9][:2]}"  # across two tokens
+    options: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": PROMPT,
+        "temperature": 0,
+        "max_tokens": 60,
+        "stop": ["@", stop],
+    }
+    if stream:
+        chunks = list(client.completions.create(**options, **LONG, stream=True))
+        shown, reason = "".join(chunk.choices[0].text for chunk in chunks), chunks[-1].choices[0].finish_reason
+    else:
+        choice = client.completions.create(**options, **LONG).choices[0]
+        shown, reason = choice.text, choice.finish_reason
+    assert shown == text[: text.index(stop)]
+    assert reason == "stop"
+
+
+def test_a_seed_gives_what_run_gives(client: openai.OpenAI, reference: Reference) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt=PROMPT, temperature=2, top_p=0.99, seed=7, n=3, max_tokens=40, **LONG
+    )
+    texts = [choice.text for choice in answer.choices]
+    expected = [reference.text(PROMPT, 40, eos=False, temperature=2, top_p=0.99, seed=seed) for seed in (7, 8, 9)]
+    assert texts == expected
+    assert len(set(texts)) > 1
+    negative = [client.completions.create(model=MODEL, prompt=PROMPT, seed=-5, **LONG).choices[0].text for _ in "ab"]
+    assert negative[0] == negative[1]
+
+
+def test_prompts_as_texts_and_as_token_ids(client: openai.OpenAI, reference: Reference) -> None:
+    texts = prompts(3)
+    ids = [reference.tokenizer.encode(text) for text in texts]
+    expected = [reference.text(text, 8, eos=False) for text in texts]
+    for prompt in (texts, ids):
+        answer = client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=8, **LONG)
+        assert [choice.text for choice in answer.choices] == expected
+        assert answer.usage is not None and answer.usage.prompt_tokens == sum(map(len, ids))
+    single = client.completions.create(model=MODEL, prompt=ids[1], temperature=0, max_tokens=8, **LONG)
+    assert [choice.text for choice in single.choices] == expected[1:2]
+
+
+def test_echo_puts_the_prompt_in_front(client: openai.OpenAI) -> None:
+    for stream in (False, True):
+        answer: Any = client.completions.create(model=MODEL, prompt=PROMPT, temperature=0, echo=True, stream=stream)
+        text = "".join(chunk.choices[0].text for chunk in answer) if stream else answer.choices[0].text
+        assert text == PROMPT + "blue cup"
+
+
+def test_sixteen_clients_at_once_get_what_each_gets_alone(server: Server, reference: Reference) -> None:
+    texts = prompts(16)
+    counts = [10 + 3 * i for i in range(16)]
+    heat = [0.0 if i < 6 else 1.2 for i in range(16)]  # greedy, and sampled, whose text is more varied
+
+    async def one(client: openai.AsyncOpenAI, i: int) -> str:
+        options: dict[str, Any] = {"model": MODEL, "prompt": texts[i], "max_tokens": counts[i], **LONG}
+        options |= {"temperature": heat[i], "seed": i}
+        if i % 2:
+            return str((await client.completions.create(**options)).choices[0].text)
+        chunks = await client.completions.create(**options, stream=True)
+        return "".join([chunk.choices[0].text async for chunk in chunks])
+
+    async def everyone() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            return await asyncio.gather(*(one(client, i) for i in range(16)))
+
+    expected = [
+        reference.text(texts[i], counts[i], eos=False, temperature=heat[i], seed=i if heat[i] else None)
+        for i in range(16)
+    ]
+    assert len(set(expected)) == 16
+    assert asyncio.run(everyone()) == expected
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another/model")
+
+
+def test_another_model_is_not_found(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as error:
+        client.completions.create(model="gpt", prompt=PROMPT)
+    assert error.value.code == "model_not_found"

@@ -1,0 +1,138 @@
+"""A local Ray cluster with two engines: streams pass through, and a killed one costs its clients an error at most."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from conftest import MODEL, PROMPT, Reference, Server
+
+pytest.importorskip("ray", reason="the extra ray")
+pytestmark = pytest.mark.timeout(240)
+COUNT = 250
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(artifacts: dict[str, Path]) -> Iterator[Server]:
+    words = ["serve", str(artifacts["static"]), "--port", str(free_port()), "--served-model-name", MODEL]
+    scale = ["--engine", "ray", "--replicas", "2", "--replica-cpus", "0.5", "--rows", "4", "--grace", "5"]
+    running = Server(["-m", "lucid_deploy.cli", *words, *scale])
+    yield running
+    assert running.stop(timeout=60) == 0
+
+
+def processes(server: Server) -> dict[int, str]:
+    """The cluster's processes: titles by id."""
+    parents, titles = {}, {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            stat, title = (path / "stat").read_text(), (path / "cmdline").read_text()
+        except OSError:
+            continue
+        parents[int(path.name)] = int(stat.rpartition(")")[2].split()[1])
+        titles[int(path.name)] = title
+
+    def belongs(pid: int) -> bool:
+        while pid in parents and pid != server.process.pid:
+            pid = parents[pid]
+        return pid == server.process.pid
+
+    return {pid: title for pid, title in titles.items() if belongs(pid)}
+
+
+def replicas(server: Server, name: str) -> list[int]:
+    """Process ids of the replicas of a deployment."""
+    return [pid for pid, title in processes(server).items() if f"ServeReplica:lucid-deploy:{name}" in title]
+
+
+def listening() -> set[str]:
+    """Addresses and ports, in the kernel's hexadecimal, on which any process takes connections."""
+    lines = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()]
+    return {words[1] for words in lines if words[3] == "0A"}
+
+
+def test_the_api_listens_on_this_machine_only(cluster: Server) -> None:
+    assert {address for address in listening() if address.endswith(f":{cluster.port:04X}")} == {
+        f"0100007F:{cluster.port:04X}"
+    }
+
+
+async def ask(client: openai.AsyncOpenAI, stream: bool) -> str:
+    """Return an answer; a stream that ends without saying why is no answer."""
+    options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": COUNT}
+    options["extra_body"] = {"ignore_eos": True}
+    if not stream:
+        return str((await client.completions.create(**options)).choices[0].text)
+    text, reason = "", None
+    async for chunk in await client.completions.create(**options, stream=True):
+        text += chunk.choices[0].text
+        reason = chunk.choices[0].finish_reason
+    assert reason == "length", "a stream ended early and without an error"
+    return text
+
+
+async def load(server: Server, clients: int, rounds: int, victim: int | None = None) -> list[str | openai.OpenAIError]:
+    """Ask from many clients, kill a process meanwhile, and return every outcome."""
+    out: list[str | openai.OpenAIError] = []
+
+    async def one(client: openai.AsyncOpenAI, stream: bool) -> None:
+        for _ in range(rounds):
+            try:
+                out.append(await ask(client, stream))
+            except openai.OpenAIError as error:
+                out.append(error)
+
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    async with client, asyncio.TaskGroup() as group:
+        for i in range(clients):
+            group.create_task(one(client, bool(i % 2)))
+        if victim is not None:
+            while not out:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)  # the next requests have begun: before that, another engine takes them over
+            os.kill(victim, signal.SIGKILL)
+    return out
+
+
+def test_answers_and_streams_pass_through(cluster: Server, reference: Reference) -> None:
+    assert len(replicas(cluster, "Engine")) == 2
+    assert httpx.get(f"{cluster.url}/healthz").json() == {"status": "ok"}
+    expected = reference.text(PROMPT, COUNT, eos=False)
+    assert asyncio.run(load(cluster, 8, 1)) == [expected] * 8
+    with openai.OpenAI(base_url=f"{cluster.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="other", prompt=PROMPT)
+        began, times = time.perf_counter(), []
+        stream: Any = client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=COUNT, stream=True, extra_body={"ignore_eos": True}
+        )
+        for _ in stream:
+            times.append(time.perf_counter() - began)
+    assert times[0] < 0.5 * times[-1]  # tokens come as they are made
+
+
+@pytest.mark.parametrize("kind", ["Engine", "Api"])
+def test_a_killed_replica_loses_no_request_without_an_error(cluster: Server, reference: Reference, kind: str) -> None:
+    expected = reference.text(PROMPT, COUNT, eos=False)
+    victim = replicas(cluster, kind)[0]
+    outcomes = asyncio.run(load(cluster, 12, 2, victim))
+    assert len(outcomes) == 24
+    failed = [outcome for outcome in outcomes if isinstance(outcome, openai.OpenAIError)]
+    assert [outcome for outcome in outcomes if isinstance(outcome, str)] == [expected] * (24 - len(failed))
+    assert 0 < len(failed) < 20  # the victim was at work, the other one went on
+    assert asyncio.run(load(cluster, 6, 1)) == [expected] * 6
