@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench demo demo-build demo-engines test lint gpu-check clean
+.PHONY: bench docs demo demo-build demo-engines test lint gpu-check clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -42,11 +42,15 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an hour, 14 GB of disk
-	for script in precondition_operator medium_model long_context large_model start_up; do \
+	for script in precondition_operator medium_model long_context large_model start_up quantized cache_types batching serve_load; do \
 		$(BIN)/python bench/$$script.py || exit 1; \
 	done
+
+docs: $(VENV)/.dev # the documentation as a site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to bench/results/
 	$(BIN)/python bench/gpu_check.py
@@ -69,5 +73,5 @@ $(VENV)/.rtx: $(VENV)/.python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels,bench,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels,bench,serve,ray,eval,transformers,docs,dev]"
 	@touch $@

@@ -133,4 +133,9 @@ CHECKS = (
     Check("safetensors", "checkpoints", importable("safetensors"), "pip install safetensors", required=True),
     Check("tokenizers", "text prompts", importable("tokenizers"), "pip install tokenizers"),
     Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),
+    *(
+        Check(package, "serve", importable(package.replace("-", "_")), 'pip install "lucid-deploy[serve]"')
+        for package in ("fastapi", "uvicorn", "prometheus-client", "jinja2")
+    ),
+    Check("ray", "serve --engine ray", importable("ray"), 'pip install "lucid-deploy[ray]"'),
 )

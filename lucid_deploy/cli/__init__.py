@@ -18,7 +18,7 @@ from lucid_deploy.version import __version__
 # Name of each command and the first line of its help, so that the list needs no command's imports.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
-    "plugin": "Build the TensorRT plugin library.",
+    "plugin": "Build the libraries that compute our operators natively.",
     "build": "Build TensorRT engines of an exported artifact.",
     "run": "Generate text with an exported artifact.",
     "serve": "Serve an artifact over HTTP, as OpenAI's API.",

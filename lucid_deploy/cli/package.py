@@ -36,7 +36,7 @@ def command(
     overwrite: bool,
     json_target: str | None,
 ) -> None:
-    """Write an artifact as a model repository of NVIDIA Triton Inference Server.
+    """Write a model repository for NVIDIA Triton Inference Server.
 
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """

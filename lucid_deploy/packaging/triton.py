@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
@@ -83,7 +84,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
     try:
         output.mkdir(parents=True, exist_ok=True)
         for stage, target in targets.items():
-            _place(target, lambda folder, stage=stage: _fill(folder, artifact, stage, name, options, engines))
+            _place(target, partial(_fill, artifact=artifact, stage=stage, name=name, options=options, engines=engines))
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error

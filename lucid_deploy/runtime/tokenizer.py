@@ -21,10 +21,10 @@ class TextTokenizer:
         LucidError: There is none, or it cannot be read.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str | Path) -> None:
         from tokenizers import Tokenizer
 
-        path = directory / "tokenizer.json"
+        path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise LucidError(f"{directory} has no tokenizer.json; give the prompt as token ids: --prompt-ids 1,2,3")
         try:

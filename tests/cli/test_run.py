@@ -89,6 +89,7 @@ def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]]) -> Non
         "finish_reason": "length",
         "runtime": "onnxruntime",
         "provider": "cpu",
+        "kernels": "functions",
         "dtype": "float32",
     }
 

@@ -146,7 +146,7 @@ def test_defaults_and_options(make_checkpoint: Any, tmp_path: Path) -> None:
     more = ["--block-size", "16", "--keep-float", "layers.1.*", "--activations", "float"]
     result = CliRunner().invoke(
         export_command,
-        [str(make_checkpoint("b")), "-o", str(tmp_path / "b"), "--quantize", "int4", "--quantize-embeddings", *more],
+        [str(make_checkpoint()), "-o", str(tmp_path / "b"), "--quantize", "int4", "--quantize-embeddings", *more],
         catch_exceptions=False,
     )
     assert "Quantized 9 weights to int4 in blocks of 16" in result.stdout and "times smaller" in result.stdout
