@@ -13,12 +13,12 @@ import click
 import torch
 from safetensors.torch import save_file
 
-from lucid_deploy.cli.verify import find_checkpoint, verify_against
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtime import open_session
 from lucid_deploy.runtime.generate import Generation
+from lucid_deploy.verification import find_checkpoint, verify_against
 
 CONFIG = {
     "model_type": "llama",

@@ -4,11 +4,17 @@ With such a cache the schedules are no longer one function: rows of one call see
 was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from a baseline
 that was fed the same way and keeps its cache in the same type.
 
-Those gates are as wide as the format is coarse: 4 times its rounding error would let a scale pass that is 1 % off. But
-rounding has no preferred sign, so it leaves the *size* of a tensor alone, while a wrong scale is nothing else. The size
-is the factor by which the reference is contained in the tensor, ``⟨tensor, reference⟩ / ⟨reference, reference⟩``.
-Errors of independent positions move it by their relative size over the root of their number, or by what the baseline
-shows; the larger of the two, times ``FACTOR``, is its gate.
+Those gates are as wide as the format is coarse: 4 times its rounding error would let a scale pass that is 1 % off. So
+the *size* of K and Y is held against a second reference, float64 that is fed the same way and rounds its cache to the
+same type. Both round nearly the same numbers, so that nearly all codes are equal; what is left is the arithmetic's
+error, and codes that it moved across an edge. The size is the factor by which the second reference is contained in the
+tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of those that decode wrote, since
+two graphs encode them. Errors have no preferred sign and leave a size alone; a wrong scale, or rounding towards zero,
+is nothing else.
+
+A size's gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
+number of rows, which is the deviation that independent errors give; and the effect of one code of the largest
+magnitude, for parts so small that the baseline may have moved none.
 """
 
 from __future__ import annotations
@@ -18,12 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.cache_types import LEVELS
 from lucid_deploy.parity.compare import Rows, TensorId, Tick, Trace, record
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Gate, compare_rows, derive_gates
 from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtime.session import Array, Session
 
 Gates = dict[TensorId, Gate]
+SizeGates = dict[str, Gates]  # by who wrote the rows: the names of _parts
 
 
 def rounds(session: Session[Any]) -> bool:
@@ -32,45 +40,84 @@ def rounds(session: Session[Any]) -> bool:
 
 
 def derive(
-    session: Session[Any], scenario: Scenario, schedule: Schedule, reference: Trace, tick: Tick | None
-) -> tuple[Gates, Gates]:
+    session: Session[Any], scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace, tick: Tick | None
+) -> tuple[Gates, SizeGates]:
     """Run the baseline through a scenario, fed as the schedule says; return the gates of all tensors and of sizes.
+
+    Args:
+        session: The baseline.
+        scenario: The tokens.
+        schedule: How they are fed.
+        reference: What float64 computes with a cache that does not round.
+        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`record_rounded`.
+        tick: Called after every call of the session.
 
     Raises:
         LucidError, CheckFailed: As :func:`~lucid_deploy.parity.gate.derive_gates`.
     """
     trace = record(session, scenario, schedule, tick)
     gates = derive_gates(reference, trace, session.dtype)
+    step = 1 / LEVELS if session.cache_dtype == "int8" else UNIT[session.cache_dtype]
     floor = FLOOR_UNITS * UNIT[session.dtype]
-    sizes = {}
-    for tensor, rows in reference.tensors.items():
-        if not tensor.is_logits:
-            own = float(np.abs(size_factors(trace.tensors[tensor].values, rows.values) - 1).max())
-            expected = _relative_error(trace.tensors[tensor].values, rows.values) / math.sqrt(rows.values.shape[1])
-            sizes[tensor] = Gate(max(FACTOR * max(own, expected), floor), own)
+    sizes: SizeGates = {}
+    for part, rows in _parts(scenario, schedule).items():
+        sizes[part] = {}
+        for tensor, whole in rounded.tensors.items():
+            target, actual = whole.values[:, rows], trace.tensors[tensor].values[:, rows]
+            own = float(np.abs(size_factors(actual, target) - 1).max())
+            expected = _relative_error(actual, target) / math.sqrt(target.shape[1])
+            limit = FACTOR * max(own, expected, _one_code(target, step))
+            sizes[part][tensor] = Gate(max(limit, floor), own)
     return gates, sizes
 
 
-def compare_sizes(trace: Trace, reference: Trace, gates: Gates, scenario: str, schedule: str) -> list[Comparison]:
-    """Hold the sizes of K and Y against 1; a failure stands at position 0, since it is the whole tensor's."""
+def record_rounded(session: Session[Any], scenario: Scenario, schedule: Schedule, tick: Tick | None) -> Trace:
+    """Record K and Y, without the logits, as float32: that is what the traces of all schedules take memory for."""
+    trace = record(session, scenario, schedule, tick)
+    return Trace(
+        {
+            tensor: Rows(rows.values.astype(np.float32), rows.start)
+            for tensor, rows in trace.tensors.items()
+            if not tensor.is_logits
+        }
+    )
+
+
+def compare_sizes(
+    trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
+) -> list[Comparison]:
+    """Hold the sizes of K and Y against 1; a failure stands at the first row of its part, since it is all rows'."""
     found = []
-    for tensor, gate in gates.items():
-        factors = size_factors(trace.tensors[tensor].values, reference.tensors[tensor].values)
-        one = Rows(np.ones((1, 1, 1)))
-        found.append(compare_rows(Rows(factors[:, None, None]), one, tensor, gate, scenario, f"{schedule}, size"))
+    for part, rows in _parts(scenario, schedule).items():
+        for tensor, gate in gates[part].items():
+            factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
+            one, measured = (Rows(x, rows.start) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
+            name = f"{schedule.name}, size of {part} rows"
+            found.append(compare_rows(measured, one, tensor, gate, scenario.name, name))
     return found
 
 
-def size_factors(actual: Array, reference: Array) -> Array:
-    """Return how much of the reference ``(1, T, F)`` each row of a batch ``(B, T, F)`` contains: 1 if all is well."""
-    flat, target = actual.astype(np.float64).reshape(len(actual), -1), reference.astype(np.float64).reshape(-1)
-    square = float(target @ target)
-    if square == 0:
-        return np.where((flat == 0).all(axis=1), 1.0, np.inf)
-    return np.asarray(flat @ target / square)
+def size_factors(actual: Array, rounded: Array) -> Array:
+    """Return how much of the second reference each row of a batch ``(B, T, F)`` contains: 1 if all is well."""
+    flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
+    square = (target * target).sum(1)
+    shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)
+    return np.where((square == 0) & (flat == 0).all(axis=1), 1.0, shares)
 
 
-def _relative_error(actual: Array, reference: Array) -> float:
-    difference = np.linalg.norm(actual.astype(np.float64) - reference.astype(np.float64), axis=(1, 2)).max()
-    norm = float(np.linalg.norm(reference.astype(np.float64)))
-    return float(difference / norm) if norm else 0.0
+def _parts(scenario: Scenario, schedule: Schedule) -> dict[str, slice]:
+    """Return the positions that each graph writes: padding is not counted."""
+    prefilled = 1 if schedule.token_by_token else len(scenario.prompt)
+    parts = {"prefilled": slice(0, prefilled), "decoded": slice(prefilled, scenario.length)}
+    return {name: rows for name, rows in parts.items() if rows.stop > rows.start}
+
+
+def _one_code(rounded: Array, step: float) -> float:
+    square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
+    return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
+
+
+def _relative_error(actual: Array, rounded: Array) -> float:
+    norm = np.linalg.norm(rounded.astype(np.float64), axis=(1, 2))
+    difference = np.linalg.norm(actual.astype(np.float64) - rounded, axis=(1, 2))
+    return float(np.divide(difference, norm, out=np.zeros(len(norm)), where=norm > 0).max())

@@ -39,6 +39,7 @@ def verify(
     seed: int = 0,
     prompt: Array | None = None,
     embeddings: Array | None = None,
+    rounded: Source | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Check that a candidate computes what PyTorch computes.
@@ -51,6 +52,7 @@ def verify(
         seed: For the scenarios' tokens.
         prompt: Token ids of a real prompt, int ``(P,)``; the reference continues it greedily.
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
+        rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
         progress: Called with (what runs, session calls done, in all).
 
     Returns:
@@ -59,10 +61,17 @@ def verify(
     Raises:
         LucidError: A prompt that is empty or too long, a context too short to verify, or a float64 model with NaN.
         CheckFailed: The model does not fit the precision, or the candidate's tensors have wrong shapes.
-        ValueError: Sessions of the wrong precision.
+        ValueError: Sessions of the wrong precision, or no ``rounded`` for a cache that rounds.
     """
     targets = prepare(
-        baseline, reference, steps=steps, seed=seed, prompt=prompt, embeddings=embeddings, progress=progress
+        baseline,
+        reference,
+        steps=steps,
+        seed=seed,
+        prompt=prompt,
+        embeddings=embeddings,
+        rounded=rounded,
+        progress=progress,
     )
     return check(candidate, targets, progress=progress)
 
@@ -75,6 +84,7 @@ def prepare(
     seed: int = 0,
     prompt: Array | None = None,
     embeddings: Array | None = None,
+    rounded: Source | None = None,
     progress: Progress | None = None,
 ) -> Targets:
     """Run reference and baseline through all scenarios; arguments and errors as :func:`verify`."""
@@ -89,7 +99,9 @@ def prepare(
         for (scenario, trace), own in zip(recorded, gates, strict=True)
     ]
     if cache_gates.rounds(session):
-        items = _add_schedules(session, items, progress)
+        if rounded is None:
+            raise ValueError(f"a cache in {session.cache_dtype} needs a float64 reference that rounds its cache, too")
+        items = _add_schedules(session, _add_rounded(rounded, session.cache_dtype, items, progress), progress)
     return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype)
 
 
@@ -98,23 +110,47 @@ def _few_draws(scenario: Scenario) -> bool:
     return scenario.greedy or scenario.length < 2 * MIN_PROMPT
 
 
+def _add_rounded(source: Source, cache_dtype: str, targets: list[Target], progress: Progress | None) -> list[Target]:
+    """Record what float64 computes in each schedule with a cache of the candidate's type."""
+    session = _opened(source)
+    if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
+        raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
+    total = sum(schedule.calls(target.scenario) for target in targets for schedule in SCHEDULES)
+    meter = Meter(progress, f"PyTorch float64, {cache_dtype} cache", total)
+    return [
+        replace(
+            target,
+            rounded={
+                schedule.name: cache_gates.record_rounded(session, target.scenario, schedule, meter.tick)
+                for schedule in SCHEDULES
+            },
+        )
+        for target in targets
+    ]
+
+
 def _add_schedules(session: Session[Any], targets: list[Target], progress: Progress | None) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
     total = sum(schedule.calls(target.scenario) for target in targets for schedule in SCHEDULES)
     meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", total)
     for schedule in SCHEDULES:
         found = [
-            cache_gates.derive(session, target.scenario, schedule, target.reference, meter.tick) for target in targets
+            cache_gates.derive(
+                session, target.scenario, schedule, target.reference, target.rounded[schedule.name], meter.tick
+            )
+            for target in targets
         ]
-        gates, sizes = (list(kind) for kind in zip(*found, strict=True))
+        gates = [own for own, _ in found]
         targets = [
             replace(
                 target,
-                by_schedule={**target.by_schedule, schedule.name: widest(gates) if few else gates[index]},
-                sizes={**target.sizes, schedule.name: widest(sizes) if few else sizes[index]},
+                by_schedule={
+                    **target.by_schedule,
+                    schedule.name: widest(gates) if _few_draws(target.scenario) else own,
+                },
+                sizes={**target.sizes, schedule.name: sizes},
             )
-            for index, target in enumerate(targets)
-            for few in [_few_draws(target.scenario)]
+            for target, (own, sizes) in zip(targets, found, strict=True)
         ]
     return targets
 
@@ -188,14 +224,14 @@ def _record_reference(
 def _compare(session: Session[Any], target: Target, schedule: Schedule, meter: Meter) -> list[Comparison]:
     trace, name = record(session, target.scenario, schedule, meter.tick), target.scenario.name
     gates = target.by_schedule.get(schedule.name, target.gates)
-    sizes = target.sizes.get(schedule.name, {})
-    return [
-        *(
-            compare_rows(trace.tensors[tensor], rows, tensor, gates[tensor], name, schedule.name)
-            for tensor, rows in target.reference.tensors.items()
-        ),
-        *cache_gates.compare_sizes(trace, target.reference, sizes, name, schedule.name),
+    found = [
+        compare_rows(trace.tensors[tensor], rows, tensor, gates[tensor], name, schedule.name)
+        for tensor, rows in target.reference.tensors.items()
     ]
+    if schedule.name in target.sizes:
+        sizes, rounded = target.sizes[schedule.name], target.rounded[schedule.name]
+        found += cache_gates.compare_sizes(trace, rounded, sizes, target.scenario, schedule)
+    return found
 
 
 def _unproven_schedules(targets: Targets) -> tuple[TensorId, ...]:

@@ -19,15 +19,17 @@ class Target:
         reference: What the float64 model computed.
         gates: How far from it each tensor may be.
         by_schedule: The same where a cache rounds and the way the prompt is fed matters, by the schedule's name.
-        sizes: With such a cache, how far from 1 the size of K and Y may be, by the schedule's name; see
-            :mod:`lucid_deploy.parity.cache_gates`.
+        rounded: With such a cache, K and Y of float64 that rounds its cache in the same way, by the schedule's name.
+        sizes: How far from 1 the size of K and Y may be, held against ``rounded``, by the schedule's name and then by
+            who wrote the rows; see :mod:`lucid_deploy.parity.cache_gates`.
     """
 
     scenario: Scenario
     reference: Trace
     gates: dict[TensorId, Gate]
     by_schedule: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
-    sizes: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
+    rounded: dict[str, Trace] = field(default_factory=dict)
+    sizes: dict[str, dict[str, dict[TensorId, Gate]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Targets:
                 item,
                 gates={tensor: gate.replaced(tolerance) for tensor, gate in item.gates.items()},
                 by_schedule={},
+                rounded={},
                 sizes={},
             )
             for item in self.items

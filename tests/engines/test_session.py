@@ -12,12 +12,12 @@ import torch
 from fake_gpu import FakeDevice, fake_engines
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cli.verify import verify_against
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtime import open_session
 from lucid_deploy.runtime.tensorrt import TensorRtSession
 from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.verification import verify_against
 
 Exported = Callable[..., tuple[Path, Artifact]]
 LIMITS = {"max_batch": 2, "max_context": 96, "prefill_chunk": 16}

@@ -29,7 +29,8 @@ def problem(tokens, past, width, correlation, batch=1, heads=2, dtype=torch.floa
 @pytest.mark.parametrize("past", [0, 1, 100])
 def test_sizes_and_correlations(library, fastest, past, correlation):
     for tokens in (1, 2, 63, 64, 65, 96, 97, 127, 200, 257, 1000):
-        batch = 1 if tokens > 2 else 24  # the error of a single row is a matter of luck, the dense path's too
+        # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
+        batch = 24 if tokens <= 2 else 6 if correlation == 1.0 and tokens <= 257 else 1
         k, v, k_past, y_past = problem(tokens, past, 64, correlation, batch)
         mask = torch.ones(batch, past + tokens, dtype=torch.bool)
         exact, dense = solve(k, v, k_past, y_past, mask)

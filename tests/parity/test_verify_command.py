@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact import MANIFEST, WEIGHTS
 from lucid_deploy.cli import main
-from lucid_deploy.cli.verify import find_checkpoint, verify_against
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.verification import find_checkpoint, verify_against
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
 

@@ -17,7 +17,6 @@ from lucid_deploy import recall
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.cli.verify import command as verify_command
-from lucid_deploy.cli.verify import verify_against
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions
@@ -27,6 +26,7 @@ from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.parity.quantization import check_weights
 from lucid_deploy.runtime import open_session
 from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.verification import verify_against
 
 BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 TIED_FORMATS = [("int8", "matmulnbits"), ("int4", "matmulnbits"), ("int4", "qdq")]

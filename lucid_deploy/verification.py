@@ -1,0 +1,211 @@
+"""Hold an artifact against its checkpoint: which PyTorch models are reference and baseline, and what is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.parity import Report, Targets
+    from lucid_deploy.runtime.layers import Layers
+    from lucid_deploy.runtime.session import Array, Session
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+
+@dataclass(frozen=True)
+class Closer:
+    """What to look at beyond the comparison.
+
+    Attributes:
+        tolerance: A gate set by hand for every tensor; None: derived gates.
+        always: Look for causes even if nothing fails.
+        text: Token ids to take the perplexity of.
+        layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
+            None: no causes are looked for.
+    """
+
+    tolerance: float | None = None
+    always: bool = False
+    text: Array | None = None
+    layers: Callable[[], Layers] | None = None
+
+
+def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
+    """Open the checkpoint to verify against, and check that it is of the artifact's model.
+
+    Args:
+        artifact: The artifact.
+        checkpoint: What the user named; None: the source in the manifest.
+
+    Raises:
+        LucidError: The source is gone, or the configurations differ (all differing fields are named).
+    """
+    from dataclasses import fields
+
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.model.checkpoint import Checkpoint, resolve
+
+    name = checkpoint or artifact.manifest.source
+    if checkpoint is None and not resolve(name).exists():
+        raise LucidError(
+            f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
+            "--checkpoint DIR"
+        )
+    source = Checkpoint(name)
+    differing = [
+        f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
+        f"{getattr(source.config, field.name)} in the checkpoint"
+        for field in fields(artifact.config)
+        if getattr(artifact.config, field.name) != getattr(source.config, field.name)
+    ]
+    if differing:
+        raise LucidError(
+            f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Name the right "
+            "checkpoint with --checkpoint, or export again."
+        )
+    return source
+
+
+def verify_against(
+    candidate: Session[Any],
+    source: Checkpoint,
+    steps: int,
+    seed: int,
+    prompt: Array | None,
+    update: Callable[[str, int, int], None],
+    closer: Closer | None = None,
+    artifact: Artifact | None = None,
+) -> Report:
+    """Verify a session against its checkpoint. Of the PyTorch models, one at a time is in memory.
+
+    A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
+    checkpoint is measured beside that.
+
+    Args:
+        candidate: The session under test.
+        source: The checkpoint.
+        steps: Decode steps after each prompt.
+        seed: For the scenarios.
+        prompt: Token ids of a real prompt, or None.
+        update: Called with (what is being done, done, in all).
+        closer: What else to look at.
+        artifact: What the session runs, if it is known; without it, it is taken for one that is not quantized.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from lucid_deploy.model.checkpoint import load_model
+    from lucid_deploy.parity import check, prepare
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+    closer = closer or Closer()
+    record = None if artifact is None else artifact.manifest.quantization
+
+    def opener(dtype: str, cache_dtype: str = "auto") -> Callable[[], TorchSession]:
+        def open_model() -> TorchSession:
+            def loading(done: int, total: int) -> None:
+                update(f"Loading {dtype}", done, total)
+
+            if record is not None and artifact is not None:
+                model = _quantized_model(artifact, candidate, dtype)
+            else:
+                model = load_model(source, getattr(torch, dtype), progress=loading)
+            model.store_cache_as(cache_dtype)
+            session = TorchSession(model)
+            session.config = candidate.config  # engines may take less context than the model: prompts must fit both
+            return session
+
+        return open_model
+
+    targets = prepare(
+        opener(candidate.dtype, candidate.cache_dtype),
+        opener("float64"),
+        steps=steps,
+        seed=seed,
+        prompt=prompt,
+        embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
+        rounded=opener("float64", candidate.cache_dtype),
+        progress=update,
+    )
+    if closer.tolerance is not None:
+        targets = targets.with_tolerance(closer.tolerance)
+    report = check(candidate, targets, progress=update)
+    if record is not None:
+        from lucid_deploy.parity.quantization import measure_cost
+
+        cost = measure_cost(lambda: _original(source, candidate), candidate, targets, update)
+        report = replace(report, quantization=record, cost=cost)
+    return _look_closer(report, candidate, targets, opener, closer, update)
+
+
+def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
+    """Return the PyTorch model that a quantized artifact is held against, as exactly as a type goes.
+
+    In float64 it is the model on the dequantized weights. In the artifact's own type it sets the gates, so it does what
+    the runtime does: on the CPU onnxruntime rounds the inputs of quantized products to 8 bits, if the artifact says so.
+    """
+    from lucid_deploy.model.quantized_activations import quantize_activations
+    from lucid_deploy.runtime.artifact_weights import load_artifact_model
+
+    record = artifact.manifest.quantization
+    model = load_artifact_model(artifact, dtype=dtype)
+    rounds = candidate.runtime == "onnxruntime" and candidate.provider in (None, "cpu")
+    if record is None or record.activations != "int8" or dtype == "float64" or not rounds:
+        return model
+    return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))
+
+
+def _original(source: Checkpoint, candidate: Session[Any]) -> Session[Any]:
+    """Open the checkpoint in float64, with the candidate's limits."""
+    import torch
+
+    from lucid_deploy.model.checkpoint import load_model
+    from lucid_deploy.runtime.torch_session import TorchSession
+
+    session = TorchSession(load_model(source, torch.float64))
+    session.config = candidate.config
+    return session
+
+
+def _look_closer(
+    report: Report,
+    candidate: Session[Any],
+    targets: Targets,
+    opener: Callable[[str, str], Callable[[], TorchSession]],
+    closer: Closer,
+    update: Callable[[str, int, int], None],
+) -> Report:
+    """Add to a report what was asked for and, after a failure, the causes."""
+    from dataclasses import replace
+
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.parity import explain, explained_scenarios
+    from lucid_deploy.runtime.torch_layers import TorchLayers
+
+    causes = closer.layers is not None and (closer.always or not report.passed)
+    if not causes and closer.text is None:
+        return report
+    layers, unavailable = None, None
+    if causes and closer.layers is not None:
+        try:
+            layers = closer.layers()
+        except LucidError as error:  # a reason, which the report gives
+            unavailable = str(error)
+    failing = None if report.failure is None else report.failure.scenario
+    explanation = explain(
+        explained_scenarios(targets, failing),
+        candidate,
+        layers,
+        lambda: TorchLayers(opener(candidate.dtype, candidate.cache_dtype)().model),
+        lambda: TorchLayers(opener("float64", "auto")().model),
+        unavailable=unavailable,
+        tolerance=targets.tolerance,
+        text=closer.text,
+        progress=update,
+    )
+    return replace(report, explanation=explanation)
