@@ -160,7 +160,7 @@ def _dividing(name: str, width: int, block: int) -> int:
 
 
 def quantize_matrix(
-    weight: torch.Tensor, tensor: QuantizedTensor, bits: int
+    weight: torch.Tensor, tensor: QuantizedTensor, bits: int, least_scale: float | None = None
 ) -> Iterator[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Quantize a matrix ``(out, in)``, some rows at a time.
 
@@ -168,6 +168,7 @@ def quantize_matrix(
         weight: Any floating type.
         tensor: Its shape and blocks.
         bits: 4 or 8.
+        least_scale: Make every scale positive and at least this, for 8 bits; None: onnxruntime's scheme.
 
     Yields:
         Packed bytes ``(rows, blocks, block_size · bits / 8)``, two 4-bit numbers in a byte, lower half first, each with
@@ -178,6 +179,9 @@ def quantize_matrix(
     step = max(_SLICE // width, 1)
     for start in range(0, count, step):
         rows = weight[start : start + step].float().numpy()
+        if least_scale is not None:
+            yield _round_to_int8(rows, tensor, least_scale)
+            continue
         columns = np.zeros((blocks * size, len(rows)), dtype=np.float32)
         columns[:width] = rows.T
         packed = np.zeros((len(rows), blocks, size * bits // 8), dtype=np.uint8)
@@ -185,6 +189,17 @@ def quantize_matrix(
         unused = np.zeros((len(rows), -(-blocks * bits // 8)), dtype=np.uint8)  # zero points; the scheme is symmetric
         kernel(packed, columns, scales, unused, size, len(rows), width, True)
         yield packed, scales
+
+
+def _round_to_int8(
+    rows: np.ndarray[Any, Any], tensor: QuantizedTensor, least_scale: float
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Round float32 rows ``(n, in)`` to whole multiples of (largest magnitude of the block) / 127."""
+    padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
+    blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
+    scales = np.maximum(np.abs(blocks).max(axis=-1) / np.float32(127), np.float32(least_scale))
+    numbers = np.clip(np.rint(blocks / scales[..., None]), -127, 127)
+    return (numbers + 128).astype(np.uint8), scales
 
 
 def to_qdq(packed: np.ndarray[Any, Any], width: int, bits: int) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.quantization import PACKED, SCALES, Quantization
+from lucid_deploy.quantization import LEAST_SCALE, PACKED, SCALES, Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def write_weights(
         OSError: The disk is full, or another fault of the file system.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
-    contents = _Contents(checkpoint, quantization)
+    contents = _Contents(checkpoint, quantization, {t.name: t.dtype for t in plan.values() if t.part == SCALES})
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
@@ -122,8 +122,8 @@ def write_weights(
 class _Contents:
     """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
 
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None) -> None:
-        self._checkpoint, self._quantization = checkpoint, quantization
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None, scale_types: dict[str, str]) -> None:
+        self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
         self._scales: torch.Tensor | None = None
 
     def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
@@ -147,7 +147,8 @@ class _Contents:
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         whole, scales = [], []
-        for packed, factors in quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits):
+        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.positive_scales else None
+        for packed, factors in quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits, least):
             scales.append(factors)
             if quantization.format == "qdq":
                 whole.append(packed)

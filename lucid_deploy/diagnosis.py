@@ -115,6 +115,14 @@ def _onnxruntime() -> str:
     return "runs ai.lucid functions; providers: " + ", ".join(ort.get_available_providers())
 
 
+def _cpu_kernels() -> str:
+    from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
+
+    library = default_ort_library()
+    check_ort_library(library)
+    return f"{library}, {kernels_name(library)}"
+
+
 def importable(module: str) -> Callable[[], str]:
     """Return a check that only imports a module."""
 
@@ -133,6 +141,7 @@ CHECKS = (
     Check("safetensors", "checkpoints", importable("safetensors"), "pip install safetensors", required=True),
     Check("tokenizers", "text prompts", importable("tokenizers"), "pip install tokenizers"),
     Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),
+    Check("CPU kernels", "run faster", _cpu_kernels, package=None),
     *(
         Check(package, "serve", importable(package.replace("-", "_")), 'pip install "lucid-deploy[serve]"')
         for package in ("fastapi", "uvicorn", "prometheus-client", "jinja2")

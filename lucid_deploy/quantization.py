@@ -5,6 +5,9 @@ has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits
 ``q · s``. The element of largest magnitude is ``-2^(bits-1)`` exactly, so s may be negative, and an element of the
 other sign and nearly the same magnitude is clipped by up to one step. That is onnxruntime's symmetric scheme.
 
+int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the largest
+magnitude of the block / 127 and nothing is clipped.
+
 Needs numpy alone.
 """
 
@@ -22,6 +25,8 @@ ACTIVATIONS = ("int8", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 # Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
 PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
+# The smallest scale, by its type, where scales must be positive: that of a block of zeros.
+LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 
 Bytes = NDArray[np.uint8]
 
@@ -93,6 +98,11 @@ class Quantization:
             return (blocks, rows) if part == SCALES else (width, rows)
         blob = tensor.block_size * self.bits // 8
         return {SCALES: (rows, blocks), PACKED: (rows, blocks, blob), ROWS: (rows, blocks * blob)}[part]
+
+    @property
+    def positive_scales(self) -> bool:
+        """Whether every scale is positive, and the largest magnitude of a block / 127."""
+        return self.format == "qdq" and self.bits == 8
 
     @property
     def packed_dtype(self) -> str:

@@ -76,13 +76,17 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     done: dict[str, tuple[Path, Path]] = {}
 
     def get(
-        dtype: str = "float32", logits: str = "last", cache: str = "growing", **changes: Any
+        dtype: str = "float32",
+        logits: str = "last",
+        cache: str = "growing",
+        cache_dtype: str = "auto",
+        **changes: Any,
     ) -> tuple[Path, Artifact]:
-        key = json.dumps([dtype, logits, cache, changes], sort_keys=True)
+        key = json.dumps([dtype, logits, cache, cache_dtype, changes], sort_keys=True)
         if key not in done:
             checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
             target = root / f"artifact{len(done)}"
-            export(checkpoint, target, ExportOptions(dtype, logits, cache=cache))
+            export(checkpoint, target, ExportOptions(dtype, logits, cache=cache, cache_dtype=cache_dtype))
             done[key] = (checkpoint, target)
         checkpoint, target = done[key]
         return checkpoint, open_artifact(target)

@@ -16,7 +16,7 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.parity.compare import TensorId, Trace, record
 from lucid_deploy.parity.metrics import kl_divergence, position_errors
 from lucid_deploy.parity.targets import Targets
-from lucid_deploy.quantization import Quantization, spread
+from lucid_deploy.quantization import LEAST_SCALE, Quantization, spread
 from lucid_deploy.runtime.session import Array, Session
 
 if TYPE_CHECKING:
@@ -120,23 +120,26 @@ def _difference(
     tensor = quantization.tensors[name]
     numbers, factors = quantization.unpack(name, packed, scales)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
-    low = -(1 << (quantization.bits - 1))
+    high = (1 << (quantization.bits - 1)) - 1
+    top = high if quantization.positive_scales else high + 1  # the largest element's magnitude, as a whole number
     # A scale in half precision is rounded (to a multiple of 2^-24 at least in float16), and every number with it.
     relative, least = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 0.0)}.get(dtype, (2.0**-22, 0.0))
     width = original.shape[1]
     padded = np.pad(np.abs(original), ((0, 0), (0, -width % tensor.block_size)))
     largest = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1)
-    off = np.abs(np.abs(factors) * -low - largest)
-    if not (off <= -low * (relative * np.abs(factors) * 1.01 + least) + 1e-30).all():
-        row, block = np.argwhere(~(off <= -low * (relative * np.abs(factors) * 1.01 + least) + 1e-30))[0]
+    if quantization.positive_scales:
+        largest = np.maximum(largest, top * LEAST_SCALE[dtype])
+    misplaced = ~(np.abs(np.abs(factors) * top - largest) <= top * (relative * np.abs(factors) * 1.01 + least) + 1e-30)
+    if misplaced.any():
+        row, block = np.argwhere(misplaced)[0]
         return (
             f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, the original's largest element "
-            f"{largest[row, block]:.6g} asks for ±{largest[row, block] / -low:.6g}"
+            f"{largest[row, block]:.6g} asks for ±{largest[row, block] / top:.6g}"
         )
     steps = spread(np.abs(factors), tensor)
     error = np.abs(numbers * spread(factors, tensor) - original)
     rounding = np.abs(numbers) * (relative * steps + least)
-    allowed = np.where(numbers == -low - 1, 1.0, 0.5 + _SLACK) * steps + rounding + least
+    allowed = np.where((numbers == high) & (top > high), 1.0, 0.5 + _SLACK) * steps + rounding + least
     beyond = ~(error <= allowed)
     if beyond.any():
         row, column = np.argwhere(beyond)[0]

@@ -1,0 +1,121 @@
+"""Faults in how an artifact rounds its int8 cache, each smaller than the rounding itself, are caught by the sizes."""
+
+import shutil
+
+import pytest
+import torch
+from cache_faults import coarser_levels, stored_scale, swapped_scales, towards_zero
+from click.testing import CliRunner
+from faults import edit_graphs
+
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.parity import check, prepare
+from lucid_deploy.runtime import open_session
+from lucid_deploy.runtime.torch_session import TorchSession
+
+CONTEXT, STEPS = 64, 6
+
+
+@pytest.fixture(scope="module")
+def targets_of():
+    """Return a function giving the targets of a checkpoint, derived once; growing and static caches share them."""
+    done = {}
+
+    def get(checkpoint, dtype, cache_dtype):
+        if (dtype, cache_dtype) not in done:
+            source = Checkpoint(checkpoint)
+
+            def session(kind, cache):
+                return TorchSession(load_model(source, getattr(torch, kind)).store_cache_as(cache))
+
+            done[dtype, cache_dtype] = prepare(
+                session(dtype, cache_dtype),
+                session("float64", "auto"),
+                steps=STEPS,
+                embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
+                rounded=session("float64", cache_dtype),
+            )
+        return done[dtype, cache_dtype]
+
+    return get
+
+
+@pytest.fixture
+def int8_copy(exported, tmp_path):
+    """Return a function giving the checkpoint of a small int8 artifact, and a copy to damage."""
+
+    def make(cache, dtype="float32"):
+        checkpoint, artifact = exported(dtype, cache=cache, cache_dtype="int8", max_position_embeddings=CONTEXT)
+        return checkpoint, shutil.copytree(artifact.directory, tmp_path / "artifact")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache", "cache_dtype"),
+    [
+        ("float32", "growing", "int8"),
+        ("float32", "static", "int8"),
+        ("float16", "growing", "int8"),
+        ("float32", "growing", "float16"),
+    ],
+)
+def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cache_dtype):
+    checkpoint, artifact = exported(dtype, cache=cache, cache_dtype=cache_dtype, max_position_embeddings=CONTEXT)
+    report = check(open_session(artifact), targets_of(checkpoint, dtype, cache_dtype))
+    sizes = [item for item in report.comparisons if "size of" in item.schedule]
+    assert report.passed and len(sizes) == 5 * 5 * 2 * 2 * 2  # scenarios, schedules, parts, layers, K and Y
+    assert max(item.severity for item in report.comparisons) < 0.7
+
+
+FAULTS = {
+    "scale over 128, K": (stored_scale(1, "key", 127 / 128), "layer 1 K"),
+    "scale over 128, Y": (stored_scale(1, "value", 127 / 128), "layer 1 Y"),
+    "levels 128, K": (coarser_levels(1, "key", 128), "layer 1 K"),
+    "towards zero, K": (towards_zero(1, "key"), "layer 1 K"),
+    "towards zero, Y": (towards_zero(0, "value"), "layer 0 Y"),
+    "swapped scales": (swapped_scales(1), "layer 1 K"),
+}
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wrong_rounding_fails_in_its_tensor(int8_copy, targets_of, fault, cache):
+    edit, tensor = FAULTS[fault]
+    checkpoint, directory = int8_copy(cache)
+    edit_graphs(directory, edit)
+    report = check(open_session(open_artifact(directory)), targets_of(checkpoint, "float32", "int8"))
+    failure = report.failure
+    assert not report.passed and str(failure.tensor) == tensor
+    if "swapped" not in fault:
+        plain = [item for item in report.comparisons if "size of" not in item.schedule and item.tensor == failure.tensor]
+        assert all(item.failed_at is None for item in plain)  # the gates of positions alone would not have seen it
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_either_graph_alone_is_seen(int8_copy, targets_of, stage):
+    checkpoint, directory = int8_copy("static")
+    edit_graphs(directory, stored_scale(1, "value", 127 / 128), (stage,))
+    report = check(open_session(open_artifact(directory)), targets_of(checkpoint, "float32", "int8"))
+    failed = {item.schedule for item in report.comparisons if item.failed_at is not None and "size of" in item.schedule}
+    part = {"prefill": "one-shot, size of prefilled rows", "decode": "by token, size of decoded rows"}[stage]
+    assert part in failed and str(report.failure.tensor) == "layer 1 Y"
+
+
+def test_the_command_says_so(int8_copy):
+    _, directory = int8_copy("growing")
+    edit_graphs(directory, stored_scale(1, "key", 127 / 128))
+    result = CliRunner().invoke(main, ["verify", str(directory), "--steps", str(STEPS)], catch_exceptions=False)
+    assert result.exit_code == 1 and "size of prefilled rows" in " ".join((result.stdout + result.stderr).split())
+
+
+def test_a_cache_that_rounds_needs_its_reference(exported):
+    checkpoint, _ = exported(cache_dtype="int8", max_position_embeddings=CONTEXT)
+    source = Checkpoint(checkpoint)
+    baseline = TorchSession(load_model(source).store_cache_as("int8"))
+    exact = TorchSession(load_model(source, torch.float64))
+    for rounded, message in ((None, "needs a float64 reference"), (exact, "must be float64 with a cache in int8")):
+        with pytest.raises(ValueError, match=message):
+            prepare(baseline, exact, steps=2, rounded=rounded)
