@@ -17,9 +17,10 @@ from common import write_random_checkpoint, write_result
 MIB = 2**20
 
 
-def export_peak(checkpoint: str, output: str, dtype: str) -> dict[str, float]:
+def export_peak(checkpoint: str, output: str, dtype: str, scheme: str | None = None) -> dict[str, float]:
     """Export in this process; return seconds of each part and the peak of resident memory."""
     from lucid_deploy.export import ExportOptions, export
+    from lucid_deploy.export.quantize import QuantizeOptions
 
     marks: dict[str, float] = {}
 
@@ -27,7 +28,8 @@ def export_peak(checkpoint: str, output: str, dtype: str) -> dict[str, float]:
         marks.setdefault(text, time.perf_counter())
 
     started = time.perf_counter()
-    export(checkpoint, output, ExportOptions(dtype=dtype), progress)
+    quantize = None if scheme is None else QuantizeOptions(scheme)
+    export(checkpoint, output, ExportOptions(dtype=dtype, quantize=quantize), progress)
     ended = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": ended - started, "tracing": marks["Writing weights"] - started, "peak": peak}
@@ -69,15 +71,19 @@ def main(shape: str) -> None:
         copying = time.perf_counter() - started
         shutil.rmtree(Path(scratch) / "copy")
         result: dict[str, object] = {"shape": shape, "weights_mib": weights / MIB, "copy_seconds": copying}
-        for dtype in ("float32", "float16"):
-            output = Path(scratch) / dtype
-            run = in_process(f"export_peak({str(checkpoint)!r}, {str(output)!r}, {dtype!r})")
-            result[f"export {dtype}"] = {
+        for name, dtype, scheme in (
+            ("float32", "float32", None),
+            ("float16", "float16", None),
+            ("int4", "float32", "int4"),
+        ):
+            output = Path(scratch) / name
+            run = in_process(f"export_peak({str(checkpoint)!r}, {str(output)!r}, {dtype!r}, {scheme!r})")
+            result[f"export {name}"] = {
                 **run,
                 "peak_over_float32_weights": run["peak"] / weights,
                 "seconds_over_copy_plus_tracing": run["seconds"] / (copying + run["tracing"]),
             }
-            if dtype == "float32":
+            if name == "float32":
                 stored = (output / "weights.bin").stat().st_size
                 memory = in_process(f"sessions_memory({str(output)!r})")
                 result["both sessions"] = {**memory, "peak_over_weights": memory["peak"] / stored}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,12 @@ def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
     return found
 
 
+def faster(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Compare each round's pair, so that a machine that slows down does not favour anybody."""
+    ratios = [a / b for a, b in zip(base, other, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+
+
 @click.command()
 @click.option("--repeats", default=7, show_default=True, help="Rounds that count.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here, and use those that are there.")
@@ -94,16 +101,15 @@ def main(repeats: int, work: Path | None, prepare: bool) -> None:
         prefill, _ = run_plan(contenders, Plan(lengths=(512,), stages=("prefill",), repeats=3), "float32")
         sizes = {name: item.manifest.files[WEIGHTS]["size"] for name, item in artifacts.items()}
     seconds = {(item.contender, item.stage): item.seconds for item in (*measurements, *prefill)}
-    base = seconds["float32", "decode"]
     variants = [
         {
             "name": name,
             "weights_mib": size / 2**20,
             "smaller": sizes["float32"] / size,
             "decode_ms": 1e3 * statistics.median(seconds[name, "decode"]),
-            # Of each round's pair, so that a machine that slows down does not favour anybody.
-            "decode_faster": statistics.median(a / b for a, b in zip(base, seconds[name, "decode"], strict=True)),
+            "decode_faster": faster(seconds["float32", "decode"], seconds[name, "decode"]),
             "prefill_512_ms": 1e3 * statistics.median(seconds[name, "prefill"]),
+            "prefill_faster": faster(seconds["float32", "prefill"], seconds[name, "prefill"]),
             "resident_mib": opened[name]["resident"] / 2**20,
             "open_seconds": opened[name]["seconds"],
         }

@@ -190,6 +190,12 @@ def _build(
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO, expected_shapes
 
+    shapes = expected_shapes(source.config)
+    if source.tied:
+        shapes.pop("lm_head.weight")
+    quantization = None
+    if options.quantize is not None:  # before tracing, which takes seconds: a glob may match nothing
+        quantization = plan_quantization(shapes, source.tied, options.quantize)
     traced: dict[str, Traced] = {}
     for step, stage in enumerate(STAGES):
         progress(f"Tracing {stage}", step, len(STAGES))
@@ -197,12 +203,7 @@ def _build(
     progress("Tracing", len(STAGES), len(STAGES))
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
-    shapes = expected_shapes(source.config)
-    if source.tied:
-        shapes.pop("lm_head.weight")
-    quantization = None
-    if options.quantize is not None:
-        quantization = plan_quantization(shapes, source.tied, options.quantize)
+    if quantization is not None:
         for graph in traced.values():
             quantize_weights(graph.model, quantization, _other_names(graph.model, shapes))
     plan = plan_weights(shapes, set(*transposed), options.dtype, quantization)

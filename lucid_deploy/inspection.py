@@ -55,10 +55,17 @@ def compression(artifact: Artifact) -> float:
     if record is None:
         return 1.0
     whole = sum(rows * width * size for rows, width in (tensor.shape for tensor in record.tensors.values()))
-    parts = sum(
+    return (stored - quantized_size(artifact) + whole) / stored
+
+
+def quantized_size(artifact: Artifact) -> int:
+    """Return the bytes of all quantized weights, scales included."""
+    record, size = artifact.manifest.quantization, ITEM_SIZE[artifact.manifest.dtype]
+    if record is None:
+        return 0
+    return sum(
         record.packed_size(name) + tensor.shape[0] * tensor.blocks * size for name, tensor in record.tensors.items()
     )
-    return (stored - parts + whole) / stored
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:
@@ -83,7 +90,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
     Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
-    graph keeps a packed copy, and so do those of any quantized one. A growing cache exists twice while a token is
+    graph keeps a packed copy, and so do quantized weights of any model. A growing cache exists twice while a token is
     computed, the past of all layers and their present. A static one exists once, and one layer twice while rows move
     into larger buffers. One in another type than the model's is brought to float32 one layer at a time.
 
@@ -102,7 +109,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _SCORE_TENSORS * scores + decoded
-    packed = 2 * weights if weights <= PACK_LIMIT or artifact.manifest.quantization is not None else 0
+    packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
     return {
         "batch": batch,
         "context": context,

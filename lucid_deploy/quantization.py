@@ -5,8 +5,8 @@ has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits
 ``q · s``. The element of largest magnitude is ``-2^(bits-1)`` exactly, so s may be negative, and an element of the
 other sign and nearly the same magnitude is clipped by up to one step. That is onnxruntime's symmetric scheme.
 
-int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the largest
-magnitude of the block / 127 and nothing is clipped.
+int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
+largest magnitude of the block / 127, and nothing is clipped.
 
 Needs numpy alone.
 """

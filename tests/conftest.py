@@ -94,6 +94,67 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     return get
 
 
+@pytest.fixture(scope="session")
+def remembered_trace() -> Callable[..., Any]:
+    """Return ``lucid_deploy.export.trace.trace`` with a memory: quantization comes after it, and it takes longest."""
+    import dataclasses
+
+    from lucid_deploy.export.trace import trace
+
+    traces: dict[str, Any] = {}
+
+    def remembered(*arguments: Any) -> Any:
+        if repr(arguments) not in traces:
+            traces[repr(arguments)] = trace(*arguments)
+        found = traces[repr(arguments)]
+        return dataclasses.replace(found, model=found.model.clone())
+
+    return remembered
+
+
+@pytest.fixture(scope="session")
+def quantized(
+    tmp_path_factory: pytest.TempPathFactory, remembered_trace: Callable[..., Any]
+) -> Callable[..., tuple[Path, Artifact]]:
+    """Return a function giving (checkpoint, artifact) of one layer, exported once. Do not change the files.
+
+    ``scheme`` None quantizes nothing; ``source`` is a checkpoint instead of the tiny one.
+    """
+    from lucid_deploy.export.quantize import QuantizeOptions
+
+    root, checkpoints, done = tmp_path_factory.mktemp("quantized"), {}, {}
+
+    def get(
+        scheme: str | None,
+        form: str = "auto",
+        dtype: str = "float32",
+        cache: str = "growing",
+        source: str | None = None,
+        changes: Any = None,
+        **more: Any,
+    ) -> tuple[Path, Artifact]:
+        model = json.dumps([source, changes], sort_keys=True)
+        if model not in checkpoints:
+            target = root / f"checkpoint{len(checkpoints)}"
+            checkpoints[model] = (
+                Path(source) if source else write_checkpoint(target, **{"num_hidden_layers": 1, **(changes or {})})
+            )
+        key = json.dumps([scheme, form, dtype, cache, model, more], sort_keys=True)
+        if key not in done:
+            options = None if scheme is None else QuantizeOptions(scheme, form, **more)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("lucid_deploy.export.trace.trace", remembered_trace)
+                artifact = export(
+                    source or checkpoints[model],
+                    root / f"artifact{len(done)}",
+                    ExportOptions(dtype, cache=cache, quantize=options),
+                )
+            done[key] = artifact
+        return checkpoints[model], done[key]
+
+    return get
+
+
 @pytest.fixture
 def artifact_copy(exported: Callable[..., tuple[Path, Artifact]], tmp_path: Path) -> Path:
     """Return a copy of the tiny artifact that a test may damage."""

@@ -45,7 +45,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     import onnx
     import onnx_ir as ir
 
-    from lucid_deploy.engines.passes import fix_axis, plugin_domain, standard_attention, strip_bodies
+    from lucid_deploy.engines.passes import fix_axis, half_attention, plugin_domain, standard_attention, strip_bodies
 
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":
@@ -56,6 +56,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     path = artifact.graph_path(stage)
     model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))
     standard_attention(model)
+    half_attention(model)
     strip_bodies(model)
     if artifact.manifest.cache == "static" and stage == "decode":
         fix_axis(model, "max_context", max_context)

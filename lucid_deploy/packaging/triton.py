@@ -190,25 +190,31 @@ def _fill(
     version = folder / "1"
     version.mkdir()
     if engines is None:
-        _link(artifact.graph_path(stage), version / "model.onnx")
-        _link(artifact.path(WEIGHTS), version / WEIGHTS)
+        shutil.copyfile(artifact.graph_path(stage), version / "model.onnx")
+        _share(artifact.path(WEIGHTS), version / WEIGHTS, folder.parent / f"{name}-prefill" / "1" / WEIGHTS)
         plugin = None
     else:
         built = engine_directory(artifact, engines.backend)
-        _link(built / engines.engines[stage].file, version / "model.plan")
+        shutil.copyfile(built / engines.engines[stage].file, version / "model.plan")
         plugin = None
         if engines.plugin is not None:
             (folder / "plugin").mkdir()
-            _link(built / engines.plugin.file, folder / "plugin" / engines.plugin.file)
+            shutil.copyfile(built / engines.plugin.file, folder / "plugin" / engines.plugin.file)
             plugin = f"{name}-{stage}/plugin/{engines.plugin.file}"
     text = model_config(artifact, stage, name, options, plugin)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make a hard link, so that weights are on the disk once; copy where the file system has none."""
+def _share(source: Path, target: Path, copied: Path) -> None:
+    """Copy the weights for the first model, and link the second one's to that copy where the file system can.
+
+    Never to the artifact's own file: ONNX's checker takes a second link to a weight file for an attack.
+    """
+    if target.parent.parent.name.startswith(f".{copied.parent.parent.name}."):
+        shutil.copyfile(source, target)
+        return
     try:
-        os.link(source, target)
+        os.link(copied, target)
     except OSError:
         shutil.copyfile(source, target)
 

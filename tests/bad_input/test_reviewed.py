@@ -116,7 +116,7 @@ def test_end_tokens_of_generation_config_count(exported: Exported, tmp_path: Pat
     [
         lambda data: data["config"].update(num_hidden_layers=3),
         lambda data: data["config"].update(head_dim=64),
-        lambda data: data.update(dtype="float16"),
+        lambda data: data.update(dtype="float16", cache_dtype="float16"),
         lambda data: data.update(cache="static"),
         lambda data: data["config"].update(vocab_size=5),
         lambda data: data["graphs"].update(prefill=data["graphs"]["decode"]),

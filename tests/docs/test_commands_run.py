@@ -70,6 +70,9 @@ class Reader:
             (self.folder / "block.py").write_text(block.text)
             self.run([sys.executable, "block.py"], block.text)
             return
+        if "<<" in block.text:  # a here-document: lines are no commands
+            self.run(["bash", "-euo", "pipefail", "-c", block.text], block.text)
+            return
         for line in commands(block.text):
             if line.startswith("pip install"):
                 check_extras(line)

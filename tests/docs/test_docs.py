@@ -44,6 +44,9 @@ def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
             continue
         command = main.get_command(click.Context(main), words[0])
         assert command is not None, line
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), words[1])
+            assert command is not None, line
         known = {name for parameter in command.params for name in parameter.opts}
         used = {word.split("=")[0] for word in words if re.match(r"-{1,2}[a-zA-Z]", word)}
         assert used <= known, f"{line}: {used - known}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -10,7 +10,6 @@ import pytest
 from onnx import TensorProto, inliner
 
 from lucid_deploy.artifact import STAGES
-from lucid_deploy.export import ExportOptions, export
 
 # Operators with an exponential, a norm, a root or a sum over many elements inside.
 SENSITIVE = {
@@ -18,6 +17,8 @@ SENSITIVE = {
     *("RMSNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceMax"),
     *("Sin", "Cos", "Tanh"),
 }
+LAYERS = 2
+LINEAR = 7 * LAYERS + 1  # products with weights: seven in a layer, and the head
 HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -36,8 +37,17 @@ def nodes(graph: onnx.GraphProto, outer: dict[str, int] | None = None) -> Iterat
 
 def typed(path: Path) -> onnx.ModelProto:
     """Return a graph with its functions inlined and the types of all values known."""
-    model = inliner.inline_local_functions(onnx.load(str(path), load_external_data=False))
-    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    return typed_model(onnx.load(str(path), load_external_data=False))
+
+
+def typed_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    """See :func:`typed`."""
+    inlined = inliner.inline_local_functions(model)
+    return onnx.shape_inference.infer_shapes(inlined, check_type=True, strict_mode=True)
+
+
+def products_in_half(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node, kinds in nodes(model.graph) if kinds & HALF and node.op_type in ("MatMul", "Gemm")]
 
 
 def sensitive_in_half(model: onnx.ModelProto) -> list[str]:
@@ -46,30 +56,28 @@ def sensitive_in_half(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node, kinds in found if node.op_type in SENSITIVE and kinds & HALF]
 
 
-@pytest.mark.parametrize("attention", ["lucid", "llama"])
-@pytest.mark.parametrize(("dtype", "cache"), [("float16", "growing"), ("float16", "static"), ("bfloat16", "growing")])
-def test_sensitive_operators_are_float32(
-    attention: str, dtype: str, cache: str, make_checkpoint, tmp_path: Path
-) -> None:
-    checkpoint = make_checkpoint(attention_type=attention)
-    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(dtype, cache=cache, range_scan=False))
+@pytest.mark.parametrize(
+    ("attention", "dtype", "cache"),
+    [("lucid", "float16", "growing"), ("lucid", "float16", "static"), ("llama", "bfloat16", "growing")],
+)
+def test_sensitive_operators_are_float32(attention: str, dtype: str, cache: str, exported) -> None:
+    changes = {} if attention == "lucid" else {"attention_type": attention}
+    _, artifact = exported(dtype, cache=cache, **changes)
     for stage in STAGES:
         model = typed(artifact.graph_path(stage))
         assert not sensitive_in_half(model), stage
-        found = list(nodes(model.graph))
-        half = [node for node, kinds in found if kinds & HALF and node.op_type in ("MatMul", "Gemm")]
+        found, half = list(nodes(model.graph)), products_in_half(model)
         weights = {item.name for item in model.graph.initializer}
-        assert half and all(weights & set(node.input) for node in half)  # only the linear layers: no solve, no scores
-        assert len(half) == 2 * 7 + 1
+        assert len(half) == LINEAR and all(weights & set(node.input) for node in half)  # no solve, no scores
         wanted = {"Exp", "RMSNormalization"} if attention == "lucid" else {"RMSNormalization", "Attention"}
         assert wanted <= {node.op_type for node, _ in found}
         logits = next(value for value in model.graph.output if value.name == "logits")
         assert logits.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-def test_the_walk_sees_half_precision_inside_of_loops(make_checkpoint, tmp_path: Path) -> None:
+def test_the_walk_sees_half_precision_inside_of_loops(exported) -> None:
     """Without the casts of a function's body, its loop computes in half precision, and that is found."""
-    artifact = export(make_checkpoint(), tmp_path / "artifact", ExportOptions("float16", range_scan=False))
+    _, artifact = exported("float16")
     model = onnx.load(str(artifact.graph_path("prefill")), load_external_data=False)
     body = next(function for function in model.functions if function.name == "CausalAttention")
     for node in body.node:
@@ -78,3 +86,56 @@ def test_the_walk_sees_half_precision_inside_of_loops(make_checkpoint, tmp_path:
             del node.attribute[:]
     inlined = inliner.inline_local_functions(model)
     assert set(sensitive_in_half(onnx.shape_inference.infer_shapes(inlined))) == {"Attention"}
+
+
+def every_graph(nodes: Sequence[onnx.NodeProto]) -> Iterator[list[onnx.NodeProto]]:
+    """Yield a body's nodes, and those of the loops in it."""
+    yield nodes
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from every_graph(attribute.g.node)
+
+
+@pytest.mark.parametrize(
+    ("stage", "function", "operator"),
+    [
+        ("prefill", "Precondition", "Exp"),  # of the preconditioner, in a loop
+        ("decode", "DecodeAttention", "Exp"),
+        ("decode", "DecodeAttention", "ReduceSum"),  # the softmax's denominator
+    ],
+)
+def test_half_precision_around_one_operator_is_found(exported, stage: str, function: str, operator: str) -> None:
+    """The operator stands between casts to float16 and back."""
+    _, artifact = exported("float16")
+    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    body = next(item for item in model.functions if item.name == function)
+    found = [(graph, node) for graph in every_graph(body.node) for node in graph if node.op_type == operator]
+    graph, node = found[-1]
+    before, after = node.input[0], node.output[0]
+    node.input[0], node.output[0] = "half_before", "half_after"
+    place = list(graph).index(node)
+    graph.insert(place + 1, onnx.helper.make_node("Cast", ["half_after"], [after], to=TensorProto.FLOAT))
+    graph.insert(place, onnx.helper.make_node("Cast", [before], ["half_before"], to=TensorProto.FLOAT16))
+    inlined = inliner.inline_local_functions(model)
+    assert set(sensitive_in_half(onnx.shape_inference.infer_shapes(inlined))) == {operator}
+
+
+def test_block_inverses_in_half_precision_are_found(exported) -> None:
+    """They are products without a weight, in a graph whose only half-precision products are the linear layers."""
+    _, artifact = exported("float16")
+    model = onnx.load(str(artifact.graph_path("prefill")), load_external_data=False)
+    body = next(item for item in model.functions if item.name == "Precondition")
+    graph, product = next(
+        (graph, node) for graph in every_graph(body.node) for node in graph if node.op_type == "MatMul"
+    )
+    place, result = list(graph).index(product), product.output[0]
+    halves = [
+        onnx.helper.make_node("Cast", [name], [f"half_{i}"], to=TensorProto.FLOAT16)
+        for i, name in enumerate(product.input)
+    ]
+    product.input[:], product.output[0] = ["half_0", "half_1"], "half_product"
+    graph.insert(place + 1, onnx.helper.make_node("Cast", ["half_product"], [result], to=TensorProto.FLOAT))
+    for cast in halves:
+        graph.insert(place, cast)
+    assert len(products_in_half(typed_model(model))) == LINEAR + LAYERS  # one more in each layer

@@ -1,6 +1,7 @@
 """Faults in how an artifact rounds its int8 cache, each smaller than the rounding itself, are caught by the sizes."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ from lucid_deploy.runtime.torch_session import TorchSession
 CONTEXT, STEPS = 64, 6
 
 
+def short(session):
+    """Let a session say that its context is short, so that verification takes few tokens."""
+    session.config = replace(session.config, max_position_embeddings=CONTEXT)
+    return session
+
+
 @pytest.fixture(scope="module")
 def targets_of():
     """Return a function giving the targets of a checkpoint, derived once; growing and static caches share them."""
@@ -28,7 +35,7 @@ def targets_of():
             source = Checkpoint(checkpoint)
 
             def session(kind, cache):
-                return TorchSession(load_model(source, getattr(torch, kind)).store_cache_as(cache))
+                return short(TorchSession(load_model(source, getattr(torch, kind)).store_cache_as(cache)))
 
             done[dtype, cache_dtype] = prepare(
                 session(dtype, cache_dtype),
@@ -47,7 +54,7 @@ def int8_copy(exported, tmp_path):
     """Return a function giving the checkpoint of a small int8 artifact, and a copy to damage."""
 
     def make(cache, dtype="float32"):
-        checkpoint, artifact = exported(dtype, cache=cache, cache_dtype="int8", max_position_embeddings=CONTEXT)
+        checkpoint, artifact = exported(dtype, cache=cache, cache_dtype="int8")
         return checkpoint, shutil.copytree(artifact.directory, tmp_path / "artifact")
 
     return make
@@ -63,8 +70,8 @@ def int8_copy(exported, tmp_path):
     ],
 )
 def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cache_dtype):
-    checkpoint, artifact = exported(dtype, cache=cache, cache_dtype=cache_dtype, max_position_embeddings=CONTEXT)
-    report = check(open_session(artifact), targets_of(checkpoint, dtype, cache_dtype))
+    checkpoint, artifact = exported(dtype, cache=cache, cache_dtype=cache_dtype)
+    report = check(short(open_session(artifact)), targets_of(checkpoint, dtype, cache_dtype))
     sizes = [item for item in report.comparisons if "size of" in item.schedule]
     assert report.passed and len(sizes) == 5 * 5 * 2 * 2 * 2  # scenarios, schedules, parts, layers, K and Y
     assert max(item.severity for item in report.comparisons) < 0.7
@@ -86,11 +93,13 @@ def test_wrong_rounding_fails_in_its_tensor(int8_copy, targets_of, fault, cache)
     edit, tensor = FAULTS[fault]
     checkpoint, directory = int8_copy(cache)
     edit_graphs(directory, edit)
-    report = check(open_session(open_artifact(directory)), targets_of(checkpoint, "float32", "int8"))
+    report = check(short(open_session(open_artifact(directory))), targets_of(checkpoint, "float32", "int8"))
     failure = report.failure
     assert not report.passed and str(failure.tensor) == tensor
     if "swapped" not in fault:
-        plain = [item for item in report.comparisons if "size of" not in item.schedule and item.tensor == failure.tensor]
+        plain = [
+            item for item in report.comparisons if "size of" not in item.schedule and item.tensor == failure.tensor
+        ]
         assert all(item.failed_at is None for item in plain)  # the gates of positions alone would not have seen it
 
 
@@ -98,7 +107,7 @@ def test_wrong_rounding_fails_in_its_tensor(int8_copy, targets_of, fault, cache)
 def test_either_graph_alone_is_seen(int8_copy, targets_of, stage):
     checkpoint, directory = int8_copy("static")
     edit_graphs(directory, stored_scale(1, "value", 127 / 128), (stage,))
-    report = check(open_session(open_artifact(directory)), targets_of(checkpoint, "float32", "int8"))
+    report = check(short(open_session(open_artifact(directory))), targets_of(checkpoint, "float32", "int8"))
     failed = {item.schedule for item in report.comparisons if item.failed_at is not None and "size of" in item.schedule}
     part = {"prefill": "one-shot, size of prefilled rows", "decode": "by token, size of decoded rows"}[stage]
     assert part in failed and str(report.failure.tensor) == "layer 1 Y"
@@ -112,7 +121,7 @@ def test_the_command_says_so(int8_copy):
 
 
 def test_a_cache_that_rounds_needs_its_reference(exported):
-    checkpoint, _ = exported(cache_dtype="int8", max_position_embeddings=CONTEXT)
+    checkpoint, _ = exported(cache_dtype="int8")
     source = Checkpoint(checkpoint)
     baseline = TorchSession(load_model(source).store_cache_as("int8"))
     exact = TorchSession(load_model(source, torch.float64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.cli.verify import command as verify_command
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.inspection import describe
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.quantized_activations import round_to_int8
@@ -28,8 +27,8 @@ from lucid_deploy.runtime import open_session
 from lucid_deploy.runtime.tokenizer import TextTokenizer
 from lucid_deploy.verification import verify_against
 
-BIASED: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
-TIED_FORMATS = [("int8", "matmulnbits"), ("int4", "matmulnbits"), ("int4", "qdq")]
+BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+Made = Callable[..., tuple[Path, Artifact]]
 
 
 def verified(artifact: Artifact, checkpoint: Path) -> Any:
@@ -37,15 +36,21 @@ def verified(artifact: Artifact, checkpoint: Path) -> Any:
     return verify_against(candidate, Checkpoint(checkpoint), 4, 0, None, lambda *_: None, artifact=artifact)
 
 
-@pytest.mark.parametrize(("scheme", "form"), TIED_FORMATS)
-@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize(
+    ("scheme", "form", "activations", "cache"),
+    [
+        ("int8", "matmulnbits", "int8", "growing"),
+        ("int4", "matmulnbits", "int8", "static"),
+        ("int4", "matmulnbits", "float", "growing"),
+        ("int8", "qdq", "float", "growing"),
+        ("int4", "qdq", "int8", "growing"),
+    ],
+)
 def test_the_runtime_computes_the_quantized_model(
-    scheme: str, form: str, activations: str, make_checkpoint: Any, tmp_path: Path
+    scheme: str, form: str, activations: str, cache: str, quantized: Made
 ) -> None:
-    checkpoint = make_checkpoint(**BIASED)
-    options = QuantizeOptions(scheme, form, activations=activations)
-    cache = "static" if scheme == "int4" else "growing"
-    report = verified(export(checkpoint, tmp_path / "a", ExportOptions(cache=cache, quantize=options)), checkpoint)
+    checkpoint, artifact = quantized(scheme, form, cache=cache, changes=BIASED, activations=activations)
+    report = verified(artifact, checkpoint)
     assert report.passed, report.verdict()
     limits = [comparison.gate.limit for comparison in report.comparisons if comparison.tensor.is_logits]
     assert max(limits) < (1e-4 if activations == "float" else 0.2), "inputs in float leave the gates of float32"
@@ -54,9 +59,8 @@ def test_the_runtime_computes_the_quantized_model(
     assert any("weights alone" in line for line in report.quantization_lines())
 
 
-def test_float16(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint()
-    artifact = export(checkpoint, tmp_path / "a", ExportOptions(dtype="float16", quantize=QuantizeOptions("int4")))
+def test_float16(quantized: Made) -> None:
+    checkpoint, artifact = quantized("int4", dtype="float16")
     assert verified(artifact, checkpoint).passed
 
 
@@ -77,18 +81,17 @@ def damaged(artifact: Artifact, target: Path, name: str, factor: float) -> Artif
     return open_artifact(directory)
 
 
-def test_a_corrupted_scale_fails_verification(make_checkpoint: Any, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint()
-    artifact = export(checkpoint, tmp_path / "a", ExportOptions(quantize=QuantizeOptions("int8")))
-    name = "model.layers.1.mlp.up_proj.weight.scales"
+def test_a_corrupted_scale_fails_verification(quantized: Made, tmp_path: Path) -> None:
+    _, artifact = quantized("int8")
+    name = "model.layers.0.mlp.up_proj.weight.scales"
     wrong = damaged(artifact, tmp_path / "b", name, 1.01)
     result = CliRunner().invoke(verify_command, [str(wrong.directory), "--steps", "2"])
     assert isinstance(result.exception, CheckFailed)
-    assert "layers.1.mlp.up_proj.weight is not the checkpoint's weight quantized" in str(result.exception)
+    assert "layers.0.mlp.up_proj.weight is not the checkpoint's weight quantized" in str(result.exception)
 
 
-def test_weights_of_another_checkpoint_are_found(make_checkpoint: Any, tmp_path: Path) -> None:
-    artifact = export(make_checkpoint(), tmp_path / "a", ExportOptions(quantize=QuantizeOptions("int4")))
+def test_weights_of_another_checkpoint_are_found(quantized: Made, make_checkpoint: Any) -> None:
+    _, artifact = quantized("int4")
     with pytest.raises(CheckFailed, match="not the checkpoint's weight"):
         check_weights(artifact, Checkpoint(make_checkpoint("other", seed=1)))
 
@@ -100,8 +103,8 @@ def test_the_emulated_inputs_are_what_onnxruntime_rounds() -> None:
     assert (rounded[0, 16:32] == 0).all() and rounded[0, 32] == 3 and rounded.shape == x.shape
 
 
-def test_inspect_says_what_is_quantized(make_checkpoint: Any, tmp_path: Path) -> None:
-    artifact = export(make_checkpoint(), tmp_path / "a", ExportOptions(quantize=QuantizeOptions("int4", "qdq")))
+def test_inspect_says_what_is_quantized(quantized: Made) -> None:
+    _, artifact = quantized("int4", "qdq")
     facts = describe(artifact)
     assert facts["quantization"]["scheme"] == "int4" and set(facts["weight_types"]) == {"int4", "float32"}
     shapes = [tensor.shape for tensor in artifact.manifest.quantization.tensors.values()]
@@ -109,9 +112,8 @@ def test_inspect_says_what_is_quantized(make_checkpoint: Any, tmp_path: Path) ->
     assert 2 < facts["compression"] < 8
 
 
-def test_contenders_accept_quantized_artifacts(make_checkpoint: Any, tmp_path: Path) -> None:
-    artifact = export(make_checkpoint(), tmp_path / "a", ExportOptions(quantize=QuantizeOptions("int8")))
-    path = str(artifact.directory)
+def test_contenders_accept_quantized_artifacts(quantized: Made) -> None:
+    path = str(quantized("int8")[1].directory)
     contenders = [Contender("ort", "artifact", path, threads=1), Contender("torch", "torch-blocked", path, threads=1)]
     measurements, _ = run_plan(contenders, Plan((16,), stages=("decode",), repeats=1, steps=1), "float32")
     assert len(measurements) == 2
@@ -137,10 +139,9 @@ def answers(artifact: Artifact, examples: list[recall.Example]) -> int:
     return right
 
 
-def test_the_bundled_model_keeps_its_accuracy(tmp_path: Path) -> None:
+def test_the_bundled_model_keeps_its_accuracy(quantized: Made) -> None:
     examples = recall.held_out(200)
-    plain = answers(export("demo", tmp_path / "float32"), examples)
+    plain = answers(quantized(None, source="demo")[1], examples)
     assert plain >= 190
     for scheme, share in (("int8", 0.99), ("int4", 0.97)):
-        options = ExportOptions(quantize=QuantizeOptions(scheme))
-        assert answers(export("demo", tmp_path / scheme, options), examples) >= share * plain
+        assert answers(quantized(scheme, source="demo")[1], examples) >= share * plain

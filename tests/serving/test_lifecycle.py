@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner
-from conftest import MODEL, PROMPT, Server, Start
+from serving_tools import MODEL, PROMPT, Server, Start
 from slow_server import FATAL
 
 from lucid_deploy.cli import main

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conftest import MODEL, PROMPT, Reference, Server
+from serving_tools import MODEL, PROMPT, Reference, Server
 
 pytest.importorskip("ray", reason="the extra ray")
 pytestmark = pytest.mark.timeout(240)

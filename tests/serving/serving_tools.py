@@ -1,0 +1,142 @@
+"""Servers in processes of their own, on the bundled model with a chat template, and the answers to expect of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lucid_deploy
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.runtime import Session, open_session
+from lucid_deploy.runtime.generate import Generation, Sampling
+from lucid_deploy.runtime.tokenizer import TextStream, TextTokenizer
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('No such role: ' + message.role) }}"
+    "{% endif %}{{ message.content }} {% endfor %}"
+)
+PROMPT = "fox has red lamp, owl has blue cup, bear has green key. owl has"
+MODEL = "demo"
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The bundled model with a growing and with a static cache, and without a chat template."""
+    root = tmp_path_factory.mktemp("served")
+    plain = Path(lucid_deploy.__file__).parent / "demo"
+    chatty = Path(shutil.copytree(plain, root / "checkpoint"))
+    settings = json.loads((chatty / "tokenizer_config.json").read_text())
+    (chatty / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
+    out = {name: root / name for name in ("growing", "static", "plain")}
+    export(chatty, out["growing"], ExportOptions())
+    export(chatty, out["static"], ExportOptions(cache="static"))
+    shutil.copytree(out["growing"], out["plain"])
+    replace_file(out["plain"], "tokenizer_config.json", (plain / "tokenizer_config.json").read_bytes())
+    return out
+
+
+def replace_file(artifact: Path, name: str, data: bytes) -> None:
+    """Replace a file of an artifact, in its manifest too."""
+    (artifact / name).write_bytes(data)
+    manifest = json.loads((artifact / "lucid.json").read_text())
+    manifest["files"][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (artifact / "lucid.json").write_text(json.dumps(manifest))
+
+
+class Reference:
+    """What ``lucid-deploy run`` gives."""
+
+    def __init__(self, directory: Path) -> None:
+        self.session: Session[Any] = open_session(directory)
+        self.tokenizer = TextTokenizer(directory)
+
+    def text(self, prompt: str | list[int], count: int, eos: bool = True, **sampling: Any) -> str:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        stream = TextStream(self.tokenizer)
+        generation = Generation(self.session, ids, count, Sampling(**sampling), stop_at_eos=eos)
+        return "".join(stream.push(token) for token in generation) + stream.rest()
+
+
+@pytest.fixture(scope="session")
+def reference(artifacts: dict[str, Path]) -> Reference:
+    return Reference(artifacts["growing"])
+
+
+class Server:
+    """A running server; ``url`` ends without a slash."""
+
+    def __init__(self, arguments: list[str], ready: bool = True) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        self.errors: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+        if ready:
+            assert self.process.stdout is not None
+            line = self.process.stdout.readline()
+            assert line.startswith("Serving on http://"), "".join(self.errors)
+            self.url = line.split()[-1]
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.errors.append(line)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+        """Send a signal; return the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+            self._reader.join(5)
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.01)``; ``slow`` is per step."""
+    started: list[Server] = []
+
+    def run(directory: Path, *options: Any, slow: float | None = None, ready: bool = True) -> Server:
+        program = ["-m", "lucid_deploy.cli"] if slow is None else [str(HERE / "slow_server.py"), str(slow)]
+        words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, *map(str, options)]
+        started.append(Server([*program, *words], ready))
+        return started[-1]
+
+    yield run
+    for server in started:
+        server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(scope="module", params=["growing", "static"])
+def server(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Server]:
+    """A server without keys, once with each kind of cache."""
+    words = ["serve", str(artifacts[request.param]), "--port", "0", "--served-model-name", MODEL]
+    running = Server(["-m", "lucid_deploy.cli", *words])
+    yield running
+    assert running.stop() == 0
