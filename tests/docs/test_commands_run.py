@@ -62,7 +62,11 @@ class Reader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_CACHE_HOME": str(folder / "cache"),  # libraries that a page builds are not for other tests
+        }
         self.servers: list[subprocess.Popen[str]] = []
 
     def read(self, block: Block) -> None:

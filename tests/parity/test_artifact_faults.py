@@ -154,7 +154,8 @@ def test_other_kinds_of_artifact(copy, options):
     assert data["explanation"]["origin"] is None
     assert all(row["excess"] < 4 for row in data["explanation"]["error_shares"])
     kind = np.float16 if options.get("dtype") == "float16" else np.float32
-    change_weight(directory, "model.layers.1.self_attn.k_proj.weight", 1.5, kind)
+    # One element is less than an int8 cache rounds by, so there a layer's own error shows only if all are changed.
+    change_weight(directory, "model.layers.1.self_attn.k_proj.weight", 1.5, kind, whole="cache_dtype" in options)
     localised(directory, "layer 1 K", "k_proj")
 
 
