@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import device_option, provider_option, runtime_option, threads_option
+
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.evaluation import Comparison, Report, Task
@@ -25,22 +27,10 @@ DEFAULT_LIMIT = 200
     show_default=True,
     help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
-    default="auto",
-    show_default=True,
-    help="What runs the model; auto is onnxruntime.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
-    default="cpu",
-    show_default=True,
-    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
-)
-@click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
+@runtime_option
+@device_option
+@provider_option
+@threads_option
 @click.option(
     "--limit",
     type=int,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import device_option, kernels_option, provider_option, runtime_option, threads_option
+
 if TYPE_CHECKING:
     from lucid_deploy.runtime.generate import Generation
     from lucid_deploy.runtime.session import Session
@@ -21,29 +23,10 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path())
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
-    default="auto",
-    show_default=True,
-    help="What runs the model; auto is onnxruntime.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
-    default="cpu",
-    show_default=True,
-    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
-)
-@click.option(
-    "--kernels",
-    type=click.Choice(["auto", "functions", "library"]),
-    default="auto",
-    show_default=True,
-    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
-    "functions; auto takes the library if there is one.",
-)
+@runtime_option
+@device_option
+@provider_option
+@kernels_option
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
@@ -53,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
-@click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
+@threads_option
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")

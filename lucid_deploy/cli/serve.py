@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import device_option, provider_option, runtime_option, threads_option
+
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
 
@@ -14,22 +16,10 @@ if TYPE_CHECKING:
 @click.argument("artifact", type=click.Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
-    default="auto",
-    show_default=True,
-    help="What runs the model; auto is onnxruntime.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
-    default="cpu",
-    show_default=True,
-    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
-)
-@click.option("--threads", type=int, help="Threads within an operator; the runtime chooses if not given.")
+@runtime_option
+@device_option
+@provider_option
+@threads_option
 @click.option(
     "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
 )

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import device_option, kernels_option, provider_option
+
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.parity import Report
@@ -27,22 +29,9 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     show_default=True,
     help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt.")
-@click.option(
-    "--provider",
-    type=click.Choice(["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"]),
-    default="cpu",
-    show_default=True,
-    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
-)
-@click.option(
-    "--kernels",
-    type=click.Choice(["auto", "functions", "library"]),
-    default="auto",
-    show_default=True,
-    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
-    "functions; auto takes the library if there is one.",
-)
+@device_option
+@provider_option
+@kernels_option
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
