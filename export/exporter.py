@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.quantization import Quantization
 
 Progress = Callable[[str, int, int], None]
 
@@ -97,7 +98,12 @@ def export(
     import lucid_deploy.export.functions
     import lucid_deploy.export.trace  # noqa: F401
 
-    ranges = _scan_ranges(source, options, progress)
+    quantization = None
+    if options.quantize is not None:  # before anything that takes time: a glob may match nothing
+        from lucid_deploy.export.quantize import plan_quantization
+
+        quantization = plan_quantization(_stored_shapes(source), source.tied, options.quantize)
+    ranges = _scan_ranges(source, options, quantization, progress)
     made = [parent for parent in output.parents if not parent.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +111,7 @@ def export(
     except OSError as error:
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges)
+        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization)
         _check_request(output, options)  # again: tracing and writing took a while
         _put_in_place(building, output)
     except OSError as error:
@@ -151,7 +157,24 @@ def _check_target(checkpoint: Path, output: Path) -> None:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
 
 
-def _scan_ranges(source: Checkpoint, options: ExportOptions, progress: Progress | None) -> dict[str, Any] | None:
+def _stored_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that are stored; a tied head is the embedding."""
+    from lucid_deploy.model.checkpoint import expected_shapes
+
+    shapes = expected_shapes(source.config)
+    if source.tied:
+        shapes.pop("lm_head.weight")
+    return shapes
+
+
+def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
+    head = "model.embed_tokens.weight" if source.tied else "lm_head.weight"
+    return quantization is None or head not in quantization.tensors
+
+
+def _scan_ranges(
+    source: Checkpoint, options: ExportOptions, quantization: Quantization | None, progress: Progress | None
+) -> dict[str, Any] | None:
     """Refuse a model whose values overflow float16; return what the manifest says, None where nothing is float16."""
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if "float16" not in (options.dtype, stored):
@@ -162,10 +185,13 @@ def _scan_ranges(source: Checkpoint, options: ExportOptions, progress: Progress 
         if options.calibration is not None:
             raise LucidError("--calibration is for the range scan, which --skip-range-scan leaves out.")
         return {"skipped": True}
-    from lucid_deploy.export.range_scan import CACHED, scan
+    from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, scan
 
     whole = options.dtype == "float16"
-    found = scan(source, options.calibration, None if whole else CACHED, progress)
+    checked: tuple[str, ...] = CACHED
+    if whole:
+        checked = (*ORDER, *HEAD[: 1 if _has_float32_head(source, quantization) else 2])
+    found = scan(source, options.calibration, checked, progress)
     found.check(
         source.directory,
         "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
@@ -180,26 +206,29 @@ def _build(
     options: ExportOptions,
     progress: Progress,
     ranges: dict[str, Any] | None,
+    quantization: Quantization | None,
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
     from lucid_deploy.export.operators import OPSET, VERSION
     from lucid_deploy.export.passes import quantize_weights
-    from lucid_deploy.export.quantize import plan_quantization
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
-    from lucid_deploy.model.checkpoint import DEMO, expected_shapes
+    from lucid_deploy.model.checkpoint import DEMO
 
-    shapes = expected_shapes(source.config)
-    if source.tied:
-        shapes.pop("lm_head.weight")
-    quantization = None
-    if options.quantize is not None:  # before tracing, which takes seconds: a glob may match nothing
-        quantization = plan_quantization(shapes, source.tied, options.quantize)
+    shapes = _stored_shapes(source)
     traced: dict[str, Traced] = {}
     for step, stage in enumerate(STAGES):
         progress(f"Tracing {stage}", step, len(STAGES))
-        traced[stage] = trace(source.config, stage, options.dtype, options.logits, options.cache, options.cache_dtype)
+        traced[stage] = trace(
+            source.config,
+            stage,
+            options.dtype,
+            options.logits,
+            options.cache,
+            options.cache_dtype,
+            float32_head=_has_float32_head(source, quantization),
+        )
     progress("Tracing", len(STAGES), len(STAGES))
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"

@@ -45,6 +45,7 @@ ORDER = (  # of a layer's tensors, as they are computed
     "down_proj output",
     "residual stream",
 )
+HEAD = ("normed", "logits")  # of the head; logits are float16 where a quantized head makes them
 
 Progress = Callable[[str, int, int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -260,7 +261,7 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
     head = checkpoint.tensor("model.embed_tokens.weight" if checkpoint.tied else "lm_head.weight").float()
     normed = [F.rms_norm(x, x.shape[-1:], weight, config.rms_norm_eps) for x in streams]
     logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time: the vocabulary is large
-    return {"normed": _largest(normed), "logits": _largest(logits)}
+    return dict(zip(HEAD, (_largest(normed), _largest(logits)), strict=True))
 
 
 class _Peaks:

@@ -85,6 +85,7 @@ def trace(
     logits: str = "last",
     cache: str = "growing",
     cache_dtype: str = "auto",
+    float32_head: bool = True,
 ) -> Traced:
     """Trace one stage.
 
@@ -95,11 +96,12 @@ def trace(
         logits: ``last`` or ``all`` of the new tokens.
         cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
         cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache_types.CACHE_DTYPES`.
+        float32_head: See :attr:`lucid_deploy.model.lucid.Head.in_float32`.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     inputs = graph_inputs(config, stage, stored, cache)
     outputs = graph_outputs(config, stage, stored, logits, cache)
-    model = _export(_stage_module(config, stage, dtype, logits, stored), inputs, outputs)
+    model = _export(_stage_module(config, stage, dtype, logits, stored, float32_head), inputs, outputs)
     use_tensor_scatter(model)
     weights = _detach_weights(model)
     _optimize(model)
@@ -139,7 +141,9 @@ def _export(module: torch.nn.Module, inputs: tuple[TensorInfo, ...], outputs: tu
     return program.model
 
 
-def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str, cache_dtype: str) -> torch.nn.Module:
+def _stage_module(
+    config: LucidConfig, stage: str, dtype: str, logits: str, cache_dtype: str, float32_head: bool
+) -> torch.nn.Module:
     import torch
 
     from lucid_deploy.model.lucid import LucidForCausalLM
@@ -170,6 +174,7 @@ def _stage_module(config: LucidConfig, stage: str, dtype: str, logits: str, cach
     with torch.device("meta"):
         module = Stage().to(getattr(torch, dtype)).eval().requires_grad_(False)
     module.model.store_cache_as(cache_dtype)
+    module.model.lm_head.in_float32 = float32_head
     return module
 
 

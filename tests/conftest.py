@@ -103,10 +103,11 @@ def remembered_trace() -> Callable[..., Any]:
 
     traces: dict[str, Any] = {}
 
-    def remembered(*arguments: Any) -> Any:
-        if repr(arguments) not in traces:
-            traces[repr(arguments)] = trace(*arguments)
-        found = traces[repr(arguments)]
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, options))
+        if key not in traces:
+            traces[key] = trace(*arguments, **options)
+        found = traces[key]
         return dataclasses.replace(found, model=found.model.clone())
 
     return remembered

@@ -11,9 +11,10 @@ import onnx_ir as ir
 def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
     """Remove ``Transpose`` nodes from weights.
 
-    Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight is a plain 2-D one.
+    Requires: weights are graph inputs or initializers without data; ``Transpose`` of a weight, or of a ``Cast`` of it,
+    is a plain 2-D one.
     Result: a weight that was only ever transposed has the shape ``[in, out]``. One that is also read as it is (a tied
-    embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``.
+    embedding) keeps its layout, and its product becomes ``Gemm(transB=1)``. A ``Cast`` stays.
 
     Args:
         model: The model.
@@ -25,20 +26,24 @@ def store_transposed(model: ir.Model, weights: set[str]) -> set[str]:
     transposed = set()
     candidates = [value for value in (*model.graph.inputs, *model.graph.initializers.values()) if value.name in weights]
     for weight in candidates:
-        users = [use.node for use in weight.uses()]
+        forms = [weight, *(use.node.outputs[0] for use in weight.uses() if use.node.op_type == "Cast")]
+        users = [use.node for form in forms for use in form.uses() if use.node.outputs[0] not in forms]
         transposes = [node for node in users if node.op_type == "Transpose"]
         if not transposes:
             continue
         if len(transposes) == len(users):
-            assert weight.shape is not None
-            weight.shape = ir.Shape(list(weight.shape)[::-1])
+            for form in forms:
+                assert form.shape is not None
+                form.shape = ir.Shape(list(form.shape)[::-1])
             for node in transposes:
-                ir.convenience.replace_all_uses_with(node.outputs[0], weight)
+                assert node.inputs[0] is not None
+                ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
             transposed.add(str(weight.name))
         else:
             for node in transposes:
+                assert node.inputs[0] is not None
                 for use in list(node.outputs[0].uses()):
-                    _matmul_to_gemm(model.graph, use.node, weight)
+                    _matmul_to_gemm(model.graph, use.node, node.inputs[0])
         model.graph.remove(transposes, safe=True)
     return transposed
 

@@ -176,6 +176,28 @@ class LucidBody(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
+class Head(nn.Linear):
+    """The product with the vocabulary: logits in float32, or in float64 in a float64 model.
+
+    Attributes:
+        in_float32: Whether the product of a half-precision model is taken in float32. Its logits are 10 or more in
+            magnitude, so rounded to bfloat16 they are 1/16 apart, and the best ones tie. A quantized head has a
+            product of the model's type, whose result is cast.
+    """
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__(width, vocab_size, bias=False)
+        self.in_float32 = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(…, width)`` of the model's type to ``(…, vocab)``."""
+        if self.weight.dtype == torch.float64:
+            return super().forward(input)
+        if self.in_float32:
+            return F.linear(input.float(), self.weight.float())
+        return super().forward(input).float()
+
+
 class LucidForCausalLM(nn.Module):
     """The whole model.
 
@@ -190,7 +212,7 @@ class LucidForCausalLM(nn.Module):
         super().__init__()
         self.config, self.cache_dtype = config, "auto"
         self.model = LucidBody(config, implementation)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Head(config.hidden_size, config.vocab_size)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -255,8 +277,7 @@ class LucidForCausalLM(nn.Module):
             present.append(layer_present)
         if last_only and n > 1:
             x = last_token(x, mask)
-        logits = self.lm_head(self.model.norm(x))  # (B, N or 1, vocab)
-        return logits if logits.dtype == torch.float64 else logits.float(), present
+        return self.lm_head(self.model.norm(x)), present
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
         """Return the cache before the first token: per layer two ``(B, KV, 0, D)``, or their stored form."""

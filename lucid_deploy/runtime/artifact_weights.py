@@ -72,6 +72,8 @@ def load_artifact_model(
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     model.store_cache_as(artifact.manifest.cache_dtype)
+    heads = ("lm_head.weight", "model.embed_tokens.weight")  # a tied head may have either name
+    model.lm_head.in_float32 = any(node.op_type == "Cast" and node.input[0] in heads for node in graph.node)
     return model.eval().requires_grad_(False)
 
 

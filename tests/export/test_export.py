@@ -145,15 +145,18 @@ def test_all_logits(exported: Exported) -> None:
     np.testing.assert_allclose(logits[0, 0], reference[0, 2].numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_artifacts(exported: Exported, dtype: str) -> None:
-    checkpoint, artifact = exported(dtype=dtype)
+def test_half_precision_artifacts(exported: Exported, dtype: str, tied: bool) -> None:
+    checkpoint, artifact = exported(dtype=dtype, tie_word_embeddings=tied)
     session = open_session(artifact, "torch" if dtype == "bfloat16" else "onnxruntime")
     tokens = np.random.default_rng(0).integers(0, 97, (1, 70))
     exact = load_model(checkpoint, torch.float64)(torch.from_numpy(tokens))[0][:, -1].numpy()
     plain = load_model(checkpoint, getattr(torch, dtype))(torch.from_numpy(tokens))[0][:, -1].numpy()
     logits = session.prefill(tokens, session.empty_cache())[:, -1]
     assert np.linalg.norm(logits - exact) <= 4 * np.linalg.norm(plain - exact)
+    rounded = torch.from_numpy(logits).to(getattr(torch, dtype)).float().numpy()
+    assert (rounded != logits).mean() > 0.9  # the product itself was float32
     stored = [e.value for t in load(artifact, "decode").graph.initializer for e in t.external_data if e.key == "length"]
     assert sum(map(int, stored)) == 2 * sum(p.numel() for p in load_model(checkpoint).parameters())
 

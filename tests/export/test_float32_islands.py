@@ -18,7 +18,7 @@ SENSITIVE = {
     *("Sin", "Cos", "Tanh"),
 }
 LAYERS = 2
-LINEAR = 7 * LAYERS + 1  # products with weights: seven in a layer, and the head
+LINEAR = 7 * LAYERS  # products with weights; the head's is float32
 HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
 
 
@@ -73,6 +73,28 @@ def test_sensitive_operators_are_float32(attention: str, dtype: str, cache: str,
         assert wanted <= {node.op_type for node, _ in found}
         logits = next(value for value in model.graph.output if value.name == "logits")
         assert logits.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_logits_are_a_float32_product(exported, dtype: str, tied: bool) -> None:
+    """Of the weight as it is stored, in the model's type, which nothing transposes on loading."""
+    _, artifact = exported(dtype, tie_word_embeddings=tied)
+    for stage in STAGES:
+        model = typed(artifact.graph_path(stage))
+        found = list(nodes(model.graph))
+        makers = {name: (node, kinds) for node, kinds in found for name in node.output}
+        node, kinds = makers["logits"]
+        while node.op_type == "Reshape":
+            node, kinds = makers[node.input[0]]
+        assert node.op_type in ("MatMul", "Gemm") and kinds == {TensorProto.FLOAT}
+        cast, _ = makers[node.input[1]]
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        weight = next(item for item in model.graph.initializer if item.name == cast.input[0])
+        assert cast.op_type == "Cast" and weight.data_type in HALF and weight.name in (name, "lm_head.weight")
+        assert len(products_in_half(model)) == LINEAR
+        weights = {item.name for item in model.graph.initializer} | {cast.output[0]}
+        assert not [node for node, _ in found if node.op_type == "Transpose" and node.input[0] in weights]
 
 
 def test_the_walk_sees_half_precision_inside_of_loops(exported) -> None:

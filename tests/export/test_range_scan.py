@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.export.range_scan import CACHED, LIMIT, MARGIN, RangeScan, sample_prompts, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtime import Session, open_session
@@ -65,6 +66,19 @@ def test_a_residual_stream_that_grows_beyond_is_refused(make_checkpoint: Any, tm
     with pytest.raises(LucidError, match=r"layer 0, residual stream reaches"):
         export(checkpoint, tmp_path / "artifact", ExportOptions("float16"))
     assert not finite(TorchSession(load_model(Checkpoint(checkpoint), torch.float16)))
+
+
+def test_logits_beyond_float16_are_refused_only_where_they_are_float16(make_checkpoint: Any, tmp_path: Path) -> None:
+    """A float head's product is float32; a quantized head's is float16."""
+    checkpoint = make_checkpoint()
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["lm_head.weight"] *= 2 * LIMIT / scan(Checkpoint(checkpoint)).peaks["head"]["logits"]
+    save_file(tensors, checkpoint / "model.safetensors")
+    assert finite(open_session(export(checkpoint, tmp_path / "float", ExportOptions("float16"))))
+    kept = QuantizeOptions("int8", keep_float=("lm_head",))
+    assert finite(open_session(export(checkpoint, tmp_path / "kept", ExportOptions("float16", quantize=kept))))
+    with pytest.raises(LucidError, match=r"head, logits reaches"):
+        export(checkpoint, tmp_path / "quantized", ExportOptions("float16", quantize=QuantizeOptions("int8")))
 
 
 def test_a_skipped_scan_is_recorded_and_the_artifact_overflows(make_checkpoint: Any, tmp_path: Path) -> None:
