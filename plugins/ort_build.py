@@ -13,7 +13,7 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins import build as compilation
 
-ORT_ABI = 1  # raise it when what the library exports changes, or what the operators mean
+ORT_ABI = 2  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 SOURCE = Path(__file__).parent / "src" / "onnxruntime"
 HEADER = "onnxruntime_c_api.h"

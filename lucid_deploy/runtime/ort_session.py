@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from lucid_deploy.engines.limits import Limits
 
+log = logging.getLogger(__name__)
+
 Layers = list[tuple[Any, ...]]
 
 _NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
@@ -28,6 +32,11 @@ class OrtSession(Session[Any]):
     """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
 
     On the CPU both graphs read one mapping of the weight file; other providers load the file themselves.
+
+    Attributes:
+        reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
+            all of it is converted in every step. Decode needs the library of kernels for that, see
+            :mod:`lucid_deploy.runtime.stored_cache`.
 
     Args:
         artifact: The opened artifact.
@@ -82,6 +91,7 @@ class OrtSession(Session[Any]):
         self._quantization = artifact.manifest.quantization
         small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
         self.packs_weights = provider == "cpu" and (small or self._quantization is not None)
+        self.reads_stored_cache = self.cache_dtype == self.dtype
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
         if provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
@@ -94,6 +104,10 @@ class OrtSession(Session[Any]):
         options.log_severity_level = 3
         if threads is not None:
             options.intra_op_num_threads = threads
+        if self.provider == "cpu":
+            # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
+            # threads, and from whoever uses the tokens, such as the event loop of a server.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.provider == "cpu" and not self.packs_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul
@@ -107,8 +121,13 @@ class OrtSession(Session[Any]):
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
+        graph = self._graph_of_stored_cache(path) if stage == "decode" else None
+        if graph is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
-            session = self._ort.InferenceSession(str(path), options, providers=providers or None, enable_fallback=0)
+            session = self._ort.InferenceSession(
+                str(path) if graph is None else graph, options, providers=providers or None, enable_fallback=0
+            )
         except Exception as error:
             message = f"onnxruntime {self._ort.__version__} cannot load {path}"
             if self.provider == "cpu":
@@ -116,6 +135,28 @@ class OrtSession(Session[Any]):
             raise LucidError(f"{message} with --provider {self.provider}: {error}") from error
         check_chosen(self._ort, session, self.provider)
         return session
+
+    def _graph_of_stored_cache(self, path: Path) -> bytes | None:
+        """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
+        if self._library is None or self.cache_dtype == self.dtype or not self.config.is_lucid:
+            return None
+        import onnx
+
+        from lucid_deploy.runtime.stored_cache import read_as_stored
+
+        model = onnx.load(str(path), load_external_data=False)
+        obstacles = read_as_stored(model)
+        if obstacles:
+            log.warning(
+                "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
+                "lucid-deploy export writes it (%s). Export it again for kernels that read the cache as it is stored.",
+                path,
+                self.cache_dtype,
+                "; ".join(obstacles),
+            )
+            return None
+        self.reads_stored_cache = True
+        return model.SerializeToString()
 
     def prefill(
         self,

@@ -20,8 +20,11 @@ INPUTS = {
     "Precondition": ["K", "V", "K_past", "Y_past", "mask"],
     "CausalAttention": ["Q", "K", "Y", "mask"],
     "DecodeAttention": ["Q", "K_new", "V_new", "K", "Y", "mask"],
+    "DecodeAttentionFloat16": ["Q", "K_new", "V_new", "K", "Y", "mask"],
+    "DecodeAttentionInt8": ["Q", "K_new", "V_new", "K", "Y", "K_scale", "Y_scale", "mask"],
 }
-OUTPUTS = {"Precondition": ["Y"], "CausalAttention": ["O"], "DecodeAttention": ["O", "Y_new"]}
+OUTPUTS = {"Precondition": ["Y"], "CausalAttention": ["O"]}
+STORED = {"DecodeAttentionFloat16": onnx.TensorProto.FLOAT16, "DecodeAttentionInt8": onnx.TensorProto.INT8}  # K and Y
 INSTRUCTIONS = ("avx512", "avx2", "portable")
 FACTOR = 3  # of the error of the dense float32 path; both against float64
 FLOOR = {
@@ -47,12 +50,20 @@ def session(name: str, library: Path, threads: int = 2, dtype: str = "float32") 
     element = onnx.TensorProto.FLOAT if dtype == "float32" else onnx.TensorProto.FLOAT16
 
     def info(item: str) -> onnx.ValueInfoProto:
-        kind, axes = (onnx.TensorProto.BOOL, 2) if item == "mask" else (element, 4)
+        kind = element
+        if item in ("K", "Y"):
+            kind = STORED.get(name, element)
+        elif item.endswith("_scale"):
+            kind = onnx.TensorProto.FLOAT
+        elif item == "mask":
+            kind = onnx.TensorProto.BOOL
+        axes = 2 if item == "mask" else 4
         return make.make_tensor_value_info(item, kind, [f"{item}_{axis}" for axis in range(axes)])
 
     attributes = {} if name == "CausalAttention" else {"epsilon": 1e-5}
-    node = make.make_node(name, INPUTS[name], OUTPUTS[name], domain=DOMAIN, **attributes)
-    graph = make.make_graph([node], name, [*map(info, INPUTS[name])], [*map(info, OUTPUTS[name])])
+    outputs = OUTPUTS.get(name, ["O", "Y_new"])
+    node = make.make_node(name, INPUTS[name], outputs, domain=DOMAIN, **attributes)
+    graph = make.make_graph([node], name, [*map(info, INPUTS[name])], [*map(info, outputs)])
     opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 4

@@ -78,7 +78,8 @@ def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exporte
     assert open_session(exported()[1]).provider == "cpu"
     assert fake.asked == [[CPU], [CPU]]
     assert all(options.initializers for options in fake.options)
-    assert all(options.entries == [] for options in fake.options)  # a small model keeps packed weights
+    # A small model keeps packed weights.
+    assert all(options.entries == ["session.force_spinning_stop"] for options in fake.options)
 
 
 def test_other_runtimes_have_no_provider(exported: Exported) -> None:

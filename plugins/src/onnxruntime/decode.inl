@@ -1,23 +1,26 @@
 // One new token: softmax over the cache for all query heads of a key/value head, and its own row of L, in one pass.
 //
-// The new key is one more row beside the G queries; rows lie along the lanes. The context is dealt out in chunks, each
-// of which leaves peaks, totals and sums in the workspace; a last step per head joins them.
+// The new key is one more row beside the G queries. T is the model's type, S that of the cache: rows of float, Half or
+// int8_t are converted in registers as they are read. The scale of an int8 row of K multiplies its scores, that of a row
+// of Y its weights, so that no row is ever written out as floats. The context is dealt out in chunks, each of which
+// leaves peaks, totals and sums in the workspace; a last step per head joins them.
 
 constexpr size_t kChunk = 1024; // columns of a task: enough work to be worth a hand-over, few enough to share
+static_assert(kColumns % kLanes == 0, "columns of a tile are whole vectors");
 
-template <class T>
+template <class T, class S>
 struct Decode {
-    const DecodeArguments<T>& a;
-    size_t rows, rounded, padded; // G + 1, in whole vectors; the width in whole vectors
-    size_t stride;
+    const DecodeArguments<T, S>& a;
+    Cut cut;
+    size_t rows;          // G + 1
+    size_t stride;        // floats that a chunk leaves
     Zeros<size_t> chunks; // [B]: chunks that hold tokens; what comes after the last token is not read
     size_t most;          // the largest of these
-    Zeros<float> partial; // [B·H][most][stride]: peak, total, sums [rows][padded]
+    Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
-    explicit Decode(const DecodeArguments<T>& arguments)
-        : a(arguments), rows(a.groups + 1), rounded(rounded_up(rows, kLanes)), padded(rounded_up(a.width, kLanes)),
-          stride(2 * rounded + rows * padded), chunks(a.batch), most(count_chunks()),
-          partial(a.batch * a.heads * most * stride) {}
+    explicit Decode(const DecodeArguments<T, S>& arguments)
+        : a(arguments), cut(a.width), rows(a.groups + 1), stride(rows * (2 + cut.padded)), chunks(a.batch),
+          most(count_chunks()), partial(a.batch * a.heads * most * stride) {}
     size_t count_chunks() const {
         size_t largest = 0;
         for (size_t b = 0; b < a.batch; ++b) {
@@ -32,141 +35,229 @@ struct Decode {
     float* part(size_t head, size_t chunk) { return partial.data() + (head * most + chunk) * stride; }
 };
 
-struct TokenRows {
-    float* queries;    // [D][rounded], transposed: G queries over √d, then the new key over its norm and √d
-    float* by_norm;    // [rounded]: 1 in the new key's lane, whose scores are multiplied by the cached key's norm
-    float* floor;      // [rounded]: √d in the new key's lane, the least possible float in the others
-    float* ceiling;    // [rounded]: √d in the new key's lane, the largest possible float in the others
-    float* weights;    // [kColumns][rounded]
-    float* norms;      // [kColumns]
-    float* key_room;   // [kColumns][D]
-    float* value_room; // [kColumns][padded]
+struct Token {
+    float* queries; // [rows][padded]: G queries over √d, then the new key over its norm and √d
+    float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
+    float* weights; // [rows][kColumns]: scores, then weights
+    float* norms;   // [kColumns]: what the new key's scores are multiplied by
+    float* zeros;   // a row of the cache that stands for every one without a token
+    float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
+    float peak;     // of the new key's row: √d
+    size_t rows;
 };
 
-template <class T>
-TokenRows token_rows(const Decode<T>& decode, size_t head, bool token, Scratch& scratch) {
-    const DecodeArguments<T>& a = decode.a;
-    size_t d = a.width, n = decode.rounded;
-    TokenRows rows{};
-    rows.queries = scratch.take(d * n);
-    rows.by_norm = scratch.take(n);
-    rows.floor = scratch.take(n);
-    rows.ceiling = scratch.take(n);
-    rows.weights = scratch.take(kColumns * n);
-    rows.norms = scratch.take(kColumns);
-    rows.key_room = scratch.take(kColumns * d);
-    rows.value_room = scratch.take(kColumns * decode.padded);
+template <class T, class S>
+Token make_token(const Decode<T, S>& decode, size_t head, bool token, Scratch& scratch) {
+    const DecodeArguments<T, S>& a = decode.a;
+    const Cut& cut = decode.cut;
+    size_t d = a.width;
+    Token made{};
+    made.rows = decode.rows;
+    made.queries = scratch.take(decode.rows * cut.padded);
+    made.fresh = scratch.take(kLanes);
+    made.weights = scratch.take(decode.rows * kColumns);
+    made.norms = scratch.take(kColumns);
+    made.zeros = scratch.take(cut.padded);
+    made.rooms = scratch.take(2 * kColumns * kLanes);
+    std::fill(made.queries, made.queries + decode.rows * cut.padded, 0.0f);
+    for (size_t lane = 0; lane < kLanes; ++lane) made.fresh[lane] = lane < cut.padded - d ? 0.0f : 1.0f;
+    std::fill(made.zeros, made.zeros + cut.padded, 0.0f);
     const float root_d = std::sqrt(static_cast<float>(d));
-    copy_transposed(rows.queries, n, a.q + head * a.groups * d, d, a.groups, n, nullptr, 1.0f / root_d);
     const T* key = a.k_new + head * d;
     bool yes = true;
     float norm = 0.0f;
     key_norms(&norm, key, d, 1, &yes, a.epsilon);
-    for (size_t k = 0; token && k < d; ++k) rows.queries[k * n + a.groups] = to_float(key[k]) * norm / root_d;
-    std::fill(rows.by_norm, rows.by_norm + n, 0.0f);
-    std::fill(rows.floor, rows.floor + n, -3e38f);
-    std::fill(rows.ceiling, rows.ceiling + n, 3e38f);
-    rows.by_norm[a.groups] = 1.0f;
+    for (size_t k = 0; k < d; ++k) {
+        float* column = made.queries + cut.place(k);
+        for (size_t row = 0; row < a.groups; ++row)
+            column[row * cut.padded] = to_float(a.q[(head * a.groups + row) * d + k]) / root_d;
+        if (token) column[a.groups * cut.padded] = to_float(key[k]) * norm / root_d;
+    }
     // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
-    rows.floor[a.groups] = rows.ceiling[a.groups] = token ? root_d : 1e30f;
-    return rows;
+    made.peak = token ? root_d : 1e30f;
+    return made;
+}
+
+// Rows of the cache that are next to each other; `columns` of them, the rest up to whole vectors is empty.
+template <class S>
+struct StoredTile {
+    const S *keys[kColumns], *values[kColumns];
+    float key_scale[kColumns], value_scale[kColumns]; // 0 where there is no token; of int8 alone
+    float hide[kColumns];                             // added to scores: 0, or kHidden where there is no token
+    size_t columns, whole;                            // `whole`: rounded up to vectors
+    const S* next; // keys of the tile after this one, where there is one
+};
+
+template <class T, class S>
+void find_rows(StoredTile<S>& tile, const DecodeArguments<T, S>& a, size_t first, size_t columns, const bool* mask,
+               const float* zeros) {
+    const S* empty = reinterpret_cast<const S*>(zeros);
+    tile.columns = columns;
+    tile.whole = rounded_up(columns, kLanes);
+    for (size_t c = 0; c < tile.whole; ++c) {
+        bool token = c < columns && mask[c];
+        tile.keys[c] = token ? a.k + (first + c) * a.width : empty;
+        tile.values[c] = token ? a.y + (first + c) * a.width : empty;
+        tile.hide[c] = token ? 0.0f : kHidden;
+        if constexpr (std::is_same_v<S, int8_t>) {
+            tile.key_scale[c] = token ? a.k_scale[first + c] : 0.0f;
+            tile.value_scale[c] = token ? a.y_scale[first + c] : 0.0f;
+        }
+    }
+}
+
+// Copies rows narrower than a vector to where Cut::place wants them.
+template <class S>
+void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width, float* rooms) {
+    std::fill(rooms, rooms + 2 * kColumns * kLanes, 0.0f);
+    for (size_t c = 0; c < tile.whole; ++c) {
+        float *key = rooms + c * kLanes, *value = key + kColumns * kLanes;
+        for (size_t k = 0; k < width; ++k) {
+            key[kLanes - width + k] = to_float(tile.keys[c][k]);
+            value[kLanes - width + k] = to_float(tile.values[c][k]);
+        }
+        wide.keys[c] = key;
+        wide.values[c] = value;
+    }
+    std::copy(tile.key_scale, tile.key_scale + kColumns, wide.key_scale);
+    std::copy(tile.value_scale, tile.value_scale + kColumns, wide.value_scale);
+    std::copy(tile.hide, tile.hide + kColumns, wide.hide);
+    wide.columns = tile.columns;
+    wide.whole = tile.whole;
+    wide.next = nullptr;
 }
 
 // Asks for a row of the cache ahead of its use: the processor's own prefetching stops at every page.
-template <class T>
-LUCID_INLINE void prefetch(const T* row, size_t width) {
+template <class S>
+LUCID_INLINE void prefetch(const S* row, size_t width) {
     const char* bytes = reinterpret_cast<const char*>(row);
-    for (size_t at = 0; at < width * sizeof(T); at += 64) __builtin_prefetch(bytes + at);
+    for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at);
 }
 
-// Adds up to kColumns columns to a chunk's peaks, totals and sums; `next` are the keys of the columns after them.
-template <class T>
-void decode_columns(const Decode<T>& decode, const TokenRows& rows, const T* keys, const T* values, const bool* mask,
-                    size_t columns, const T* next, float* part) {
-    if (none_true(mask, columns)) return;
-    size_t d = decode.a.width, n = decode.rounded, padded = decode.padded;
-    bool whole = all_true(mask, columns);
-    const float* k = as_tile(keys, d, d, columns, mask, whole, rows.key_room);
-    const float* y = as_tile(values, d, padded, columns, mask, whole, rows.value_room);
-    key_norms(rows.norms, k, d, columns, mask, decode.a.epsilon);
-    float *peaks = part, *totals = part + n, *sums = part + 2 * n;
-    for (size_t first = 0; first < n; first += kLanes) {
-        Vector by_norm = load(rows.by_norm + first), before = load(peaks + first), peak = before;
-        float* weights = rows.weights + first;
-        score_columns<1>(k, columns, d, rows.queries + first, n, [&](size_t column, Vector(&scores)[1]) {
-            if (first == 0) prefetch(values + column * d, d); // meets its weights soon
-            Vector factor = by_norm * rows.norms[column] + (1.0f - by_norm);
-            Vector score = mask[column] ? scores[0] * factor : broadcast(kHidden);
-            store(weights + column * n, score);
-            peak = larger(peak, score);
-        });
-        Vector floor = load(rows.floor + first), ceiling = load(rows.ceiling + first);
-        peak = larger(peak, floor);
-        peak = peak < ceiling ? peak : ceiling;
-        Vector total{};
-        for (size_t column = 0; column < columns; ++column) {
-            if (first == 0 && next != nullptr) prefetch(next + column * d, d);
-            Vector weight = exponential(load(weights + column * n) - peak);
-            store(weights + column * n, weight);
-            total += weight;
+// Makes what the new key's scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
+// s·n, its scores are those of the whole numbers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
+template <bool Scaled, class S>
+void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsilon) {
+    for (size_t c = 0; c < tile.whole; c += kLanes) {
+        Vector mean = load(norms + c) / static_cast<float>(width), added = broadcast(epsilon);
+        if constexpr (Scaled) {
+            Vector scale = load(tile.key_scale + c);
+            Vector ratio = epsilon / (scale * scale);
+            added = scale > 0.0f ? ratio : broadcast(1.0f); // a row of zeros, whose scores are 0 whatever its norm
         }
-        Vector shrink = exponential(before - peak);
-        store(peaks + first, peak);
-        store(totals + first, load(totals + first) * shrink + total);
-        float factors[kLanes];
-        store(factors, shrink);
-        for (size_t row = first; row < std::min(first + kLanes, decode.rows); ++row)
-            for (size_t at = 0; at < padded && factors[row - first] != 1.0f; at += kLanes)
-                store(sums + row * padded + at, load(sums + row * padded + at) * factors[row - first]);
-    }
-    size_t row = 0;
-    for (; row + kGroup <= decode.rows; row += kGroup)
-        weigh_rows<false, kGroup>(sums + row * padded, rows.weights + row, n, columns, y, padded);
-    float *left_sums = sums + row * padded, *left_weights = rows.weights + row;
-    switch (decode.rows - row) {
-    case 1: weigh_rows<false, 1>(left_sums, left_weights, n, columns, y, padded); break;
-    case 2: weigh_rows<false, 2>(left_sums, left_weights, n, columns, y, padded); break;
-    case 3: weigh_rows<false, 3>(left_sums, left_weights, n, columns, y, padded); break;
-    case 4: weigh_rows<false, 4>(left_sums, left_weights, n, columns, y, padded); break;
-    case 5: weigh_rows<false, 5>(left_sums, left_weights, n, columns, y, padded); break;
-    default: break;
+        Vector norm = 1.0f / root(mean + added);
+        store(norms + c, load(tile.hide + c) < 0.0f ? Vector{} : norm);
     }
 }
 
-template <class T>
+// Turns scores into weights, those of int8 rows times the scale of Y; a chunk's totals and sums are scaled to new peaks.
+template <bool Scaled, class S>
+void soften_token(const Token& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
+    float *peaks = part, *totals = part + token.rows, *sums = part + 2 * token.rows;
+    for (size_t row = 0; row < token.rows; ++row) {
+        float* weights = token.weights + row * kColumns;
+        bool own = row + 1 == token.rows;
+        Vector highest = broadcast(peaks[row]);
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            Vector score = load(weights + c);
+            if (own)
+                score *= load(token.norms + c);
+            else if constexpr (Scaled)
+                score *= load(tile.key_scale + c);
+            score += load(tile.hide + c);
+            store(weights + c, score);
+            highest = larger(highest, score);
+        }
+        float peak = own ? token.peak : largest(highest), shrink = std::exp(peaks[row] - peak);
+        Vector total{};
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            Vector weight = exponential(load(weights + c) - peak);
+            total += weight;
+            if constexpr (Scaled) weight *= load(tile.value_scale + c);
+            store(weights + c, weight);
+        }
+        peaks[row] = peak;
+        totals[row] = totals[row] * shrink + sum(total);
+        float* scaled = sums + row * cut.padded;
+        for (size_t at = 0; at < cut.padded && shrink != 1.0f; at += kLanes) store(scaled + at, load(scaled + at) * shrink);
+    }
+}
+
+// Adds a tile's columns to a chunk's peaks, totals and sums.
+template <bool Scaled, class S>
+void decode_tile(const Token& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
+    in_groups(token.rows, [&](auto count, size_t row) {
+        constexpr int R = decltype(count)::value;
+        const float* rows = token.queries + row * cut.padded;
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            float* scores = token.weights + row * kColumns + c;
+            if (row == 0) {
+                for (size_t i = c; i < c + kLanes; ++i) {
+                    prefetch(tile.values[i], cut.width); // meets its weights soon
+                    if (tile.next != nullptr) prefetch(tile.next + i * cut.width, cut.width);
+                }
+                score_stored<R, true>(scores, kColumns, token.norms + c, tile.keys + c, cut, rows, token.fresh);
+            } else {
+                score_stored<R, false>(scores, kColumns, nullptr, tile.keys + c, cut, rows, token.fresh);
+            }
+        }
+    });
+    norms_of<Scaled>(token.norms, tile, cut.width, epsilon);
+    soften_token<Scaled>(token, tile, cut, part);
+    float* sums = part + 2 * token.rows;
+    in_groups(token.rows, [&](auto count, size_t row) {
+        constexpr int R = decltype(count)::value;
+        const float* weights = token.weights + row * kColumns;
+        weigh_stored_rows<R>(sums + row * cut.padded, weights, kColumns, tile.columns, tile.values, cut);
+    });
+}
+
+template <class T, class S>
 void chunk_task(void* data, size_t index) {
-    Decode<T>& decode = *static_cast<Decode<T>*>(data);
-    const DecodeArguments<T>& a = decode.a;
+    Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
+    const DecodeArguments<T, S>& a = decode.a;
+    const Cut& cut = decode.cut;
     size_t head = index / decode.most, chunk = index % decode.most, b = head / a.heads, d = a.width;
     if (chunk >= decode.chunks[b]) return;
     const bool* mask = a.mask + b * (a.past + 1);
-    Scratch scratch(decode.rounded * (d + 3 + kColumns) + kColumns * (1 + d + decode.padded), 8);
-    TokenRows rows = token_rows(decode, head, mask[a.past], scratch);
+    Scratch scratch(decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + kColumns * (1 + 2 * kLanes), 6);
+    Token token = make_token(decode, head, mask[a.past], scratch);
     float* part = decode.part(head, chunk);
-    std::fill(part, part + decode.rounded, kNoPeak);
-    std::fill(part + decode.rounded, part + decode.stride, 0.0f);
+    std::fill(part, part + a.groups, kNoPeak);
+    part[a.groups] = token.peak;
+    std::fill(part + decode.rows, part + decode.stride, 0.0f);
     size_t end = std::min((chunk + 1) * kChunk, a.past);
+    constexpr bool kScaled = std::is_same_v<S, int8_t>;
+    StoredTile<S> tile{};
     for (size_t at = chunk * kChunk; at < end; at += kColumns) {
-        const T* keys = a.k + (head * a.past + at) * d;
-        const T* next = at + 2 * kColumns <= a.past ? keys + kColumns * d : nullptr;
-        decode_columns(decode, rows, keys, a.y + (head * a.past + at) * d, mask + at, std::min(kColumns, end - at),
-                       next, part);
+        size_t columns = std::min(kColumns, end - at), first = head * a.past + at;
+        if (none_true(mask + at, columns)) continue;
+        find_rows(tile, a, first, columns, mask + at, token.zeros);
+        tile.next = at + 2 * kColumns <= a.past ? a.k + (first + kColumns) * d : nullptr;
+        if (d >= kLanes) {
+            decode_tile<kScaled>(token, tile, cut, a.epsilon, part);
+        } else {
+            StoredTile<float> wide;
+            widen_rows(wide, tile, d, token.rooms);
+            decode_tile<kScaled>(token, wide, cut, a.epsilon, part);
+        }
     }
 }
 
 // Joins a head's chunks: y = v − Σ of the new key's row, then the softmax over the cache and the new token.
-template <class T>
+template <class T, class S>
 void join_task(void* data, size_t head) {
-    Decode<T>& decode = *static_cast<Decode<T>*>(data);
-    const DecodeArguments<T>& a = decode.a;
-    size_t d = a.width, n = decode.rounded, padded = decode.padded, chunks = decode.chunks[head / a.heads];
+    Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
+    const DecodeArguments<T, S>& a = decode.a;
+    const Cut& cut = decode.cut;
+    size_t d = a.width, rows = decode.rows, chunks = decode.chunks[head / a.heads];
     const T *key = a.k_new + head * d, *value = a.v_new + head * d;
-    Scratch scratch(2 * padded, 2);
-    float *y = scratch.take(padded), *sums = scratch.take(padded);
+    Scratch scratch(2 * cut.padded, 2);
+    float *y = scratch.take(d), *sums = scratch.take(d);
     for (size_t k = 0; k < d; ++k) y[k] = to_float(value[k]);
     for (size_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* received = decode.part(head, chunk) + 2 * n + a.groups * padded;
-        for (size_t k = 0; k < d; ++k) y[k] -= received[k];
+        const float* received = decode.part(head, chunk) + 2 * rows + a.groups * cut.padded;
+        for (size_t k = 0; k < d; ++k) y[k] -= received[cut.place(k)];
     }
     for (size_t k = 0; k < d; ++k) from_float(a.y_new[head * d + k], y[k]);
     for (size_t row = 0; row < a.groups; ++row) {
@@ -176,21 +267,21 @@ void join_task(void* data, size_t head) {
         peak /= std::sqrt(static_cast<float>(d));
         std::copy(y, y + d, sums);
         for (size_t chunk = 0; chunk < chunks; ++chunk) {
-            const float* part = decode.part(head, chunk);
+            const float *part = decode.part(head, chunk), *weighted = part + 2 * rows + row * cut.padded;
             float joint = std::max(peak, part[row]), old = std::exp(peak - joint), fresh = std::exp(part[row] - joint);
-            total = total * old + part[n + row] * fresh;
-            for (size_t k = 0; k < d; ++k) sums[k] = sums[k] * old + part[2 * n + row * padded + k] * fresh;
+            total = total * old + part[rows + row] * fresh;
+            for (size_t k = 0; k < d; ++k) sums[k] = sums[k] * old + weighted[cut.place(k)] * fresh;
             peak = joint;
         }
         for (size_t k = 0; k < d; ++k) from_float(a.o[(head * a.groups + row) * d + k], sums[k] / total);
     }
 }
 
-template <class T>
-void decode(const DecodeArguments<T>& arguments, const Pool& pool) {
-    Decode<T> decode(arguments);
+template <class T, class S>
+void decode(const DecodeArguments<T, S>& arguments, const Pool& pool) {
+    Decode<T, S> decode(arguments);
     size_t heads = arguments.batch * arguments.heads;
     if (heads == 0) return;
-    if (decode.most != 0) pool.run(chunk_task<T>, heads * decode.most, &decode);
-    pool.run(join_task<T>, heads, &decode);
+    if (decode.most != 0) pool.run(chunk_task<T, S>, heads * decode.most, &decode);
+    pool.run(join_task<T, S>, heads, &decode);
 }

@@ -3,6 +3,7 @@
 #define LUCID_LANES 4
 #define LUCID_PANEL_VECTORS 3
 #define LUCID_PANEL_COLUMNS 4
+#define LUCID_ROW_COLUMNS 2
 #define LUCID_GROUP_VECTORS 2
 #define LUCID_HAS_F16C 0
 #define LUCID_TABLE kPortable

@@ -43,13 +43,16 @@ struct AttentionArguments {
     size_t batch, heads, groups, tokens, total, width;
 };
 
-template <class T>
+// S is the type of the cache: T, Half or int8_t. A number of int8 stands for itself times the scale of its row.
+template <class T, class S>
 struct DecodeArguments {
     const T* q;       // [B, H·G, 1, D]
     const T* k_new;   // [B, H, 1, D]
     const T* v_new;   // [B, H, 1, D]
-    const T* k;       // [B, H, P, D]
-    const T* y;       // [B, H, P, D]
+    const S* k;       // [B, H, P, D]
+    const S* y;       // [B, H, P, D]
+    const float* k_scale; // [B, H, P, 1], for int8_t alone, else null
+    const float* y_scale; // [B, H, P, 1]
     const bool* mask; // [B, P + 1]
     T* o;             // [B, H·G, 1, D]
     T* y_new;         // [B, H, 1, D]
@@ -61,7 +64,9 @@ template <class T>
 struct KernelsOf {
     void (*precondition)(const PreconditionArguments<T>&, const Pool&);
     void (*attention)(const AttentionArguments<T>&, const Pool&);
-    void (*decode)(const DecodeArguments<T>&, const Pool&);
+    void (*decode)(const DecodeArguments<T, T>&, const Pool&);
+    void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
+    void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
 };
 
 struct Kernels {

@@ -9,13 +9,15 @@ namespace {
 
 #include "attention.inl"
 
+#include "rows.inl"
+
 #include "decode.inl"
 } // namespace
 
 const Kernels LUCID_TABLE = {
     LUCID_NAME,
     [] { return static_cast<bool>(LUCID_SUPPORTED); },
-    {precondition<float>, attention<float>, decode<float>},
-    {precondition<Half>, attention<Half>, decode<Half>},
+    {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>},
+    {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>},
 };
 } // namespace lucid

@@ -94,7 +94,12 @@ private:
 
 template <class T>
 constexpr ONNXTensorElementDataType element_type() {
-    return std::is_same_v<T, float> ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+    if constexpr (std::is_same_v<T, float>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    else if constexpr (std::is_same_v<T, int8_t>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    else
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }
 
 template <class T>
@@ -111,6 +116,8 @@ struct Precondition {
     static constexpr size_t kInputs = 5, kOutputs = 1;
     static constexpr bool kEpsilon = true;
     using Type = T;
+
+    static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, float epsilon) {
         auto k = context.input<T>(0, 4), v = context.input<T>(1, 4);
@@ -136,6 +143,8 @@ struct CausalAttention {
     static constexpr bool kEpsilon = false;
     using Type = T;
 
+    static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
+
     static void compute(const Context& context, float) {
         auto q = context.input<T>(0, 4), k = context.input<T>(1, 4), y = context.input<T>(2, 4);
         auto mask = context.input<bool>(3, 2);
@@ -153,30 +162,59 @@ struct CausalAttention {
     }
 };
 
-template <class T>
+// K and Y are of type S: T, or what the cache is stored in. int8_t comes with the scales of K and Y before the mask.
+template <class T, class S = T>
 struct DecodeAttention {
-    static constexpr const char* kName = "DecodeAttention";
-    static constexpr size_t kInputs = 6, kOutputs = 2;
+    static constexpr bool kScaled = std::is_same_v<S, int8_t>;
+    static constexpr const char* kName = kScaled                  ? "DecodeAttentionInt8"
+                                         : std::is_same_v<S, T>   ? "DecodeAttention"
+                                                                  : "DecodeAttentionFloat16";
+    static constexpr size_t kInputs = kScaled ? 8 : 6, kOutputs = 2;
     static constexpr bool kEpsilon = true;
     using Type = T;
 
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        if (index == 3 || index == 4) return element_type<S>();
+        return index > 4 ? element_type<float>() : element_type<T>();
+    }
+
     static void compute(const Context& context, float epsilon) {
         auto q = context.input<T>(0, 4), k_new = context.input<T>(1, 4), v_new = context.input<T>(2, 4);
-        auto k = context.input<T>(3, 4), y = context.input<T>(4, 4);
-        auto mask = context.input<bool>(5, 2);
-        context.require(y.shape == k.shape, "DecodeAttention: K and Y differ in shape");
-        std::vector<int64_t> row = k.shape;
-        row[2] = 1;
-        context.require(k_new.shape == row && v_new.shape == row, "DecodeAttention: K_new or V_new is not one row");
-        context.require(q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 &&
-                            q.at(1) % k.at(1) == 0,
-                        "DecodeAttention: Q and K do not fit together");
-        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1,
-                        "DecodeAttention: mask is not [batch, past_sequence + 1]");
+        auto k = context.input<S>(3, 4), y = context.input<S>(4, 4);
+        auto mask = context.input<bool>(kInputs - 1, 2);
+        require(context, y.shape == k.shape, "K and Y differ in shape");
+        std::vector<int64_t> row = k.shape, column = k.shape;
+        row[2] = column[3] = 1;
+        require(context, k_new.shape == row && v_new.shape == row, "K_new or V_new is not one row");
+        require(context,
+                q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
+                "Q and K do not fit together");
+        require(context, mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1, "mask is not [batch, past_sequence + 1]");
+        const float *k_scale = nullptr, *y_scale = nullptr;
+        if constexpr (kScaled) {
+            auto of_k = context.input<float>(5, 4), of_y = context.input<float>(6, 4);
+            require(context, of_k.shape == column && of_y.shape == column, "K_scale or Y_scale is not one number a row");
+            k_scale = of_k.data;
+            y_scale = of_y.data;
+        }
         T *o = context.output<T>(0, q.shape), *y_new = context.output<T>(1, row);
-        kernels<T>().decode({q.data, k_new.data, v_new.data, k.data, y.data, mask.data, o, y_new, k.at(0), k.at(1),
-                             q.at(1) / k.at(1), k.at(2), k.at(3), epsilon},
-                            SessionPool(context));
+        run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
+             q.at(1) / k.at(1), k.at(2), k.at(3), epsilon},
+            SessionPool(context));
+    }
+
+private:
+    static void require(const Context& context, bool fits, const char* what) {
+        if (!fits) context.refuse(std::string(kName) + ": " + what);
+    }
+
+    static void run(const DecodeArguments<T, S>& arguments, const Pool& pool) {
+        if constexpr (kScaled)
+            kernels<T>().decode_int8(arguments, pool);
+        else if constexpr (std::is_same_v<S, T>)
+            kernels<T>().decode(arguments, pool);
+        else
+            kernels<T>().decode_half(arguments, pool);
     }
 };
 
@@ -195,7 +233,7 @@ struct CustomOperator : OrtCustomOp {
         GetInputTypeCount = [](const OrtCustomOp*) { return Operator::kInputs; };
         GetInputType = [](const OrtCustomOp*, size_t index) {
             bool is_mask = index + 1 == Operator::kInputs;
-            return is_mask ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : element_type<typename Operator::Type>();
+            return is_mask ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : Operator::input_type(index);
         };
         GetOutputTypeCount = [](const OrtCustomOp*) { return Operator::kOutputs; };
         GetOutputType = [](const OrtCustomOp*, size_t) { return element_type<typename Operator::Type>(); };
@@ -267,8 +305,12 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<CausalAttention<Half>> attention_half;
     static const CustomOperator<DecodeAttention<float>> decode;
     static const CustomOperator<DecodeAttention<Half>> decode_half;
-    static const std::vector<const OrtCustomOp*> all{&precondition,   &precondition_half, &attention,
-                                                     &attention_half, &decode,            &decode_half};
+    static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
+    static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
+    static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
+    static const std::vector<const OrtCustomOp*> all{&precondition,     &precondition_half, &attention,
+                                                     &attention_half,   &decode,            &decode_half,
+                                                     &decode_from_half, &decode_from_int8,  &decode_half_from_int8};
     return all;
 }
 

@@ -27,6 +27,7 @@ enum OrtMemType { OrtMemTypeDefault = 0 };
 enum OrtCustomOpInputOutputCharacteristic { INPUT_OUTPUT_REQUIRED = 0 };
 enum ONNXTensorElementDataType {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8 = 3,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL = 9,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 = 10
 };

@@ -30,50 +30,21 @@ LUCID_INLINE void score(Vector (&scores)[C][V], const float* keys, size_t width,
     }
 }
 
-// As score, for one vector of rows: every fourth k is summed apart, so that the next product need not wait for the last,
-// and long sums round less.
-template <int C>
-LUCID_INLINE void score_apart(Vector (&scores)[C][1], const float* keys, size_t width, const float* rows,
-                              size_t stride) {
-    constexpr size_t kParts = 4;
-    Vector parts[kParts][C];
-    for (size_t part = 0; part < kParts; ++part)
-        for (int c = 0; c < C; ++c) parts[part][c] = Vector{};
-    size_t k = 0;
-    for (; k + kParts <= width; k += kParts) {
-#pragma GCC unroll 4
-        for (size_t part = 0; part < kParts; ++part) {
-            Vector row = load(rows + (k + part) * stride);
-#pragma GCC unroll 8
-            for (int c = 0; c < C; ++c) parts[part][c] += keys[c * width + k + part] * row;
-        }
-    }
-    for (; k < width; ++k)
-        for (int c = 0; c < C; ++c) parts[0][c] += keys[c * width + k] * load(rows + k * stride);
-    for (int c = 0; c < C; ++c) scores[c][0] = (parts[0][c] + parts[1][c]) + (parts[2][c] + parts[3][c]);
-}
-
 // Calls finish(column, scores of V vectors) for every column of a tile; V vectors of rows.
 template <int V, class Finish>
 LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width, const float* rows, size_t stride,
                                 Finish finish) {
-    constexpr int C = V == 1 ? LUCID_PANEL_COLUMNS / 2 : LUCID_PANEL_COLUMNS;
+    constexpr int C = LUCID_PANEL_COLUMNS;
     size_t column = 0;
     for (; column + C <= columns; column += C) {
         Vector scores[C][V];
-        if constexpr (V == 1)
-            score_apart<C>(scores, keys + column * width, width, rows, stride);
-        else
-            score<C, V>(scores, keys + column * width, width, rows, stride);
+        score<C, V>(scores, keys + column * width, width, rows, stride);
 #pragma GCC unroll 16
         for (int c = 0; c < C; ++c) finish(column + c, scores[c]);
     }
     for (; column < columns; ++column) {
         Vector scores[1][V];
-        if constexpr (V == 1)
-            score_apart<1>(scores, keys + column * width, width, rows, stride);
-        else
-            score<1, V>(scores, keys + column * width, width, rows, stride);
+        score<1, V>(scores, keys + column * width, width, rows, stride);
         finish(column, scores[0]);
     }
 }

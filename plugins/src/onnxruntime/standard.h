@@ -13,3 +13,4 @@
 #include <new>
 #include <thread>
 #include <type_traits>
+#include <utility>

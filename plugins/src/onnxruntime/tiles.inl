@@ -11,6 +11,33 @@ LUCID_INLINE float to_float(Half value) { return half_to_float(value.bits); }
 LUCID_INLINE void from_float(Half& to, float value) { to.bits = float_to_half(value); }
 #endif
 
+LUCID_INLINE float to_float(int8_t value) { return value; }
+
+// kLanes elements of memory as floats.
+LUCID_INLINE Vector widen(const float* from) { return load(from); }
+#if LUCID_LANES == 16
+LUCID_INLINE Vector widen(const Half* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+LUCID_INLINE Vector widen(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+#elif LUCID_LANES == 8
+LUCID_INLINE Vector widen(const Half* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+LUCID_INLINE Vector widen(const int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+#else
+template <class S>
+LUCID_INLINE Vector widen(const S* from) {
+    Vector value{};
+    for (size_t lane = 0; lane < kLanes; ++lane) value[lane] = to_float(from[lane]);
+    return value;
+}
+#endif
+
 // So many elements, all zero. Not std::vector: its code would be shared with files for lesser processors.
 template <class T>
 class Zeros {
@@ -65,7 +92,9 @@ void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t c
     for (size_t row = 0; row < count; ++row) {
         float* to = tile + row * padded;
         size_t filled = mask != nullptr && !mask[row] ? 0 : width;
-        for (size_t k = 0; k < filled; ++k) to[k] = to_float(rows[row * width + k]);
+        size_t k = 0;
+        for (; k + kLanes <= filled; k += kLanes) store(to + k, widen(rows + row * width + k));
+        for (; k < filled; ++k) to[k] = to_float(rows[row * width + k]);
         for (size_t k = filled; k < padded; ++k) to[k] = 0.0f;
     }
 }
@@ -104,9 +133,7 @@ void key_norms(float* norms, const T* keys, size_t width, size_t count, const bo
         Vector squares{};
         size_t k = 0;
         for (; k + kLanes <= width; k += kLanes) {
-            float part[kLanes];
-            for (size_t lane = 0; lane < kLanes; ++lane) part[lane] = to_float(key[k + lane]);
-            Vector value = load(part);
+            Vector value = widen(key + k);
             squares += value * value;
         }
         float total = sum(squares);

@@ -13,6 +13,23 @@ LUCID_INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>
 LUCID_INLINE Vector broadcast(float value) { return value - Vector{}; }
 LUCID_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
+LUCID_INLINE Vector root(Vector value) {
+#if LUCID_LANES == 16
+    return _mm512_sqrt_ps(value);
+#elif LUCID_LANES == 8
+    return _mm256_sqrt_ps(value);
+#else
+    for (size_t lane = 0; lane < kLanes; ++lane) value[lane] = __builtin_sqrtf(value[lane]);
+    return value;
+#endif
+}
+
+LUCID_INLINE float largest(Vector value) {
+    float most = value[0];
+    for (size_t lane = 1; lane < kLanes; ++lane) most = most < value[lane] ? value[lane] : most;
+    return most;
+}
+
 // The sum of the lanes, by halves.
 template <size_t Lanes>
 LUCID_INLINE float sum_lanes(const float* parts) {

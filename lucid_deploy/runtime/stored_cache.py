@@ -1,0 +1,134 @@
+"""Let the library's kernels read a cache as it is stored, by a change to the decode graph that is made in memory.
+
+Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
+before ``DecodeAttention``. The library has operators that take the stored tensors instead. The file stays as it is.
+
+====================================================  =====================================================
+in the file, for K and for Y                          in memory
+====================================================  =====================================================
+``Cast(float16 input)``                               ``DecodeAttentionFloat16(Q, K_new, V_new, K, Y, mask)``
+``Mul(Cast(int8 input), scale input)`` [``Cast``]     ``DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale,
+                                                      Y_scale, mask)``
+====================================================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnx
+
+DOMAIN = "ai.lucid"
+_K, _Y, _MASK = 3, 4, 5  # inputs of DecodeAttention
+_FLOAT, _FLOAT16, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a tensor is converted from: a graph input, for int8 its scales, and the nodes in between, last to first."""
+
+    rows: str
+    scale: str | None
+    nodes: tuple[onnx.NodeProto, ...]
+
+
+def read_as_stored(model: onnx.ModelProto) -> list[str]:
+    """Put operators that read the stored cache in the place of ``DecodeAttention`` and the conversions before it.
+
+    Requires: a decode graph whose cache has another type than the model; weights need not be loaded.
+    Result: every ``DecodeAttention`` is changed, or none and the graph is as it was. The new operators compute the
+    same, except that an int8 row's values are not rounded to float16 in between. Conversions that something else reads
+    stay.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        Why nothing was changed, a line for each place that is not as expected; empty when the graph was changed.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    inputs = {value.name: value for value in graph.input}
+    found: list[tuple[onnx.NodeProto, _Stored, _Stored]] = []
+    obstacles = []
+    attentions = [node for node in graph.node if node.domain == DOMAIN and node.op_type == "DecodeAttention"]
+    for node in attentions:
+        k, y = (_trace_back(node.input[place], makers, inputs) for place in (_K, _Y))
+        if k is None or y is None or (k.scale is None) != (y.scale is None):
+            names = " and ".join(node.input[_K:_MASK])
+            obstacles.append(f"{names} are not converted from the cache in a way that is known")
+        else:
+            found.append((node, k, y))
+    if not attentions:
+        obstacles.append("there is no DecodeAttention")
+    if obstacles:
+        return obstacles
+    for node, k, y in found:
+        _replace(node, k, y)
+    _drop_unread(graph, [made for _, k, y in found for part in (k, y) for made in part.nodes])
+    return []
+
+
+def _trace_back(name: str, makers: dict[str, onnx.NodeProto], inputs: dict[str, onnx.ValueInfoProto]) -> _Stored | None:
+    """Go back from K or Y of the operator to the graph's inputs; None where anything is not exactly as expected."""
+    nodes = []
+    node = makers.get(name)
+    if node is not None and _casts_to(node) == _FLOAT16:  # a float16 model rounds the products to its type
+        nodes.append(node)
+        node = makers.get(node.input[0])
+    if node is not None and node.op_type == "Mul" and node.domain == "":
+        nodes.append(node)
+        cast = makers.get(node.input[0])
+        if cast is None or _casts_to(cast) != _FLOAT:
+            return None
+        nodes.append(cast)
+        rows, scale = cast.input[0], node.input[1]
+        return _Stored(rows, scale, tuple(nodes)) if _are_rows_and_scales(inputs, rows, scale) else None
+    if nodes or node is None or _casts_to(node) != _FLOAT:
+        return None
+    rows = node.input[0]
+    return _Stored(rows, None, (node,)) if _is(inputs, rows, _FLOAT16) else None
+
+
+def _casts_to(node: onnx.NodeProto) -> int | None:
+    if node.op_type != "Cast" or node.domain != "":
+        return None
+    return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+
+
+def _are_rows_and_scales(inputs: dict[str, onnx.ValueInfoProto], rows: str, scale: str) -> bool:
+    """Whether two graph inputs are int8 rows ``(B, KV, T, D)`` and their float32 scales ``(B, KV, T, 1)``."""
+    if not _is(inputs, rows, _INT8) or not _is(inputs, scale, _FLOAT):
+        return False
+    of_rows, of_scale = (inputs[name].type.tensor_type.shape.dim for name in (rows, scale))
+    return list(of_rows[:3]) == list(of_scale[:3]) and of_scale[3].dim_value == 1
+
+
+def _is(inputs: dict[str, onnx.ValueInfoProto], name: str, kind: int) -> bool:
+    """Whether a tensor is a graph input of a type and of four axes."""
+    if name not in inputs:
+        return False
+    tensor = inputs[name].type.tensor_type
+    return tensor.elem_type == kind and len(tensor.shape.dim) == 4
+
+
+def _replace(node: onnx.NodeProto, k: _Stored, y: _Stored) -> None:
+    mask = node.input[_MASK]
+    del node.input[_K:]
+    node.input.extend([k.rows, y.rows])
+    if k.scale is not None and y.scale is not None:
+        node.input.extend([k.scale, y.scale])
+    node.input.append(mask)
+    node.op_type = "DecodeAttentionFloat16" if k.scale is None else "DecodeAttentionInt8"
+
+
+def _drop_unread(graph: onnx.GraphProto, candidates: list[onnx.NodeProto]) -> None:
+    """Remove those nodes, given after what reads them, whose results nothing reads any more."""
+    read = Counter(name for node in graph.node for name in node.input)
+    read.update(value.name for value in graph.output)
+    for node in candidates:
+        if any(read[name] for name in node.output) or node not in graph.node:
+            continue
+        read.subtract(node.input)
+        graph.node.remove(node)
