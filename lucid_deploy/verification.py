@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.lucid import LucidForCausalLM
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from lucid_deploy.runtime.layers import Layers
     from lucid_deploy.runtime.session import Array, Session
     from lucid_deploy.runtime.torch_session import TorchSession
+
+
+SMALL_WEIGHTS = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,82 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
     return source
 
 
+def check_memory(
+    artifact: Artifact, source: Checkpoint, runtime: str, steps: int, causes: bool, free: int | None
+) -> None:
+    """Refuse a verification that does not fit into memory, before anything large is opened.
+
+    Args:
+        artifact: What is to be verified.
+        source: Its checkpoint.
+        runtime: What will run it, or ``auto``.
+        steps: Decode steps.
+        causes: Whether causes are looked for in any case.
+        free: Bytes that can be taken, from :func:`lucid_deploy.parity.memory.available`; None: not known.
+
+    Raises:
+        LucidError: It takes more; the parts are named.
+    """
+    from lucid_deploy.parity import memory
+
+    tokens, decoded = memory.sequence_tokens(artifact.config, steps)
+    rounds = artifact.manifest.cache_dtype != artifact.manifest.dtype
+    sizes = _model_bytes(artifact, source)
+    parts = {"programs": memory.FIXED, f"PyTorch in {artifact.manifest.dtype}": sizes["baseline"]}
+    if rounds:
+        parts["PyTorch in float64"] = sizes["float64"]
+    parts |= {} if runtime == "torch" else {"the artifact in its runtime": sizes["runtime"]}
+    parts |= memory.record_bytes(artifact.config, tokens, decoded, rounds)
+    if causes:
+        parts |= _explaining(artifact, tokens, runtime)
+    remedy = "Verify it on a machine with more memory, or end other programs."
+    if causes:
+        remedy += " Without --explain and --report it takes less."
+    memory.check_fits(f"Verifying {artifact.directory}", parts, free, remedy)
+
+
+def _explaining(artifact: Artifact, tokens: int, runtime: str) -> dict[str, int]:
+    """Return what looking for causes takes beside the rest."""
+    from lucid_deploy.parity import memory
+
+    parts = memory.explain_bytes(artifact.config, tokens)
+    return parts if runtime == "torch" else {**parts, "the graphs cut into layers": _runtime_bytes(artifact)}
+
+
+def _runtime_bytes(artifact: Artifact) -> int:
+    """Return what a runtime takes for an artifact's weights beyond their mapped file.
+
+    onnxruntime reads large float32 weights from there, all but a quarter, and copies small ones. Of float16 and
+    quantized ones it keeps copies in the type or the layout that it computes with, as large as two of the file.
+    """
+    from lucid_deploy.artifact import WEIGHTS
+
+    plain = artifact.manifest.dtype == "float32" and artifact.manifest.quantization is None
+    size = int(artifact.manifest.files[WEIGHTS]["size"])
+    return max(size // 4, min(size, SMALL_WEIGHTS)) if plain else 2 * size
+
+
+def _model_bytes(artifact: Artifact, source: Checkpoint) -> dict[str, int]:
+    """Return what models take beyond mapped files: weights of another type than they are stored in."""
+    import math
+
+    import torch
+
+    from lucid_deploy.model.checkpoint import expected_shapes
+
+    dtype = getattr(torch, artifact.manifest.dtype)
+    shapes = expected_shapes(source.config)
+    if source.tied:
+        shapes.pop("lm_head.weight")
+    counts = {name: math.prod(shape) for name, shape in shapes.items()}
+    cast = [name for name in counts if artifact.manifest.quantization is not None or source.tensor(name).dtype != dtype]
+    return {
+        "baseline": sum(counts[name] for name in cast) * dtype.itemsize,
+        "float64": sum(counts.values()) * 8,
+        "runtime": _runtime_bytes(artifact),
+    }
+
+
 def verify_against(
     candidate: Session[Any],
     source: Checkpoint,
@@ -80,7 +161,10 @@ def verify_against(
     closer: Closer | None = None,
     artifact: Artifact | None = None,
 ) -> Report:
-    """Verify a session against its checkpoint. Of the PyTorch models, one at a time is in memory.
+    """Verify a session against its checkpoint.
+
+    The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only
+    where the cache rounds, a second reference has all of its weights in float64, for it runs token by token.
 
     A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
     checkpoint is measured beside that.
@@ -100,6 +184,7 @@ def verify_against(
     import torch
 
     from lucid_deploy.model.checkpoint import load_model
+    from lucid_deploy.model.on_demand import float64_on_demand
     from lucid_deploy.parity import check, prepare
     from lucid_deploy.runtime.torch_session import TorchSession
 
@@ -111,7 +196,9 @@ def verify_against(
             def loading(done: int, total: int) -> None:
                 update(f"Loading {dtype}", done, total)
 
-            if record is not None and artifact is not None:
+            if dtype == "float64" and cache_dtype == "auto":
+                model = float64_on_demand(source.config, _weights(source, artifact))
+            elif record is not None and artifact is not None:
                 model = _quantized_model(artifact, candidate, dtype)
             else:
                 model = load_model(source, getattr(torch, dtype), progress=loading)
@@ -160,14 +247,35 @@ def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) ->
     return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))
 
 
-def _original(source: Checkpoint, candidate: Session[Any]) -> Session[Any]:
-    """Open the checkpoint in float64, with the candidate's limits."""
+def _weights(source: Checkpoint, artifact: Artifact | None = None) -> Callable[[str], Tensor]:
+    """Return a function giving the reference's weights by name: the checkpoint's, or the dequantized ones."""
     import torch
 
-    from lucid_deploy.model.checkpoint import load_model
+    from lucid_deploy.runtime.artifact_weights import stored_parts
+
+    record = None if artifact is None else artifact.manifest.quantization
+    parts = {}
+    if record is not None and artifact is not None:
+        parts = {name: (packed, scales) for name, packed, scales in stored_parts(artifact)}
+
+    def load(name: str) -> Tensor:
+        if source.tied and name == "lm_head.weight":
+            name = "model.embed_tokens.weight"
+        if record is None or artifact is None:
+            return source.tensor(name)
+        if name in parts:
+            return torch.from_numpy(record.dequantize(name, *parts[name]))
+        return source.tensor(name).to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
+
+    return load
+
+
+def _original(source: Checkpoint, candidate: Session[Any]) -> Session[Any]:
+    """Open the checkpoint in float64, with the candidate's limits."""
+    from lucid_deploy.model.on_demand import float64_on_demand
     from lucid_deploy.runtime.torch_session import TorchSession
 
-    session = TorchSession(load_model(source, torch.float64))
+    session = TorchSession(float64_on_demand(source.config, _weights(source)))
     session.config = candidate.config
     return session
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache_types import LEVELS
-from lucid_deploy.parity.compare import Rows, TensorId, Tick, Trace, record
+from lucid_deploy.parity.compare import Rows, TensorId, Trace
 from lucid_deploy.parity.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Gate, compare_rows, derive_gates
 from lucid_deploy.parity.scenarios import Scenario, Schedule
 from lucid_deploy.runtime.session import Array, Session
@@ -44,22 +44,21 @@ def rounds(session: Session[Any]) -> bool:
 
 
 def derive(
-    session: Session[Any], scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace, tick: Tick | None
+    session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
-    """Run the baseline through a scenario, fed as the schedule says; return the gates of all tensors and of sizes.
+    """Return the gates of all tensors and of sizes.
 
     Args:
         session: The baseline.
+        trace: What it computed.
         scenario: The tokens.
-        schedule: How they are fed.
+        schedule: How they were fed.
         reference: What float64 computes with a cache that does not round.
-        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`record_rounded`.
-        tick: Called after every call of the session.
+        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`without_logits`.
 
     Raises:
         LucidError, CheckFailed: As :func:`~lucid_deploy.parity.gate.derive_gates`.
     """
-    trace = record(session, scenario, schedule, tick)
     gates = derive_gates(reference, trace, session.dtype)
     step = 1 / LEVELS if session.cache_dtype == "int8" else UNIT[session.cache_dtype]
     floor = FLOOR_UNITS * UNIT[session.dtype]
@@ -75,9 +74,8 @@ def derive(
     return gates, sizes
 
 
-def record_rounded(session: Session[Any], scenario: Scenario, schedule: Schedule, tick: Tick | None) -> Trace:
-    """Record K and Y, without the logits, as float32: that is what the traces of all schedules take memory for."""
-    trace = record(session, scenario, schedule, tick)
+def without_logits(trace: Trace) -> Trace:
+    """Return K and Y alone, as float32: that is what the traces of all schedules take memory for."""
     return Trace(
         {
             tensor: Rows(rows.values.astype(np.float32), rows.start)

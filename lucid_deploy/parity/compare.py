@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,21 +68,28 @@ class Trace:
 
 
 def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_SHOT, tick: Tick | None = None) -> Trace:
-    """Feed a scenario, the forced tokens as decode steps, and record everything.
+    """Feed a scenario, the forced tokens as decode steps, and record everything; :func:`record_together` with one."""
+    return record_together(session, [scenario], schedule, tick)[0]
+
+
+def record_together(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule = ONE_SHOT, tick: Tick | None = None
+) -> list[Trace]:
+    """Feed scenarios as rows of one batch, the forced tokens as decode steps, and record everything.
 
     Args:
         session: Any runtime.
-        scenario: The tokens.
-        schedule: How the prompt is fed.
+        scenarios: The tokens; prompts of one length, and as many forced tokens.
+        schedule: How the prompts are fed.
         tick: Called after every call of the session.
 
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
     """
     tick = tick or _no_tick
-    prompt, mask = _padded(scenario.prompt, schedule.padding)  # (B, N) each
-    batch = prompt.shape[0]
-    cache = session.empty_cache(batch)
+    pairs = [_padded(scenario.prompt, schedule.padding) for scenario in scenarios]
+    prompt, mask = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))  # (B, N) each
+    cache = session.empty_cache(len(prompt))
     parts = schedule.parts(prompt.shape[1])
     for part in parts:
         logits = session.prefill(prompt[:, part], cache, mask[:, part])
@@ -91,10 +98,46 @@ def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_S
         logits = session.decode(token[:, None], cache)
         tick()
     steps = [logits]
-    for token in scenario.forced:
-        steps.append(session.decode(np.full((batch, 1), token), cache))
+    for tokens in np.stack([scenario.forced for scenario in scenarios], axis=1):
+        steps.append(session.decode(np.repeat(tokens, len(prompt) // len(tokens))[:, None], cache))
         tick()
-    return _trace(session, cache, steps, scenario)
+    return _traces(session, cache, np.concatenate(steps, axis=1), scenarios)
+
+
+def record_at_once(session: Session[Any], scenario: Scenario) -> Trace:
+    """Feed all tokens of a scenario in one prefill, the forced ones too, and record everything.
+
+    In float64 that is what any way of feeding gives, in one call: a large model's weights are read once.
+    """
+    cache = session.empty_cache()
+    ids = np.concatenate([scenario.prompt, scenario.forced])
+    logits = session.prefill_all(ids[None], cache)[:, len(scenario.prompt) - 1 :]
+    return _traces(session, cache, logits, [scenario])[0]
+
+
+def follow(session: Session[Any], prompt: Array, draft: Callable[[Array, int], Array], steps: int) -> Array:
+    """Return what a session generates greedily, asking it for one token at a time only where a draft is wrong.
+
+    Args:
+        session: The model whose choice it is.
+        prompt: Int64 ``(P,)``.
+        draft: Returns a guess at how tokens go on, ``(tokens, n)`` to ``(n,)``; any will do, a good one is fast.
+        steps: Tokens to generate.
+
+    Returns:
+        Int64 ``(steps,)``.
+    """
+    cache, chosen, fed = session.empty_cache(), np.zeros(0, dtype=np.int64), prompt
+    while True:
+        guess = draft(np.concatenate([prompt, chosen]), steps - len(chosen))
+        new = session.prefill_all(np.concatenate([fed, guess[:-1]])[None], cache)[0, len(fed) - 1 :]  # (count, vocab)
+        wanted = new.argmax(axis=-1)
+        right = int(np.argmin(np.append(wanted == guess, False)))  # the first wrong one, or all
+        chosen = np.concatenate([chosen, wanted[: right + 1]])
+        if len(chosen) == steps:
+            return chosen
+        fed = chosen[-1:]
+        session.truncate(cache, len(prompt) + len(chosen) - 1)
 
 
 def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None = None) -> Array:
@@ -146,24 +189,31 @@ def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
     return ids, mask
 
 
-def _trace(session: Session[Any], cache: Cache[Any], steps: list[Array], scenario: Scenario) -> Trace:
-    config, tensors = session.config, {}
+def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: Sequence[Scenario]) -> list[Trace]:
+    """Split what a batch computed, logits ``(B, S + 1, vocab)`` included, into the traces of its scenarios."""
+    config = session.config
     shape = (cache.batch, config.num_key_value_heads, cache.length, config.head_dim)
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
         raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
+    whole: dict[TensorId, Array] = {}
     for layer, pair in enumerate(layers):
         for kind, array in enumerate(pair):
             name = TensorId(layer, kind)
             if array.shape != shape:
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
-            tensors[name] = Rows(_token_rows(array, cache.mask))
-    logits = np.concatenate(steps, axis=1)  # (B, S + 1, vocab)
-    wanted = (cache.batch, len(scenario.forced) + 1, config.vocab_size)
+            whole[name] = _token_rows(array, cache.mask)
+    wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
     if logits.shape != wanted:
         raise CheckFailed(f"The logits have shape {logits.shape}, the model's configuration asks for {wanted}.")
-    tensors[TensorId(len(layers), KINDS.index("logits"))] = Rows(logits, start=len(scenario.prompt) - 1)
-    return Trace(tensors)
+    last, each = TensorId(len(layers), KINDS.index("logits")), cache.batch // len(scenarios)
+    traces = []
+    for index, scenario in enumerate(scenarios):
+        own = slice(index * each, (index + 1) * each)
+        tensors = {name: Rows(array[own]) for name, array in whole.items()}
+        tensors[last] = Rows(logits[own], start=len(scenario.prompt) - 1)
+        traces.append(Trace(tensors))
+    return traces
 
 
 def _token_rows(array: Array, mask: Array) -> Array:

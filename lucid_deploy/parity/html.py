@@ -24,7 +24,8 @@ p { max-width: 46rem; margin: .5rem 0; } .soft { color: var(--soft); }
 a { color: var(--s0); } nav ul { list-style: none; padding: 0; margin: 1rem 0; display: flex; flex-wrap: wrap;
   gap: .25rem 1.25rem; }
 .verdict, .note { border-left: .4rem solid; border-radius: .3rem; padding: .8rem 1rem; margin: 1rem 0; }
-.verdict strong { display: block; font-size: 1.15rem; }
+.verdict strong { display: block; font-size: 1.15rem; } .verdict p, .note p { margin: .3rem 0; max-width: none;
+  overflow-wrap: anywhere; }
 .passed { background: var(--good-back); border-color: var(--good); } .passed strong { color: var(--good); }
 .failed { background: var(--bad-back); border-color: var(--bad); } .failed strong { color: var(--bad); }
 .note { background: var(--note-back); border-color: var(--note); }
@@ -32,11 +33,13 @@ a { color: var(--s0); } nav ul { list-style: none; padding: 0; margin: 1rem 0; d
   outline: 2px solid var(--s0); outline-offset: 2px; }
 table { border-collapse: collapse; background: var(--card); font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .4rem 0; } caption small { font-weight: 400;
-  color: var(--soft); display: block; }
+  color: var(--soft); display: block; } caption span { display: inline-block; position: sticky; left: 0;
+  max-width: min(46rem, 100vw - 2.5rem); }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--rule); text-align: left; white-space: nowrap; }
 td.wide { white-space: normal; min-width: 14rem; overflow-wrap: anywhere; } td.number, th.number {
   text-align: right; }
-thead th { border-bottom: 2px solid var(--rule); color: var(--soft); font-weight: 600; }
+thead th { border-bottom: 2px solid var(--rule); color: var(--soft); font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 tbody th { font-weight: 500; } td.ok { color: var(--good); } td.bad { color: var(--bad); font-weight: 700; }
 figure { margin: 1.25rem 0; background: var(--card); border: 1px solid var(--rule); border-radius: .4rem;
   padding: .75rem; }
@@ -47,6 +50,7 @@ figcaption b { color: var(--ink); } .grid { stroke: var(--rule); fill: none; } .
 .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; } .dot { stroke-width: 1.2; } .limit {
   stroke-dasharray: 6 4; }
 path.broad { stroke-width: 6; opacity: .4; }
+@media (max-width: 40rem) { .tick, .label { font-size: 20px; } }
 .s0 { stroke: var(--s0); } .s1 { stroke: var(--s1); } .s2 { stroke: var(--s2); } .s3 { stroke: var(--s3); }
 .s4 { stroke: var(--s4); } .s5 { stroke: var(--s5); } .dot.s0 { fill: var(--s0); } .dot.s1 { fill: var(--s1); }
 .dot.s2 { fill: var(--s2); } .dot.s3 { fill: var(--s3); } .dot.s4 { fill: var(--s4); } .dot.s5 { fill: var(--s5); }
@@ -60,8 +64,9 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--s0); }
   --s1: #c2571a;
   --s2: #2c8054; --s3: #8a4fbf; --s4: #a8326e; --s5: #6b6f76; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; } nav, details:not([open]) { display: none; }
-  .scroll { overflow: visible; } figure, tr, .verdict { break-inside: avoid; } h2 { break-after: avoid; } td {
-  white-space: normal; } }
+  .scroll { overflow: visible; } figure, tr, .verdict { break-inside: avoid; } h2, caption { break-after: avoid; }
+  table { font-size: 8.5pt; } th, td { padding: .2rem .45rem; } td.wide { white-space: normal; }
+  .tick, .label { font-size: 13px; } .verdict, .note { print-color-adjust: exact; } }
 """
 
 
@@ -82,10 +87,10 @@ def paragraph(text: str, kind: str = "") -> str:
     return f'<p class="{kind}">{escape(text)}</p>' if kind else f"<p>{escape(text)}</p>" if text else ""
 
 
-def box(kind: str, headline: str, text: str) -> str:
+def box(kind: str, headline: str, *texts: str) -> str:
     """Return a box that stands out: ``passed``, ``failed`` or ``note``, with words for what the colour says."""
     css = "note" if kind == "note" else f"verdict {kind}"
-    return f'<div class="{css}"><strong>{escape(headline)}</strong> {escape(text)}</div>'
+    return f'<div class="{css}"><strong>{escape(headline)}</strong>{"".join(map(paragraph, texts))}</div>'
 
 
 def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], remark: str = "", texts: int = 1) -> str:
@@ -104,7 +109,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]], rem
     body = "".join(_row(cells, texts) for cells in rows)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}{small}</caption>{head}<tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}{small}</span></caption>{head}<tbody>{body}</tbody></table></div>"
     )
 
 

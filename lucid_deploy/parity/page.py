@@ -34,7 +34,7 @@ def render_page(report: Report, facts: dict[str, Any]) -> str:
         ("Every tensor, at its worst", _tensors(report)),
         ("Error against position", _positions(report)),
         ("Error against layer", _layers(report)),
-        ("Own and inherited error", "" if explanation is None else _own(explanation)),
+        ("Own and inherited error", "" if explanation is None else _own(explanation, failed=not report.passed)),
         ("Where errors in Y come from", "" if explanation is None else _shares(report, explanation)),
         ("Conditioning of the solves", _heads(report)),
         ("Tokens and text", _tokens(report)),
@@ -47,8 +47,10 @@ def _lead(report: Report) -> str:
     parts = []
     if report.tolerance is not None:
         parts.append(box("note", "A tolerance was set by hand.", _tolerance(report)))
-    verdict = f"{report.verdict()} {report.cause() if not report.passed else ''}"
-    parts.append(box("passed" if report.passed else "failed", "Passed" if report.passed else "Failed", verdict))
+    if report.passed:
+        parts.append(box("passed", "Passed", report.verdict()))
+    else:
+        parts.append(box("failed", "Failed", report.verdict(), report.cause(), report.advice()))
     if report.passed and report.cause():
         parts.append(box("note", "Worth a look.", report.cause()))
     return "".join(parts)
@@ -137,7 +139,7 @@ def _positions(report: Report) -> str:
             )
             for index, item in enumerate(chosen)
         ]
-        lines.append(_limit("narrowest gate of these", [item.gate.limit for item in chosen], lines))
+        lines += _limits([item.gate.limit for item in chosen], lines)
         described = f"Relative L2 error of {kind} at every position, each in the run where it is worst. {_grows(items)}"
         charts.append(
             figure(f"position{kind}", f"{kind} against position", described, "position in the sequence", lines)
@@ -155,10 +157,13 @@ def _chosen(items: Sequence[Comparison]) -> list[Comparison]:
     return [items[index] for index in sorted(places)]
 
 
-def _limit(name: str, limits: Sequence[float], lines: Sequence[Line]) -> Line:
+def _limits(limits: Sequence[float], lines: Sequence[Line]) -> list[Line]:
+    """Return the gate of all lines, or between which gates theirs lie: each has its own."""
     ends = [x for line in lines for x, _ in line.points] or [0]
-    limit = min(limits, default=math.nan)
-    return Line(name, [(min(ends), limit), (max(ends), limit)], 5, reference=True)
+    named = {"narrowest of their gates": min(limits, default=math.nan), "widest": max(limits, default=math.nan)}
+    if len(set(limits)) == 1:
+        named = {"gate": limits[0]}
+    return [Line(name, [(min(ends), limit), (max(ends), limit)], 5, reference=True) for name, limit in named.items()]
 
 
 def _grows(items: Sequence[Comparison]) -> str:
@@ -190,7 +195,7 @@ def _layers(report: Report) -> str:
     return figure("layers", "Errors and gates", described, "layer", lines)
 
 
-def _own(explanation: Explanation) -> str:
+def _own(explanation: Explanation, failed: bool) -> str:
     if explanation.unavailable is not None:
         return paragraph(explanation.unavailable)
     if not explanation.findings:
@@ -200,7 +205,7 @@ def _own(explanation: Explanation) -> str:
         "changes when it reads the candidate's earlier layers instead is inherited. "
     )
     return (
-        paragraph(about + explanation.sentence(failed=True))
+        paragraph(about + (explanation.sentence(failed) or "Every part stays within its gate."))
         + "".join(_own_charts(explanation))
         + _own_table(explanation)
     )

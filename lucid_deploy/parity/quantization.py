@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.parity.compare import TensorId, Trace, record
+from lucid_deploy.parity.compare import TensorId, Trace, record, record_at_once
 from lucid_deploy.parity.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.scenarios import Scenario
 from lucid_deploy.parity.targets import Targets
 from lucid_deploy.quantization import LEAST_SCALE, Quantization, spread
 from lucid_deploy.runtime.session import Array, Session
@@ -164,18 +165,19 @@ def measure_cost(
     session = original()
     done, total = 0, 2 * len(targets.items)
 
-    def logits(of: Session[Any], target: Any) -> Array:
+    def logits(of: Session[Any], target: Any, run: Callable[[Session[Any], Scenario], Trace]) -> Array:
         nonlocal done
-        found = _logits(record(of, target.scenario))
+        found = _logits(run(of, target.scenario))
         done += 1
         if progress is not None:
             progress("Cost of quantization", done, total)
         return found
 
-    wanted = [logits(session, target) for target in targets.items]
+    wanted = [logits(session, target, record_at_once) for target in targets.items]
     del session
     exact = [_logits(target.reference) for target in targets.items]
-    return QuantizationCost(_loss(exact, wanted), _loss([logits(candidate, item) for item in targets.items], wanted))
+    as_run = [logits(candidate, target, record) for target in targets.items]
+    return QuantizationCost(_loss(exact, wanted), _loss(as_run, wanted))
 
 
 def _logits(trace: Trace) -> Array:

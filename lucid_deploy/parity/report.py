@@ -109,6 +109,20 @@ class Report:
         """Say where errors start, as far as it was looked into; may be empty."""
         return "" if self.explanation is None else self.explanation.sentence(failed=not self.passed)
 
+    def advice(self) -> str:
+        """Say what to do about a failure; empty if no gate failed."""
+        if self.failure is None:
+            return ""
+        weights = "export again, or name the checkpoint it came from with --checkpoint"
+        if self.runtime == "torch":
+            return f"What to do: PyTorch ran the artifact's own weights, so they are not the checkpoint's; {weights}."
+        library = "; --kernels functions runs them without the library of kernels" if "library" in self.label else ""
+        return (
+            "What to do: verify with --runtime torch, which runs the artifact's weights without its graphs. If that "
+            f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or what runs them "
+            f"are wrong{library}."
+        )
+
     def _tolerance_note(self) -> str:
         if self.tolerance is None:
             return ""
@@ -124,7 +138,7 @@ class Report:
             return (
                 f"{failure.tensor} leaves the gate at position {failure.failed_at} ({failure.scenario}, "
                 f"{failure.schedule}): relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in "
-                f"{self.dtype}."
+                f"{self.dtype}{_times(failure)}."
             )
         if self.unproven:
             names = ", ".join(map(str, self.unproven))
@@ -161,6 +175,7 @@ class Report:
         return {
             "passed": self.passed,
             "verdict": self.verdict(),
+            "advice": self.advice(),
             "first_failure": None if failure is None else _comparison_dict(failure),
             "runtime": self.runtime,
             "dtype": self.dtype,
@@ -210,7 +225,7 @@ class Report:
         lines = [self._logits_line(), *map(_free_run_line, self.free_runs), *details]
         closer = [] if self.explanation is None else text.explanation_blocks(self.explanation)
         lines += self.quantization_lines()
-        verdict = [line for line in (self._verdict_line(), self.cause()) if line]
+        verdict = [line for line in (self._verdict_line(), self.cause(), self.advice()) if line]
         return Group(self._table(), *map(Text.from_markup, lines), *closer, *map(Text.from_markup, verdict))
 
     def _table(self) -> Table:
@@ -278,6 +293,15 @@ def environment(runtime: str) -> dict[str, Any]:
 def _percent(share: float) -> str:
     """A share of the gate in a few characters, however far beyond it."""
     return f"{share:.0%}" if share < 10 else f"{share:.0f}×" if share < 1e5 else ">1e5×"
+
+
+def _times(failure: Comparison) -> str:
+    """How far beyond its gate, in words; nothing where the error is no number."""
+    times = failure.error / failure.gate.limit
+    if not math.isfinite(times):
+        return ""
+    shown = f"{times:.2f}" if times < 10 else f"{times:,.0f}" if times < 1e6 else f"{times:.0e}"
+    return f", {shown} times that"
 
 
 def _free_run_line(run: FreeRun) -> str:

@@ -8,7 +8,18 @@ from typing import Any
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.parity import cache_gates
-from lucid_deploy.parity.compare import KINDS, Rows, TensorId, Trace, free_run, generate, record
+from lucid_deploy.parity.compare import (
+    KINDS,
+    Rows,
+    TensorId,
+    Trace,
+    follow,
+    free_run,
+    generate,
+    record,
+    record_at_once,
+    record_together,
+)
 from lucid_deploy.parity.gate import Comparison, compare_rows, derive_gates, unproven, widest
 from lucid_deploy.parity.progress import Meter, Progress
 from lucid_deploy.parity.report import FreeRun, Report, ScenarioInfo, environment
@@ -19,6 +30,7 @@ from lucid_deploy.parity.scenarios import (
     SCHEDULES,
     Scenario,
     Schedule,
+    batches,
     greedy_prompt,
     synthetic_scenarios,
 )
@@ -88,8 +100,8 @@ def prepare(
     progress: Progress | None = None,
 ) -> Targets:
     """Run reference and baseline through all scenarios; arguments and errors as :func:`verify`."""
-    recorded = _record_reference(reference, steps, seed, prompt, embeddings, progress)
     session = _opened(baseline)
+    recorded = _record_reference(reference, session, steps, seed, prompt, embeddings, progress)
     meter = Meter(progress, f"PyTorch {session.dtype}", sum(ONE_SHOT.calls(scenario) for scenario, _ in recorded))
     gates = [
         derive_gates(trace, record(session, scenario, tick=meter.tick), session.dtype) for scenario, trace in recorded
@@ -115,30 +127,24 @@ def _add_rounded(source: Source, cache_dtype: str, targets: list[Target], progre
     session = _opened(source)
     if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
-    total = sum(schedule.calls(target.scenario) for target in targets for schedule in SCHEDULES)
-    meter = Meter(progress, f"PyTorch float64, {cache_dtype} cache", total)
-    return [
-        replace(
-            target,
-            rounded={
-                schedule.name: cache_gates.record_rounded(session, target.scenario, schedule, meter.tick)
-                for schedule in SCHEDULES
-            },
-        )
-        for target in targets
-    ]
+    meter = Meter(progress, f"PyTorch float64, {cache_dtype} cache", _calls(targets, SCHEDULES))
+    for schedule in SCHEDULES:
+        targets = [
+            replace(target, rounded={**target.rounded, schedule.name: cache_gates.without_logits(trace)})
+            for target, trace in _recorded(session, targets, schedule, meter)
+        ]
+    return targets
 
 
 def _add_schedules(session: Session[Any], targets: list[Target], progress: Progress | None) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
-    total = sum(schedule.calls(target.scenario) for target in targets for schedule in SCHEDULES)
-    meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", total)
+    meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", _calls(targets, SCHEDULES))
     for schedule in SCHEDULES:
         found = [
             cache_gates.derive(
-                session, target.scenario, schedule, target.reference, target.rounded[schedule.name], meter.tick
+                session, trace, target.scenario, schedule, target.reference, target.rounded[schedule.name]
             )
-            for target in targets
+            for target, trace in _recorded(session, targets, schedule, meter)
         ]
         gates = [own for own, _ in found]
         targets = [
@@ -153,6 +159,24 @@ def _add_schedules(session: Session[Any], targets: list[Target], progress: Progr
             for target, (own, sizes) in zip(targets, found, strict=True)
         ]
     return targets
+
+
+def _recorded(
+    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: Meter
+) -> Iterator[tuple[Target, Trace]]:
+    """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
+    scenarios, traces = [target.scenario for target in targets], {}
+    for batch in batches(scenarios, schedule, session.batch_limit):
+        found = record_together(session, batch, schedule, meter.tick)
+        traces.update({scenario.name: trace for scenario, trace in zip(batch, found, strict=True)})
+    for target in targets:
+        yield target, traces.pop(target.scenario.name)
+
+
+def _calls(targets: Sequence[Target], schedules: Sequence[Schedule], limit: int | None = None) -> int:
+    """Return how often :func:`_recorded` calls a session in all these schedules."""
+    scenarios = [target.scenario for target in targets]
+    return sum(schedule.calls(group[0]) for schedule in schedules for group in batches(scenarios, schedule, limit))
 
 
 def check(
@@ -171,24 +195,25 @@ def check(
             f"the gates are for a cache in {targets.cache_dtype}, the candidate's is {session.cache_dtype}"
         )
     scenarios = [target.scenario for target in targets.items]
-    total = sum(schedule.calls(scenario) for scenario in scenarios for schedule in schedules)
+    total = _calls(targets.items, schedules, session.batch_limit)
     total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
     meter = Meter(progress, f"{session.runtime} {session.dtype}", total)
-    comparisons: list[Comparison] = []
+    found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     free_runs: list[FreeRun] = []
+    for schedule in schedules:
+        for target, trace in _recorded(session, targets.items, schedule, meter):
+            found[target.scenario.name] += _compare(trace, target, schedule)
     for target in targets.items:
-        for schedule in schedules:
-            comparisons += _compare(session, target, schedule, meter)
         if target.scenario.greedy:
             comparison, run = _compare_free_run(session, target, meter)
-            comparisons.append(comparison)
+            found[target.scenario.name].append(comparison)
             free_runs.append(run)
     return Report(
         runtime=session.runtime,
         dtype=session.dtype,
         seed=targets.seed,
         scenarios=tuple(ScenarioInfo(s.name, len(s.prompt), len(s.forced)) for s in scenarios),
-        comparisons=tuple(comparisons),
+        comparisons=tuple(comparison for items in found.values() for comparison in items),
         free_runs=tuple(free_runs),
         unproven=tuple(unproven(target.gates for target in targets.items)) or _unproven_schedules(targets),
         environment=environment(session.runtime),
@@ -208,22 +233,39 @@ def conditioning(targets: Targets, config: LucidConfig) -> Iterator[HeadStats]:
 
 
 def _record_reference(
-    reference: Source, steps: int, seed: int, prompt: Array | None, embeddings: Array | None, progress: Progress | None
+    reference: Source,
+    baseline: Session[Any],
+    steps: int,
+    seed: int,
+    prompt: Array | None,
+    embeddings: Array | None,
+    progress: Progress | None,
 ) -> list[tuple[Scenario, Trace]]:
+    """Run the reference through all scenarios; what it would generate is drafted by the baseline, to save calls."""
     session = _opened(reference)
     if session.dtype != "float64":
         raise ValueError(f"the reference must compute in float64, not {session.dtype}")
     name, ids, greedy_steps = greedy_prompt(session.config, steps, seed, prompt)
     scenarios = synthetic_scenarios(session.config, steps, seed, embeddings)
-    calls = sum(ONE_SHOT.calls(scenario) for scenario in scenarios) + 1 + 2 * greedy_steps
-    meter = Meter(progress, "PyTorch float64", calls)
-    scenarios.append(Scenario(name, ids, generate(session, ids, greedy_steps, meter.tick), greedy=True))
-    return [(scenario, record(session, scenario, tick=meter.tick)) for scenario in scenarios]
+    drafting = Meter(progress, f"PyTorch {baseline.dtype}, greedy", greedy_steps)
+    meter = Meter(progress, "PyTorch float64", len(scenarios) + 2)
+    ticks = iter([drafting.tick])  # of the first draft alone: how many follow is not known
+
+    def draft(tokens: Array, count: int) -> Array:
+        return generate(baseline, tokens, count, next(ticks, None))
+
+    chosen = follow(session, ids, draft, greedy_steps)
+    meter.tick()
+    scenarios.append(Scenario(name, ids, chosen, greedy=True))
+    recorded = []
+    for scenario in scenarios:
+        recorded.append((scenario, record_at_once(session, scenario)))
+        meter.tick()
+    return recorded
 
 
-def _compare(session: Session[Any], target: Target, schedule: Schedule, meter: Meter) -> list[Comparison]:
-    trace, name = record(session, target.scenario, schedule, meter.tick), target.scenario.name
-    gates = target.by_schedule.get(schedule.name, target.gates)
+def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:
+    name, gates = target.scenario.name, target.by_schedule.get(schedule.name, target.gates)
     found = [
         compare_rows(trace.tensors[tensor], rows, tensor, gates[tensor], name, schedule.name)
         for tensor, rows in target.reference.tensors.items()

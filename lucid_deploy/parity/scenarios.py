@@ -6,6 +6,7 @@ solve. Repeated and correlated tokens give keys close to each other, where the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,33 @@ SCHEDULES = (
     Schedule("by token", token_by_token=True),
     Schedule("padded", padding=PADDING),
 )
+
+
+def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
+    """Choose which scenarios run as rows of one batch: reading a large model's weights is what takes the time.
+
+    One-shot, every scenario runs alone, and the greedy one always does. So each way to feed tokens is tried on a batch
+    of one and on a batch of several.
+
+    Args:
+        scenarios: All of them.
+        schedule: How they are fed.
+        limit: Most rows that the runtime takes; None: any number.
+    """
+    rows = 2 if schedule.padding else 1
+    most = len(scenarios) if limit is None else max(1, limit // rows)
+    groups: dict[tuple[int, int], list[list[Scenario]]] = {}
+    found: list[list[Scenario]] = []
+    for scenario in scenarios:
+        if scenario.greedy or schedule == ONE_SHOT:
+            found.append([scenario])
+            continue
+        filled = groups.setdefault((len(scenario.prompt), len(scenario.forced)), [])
+        if not filled or len(filled[-1]) == most:
+            filled.append([])
+            found.append(filled[-1])
+        filled[-1].append(scenario)
+    return found
 
 
 def fit_lengths(limit: int, steps: int = DECODE_STEPS) -> tuple[int, int]:

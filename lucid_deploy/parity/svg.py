@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 720, 280  # of the drawing's own units; the page scales it
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 40  # margins for labels
+LEFT, RIGHT, TOP, BOTTOM = 70, 12, 12, 40  # margins for labels
 _Place = Callable[[float, float], tuple[float, float]]  # from values to the drawing's units
 SERIES = 6  # classes s0 … s5 that the style sheet has
 

@@ -167,8 +167,8 @@ def test_progress_reaches_its_total_and_sessions_are_opened_one_after_the_other(
         opener("reference", torch.float64),
     ]
     verify(*openers, steps=2, progress=progress)
-    assert [name for name, _ in opened] == ["reference", "baseline", "candidate"]
-    assert list(seen) == ["PyTorch float64", "PyTorch float32", "torch float32"]
+    assert [name for name, _ in opened] == ["baseline", "reference", "candidate"]
+    assert list(seen) == ["PyTorch float32, greedy", "PyTorch float64", "PyTorch float32", "torch float32"]
     assert all(done == total for done, total in seen.values())
 
 

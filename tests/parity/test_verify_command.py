@@ -170,9 +170,9 @@ def test_half_precision_is_held_to_a_baseline_of_that_precision(make_checkpoint,
     assert report.passed, report.verdict()
     assert report.dtype == dtype
     assert list(dict.fromkeys(loaded)) == [
-        "Loading float64",
-        "PyTorch float64",
         f"Loading {dtype}",
+        f"PyTorch {dtype}, greedy",
+        "PyTorch float64",
         f"PyTorch {dtype}",
         f"torch {dtype}",
     ]
