@@ -1,8 +1,10 @@
 """Load on `lucid-deploy serve`: continuous batching against one generation after the other, by the same server.
 
 Clients stream greedy answers of fixed length from two servers on one artifact: `--rows 16`, and `--rows 1`, which is
-sequential use of the same runtime. Both must give the same texts before anything is reported. Clients run in this
-process, on the same processors as the server.
+sequential use of the same runtime. Both run all the time and take turns: a round measures every server at every number
+of clients once, in an order of its own, and ratios are those of one round. All must give the same texts before anything
+is reported. Clients run in this process, on the same processors as the server; the processor time of both is reported,
+and that of all other processes, which should be next to nothing. Needs Linux.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import asyncio
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,9 +30,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.export import ExportOptions, export
 
-BATCHED, SEQUENTIAL = 16, 1  # rows
-WORKLOADS = {"demo": (200, 100, 2), "medium": (128, 32, 2)}  # prompt tokens, new tokens, requests per client
-LEAST = 6  # requests
+ROWS = {"batched": 16, "sequential": 1}
+WORKLOADS = {"demo": (200, 100, 4), "medium": (128, 32, 1)}  # prompt tokens, new tokens, requests per client
+LEAST = 4  # as many requests as that number of clients would make
 
 
 @dataclass
@@ -67,14 +70,21 @@ class Server:
         self._process = subprocess.Popen(
             [*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        self.url = ""
 
-    def __enter__(self) -> str:
+    def __enter__(self) -> Server:
         assert self._process.stdout is not None
-        return self._process.stdout.readline().split()[-1]
+        self.url = self._process.stdout.readline().split()[-1]
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(60)
+
+    def cpu_seconds(self) -> float:
+        """Return the processor time of all its threads so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def ask(client: httpx.AsyncClient, prompt: list[int], count: int) -> Outcome:
@@ -115,46 +125,116 @@ async def load(url: str, prompts: list[list[int]], count: int, clients: int) -> 
     return [out[index] for index in range(len(prompts))], seconds
 
 
+@dataclass
+class Measured:
+    """One server at one number of clients in one round."""
+
+    outcomes: list[Outcome]
+    seconds: float
+    server_cores: float
+    client_cores: float
+    other_cores: float
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return len(self.outcomes) / self.seconds
+
+
+Rounds = list[dict[tuple[str, int], Measured]]  # by server and number of clients
+
+
+def machine_seconds() -> float:
+    """Return the processor time that all processes have taken so far; what a host takes from us (steal) included."""
+    user, nice, system, _, _, *more = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(server: Server, prompts: list[list[int]], count: int, clients: int) -> Measured:
+    """Measure one server once."""
+    began = machine_seconds(), server.cpu_seconds(), time.process_time()
+    outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients))
+    everyone, served, asked = (
+        machine_seconds() - began[0],
+        server.cpu_seconds() - began[1],
+        time.process_time() - began[2],
+    )
+    other = max(0.0, everyone - served - asked)
+    return Measured(outcomes, seconds, served / seconds, asked / seconds, other / seconds)
+
+
+def make_prompts(name: str, count: int) -> list[list[int]]:
+    """Draw prompts of unequal length; the same ones for everybody."""
+    length, draw = WORKLOADS[name][0], random.Random(0)
+    vocabulary = 129 if name == "demo" else SHAPES[name]["vocab_size"]
+    return [[draw.randrange(3, vocabulary) for _ in range(length - draw.randrange(length // 4))] for _ in range(count)]
+
+
+def run_rounds(name: str, root: Path, concurrencies: list[int], rounds: int) -> Rounds:
+    """Measure one model: both servers at all numbers of clients, in every round."""
+    _, count, per_client = WORKLOADS[name]
+    artifact = make_artifact(name, root)
+    prompts = make_prompts(name, per_client * max(LEAST, *concurrencies))
+    texts: dict[int, str] = {}
+    out: Rounds = []
+    with Server(artifact, ROWS["batched"]) as batched, Server(artifact, ROWS["sequential"]) as sequential:
+        servers = {"batched": batched, "sequential": sequential}
+        for server in servers.values():
+            asyncio.run(load(server.url, prompts[:4], 8, 4))  # warm
+        for number in range(rounds):
+            turns = [(mode, clients) for mode in servers for clients in concurrencies]
+            random.Random(number).shuffle(turns)
+            out.append({})
+            for mode, clients in turns:
+                asked = prompts[: per_client * max(LEAST, clients)]
+                measured = out[-1][mode, clients] = measure(servers[mode], asked, count, clients)
+                for index, outcome in enumerate(measured.outcomes):
+                    if texts.setdefault(index, outcome.text) != outcome.text:
+                        sys.exit(f"{name}, {mode}, {clients} clients: answer {index} differs; nothing is reported.")
+                note = f"{measured.rate:.3f} requests/s; others {measured.other_cores:.2f} cores"
+                print(f"{name} round {number}: {mode}, {clients} clients: {note}", flush=True)
+    return out
+
+
 def percentiles(values: list[float]) -> dict[str, float]:
     """Return p50, p95 and p99 in milliseconds."""
     return {f"p{q}": round(1e3 * float(np.percentile(values, q)), 2) for q in (50, 95, 99)}
 
 
-def measure(name: str, root: Path, concurrencies: list[int]) -> list[dict[str, Any]]:
-    """Measure one model at all concurrencies, batched and sequential."""
-    artifact = make_artifact(name, root)
-    length, count, per_client = WORKLOADS[name]
-    draw = random.Random(0)
-    vocabulary = 129 if name == "demo" else SHAPES[name]["vocab_size"]
-    prompts = [
-        [draw.randrange(3, vocabulary) for _ in range(length - draw.randrange(length // 4))]
-        for _ in range(max(LEAST, per_client * max(concurrencies)))
-    ]
-    rows, texts = [], {}
-    for mode, size in (("batched", BATCHED), ("sequential", SEQUENTIAL)):
-        with Server(artifact, size) as url:
-            asyncio.run(load(url, prompts[:2], 8, 1))  # warm
-            for clients in concurrencies:
-                asked = prompts[: max(LEAST, per_client * clients)]
-                outcomes, seconds = asyncio.run(load(url, asked, count, clients))
-                texts[mode, clients] = [outcome.text for outcome in outcomes]
-                rows.append(
-                    {
-                        "model": name,
-                        "mode": mode,
-                        "clients": clients,
-                        "requests": len(asked),
-                        "requests_per_second": round(len(asked) / seconds, 3),
-                        "tokens_per_second": round(len(asked) * count / seconds, 1),
-                        "first_token_ms": percentiles([outcome.first for outcome in outcomes]),
-                        "between_tokens_ms": percentiles([gap for outcome in outcomes for gap in outcome.gaps]),
-                        "whole_ms": percentiles([outcome.whole for outcome in outcomes]),
-                    }
-                )
-                print(json.dumps(rows[-1]), flush=True)
-    for clients in concurrencies:
-        if texts["batched", clients] != texts["sequential", clients]:
-            sys.exit(f"{name}, {clients} clients: batched answers differ from sequential ones; nothing is reported.")
+def spread(values: list[float], digits: int = 3) -> dict[str, float]:
+    """Return median, least and most."""
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {key: round(value, digits) for key, value in found.items()}
+
+
+def summarize(name: str, rounds: Rounds) -> list[dict[str, Any]]:
+    """Return a line per server and number of clients: rates over rounds, ratios within them, times of all requests."""
+    count, rows = WORKLOADS[name][1], []
+    for mode, clients in sorted(rounds[0]):
+        runs = [found[mode, clients] for found in rounds]
+        outcomes = [outcome for run in runs for outcome in run.outcomes]
+        row: dict[str, Any] = {
+            "model": name,
+            "mode": mode,
+            "clients": clients,
+            "requests_per_round": len(runs[0].outcomes),
+            "requests_per_second": spread([run.rate for run in runs]),
+            "tokens_per_second": spread([count * run.rate for run in runs], 1),
+            "over_fewest_clients": spread(
+                [run.rate / found[mode, min(c for _, c in found)].rate for run, found in zip(runs, rounds, strict=True)]
+            ),
+            "server_cores": spread([run.server_cores for run in runs], 2),
+            "client_cores": spread([run.client_cores for run in runs], 2),
+            "other_cores": spread([run.other_cores for run in runs], 2),
+            "first_token_ms": percentiles([outcome.first for outcome in outcomes]),
+            "between_tokens_ms": percentiles([gap for outcome in outcomes for gap in outcome.gaps]),
+            "whole_ms": percentiles([outcome.whole for outcome in outcomes]),
+        }
+        if mode == "batched":
+            row["over_sequential"] = spread(
+                [found[mode, clients].rate / found["sequential", clients].rate for found in rounds]
+            )
+        rows.append(row)
     return rows
 
 
@@ -162,8 +242,9 @@ def measure(name: str, root: Path, concurrencies: list[int]) -> list[dict[str, A
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here for the next time.")
 @click.option("--models", default="demo,medium", show_default=True, help="Which models.")
 @click.option("--clients", default="1,2,4,8,16", show_default=True, help="How many ask at a time.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often each takes its turn.")
 @click.option("--prepare", is_flag=True, help="Only export the models.")
-def main(work: Path | None, models: str, clients: str, prepare: bool) -> None:
+def main(work: Path | None, models: str, clients: str, rounds: int, prepare: bool) -> None:
     """Measure."""
     with tempfile.TemporaryDirectory() as scratch:
         root = work or Path(scratch)
@@ -173,9 +254,9 @@ def main(work: Path | None, models: str, clients: str, prepare: bool) -> None:
                 make_artifact(name, root)
             return
         numbers = [int(number) for number in clients.split(",")]
-        rows = [row for name in models.split(",") for row in measure(name, root, numbers)]
+        rows = [row for name in models.split(",") for row in summarize(name, run_rounds(name, root, numbers, rounds))]
     workloads = {name: {"prompt_tokens": f"up to {n}", "new_tokens": m} for name, (n, m, _) in WORKLOADS.items()}
-    write_result("serve_load", {"workloads": workloads, "rows": {"batched": BATCHED, "sequential": 1}, "results": rows})
+    write_result("serve_load", {"workloads": workloads, "rows": ROWS, "rounds": rounds, "results": rows})
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.files import write_whole
 
 
 class AnswerFile:
@@ -146,15 +146,6 @@ class AnswerFile:
 
     def _write_record(self, facts: dict[str, Any]) -> None:
         try:
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.record.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(json.dumps(facts, indent=2) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(name, 0o644)
-                os.replace(name, self.record)
-            finally:
-                Path(name).unlink(missing_ok=True)  # gone already if all went well
+            write_whole(self.record, (json.dumps(facts, indent=2) + "\n").encode())
         except OSError as error:
             raise LucidError(f"{self.record} cannot be written: {error.strerror or error}.") from error

@@ -47,7 +47,8 @@ class Batcher:
             being copied.
         rows: Most requests that run at once; the others wait in order of arrival.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
-            one whole prompt a step.
+            one whole prompt a step. Prompts that are short share a step, cut where it is full; with a cache that rounds
+            (``--cache-dtype``) a prompt is cut at multiples of it alone, so that it gives what it gives by itself.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.runtime.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 
@@ -71,6 +72,9 @@ class Batcher:
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
+        # Tokens of one call see each other before the cache rounds them: where a prompt is cut must not depend on the
+        # prompts beside it.
+        self._fixed_cuts = session.cache_dtype != session.dtype
         self._store = PrefixStore(session, prefix_tokens)
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: _Row | None = None
@@ -141,7 +145,11 @@ class Batcher:
             row = self._filling
             assert row is not None and row.cache is not None
             prompt, done = row.request.prompt_ids, len(row.ids)
-            part = prompt[done:] if budget is None else prompt[done : done + budget]
+            part = prompt[done:] if self.prefill_chunk is None else prompt[done : done + self.prefill_chunk]
+            if budget is not None and len(part) > budget:
+                if self._fixed_cuts:
+                    return
+                part = part[:budget]
             try:
                 logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)
             except LucidError as error:

@@ -39,7 +39,8 @@ class TextTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # A batch of one: only so does the library let other threads run meanwhile, which is seconds for a long text.
+        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
     def is_special(self, token: int) -> bool:

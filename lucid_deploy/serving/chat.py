@@ -45,10 +45,11 @@ class ChatTemplate:
         """
         import jinja2
 
+        # Not errors of ours: a template is a program that came with the model.
+        faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
         try:
             return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-            # Not errors of ours: a template is a program that came with the model.
+        except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
 
 

@@ -262,7 +262,10 @@ class Engine:
                     left.append((stream, row))
             self._running.clear()
             self._numbers.clear()
+            self._cached.clear()
             self._admitted = 0
+            nothing = {"queue_length": 0.0, "active_rows": 0.0, "cache_tokens": 0.0, "prefix_cache_tokens": 0.0}
+            self._gauges = {**self._gauges, **nothing}
         if error is not None and not (loading and isinstance(error, LucidError)):
             log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
         message = (

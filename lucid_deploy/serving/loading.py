@@ -31,9 +31,10 @@ class EngineOptions:
 
     Attributes:
         directory: The artifact's.
-        runtime: As :func:`lucid_deploy.runtime.open_session`, like the next three.
+        runtime: As :func:`lucid_deploy.runtime.open_session`, like the next four.
         device: Where.
         provider: onnxruntime's execution provider.
+        kernels: What computes our operators in onnxruntime on the CPU.
         threads: Threads within an operator; None lets the runtime choose.
         rows: Generations that run at once.
         max_queue: Generations that may wait beyond them.
@@ -45,6 +46,7 @@ class EngineOptions:
     runtime: str = "auto"
     device: str = "cpu"
     provider: str = "cpu"
+    kernels: str = "auto"
     threads: int | None = None
     rows: int = 8
     max_queue: int = 64
@@ -95,7 +97,12 @@ def make_engine(options: EngineOptions) -> Engine:
         from lucid_deploy.runtime import open_session
 
         session = open_session(
-            options.directory, options.runtime, options.device, options.threads, provider=options.provider
+            options.directory,
+            options.runtime,
+            options.device,
+            options.threads,
+            provider=options.provider,
+            kernels=options.kernels,
         )
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
 

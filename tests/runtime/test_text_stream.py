@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +162,24 @@ def test_random_text_against_a_plain_search() -> None:
         for first, second in itertools.pairwise([0, *sorted(rng.integers(0, 21, 4).tolist()), 20]):
             out += matcher.push(text[first:second])[0]
         assert out + matcher.flush() == expected
+
+
+def test_encoding_a_long_text_lets_other_threads_run(tmp_path: Path) -> None:
+    """A server tokenizes in a thread; the longest time in which the others stand still is not that of the whole text."""
+    tokenizer, text = make("byte-level bpe", tmp_path), TEXT * 8000
+    ended, ticks = threading.Event(), [time.perf_counter()]
+
+    def tick() -> None:
+        while not ended.wait(0.002):
+            ticks.append(time.perf_counter())
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    try:
+        started = time.perf_counter()
+        tokenizer.encode(text)
+        seconds = time.perf_counter() - started
+    finally:
+        ended.set()
+        ticking.join()
+    assert max(after - before for before, after in itertools.pairwise(ticks)) < seconds / 2

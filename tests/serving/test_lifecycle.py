@@ -121,12 +121,18 @@ def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     running, streamed, queued = Asking(server, body()), Asking(server, body(stream=True)), Asking(server, body())
     wait_for(lambda: metric(server, "lucid_active_rows") == 2 and metric(server, "lucid_queue_length") == 1)
-    Asking(server, body(FATAL))
+    last = Asking(server, body(FATAL))
+    assert last.result(10).status_code == 500  # it may still be a command that nobody has taken
     assert (running.result(10).status_code, queued.result(10).status_code) == (500, 500)
     assert '"code":"engine_error"' in streamed.result(10).text
     health = httpx.get(f"{server.url}/healthz")
     assert (health.status_code, health.json()) == (503, {"status": "engine_down"})
-    assert httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 503
+    for more in ({}, {"stream": True}):
+        refused = httpx.post(f"{server.url}/v1/completions", json=body(3, **more))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_down")
+    gauges = ("lucid_queue_length", "lucid_active_rows", "lucid_cache_tokens")
+    assert [metric(server, name) for name in gauges] == [0, 0, 0]
+    assert server.process.poll() is None  # it stays, to say why
     assert server.stop() == 0
     assert any("this engine was told to end" in line for line in server.errors)
 

@@ -83,6 +83,9 @@ def test_a_template_that_is_none(source: Any, tmp_path: Path) -> None:
         "{{ 'x' * 5 + 5 }}",
         "{{ raise_exception('no') }}",
         "{{ range(10 ** 9) | list }}",
+        "{{ 1 // (messages | length - messages | length) }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a b'.split()[7].upper() }}",
     ],
 )
 def test_a_template_that_fails_or_wants_out(source: str) -> None:

@@ -1,0 +1,250 @@
+"""Caches that round (float16, int8) in batches: every row gets what it gets alone, fed the same way.
+
+Copies of such a cache must be copies of its stored form: numbers and scales, bit by bit. What a row of a batch computes
+may differ from its lone run by the arithmetic's error, which now and then moves a code across an edge; that is held
+against half of what rounding costs the lone run, against float64, as in the tests of the sessions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lone_runs import FORCED, TEXTS
+from test_batcher import drain, prompt
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Request
+from lucid_deploy.batching.rows import make_rows
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtime import Session, open_session
+from lucid_deploy.runtime.cache_files import load_cache, save_cache
+from lucid_deploy.runtime.cache_rows import merge_caches, select_rows
+from lucid_deploy.runtime.generate import Generation, Sampling
+from lucid_deploy.runtime.session import Cache
+from lucid_deploy.runtime.torch_session import TorchSession
+
+Exported = Callable[..., tuple[Path, Artifact]]
+CASES = [
+    ("float32", "int8", "growing", "onnxruntime"),
+    ("float32", "int8", "static", "onnxruntime"),
+    ("float32", "float16", "growing", "onnxruntime"),
+    ("float32", "float16", "static", "onnxruntime"),
+    ("float16", "int8", "static", "onnxruntime"),
+    ("float32", "int8", "growing", "torch"),
+]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str, str, str]:
+    found: tuple[str, str, str, str] = request.param
+    return found
+
+
+@pytest.fixture
+def session(case: tuple[str, str, str, str], exported: Exported) -> Session[Any]:
+    dtype, cache_dtype, cache, runtime = case
+    opened = open_session(exported(dtype, cache=cache, cache_dtype=cache_dtype)[1], runtime)
+    assert (opened.dtype, opened.cache_dtype) == (dtype, cache_dtype)
+    return opened
+
+
+def stored(cache: Cache[Any]) -> list[np.ndarray]:
+    """Copies of the cache's tensors as they are: numbers and scales."""
+    arrays = [x if isinstance(x, np.ndarray) else x.numpy() for layer in cache.layers for x in layer]
+    return [x[:, :, : cache.length].copy() for x in arrays]
+
+
+def equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def run(session: Session[Any], ids: np.ndarray, decode: int = 0) -> Cache[Any]:
+    cache = session.empty_cache(1)
+    session.prefill(ids[None, : len(ids) - decode], cache)
+    for token in ids[len(ids) - decode :]:
+        session.decode(np.array([[token]]), cache)
+    return cache
+
+
+def test_rows_are_copied_bit_by_bit(session: Session[Any]) -> None:
+    """Merged, selected, merged again: rounding of what was rounded would change the scales."""
+    caches = [run(session, ids, decode=3) for ids in TEXTS[:3]]
+    alone = [stored(cache) for cache in caches]
+    merged = merge_caches(session, caches)
+    for _ in range(3):
+        merged = merge_caches(session, [select_rows(session, merged, [2, 0]), select_rows(session, merged, [1])])
+        merged = select_rows(session, merged, [1, 2, 0])
+    assert merged.mask.sum(axis=1).tolist() == [len(ids) for ids in TEXTS[:3]]
+    for row, wanted in enumerate(alone):
+        found = [x[row : row + 1][:, :, merged.mask[row]] for x in stored(merged)]
+        assert equal(found, wanted)
+    pool = make_rows(session, 3)
+    for key, cache in enumerate(caches):
+        pool.join(key, cache)
+    pool.leave(1)
+    assert all(equal(stored(pool.take(key)), alone[key]) for key in (0, 2))
+
+
+def test_files_forks_and_shorter_caches_are_the_stored_form(session: Session[Any], tmp_path: Path) -> None:
+    ids = TEXTS[1]
+    cache = run(session, ids, decode=4)
+    before = stored(cache)
+    save_cache(session, cache, tmp_path / "file", ids.tolist())
+    loaded, known = load_cache(session, tmp_path / "file")
+    assert known == ids.tolist()
+    assert equal(stored(loaded), before)
+    fork = session.fork(cache)
+    session.truncate(fork, 20)
+    assert equal(stored(fork), [x[:, :, :20] for x in before])
+    session.prefill(np.array([[5, 5, 5]]), fork)
+    session.decode(np.array([[7]]), fork)
+    session.truncate(cache, len(ids) - 2)
+    for token in ids[-2:]:
+        logits = session.decode(np.array([[token]]), cache)
+    assert equal(stored(cache), before)  # the fork changed nothing, and going back and on is the same again
+    session.truncate(loaded, len(ids) - 2)
+    for token in ids[-2:]:
+        again = session.decode(np.array([[token]]), loaded)
+    assert np.array_equal(again, logits)
+
+
+def test_a_file_goes_from_one_runtime_to_the_other(exported: Exported, tmp_path: Path) -> None:
+    artifact = exported("float32", cache="growing", cache_dtype="int8")[1]
+    ort, pytorch = open_session(artifact), open_session(artifact, "torch")
+    cache = run(ort, TEXTS[0], decode=2)
+    save_cache(ort, cache, tmp_path / "file")
+    assert equal(stored(load_cache(pytorch, tmp_path / "file")[0]), stored(cache))
+
+
+def error(got: np.ndarray, wanted: np.ndarray) -> float:
+    assert np.isfinite(got).all() and got.shape == wanted.shape
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.fixture
+def exact(case: tuple[str, str, str, str], exported: Exported) -> Session[Any]:
+    """Float64, with a cache that does not round."""
+    dtype, cache_dtype, cache, _ = case
+    return TorchSession(load_model(exported(dtype, cache=cache, cache_dtype=cache_dtype)[0], torch.float64))
+
+
+def test_rows_that_come_and_go_are_as_alone(session: Session[Any], exact: Session[Any]) -> None:
+    pool, logits = make_rows(session, 3), {key: [] for key in range(4)}  # type: dict[int, list[np.ndarray]]
+    caches = {}
+
+    def join(key: int) -> None:
+        cache = session.empty_cache(1)
+        session.prefill(TEXTS[key][None, :-FORCED], cache)
+        pool.join(key, cache)
+
+    def step(*keys: int) -> None:
+        tokens = {key: int(TEXTS[key][len(TEXTS[key]) - FORCED + len(logits[key])]) for key in keys}
+        for key, row in pool.decode(tokens).items():
+            logits[key].append(row)
+            if len(logits[key]) == FORCED:
+                caches[key] = pool.take(key)
+                pool.leave(key)
+
+    join(0)
+    step(0)
+    join(1)
+    for _ in range(3):
+        step(0, 1)
+    join(2)
+    for _ in range(4):
+        step(0, 1, 2)
+    join(3)  # where row 0 was
+    step(1, 2, 3)
+    for _ in range(3):
+        step(2, 3)
+    for _ in range(4):
+        step(3)
+    for key, ids in enumerate(TEXTS):
+        lone, reference = run(session, ids, decode=FORCED), run(exact, ids, decode=FORCED)
+        # The last step again, for its logits.
+        session.truncate(lone, len(ids) - 1), exact.truncate(reference, len(ids) - 1)
+        last = np.array([[ids[-1]]])
+        wanted, true = session.decode(last, lone)[0, -1], exact.decode(last, reference)[0, -1]
+        assert error(logits[key][-1], wanted) <= 0.5 * error(wanted, true)
+        layers = zip(
+            *(s.layer_arrays(c) for s, c in ((session, caches[key]), (session, lone), (exact, reference))), strict=True
+        )
+        for found, alone, target in layers:
+            for kind in (0, 1):
+                assert error(found[kind], alone[kind]) <= 0.5 * error(alone[kind], target[kind])
+
+
+def alone(session: Session[Any], request: Request, chunk: int | None) -> list[int]:
+    return list(
+        Generation(session, request.prompt_ids, request.max_new_tokens, request.sampling, chunk, request.stop_at_eos)
+    )
+
+
+@pytest.mark.parametrize("chunk", [None, 16, 512])
+def test_a_batcher_gives_the_tokens_of_lone_generations(session: Session[Any], chunk: int | None) -> None:
+    """Where a prompt is cut into chunks must not depend on the prompts before it: rows of one call are not rounded."""
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(
+            prompt(int(rng.integers(1, 90)), seed),
+            int(rng.integers(1, 25)),
+            Sampling() if seed % 2 else Sampling(1.3, 20, 0.9, seed),
+        )
+        for seed in range(9)
+    ]
+    batcher = Batcher(session, rows=4, prefill_chunk=chunk)
+    numbers = [batcher.submit(request) for request in requests]
+    tokens, ends = drain(batcher)
+    assert {end.reason for end in ends.values()} <= {"eos", "length"}
+    for number, request in zip(numbers, requests, strict=True):
+        assert tokens.get(number, []) == alone(session, request, chunk)
+
+
+def test_prompts_are_cut_where_they_are_cut_alone(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cache_dtype, wanted in (("auto", [5, 11, 9, 7]), ("int8", [5, 16, 4, 7])):
+        session = open_session(exported("float32", cache="static", cache_dtype=cache_dtype)[1])
+        lengths, prefill = [], session.prefill
+
+        def noted(ids: np.ndarray, *rest: Any, prefill: Any = prefill, lengths: list[int] = lengths) -> np.ndarray:
+            lengths.append(ids.shape[1])
+            found: np.ndarray = prefill(ids, *rest)
+            return found
+
+        monkeypatch.setattr(session, "prefill", noted)
+        batcher = Batcher(session, rows=3, prefill_chunk=16)
+        for length in (5, 20, 7):
+            batcher.submit(Request(prompt(length), 2, stop_at_eos=False))
+        drain(batcher)
+        assert lengths == wanted
+
+
+def test_known_beginnings_give_what_going_on_from_them_gives(session: Session[Any]) -> None:
+    """A kept beginning is one more place where a call ended: alone, the same text is fed in the same parts."""
+    batcher = Batcher(session, rows=2, prefill_chunk=None, prefix_tokens=400)
+    first = Request(prompt(60), 10, stop_at_eos=False)
+    batcher.submit(first)
+    answer = drain(batcher)[0][0]
+    second = Request([*first.prompt_ids, *answer, 9, 9], 12, stop_at_eos=False)
+    third = Request([*first.prompt_ids[:40], 50, 51, 52], 12, stop_at_eos=False)
+    for request in (second, third):
+        batcher.submit(request)
+    tokens, _ = drain(batcher)
+    assert batcher.prompt_tokens_reused == 60 + 9 + 40  # the last token of the answer was never run
+    lone = run(session, np.array([*first.prompt_ids, *answer[:-1]]), decode=9)
+    assert tokens[1] == greedy(session, lone, [answer[-1], 9, 9], 12)
+    kept = run(session, np.array(first.prompt_ids))
+    session.truncate(kept, 40)
+    assert tokens[2] == greedy(session, kept, [50, 51, 52], 12)
+
+
+def greedy(session: Session[Any], cache: Cache[Any], ids: list[int], count: int) -> list[int]:
+    logits, out = session.prefill(np.array([ids]), cache), []
+    for _ in range(count):
+        out.append(int(logits[0, -1].argmax()))
+        logits = session.decode(np.array([[out[-1]]]), cache)
+    return out
