@@ -45,6 +45,7 @@ lint: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an hour, 14 GB of disk
+	$(BIN)/lucid-deploy plugin build --target onnxruntime
 	for script in precondition_operator medium_model long_context large_model start_up quantized cache_types batching serve_load; do \
 		$(BIN)/python bench/$$script.py || exit 1; \
 	done

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,20 @@ def write_random_checkpoint(directory: Path, shape: str, shard_bytes: int = 1 <<
         flush()
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     return directory
+
+
+def in_process(module: str, call: str) -> dict[str, Any]:
+    """Run a call of a script here in a process of its own, whose memory and imports are then its own; return its JSON.
+
+    Args:
+        module: The script's name without ``.py``.
+        call: Of one of its functions, as Python text; what it returns must be plain data.
+    """
+    code = f"import json, {module}; print(json.dumps({module}.{call}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def write_result(name: str, data: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import importlib.metadata
 import itertools
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lucid_deploy.bench.machine import describe_machine
+from lucid_deploy.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -301,9 +301,7 @@ def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     stem = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", report["gpu"]["card"].lower()).strip("-")
     paths = folder / f"{stem}.json", folder / f"{stem}.md"
     for path, text in zip(paths, (json.dumps(report, indent=1) + "\n", render(report)), strict=True):
-        scratch = path.with_suffix(path.suffix + ".partial")
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
+        write_whole(path, text.encode())
     return paths
 
 

@@ -6,13 +6,12 @@ import json
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import click
-from common import write_random_checkpoint, write_result
+from common import in_process, write_random_checkpoint, write_result
 
 MIB = 2**20
 
@@ -49,15 +48,6 @@ def sessions_memory(artifact: str) -> dict[str, float]:
     return {"resident": resident_bytes("VmRSS"), "peak": resident_bytes("VmHWM")}
 
 
-def in_process(call: str) -> dict[str, float]:
-    """Run a call of this module in a process of its own."""
-    code = f"import json, large_model; print(json.dumps(large_model.{call}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @click.command()
 @click.option("--shape", default="published", show_default=True, help="One of the shapes in common.py.")
 def main(shape: str) -> None:
@@ -77,7 +67,7 @@ def main(shape: str) -> None:
             ("int4", "float32", "int4"),
         ):
             output = Path(scratch) / name
-            run = in_process(f"export_peak({str(checkpoint)!r}, {str(output)!r}, {dtype!r}, {scheme!r})")
+            run = in_process("large_model", f"export_peak({str(checkpoint)!r}, {str(output)!r}, {dtype!r}, {scheme!r})")
             result[f"export {name}"] = {
                 **run,
                 "peak_over_float32_weights": run["peak"] / weights,
@@ -85,7 +75,7 @@ def main(shape: str) -> None:
             }
             if name == "float32":
                 stored = (output / "weights.bin").stat().st_size
-                memory = in_process(f"sessions_memory({str(output)!r})")
+                memory = in_process("large_model", f"sessions_memory({str(output)!r})")
                 result["both sessions"] = {**memory, "peak_over_weights": memory["peak"] / stored}
             shutil.rmtree(output)
     print(json.dumps(result, indent=2))

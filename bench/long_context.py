@@ -6,29 +6,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import click
 import numpy as np
-from common import write_random_checkpoint, write_result
+from common import in_process, write_random_checkpoint, write_result
 
 from lucid_deploy.artifact import WEIGHTS, open_artifact
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.inspection import memory_needed
 
 MIB = 2**20
-
-
-def in_process(call: str) -> dict[str, object]:
-    """Run a call of long_context_worker in a process of its own."""
-    code = f"import json, long_context_worker; print(json.dumps(long_context_worker.{call}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @click.command()
@@ -43,10 +32,10 @@ def main(length: int, chunk: int, context: int) -> None:
         static = export(checkpoint, Path(scratch) / "static", ExportOptions(cache="static"))
         weights = growing.manifest.files[WEIGHTS]["size"]
         cache = memory_needed(growing, 1, length)["cache"]
-        chunked = in_process(f"prefill({str(growing.directory)!r}, {length}, {chunk})")
-        whole = in_process(f"prefill({str(growing.directory)!r}, {length}, None)")
+        chunked = in_process("long_context_worker", f"prefill({str(growing.directory)!r}, {length}, {chunk})")
+        whole = in_process("long_context_worker", f"prefill({str(growing.directory)!r}, {length}, None)")
         decoded = {
-            name: in_process(f"decode({str(artifact.directory)!r}, {context})")
+            name: in_process("long_context_worker", f"decode({str(artifact.directory)!r}, {context})")
             for name, artifact in (("growing", growing), ("static", static))
         }
         predicted = {

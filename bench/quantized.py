@@ -1,7 +1,8 @@
 """What quantization buys: size, speed and error of a medium model's weights in several types.
 
 A medium model (hidden 1024, 8 layers, 16 heads on 4 key/value heads of width 64, random weights), decode and prefill in
-onnxruntime, all contenders in turn; and the error of one product of that size against float64, for the choice of
+onnxruntime, all contenders in turn, with the library of kernels (``lucid-deploy plugin build --target onnxruntime``)
+and with the functions in the graphs; and the error of one product of that size against float64, for the choice of
 blocks and of ``--activations``.
 """
 
@@ -83,6 +84,40 @@ def faster(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
 
 
+def race(artifacts: dict[str, Artifact], sizes: dict[str, int], kernels: str, repeats: int) -> list[dict[str, Any]]:
+    """Decode and prefill with every variant; ``sizes`` are those of the weights, in bytes."""
+    contenders = [
+        Contender(name, "artifact", str(item.directory), threads=2, kernels=kernels) for name, item in artifacts.items()
+    ]
+    decode = Plan(lengths=(512,), stages=("decode",), repeats=repeats, steps=16)
+    measurements, opened = run_plan(contenders, decode, "float32")
+    prefill, _ = run_plan(contenders, Plan(lengths=(512,), stages=("prefill",), repeats=3), "float32")
+    seconds = {(item.contender, item.stage): item.seconds for item in (*measurements, *prefill)}
+    read = {name: size - embedding_bytes(artifacts[name]) for name, size in sizes.items()}
+    return [
+        {
+            "name": name,
+            "weights_mib": size / 2**20,
+            "smaller": sizes["float32"] / size,
+            "read_mib": read[name] / 2**20,
+            "reads_less": read["float32"] / read[name],
+            "decode_ms": 1e3 * statistics.median(seconds[name, "decode"]),
+            "decode_faster": faster(seconds["float32", "decode"], seconds[name, "decode"]),
+            "prefill_512_ms": 1e3 * statistics.median(seconds[name, "prefill"]),
+            "prefill_faster": faster(seconds["float32", "prefill"], seconds[name, "prefill"]),
+            "resident_mib": opened[name]["resident"] / 2**20,
+            "open_seconds": opened[name]["seconds"],
+        }
+        for name, size in sizes.items()
+    ]
+
+
+def embedding_bytes(artifact: Artifact) -> int:
+    """Bytes of the embedding, of which a token reads one row; it is not tied to the head and not quantized here."""
+    config = artifact.config
+    return config.vocab_size * config.hidden_size * (2 if artifact.manifest.dtype == "float16" else 4)
+
+
 @click.command()
 @click.option("--repeats", default=7, show_default=True, help="Rounds that count.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here, and use those that are there.")
@@ -95,27 +130,9 @@ def main(repeats: int, work: Path | None, prepare: bool) -> None:
         artifacts = make_artifacts(root)
         if prepare:
             return
-        contenders = [Contender(name, "artifact", str(item.directory), threads=2) for name, item in artifacts.items()]
-        decode = Plan(lengths=(512,), stages=("decode",), repeats=repeats, steps=16)
-        measurements, opened = run_plan(contenders, decode, "float32")
-        prefill, _ = run_plan(contenders, Plan(lengths=(512,), stages=("prefill",), repeats=3), "float32")
         sizes = {name: item.manifest.files[WEIGHTS]["size"] for name, item in artifacts.items()}
-    seconds = {(item.contender, item.stage): item.seconds for item in (*measurements, *prefill)}
-    variants = [
-        {
-            "name": name,
-            "weights_mib": size / 2**20,
-            "smaller": sizes["float32"] / size,
-            "decode_ms": 1e3 * statistics.median(seconds[name, "decode"]),
-            "decode_faster": faster(seconds["float32", "decode"], seconds[name, "decode"]),
-            "prefill_512_ms": 1e3 * statistics.median(seconds[name, "prefill"]),
-            "prefill_faster": faster(seconds["float32", "prefill"], seconds[name, "prefill"]),
-            "resident_mib": opened[name]["resident"] / 2**20,
-            "open_seconds": opened[name]["seconds"],
-        }
-        for name, size in sizes.items()
-    ]
-    result = {"model": "medium, static cache, 512 tokens", "variants": variants, "product_errors": product_errors()}
+        tables = {kernels: race(artifacts, sizes, kernels, repeats) for kernels in ("library", "functions")}
+    result = {"model": "medium, static cache, 512 tokens", "variants": tables, "product_errors": product_errors()}
     print(json.dumps(result, indent=2))
     write_result("quantized", result)
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +25,7 @@ from lucid_deploy.artifact import (
 )
 from lucid_deploy.cache_types import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -94,6 +92,7 @@ def export(
     _check_request(output, options)
     source = Checkpoint(checkpoint)
     _check_target(source.directory, output)
+    _check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.functions
     import lucid_deploy.export.trace  # noqa: F401
@@ -104,29 +103,22 @@ def export(
 
         quantization = plan_quantization(_stored_shapes(source), source.tied, options.quantize)
     ranges = _scan_ranges(source, options, quantization, progress)
-    made = [parent for parent in output.parents if not parent.exists()]
+    made = missing_directories(output.parent)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+        building = partial_directory(output)
     except OSError as error:
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
         _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization)
         _check_request(output, options)  # again: tracing and writing took a while
-        _put_in_place(building, output)
+        put_in_place(building, output)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        _remove_empty(made)
+        remove_empty(made)
     return open_artifact(output)
-
-
-def _remove_empty(directories: list[Path]) -> None:
-    """Remove the directories, innermost first, until one is not empty."""
-    with contextlib.suppress(OSError):
-        for directory in directories:
-            directory.rmdir()
 
 
 def _check_request(output: Path, options: ExportOptions) -> None:
@@ -155,6 +147,14 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+
+
+def _check_tokenizer(checkpoint: Path) -> None:
+    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text."""
+    from lucid_deploy.runtime.tokenizer import TextTokenizer
+
+    if (checkpoint / "tokenizer.json").is_file():
+        TextTokenizer(checkpoint)
 
 
 def _stored_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
@@ -361,22 +361,3 @@ def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, o
 def _versions() -> dict[str, str]:
     packages = ("torch", "onnx", "onnxscript", "onnx-ir")
     return {"lucid-deploy": __version__, **{name: importlib.metadata.version(name) for name in packages}}
-
-
-def _put_in_place(building: Path, output: Path) -> None:
-    """Rename the finished directory to its name; an artifact that is replaced goes only after that worked."""
-    os.chmod(building, 0o755)
-    if not output.exists():
-        os.rename(building, output)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-    try:
-        os.rename(output, old / output.name)
-        os.rename(building, output)
-    except BaseException:  # Ctrl-C too
-        if not output.exists():
-            os.rename(old / output.name, output)
-        raise
-    finally:
-        if output.exists():
-            shutil.rmtree(old, ignore_errors=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "lucid-deploy", 1
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
@@ -87,7 +87,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
-        data = {"format": "lucid-deploy", "format_version": FORMAT_VERSION, **asdict(self)}
+        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
         return json.dumps(data, indent=2) + "\n"
 
@@ -291,10 +291,12 @@ def _read_manifest(directory: Path) -> Manifest:
         raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+        name, version = data["format"], data["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if name != FORMAT:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: its format is {name!r}.")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise LucidError(
             f"{directory} has artifact format {version}; this lucid-deploy reads up to {FORMAT_VERSION}. "
             "Upgrade lucid-deploy, or export again with this version."
@@ -331,9 +333,12 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     cache_dtype = data.get("cache_dtype") or data["dtype"]
     if cache_dtype not in (data["dtype"], *CACHE_DTYPES[1:]):
         raise ValueError(f"cache_dtype is {cache_dtype!r}")
+    for key, kind in (("opset", int), ("operators", int), ("source", str), ("versions", dict)):
+        if type(data[key]) is not kind:
+            raise ValueError(f"{key} is {data[key]!r}")
     ranges = data.get("ranges")
-    if not (ranges is None or isinstance(ranges, dict)):
-        raise ValueError(f"ranges is {ranges!r}")
+    if ranges is not None:
+        _check_ranges(ranges)
     return Manifest(
         config=LucidConfig.from_dict(data["config"]),
         graphs=graphs,
@@ -343,3 +348,15 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
         **{key: data[key] for key in plain},
     )
+
+
+def _check_ranges(ranges: dict[str, Any]) -> None:
+    """Check the record of a range scan, see :mod:`lucid_deploy.export.range_scan`."""
+    if ranges["skipped"] is True:
+        return
+    peaks = [peak for row in ranges["peaks"].values() for peak in row.values()]
+    numbers = [ranges[key] for key in ("prompts", "tokens", "limit")]
+    if not peaks or any(type(value) not in (int, float) for value in (*peaks, *numbers)):
+        raise ValueError("ranges holds no numbers")
+    if not all(isinstance(warning, str) for warning in ranges["warnings"]):
+        raise ValueError(f"warnings of ranges are {ranges['warnings']!r}")

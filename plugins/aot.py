@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.files import write_whole
 from lucid_deploy.plugins.kernels.plan import (
     COMBINE_SPLITS,
     COMBINE_UNIT,
@@ -269,9 +270,7 @@ def _save(path: Path, kernels: list[CompiledKernel]) -> None:
     header = json.dumps({"sha256": hashlib.sha256(images).hexdigest(), "kernels": headers})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(header.encode() + b"\n" + images)
-        os.replace(file.name, path)
+        write_whole(path, header.encode() + b"\n" + images, mode=0o600)
 
 
 def _load(path: Path) -> list[CompiledKernel] | None:

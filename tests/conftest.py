@@ -163,3 +163,14 @@ def artifact_copy(exported: Callable[..., tuple[Path, Artifact]], tmp_path: Path
 
     _, artifact = exported()
     return Path(shutil.copytree(artifact.directory, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def with_tokenizer(artifact_copy: Path) -> Path:
+    """Return a copy of the tiny artifact with a tokenizer whose words are w0 to w96."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(artifact_copy / "tokenizer.json"))
+    return artifact_copy

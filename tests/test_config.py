@@ -83,6 +83,17 @@ def test_both_spellings_of_lucid_precondition(name: str) -> None:
     assert parse(attention_type=name, which_rmsnorm="exp_k_norm").is_lucid
 
 
+def test_a_window_that_is_not_used_is_none() -> None:
+    assert parse(sliding_window=128, use_sliding_window=False) == parse(sliding_window=None) == parse()
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id"])
+def test_a_token_outside_of_the_vocabulary_is_refused(key: str) -> None:
+    size = parse().vocab_size
+    parse(**{key: size - 1})
+    assert f"token {size}, a bos_token_id or eos_token_id, is outside the vocabulary" in refusal(**{key: size})
+
+
 def test_llama_does_not_precondition() -> None:
     assert not parse(attention_type="llama").is_lucid
 
@@ -130,6 +141,7 @@ def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: 
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling 'dynamic'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"sliding_window": 128}, "sliding_window is 128"),
     ],
 )
 def test_a_variant_that_is_not_supported_is_refused_by_name(changes: dict[str, Any], named: str) -> None:

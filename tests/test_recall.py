@@ -1,6 +1,6 @@
 """The recall task, the bundled checkpoint that was trained on it, and the script that trained it."""
 
-import importlib.util
+import importlib
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -20,15 +20,14 @@ from lucid_deploy.runtime import open_session
 from lucid_deploy.runtime.generate import Generation
 from lucid_deploy.runtime.tokenizer import TextTokenizer
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "train_recall.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_recall", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("train_recall")
 
 
 @pytest.fixture(scope="module")

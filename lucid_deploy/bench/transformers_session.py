@@ -21,17 +21,7 @@ class TransformersSession(Session[torch.Tensor]):
 
     def __init__(self, config: LucidConfig, dtype: str) -> None:
         super().__init__(config, dtype, "transformers", allow_extrapolation=True)
-        shape = LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
+        shape = LlamaConfig(**config.llama_sizes(), tie_word_embeddings=config.tie_word_embeddings)
         shape._attn_implementation = "sdpa"
         self._model = LlamaForCausalLM(shape).to(getattr(torch, dtype)).eval().requires_grad_(False)
 

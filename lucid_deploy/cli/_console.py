@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import write_whole
 
 console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
 console_err = Console(stderr=True, highlight=False)
@@ -70,14 +69,7 @@ def write_text(text: str, target: str) -> None:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="utf-8")  # a device or a pipe: nothing to replace
             return
-        handle, name = tempfile.mkstemp(dir=path.parent or Path("."), prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)  # gone already if all went well
+        write_whole(path, text.encode())
     except OSError as error:
         raise LucidError(f"{target} cannot be written: {error.strerror or error}.") from error
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import choice_option, json_option
+
 if TYPE_CHECKING:
     from lucid_deploy.bench import Contender
 
@@ -47,11 +49,9 @@ class _Numbers(click.ParamType):
 @click.option(
     "--runtime", default="auto", show_default=True, help="What runs the artifacts: auto, onnxruntime or torch."
 )
-@click.option(
+@choice_option(
     "--kernels",
-    type=click.Choice(["auto", "functions", "library", "both"]),
-    default="auto",
-    show_default=True,
+    ["auto", "functions", "library", "both"],
     help="With onnxruntime: the library of plugin build --target onnxruntime, the graph's functions, or each artifact "
     "with both, side by side; auto takes the library if there is one.",
 )
@@ -62,7 +62,7 @@ class _Numbers(click.ParamType):
     "--threads", type=click.IntRange(min=1), help="Threads within an operator; default: the runtime's choice."
 )
 @click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
-@click.option("--json", "json_target", metavar="FILE", help="Write results as JSON to FILE; - is stdout.")
+@json_option("results")
 def command(
     artifacts: tuple[str, ...],
     lengths: tuple[int, ...],

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import artifact_argument, json_option
+
 if TYPE_CHECKING:
     from lucid_deploy.engines import BuildReport
 
@@ -29,7 +31,7 @@ class _Size(click.ParamType):
 
 
 @click.command("build")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option(
     "--backend",
     type=click.Choice(["tensorrt-rtx", "tensorrt"]),
@@ -57,7 +59,7 @@ class _Size(click.ParamType):
     "--plugin", type=click.Path(path_type=Path), help="The plugin library; default: the one from plugin build."
 )
 @click.option("--overwrite", is_flag=True, help="Replace engines that are there.")
-@click.option("--json", "json_target", metavar="FILE", help="Write the report as JSON to FILE; - is stdout, no table.")
+@json_option("the report", ", no table")
 def command(
     artifact: str,
     backend: str | None,

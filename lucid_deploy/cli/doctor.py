@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from lucid_deploy.cli._options import json_option
+
 
 @click.command("doctor")
-@click.option("--json", "json_target", metavar="FILE", help="Write the findings as JSON to FILE; - is stdout.")
+@json_option("the findings")
 def command(json_target: str | None) -> None:
     """Show what is installed, what works, and what to install.
 

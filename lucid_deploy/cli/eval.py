@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import device_option, provider_option, runtime_option, threads_option
+from lucid_deploy.cli._options import (
+    artifact_argument,
+    device_option,
+    extrapolation_option,
+    json_option,
+    kernels_option,
+    provider_option,
+    runtime_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -20,7 +29,7 @@ DEFAULT_LIMIT = 200
 
 
 @click.command("eval")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option(
     "--task",
     default="recall",
@@ -30,6 +39,7 @@ DEFAULT_LIMIT = 200
 @runtime_option
 @device_option
 @provider_option
+@kernels_option
 @threads_option
 @click.option(
     "--limit",
@@ -48,7 +58,7 @@ DEFAULT_LIMIT = 200
     type=click.Choice(["auto", "english", "recall"]),
     help="Of needles' texts: English, or the bundled model's words.  [default: auto, what the tokenizer can write]",
 )
-@click.option("--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings.")
+@extrapolation_option
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=click.FloatRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
@@ -59,7 +69,7 @@ DEFAULT_LIMIT = 200
 @click.option(
     "--include-path", metavar="DIR", type=click.Path(), help="With lm_eval: a directory with more tasks as YAML files."
 )
-@click.option("--json", "json_target", metavar="FILE", help="Write the results as JSON to FILE; - is stdout.")
+@json_option("the results")
 def command(
     artifact: str,
     task: str,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._options import choice_option, json_option
+
 if TYPE_CHECKING:
     from lucid_deploy.export.quantize import QuantizeOptions
 
@@ -14,32 +16,22 @@ if TYPE_CHECKING:
 @click.command("export")
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Directory to make, such as ./artifact.")
-@click.option(
+@choice_option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    default="float32",
-    show_default=True,
+    ["float32", "float16", "bfloat16"],
     help="Type of weights and arithmetic. The solve, norms and softmax are computed in float32 in any case.",
 )
-@click.option(
-    "--logits",
-    type=click.Choice(["last", "all"]),
-    default="last",
-    show_default=True,
-    help="Whether prefill returns logits of each row's last token, or of all new tokens.",
+@choice_option(
+    "--logits", ["last", "all"], help="Whether prefill returns logits of each row's last token, or of all new tokens."
 )
-@click.option(
+@choice_option(
     "--cache",
-    type=click.Choice(["growing", "static"]),
-    default="growing",
-    show_default=True,
+    ["growing", "static"],
     help="growing: present tensors are past ones plus the new rows. static: decode writes in place into buffers.",
 )
-@click.option(
+@choice_option(
     "--cache-dtype",
-    type=click.Choice(["auto", "float16", "int8"]),
-    default="auto",
-    show_default=True,
+    ["auto", "float16", "int8"],
     help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
 )
 @click.option(
@@ -55,11 +47,9 @@ if TYPE_CHECKING:
     type=click.Choice(["int8", "int4"]),
     help="Quantize the weights of linear layers, lm_head included, to whole numbers with a scale for each block.",
 )
-@click.option(
+@choice_option(
     "--quantize-format",
-    type=click.Choice(["auto", "matmulnbits", "qdq"]),
-    default="auto",
-    show_default=True,
+    ["auto", "matmulnbits", "qdq"],
     help="matmulnbits: onnxruntime's operators. qdq: DequantizeLinear, for TensorRT. auto is matmulnbits.",
 )
 @click.option(
@@ -79,17 +69,13 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Quantize the embedding too (matmulnbits only). One tied to lm_head is one weight with it in any case.",
 )
-@click.option(
+@choice_option(
     "--activations",
-    type=click.Choice(["int8", "float"]),
-    default="int8",
-    show_default=True,
+    ["int8", "float"],
     help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
-@click.option(
-    "--json", "json_target", metavar="FILE", help="Write the manifest's summary as JSON to FILE; - is stdout."
-)
+@json_option("the manifest's summary")
 def command(
     checkpoint: str,
     output: str,

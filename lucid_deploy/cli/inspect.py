@@ -6,15 +6,17 @@ from typing import Any
 
 import click
 
+from lucid_deploy.cli._options import artifact_argument, json_option
+
 
 @click.command("inspect")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Rows to compute memory for.")
 @click.option(
     "--context", type=click.IntRange(min=1), help="Tokens per row to compute memory for; default: the model's maximum."
 )
-@click.option("--json", "json_target", metavar="FILE", help="Write everything as JSON to FILE; - is stdout.")
+@json_option("everything")
 def command(artifact: str, check: bool, batch: int, context: int | None, json_target: str | None) -> None:
     """Show graphs, tensors, operators, sizes and memory needs of an artifact.
 

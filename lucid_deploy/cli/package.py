@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import click
 
+from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
+
 
 @click.command("package")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option("--target", type=click.Choice(["triton"]), required=True, help="Whose layout to write.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, such as ./models.")
 @click.option("--name", help="Name of the models, NAME-prefill and NAME-decode; default: the artifact's directory.")
-@click.option(
+@choice_option(
     "--backend",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
-    default="onnxruntime",
-    show_default=True,
+    ["onnxruntime", "tensorrt"],
     help="onnxruntime takes the graphs, tensorrt the engines that lucid-deploy build --backend tensorrt made.",
 )
-@click.option(
-    "--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True, help="Where the models run."
-)
+@choice_option("--device", ["cpu", "gpu"], help="Where the models run.")
 @click.option(
     "--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of each model per device."
 )
 @click.option("--overwrite", is_flag=True, help="Replace models of these names in the repository.")
-@click.option("--json", "json_target", metavar="FILE", help="Write what was made as JSON to FILE; - is stdout.")
+@json_option("what was made")
 def command(
     artifact: str,
     target: str,

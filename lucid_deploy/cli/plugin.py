@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from lucid_deploy.cli._options import choice_option, json_option
+
 
 @click.group("plugin")
 def command() -> None:
@@ -17,11 +19,9 @@ def command() -> None:
 
 
 @command.command("build")
-@click.option(
+@choice_option(
     "--target",
-    type=click.Choice(["tensorrt", "onnxruntime", "all"]),
-    default="tensorrt",
-    show_default=True,
+    ["tensorrt", "onnxruntime", "all"],
     help="Which library: TensorRT's plugin, which needs the extra kernels; kernels for onnxruntime's CPU, which need a "
     "compiler only; or both.",
 )
@@ -41,7 +41,7 @@ def command() -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where it is looked for."
 )
-@click.option("--json", "json_target", metavar="FILE", help="Write path, size and ABI as JSON to FILE; - is stdout.")
+@json_option("path, size and ABI")
 def build(
     target: str, archs: str | None, dtypes: tuple[str, ...], output: Path | None, json_target: str | None
 ) -> None:

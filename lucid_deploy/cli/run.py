@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import device_option, kernels_option, provider_option, runtime_option, threads_option
+from lucid_deploy.cli._options import (
+    artifact_argument,
+    device_option,
+    extrapolation_option,
+    kernels_option,
+    provider_option,
+    runtime_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from lucid_deploy.runtime.generate import Generation
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("run")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_option
@@ -38,7 +46,7 @@ if TYPE_CHECKING:
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @threads_option
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
-@click.option("--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings.")
+@extrapolation_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
@@ -143,7 +151,7 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
             text = sys.stdin.read() if prompt == "-" else prompt
             text.encode()
         except UnicodeError as error:
-            raise LucidError(f"The prompt is not valid text: {error}.") from error
+            raise LucidError(f"The prompt is not valid UTF-8 text: {error}.") from error
         if not text.strip():
             raise LucidError("The prompt is empty.")
         ids = tokenizer.encode(text)

@@ -6,19 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import device_option, provider_option, runtime_option, threads_option
+from lucid_deploy.cli._options import (
+    artifact_argument,
+    choice_option,
+    device_option,
+    kernels_option,
+    provider_option,
+    runtime_option,
+    threads_option,
+)
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
 
 
 @click.command("serve")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
 @runtime_option
 @device_option
 @provider_option
+@kernels_option
 @threads_option
 @click.option(
     "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
@@ -61,13 +70,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Least important message to log to stderr; info has a line per request.",
 )
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="One process, or replicas on a Ray cluster.",
-)
+@choice_option("--engine", ["local", "ray"], help="One process, or replicas on a Ray cluster.")
 @click.option("--replicas", type=click.IntRange(1), help="With ray: engines; 1 if not given.")
 @click.option("--min-replicas", type=click.IntRange(0), help="With ray: scale between this many engines …")
 @click.option("--max-replicas", type=click.IntRange(1), help="With ray: … and this many, by load.")
@@ -127,6 +130,7 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
         options["runtime"],
         options["device"],
         options["provider"],
+        options["kernels"],
         options["threads"],
         options["rows"],
         options["max_queue"],

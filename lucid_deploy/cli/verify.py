@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import device_option, kernels_option, provider_option
+from lucid_deploy.cli._options import (
+    RUNTIMES,
+    artifact_argument,
+    choice_option,
+    device_option,
+    json_option,
+    kernels_option,
+    provider_option,
+)
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -17,16 +25,14 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 
 
 @click.command("verify")
-@click.argument("artifact", type=click.Path())
+@artifact_argument
 @click.option(
     "--checkpoint",
     help="The checkpoint it was exported from, a directory or the word demo; default: the one its manifest names.",
 )
-@click.option(
+@choice_option(
     "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime", "tensorrt"]),
-    default="auto",
-    show_default=True,
+    RUNTIMES,
     help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
 )
 @device_option
@@ -57,7 +63,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     help="Tokens of the text at most.",
 )
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
-@click.option("--json", "json_target", metavar="FILE", help="Write all results as JSON to FILE; - is stdout, no table.")
+@json_option("all results", ", no table")
 def command(
     artifact: str,
     checkpoint: str | None,
@@ -89,12 +95,13 @@ def command(
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.cli._console import progress, write_json, write_text
     from lucid_deploy.errors import CheckFailed
+    from lucid_deploy.parity.memory import available
     from lucid_deploy.parity.quantization import check_weights
     from lucid_deploy.parity.targets import check_tolerance
     from lucid_deploy.runtime import open_session
     from lucid_deploy.runtime.open_layers import open_layers
     from lucid_deploy.runtime.providers import device_index
-    from lucid_deploy.verification import Closer, find_checkpoint, verify_against
+    from lucid_deploy.verification import Closer, check_memory, find_checkpoint, verify_against
 
     if tolerance is not None:
         check_tolerance(tolerance)
@@ -102,6 +109,7 @@ def command(
         _check_page(page)
     opened = open_artifact(artifact)
     source = find_checkpoint(opened, checkpoint)
+    check_memory(opened, source, runtime, steps, explain or page is not None, available())
     with progress("Checking sha256") as update:
         check_hashes(opened, update)
     ids = _encode(opened, prompt)

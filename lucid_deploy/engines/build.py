@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from lucid_deploy.engines.network import BuiltEngine, Settings, build_engine
 from lucid_deploy.engines.plugin_library import default_library, register
 from lucid_deploy.engines.prepare import PreparedGraph, check_head_width, prepare_graph
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import whole_directory, write_whole
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -150,44 +149,40 @@ def _build(
     progress: Progress,
 ) -> BuildReport:
     folder = engine_directory(artifact, backend.name)
-    building = None
     try:
         folder.parent.mkdir(exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        if backend.has_timing_cache:
-            old = folder / TIMING_CACHE
-            settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")
-        engines, built = {}, {}
-        for graph in graphs:
-            result, settings = _build_stage(artifact, backend, graph, limits, settings, progress)
-            path = building / f"{graph.stage}.engine"
-            _write(path, result.content)
-            engines[graph.stage] = EngineFile(
-                **file_facts(path),
-                profile=profile_shapes(artifact, graph.stage, limits),
-                plugin_layers=result.plugin_layers,
+        with whole_directory(folder) as building:
+            if backend.has_timing_cache:
+                old = folder / TIMING_CACHE
+                settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")
+            engines, built = {}, {}
+            for graph in graphs:
+                result, settings = _build_stage(artifact, backend, graph, limits, settings, progress)
+                path = building / f"{graph.stage}.engine"
+                write_whole(path, result.content)
+                engines[graph.stage] = EngineFile(
+                    **file_facts(path),
+                    profile=profile_shapes(artifact, graph.stage, limits),
+                    plugin_layers=result.plugin_layers,
+                )
+                built[graph.stage] = {"layers": result.layers, "seconds": result.seconds, "timings": result.timings}
+            if settings.timing_cache is not None:
+                (building / TIMING_CACHE).write_bytes(settings.timing_cache)
+            manifest = EngineManifest(
+                backend=backend.name,
+                backend_version=backend.version,
+                toolkit_version=__version__,
+                capabilities=capabilities,
+                limits=limits,
+                weightless=settings.weightless,
+                sources=source_hashes(artifact),
+                plugin=_keep_plugin(library, building),
+                engines=engines,
             )
-            built[graph.stage] = {"layers": result.layers, "seconds": result.seconds, "timings": result.timings}
-        if settings.timing_cache is not None:
-            (building / TIMING_CACHE).write_bytes(settings.timing_cache)
-        manifest = EngineManifest(
-            backend=backend.name,
-            backend_version=backend.version,
-            toolkit_version=__version__,
-            capabilities=capabilities,
-            limits=limits,
-            weightless=settings.weightless,
-            sources=source_hashes(artifact),
-            plugin=_keep_plugin(library, building),
-            engines=engines,
-        )
-        (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        _put_in_place(building, folder)
+            (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     except OSError as error:
         raise LucidError(f"Writing {folder} failed: {error.strerror or error}. Nothing was left behind.") from error
     finally:
-        if building is not None:
-            shutil.rmtree(building, ignore_errors=True)
         if folder.parent.is_dir() and not any(folder.parent.iterdir()):
             folder.parent.rmdir()
     return BuildReport(folder, manifest, built)
@@ -213,13 +208,6 @@ def _build_stage(
     return result, settings
 
 
-def _write(path: Path, content: Any) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
     """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
     if library is None:
@@ -228,25 +216,6 @@ def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
 
     shutil.copyfile(library, building / LIBRARY_NAME)
     return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))
-
-
-def _put_in_place(building: Path, folder: Path) -> None:
-    """Rename the finished folder to its name; one that is replaced goes only after that worked."""
-    os.chmod(building, 0o755)
-    if not folder.exists():
-        os.rename(building, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    try:
-        os.rename(folder, old / folder.name)
-        os.rename(building, folder)
-    except BaseException:  # Ctrl-C too
-        if not folder.exists():
-            os.rename(old / folder.name, folder)
-        raise
-    finally:
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def describe_capabilities(capabilities: tuple[int, ...]) -> str:

@@ -146,10 +146,12 @@ def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:
         return config
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise LucidError(f"{path} is not a JSON object: {error}") from error
     ids = named if isinstance(named, list) else [named]
     more = tuple(i for i in ids if isinstance(i, int) and i >= 0 and i not in config.eos_token_ids)
+    if more and max(more) >= config.vocab_size:
+        raise LucidError(f"{path}: eos_token_id {max(more)} is outside the vocabulary (0 to {config.vocab_size - 1}).")
     return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more))
 
 
@@ -211,7 +213,7 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = {name: directory / file for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
         # By name, not by where links lead: download caches keep checkpoints as links into a store.
         outside = sorted({file for file in weight_map.values() if Path(file).name != file})

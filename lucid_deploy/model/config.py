@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lucid_deploy.errors import LucidError
 
@@ -23,6 +23,16 @@ _DEFAULTS: dict[str, Any] = {
     "use_rope": True,
     "attention_type": "llama",
 }
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 # Sizes above these (2²⁰ for those not listed) are mistakes, and would only show as exhausted memory or overflow later.
 _LARGEST = {
     "num_hidden_layers": 10_000,
@@ -91,6 +101,10 @@ class LucidConfig:
         """Query heads that share one key/value head."""
         return self.num_attention_heads // self.num_key_value_heads
 
+    def llama_sizes(self) -> dict[str, Any]:
+        """Return the shape for a model of transformers, by the names of its ``LlamaConfig``."""
+        return {name: getattr(self, name) for name in _SIZES}
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
@@ -102,15 +116,36 @@ class LucidConfig:
         """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``).
 
         Raises:
-            KeyError, TypeError: A field is missing, unknown or of another type.
+            KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
         """
         values = dict(data)
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+        values["rope_scaling"] = _typed(RopeScaling, dict(values["rope_scaling"]))
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
-        for item in fields(cls):
-            if item.type in ("int", "float", "bool", "str") and type(values[item.name]).__name__ != item.type:
-                raise TypeError(f"{item.name} is {values[item.name]!r}, not of type {item.type}")
-        return cls(**values)
+        config = _typed(cls, values)
+        for name in _SIZES:
+            if not 0 < getattr(config, name) <= _LARGEST.get(name, 2**20):
+                raise ValueError(f"{name} is {getattr(config, name)}")
+        if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
+            raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
+        tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
+        if any(type(token) is not int or not 0 <= token < config.vocab_size for token in tokens):
+            raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")
+        return config
+
+
+_Fields = TypeVar("_Fields", RopeScaling, LucidConfig)
+
+
+def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
+    """Make a dataclass of plain values whose types are those of its fields.
+
+    Raises:
+        KeyError, TypeError: A field is missing, unknown or of another type.
+    """
+    for item in fields(kind):
+        if item.type in ("int", "float", "bool", "str") and type(values[item.name]).__name__ != item.type:
+            raise TypeError(f"{item.name} is {values[item.name]!r}, not of type {item.type}")
+    return kind(**values)
 
 
 def load_config(directory: Path) -> LucidConfig:
@@ -131,7 +166,7 @@ def load_config(directory: Path) -> LucidConfig:
         raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise LucidError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
@@ -175,6 +210,12 @@ def parse_config(raw: dict[str, Any], where: str) -> LucidConfig:
         bos_token_id=next(iter(_token_ids(values, "bos_token_id", where)), None),
         eos_token_ids=_token_ids(values, "eos_token_id", where),
     )
+    beyond = [token for token in (config.bos_token_id, *config.eos_token_ids) if (token or 0) >= config.vocab_size]
+    if beyond:
+        raise LucidError(
+            f"{where}: token {beyond[0]}, a bos_token_id or eos_token_id, is outside the vocabulary (0 to "
+            f"{config.vocab_size - 1})."
+        )
     if heads % config.num_key_value_heads:
         raise LucidError(
             f"{where}: num_attention_heads ({heads}) is not a multiple of num_key_value_heads "
@@ -199,6 +240,11 @@ def _refuse_variants(values: dict[str, Any], where: str) -> None:
             raise LucidError(
                 f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported."
             )
+    if values.get("sliding_window") and values.get("use_sliding_window", True):
+        raise LucidError(
+            f"{where}: sliding_window is {values['sliding_window']!r}. Attention over a window is another model, which "
+            "is not supported. Remove the key if the model was trained without it."
+        )
     activation = values.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise LucidError(f"{where}: hidden_act {activation!r} is not supported; only silu is.")

@@ -65,14 +65,7 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
         model = load_model(source, dtype, device)
         shape = source.config
         config = LucidGenerationConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            num_hidden_layers=shape.num_hidden_layers,
-            num_attention_heads=shape.num_attention_heads,
-            num_key_value_heads=shape.num_key_value_heads,
-            head_dim=shape.head_dim,
-            max_position_embeddings=shape.max_position_embeddings,
+            **shape.llama_sizes(),
             bos_token_id=shape.bos_token_id,
             eos_token_id=list(shape.eos_token_ids) or None,
         )

@@ -12,15 +12,13 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.engines.manifest import EngineManifest, engine_directory, open_engines
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
 
 BACKENDS = ("onnxruntime", "tensorrt")
 START = "start-triton.sh"
@@ -81,13 +79,19 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
             raise LucidError(f"{target} exists already. Choose another --name, or pass --overwrite to replace it.")
         if target.exists() and not (target / "config.pbtxt").is_file():
             raise LucidError(f"{target} is not a Triton model, so --overwrite does not replace it. Remove it yourself.")
+    if output.exists() and not output.is_dir():
+        raise LucidError(f"{output} is a file; a model repository is a directory. Choose another --output.")
+    made = missing_directories(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         for stage, target in targets.items():
-            _place(target, partial(_fill, artifact=artifact, stage=stage, name=name, options=options, engines=engines))
+            with whole_directory(target) as folder:
+                _fill(folder, artifact, stage, name, options, engines)
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error
+    finally:
+        remove_empty(made)  # what holds a model is not empty
     return [*targets.values(), *script]
 
 
@@ -162,28 +166,6 @@ def _tensorrt_engines(artifact: Artifact) -> EngineManifest:
     return manifest
 
 
-def _place(target: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a directory under a temporary name, then give it its own; what it replaces goes last."""
-    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-    try:
-        fill(building)
-        os.chmod(building, 0o755)
-        if not target.exists():
-            os.rename(building, target)
-            return
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-        os.rename(target, old / target.name)
-        try:
-            os.rename(building, target)
-        except BaseException:  # Ctrl-C too
-            os.rename(old / target.name, target)
-            raise
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
 def _fill(
     folder: Path, artifact: Artifact, stage: str, name: str, options: TritonOptions, engines: EngineManifest | None
 ) -> None:
@@ -228,10 +210,7 @@ def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Pat
     if engines.plugin is not None:
         plugin = f'"$repository/{name}-prefill/plugin/{engines.plugin.file}"'
         command += f" --backend-config=tensorrt,plugins={plugin}"
-    partial = path.with_name(f".{START}.partial")
-    partial.write_text("\n".join([*lines, command + ' "$@"']) + "\n", encoding="utf-8")
-    partial.chmod(0o755)
-    partial.replace(path)
+    write_whole(path, ("\n".join([*lines, command + ' "$@"']) + "\n").encode(), mode=0o755)
     return path
 
 

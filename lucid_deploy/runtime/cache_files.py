@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 
 from lucid_deploy.cache_types import cache_tensors, decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.files import write_whole
 from lucid_deploy.runtime.session import Array, Cache, Session
 
 _FORMAT, _VERSION = "lucid-deploy cache", "1"
@@ -125,16 +124,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)  # gone already if all went well
+        write_whole(path, content)
     except OSError as error:
         raise LucidError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -7,16 +7,14 @@ that another driver or another card made.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.engines.backend import Backend
 from lucid_deploy.engines.manifest import EngineFile
+from lucid_deploy.files import write_whole
 from lucid_deploy.runtime.device import Device
 
 log = logging.getLogger("lucid_deploy.jit_cache")
@@ -69,14 +67,8 @@ class JitCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
-                os.replace(name, self.path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):  # gone already if all went well
-                    os.unlink(name)
+            head = _MAGIC + hashlib.sha256(content).hexdigest().encode()
+            write_whole(self.path, head + b"\n" + content, mode=0o600)
         except OSError as error:
             log.warning("Compiled kernels were not kept for the next start: %s: %s", self.path, error.strerror or error)
         else:

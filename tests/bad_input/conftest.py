@@ -72,7 +72,7 @@ def refused(tmp_path: Path) -> Refused:
 def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave tracing out, which takes seconds, for exports that fail while they write weights."""
     traced = SimpleNamespace(transposed=frozenset())
-    monkeypatch.setattr("lucid_deploy.export.trace.trace", lambda *_: traced)
+    monkeypatch.setattr("lucid_deploy.export.trace.trace", lambda *_, **__: traced)
 
 
 Change = Callable[[dict[str, Any]], Any]

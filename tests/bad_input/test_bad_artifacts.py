@@ -67,7 +67,16 @@ def test_a_newer_format_version(refused_run: Refused, artifact_copy: Path, chang
     assert "Upgrade lucid-deploy" in message
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"format_version": "1"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b"{}", b"\xff", b"[" * 200_000),
+        b'{"format_version": "1", "format": "lucid-deploy"}',
+        b'{"format_version": 0, "format": "lucid-deploy"}',
+        b'{"format_version": 1, "format": "other"}',
+    ],
+    ids=["empty", "cut", "list", "object", "bytes", "deep", "text", "zero", "other"],
+)
 def test_a_manifest_of_another_form(refused_run: Refused, artifact_copy: Path, content: bytes) -> None:
     (artifact_copy / "lucid.json").write_bytes(content)
     assert str(artifact_copy) in refused_run(artifact_copy)
@@ -93,6 +102,15 @@ def test_a_manifest_without_one_of_its_keys(
         lambda data: data["config"].update(vocab_size="97"),
         lambda data: data["config"].update(head_dim=None),
         lambda data: data.update(dtype="float8"),
+        lambda data: data["config"].update(max_position_embeddings=-5),
+        lambda data: data["config"].update(eos_token_ids=["a"]),
+        lambda data: data["config"].update(eos_token_ids=[97]),
+        lambda data: data["config"]["rope_scaling"].update(factor="x"),
+        lambda data: data.update(source=5),
+        lambda data: data.update(versions=[1]),
+        lambda data: data.update(opset="x"),
+        lambda data: data.update(ranges={"a": 1}),
+        lambda data: data.update(ranges={"skipped": False, "peaks": {"layer 0": {"key": "x"}}}),
     ],
     ids=[
         "no size",
@@ -104,6 +122,15 @@ def test_a_manifest_without_one_of_its_keys(
         "a number as text",
         "a null",
         "unknown dtype",
+        "a negative size",
+        "a token as text",
+        "a token outside of the vocabulary",
+        "a factor as text",
+        "a source that is no text",
+        "versions are a list",
+        "opset as text",
+        "ranges of other keys",
+        "ranges without numbers",
     ],
 )
 def test_a_manifest_with_an_impossible_value(

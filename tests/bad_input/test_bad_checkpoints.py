@@ -101,3 +101,12 @@ def test_weights_that_are_not_finite(refused_export: Refused, make_checkpoint: M
     tensors["model.norm.weight"][5] = torch.nan
     save_file(tensors, path)
     assert "model.norm.weight has values that are not finite in float32" in refused_export(path.parent)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"", b"\xff", b"[1]"], ids=["object", "empty", "bytes", "list"])
+def test_a_tokenizer_that_cannot_be_read(
+    refused_export: Refused, make_checkpoint: MakeCheckpoint, content: bytes
+) -> None:
+    path = make_checkpoint() / "tokenizer.json"
+    path.write_bytes(content)
+    assert f"{path} is not a readable tokenizer" in refused_export(path.parent)

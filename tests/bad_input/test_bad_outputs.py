@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.cli import main
-from lucid_deploy.export import exporter
 
 Refused = Callable[..., str]
 MakeCheckpoint = Callable[..., Path]
@@ -103,7 +101,7 @@ def test_a_file_that_may_not_grow(make_checkpoint: MakeCheckpoint, tmp_path: Pat
 import resource, signal, sys, types
 import lucid_deploy.export.trace
 from lucid_deploy.cli import main
-lucid_deploy.export.trace.trace = lambda *_: types.SimpleNamespace(transposed=frozenset())  # which takes seconds
+lucid_deploy.export.trace.trace = lambda *_, **__: types.SimpleNamespace(transposed=frozenset())  # which takes seconds
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()
@@ -147,32 +145,6 @@ def test_an_interrupted_export(
     assert not output.exists()
     if number != signal.SIGKILL:  # after which nobody can tidy up
         assert not output.parent.exists()
-
-
-@pytest.mark.parametrize("failing_rename", [1, 2, 3])
-def test_an_interruption_while_an_artifact_is_replaced(
-    artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_rename: int
-) -> None:
-    """Ctrl-C at the first rename, at the second, and not at all: the old artifact or the new one is there, whole."""
-    building = Path(shutil.copytree(artifact_copy, tmp_path / "building"))
-    (building / "new").touch()
-    rename, calls = os.rename, []
-
-    def interrupted(source: Path, target: Path) -> None:
-        calls.append(source)
-        if len(calls) == failing_rename:
-            raise KeyboardInterrupt
-        rename(source, target)
-
-    monkeypatch.setattr("os.rename", interrupted)
-    if failing_rename == 3:
-        exporter._put_in_place(building, artifact_copy)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            exporter._put_in_place(building, artifact_copy)
-    check_hashes(open_artifact(artifact_copy))
-    assert (artifact_copy / "new").exists() == (failing_rename == 3)
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_overwriting_an_artifact_when_all_goes_well(

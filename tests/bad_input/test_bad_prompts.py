@@ -7,20 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.cli import main
 
 Refused = Callable[..., str]
-
-
-@pytest.fixture
-def with_tokenizer(artifact_copy: Path) -> Path:
-    """The tiny artifact with a tokenizer whose words are w0 to w96."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(artifact_copy / "tokenizer.json"))
-    return artifact_copy
 
 
 def ids(count: int) -> str:
@@ -73,11 +63,11 @@ def test_nothing_on_stdin(refused: Refused, with_tokenizer: Path) -> None:
 
 
 def test_stdin_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
-    assert "not valid text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
+    assert "not valid UTF-8 text" in refused("run", with_tokenizer, "--prompt", "-", stdin=b"w1 \xff\xfe", process=True)
 
 
 def test_an_argument_that_is_not_text(refused: Refused, with_tokenizer: Path) -> None:
-    assert "not valid text" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
+    assert "not valid UTF-8 text" in refused("run", with_tokenizer, "--prompt", "w1 \udcff")
 
 
 def test_both_text_and_ids(refused: Refused, with_tokenizer: Path) -> None:

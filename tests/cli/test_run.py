@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
@@ -52,15 +51,6 @@ def greedy(artifact: Artifact, count: int) -> list[int]:
         tokens.append(int(logits[0, -1].argmax()))
         logits = session.decode(np.array([tokens[-1:]]), cache)
     return tokens
-
-
-@pytest.fixture
-def with_tokenizer(artifact_copy: Path) -> Path:
-    """The tiny artifact with a tokenizer whose words are w0 to w96."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(artifact_copy / "tokenizer.json"))
-    return artifact_copy
 
 
 def test_greedy_is_the_plain_loop(generate: Callable[..., dict[str, Any]], exported: Exported) -> None:

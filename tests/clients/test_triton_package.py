@@ -222,4 +222,4 @@ def test_the_command(exported: Exported, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = CliRunner().invoke(main, [*arguments[:-1], str(tmp_path / "file")])
     assert result.exit_code == 2
-    assert result.stderr.startswith("Error: Writing")
+    assert "file is a file; a model repository is a directory" in result.stderr

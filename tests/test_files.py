@@ -1,0 +1,260 @@
+"""Directories and files that appear whole or not at all, whatever comes between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.files import partial_directory, put_in_place, whole_directory, write_whole
+
+StopAt = Callable[..., None]
+READ_ONLY = PermissionError(errno.EACCES, "Permission denied")
+
+
+def filled(directory: Path, content: str) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "file").write_text(content)
+    return directory
+
+
+def content(directory: Path) -> str:
+    return (directory / "file").read_text()
+
+
+def hidden(directory: Path) -> list[str]:
+    """What was left behind: all temporary names begin with a dot."""
+    return sorted(path.name for path in directory.iterdir() if path.name.startswith("."))
+
+
+@pytest.fixture
+def building(tmp_path: Path) -> Path:
+    return filled(partial_directory(tmp_path / "target"), "new")
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> StopAt:
+    """Return a function that makes the n-th rename raise, before it is done or just after."""
+    rename = os.rename
+
+    def arrange(number: int, error: BaseException, done: bool = False) -> None:
+        calls: list[Path] = []
+
+        def stopped(source: Path, target: Path) -> None:
+            calls.append(source)
+            if len(calls) != number:
+                rename(source, target)
+                return
+            if done:
+                rename(source, target)
+            raise error
+
+        monkeypatch.setattr("os.rename", stopped)
+
+    return arrange
+
+
+def test_a_new_directory(building: Path, tmp_path: Path) -> None:
+    put_in_place(building, tmp_path / "target")
+    assert content(tmp_path / "target") == "new"
+    assert stat.S_IMODE((tmp_path / "target").stat().st_mode) == 0o755
+    assert hidden(tmp_path) == []
+
+
+def test_a_directory_that_is_replaced(building: Path, tmp_path: Path) -> None:
+    (filled(tmp_path / "target", "old") / "more").touch()
+    put_in_place(building, tmp_path / "target")
+    assert [path.name for path in (tmp_path / "target").iterdir()] == ["file"]
+    assert content(tmp_path / "target") == "new"
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), READ_ONLY], ids=repr)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_rename_that_does_not_go_well(
+    building: Path, tmp_path: Path, stop_at: StopAt, number: int, done: bool, error: BaseException
+) -> None:
+    """Once the second rename is done the new directory is there, before that the old one; never neither."""
+    target = filled(tmp_path / "target", "old")
+    stop_at(number, error, done)
+    with pytest.raises(type(error)):
+        put_in_place(building, target)
+    replaced = (number, done) == (2, True)
+    assert content(target) == ("new" if replaced else "old")
+    assert hidden(tmp_path) == ([] if replaced else [building.name]), "nothing beside what the caller made"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), READ_ONLY], ids=repr)
+def test_a_first_rename_that_does_not_go_well(
+    building: Path, tmp_path: Path, stop_at: StopAt, error: BaseException
+) -> None:
+    stop_at(1, error)
+    with pytest.raises(type(error)):
+        put_in_place(building, tmp_path / "target")
+    assert hidden(tmp_path) == [building.name] and content(building) == "new"
+    assert not (tmp_path / "target").exists()
+
+
+def test_an_old_directory_that_cannot_be_moved_back_is_kept(
+    building: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the only copy, so it stays under its temporary name."""
+    target = filled(tmp_path / "target", "old")
+    rename, calls = os.rename, []
+
+    def once(source: Path, destination: Path) -> None:
+        calls.append(source)
+        if len(calls) > 1:
+            raise READ_ONLY
+        rename(source, destination)
+
+    monkeypatch.setattr("os.rename", once)
+    with pytest.raises(PermissionError):
+        put_in_place(building, target)
+    (kept,) = tmp_path.glob(".target.*.old/target")
+    assert content(kept) == "old"
+
+
+def test_a_target_that_goes_away_meanwhile(building: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, rename = filled(tmp_path / "target", "old"), os.rename
+
+    def late(source: Path, destination: Path) -> None:
+        if source == target:
+            shutil.rmtree(target)
+        rename(source, destination)
+
+    monkeypatch.setattr("os.rename", late)
+    with pytest.raises(FileNotFoundError):
+        put_in_place(building, target)
+    assert hidden(tmp_path) == [building.name]
+
+
+def test_a_parent_that_turns_read_only(building: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No place to move the old directory to: it stays where it is."""
+    target = filled(tmp_path / "target", "old")
+
+    def refuse(**_: object) -> str:
+        raise READ_ONLY
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(PermissionError):
+        put_in_place(building, target)
+    assert content(target) == "old" and content(building) == "new"
+
+
+@pytest.mark.parametrize("parent", ["/proc", "/nowhere"])
+def test_a_parent_that_cannot_be_written(parent: str) -> None:
+    with pytest.raises(OSError), whole_directory(Path(parent, "target")):
+        pytest.fail("there is nothing to fill")
+
+
+def test_a_file_in_the_way_is_replaced_like_a_directory(building: Path, tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("old")
+    put_in_place(building, tmp_path / "target")
+    assert content(tmp_path / "target") == "new"
+    assert hidden(tmp_path) == []
+
+
+def test_a_file_in_the_way_stays_if_that_fails(building: Path, tmp_path: Path, stop_at: StopAt) -> None:
+    (tmp_path / "target").write_text("old")
+    stop_at(2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(building, tmp_path / "target")
+    assert (tmp_path / "target").read_text() == "old"
+    assert hidden(tmp_path) == [building.name]
+
+
+@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
+@pytest.mark.parametrize("stopped", [False, True], ids=["done", "stopped"])
+def test_a_link_is_replaced_and_not_what_it_points_to(
+    building: Path, tmp_path: Path, stop_at: StopAt, absolute: bool, stopped: bool
+) -> None:
+    """A relative link leads nowhere while it is aside; it must be found again all the same."""
+    elsewhere, target = filled(tmp_path / "elsewhere", "old"), tmp_path / "target"
+    target.symlink_to(elsewhere if absolute else Path("elsewhere"))
+    if stopped:
+        stop_at(2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            put_in_place(building, target)
+    else:
+        put_in_place(building, target)
+    assert content(elsewhere) == "old"
+    assert target.is_symlink() == stopped
+    assert content(target) == ("old" if stopped else "new")
+    assert hidden(tmp_path) == ([building.name] if stopped else [])
+
+
+def test_a_link_to_nothing_is_refused(building: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.symlink_to("gone")
+    with pytest.raises(NotADirectoryError):
+        put_in_place(building, target)
+    assert target.is_symlink() and content(building) == "new"
+
+
+def test_a_block_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    target = filled(tmp_path / "target", "old")
+    with pytest.raises(KeyboardInterrupt), whole_directory(target) as building:
+        filled(building, "half")
+        assert building.parent == tmp_path
+        raise KeyboardInterrupt
+    assert content(target) == "old"
+    assert hidden(tmp_path) == []
+
+
+def test_a_block_that_ends_well(tmp_path: Path) -> None:
+    with whole_directory(tmp_path / "target") as building:
+        filled(building, "new")
+        assert not (tmp_path / "target").exists()
+    assert content(tmp_path / "target") == "new"
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600, 0o755], ids=oct)
+def test_a_file_is_written_with_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"older and longer")
+    write_whole(path, b"new", mode)
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")], ids=repr)
+def test_a_file_that_cannot_be_written_is_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(type(error)):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert hidden(tmp_path) == []
+
+
+def test_a_directory_in_the_files_way(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_whole(tmp_path / "taken", b"new")
+    assert hidden(tmp_path) == []
+
+
+def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("elsewhere")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "elsewhere").read_bytes() == b"old"
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_bytes() == b"new"
