@@ -165,7 +165,7 @@ def test_random_text_against_a_plain_search() -> None:
 
 
 def test_encoding_a_long_text_lets_other_threads_run(tmp_path: Path) -> None:
-    """A server tokenizes in a thread; the longest time in which the others stand still is not that of the whole text."""
+    """A server tokenizes in a thread: the others must not stand still for as long as that takes."""
     tokenizer, text = make("byte-level bpe", tmp_path), TEXT * 8000
     ended, ticks = threading.Event(), [time.perf_counter()]
 
