@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,10 +28,11 @@ Answers = dict[int, dict[str, Any]]
 @pytest.fixture(scope="module")
 def directory(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static artifact with a tokenizer whose words are w0 to w96."""
-    import shutil
+    return with_words(exported(cache="static")[1], tmp_path_factory.mktemp("batch") / "artifact")
 
-    target = tmp_path_factory.mktemp("batch") / "artifact"
-    shutil.copytree(exported(cache="static")[1].directory, target)
+
+def with_words(artifact: Artifact, target: Path) -> Path:
+    shutil.copytree(artifact.directory, target)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(target / "tokenizer.json"))
@@ -104,6 +106,18 @@ def test_answers_are_those_of_single_runs(place: Workplace) -> None:
         single = alone(place.directory, "w9 w9 w9 w9", "-n", 12, "--temperature", 1.5, "--seed", seed, *options)
         assert found[line]["ids"] == single["ids"]
     assert (summary["prompts"], summary["failed"], summary["generated_tokens"]) == (4, 0, 12 * 3 + 3)
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_a_cache_that_rounds(exported: Exported, tmp_path: Path, cache: str) -> None:
+    """Prompts of several chunks, beside others: each answer is that of a single run."""
+    place = Workplace(with_words(exported(cache=cache, cache_dtype="int8")[1], tmp_path / "artifact"), tmp_path)
+    prompts = [" ".join(f"w{(i * k) % 97}" for i in range(1, 20 + 9 * k)) for k in (1, 2, 3, 2, 5)]
+    place.write(*({"prompt": prompt} for prompt in prompts))
+    place.run("-n", 8, "--rows", 3, "--prefill-chunk", 16)
+    found = place.answers()
+    for line, prompt in enumerate(prompts, 1):
+        assert found[line]["ids"] == alone(place.directory, prompt, "-n", 8, "--prefill-chunk", 16)["ids"]
 
 
 def test_stop_strings_end_answers(place: Workplace) -> None:
