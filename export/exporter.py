@@ -101,7 +101,7 @@ def export(
     if options.quantize is not None:  # before anything that takes time: a glob may match nothing
         from lucid_deploy.export.quantize import plan_quantization
 
-        quantization = plan_quantization(_stored_shapes(source), source.tied, options.quantize)
+        quantization = plan_quantization(source.stored_shapes(), source.tied, options.quantize)
     ranges = _scan_ranges(source, options, quantization, progress)
     made = missing_directories(output.parent)
     try:
@@ -157,19 +157,8 @@ def _check_tokenizer(checkpoint: Path) -> None:
         TextTokenizer(checkpoint)
 
 
-def _stored_shapes(source: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors that are stored; a tied head is the embedding."""
-    from lucid_deploy.model.checkpoint import expected_shapes
-
-    shapes = expected_shapes(source.config)
-    if source.tied:
-        shapes.pop("lm_head.weight")
-    return shapes
-
-
 def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
-    head = "model.embed_tokens.weight" if source.tied else "lm_head.weight"
-    return quantization is None or head not in quantization.tensors
+    return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
 
 
 def _scan_ranges(
@@ -216,7 +205,7 @@ def _build(
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
 
-    shapes = _stored_shapes(source)
+    shapes = source.stored_shapes()
     traced: dict[str, Traced] = {}
     for step, stage in enumerate(STAGES):
         progress(f"Tracing {stage}", step, len(STAGES))

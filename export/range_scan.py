@@ -258,7 +258,7 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
 
     config = checkpoint.config
     weight = checkpoint.tensor("model.norm.weight").float()
-    head = checkpoint.tensor("model.embed_tokens.weight" if checkpoint.tied else "lm_head.weight").float()
+    head = checkpoint.tensor(checkpoint.stored_name("lm_head.weight")).float()
     normed = [F.rms_norm(x, x.shape[-1:], weight, config.rms_norm_eps) for x in streams]
     logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time: the vocabulary is large
     return dict(zip(HEAD, (_largest(normed), _largest(logits)), strict=True))

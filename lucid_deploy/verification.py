@@ -136,13 +136,8 @@ def _model_bytes(artifact: Artifact, source: Checkpoint) -> dict[str, int]:
 
     import torch
 
-    from lucid_deploy.model.checkpoint import expected_shapes
-
     dtype = getattr(torch, artifact.manifest.dtype)
-    shapes = expected_shapes(source.config)
-    if source.tied:
-        shapes.pop("lm_head.weight")
-    counts = {name: math.prod(shape) for name, shape in shapes.items()}
+    counts = {name: math.prod(shape) for name, shape in source.stored_shapes().items()}
     cast = [name for name in counts if artifact.manifest.quantization is not None or source.tensor(name).dtype != dtype]
     return {
         "baseline": sum(counts[name] for name in cast) * dtype.itemsize,
@@ -259,8 +254,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None = None) -> Callable[[
         parts = {name: (packed, scales) for name, packed, scales in stored_parts(artifact)}
 
     def load(name: str) -> Tensor:
-        if source.tied and name == "lm_head.weight":
-            name = "model.embed_tokens.weight"
+        name = source.stored_name(name)
         if record is None or artifact is None:
             return source.tensor(name)
         if name in parts:

@@ -65,6 +65,14 @@ class Checkpoint:
         self.tied = self.config.tie_word_embeddings
         self._check_tensors()
 
+    def stored_name(self, name: str) -> str:
+        """Return the name under which a weight of the model is stored: a tied head is the embedding."""
+        return "model.embed_tokens.weight" if self.tied and name == "lm_head.weight" else name
+
+    def stored_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor that is stored, by its name."""
+        return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
+
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor, in the type it is stored in.
 
@@ -85,9 +93,7 @@ class Checkpoint:
         return self._handles[path]
 
     def _check_tensors(self) -> None:
-        wanted = expected_shapes(self.config)
-        if self.tied:
-            wanted.pop("lm_head.weight")
+        wanted = self.stored_shapes()
         found = {
             name: tuple(self._open(path).get_slice(name).get_shape())
             for name, path in self._file_of.items()
@@ -184,7 +190,7 @@ def load_model(
     names = list(expected_shapes(source.config))
     state: dict[str, torch.Tensor] = {}
     for done, name in enumerate(names):
-        stored = "model.embed_tokens.weight" if source.tied and name == "lm_head.weight" else name
+        stored = source.stored_name(name)
         state[name] = (
             state[stored] if stored in state else source.tensor(stored).to(device=device, dtype=dtype or torch.float32)
         )

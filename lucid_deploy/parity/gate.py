@@ -54,11 +54,6 @@ class Gate:
     baseline: float
     derived: float | None = None
 
-    @property
-    def vacuous(self) -> bool:
-        """Whether it would let anything pass."""
-        return self.limit >= VACUOUS
-
     def replaced(self, tolerance: float) -> Gate:
         """Return the gate with its limit set by hand."""
         return replace(self, limit=tolerance, derived=self.limit)

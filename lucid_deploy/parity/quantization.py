@@ -109,7 +109,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
             progress("Checking quantized weights", done + 1, total)
     model = load_artifact_model(artifact)
     for name, value in model.state_dict().items():
-        stored = "model.embed_tokens.weight" if checkpoint.tied and name == "lm_head.weight" else name
+        stored = checkpoint.stored_name(name)
         if stored not in quantization.tensors and not torch.equal(value, checkpoint.tensor(stored).to(value.dtype)):
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight.")
 

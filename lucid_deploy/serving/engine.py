@@ -125,11 +125,6 @@ class Engine:
         """Most generations that are taken at once."""
         return self.rows + self.max_queue
 
-    @property
-    def outstanding(self) -> int:
-        """Generations that run or wait."""
-        return self._admitted
-
     def gauges(self) -> dict[str, float]:
         """Return the batcher's state after its last step, by the names in :mod:`lucid_deploy.serving.metrics`."""
         return dict(self._gauges)
