@@ -47,14 +47,14 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an hour, 14 GB of disk
 	$(BIN)/lucid-deploy plugin build --target onnxruntime
 	for script in precondition_operator medium_model long_context large_model start_up quantized cache_types batching serve_load; do \
-		$(BIN)/python bench/$$script.py || exit 1; \
+		$(BIN)/python benchmarks/$$script.py || exit 1; \
 	done
 
 docs: $(VENV)/.dev # the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to bench/results/
-	$(BIN)/python bench/gpu_check.py
+gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to benchmarks/results/
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.generate import Generation
-from lucid_deploy.verification import find_checkpoint, verify_against
+from lucid_deploy.parity.verification import find_checkpoint, verify_against
+from lucid_deploy.runtimes import open_session
 
 CONFIG = {
     "model_type": "llama",

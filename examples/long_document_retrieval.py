@@ -14,11 +14,11 @@ from typing import Any
 import click
 import numpy as np
 
-from lucid_deploy import recall
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.cache_files import load_cache, save_cache
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.demo import recall
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 
 
 @click.command()

@@ -1,10 +1,10 @@
 """Train the bundled checkpoint: a small LUCID model that finds one entry of a list again.
 
-The task and its held-out prompts are in lucid_deploy/recall.py. A training sequence is a list and several questions
-with their answers. Lists start short and grow. Two things make the lookup quick to learn: parameters start out so that
-the first layer looks back a few tokens and the others attend to similar words, and for the first half of the training
-two attention heads are shown where to look. After that the loss counts the answers alone. The result is a checkpoint in
-the published layout.
+The task and its held-out prompts are in lucid_deploy/demo/recall.py. A training sequence is a list and several
+questions with their answers. Lists start short and grow. Two things make the lookup quick to learn: parameters start
+out so that the first layer looks back a few tokens and the others attend to similar words, and for the first half of
+the training two attention heads are shown where to look. After that the loss counts the answers alone. The result is a
+checkpoint in the published layout.
 
 This file holds what any training of a LUCID model has: configuration, loop, loss, and a checkpoint that lucid-deploy
 exports. What is special about this one stands in recall_training/: words, sequences, parameters, supervision, progress.
@@ -32,7 +32,7 @@ from recall_training.start import initialize, start_random
 from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer, tokenizer_config
 from safetensors.torch import save_file
 
-from lucid_deploy import recall
+from lucid_deploy.demo import recall
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 

@@ -23,7 +23,7 @@ from lucid_deploy.artifact import (
     Manifest,
     open_artifact,
 )
-from lucid_deploy.cache_types import resolve_cache_dtype
+from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
 from lucid_deploy.version import __version__
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
+    from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.quantization import Quantization
 
 Progress = Callable[[str, int, int], None]
 
@@ -151,7 +151,7 @@ def _check_target(checkpoint: Path, output: Path) -> None:
 
 def _check_tokenizer(checkpoint: Path) -> None:
     """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text."""
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
 
     if (checkpoint / "tokenizer.json").is_file():
         TextTokenizer(checkpoint)
@@ -269,7 +269,7 @@ def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> 
     import onnx
     import onnx_ir as ir
 
-    from lucid_deploy.quantization import PACKED, ROWS
+    from lucid_deploy.artifact.quantization import PACKED, ROWS
 
     types = {"float32": ir.DataType.FLOAT}
     for value in model.graph.initializers.values():

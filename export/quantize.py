@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.quantization import (
+from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
     BLOCK_SIZES,
     FORMATS,
@@ -20,6 +19,7 @@ from lucid_deploy.quantization import (
     Quantization,
     QuantizedTensor,
 )
+from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class QuantizeOptions:
         block_size: Elements that share a scale; None: the scheme's default.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
-        activations: ``int8`` or ``float``, see :class:`~lucid_deploy.quantization.Quantization`.
+        activations: ``int8`` or ``float``, see :class:`~lucid_deploy.artifact.quantization.Quantization`.
     """
 
     scheme: str

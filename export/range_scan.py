@@ -123,7 +123,7 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None) -> list[Arr
     Raises:
         LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
     """
-    from lucid_deploy.parity.scenarios import synthetic_scenarios
+    from lucid_deploy.model.scenarios import synthetic_scenarios
 
     embeddings = checkpoint.tensor("model.embed_tokens.weight").float().numpy()
     scenarios = synthetic_scenarios(checkpoint.config, embeddings=embeddings)
@@ -139,9 +139,9 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None) -> list[Arr
 
 
 def _recall_prompts(checkpoint: Checkpoint) -> list[Array]:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.demo.recall import held_out
     from lucid_deploy.model.checkpoint import DEMO, resolve
-    from lucid_deploy.recall import held_out
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
 
     if checkpoint.directory.resolve() != resolve(DEMO):
         return []
@@ -151,7 +151,7 @@ def _recall_prompts(checkpoint: Checkpoint) -> list[Array]:
 
 
 def _calibration_rows(checkpoint: Checkpoint, path: Path) -> list[Array]:
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
 
     if not (checkpoint.directory / "tokenizer.json").is_file():
         raise LucidError(f"{checkpoint.directory} has no tokenizer.json to read --calibration with; leave it out.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import TensorInfo
-from lucid_deploy.cache_types import cache_tensors, resolve_cache_dtype
+from lucid_deploy.cache.storage import cache_tensors, resolve_cache_dtype
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
 from lucid_deploy.model.config import LucidConfig
@@ -95,7 +95,7 @@ def trace(
         dtype: Type of the weights.
         logits: ``last`` or ``all`` of the new tokens.
         cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
-        cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache_types.CACHE_DTYPES`.
+        cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache.storage.CACHE_DTYPES`.
         float32_head: See :attr:`lucid_deploy.model.lucid.Head.in_float32`.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)

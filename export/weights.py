@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, Quantization
 from lucid_deploy.errors import LucidError
-from lucid_deploy.quantization import LEAST_SCALE, PACKED, SCALES, Quantization
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class StoredTensor:
         offset: First byte; a multiple of the alignment.
         size: Bytes.
         dtype: Type in the graphs, as ONNX spells it in lower case.
-        part: Empty for a whole weight, else ``PACKED`` or ``SCALES`` of :mod:`lucid_deploy.quantization`.
+        part: Empty for a whole weight, else ``PACKED`` or ``SCALES`` of :mod:`lucid_deploy.artifact.quantization`.
     """
 
     name: str

@@ -16,6 +16,8 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
+pytest_plugins = ["tests.byte_level_checkpoints"]
+
 TINY: dict[str, Any] = {
     "model_type": "llama",
     "vocab_size": 97,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lucid_deploy import recall
+from lucid_deploy.demo import recall
 from recall_training.words import BOS, EOS, VOCABULARY
 
 ENTRY = 5  # tokens of one entry: animal, verb, adjective, thing, sign

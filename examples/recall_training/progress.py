@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lucid_deploy import recall
+from lucid_deploy.demo import recall
 from lucid_deploy.model.lucid import LucidForCausalLM
 from recall_training.words import EOS, VOCABULARY, build_tokenizer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from lucid_deploy import recall
+from lucid_deploy.demo import recall
 
 PAD, BOS, EOS, UNK = SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 VOCABULARY = {word: i for i, word in enumerate((*SPECIAL, *recall.vocabulary()))}

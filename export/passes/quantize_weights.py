@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.quantization import PACKED, ROWS, SCALES, Quantization
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization
 
 CONTRIB = "com.microsoft"
 _LEVEL = {"float": 0, "int8": 4}  # accuracy_level of MatMulNBits: 4 lets inputs be rounded to int8, block by block

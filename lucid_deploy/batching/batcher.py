@@ -11,9 +11,9 @@ import numpy as np
 from lucid_deploy.batching.request import Finished, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime.generate import Sampler
-from lucid_deploy.runtime.prefix_store import PrefixStore
-from lucid_deploy.runtime.session import Array, Cache, Session
+from lucid_deploy.generation.generate import Sampler
+from lucid_deploy.generation.prefix_store import PrefixStore
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
 
@@ -49,7 +49,7 @@ class Batcher:
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
             one whole prompt a step. Prompts that are short share a step, cut where it is full; with a cache that rounds
             (``--cache-dtype``) a prompt is cut at multiples of it alone, so that it gives what it gives by itself.
-        prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.runtime.prefix_store.PrefixStore`: a prompt that
+        prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 
     Raises:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.tokenizer import TextStream
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.batching.request import Finished, Token
-from lucid_deploy.runtime.stop_strings import StopStrings
-from lucid_deploy.runtime.tokenizer import TextStream
+from lucid_deploy.generation.stop_strings import StopStrings
 
 if TYPE_CHECKING:
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
 
 
 @dataclass

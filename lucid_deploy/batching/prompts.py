@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime.generate import Sampling
+from lucid_deploy.generation.generate import Sampling
 
 if TYPE_CHECKING:
-    from lucid_deploy.runtime.session import Session
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.runtimes.session import Session
 
 FIELDS = ("id", "prompt", "prompt_ids", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 _SHOWN = 10  # faults that are named, of many

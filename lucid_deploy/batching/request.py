@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime.generate import Sampling, check_prompt
-from lucid_deploy.runtime.session import Session
+from lucid_deploy.generation.generate import Sampling, check_prompt
+from lucid_deploy.runtimes.session import Session
 
 
 @dataclass(frozen=True)

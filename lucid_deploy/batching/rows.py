@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.runtime.cache_rows import RowLayers, cache_of_rows, row_layers
-from lucid_deploy.runtime.session import Array, Cache, Session
-from lucid_deploy.runtime.static_ort_session import StaticOrtSession
+from lucid_deploy.runtimes.cache_rows import RowLayers, cache_of_rows, row_layers
+from lucid_deploy.runtimes.onnxruntime.static_session import StaticOrtSession
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 _GRAIN = 256  # tokens; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
-    from lucid_deploy.runtime.session import Session
+    from lucid_deploy.runtimes.session import Session
 
 KINDS = ("artifact", "torch-dense", "torch-blocked", "transformers")
 
@@ -23,9 +23,9 @@ class Contender:
             (PyTorch eager with this package's operators) or ``transformers`` (Hugging Face's Llama with standard
             attention and PyTorch's fused kernel, of the artifact's shape, random weights).
         artifact: Directory of the artifact that gives the weights, or the shape.
-        runtime: For ``artifact``: a runtime of :func:`lucid_deploy.runtime.open_session`.
+        runtime: For ``artifact``: a runtime of :func:`lucid_deploy.runtimes.open_session`.
         threads: Threads within an operator; None lets the runtime choose.
-        kernels: For ``artifact``: what computes our operators, see :func:`lucid_deploy.runtime.open_session`.
+        kernels: For ``artifact``: what computes our operators, see :func:`lucid_deploy.runtimes.open_session`.
     """
 
     name: str
@@ -45,10 +45,10 @@ def open_contender(contender: Contender) -> Session[Any]:
     """Open a contender in this process.
 
     Raises:
-        LucidError: An unknown kind, a missing package, or what :func:`lucid_deploy.runtime.open_session` raises.
+        LucidError: An unknown kind, a missing package, or what :func:`lucid_deploy.runtimes.open_session` raises.
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.runtime import open_session
+    from lucid_deploy.runtimes import open_session
 
     artifact = open_artifact(contender.artifact)
     if contender.kind == "artifact":
@@ -60,8 +60,8 @@ def open_contender(contender: Contender) -> Session[Any]:
     if contender.threads is not None:
         torch.set_num_threads(contender.threads)
     if contender.kind in ("torch-dense", "torch-blocked"):
-        from lucid_deploy.runtime.artifact_weights import load_artifact_model
-        from lucid_deploy.runtime.torch_session import TorchSession
+        from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+        from lucid_deploy.runtimes.torch.session import TorchSession
 
         implementation = "reference" if contender.kind == "torch-dense" else "blocked"
         return TorchSession(load_artifact_model(artifact, implementation=implementation), allow_extrapolation=True)

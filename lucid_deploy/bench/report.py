@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
-from lucid_deploy.cache_types import bytes_per_token
 from lucid_deploy.errors import missing_extra
-from lucid_deploy.inspection import ITEM_SIZE
+from lucid_deploy.model.cache_size import bytes_per_token
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.runtimes.inspection import ITEM_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.runtime.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Layers = list[tuple[torch.Tensor, ...]]
 

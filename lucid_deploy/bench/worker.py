@@ -11,7 +11,7 @@ import numpy as np
 
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime.session import Cache, Session
+from lucid_deploy.runtimes.session import Cache, Session
 
 
 def resident_bytes(field: str) -> int:

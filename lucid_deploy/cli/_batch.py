@@ -12,9 +12,9 @@ from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.batching.prompts import Defaults
-    from lucid_deploy.runtime.session import Session
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.runtimes.session import Session
 
 _CHUNK = 512  # prompt tokens between two steps of the running rows, unless told otherwise
 

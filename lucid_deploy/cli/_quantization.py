@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
     """Return the manifest's record and how much smaller the weights are, as plain data; None if there is none."""
-    from lucid_deploy.inspection import compression
+    from lucid_deploy.runtimes.inspection import compression
 
     record = artifact.manifest.quantization
     if record is None:
@@ -20,7 +20,7 @@ def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
 
 def quantization_sentence(artifact: Artifact) -> str:
     """Describe the quantization of an artifact that has one, in a line."""
-    from lucid_deploy.inspection import compression
+    from lucid_deploy.runtimes.inspection import compression
 
     record = artifact.manifest.quantization
     assert record is not None

@@ -11,7 +11,7 @@ import click
 from lucid_deploy.cli._options import artifact_argument, json_option
 
 if TYPE_CHECKING:
-    from lucid_deploy.engines import BuildReport
+    from lucid_deploy.runtimes.tensorrt.build import BuildReport
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -82,7 +82,7 @@ def command(
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import progress, write_json
-    from lucid_deploy.engines import BuildOptions, build_engines
+    from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
     options = BuildOptions(
@@ -101,7 +101,7 @@ def _show(report: BuildReport) -> None:
     from rich.table import Table
 
     from lucid_deploy.cli._console import console_out, human_size
-    from lucid_deploy.engines.build import describe_capabilities
+    from lucid_deploy.runtimes.tensorrt.build import describe_capabilities
 
     manifest, limits = report.manifest, report.manifest.limits
     console_out.print(

@@ -20,9 +20,9 @@ def command(json_target: str | None) -> None:
     from rich.table import Table
 
     from lucid_deploy.cli._console import console_out, progress, write_json
-    from lucid_deploy.diagnosis import CHECKS, run_check
+    from lucid_deploy.doctor.diagnosis import CHECKS, run_check
+    from lucid_deploy.doctor.gpu import CHECKS as GPU_CHECKS
     from lucid_deploy.errors import CheckFailed
-    from lucid_deploy.gpu_diagnosis import CHECKS as GPU_CHECKS
 
     checks = (*CHECKS, *GPU_CHECKS)
     findings = []

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.evaluation import Comparison, Report, Task
     from lucid_deploy.evaluation.task import Tokens
-    from lucid_deploy.runtime.session import Session
+    from lucid_deploy.runtimes.session import Session
 
 HARNESS = "lm_eval:"
 DEFAULT_LIMIT = 200
@@ -130,10 +130,10 @@ def command(
 
 
 def _open(artifact: Artifact, options: dict[str, Any]) -> tuple[Session[Any], Tokens]:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.runtime import open_session
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.runtimes import open_session
 
     if not artifact.path("tokenizer.json").is_file():
         raise LucidError(f"{artifact.directory} has no tokenizer.json; without it no text can be put to the model.")

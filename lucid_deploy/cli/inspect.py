@@ -24,7 +24,7 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.cli._console import progress, write_json
-    from lucid_deploy.inspection import describe
+    from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
     if check:

@@ -78,10 +78,10 @@ def _build_tensorrt(
     archs: tuple[int, ...], dtypes: tuple[str, ...], output: Path | None, quiet: bool
 ) -> dict[str, Any]:
     from lucid_deploy.cli._console import console_out, human_size, progress
-    from lucid_deploy.engines.plugin_library import default_library
     from lucid_deploy.plugins.aot import ARCHITECTURES, compile_kernels, default_cache, total_size
     from lucid_deploy.plugins.build import PLUGIN_ABI, build_plugin, find_cuda_headers
     from lucid_deploy.plugins.build import find_tensorrt_headers as find_headers
+    from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
     wanted = archs or ARCHITECTURES
     find_headers(), find_cuda_headers()  # what is missing shows before the long compilation

@@ -21,10 +21,10 @@ from lucid_deploy.cli._options import (
 )
 
 if TYPE_CHECKING:
-    from lucid_deploy.runtime.generate import Generation
-    from lucid_deploy.runtime.session import Session
-    from lucid_deploy.runtime.stop_strings import StopStrings
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.runtimes.session import Session
 
 
 @click.command("run")
@@ -101,9 +101,9 @@ def command(
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.runtime import open_session
-    from lucid_deploy.runtime.generate import Generation, Sampling
-    from lucid_deploy.runtime.stop_strings import StopStrings
+    from lucid_deploy.generation.generate import Generation, Sampling
+    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.runtimes import open_session
 
     sampling, stops = Sampling(temperature, top_k, top_p, seed), StopStrings(stop)
     opened = open_artifact(artifact)
@@ -130,7 +130,7 @@ def command(
 
 
 def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
 
     return TextTokenizer(directory) if required or (directory / "tokenizer.json").is_file() else None
 
@@ -161,8 +161,8 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
 
 
 def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: StopStrings, as_json: bool) -> None:
+    from lucid_deploy.artifact.tokenizer import TextStream
     from lucid_deploy.cli._console import console_err, progress, write_json
-    from lucid_deploy.runtime.tokenizer import TextStream
 
     stream = TextStream(tokenizer) if tokenizer is not None else None
     ids: list[int] = []

@@ -19,7 +19,7 @@ from lucid_deploy.cli._options import (
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.parity import Report
-    from lucid_deploy.runtime.session import Array
+    from lucid_deploy.runtimes.session import Array
 
 TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
 
@@ -95,13 +95,13 @@ def command(
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.cli._console import progress, write_json, write_text
     from lucid_deploy.errors import CheckFailed
-    from lucid_deploy.parity.memory import available
-    from lucid_deploy.parity.quantization import check_weights
-    from lucid_deploy.parity.targets import check_tolerance
-    from lucid_deploy.runtime import open_session
-    from lucid_deploy.runtime.open_layers import open_layers
-    from lucid_deploy.runtime.providers import device_index
-    from lucid_deploy.verification import Closer, check_memory, find_checkpoint, verify_against
+    from lucid_deploy.parity.measure.memory import available
+    from lucid_deploy.parity.measure.quantization import check_weights
+    from lucid_deploy.parity.measure.targets import check_tolerance
+    from lucid_deploy.parity.verification import Closer, check_memory, find_checkpoint, verify_against
+    from lucid_deploy.runtimes import open_session
+    from lucid_deploy.runtimes.onnxruntime.providers import device_index
+    from lucid_deploy.runtimes.open_layers import open_layers
 
     if tolerance is not None:
         check_tolerance(tolerance)
@@ -133,7 +133,7 @@ def command(
         "kernels": candidate.kernels,
     }
     if page is not None:
-        from lucid_deploy.parity.page import render_page
+        from lucid_deploy.parity.show.page import render_page
 
         write_text(render_page(report, {**facts, **_artifact_facts(opened)}), page)
     if json_target is not None:
@@ -175,8 +175,8 @@ def _read_text(artifact: Artifact, name: str, limit: int) -> Array:
     """
     import numpy as np
 
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
 
     if not artifact.path("tokenizer.json").is_file():
         raise LucidError(f"{artifact.directory} has no tokenizer.json to read --text with; verify without a text.")
@@ -202,8 +202,8 @@ def _encode(artifact: Artifact, prompt: str | None) -> Array | None:
         raise LucidError("The prompt to verify with is empty. Give it some text, or leave --prompt out.")
     import numpy as np
 
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.runtime.tokenizer import TextTokenizer
 
     if not artifact.path("tokenizer.json").is_file():
         raise LucidError(f"{artifact.directory} has no tokenizer.json to read --prompt with; verify without a prompt.")

@@ -9,8 +9,8 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.shared import CHUNK, Tokenized, Wave, waves
-from lucid_deploy.runtime.generate import Sampler, Sampling
-from lucid_deploy.runtime.session import Session
+from lucid_deploy.generation.generate import Sampler, Sampling
+from lucid_deploy.runtimes.session import Session
 
 
 def generate(

@@ -8,7 +8,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.evaluation.task import Tokens
-from lucid_deploy.runtime.session import Session
+from lucid_deploy.runtimes.session import Session
 
 
 def run_tasks(

@@ -12,7 +12,7 @@ import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation.shared import CHUNK, Tokenized, Wave, waves
-from lucid_deploy.runtime.session import Array, Session
+from lucid_deploy.runtimes.session import Array, Session
 
 LOGITS = 1 << 26  # numbers at most in the logits of one run; a quarter of a GiB
 

@@ -22,14 +22,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from lucid_deploy.artifact import open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
 from lucid_deploy.evaluation.task import Tokens
-from lucid_deploy.runtime.generate import Sampling
-from lucid_deploy.runtime.open import open_session
-from lucid_deploy.runtime.session import Session
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.runtimes.open import open_session
+from lucid_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -48,7 +48,7 @@ class LucidLM(TemplateLM):
 
     Args:
         artifact: An artifact's directory; left out if a session is given.
-        runtime: As for :func:`~lucid_deploy.runtime.open_session`.
+        runtime: As for :func:`~lucid_deploy.runtimes.open_session`.
         device: As there.
         provider: As there.
         threads: As there.

@@ -8,7 +8,7 @@ from typing import Any
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.report import Outcome, Report
 from lucid_deploy.evaluation.task import Question, Task, Tokens
-from lucid_deploy.runtime.session import Session
+from lucid_deploy.runtimes.session import Session
 
 SPARE = 4  # tokens beyond the right answer, so that one that is too long shows
 

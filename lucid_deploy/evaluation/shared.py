@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 CHUNK = 1024  # tokens of a prompt that run at once, which bounds memory
 

@@ -10,7 +10,7 @@ from lucid_deploy.errors import LucidError
 
 
 class Tokens(Protocol):
-    """What is needed of a tokenizer; :class:`~lucid_deploy.runtime.tokenizer.TextTokenizer` has it."""
+    """What is needed of a tokenizer; :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer` has it."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lucid_deploy import recall
+from lucid_deploy.demo import recall
 
 
 def _words(text: str, between: str = " ") -> tuple[str, ...]:

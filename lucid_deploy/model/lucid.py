@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lucid_deploy.model.cache import CacheCodec, LayerCache, codec_for
+from lucid_deploy.cache.codecs import CacheCodec, LayerCache, codec_for
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
 from lucid_deploy.ops.precondition import compute_dtype
@@ -221,7 +221,7 @@ class LucidForCausalLM(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def store_cache_as(self, cache_dtype: str) -> LucidForCausalLM:
-        """Keep K and Y in another type than the model's, see :mod:`lucid_deploy.cache_types`; return the model.
+        """Keep K and Y in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
 
         Args:
             cache_dtype: ``float16`` or ``int8``; the model's own type and ``auto`` store them as they are.

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
-from lucid_deploy.engines.manifest import EngineManifest, engine_directory, open_engines
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
+from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
 BACKENDS = ("onnxruntime", "tensorrt")
 START = "start-triton.sh"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from lucid_deploy.runtime.generate import Sampling
+from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.serving.engine import Broken, Engine, EngineDownError, QueueFullError
 from lucid_deploy.serving.jobs import Event, Job, Piece, Refusal, RowEnd, TokenLogprob
 from lucid_deploy.serving.text import ServingTokenizer
@@ -81,8 +81,8 @@ class _Row:
     """One generation: its text so far and the log-probabilities that wait for their text."""
 
     def __init__(self, row: int, job: Job, tokenizer: ServingTokenizer) -> None:
-        from lucid_deploy.runtime.stop_strings import StopStrings
-        from lucid_deploy.runtime.tokenizer import TextStream
+        from lucid_deploy.artifact.tokenizer import TextStream
+        from lucid_deploy.generation.stop_strings import StopStrings
 
         self._row = row
         self._tokenizer = tokenizer

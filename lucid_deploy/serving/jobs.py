@@ -15,7 +15,7 @@ class Job:
         prompts: Token ids of each prompt.
         n: Generations of each.
         max_new_tokens: Most tokens of each generation.
-        temperature: As :class:`lucid_deploy.runtime.generate.Sampling`, like the next three.
+        temperature: As :class:`lucid_deploy.generation.generate.Sampling`, like the next three.
         top_k: 0 is all.
         top_p: 1 is all.
         seed: Of a prompt's first generation; the next ones count up.

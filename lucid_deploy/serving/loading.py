@@ -31,7 +31,7 @@ class EngineOptions:
 
     Attributes:
         directory: The artifact's.
-        runtime: As :func:`lucid_deploy.runtime.open_session`, like the next four.
+        runtime: As :func:`lucid_deploy.runtimes.open_session`, like the next four.
         device: Where.
         provider: onnxruntime's execution provider.
         kernels: What computes our operators in onnxruntime on the CPU.
@@ -94,7 +94,7 @@ def make_engine(options: EngineOptions) -> Engine:
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
-        from lucid_deploy.runtime import open_session
+        from lucid_deploy.runtimes import open_session
 
         session = open_session(
             options.directory,

@@ -7,7 +7,7 @@ import re
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.jobs import TokenText
 
 

@@ -19,12 +19,12 @@ from click.testing import CliRunner
 from tokenizers import Tokenizer
 
 from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import exporter
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

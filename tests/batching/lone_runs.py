@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.parity.compare import TensorId, Trace, record
-from lucid_deploy.parity.gate import Gate, derive_gates, widest
-from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.scenarios import Scenario
-from lucid_deploy.runtime.cache_rows import row_layers
-from lucid_deploy.runtime.session import Cache, Session
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.compare import TensorId, Trace, record
+from lucid_deploy.parity.measure.gate import Gate, derive_gates, widest
+from lucid_deploy.parity.measure.metrics import position_errors
+from lucid_deploy.runtimes.cache_rows import row_layers
+from lucid_deploy.runtimes.session import Cache, Session
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 CASES = [("growing", "onnxruntime"), ("static", "onnxruntime"), ("growing", "torch")]
 NAMES = ["-".join(case) for case in CASES]

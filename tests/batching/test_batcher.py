@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lone_runs import CASES, NAMES
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime import Session, open_session
-from lucid_deploy.runtime.generate import Generation, Sampling
+from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.runtimes import Session, open_session
+from tests.batching.lone_runs import CASES, NAMES
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

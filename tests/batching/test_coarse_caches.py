@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lone_runs import FORCED, TEXTS
-from test_batcher import drain, prompt
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Request
 from lucid_deploy.batching.rows import make_rows
+from lucid_deploy.generation.generate import Generation, Sampling
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtime import Session, open_session
-from lucid_deploy.runtime.cache_files import load_cache, save_cache
-from lucid_deploy.runtime.cache_rows import merge_caches, select_rows
-from lucid_deploy.runtime.generate import Generation, Sampling
-from lucid_deploy.runtime.session import Cache
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.cache_files import load_cache, save_cache
+from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
+from lucid_deploy.runtimes.session import Cache
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.batching.lone_runs import FORCED, TEXTS
+from tests.batching.test_batcher import drain, prompt
 
 Exported = Callable[..., tuple[Path, Artifact]]
 CASES = [

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lone_runs import CASES, FORCED, NAMES, TEXTS, run_alone
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.runtime import open_session
+from lucid_deploy.runtimes import open_session
+from tests.batching.lone_runs import CASES, FORCED, NAMES, TEXTS, run_alone
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

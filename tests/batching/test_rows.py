@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lone_runs import CASES, FORCED, NAMES, TEXTS, Lone, run_alone
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import rows as rows_module
 from lucid_deploy.batching.rows import MergedRows, Rows, StaticRows, make_rows
-from lucid_deploy.runtime import Session, open_session
+from lucid_deploy.runtimes import Session, open_session
+from tests.batching.lone_runs import CASES, FORCED, NAMES, TEXTS, Lone, run_alone
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

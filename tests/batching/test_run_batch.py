@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from test_batcher import break_embedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher
 from lucid_deploy.cli import main
+from tests.batching.test_batcher import break_embedding
 
 Exported = Callable[..., tuple[Path, Artifact]]
 Answers = dict[int, dict[str, Any]]

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.diagnosis import Check, run_check
+from lucid_deploy.doctor.diagnosis import Check, run_check
+from lucid_deploy.doctor.gpu import CHECKS
 from lucid_deploy.errors import LucidError
-from lucid_deploy.gpu_diagnosis import CHECKS
 
 FOR_TENSORRT = [
     "Triton",

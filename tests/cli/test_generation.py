@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.runtime.generate import Sampler, Sampling, filtered_probabilities
-from lucid_deploy.runtime.tokenizer import TextStream, TextTokenizer
+from lucid_deploy.generation.generate import Sampler, Sampling, filtered_probabilities
 
 # Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
 PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])

@@ -49,7 +49,9 @@ print(json.dumps([names, failed]))
     result = python(code)
     assert result.returncode == 0, result.stderr
     names, failed = json.loads(result.stdout)
-    assert {"lucid_deploy.runtime.ort_session", "lucid_deploy.export.trace", "lucid_deploy.cli.run"} <= set(names)
+    assert {"lucid_deploy.runtimes.onnxruntime.session", "lucid_deploy.export.trace", "lucid_deploy.cli.run"} <= set(
+        names
+    )
     assert failed == {}
 
 

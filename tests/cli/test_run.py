@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.runtime import open_session
+from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 PROMPT = [5, 17, 80, 5, 17, 33, 2, 9, 9, 41, 60]

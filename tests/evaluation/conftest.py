@@ -11,11 +11,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import DEMO, resolve
 from lucid_deploy.model.config import parse_config
-from lucid_deploy.runtime.session import Array, Session
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.runtimes.session import Array, Session
 
 EOS = 2  # of the bundled tokenizer
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lucid_deploy import recall
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
+from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.tokenizer import TextTokenizer
+from lucid_deploy.runtimes import open_session
 
 # Before these are imported: no network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")

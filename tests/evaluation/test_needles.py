@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy import recall
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation import Task, evaluate, needles_task
-from lucid_deploy.runtime.tokenizer import TextTokenizer
 
 CONTEXT = 100_000
 

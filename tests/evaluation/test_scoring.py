@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy import recall
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.demo import recall
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation import Question, Task, compare, evaluate, recall_task
 from lucid_deploy.evaluation.report import wilson
 from lucid_deploy.evaluation.tables import percent, render_tables
-from lucid_deploy.runtime.tokenizer import TextTokenizer
 
 Oracle = Callable[..., Any]
 WRONG = (3, 30, 31)  # of 60 prompts

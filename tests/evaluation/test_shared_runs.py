@@ -16,10 +16,10 @@ from lucid_deploy.evaluation import likelihood
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
 from lucid_deploy.evaluation.shared import Tokenized, waves
+from lucid_deploy.generation.generate import Generation, Sampling
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.generate import Generation, Sampling
-from lucid_deploy.runtime.session import Array
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Array
 
 Exported = Callable[..., tuple[Path, Artifact]]
 VOCAB = 23

@@ -18,7 +18,7 @@ from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime import open_session
+from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 

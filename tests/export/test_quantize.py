@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
 from lucid_deploy.cli.export import command as export_command
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization, quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
-from lucid_deploy.parity.quantization import check_weights
-from lucid_deploy.quantization import LEAST_SCALE, QuantizedTensor
-from lucid_deploy.runtime.artifact_weights import load_artifact_model
+from lucid_deploy.parity.measure.quantization import check_weights
+from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 
 Made = Callable[..., tuple[Path, Artifact]]
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}

@@ -18,8 +18,8 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.export.range_scan import CACHED, LIMIT, MARGIN, RangeScan, sample_prompts, scan
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime import Session, open_session
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 
 def scaled(checkpoint: Path, **factors: float) -> Path:

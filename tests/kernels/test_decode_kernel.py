@@ -1,7 +1,8 @@
 """The decode kernels in Triton's interpreter against float64; the gate is derived as for the preconditioner's."""
 
 import pytest
-from kernel_worker import Case, run_decode
+
+from tests.kernels.kernel_worker import Case, run_decode
 
 FACTOR = 1.25
 FLOAT32_FLOOR = 2e-7  # the kernel's sums over splits in another order

@@ -16,7 +16,7 @@ TABLE = ROOT / "plugins" / "kernels" / "table.json"
 
 
 def load_tuner():
-    spec = importlib.util.spec_from_file_location("tune_kernels", ROOT / "bench" / "tune_kernels.py")
+    spec = importlib.util.spec_from_file_location("tune_kernels", ROOT / "benchmarks" / "tune_kernels.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -161,7 +161,7 @@ def test_the_tuner_takes_the_fastest_of_the_correct():
 
 
 def test_the_tuner_says_that_it_needs_a_gpu():
-    command = [sys.executable, str(ROOT / "bench" / "tune_kernels.py")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "tune_kernels.py")]
     result = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""}, timeout=120)
     assert result.returncode == 2 and "needs an NVIDIA GPU" in result.stderr
     assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0

@@ -7,7 +7,8 @@ FACTOR times the error of a plain implementation in PyTorch that rounds E and th
 import time
 
 import pytest
-from kernel_worker import (
+
+from tests.kernels.kernel_worker import (
     Case,
     relative_error,
     run_far_away,

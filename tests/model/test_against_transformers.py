@@ -18,8 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from lucid_deploy.export import export
 from lucid_deploy.model.checkpoint import load_model
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 SHAPES: dict[str, dict[str, Any]] = {
     "one query head per key head": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 36},

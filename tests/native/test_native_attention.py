@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_tools import check, keys, poison, run, runnable, session
 
 from lucid_deploy.ops import causal_attention, decode_attention
 from lucid_deploy.plugins.ort_build import kernels_name
+from tests.native.native_tools import check, keys, poison, run, runnable, session
 
 
 def problem(tokens, past, width, groups, correlation=0.9, batch=1, heads=2, dtype=torch.float32):

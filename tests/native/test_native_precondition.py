@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_tools import check, error, keys, poison, run, runnable, session
 
 from lucid_deploy.ops import precondition
 from lucid_deploy.plugins.ort_build import kernels_name
+from tests.native.native_tools import check, error, keys, poison, run, runnable, session
 
 
 def solve(k, v, k_past, y_past, mask, dtype="float32"):

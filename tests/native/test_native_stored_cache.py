@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from native_tools import check, error, keys, poison, run, runnable, session
 
-from lucid_deploy.cache_types import encode_layer
+from lucid_deploy.cache.storage import encode_layer
 from lucid_deploy.ops import decode_attention
 from lucid_deploy.plugins.ort_build import kernels_name
+from tests.native.native_tools import check, error, keys, poison, run, runnable, session
 
 OPERATORS = {"float16": "DecodeAttentionFloat16", "int8": "DecodeAttentionInt8"}
 # Types of model and cache; a float16 model whose cache is float16 too needs no other operator.

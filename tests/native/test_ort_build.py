@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from native_tools import INSTRUCTIONS, runnable
 
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins import build as compilation
 from lucid_deploy.plugins import ort_build
+from tests.native.native_tools import INSTRUCTIONS, runnable
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.kernels import choose_kernels, describe_kernels
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, describe_kernels
 
 
 @pytest.fixture

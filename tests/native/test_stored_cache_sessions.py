@@ -19,9 +19,9 @@ from lucid_deploy.cli import main
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.stored_cache import read_as_stored
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 CASES = [
     ("float32", "int8", "growing"),

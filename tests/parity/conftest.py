@@ -1,7 +1,7 @@
 import pytest
-from small_models import session, small_model
 
 from lucid_deploy.parity import prepare
+from tests.parity.small_models import session, small_model
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import torch
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 VOCAB = 61
 LAYERS = 3

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from faults import (
+
+from lucid_deploy.cli import main
+from tests.parity.faults import (
     broken_operator,
     change_weight,
     diagonal,
@@ -17,8 +19,6 @@ from faults import (
     swap_cache,
     swap_layers,
 )
-
-from lucid_deploy.cli import main
 
 CONTEXT = 32  # prompts of 21 tokens with 6 steps
 

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cache_faults import coarser_levels, stored_scale, swapped_scales, towards_zero
 from click.testing import CliRunner
-from faults import edit_graphs
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import check, prepare
-from lucid_deploy.runtime import open_session
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.cache_faults import coarser_levels, stored_scale, swapped_scales, towards_zero
+from tests.parity.faults import edit_graphs
 
 CONTEXT, STEPS = 64, 6
 

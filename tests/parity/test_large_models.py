@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from small_models import VOCAB, in_dtype, session, small_model
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.on_demand import float64_on_demand
+from lucid_deploy.model.scenarios import ONE_SHOT, SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.parity import prepare
-from lucid_deploy.parity.compare import follow, generate, record, record_at_once, record_together
-from lucid_deploy.parity.memory import available, check_fits
-from lucid_deploy.parity.scenarios import ONE_SHOT, SCHEDULES, Scenario, batches, synthetic_scenarios
-from lucid_deploy.runtime.layers import Tokens
-from lucid_deploy.runtime.torch_layers import TorchLayers
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.parity.measure.compare import follow, generate, record, record_at_once, record_together
+from lucid_deploy.parity.measure.memory import available, check_fits
+from lucid_deploy.runtimes.layers import Tokens
+from lucid_deploy.runtimes.torch.layers import TorchLayers
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import VOCAB, in_dtype, session, small_model
 
 
 @pytest.fixture(scope="module")

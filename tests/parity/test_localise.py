@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_models import LAYERS, VOCAB, in_dtype, session, small_model
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity import check, explain, explained_scenarios, prepare
-from lucid_deploy.parity.localise import Part, look_inside, own_errors, own_gates, parts_of, splits
-from lucid_deploy.parity.metrics import logit_metrics
-from lucid_deploy.parity.perplexity import perplexity, session_logits, surprisals, windows
-from lucid_deploy.runtime.layers import Tokens
-from lucid_deploy.runtime.open_layers import open_layers
-from lucid_deploy.runtime.torch_layers import TorchLayers
+from lucid_deploy.parity.causes.localise import Part, look_inside, own_errors, own_gates, parts_of, splits
+from lucid_deploy.parity.measure.metrics import logit_metrics
+from lucid_deploy.parity.measure.perplexity import perplexity, session_logits, surprisals, windows
+from lucid_deploy.runtimes.layers import Tokens
+from lucid_deploy.runtimes.open_layers import open_layers
+from lucid_deploy.runtimes.torch.layers import TorchLayers
+from tests.parity.small_models import LAYERS, VOCAB, in_dtype, session, small_model
 
 
 def layers(model, dtype=torch.float32):

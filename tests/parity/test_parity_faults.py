@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import session
 
 import lucid_deploy.model.lucid as lucid
 from lucid_deploy.ops.precondition import normalize_keys
 from lucid_deploy.parity import check
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import session
 
 
 def assert_caught(candidate, targets, tensor, position=None, schedule=None):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from small_models import LAYERS, session, small_model
 
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.scenarios import ONE_SHOT, SCHEDULES, synthetic_scenarios
 from lucid_deploy.parity import check, prepare, verify
-from lucid_deploy.parity.compare import Rows, TensorId, Trace, record
-from lucid_deploy.parity.gate import (
+from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace, record
+from lucid_deploy.parity.measure.gate import (
     FLOOR_UNITS,
     UNIT,
     Gate,
@@ -17,9 +17,9 @@ from lucid_deploy.parity.gate import (
     first_failure,
     unproven,
 )
-from lucid_deploy.parity.metrics import position_errors
-from lucid_deploy.parity.scenarios import ONE_SHOT, SCHEDULES, synthetic_scenarios
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.parity.measure.metrics import position_errors
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import LAYERS, session, small_model
 
 K0, Y0, K1, LOGITS = TensorId(0, 0), TensorId(0, 1), TensorId(1, 0), TensorId(2, 2)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lucid_deploy.parity.metrics import kl_divergence, logit_metrics, near_tie, position_errors, tensor_metrics
+from lucid_deploy.parity.measure.metrics import kl_divergence, logit_metrics, near_tie, position_errors, tensor_metrics
 
 
 def rows(*values):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from small_models import LAYERS, VOCAB, session
 
 from lucid_deploy.parity import check, verify
-from lucid_deploy.parity.compare import TensorId
-from lucid_deploy.runtime.torch_session import TorchSession
+from lucid_deploy.parity.measure.compare import TensorId
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.small_models import LAYERS, VOCAB, session
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from small_models import VOCAB, small_config
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.scenarios import (
+from lucid_deploy.model.scenarios import (
     PADDING,
     SCHEDULES,
     Schedule,
@@ -13,6 +12,7 @@ from lucid_deploy.parity.scenarios import (
     greedy_prompt,
     synthetic_scenarios,
 )
+from tests.parity.small_models import VOCAB, small_config
 
 
 def test_equal_seeds_give_equal_tokens():

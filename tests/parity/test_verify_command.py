@@ -12,8 +12,8 @@ from lucid_deploy.artifact import MANIFEST, WEIGHTS
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtime.torch_session import TorchSession
-from lucid_deploy.verification import find_checkpoint, verify_against
+from lucid_deploy.parity.verification import find_checkpoint, verify_against
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
 

@@ -11,8 +11,8 @@ from lucid_deploy.cli import main
 @pytest.mark.parametrize("options", [[], ["--explain"]])
 def test_too_little_memory_is_one_error_before_the_run(exported, monkeypatch, options):
     _, artifact = exported(max_position_embeddings=48)
-    monkeypatch.setattr("lucid_deploy.parity.memory.available", lambda: 10**8)
-    monkeypatch.setattr("lucid_deploy.runtime.open_session", None)  # nothing is opened
+    monkeypatch.setattr("lucid_deploy.parity.measure.memory.available", lambda: 10**8)
+    monkeypatch.setattr("lucid_deploy.runtimes.open_session", None)  # nothing is opened
     result = CliRunner().invoke(main, ["verify", str(artifact.directory), *options], catch_exceptions=False)
     words = " ".join(result.stderr.split())
     assert result.exit_code == 2

@@ -7,15 +7,15 @@ from html.parser import HTMLParser
 
 import pytest
 from click.testing import CliRunner
-from faults import change_weight
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.cli import main
-from lucid_deploy.parity.html import Cell, paragraph, table
-from lucid_deploy.parity.svg import Line, log_chart
+from lucid_deploy.parity.show.html import Cell, paragraph, table
+from lucid_deploy.parity.show.svg import Line, log_chart
+from tests.parity.faults import change_weight
 
 CONTEXT = 48
 VOID = {"meta", "br", "circle", "path"}

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from plugin_tools import Tools, build_tools
+
+from tests.plugin.plugin_tools import Tools, build_tools
 
 
 @pytest.fixture(scope="session")

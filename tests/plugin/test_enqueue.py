@@ -1,7 +1,8 @@
 """The plugins' host side against a stand-in driver: launches must be those that the Python launcher plans."""
 
 import pytest
-from plugin_tools import SHARED_BYTES, Problem, as_float32
+
+from tests.plugin.plugin_tools import SHARED_BYTES, Problem, as_float32
 
 PROBLEMS = [
     Problem("Precondition", new=1),

@@ -1,10 +1,10 @@
 """Building the plugin library: every way it can fail is one clear message."""
 
 import pytest
-from plugin_tools import stand_ins
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins import build
+from tests.plugin.plugin_tools import stand_ins
 
 
 @pytest.fixture(scope="module")

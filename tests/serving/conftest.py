@@ -1,3 +1,3 @@
 """The fixtures of the servers' tests."""
 
-from serving_tools import artifacts, reference, server, start  # noqa: F401
+from tests.serving.serving_tools import artifacts, reference, server, start  # noqa: F401

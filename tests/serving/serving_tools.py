@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import lucid_deploy
+from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.runtime import Session, open_session
-from lucid_deploy.runtime.generate import Generation, Sampling
-from lucid_deploy.runtime.tokenizer import TextStream, TextTokenizer
+from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.runtimes import Session, open_session
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

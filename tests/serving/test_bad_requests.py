@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_tools import MODEL, PROMPT, Server
+
+from tests.serving.serving_tools import MODEL, PROMPT, Server
 
 KEY = "a-key-that-nobody-guesses"
 BODY_LIMIT = 100_000

@@ -16,10 +16,10 @@ import httpx
 import openai
 import pytest
 from click.testing import CliRunner
-from serving_tools import MODEL, PROMPT, Server, Start
-from slow_server import FATAL
 
 from lucid_deploy.cli import main
+from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
+from tests.serving.slow_server import FATAL
 
 STEP = 0.02  # seconds; a long generation takes 10
 

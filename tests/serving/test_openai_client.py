@@ -8,7 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-from serving_tools import MODEL, PROMPT, Reference, Server
+
+from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 
 LONG: dict[str, Any] = {"extra_body": {"ignore_eos": True}}
 ANIMALS = ["fox", "owl", "bear"]

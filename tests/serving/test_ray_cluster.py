@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from serving_tools import MODEL, PROMPT, Reference, Server
+
+from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
 
 pytest.importorskip("ray", reason="the extra ray")
 pytestmark = pytest.mark.timeout(240)

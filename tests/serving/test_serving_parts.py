@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving_tools import TEMPLATE
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -19,6 +18,7 @@ from lucid_deploy.serving.engine import Broken
 from lucid_deploy.serving.jobs import Job, Piece, RowEnd
 from lucid_deploy.serving.security import ApiKeys, host_allowed, is_loopback
 from lucid_deploy.serving.text import ServingTokenizer
+from tests.serving.serving_tools import TEMPLATE
 
 MESSAGES: list[dict[str, Any]] = [
     {"role": "system", "content": "  Be brief. "},

@@ -1,0 +1,53 @@
+"""What long_context.py measures, in a process that imports no torch, as one that serves the artifact would."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.bench.worker import reset_peak, resident_bytes
+from lucid_deploy.runtimes import open_session
+
+
+def prefill(artifact: str, length: int, chunk: int | None) -> dict[str, Any]:
+    """Prefill; return seconds, memory before, peak memory, the logits and the last rows of Y."""
+    session = open_session(artifact)
+    ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (1, length))
+    cache = session.empty_cache(1)
+    reset_peak()
+    idle = resident_bytes("VmRSS")
+    started = time.perf_counter()
+    logits = session.prefill(ids, cache, chunk=chunk)
+    seconds = time.perf_counter() - started
+    peak = resident_bytes("VmHWM")
+    rows = [y[0, :, -64:].ravel().tolist() for _, y in session.layer_arrays(cache)]
+    return {"seconds": seconds, "idle": idle, "peak": peak, "logits": logits.ravel().tolist(), "rows": rows}
+
+
+def decode(artifact: str, context: int, steps: int = 8) -> dict[str, Any]:
+    """Decode up to a context, after random keys and values; return seconds a step and the process's peak memory."""
+    session = open_session(artifact)
+    config, rng = session.config, np.random.default_rng(0)
+    filled = context - steps - 1
+    shape = (1, config.num_key_value_heads, filled, config.head_dim)
+    layers = [
+        (rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32))
+        for _ in range(config.num_hidden_layers)
+    ]
+    cache = session.cache_from_arrays(layers, np.ones((1, filled), dtype=bool))
+    del layers
+    token = np.ones((1, 1), dtype=np.int64)
+    idle = resident_bytes("VmRSS")
+    reset_peak()
+    session.decode(token, cache)
+    started = time.perf_counter()
+    for _ in range(steps):
+        session.decode(token, cache)
+    return {
+        "seconds": (time.perf_counter() - started) / steps,
+        "idle": idle,
+        "resident": resident_bytes("VmRSS"),
+        "peak": resident_bytes("VmHWM"),
+    }

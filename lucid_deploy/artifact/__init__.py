@@ -1,0 +1,38 @@
+"""The exported artifact: a directory whose manifest ``lucid.json`` names every file, its size and its sha256.
+
+Reading it needs neither torch nor onnxruntime.
+"""
+
+from lucid_deploy.artifact.external_data import check_external_data
+from lucid_deploy.artifact.manifest import (
+    CACHES,
+    DTYPES,
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    PACK_LIMIT,
+    STAGES,
+    WEIGHTS,
+    GraphInfo,
+    Manifest,
+    TensorInfo,
+)
+from lucid_deploy.artifact.read import Artifact, check_hashes, open_artifact
+
+__all__ = [
+    "CACHES",
+    "DTYPES",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MANIFEST",
+    "PACK_LIMIT",
+    "STAGES",
+    "WEIGHTS",
+    "Artifact",
+    "GraphInfo",
+    "Manifest",
+    "TensorInfo",
+    "check_external_data",
+    "check_hashes",
+    "open_artifact",
+]

@@ -1,0 +1,171 @@
+"""The manifest ``lucid.json``: what an artifact holds, and the form it has on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.cache.storage import CACHE_DTYPES
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+
+MANIFEST = "lucid.json"
+WEIGHTS = "weights.bin"
+FORMAT, FORMAT_VERSION = "lucid-deploy", 1
+PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
+DTYPES = ("float32", "float16", "bfloat16")
+STAGES = ("prefill", "decode")
+CACHES = ("growing", "static")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One graph input or output: name, numpy-style type name, and shape (numbers or names of dynamic axes)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph: its file in the artifact, and its inputs and outputs in order."""
+
+    file: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of ``lucid.json``.
+
+    Attributes:
+        config: The model.
+        dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
+        cache: ``growing``: present tensors are past tensors plus the new rows; ``static``: decode takes buffers and
+            writes its row into them.
+        logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
+        opset: Version of the standard ONNX operator set.
+        operators: Version of the operators of domain ``ai.lucid``.
+        source: The checkpoint it was exported from, a path or the word ``demo``.
+        versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
+        graphs: ``prefill`` and ``decode``.
+        files: Size in bytes and sha256 of every other file of the artifact.
+        cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
+        ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
+        quantization: Which weights are quantized, and how; None: none.
+    """
+
+    config: LucidConfig
+    dtype: str
+    cache: str
+    logits: str
+    opset: int
+    operators: int
+    source: str
+    versions: dict[str, str]
+    graphs: dict[str, GraphInfo]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cache_dtype: str = ""
+    ranges: dict[str, Any] | None = None
+    quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+
+    def to_json(self) -> str:
+        """Return the text of ``lucid.json``."""
+        data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        data["config"] = self.config.to_dict()
+        return json.dumps(data, indent=2) + "\n"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read an artifact's manifest.
+
+    Raises:
+        LucidError: There is none, it is damaged, or of a newer format.
+    """
+    if directory.is_file():
+        raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
+    if not directory.is_dir():
+        raise LucidError(f"There is no artifact at {directory}: no such directory. Make one with: lucid-deploy export")
+    path = directory / MANIFEST
+    if not path.is_file():
+        hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
+        raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        name, version = data["format"], data["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error
+    if name != FORMAT:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: its format is {name!r}.")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise LucidError(
+            f"{directory} has artifact format {version}; this lucid-deploy reads up to {FORMAT_VERSION}. "
+            "Upgrade lucid-deploy, or export again with this version."
+        )
+    try:
+        return _parse_manifest(data)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise LucidError(f"{path} is damaged: {error!r}. Export it again.") from error
+
+
+def _parse_manifest(data: dict[str, Any]) -> Manifest:
+    def tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
+
+    graphs = {
+        stage: GraphInfo(graph["file"], tensors(graph["inputs"]), tensors(graph["outputs"]))
+        for stage, graph in data["graphs"].items()
+    }
+    if set(graphs) != set(STAGES):
+        raise ValueError(f"graphs are {sorted(graphs)}, not {sorted(STAGES)}")
+    files = {
+        name: {"size": int(facts["size"]), "sha256": str(facts["sha256"])} for name, facts in data["files"].items()
+    }
+    for name in files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"file {name!r} lies outside the artifact")
+    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - files.keys()
+    if unlisted:
+        raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
+    for key, allowed in (("dtype", DTYPES), ("cache", CACHES), ("logits", ("last", "all"))):
+        if data[key] not in allowed:
+            raise ValueError(f"{key} is {data[key]!r}")
+    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")
+    cache_dtype = data.get("cache_dtype") or data["dtype"]
+    if cache_dtype not in (data["dtype"], *CACHE_DTYPES[1:]):
+        raise ValueError(f"cache_dtype is {cache_dtype!r}")
+    for key, kind in (("opset", int), ("operators", int), ("source", str), ("versions", dict)):
+        if type(data[key]) is not kind:
+            raise ValueError(f"{key} is {data[key]!r}")
+    ranges = data.get("ranges")
+    if ranges is not None:
+        _check_ranges(ranges)
+    return Manifest(
+        config=LucidConfig.from_dict(data["config"]),
+        graphs=graphs,
+        files=files,
+        cache_dtype=cache_dtype,
+        ranges=ranges,
+        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
+        **{key: data[key] for key in plain},
+    )
+
+
+def _check_ranges(ranges: dict[str, Any]) -> None:
+    """Check the record of a range scan, see :mod:`lucid_deploy.export.range_scan`."""
+    if ranges["skipped"] is True:
+        return
+    peaks = [peak for row in ranges["peaks"].values() for peak in row.values()]
+    numbers = [ranges[key] for key in ("prompts", "tokens", "limit")]
+    if not peaks or any(type(value) not in (int, float) for value in (*peaks, *numbers)):
+        raise ValueError("ranges holds no numbers")
+    if not all(isinstance(warning, str) for warning in ranges["warnings"]):
+        raise ValueError(f"warnings of ranges are {ranges['warnings']!r}")

@@ -1,0 +1,163 @@
+"""Opening an artifact: what can be checked without running anything. Needs neither torch nor onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact.external_data import check_external_data
+from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
+from lucid_deploy.cache.storage import cache_tensors
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.config import LucidConfig
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact; :func:`open_artifact` makes it."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def config(self) -> LucidConfig:
+        """The model's configuration."""
+        return self.manifest.config
+
+    @property
+    def identity(self) -> str:
+        """What model this is: a sha256 over its configuration, its type and its weights."""
+        parts = [self.config.to_dict(), self.manifest.dtype, self.manifest.files[WEIGHTS]["sha256"]]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of its files."""
+        return self.directory / name
+
+    def graph_path(self, stage: str) -> Path:
+        """Return the path of the ``prefill`` or ``decode`` graph."""
+        return self.directory / self.manifest.graphs[stage].file
+
+
+def open_artifact(directory: str | Path) -> Artifact:
+    """Open an artifact and check what is cheap to check: versions, sizes of all files, external-data paths.
+
+    Args:
+        directory: Where it lies.
+
+    Raises:
+        LucidError: It is no artifact, or of a newer format.
+        CheckFailed: A file is missing, was cut, or was swapped for one of another size.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    for name, facts in manifest.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckFailed(f"{directory} is incomplete: {name} is missing. Export it again.")
+        if path.stat().st_size != facts["size"]:
+            raise CheckFailed(
+                f"{path} has {path.stat().st_size} bytes, its manifest says {facts['size']}: it was cut or swapped. "
+                "Export it again."
+            )
+    artifact = Artifact(directory, manifest)
+    for stage in STAGES:
+        model = check_external_data(artifact.graph_path(stage))
+        _check_contract(artifact, stage, model)
+        _check_quantization(artifact, stage, model)
+    return artifact
+
+
+def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
+    """Compare the sha256 of every file with the manifest.
+
+    Args:
+        artifact: The artifact.
+        progress: Called with (bytes read, bytes in all).
+
+    Raises:
+        CheckFailed: A file differs; all of them are named.
+    """
+    total = sum(facts["size"] for facts in artifact.manifest.files.values())
+    read, wrong = 0, []
+    for name, facts in artifact.manifest.files.items():
+        digest = hashlib.sha256()
+        with artifact.path(name).open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                read += len(block)
+                if progress is not None:
+                    progress(read, total)
+        if digest.hexdigest() != facts["sha256"]:
+            wrong.append(name)
+    if wrong:
+        raise CheckFailed(
+            f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
+            "Export it again."
+        )
+
+
+def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
+    """Compare a graph's inputs and outputs with the manifest, and those with the manifest's model."""
+
+    def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
+        return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
+
+    info, config = artifact.manifest.graphs[stage], artifact.config
+    graph = [*described(model.graph.input), *described(model.graph.output)]
+    listed = [(item.name, item.shape) for item in (*info.inputs, *info.outputs)]
+    cache = [
+        (item.name, item.dtype, *item.shape[1::2]) for item in info.inputs if item.name.startswith("past_key_values.")
+    ]
+    wanted = [
+        (f"past_key_values.{layer}.{tensor.suffix}", tensor.dtype, config.num_key_value_heads, tensor.width)
+        for layer in range(config.num_hidden_layers)
+        for tensor in cache_tensors(artifact.manifest.cache_dtype, config.head_dim)
+    ]
+    static = any(item.name == "cache_length" for item in info.inputs)
+    fits = (
+        graph == listed
+        and cache == wanted
+        and info.outputs[0].shape[-1] == config.vocab_size
+        and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
+        and static == (stage == "decode" and artifact.manifest.cache == "static")
+    )
+    if not fits:
+        raise CheckFailed(
+            f"{artifact.graph_path(stage)} does not fit {MANIFEST}: inputs and outputs are those of another model or "
+            "stage. Export it again."
+        )
+
+
+def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:
+    """Compare the quantized weights of a graph with the manifest's record."""
+    from onnx import TensorProto
+
+    record = artifact.manifest.quantization
+    dtype = {"float32": "FLOAT"}.get(artifact.manifest.dtype, artifact.manifest.dtype.upper())
+    found = {
+        tensor.name: (TensorProto.DataType.Name(tensor.data_type), tuple(tensor.dims))
+        for tensor in model.graph.initializer
+        if tensor.name.endswith((PACKED, SCALES, ROWS))
+    }
+    wanted = {}
+    for name in record.tensors if record is not None else ():
+        assert record is not None
+        numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
+        for part in (*numbers, SCALES):
+            kind = dtype if part == SCALES else record.packed_dtype.upper()
+            wanted[name + part] = (kind, record.part_shape(name, part))
+    if found != wanted:
+        differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise CheckFailed(
+            f"{artifact.graph_path(stage)} has other quantized weights than {MANIFEST} records: "
+            f"{', '.join(differing[:5])}. Export it again."
+        )

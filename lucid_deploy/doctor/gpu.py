@@ -1,0 +1,66 @@
+"""The lines of ``lucid-deploy doctor`` for TensorRT: what building needs, and what only running needs. All optional."""
+
+from __future__ import annotations
+
+from lucid_deploy.doctor.diagnosis import Check, importable
+
+
+def _backend(name: str) -> str:
+    from lucid_deploy.runtimes.tensorrt.backend import dotted, load_backend
+
+    backend = load_backend(name)
+    kinds = getattr(backend.trt, "ComputeCapability", None)
+    if backend.needs_gpu_to_build or kinds is None:
+        return "imports; builds for the GPU of this machine"
+    numbers = sorted(int(each[2:]) for each in kinds.__members__ if each.startswith("SM"))
+    return "imports; builds without a GPU, for compute capability " + ", ".join(map(dotted, numbers))
+
+
+def _plugin_library() -> str:
+    from lucid_deploy.plugins.build import PLUGIN_ABI, check_plugin
+    from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
+
+    library = default_library()
+    check_plugin(library)
+    return f"{library}, ABI {PLUGIN_ABI}"
+
+
+def _compiler() -> str:
+    from lucid_deploy.plugins.build import find_compiler
+
+    return find_compiler()
+
+
+def _tensorrt_headers() -> str:
+    from lucid_deploy.plugins.build import find_tensorrt_headers
+
+    return str(find_tensorrt_headers())
+
+
+def _cuda_headers() -> str:
+    from lucid_deploy.plugins.build import find_cuda_headers
+
+    return str(find_cuda_headers())
+
+
+def _gpu() -> str:
+    from lucid_deploy.runtimes.tensorrt.backend import dotted
+    from lucid_deploy.runtimes.tensorrt.device import open_device
+
+    device = open_device()
+    return f"{device.name}, compute capability {dotted(device.capability)}"
+
+
+_KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("kernels", "rtx", "trt"))
+# What raises a LucidError says itself what to do; the hint is for a package that does not import.
+CHECKS = (
+    Check("Triton", "plugin build", importable("triton"), _KERNELS, package="triton"),
+    Check("C++ compiler", "plugin build", _compiler, package=None),
+    Check("TensorRT headers", "plugin build", _tensorrt_headers, package=None),
+    Check("CUDA headers", "plugin build", _cuda_headers, package=None),
+    Check("plugin library", "build, LUCID models", _plugin_library, package=None),
+    Check("TensorRT-RTX", "build; run on a GPU", lambda: _backend("tensorrt-rtx"), _RTX, package="tensorrt_rtx_cu13"),
+    Check("TensorRT", "build --backend tensorrt", lambda: _backend("tensorrt"), _TRT, package="tensorrt"),
+    Check("cuda-bindings", "run on a GPU", importable("cuda.bindings.driver"), _RTX),
+    Check("CUDA driver, GPU", "run on a GPU", _gpu, package=None),
+)

@@ -1,0 +1,98 @@
+"""Caches of texts that were run before, found again by their longest common prefix with a new text."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+
+class PrefixStore:
+    """Keeps caches within a budget; the one not used for the longest time goes first.
+
+    What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token.
+
+    Args:
+        session: Whose caches they are.
+        budget: Most tokens to keep, over all entries; 0 keeps nothing.
+
+    Raises:
+        LucidError: A budget below 0.
+    """
+
+    def __init__(self, session: Session[Any], budget: int) -> None:
+        if budget < 0:
+            raise LucidError(f"The budget of the prefix store must be 0 tokens or more, not {budget}.")
+        self.budget = budget
+        self._session = session
+        self._entries: OrderedDict[bytes, tuple[Array, Cache[Any]]] = OrderedDict()  # the most recently used comes last
+
+    @property
+    def tokens(self) -> int:
+        """Tokens kept now."""
+        return sum(len(ids) for ids, _ in self._entries.values())
+
+    def __len__(self) -> int:
+        """Entries kept now."""
+        return len(self._entries)
+
+    def add(self, ids: Sequence[int], cache: Cache[Any]) -> None:
+        """Keep a cache, unless it is larger than the budget or its text is the beginning of one that is kept.
+
+        Args:
+            ids: Token ids of its text.
+            cache: One row without padding; a fork of it is kept.
+
+        Raises:
+            LucidError: The cache does not hold as many tokens as there are ids, or has several rows or padding.
+        """
+        new = np.asarray(ids, dtype=np.int64)
+        if cache.batch != 1 or not cache.mask.all() or cache.length != len(new):
+            raise LucidError(
+                f"A prefix is kept from a cache of one row without padding; this one has {cache.batch} rows of "
+                f"{cache.length} tokens, for {len(new)} token ids."
+            )
+        if not 0 < len(new) <= self.budget:
+            return
+        for key, (old, _) in list(self._entries.items()):
+            shared = _common(old, new)
+            if shared == len(new):  # this one and more is there already
+                self._entries.move_to_end(key)
+                return
+            if shared == len(old):  # the new one holds all of it
+                del self._entries[key]
+        while self._entries and self.tokens + len(new) > self.budget:
+            self._entries.popitem(last=False)
+        self._entries[new.tobytes()] = (new, self._session.fork(cache))
+
+    def find(self, ids: Sequence[int], most: int | None = None) -> Cache[Any] | None:
+        """Return a cache of the longest beginning of a text that is known, to go on from; None if nothing is.
+
+        Args:
+            ids: Token ids of the text.
+            most: Most tokens to return; None: all of the text.
+        """
+        wanted = np.asarray(ids, dtype=np.int64)[: len(ids) if most is None else most]
+        shared, best = max(
+            ((_common(old, wanted), key) for key, (old, _) in self._entries.items()),
+            key=lambda item: item[0],
+            default=(0, b""),
+        )
+        if shared == 0:
+            return None
+        self._entries.move_to_end(best)
+        cache = self._session.fork(self._entries[best][1])
+        self._session.truncate(cache, shared)
+        return cache
+
+
+def _common(first: Array, second: Array) -> int:
+    """Return how many tokens two texts begin with in common."""
+    length = min(len(first), len(second))
+    differ = first[:length] != second[:length]
+    return int(differ.argmax()) if differ.any() else length

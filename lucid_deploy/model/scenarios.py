@@ -1,0 +1,220 @@
+"""The inputs of a verification: token sequences, and the ways to feed them.
+
+LUCID's triangular solve does next to nothing on independent random keys, so random tokens alone would pass with a wrong
+solve. Repeated and correlated tokens give keys close to each other, where the solve carries the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lucid_deploy.cache.storage import Array
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+
+PROMPT_TOKENS = 300  # crosses the block sizes 128 and 256 and ends inside a block
+DECODE_STEPS = 32
+PADDING = 5  # padded columns of the padded schedule: not a multiple of anything
+MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
+PATTERN_TOKENS = 7  # period of the repeated pattern
+# Without position encoding, one token all the time computes one and the same score everywhere. Its rounding error would
+# be a single draw, and a gate derived from a lucky one too narrow for a correct candidate (seen in 2 or more of 120
+# runs). So that scenario begins with this many other tokens, each twice: as many draws of the same kind of error.
+PAIRED_TOKENS = 16
+CORRELATED = "correlated"  # name of the scenario whose keys resemble each other: the hardest for the solve
+NEIGHBOURS = 8  # tokens that the correlated scenario draws from
+# Chunk lengths, in turn: one row, less than a block, half a block, one more than that, a whole block and one more.
+AWKWARD_CHUNKS = (1, 7, 64, 65, 2, 129)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One token sequence: a prompt, and the tokens forced on the model after it.
+
+    Attributes:
+        name: Short name for reports.
+        prompt: Int64 ``(P,)``, P ≥ 1.
+        forced: Int64 ``(S,)``, fed one by one after the prompt.
+        greedy: Whether ``forced`` is what the reference itself would generate, so that a free run can be compared too.
+    """
+
+    name: str
+    prompt: Array
+    forced: Array
+    greedy: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return len(self.prompt) + len(self.forced)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One way to feed a prompt. The forced tokens are always decoded one by one.
+
+    Attributes:
+        name: Short name for reports.
+        chunks: Lengths of the prefill calls, used in turn; empty: all at once.
+        token_by_token: Prefill the first token, decode every other one.
+        padding: Run two rows at once, one with this many padded columns before the prompt, one with them after it.
+    """
+
+    name: str
+    chunks: tuple[int, ...] = ()
+    token_by_token: bool = False
+    padding: int = 0
+
+    def parts(self, tokens: int) -> list[slice]:
+        """Return the slices of a prompt that are prefilled, one call each; decoding takes what they leave."""
+        if self.token_by_token:
+            return [slice(0, 1)]
+        parts: list[slice] = []
+        start = 0
+        while start < tokens:
+            size = self.chunks[len(parts) % len(self.chunks)] if self.chunks else tokens
+            parts.append(slice(start, min(start + size, tokens)))
+            start += size
+        return parts
+
+    def calls(self, scenario: Scenario) -> int:
+        """Return how often a run calls the session, the unit of progress."""
+        decoded = len(scenario.prompt) - 1 if self.token_by_token else 0
+        return len(self.parts(len(scenario.prompt))) + decoded + len(scenario.forced)
+
+
+ONE_SHOT = Schedule("one-shot")
+SCHEDULES = (
+    ONE_SHOT,
+    Schedule("by 7", chunks=(7,)),
+    Schedule("chunks", chunks=AWKWARD_CHUNKS),
+    Schedule("by token", token_by_token=True),
+    Schedule("padded", padding=PADDING),
+)
+
+
+def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
+    """Choose which scenarios run as rows of one batch: reading a large model's weights is what takes the time.
+
+    One-shot, every scenario runs alone, and the greedy one always does. So each way to feed tokens is tried on a batch
+    of one and on a batch of several.
+
+    Args:
+        scenarios: All of them.
+        schedule: How they are fed.
+        limit: Most rows that the runtime takes; None: any number.
+    """
+    rows = 2 if schedule.padding else 1
+    most = len(scenarios) if limit is None else max(1, limit // rows)
+    groups: dict[tuple[int, int], list[list[Scenario]]] = {}
+    found: list[list[Scenario]] = []
+    for scenario in scenarios:
+        if scenario.greedy or schedule == ONE_SHOT:
+            found.append([scenario])
+            continue
+        filled = groups.setdefault((len(scenario.prompt), len(scenario.forced)), [])
+        if not filled or len(filled[-1]) == most:
+            filled.append([])
+            found.append(filled[-1])
+        filled[-1].append(scenario)
+    return found
+
+
+def fit_lengths(limit: int, steps: int = DECODE_STEPS) -> tuple[int, int]:
+    """Choose prompt length and decode steps for a context of ``limit`` tokens, leaving room for the padding.
+
+    Args:
+        limit: ``max_position_embeddings``.
+        steps: Decode steps wanted; fewer when the context is too short for them.
+
+    Returns:
+        Tokens in the prompt, decode steps.
+
+    Raises:
+        LucidError: ``steps`` below 1, or a context too short for a prompt, a step and the padding.
+    """
+    if steps < 1:
+        raise LucidError(f"Verification needs at least one decode step, not {steps}.")
+    room = limit - PADDING
+    if room < 2:
+        raise LucidError(
+            f"max_position_embeddings is {limit}; verification needs a context of at least {PADDING + 2} tokens."
+        )
+    prompt = min(PROMPT_TOKENS, max(room - steps, min(MIN_PROMPT, room - 1)))
+    return prompt, min(steps, room - prompt)
+
+
+def synthetic_scenarios(
+    config: LucidConfig, steps: int = DECODE_STEPS, seed: int = 0, embeddings: Array | None = None
+) -> list[Scenario]:
+    """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
+
+    Args:
+        config: The model's configuration, for vocabulary and context.
+        steps: Decode steps, as :func:`fit_lengths`.
+        seed: Equal seeds give equal tokens.
+        embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
+
+    Raises:
+        LucidError: As :func:`fit_lengths`.
+    """
+    prompt, steps = fit_lengths(config.max_position_embeddings, steps)
+    total, rng = prompt + steps, np.random.default_rng(seed)
+    sequences = {
+        "random": rng.integers(config.vocab_size, size=total),
+        "one token": _one_token(rng, config.vocab_size, prompt, total),
+        "pattern": np.resize(rng.integers(config.vocab_size, size=PATTERN_TOKENS), total),
+        CORRELATED: rng.choice(_neighbours(rng, config.vocab_size, embeddings), size=total),
+    }
+    return [Scenario(name, ids[:prompt], ids[prompt:]) for name, ids in sequences.items()]
+
+
+def greedy_prompt(config: LucidConfig, steps: int, seed: int, prompt: Array | None = None) -> tuple[str, Array, int]:
+    """Return name, prompt and decode steps of the scenario that the reference continues by itself.
+
+    Args:
+        config: The model's configuration.
+        steps: Decode steps, as :func:`fit_lengths`.
+        seed: For the random prompt that stands in when none is given.
+        prompt: Token ids of a real prompt, int ``(P,)``.
+
+    Raises:
+        LucidError: An empty prompt, or one that leaves no room for padding and a step; or as :func:`fit_lengths`.
+    """
+    length, fitted = fit_lengths(config.max_position_embeddings, steps)
+    if prompt is None:
+        rng = np.random.default_rng([seed, 1])  # its own stream: the random scenario has different tokens
+        return "greedy", rng.integers(config.vocab_size, size=length), fitted
+    ids = np.asarray(prompt, dtype=np.int64)
+    if ids.size == 0:
+        raise LucidError("The prompt to verify with is empty.")
+    room = config.max_position_embeddings - PADDING - len(ids)
+    if room < 1:
+        raise LucidError(
+            f"The prompt has {len(ids)} tokens; verification can take {config.max_position_embeddings - PADDING - 1} "
+            f"of the {config.max_position_embeddings} that the model was made for (max_position_embeddings)."
+        )
+    return "prompt", ids, min(steps, room)
+
+
+def _one_token(rng: np.random.Generator, vocabulary: int, prompt: int, total: int) -> Array:
+    """Return a few pairs of equal tokens, in at most half of the prompt, and one token from there on."""
+    ids = np.full(total, rng.integers(vocabulary))
+    pairs = min(PAIRED_TOKENS, prompt // 4)
+    ids[: 2 * pairs] = np.repeat(rng.integers(vocabulary, size=pairs), 2)
+    return ids
+
+
+def _neighbours(rng: np.random.Generator, vocabulary: int, embeddings: Array | None) -> Array:
+    """Return a few token ids whose embeddings are close; without embeddings, any few."""
+    count = min(NEIGHBOURS, vocabulary)
+    if embeddings is None:
+        return rng.choice(vocabulary, size=count, replace=False)
+    centre = embeddings[rng.integers(vocabulary)]
+    # An all-zero embedding (unused tokens) has no direction: it counts as farthest, not as a division by zero.
+    norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(centre)
+    cosine = np.divide(embeddings @ centre, norms, out=np.full(len(norms), -1.0), where=norms > 0)
+    return np.argsort(-cosine, kind="stable")[:count]

@@ -1,0 +1,1 @@
+"""Where a difference comes from: which layer, which operator, which rounding."""

@@ -1,0 +1,273 @@
+"""Tell a layer's own error from the error it was handed.
+
+Every layer is run on the float64 reference's own inputs: its residual stream, and its K and Y of the tokens before.
+What it gets wrong then is its **own** error. The **inherited** error is how its answer changes when it reads what the
+candidate's layers before it gave instead. With f the candidate's layer, x and x_c its inputs in the reference and in
+the candidate, and y the reference's answer,
+
+    f(x_c) − y  =  ( f(x) − y )  +  ( f(x_c) − f(x) )
+       total           own              inherited
+
+The gate of an own error is derived as all gates are: ``FACTOR`` times the largest own error of any position that the
+PyTorch model makes in the same precision, run in the same way on the same inputs. So a layer is judged by what it adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lucid_deploy.model.scenarios import PADDING, Scenario
+from lucid_deploy.parity.measure.compare import Trace
+from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
+from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
+from lucid_deploy.runtimes.session import Array
+
+OWN_KINDS = ("K", "Y", "output")  # in the order in which a layer computes them
+PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "padded prefill", "decode"
+Tick = Callable[[], None]
+
+
+class Part(NamedTuple):
+    """A tensor that a layer makes. Sorts in the order of computation.
+
+    Attributes:
+        layer: Index of the layer; −1 is the embedding, the number of layers the head.
+        kind: Index into ``OWN_KINDS``; 2 for embedding and head.
+        layers: Number of layers of the model.
+    """
+
+    layer: int
+    kind: int
+    layers: int
+
+    def __str__(self) -> str:
+        """``embedding``, ``layer 3 Y``, ``layer 3 output`` or ``logits``."""
+        if self.layer < 0:
+            return "embedding"
+        return "logits" if self.layer == self.layers else f"layer {self.layer} {OWN_KINDS[self.kind]}"
+
+
+@dataclass(frozen=True)
+class Deep:
+    """The reference's insides in one scenario.
+
+    Attributes:
+        scenario: The tokens.
+        states: All tokens in one prefill, in float64.
+        logits: Those of the last prompt token and every token after it, ``(1, S + 1, vocab)``.
+    """
+
+    scenario: Scenario
+    states: States
+    logits: Array
+
+    @property
+    def ids(self) -> Array:
+        """All tokens, ``(1, T)``."""
+        return np.concatenate([self.scenario.prompt, self.scenario.forced])[None]
+
+    def past(self, length: int) -> Past:
+        """Return K and Y of the first ``length`` tokens."""
+        pairs = zip(self.states.keys, self.states.solved, strict=True)
+        return [(k[:, :, :length], y[:, :, :length]) for k, y in pairs]
+
+    def residuals(self, rows: slice) -> list[Array]:
+        """Return what every layer, and the final norm, reads at these tokens."""
+        return [x[:, rows] for x in self.states.residuals]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The largest own error of one part.
+
+    Attributes:
+        scenario: Name of the scenario.
+        part: Which part.
+        feeding: How the tokens were fed when it erred most; or, if it failed, when it failed first.
+        position: Where in the sequence.
+        error: Relative L2 error there.
+        gate: What is allowed.
+        failed: Whether it is beyond the gate.
+    """
+
+    scenario: str
+    part: Part
+    feeding: str
+    position: int
+    error: float
+    gate: Gate
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part's errors in one prefill of all tokens: norms over all positions, relative to the reference's norm."""
+
+    scenario: str
+    part: Part
+    own: float
+    inherited: float
+    total: float
+
+
+Own = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
+
+
+def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Deep:
+    """Run the reference over a scenario and keep everything.
+
+    Args:
+        reference: The model in float64.
+        scenario: The tokens.
+        trace: What the reference recorded in it, for the logits.
+    """
+    ids = np.concatenate([scenario.prompt, scenario.forced])[None]
+    states = reference.run(Tokens.after(ids), reference.empty_past())
+    return Deep(scenario, states, trace.tensors[max(trace.tensors)].values)
+
+
+def calls(scenario: Scenario) -> int:
+    """Return how many calls :func:`rerun` makes."""
+    return 2 + (len(scenario.prompt) > 1) + len(scenario.forced)
+
+
+def rerun(layers: Layers, deep: Deep, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
+    """Run every layer on the reference's inputs, in every way that tokens are fed.
+
+    Yields:
+        Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), the states.
+    """
+    ids, prompt = deep.ids, len(deep.scenario.prompt)
+    total, half = ids.shape[1], prompt // 2
+
+    def plain(start: int, stop: int, decode: bool = False) -> tuple[int, Array, States]:
+        rows = slice(start, stop)
+        tokens = Tokens.after(ids[:, rows], start)
+        states = layers.run(tokens, deep.past(start), deep.residuals(rows), decode)
+        tick()
+        return start, np.ones((1, stop - start), dtype=bool), states
+
+    yield PREFILL, *plain(0, total)
+    if half:
+        yield CONTINUED, *plain(half, prompt)
+    yield PADDED, 0, *_padded(layers, deep, prompt)
+    tick()
+    for position in range(prompt, total):
+        yield DECODE, *plain(position, position + 1, decode=True)
+
+
+def _padded(layers: Layers, deep: Deep, prompt: int) -> tuple[Array, States]:
+    """Prefill the prompt twice in one batch, padded on the left and on the right with a token like any other."""
+
+    def pad(rows: Array) -> Array:  # (1, n, …) to (2, PADDING + n, …)
+        filler = np.repeat(rows[:, :1], PADDING, axis=1)
+        return np.concatenate([np.concatenate(pair, axis=1) for pair in ((filler, rows), (rows, filler))])
+
+    ids = pad(deep.ids[:, :prompt])
+    mask = np.ones(ids.shape, dtype=bool)
+    mask[0, :PADDING] = mask[1, prompt:] = False
+    residuals = [pad(x) for x in deep.residuals(slice(0, prompt))]
+    return mask, layers.run(Tokens.after(ids, mask=mask), layers.empty_past(batch=2), residuals)
+
+
+def own_errors(layers: Layers, deep: Deep, tick: Tick) -> Own:
+    """Return the own errors of every part, by feeding and position; the worst of the batch rows counts."""
+    errors: Own = {}
+    wanted = parts_of(deep.states)
+    scales = {part: _scale(rows, part) for part, rows in wanted.items()}
+    first_logits = len(deep.scenario.prompt) - 1
+    for feeding, start, mask, states in rerun(layers, deep, tick):
+        count = int(mask[0].sum())
+        for part, actual in parts_of(states).items():
+            if part.layer == part.layers:
+                last = start + count - 1
+                reference, at = deep.logits[:, last - first_logits][:, None], np.array([last])
+                found, scale = actual, np.linalg.norm(reference, axis=-1)[0]
+            else:
+                at = np.arange(start, start + count)
+                reference, scale = wanted[part][:, at], scales[part][at]
+                found = actual[mask].reshape(len(mask), count, -1)
+            with np.errstate(all="ignore"):
+                difference = np.linalg.norm(found.astype(np.float64) - reference, axis=-1).max(axis=0)
+                error = np.where((scale == 0) & (difference == 0), 0.0, difference / scale)
+            places = errors.setdefault(part, {})
+            before = places.get(feeding, (np.zeros(0, dtype=np.int64), np.zeros(0)))
+            places[feeding] = (np.concatenate([before[0], at]), np.concatenate([before[1], error]))
+    return errors
+
+
+def own_gates(baseline: Own, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
+    """Derive the gate of each part's own error from the baseline's; or set it, if a tolerance is given."""
+    gates = {}
+    for part, feedings in baseline.items():
+        worst = max(float(errors.max()) for _, errors in feedings.values())
+        derived = max(FACTOR * worst, FLOOR_UNITS * UNIT[dtype])
+        gates[part] = Gate(derived if tolerance is None else tolerance, worst)
+    return gates
+
+
+def findings(own: Own, gates: Mapping[Part, Gate], scenario: str) -> list[Finding]:
+    """Hold own errors against their gates, in the order of computation."""
+    found = []
+    for part in sorted(own):
+        gate = gates[part]
+        beyond = [
+            (feeding, int(np.argmax(~(errors <= gate.limit))))  # not "errors > limit": NaN must fail
+            for feeding, (_, errors) in own[part].items()
+            if not (errors <= gate.limit).all()
+        ]
+        if beyond:
+            feeding, index = beyond[0]
+        else:
+            feeding, _ = max(own[part].items(), key=_largest)
+            index = int(own[part][feeding][1].argmax())
+        positions, errors = own[part][feeding]
+        found.append(Finding(scenario, part, feeding, int(positions[index]), float(errors[index]), gate, bool(beyond)))
+    return found
+
+
+def _largest(item: tuple[str, tuple[Array, Array]]) -> float:
+    return float(item[1][1].max())
+
+
+def splits(full: States, given: States, deep: Deep) -> list[Split]:
+    """Split the errors of one prefill of all tokens; ``full`` ran as it is, ``given`` on the reference's inputs."""
+    found = []
+    actual, alone, wanted = parts_of(full), parts_of(given), parts_of(deep.states)
+    for part, reference in wanted.items():
+        if part.layer == part.layers:
+            reference = deep.logits[:, -1:]
+        with np.errstate(all="ignore"):
+            scale = np.linalg.norm(reference)
+            total, own = actual[part] - reference, alone[part] - reference
+            inherited = actual[part].astype(np.float64) - alone[part]
+            sizes = [float(np.linalg.norm(error) / scale) if error.any() else 0.0 for error in (own, inherited, total)]
+        found.append(Split(deep.scenario.name, part, *sizes))
+    return found
+
+
+def parts_of(states: States) -> dict[Part, Array]:
+    """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``."""
+    count = len(states.keys)
+    parts = {Part(-1, 2, count): states.residuals[0]}
+    for layer in range(count):
+        parts[Part(layer, 0, count)] = _rows(states.keys[layer])
+        parts[Part(layer, 1, count)] = _rows(states.solved[layer])
+        parts[Part(layer, 2, count)] = states.residuals[layer + 1]
+    parts[Part(count, 2, count)] = states.logits
+    return parts
+
+
+def _rows(heads: Array) -> Array:
+    """``(B, KV, n, D)`` to ``(B, n, KV·D)``."""
+    return heads.transpose(0, 2, 1, 3).reshape(heads.shape[0], heads.shape[2], -1)
+
+
+def _scale(rows: Array, part: Part) -> Array:
+    """What an error at each position is relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
+    norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
+    return np.maximum.accumulate(norms) if OWN_KINDS[part.kind] == "Y" else norms

@@ -1,0 +1,242 @@
+"""What the triangular solve does to errors: its conditioning, head by head, and where an error in Y comes from.
+
+All of it in float64 on at most ``TOKENS`` tokens, so that the dense matrices stay small; since L is triangular, its
+leading block is the L of the leading tokens. The formulas are in docs/verification.md.
+
+Shapes: KV key/value heads, P cached tokens, N new tokens, T = P + N, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.runtimes.session import Array
+
+TOKENS = (
+    512  # of a sequence that are looked at: a head's dense matrices are 2 MiB each, an SVD a few tenths of a second
+)
+EXCESS = 4.0  # multiple of what rounding explains from which on a solve is wrong, as in gates
+NORM_BOUND = 2.0  # ‖L⁻¹‖₂ never exceeds it, see docs/mathematics.md
+
+Rounding = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class HeadStats:
+    """The preconditioner of one key/value head, from the float64 reference.
+
+    Attributes:
+        scenario: Name of the token sequence.
+        layer: Its layer.
+        head: Its index among the key/value heads.
+        tokens: Tokens that were looked at.
+        largest_inverse: Largest ``|L⁻¹|`` off the diagonal (on it, L⁻¹ is 1).
+        inverse_norm: ``‖L⁻¹‖₂``, at most 2.
+        inverse_row_sum: ``‖L⁻¹‖_∞``, the largest sum of a row's absolute values.
+        condition: ``‖L‖₂ ‖L⁻¹‖₂``.
+        correlation_mean: Mean of ``k̂_i·k̂_j/D`` over pairs of different tokens.
+        correlation_max: Its largest value; 1 for a repeated key.
+    """
+
+    scenario: str
+    layer: int
+    head: int
+    tokens: int
+    largest_inverse: float
+    inverse_norm: float
+    inverse_row_sum: float
+    condition: float
+    correlation_mean: float
+    correlation_max: float
+
+
+@dataclass(frozen=True)
+class ErrorShares:
+    """Where a layer's error in Y comes from; every error is a norm over all rows, relative to the reference's Y.
+
+    Attributes:
+        layer: The layer.
+        feeding: How the tokens were fed.
+        total: The candidate's Y against the reference's.
+        keys: Exact solve with the candidate's K, the reference's V.
+        values: Exact solve with the reference's K, the candidate's V.
+        inputs: Exact solve with the candidate's K and V.
+        solve: The candidate's Y against that exact solve on its own K and V.
+        e_expected: What E (scores and exponential) computed in float32 costs on these K and V.
+        y_expected: What rounding Y, and reading it again rounded, costs on them.
+        inputs_share: Share of the total that the inputs explain; may leave 0 to 1 where the parts cancel.
+        e_share: Share of E: what the solve adds is divided in the proportion of the two expected errors' squares.
+        y_share: Share of Y.
+        unexplained_share: Share of what the solve adds that is far beyond what rounding explains. The four sum to 1.
+    """
+
+    layer: int
+    feeding: str
+    total: float
+    keys: float
+    values: float
+    inputs: float
+    solve: float
+    e_expected: float
+    y_expected: float
+    inputs_share: float
+    e_share: float
+    y_share: float
+    unexplained_share: float
+
+    @property
+    def excess(self) -> float:
+        """The solve's error in multiples of what float32 scores and a rounded Y explain; large: the solve is wrong."""
+        return _excess(self.solve, self.e_expected, self.y_expected)
+
+
+def normalized(keys: Array, eps: float) -> Array:
+    """Return K̂ in the type of the keys ``(…, D)``."""
+    return np.asarray(keys / np.sqrt(np.mean(np.square(keys), axis=-1, keepdims=True) + keys.dtype.type(eps)))
+
+
+def kernel(rows: Array, columns: Array, eps: float, unit_type: str = "float64") -> Array:
+    """Return ``E = exp(K̂K̂ᵀ/√D − √D)`` of some keys against others, in their type, ``(KV, N, T)``.
+
+    Args:
+        rows: Raw keys, ``(KV, N, D)``.
+        columns: Raw keys, ``(KV, T, D)``.
+        eps: Added to the mean square of a key.
+        unit_type: Normalised keys are rounded to it.
+    """
+    root_d = rows.dtype.type(math.sqrt(rows.shape[-1]))
+    left, right = normalized(rows, eps), normalized(columns, eps)
+    if unit_type != "float64":
+        left, right = round_to(left, unit_type), round_to(right, unit_type)
+    return np.asarray(np.exp(left @ right.swapaxes(-1, -2) / root_d - root_d))
+
+
+def substitute(e: Array, values: Array, past: Array | None = None, rounding: Rounding | None = None) -> Array:
+    """Solve ``L Y = V`` row by row: ``Y_i = V_i − Σ_{j<i} E_ij Y_j``.
+
+    Args:
+        e: ``(KV, N, P + N)``; only what is left of the diagonal counts.
+        values: V of the new tokens, ``(KV, N, F)``.
+        past: Y of the cached tokens, ``(KV, P, F)``; None: P = 0.
+        rounding: Applied to each row before later rows read it.
+
+    Returns:
+        Y of the new tokens, float64 ``(KV, N, F)``.
+    """
+    heads, n, width = values.shape
+    start = e.shape[2] - n
+    y = np.empty((heads, start + n, width))
+    if past is not None:
+        y[:, :start] = past
+    for i in range(n):
+        stop = start + i
+        row = values[:, i] - (e[:, i, None, :stop] @ y[:, :stop])[:, 0]  # (KV, F)
+        y[:, stop] = row if rounding is None else rounding(row)
+    return y[:, start:]
+
+
+def head_stats(scenario: str, layer: int, keys: Array, eps: float) -> list[HeadStats]:
+    """Measure the preconditioner of every head of a layer.
+
+    Args:
+        scenario: Name of the token sequence.
+        layer: Index of the layer.
+        keys: The reference's raw keys, float64 ``(KV, T, D)``; the first ``TOKENS`` are looked at.
+        eps: The model's ``rms_norm_eps``.
+    """
+    keys = keys[:, :TOKENS]
+    tokens, width = keys.shape[1:]
+    below = np.tri(tokens, k=-1, dtype=bool)
+    identity = np.eye(tokens)
+    unit, e = normalized(keys, eps), kernel(keys, keys, eps)
+    found = []
+    for head in range(len(keys)):
+        inverse = substitute(e[head : head + 1], identity[None])[0]
+        lower = np.where(below, e[head], identity)
+        norm = float(np.linalg.norm(inverse, 2))
+        pairs = (unit[head] @ unit[head].T / width)[below] if tokens > 1 else np.zeros(1)
+        found.append(
+            HeadStats(
+                scenario=scenario,
+                layer=layer,
+                head=head,
+                tokens=tokens,
+                largest_inverse=float(np.abs(np.where(below, inverse, 0.0)).max()),
+                inverse_norm=norm,
+                inverse_row_sum=float(np.abs(inverse).sum(axis=1).max()),
+                condition=norm * float(np.linalg.norm(lower, 2)),
+                correlation_mean=float(pairs.mean()),
+                correlation_max=float(pairs.max()),
+            )
+        )
+    return found
+
+
+def error_shares(
+    layer: int,
+    feeding: str,
+    reference: tuple[Array, Array, Array],
+    candidate: tuple[Array, Array, Array],
+    eps: float,
+    store: Rounding,
+    stored_each_row: bool,
+) -> ErrorShares:
+    """Split a layer's error in Y into what came in and what the solve added.
+
+    Args:
+        layer: Index of the layer.
+        feeding: Name for reports.
+        reference: Its K, V and Y in float64, each ``(KV, T, D)``; the first ``TOKENS`` are looked at.
+        candidate: The candidate's, as computed and stored.
+        eps: The model's ``rms_norm_eps``.
+        store: Rounds rows of Y, ``(KV, n, D)``, as the cache does.
+        stored_each_row: Whether every row was stored before the next read it (decoding), or the whole solve ran in
+            float32 and was rounded at its end (one prefill).
+    """
+    k_ref, v_ref, y_ref = (array[:, :TOKENS].astype(np.float64) for array in reference)
+    k, v, y = (array[:, :TOKENS].astype(np.float64) for array in candidate)
+    with np.errstate(all="ignore"):  # a candidate with NaN gives NaN here, which reports show as such
+        e_ref, e = kernel(k_ref, k_ref, eps), kernel(k, k, eps)
+        exact = substitute(e, v)
+        inputs, total = exact - y_ref, y - y_ref
+        k32 = k.astype(np.float32)
+        single = kernel(k32, k32, eps).astype(np.float64)
+        each = (lambda row: store(row[:, None])[:, 0]) if stored_each_row else (lambda row: round_to(row, "float32"))
+        rounded = store(substitute(e, v, rounding=each))
+        scale = np.linalg.norm(y_ref)
+        size = {
+            "total": total,
+            "keys": substitute(e, v_ref) - y_ref,
+            "values": substitute(e_ref, v) - y_ref,
+            "inputs": inputs,
+            "solve": y - exact,
+            "e_expected": substitute(single, v) - exact,
+            "y_expected": rounded - exact,
+        }
+        relative = {name: float(np.linalg.norm(error) / scale) for name, error in size.items()}
+        energy = float(np.vdot(total, total))
+        share = float(np.vdot(inputs, total)) / energy if energy else 0.0
+        squares = relative["e_expected"] ** 2, relative["y_expected"] ** 2
+        of_e = squares[0] / sum(squares) if sum(squares) else 0.0
+    rest = 1 - share if energy else 0.0
+    excess = _excess(relative["solve"], relative["e_expected"], relative["y_expected"])
+    explained = rest if excess <= EXCESS else rest / excess**2
+    return ErrorShares(
+        layer,
+        feeding,
+        **relative,
+        inputs_share=share,
+        e_share=explained * of_e,
+        y_share=explained * (1 - of_e),
+        unexplained_share=rest - explained,
+    )
+
+
+def _excess(solve: float, e_expected: float, y_expected: float) -> float:
+    expected = math.hypot(e_expected, y_expected)
+    return solve / expected if expected else (0.0 if solve == 0 else math.inf)

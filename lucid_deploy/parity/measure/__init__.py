@@ -1,0 +1,1 @@
+"""Numbers: comparisons, gates, and what a verification runs."""

@@ -1,0 +1,125 @@
+"""Gates for a cache that rounds more coarsely than the model computes.
+
+With such a cache the schedules are no longer one function: rows of one call see each other exactly, later ones see what
+was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from a baseline
+that was fed the same way and keeps its cache in the same type.
+
+Those gates are as wide as the format is coarse: 4 times its rounding error would let a scale pass that is 1 % off. So
+the *size* of K and Y is held against a second reference, float64 that is fed the same way and rounds its cache to the
+same type. Both round nearly the same numbers, so that nearly all codes are equal; what is left is the arithmetic's
+error, and codes that it moved across an edge. The size is the factor by which the second reference is contained in the
+tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of those that decode wrote, since
+two graphs encode them. Errors have no preferred sign and leave a size alone; a wrong scale, or rounding towards zero,
+is nothing else.
+
+A size's gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
+number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the effect of one
+code of the largest magnitude, for parts so small that the baseline may have moved none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.cache.storage import LEVELS
+from lucid_deploy.model.scenarios import Scenario, Schedule
+from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Gate, compare_rows, derive_gates
+from lucid_deploy.runtimes.session import Array, Session
+
+Gates = dict[TensorId, Gate]
+# More rows do not make a deviation smaller: errors of neighbouring rows hang together, since Y feeds them on. Without
+# this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
+INDEPENDENT = 32
+
+SizeGates = dict[str, Gates]  # by who wrote the rows: the names of _parts
+
+
+def rounds(session: Session[Any]) -> bool:
+    """Whether a session's cache rounds what it computed."""
+    return session.cache_dtype != session.dtype
+
+
+def derive(
+    session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
+) -> tuple[Gates, SizeGates]:
+    """Return the gates of all tensors and of sizes.
+
+    Args:
+        session: The baseline.
+        trace: What it computed.
+        scenario: The tokens.
+        schedule: How they were fed.
+        reference: What float64 computes with a cache that does not round.
+        rounded: K and Y of float64 with a cache that rounds as the baseline's does, see :func:`without_logits`.
+
+    Raises:
+        LucidError, CheckFailed: As :func:`~lucid_deploy.parity.measure.gate.derive_gates`.
+    """
+    gates = derive_gates(reference, trace, session.dtype)
+    step = 1 / LEVELS if session.cache_dtype == "int8" else UNIT[session.cache_dtype]
+    floor = FLOOR_UNITS * UNIT[session.dtype]
+    sizes: SizeGates = {}
+    for part, rows in _parts(scenario, schedule).items():
+        sizes[part] = {}
+        for tensor, whole in rounded.tensors.items():
+            target, actual = whole.values[:, rows], trace.tensors[tensor].values[:, rows]
+            own = float(np.abs(size_factors(actual, target) - 1).max())
+            expected = _relative_error(actual, target) / math.sqrt(min(target.shape[1], INDEPENDENT))
+            limit = FACTOR * max(own, expected, _one_code(target, step))
+            sizes[part][tensor] = Gate(max(limit, floor), own)
+    return gates, sizes
+
+
+def without_logits(trace: Trace) -> Trace:
+    """Return K and Y alone, as float32: that is what the traces of all schedules take memory for."""
+    return Trace(
+        {
+            tensor: Rows(rows.values.astype(np.float32), rows.start)
+            for tensor, rows in trace.tensors.items()
+            if not tensor.is_logits
+        }
+    )
+
+
+def compare_sizes(
+    trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
+) -> list[Comparison]:
+    """Hold the sizes of K and Y against 1; a failure stands at the first row of its part, since it is all rows'."""
+    found = []
+    for part, rows in _parts(scenario, schedule).items():
+        for tensor, gate in gates[part].items():
+            factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
+            one, measured = (Rows(x, rows.start) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
+            name = f"{schedule.name}, size of {part} rows"
+            found.append(compare_rows(measured, one, tensor, gate, scenario.name, name))
+    return found
+
+
+def size_factors(actual: Array, rounded: Array) -> Array:
+    """Return how much of the second reference each row of a batch ``(B, T, F)`` contains: 1 if all is well."""
+    flat, target = (x.astype(np.float64).reshape(len(x), -1) for x in (actual, rounded))
+    square = (target * target).sum(1)
+    shares = np.divide((flat * target).sum(1), square, out=np.full(len(flat), np.inf), where=square > 0)
+    return np.where((square == 0) & (flat == 0).all(axis=1), 1.0, shares)
+
+
+def _parts(scenario: Scenario, schedule: Schedule) -> dict[str, slice]:
+    """Return the positions that each graph writes: padding is not counted."""
+    prefilled = 1 if schedule.token_by_token else len(scenario.prompt)
+    parts = {"prefilled": slice(0, prefilled), "decoded": slice(prefilled, scenario.length)}
+    return {name: rows for name, rows in parts.items() if rows.stop > rows.start}
+
+
+def _one_code(rounded: Array, step: float) -> float:
+    square = float((rounded.astype(np.float64) ** 2).sum(axis=(1, 2)).min())
+    return step * float(np.abs(rounded).max()) ** 2 / square if square else 0.0
+
+
+def _relative_error(actual: Array, rounded: Array) -> float:
+    norm = np.linalg.norm(rounded.astype(np.float64), axis=(1, 2))
+    difference = np.linalg.norm(actual.astype(np.float64) - rounded, axis=(1, 2))
+    return float(np.divide(difference, norm, out=np.zeros(len(norm)), where=norm > 0).max())

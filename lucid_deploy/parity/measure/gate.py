@@ -1,0 +1,197 @@
+"""The pass criterion: derived from what PyTorch itself gets wrong in the same precision, never a loose constant.
+
+**Reference** is the model in float64, **baseline** the PyTorch model in the artifact's precision. Both run a scenario
+one-shot. The baseline's error against the reference is what this model, with these weights and these tokens, loses by
+computing in that precision: it holds the conditioning of the solve, the depth of the model and the type's rounding.
+A correct candidate rounds the same formulas in another order, so its error is of the same size. A wrong one errs by the
+size of its mistake, which has nothing to do with the type.
+
+**The gate** of a tensor in a scenario is ``FACTOR`` times the baseline's largest relative L2 error of any position. The
+largest, because rounding errors of one position are a matter of luck and the baseline's may be near zero. It applies to
+every position of the candidate, in every schedule. Different schedules are the same function: in float64 they agree to
+about 1e-13, so one reference serves them all.
+
+The scenario that continues a prompt greedily can be a few tokens, of which the last repeats, and all scenarios are a
+few tokens if the model's context is: too few draws of that luck. Their gates are the widest of all scenarios.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.growth import Growth, growth
+from lucid_deploy.parity.measure.metrics import (
+    LogitMetrics,
+    TensorMetrics,
+    logit_metrics,
+    position_errors,
+    tensor_metrics,
+)
+from lucid_deploy.runtimes.session import Array
+
+# A different order of summation, fused or not, changes rounding errors by a small factor: 2 to 3 between correct
+# implementations of one matrix product. 4 leaves room for that and for nothing else.
+FACTOR = 4.0
+# Two units in the last place. Where the baseline is exact by luck (a value that is only copied), a correct candidate
+# may still round once before it stores and once when it stores, by at most one unit each.
+FLOOR_UNITS = 2.0
+# Distance from 1 to the next number: one unit in the last place, relative to the value, at most.
+UNIT = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# At a relative error of 1 a tensor of zeros is as good as the candidate: a gate that wide shows nothing.
+VACUOUS = 1.0
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Largest relative L2 error allowed at a position of one tensor in one scenario.
+
+    Attributes:
+        limit: The gate.
+        baseline: The baseline's largest error, which it was derived from.
+        derived: What was derived, where ``limit`` was set by hand instead; None: ``limit`` was derived.
+    """
+
+    limit: float
+    baseline: float
+    derived: float | None = None
+
+    def replaced(self, tolerance: float) -> Gate:
+        """Return the gate with its limit set by hand."""
+        return replace(self, limit=tolerance, derived=self.limit)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of the candidate in one scenario and schedule, against the reference.
+
+    Attributes:
+        scenario: Name of the scenario.
+        schedule: Name of the schedule.
+        tensor: Which tensor.
+        gate: What is allowed.
+        metrics: What was measured; positions in it count in the sequence.
+        logits: More about it if it is the logits.
+        failed_at: First position in the sequence beyond the gate, or None.
+        error: Relative L2 error at ``failed_at``, else at the worst position. NaN where a value is NaN.
+        start: Position in the sequence of the first row.
+        errors: Relative L2 error of every row's position, ``(T,)``.
+    """
+
+    scenario: str
+    schedule: str
+    tensor: TensorId
+    gate: Gate
+    metrics: TensorMetrics
+    logits: LogitMetrics | None
+    failed_at: int | None
+    error: float
+    start: int = 0
+    errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+
+    @property
+    def growth(self) -> Growth | None:
+        """The trend of the error against position."""
+        return growth(self.errors, self.start)
+
+    @property
+    def within_derived(self) -> bool:
+        """Whether the gate derived from PyTorch holds, also where another one counts."""
+        limit = self.gate.limit if self.gate.derived is None else self.gate.derived
+        return bool((self.errors <= limit).all())
+
+    @property
+    def severity(self) -> float:
+        """The worst error in multiples of the gate; infinite for NaN."""
+        error = self.metrics.worst_position_error
+        return float("inf") if np.isnan(error) else error / self.gate.limit
+
+
+def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId, Gate]:
+    """Return the gate of every tensor of one scenario.
+
+    Args:
+        reference: Recorded in float64.
+        baseline: The same scenario, recorded with PyTorch in the artifact's precision.
+        dtype: That precision, as numpy spells it.
+
+    Raises:
+        LucidError: The float64 model gives values that are not finite: no fault of the artifact.
+        CheckFailed: The baseline does; the model does not fit into this precision.
+    """
+    gates = {}
+    for tensor, rows in reference.tensors.items():
+        if not np.isfinite(rows.values).all():
+            raise LucidError(f"The PyTorch model gives NaN or infinity even in float64 ({tensor}): check its weights.")
+        error = float(position_errors(baseline.tensors[tensor].values, rows.values, tensor.accumulated).max())
+        if not np.isfinite(error):
+            raise CheckFailed(
+                f"The PyTorch model gives NaN or infinity in {dtype} ({tensor}), so nothing can be compared with it: "
+                "it does not fit into the range of this type. Export it in bfloat16 or float32."
+            )
+        gates[tensor] = Gate(max(FACTOR * error, FLOOR_UNITS * UNIT[dtype]), error)
+    return gates
+
+
+def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
+    """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from."""
+    return {tensor: max((scenario[tensor] for scenario in gates), key=lambda gate: gate.limit) for tensor in gates[0]}
+
+
+def compare_rows(
+    actual: Rows, reference: Rows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
+) -> Comparison:
+    """Hold one tensor against its reference, position by position.
+
+    Args:
+        actual: The candidate's rows.
+        reference: The reference's, of the same positions.
+        tensor: Which tensor.
+        gate: What is allowed.
+        scenario: Name, for the report.
+        schedule: Name, for the report.
+    """
+    errors = position_errors(actual.values, reference.values, tensor.accumulated)
+    failed = _first_beyond(errors, gate)
+    metrics = tensor_metrics(actual.values, reference.values, tensor.accumulated)
+    return Comparison(
+        scenario=scenario,
+        schedule=schedule,
+        tensor=tensor,
+        gate=gate,
+        metrics=metrics.shifted(reference.start),
+        logits=logit_metrics(actual.values, reference.values, gate.limit, reference.start)
+        if tensor.is_logits
+        else None,
+        failed_at=None if failed is None else failed + reference.start,
+        error=float(errors[failed]) if failed is not None else metrics.worst_position_error,
+        start=reference.start,
+        errors=errors,
+    )
+
+
+def first_failure(comparisons: Iterable[Comparison]) -> Comparison | None:
+    """Return the failure nearest to its cause: earliest layer, then K, Y, logits, then position; None if all passed.
+
+    Of equal ones, the scenario and schedule that came first.
+    """
+    failed = [comparison for comparison in comparisons if comparison.failed_at is not None]
+    return min(failed, key=lambda item: (item.tensor, item.failed_at), default=None)
+
+
+def unproven(gates: Iterable[dict[TensorId, Gate]]) -> list[TensorId]:
+    """Return the tensors for which every scenario's gate is vacuous: passing them proves nothing."""
+    best: dict[TensorId, float] = {}
+    for scenario in gates:
+        for tensor, gate in scenario.items():
+            best[tensor] = min(gate.limit, best.get(tensor, gate.limit))
+    return sorted(tensor for tensor, limit in best.items() if limit >= VACUOUS)
+
+
+def _first_beyond(errors: Array, gate: Gate) -> int | None:
+    beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
+    return int(beyond.argmax()) if beyond.any() else None

@@ -1,0 +1,202 @@
+"""How far a tensor is from its reference. Plain numpy, computed in float64.
+
+Every tensor comes as rows, one per position: ``(B, T, F)``, B batch rows, T positions, F features. A reference has one
+batch row, which is compared with each of the other's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lucid_deploy.runtimes.session import Array
+
+
+@dataclass(frozen=True)
+class TensorMetrics:
+    """Errors of one tensor; the worst batch row counts.
+
+    Attributes:
+        max_abs: Largest absolute difference of an element.
+        relative_l2: Norm of the difference over the norm of the reference, the whole tensor at once.
+        cosine: Cosine of the angle between tensor and reference, the whole tensor at once.
+        worst_position_error: Largest relative L2 error of a position.
+        worst_position: Index of that position among the rows.
+    """
+
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    worst_position_error: float
+    worst_position: int
+
+    def shifted(self, start: int) -> TensorMetrics:
+        """Return the same with ``start`` added to the position."""
+        return replace(self, worst_position=self.worst_position + start)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A position at which another token is preferred than the reference's.
+
+    Attributes:
+        position: Where in the sequence; the token is the one after it.
+        wanted: The token that the reference prefers.
+        chosen: The token that is preferred instead.
+        margin: The reference's logit of ``wanted`` less that of ``chosen``.
+        allowed: The largest margin that logits within the gate may overturn.
+        near_tie: Whether the margin is within it, and all logits are numbers; otherwise the divergence is real.
+    """
+
+    position: int
+    wanted: int
+    chosen: int
+    margin: float
+    allowed: float
+    near_tie: bool
+
+
+@dataclass(frozen=True)
+class LogitMetrics:
+    """Differences of distributions over the vocabulary.
+
+    Attributes:
+        kl_mean: Kullback-Leibler divergence of the tensor from the reference, in nats, mean over positions.
+        kl_max: The same, of the worst position.
+        positions: Positions compared, counting batch rows.
+        agreed: Positions at which both prefer the same token.
+        near_ties: Positions at which they differ over two tokens too close to tell apart within the gate.
+        disagreed: Positions at which they differ beyond that.
+        divergences: Where they differ, one by one.
+    """
+
+    kl_mean: float
+    kl_max: float
+    positions: int
+    agreed: int
+    near_ties: int
+    disagreed: int
+    divergences: tuple[Divergence, ...] = ()
+
+
+def position_errors(actual: Array, reference: Array, accumulated: bool = False) -> Array:
+    """Return the relative L2 error of every position, ``‖actual − reference‖ / scale``.
+
+    The scale is the norm of the reference at that position. For tensors that are ``accumulated`` it is the largest norm
+    at that position or any before it. Y is such a tensor: ``Y_p = V_p − Σ_{j<p} E_pj Y_j`` with ``0 ≤ E ≤ 1``. Where a
+    token repeats without position encoding this cancels to next to nothing, and what is left of Y_p consists of the
+    rounding errors of V_p and Y_j in every precision, float64 included. Attention reads ``Σ_j p_j Y_j``, to which such
+    a row adds nothing; its error counts by its size beside the other rows.
+
+    Args:
+        actual: ``(B, T, F)``.
+        reference: ``(1, T, F)``.
+        accumulated: Which scale.
+
+    Returns:
+        Float64 ``(T,)``, the worst of the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the
+        actual row is zero too, else infinity.
+    """
+    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        difference = np.linalg.norm(actual - reference, axis=-1)  # (B, T)
+        scale = np.linalg.norm(reference, axis=-1)  # (1, T)
+        if accumulated:
+            scale = np.maximum.accumulate(scale, axis=-1)
+        errors = np.where((scale == 0) & (difference == 0), 0.0, difference / scale)
+    return errors.max(axis=0)  # max keeps NaN
+
+
+def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> TensorMetrics:
+    """Return the errors of a tensor; arguments as :func:`position_errors`."""
+    errors = position_errors(actual, reference, accumulated)
+    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+    flat, target = actual.reshape(actual.shape[0], -1), reference.reshape(-1)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        difference, norm = np.linalg.norm(flat - target, axis=1), np.linalg.norm(target)
+        relative = np.where((norm == 0) & (difference == 0), 0.0, difference / norm)
+        # Unit vectors first: the product of two large norms may overflow where the cosine does not.
+        cosine = (flat / np.linalg.norm(flat, axis=1, keepdims=True)) @ (target / norm)
+        max_abs = np.abs(flat - target).max()
+    worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
+    return TensorMetrics(
+        max_abs=float(max_abs),
+        relative_l2=float(relative.max()),
+        cosine=float(cosine.min()),
+        worst_position_error=float(errors[worst]),
+        worst_position=worst,
+    )
+
+
+def kl_divergence(actual: Array, reference: Array) -> Array:
+    """Return ``Σ p·(log p − log q)`` in nats, p and q the softmax of reference and actual logits; last axis is summed.
+
+    Never below zero: rounding could otherwise give −1e-17 for equal distributions.
+    """
+    log_q, log_p = _log_softmax(actual.astype(np.float64)), _log_softmax(reference.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        return np.maximum((np.exp(log_p) * (log_p - log_q)).sum(axis=-1), 0.0)
+
+
+def tie_margin(reference: Array, gate: float) -> float:
+    """Return the largest difference of two logits that logits within the gate may overturn.
+
+    If the logits' error e has norm ``‖e‖ ≤ gate·‖reference‖``, it moves the difference of two logits by at most
+    ``|e_a − e_b| ≤ √2·‖e‖``. A reference margin above ``√2·gate·‖reference‖`` cannot be overturned within the gate.
+
+    Args:
+        reference: The reference's logits at one position, ``(vocab,)``.
+        gate: Largest allowed relative L2 error of the logits.
+    """
+    return math.sqrt(2.0) * gate * float(np.linalg.norm(reference.astype(np.float64)))
+
+
+def near_tie(reference: Array, first: int, second: int, gate: float) -> bool:
+    """Say whether logits within the gate may rank two tokens the other way round.
+
+    Args:
+        reference: The reference's logits at one position, ``(vocab,)``.
+        first: The token that the reference prefers.
+        second: The token that the other prefers.
+        gate: Largest allowed relative L2 error of the logits.
+    """
+    return float(reference[first]) - float(reference[second]) <= tie_margin(reference, gate)
+
+
+def logit_metrics(actual: Array, reference: Array, gate: float, start: int = 0) -> LogitMetrics:
+    """Compare distributions: logits ``(B, T, vocab)`` with those of the reference ``(1, T, vocab)``.
+
+    Args:
+        actual: The logits under test.
+        reference: What they should be.
+        gate: Largest allowed relative L2 error of a position, for :func:`near_tie`.
+        start: Position in the sequence of the first row.
+    """
+    divergence = kl_divergence(actual, reference)  # (B, T)
+    chosen, wanted = np.argmax(actual, axis=-1), np.argmax(reference[0], axis=-1)  # (B, T), (T,)
+    # NaN logits have no preferred token; argmax points at the NaN, which must not count as a tie.
+    finite = np.all(np.isfinite(actual), axis=(0, 2)).tolist()  # (T,)
+    differing = []
+    for b, t in np.argwhere(np.not_equal(chosen, wanted)):
+        row, first, second = reference[0, t], int(wanted[t]), int(chosen[b, t])
+        tie = bool(finite[t]) and near_tie(row, first, second, gate)
+        margin = float(row[first]) - float(row[second])
+        differing.append(Divergence(start + int(t), first, second, margin, tie_margin(row, gate), tie))
+    ties = sum(item.near_tie for item in differing)
+    return LogitMetrics(
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        positions=int(chosen.size),
+        agreed=int(chosen.size) - len(differing),
+        near_ties=ties,
+        disagreed=len(differing) - ties,
+        divergences=tuple(differing),
+    )
+
+
+def _log_softmax(logits: Array) -> Array:
+    with np.errstate(invalid="ignore"):
+        shifted = logits - logits.max(axis=-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

@@ -1,0 +1,207 @@
+"""Two more questions about a quantized artifact: are its weights the checkpoint's, and what did rounding them cost?
+
+That the runtime computes the quantized model is the ordinary verification's question; its reference is the model on the
+artifact's own, dequantized weights. So it would not notice if these were another model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once
+from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.measure.targets import Targets
+from lucid_deploy.runtimes.session import Array, Session
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+
+# Of a step; float32 arithmetic in the quantizer may move a number that lies half way.
+_SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Logits beside those of the original checkpoint in float64, over all positions of all scenarios.
+
+    Attributes:
+        relative_error: Relative L2 error, mean over positions.
+        relative_error_max: The same of the worst position.
+        top1_agreement: Share of positions at which both prefer the same token.
+        kl_mean: Kullback-Leibler divergence from the original, in nats, mean over positions.
+        kl_max: The same of the worst position.
+        positions: Positions compared.
+    """
+
+    relative_error: float
+    relative_error_max: float
+    top1_agreement: float
+    kl_mean: float
+    kl_max: float
+    positions: int
+
+
+@dataclass(frozen=True)
+class QuantizationCost:
+    """What quantization cost; reported, not judged.
+
+    Attributes:
+        weights: Of rounding the weights alone: the dequantized model in float64.
+        as_run: Of everything: the artifact as the runtime runs it.
+    """
+
+    weights: Loss
+    as_run: Loss
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+    def lines(self, record: Quantization) -> list[str]:
+        """Return the result for people."""
+        inputs = "int8 inputs" if record.activations == "int8" else "float inputs"
+        return [
+            f"Cost of quantization ({record.scheme}, blocks of {record.block_size}, {inputs}) against the original "
+            "checkpoint in float64; reported, not judged:",
+            f"  weights alone: {_sentence(self.weights)}",
+            f"  as run: {_sentence(self.as_run)}",
+        ]
+
+
+def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
+    """Check that a quantized artifact's weights are the checkpoint's.
+
+    Of a quantized weight, every element must be within half a step (the block's scale) of the original; one step where
+    it was clipped; and the block's element of largest magnitude must be where the scheme puts it. Other weights must
+    be the original ones in the artifact's type.
+
+    Args:
+        artifact: A quantized artifact.
+        checkpoint: What it was exported from.
+        progress: Called with (what is being done, weights checked, in all).
+
+    Raises:
+        CheckFailed: A weight is not.
+    """
+    import torch
+
+    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model, stored_parts
+
+    quantization = artifact.manifest.quantization
+    assert quantization is not None
+    total = len(quantization.tensors)
+    for done, (name, packed, scales) in enumerate(stored_parts(artifact)):
+        original = checkpoint.tensor(name).float().numpy()
+        problem = _difference(quantization, name, packed, scales, original, artifact.manifest.dtype)
+        if problem:
+            raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
+        if progress is not None:
+            progress("Checking quantized weights", done + 1, total)
+    model = load_artifact_model(artifact)
+    for name, value in model.state_dict().items():
+        stored = checkpoint.stored_name(name)
+        if stored not in quantization.tensors and not torch.equal(value, checkpoint.tensor(stored).to(value.dtype)):
+            raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight.")
+
+
+def _difference(
+    quantization: Quantization, name: str, packed: Array, scales: Array, original: Array, dtype: str
+) -> str | None:
+    """Say what is wrong with a quantized weight; None if nothing is."""
+    tensor = quantization.tensors[name]
+    numbers, factors = quantization.unpack(name, packed, scales)
+    numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
+    high = (1 << (quantization.bits - 1)) - 1
+    top = high if quantization.positive_scales else high + 1  # the largest element's magnitude, as a whole number
+    # A scale in half precision is rounded (to a multiple of 2^-24 at least in float16), and every number with it.
+    relative, least = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 0.0)}.get(dtype, (2.0**-22, 0.0))
+    width = original.shape[1]
+    padded = np.pad(np.abs(original), ((0, 0), (0, -width % tensor.block_size)))
+    largest = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1)
+    if quantization.positive_scales:
+        largest = np.maximum(largest, top * LEAST_SCALE[dtype])
+    misplaced = ~(np.abs(np.abs(factors) * top - largest) <= top * (relative * np.abs(factors) * 1.01 + least) + 1e-30)
+    if misplaced.any():
+        row, block = np.argwhere(misplaced)[0]
+        return (
+            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, the original's largest element "
+            f"{largest[row, block]:.6g} asks for ±{largest[row, block] / top:.6g}"
+        )
+    steps = spread(np.abs(factors), tensor)
+    error = np.abs(numbers * spread(factors, tensor) - original)
+    rounding = np.abs(numbers) * (relative * steps + least)
+    allowed = np.where((numbers == high) & (top > high), 1.0, 0.5 + _SLACK) * steps + rounding + least
+    beyond = ~(error <= allowed)
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        return (
+            f"row {row}, column {column} is off by {error[row, column]:.3g}, which is "
+            f"{error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
+        )
+    return None
+
+
+def measure_cost(
+    original: Callable[[], Session[Any]], candidate: Session[Any], targets: Targets, progress: Progress | None = None
+) -> QuantizationCost:
+    """Compare logits with those of the original checkpoint, one-shot prefill and forced decoding in every scenario.
+
+    Args:
+        original: Opens the original in float64.
+        candidate: The artifact in its runtime.
+        targets: What the dequantized model computed in float64.
+        progress: Called with (what runs, scenarios done, in all).
+    """
+    session = original()
+    done, total = 0, 2 * len(targets.items)
+
+    def logits(of: Session[Any], target: Any, run: Callable[[Session[Any], Scenario], Trace]) -> Array:
+        nonlocal done
+        found = _logits(run(of, target.scenario))
+        done += 1
+        if progress is not None:
+            progress("Cost of quantization", done, total)
+        return found
+
+    wanted = [logits(session, target, record_at_once) for target in targets.items]
+    del session
+    exact = [_logits(target.reference) for target in targets.items]
+    as_run = [logits(candidate, target, record) for target in targets.items]
+    return QuantizationCost(_loss(exact, wanted), _loss(as_run, wanted))
+
+
+def _logits(trace: Trace) -> Array:
+    tensor: TensorId = max(trace.tensors)  # the logits come last
+    return trace.tensors[tensor].values
+
+
+def _loss(found: list[Array], wanted: list[Array]) -> Loss:
+    errors = np.concatenate([position_errors(a, b) for a, b in zip(found, wanted, strict=True)])
+    divergence = np.concatenate([kl_divergence(a, b).reshape(-1) for a, b in zip(found, wanted, strict=True)])
+    same = np.concatenate([(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in zip(found, wanted, strict=True)])
+    return Loss(
+        relative_error=float(errors.mean()),
+        relative_error_max=float(errors.max()),
+        top1_agreement=float(same.mean()),
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        positions=int(same.size),
+    )
+
+
+def _sentence(loss: Loss) -> str:
+    return (
+        f"logits off by {loss.relative_error:.2%} on average, {loss.relative_error_max:.2%} at most; top-1 token the "
+        f"same at {loss.top1_agreement:.1%} of {loss.positions} positions; KL divergence {loss.kl_mean:.1e} nats on "
+        f"average, {loss.kl_max:.1e} at most"
+    )

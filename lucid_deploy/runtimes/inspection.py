@@ -1,0 +1,139 @@
+"""What is inside an artifact, and how much memory it needs; reads headers and graphs only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.model.cache_size import bytes_per_token
+from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
+
+_RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
+_SCORE_TENSORS = 4  # scores, their exponentials and what is in between
+_DECODED = 4  # K and Y of a layer in float32, before and after their scales
+
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
+    """Describe an artifact as plain data.
+
+    Args:
+        artifact: The opened artifact.
+        batch: Rows the memory is computed for.
+        context: Tokens per row the memory is computed for; None is ``max_position_embeddings``.
+    """
+    manifest = artifact.manifest
+    return {
+        "artifact": str(artifact.directory),
+        "model": manifest.config.to_dict(),
+        "dtype": manifest.dtype,
+        "cache": manifest.cache,
+        "cache_dtype": manifest.cache_dtype,
+        "ranges": manifest.ranges,
+        "logits": manifest.logits,
+        "opset": manifest.opset,
+        "operators": {"domain": "ai.lucid", "version": manifest.operators},
+        "source": manifest.source,
+        "versions": manifest.versions,
+        "files": manifest.files,
+        "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
+        "compression": compression(artifact),
+        "weight_types": weight_types(artifact),
+        "kernels": describe_kernels(),
+        "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
+        "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
+    }
+
+
+def compression(artifact: Artifact) -> float:
+    """Return how many times larger the weights would be if none were quantized; 1 if none is."""
+    record, size = artifact.manifest.quantization, ITEM_SIZE[artifact.manifest.dtype]
+    stored = sum(weight_types(artifact).values())
+    if record is None:
+        return 1.0
+    whole = sum(rows * width * size for rows, width in (tensor.shape for tensor in record.tensors.values()))
+    return (stored - quantized_size(artifact) + whole) / stored
+
+
+def quantized_size(artifact: Artifact) -> int:
+    """Return the bytes of all quantized weights, scales included."""
+    record, size = artifact.manifest.quantization, ITEM_SIZE[artifact.manifest.dtype]
+    if record is None:
+        return 0
+    return sum(
+        record.packed_size(name) + tensor.shape[0] * tensor.blocks * size for name, tensor in record.tensors.items()
+    )
+
+
+def weight_types(artifact: Artifact) -> dict[str, int]:
+    """Return the bytes of weights of each type, as ONNX spells it in lower case; what both graphs read counts once."""
+    import onnx
+
+    sizes: dict[int, tuple[str, int]] = {}
+    for stage in STAGES:
+        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place:
+                kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+                sizes[int(place["offset"])] = ("float32" if kind == "float" else kind, int(place["length"]))
+    totals: Counter[str] = Counter()
+    for kind, size in sizes.values():
+        totals[kind] += size
+    return dict(totals.most_common())
+
+
+def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int]:
+    """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
+
+    Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
+    graph keeps a packed copy, and so do quantized weights of any model. A growing cache exists twice while a token is
+    computed, the past of all layers and their present. A static one exists once, and one layer twice while rows move
+    into larger buffers. One in another type than the model's is brought to float32 one layer at a time.
+
+    Args:
+        artifact: The opened artifact.
+        batch: Rows.
+        context: Tokens per row.
+    """
+    config, manifest = artifact.config, artifact.manifest
+    per_token = bytes_per_token(config, manifest.cache_dtype)
+    cache = batch * context * per_token
+    decoded = 4 * _DECODED * batch * context * config.num_key_value_heads * config.head_dim  # one layer, float32
+    if manifest.cache_dtype == manifest.dtype:
+        decoded = 0
+    moving = cache // config.num_hidden_layers if artifact.manifest.cache == "static" else cache
+    scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
+    weights = int(artifact.manifest.files[WEIGHTS]["size"])
+    workspace = _SCORE_TENSORS * scores + decoded
+    packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
+    return {
+        "batch": batch,
+        "context": context,
+        "weights": weights + packed,
+        "cache_per_token": per_token,
+        "cache": cache,
+        "cache_while_decoding": cache + moving,
+        "workspace": workspace,
+        "runtime": _RUNTIME,
+        "total": weights + packed + cache + moving + workspace + _RUNTIME,
+    }
+
+
+def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
+    import onnx
+
+    info = artifact.manifest.graphs[stage]
+    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return {
+        "file": info.file,
+        "inputs": [asdict(item) for item in info.inputs],
+        "outputs": [asdict(item) for item in info.outputs],
+        "operators": dict(operators.most_common()),
+        "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
+        "weights": sum(1 for tensor in model.graph.initializer if tensor.external_data),
+    }

@@ -1,0 +1,287 @@
+"""The exported graphs in onnxruntime, behind the session interface. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.providers import (
+    check_available,
+    check_chosen,
+    check_provider,
+    choose_provider,
+    plan_provider,
+)
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+    from lucid_deploy.runtimes.tensorrt.limits import Limits
+
+log = logging.getLogger(__name__)
+
+Layers = list[tuple[Any, ...]]
+
+_NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
+
+
+class OrtSession(Session[Any]):
+    """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
+
+    On the CPU both graphs read one mapping of the weight file; other providers load the file themselves.
+
+    Attributes:
+        reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
+            all of it is converted in every step. Decode needs the library of kernels for that, see
+            :mod:`lucid_deploy.runtimes.onnxruntime.stored_cache`.
+
+    Args:
+        artifact: The opened artifact.
+        threads: Threads within an operator; None lets onnxruntime choose.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        provider: The execution provider, one of :data:`~lucid_deploy.runtimes.onnxruntime.providers.PROVIDERS`.
+        index: Number of the GPU, for providers that use one.
+        kernels: What computes the operators of ``ai.lucid``, see
+            :func:`~lucid_deploy.runtimes.onnxruntime.kernels.choose_kernels`.
+
+    Raises:
+        LucidError: onnxruntime is not installed, has no kernels for the artifact's type, or not the provider, or the
+            library of kernels is wanted and cannot be used.
+        CheckFailed: onnxruntime cannot load a graph.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        threads: int | None = None,
+        allow_extrapolation: bool = False,
+        provider: str = "cpu",
+        index: int = 0,
+        kernels: str = "auto",
+    ) -> None:
+        check_provider(provider)
+        self._library = choose_kernels(kernels, provider)
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise missing_extra("onnxruntime", "cpu", "run an exported artifact") from error
+        if artifact.manifest.dtype not in _NUMPY_TYPES:
+            raise LucidError(
+                f"onnxruntime has no CPU kernels for {artifact.manifest.dtype}. Export with --dtype float32 or float16 "
+                "to run on a CPU."
+                if provider == "cpu"
+                else f"With onnxruntime the cache goes through numpy, which has no {artifact.manifest.dtype}. Export "
+                "with --dtype float32 or float16, or run with --runtime tensorrt."
+            )
+        super().__init__(artifact.config, artifact.manifest.dtype, "onnxruntime", allow_extrapolation)
+        self.cache_dtype = artifact.manifest.cache_dtype
+        self._suffixes = [item.suffix for item in cache_tensors(self.cache_dtype, self.config.head_dim)]
+        self.identity = artifact.identity
+        self.provider: str = provider
+        if provider == "cpu":
+            self.kernels = "functions" if self._library is None else "library"
+        self.limits: Limits | None = None
+        self._all_logits = artifact.manifest.logits == "all"
+        self._ort = ort
+        # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes products of few rows (short
+        # prompts, batches of decode) up to three times as fast, those of one row no faster; a large model does without.
+        # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
+        self._quantization = artifact.manifest.quantization
+        small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
+        self.packs_weights = provider == "cpu" and (small or self._quantization is not None)
+        self.reads_stored_cache = self.cache_dtype == self.dtype
+        self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
+        if provider == "cpu":
+            self._weights = _shared_weights(ort, artifact)
+        self._prefill = self._load(artifact, "prefill", threads, index)
+        self._decode = self._load(artifact, "decode", threads, index)
+        self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
+
+    def _load(self, artifact: Artifact, stage: str, threads: int | None, index: int) -> ort.InferenceSession:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        if self.provider == "cpu":
+            # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
+            # threads, and from whoever uses the tokens, such as the event loop of a server.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if self.provider == "cpu" and not self.packs_weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if self._quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul
+            level = "4" if self._quantization.activations == "int8" else "0"
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+        for name, value in self._weights.get(stage, {}).items():
+            options.add_initializer(name, value)
+        if self._library is not None:
+            options.register_custom_ops_library(str(self._library))
+        check_available(self._ort, self.provider)
+        plan = plan_provider(artifact, self.provider, index, stage)
+        providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
+        path, self.limits = plan.graph, plan.limits
+        graph = self._graph_of_stored_cache(path) if stage == "decode" else None
+        if graph is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        try:  # without its fallback, which is the CPU
+            session = self._ort.InferenceSession(
+                str(path) if graph is None else graph, options, providers=providers or None, enable_fallback=0
+            )
+        except Exception as error:
+            message = f"onnxruntime {self._ort.__version__} cannot load {path}"
+            if self.provider == "cpu":
+                raise CheckFailed(f"{message}: {error}") from error
+            raise LucidError(f"{message} with --provider {self.provider}: {error}") from error
+        check_chosen(self._ort, session, self.provider)
+        return session
+
+    def _graph_of_stored_cache(self, path: Path) -> bytes | None:
+        """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
+        if self._library is None or self.cache_dtype == self.dtype or not self.config.is_lucid:
+            return None
+        import onnx
+
+        from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
+
+        model = onnx.load(str(path), load_external_data=False)
+        obstacles = read_as_stored(model)
+        if obstacles:
+            log.warning(
+                "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
+                "lucid-deploy export writes it (%s). Export it again for kernels that read the cache as it is stored.",
+                path,
+                self.cache_dtype,
+                "; ".join(obstacles),
+            )
+            return None
+        self.reads_stored_cache = True
+        return model.SerializeToString()
+
+    def prefill(
+        self,
+        input_ids: Array,
+        cache: Cache[Any],
+        mask: Array | None = None,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """See :meth:`Session.prefill`; no chunk is longer than a provider's optimization profile accepts."""
+        if self.limits is not None:
+            chunk = min(chunk if chunk is not None else self.limits.prefill_chunk, self.limits.prefill_chunk)
+        return super().prefill(input_ids, cache, mask, chunk, progress)
+
+    @property
+    def context_limit(self) -> int | None:
+        """See :attr:`Session.context_limit`; a provider's optimization profile holds in any case."""
+        limit = super().context_limit
+        return limit if self.limits is None else min(limit or self.limits.max_context, self.limits.max_context)
+
+    @property
+    def batch_limit(self) -> int | None:
+        """See :attr:`Session.batch_limit`."""
+        return None if self.limits is None else self.limits.max_batch
+
+    def _checked(self, input_ids: Array, cache: Cache[Any]) -> Array:
+        input_ids = super()._checked(input_ids, cache)
+        if self.limits is None:
+            return input_ids
+        for found, most, what in (
+            (cache.batch, self.limits.max_batch, "rows"),
+            (cache.length + input_ids.shape[1], self.limits.max_context, "tokens"),
+        ):
+            if found > most:
+                raise LucidError(
+                    f"With --provider {self.provider} up to {most} {what} can be run, not {found}. Engines of "
+                    "lucid-deploy build have limits of your own choice; run them with --runtime tensorrt."
+                )
+        return input_ids
+
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+        """See :meth:`Session.layer_arrays`."""
+        return [decode_layer(tuple(x.numpy() for x in layer)) for layer in cache.layers]
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+        make = self._ort.OrtValue.ortvalue_from_numpy
+        return [tuple(map(make, encode_layer(k, y, self.cache_dtype))) for k, y in layers]
+
+    def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
+        make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
+        return [tuple(make(np.ascontiguousarray(x.numpy()[:, :, :length])) for x in layer) for layer in cache.layers]
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """See :attr:`Session.gives_all_logits`: with ``--logits all``, and no provider that limits a run's length."""
+        return self._all_logits and self.limits is None
+
+    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(self._prefill, input_ids, mask, positions, layers)
+
+    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        logits, present = self._run_prefill_all(input_ids, mask, positions, layers)
+        if logits.shape[1] > 1:  # an artifact with --logits all
+            index = input_ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+            logits = np.take_along_axis(logits, np.maximum(index, 0)[:, None, None], axis=1)
+        return logits, present
+
+    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(self._decode, input_ids, mask, positions, layers)
+
+    def _run(
+        self,
+        session: ort.InferenceSession,
+        input_ids: Array,
+        mask: Array,
+        positions: Array,
+        layers: Layers,
+    ) -> tuple[Array, Layers]:
+        make = self._ort.OrtValue.ortvalue_from_numpy
+        feed = {
+            "input_ids": make(np.ascontiguousarray(input_ids)),
+            "attention_mask": make(mask.astype(np.int64)),
+            "position_ids": make(np.ascontiguousarray(positions)),
+        }
+        for index, layer in enumerate(layers):
+            for suffix, value in zip(self._suffixes, layer, strict=True):
+                feed[f"past_key_values.{index}.{suffix}"] = value
+        logits, *present = session.run_with_ort_values(self._output_names, feed)
+        size = len(self._suffixes)
+        return logits.numpy(), [tuple(present[i : i + size]) for i in range(0, len(present), size)]
+
+
+def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
+    """Map the weight file once, and return each graph's weights as onnxruntime tensors on that one mapping.
+
+    Left to itself, onnxruntime maps (or copies) the file once for each session.
+    """
+    import onnx
+
+    file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
+    kinds = {
+        onnx.TensorProto.UINT8: np.uint8,
+        onnx.TensorProto.INT8: np.int8,
+        onnx.TensorProto.FLOAT: np.float32,
+        onnx.TensorProto.FLOAT16: np.float16,
+    }
+    made: dict[tuple[int, tuple[int, ...]], Any] = {}
+    weights: dict[str, dict[str, Any]] = {}
+    for stage in STAGES:
+        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
+        weights[stage] = {}
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if not place or tensor.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
+                continue
+            offset, shape = int(place["offset"]), tuple(tensor.dims)
+            if (offset, shape) not in made:
+                view = file[offset : offset + int(place["length"])].view(kinds[tensor.data_type]).reshape(shape)
+                made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
+            weights[stage][tensor.name] = made[offset, shape]
+    return weights

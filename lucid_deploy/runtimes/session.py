@@ -1,0 +1,303 @@
+"""One interface for every runtime: a session prefills and decodes, a cache holds K, Y and what is padding.
+
+Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+
+Tensor = TypeVar("Tensor")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass
+class Cache(Generic[Tensor]):
+    """What a batch has seen so far.
+
+    Attributes:
+        mask: Bool ``(B, T)``, False at padding.
+        layers: Per layer (K, Y), each ``(B, KV, T, D)``, in the runtime's own kind of tensor; with an int8 cache (K, Y,
+            scale of K, scale of Y), see :mod:`lucid_deploy.cache.storage`.
+    """
+
+    mask: Array
+    layers: list[tuple[Tensor, ...]]
+
+    @property
+    def batch(self) -> int:
+        """Rows."""
+        return int(self.mask.shape[0])
+
+    @property
+    def length(self) -> int:
+        """Tokens so far, padding included."""
+        return int(self.mask.shape[1])
+
+
+class Session(ABC, Generic[Tensor]):
+    """A model ready to run.
+
+    Attributes:
+        config: The model's configuration.
+        dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
+        cache_dtype: Type that K and Y are cached in, such as ``int8``; mostly the same.
+        runtime: Name of what runs it, such as ``onnxruntime``.
+        provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
+        kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
+            ``functions``; None elsewhere.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
+    """
+
+    def __init__(self, config: LucidConfig, dtype: str, runtime: str, allow_extrapolation: bool = False) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.cache_dtype = dtype
+        self.runtime = runtime
+        self.provider: str | None = None
+        self.kernels: str | None = None
+        self.allow_extrapolation = allow_extrapolation
+        self.identity: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The runtime, and the provider or the library of kernels where there is one, for people."""
+        if self.kernels == "library":
+            return f"{self.runtime} (library kernels)"
+        return self.runtime if self.provider in (None, "cpu") else f"{self.runtime} ({self.provider})"
+
+    def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
+        """Return the cache before the first token."""
+        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
+        empty = np.zeros(shape, dtype=np.float32)
+        layers = [(empty, empty) for _ in range(self.config.num_hidden_layers)]
+        return self.cache_from_arrays(layers, np.ones((batch, 0), dtype=bool))
+
+    def cache_from_arrays(self, layers: list[tuple[Array, Array]], mask: Array) -> Cache[Tensor]:
+        """Return a cache with given content.
+
+        Args:
+            layers: Per layer raw keys K and preconditioned values Y, float32 ``(B, KV, T, D)``.
+            mask: Bool ``(B, T)``, False at padding.
+        """
+        return Cache(mask, self._layers_from_arrays(layers))
+
+    def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
+        """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
+        return Cache(cache.mask, list(cache.layers))
+
+    def truncate(self, cache: Cache[Tensor], length: int) -> None:
+        """Take a cache back to an earlier length, as if the later tokens had never been run.
+
+        This is exact: K and Y of a token depend on nothing behind it and never change once written.
+
+        Args:
+            cache: Changed in place.
+            length: Tokens to keep in every row, padding included.
+
+        Raises:
+            LucidError: A length below 0 or beyond the cache's.
+        """
+        if not 0 <= length <= cache.length:
+            raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
+        if length < cache.length:
+            cache.layers = self._first_tokens(cache, length)
+            cache.mask = cache.mask[:, :length]
+
+    def evict(self, cache: Cache[Tensor], tokens: int) -> None:
+        """Refuse to drop the oldest tokens of a cache (a sliding window).
+
+        Raises:
+            LucidError: Always, with the reason.
+        """
+        reason = (
+            "with LUCID attention their keys and values live on inside Y of every later token, so that what is left "
+            "would be no cache of the remaining text"
+            if self.config.is_lucid
+            else "keys and values of the later tokens were computed from them"
+        )
+        raise LucidError(
+            f"The oldest {tokens} tokens cannot be dropped from a cache: {reason}. Run the shortened text again from "
+            "an empty cache, or go back to an earlier length with truncate, which is exact."
+        )
+
+    def prefill(
+        self,
+        input_ids: Array,
+        cache: Cache[Tensor],
+        mask: Array | None = None,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """Run new tokens after those in the cache, and add them to it.
+
+        Args:
+            input_ids: Int64 ``(B, N)``, N ≥ 1.
+            cache: Changed in place. If an error is raised between chunks, it holds the chunks that were done.
+            mask: Bool ``(B, N)``, False at padding; None: no padding.
+            chunk: Run at most this many tokens at once, which bounds memory; None: all at once.
+            progress: Called after each chunk with (tokens done, tokens in all).
+
+        Returns:
+            Logits of each row's last token, float ``(B, 1, vocab)``. In chunked prefill of right-padded rows, those of
+            the last chunk that holds a token of the row.
+
+        Raises:
+            LucidError: Token ids outside the vocabulary, no tokens, too long a context, or shapes that do not fit.
+        """
+        input_ids = self._checked(input_ids, cache)
+        n = input_ids.shape[1]
+        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if mask.shape != input_ids.shape:
+            raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        if chunk is not None and chunk < 1:
+            raise LucidError(f"A prefill chunk must hold at least one token, not {chunk}.")
+        logits: Array | None = None
+        for start in range(0, n, chunk or n):
+            part = slice(start, start + (chunk or n))
+            new = self._advance(input_ids[:, part], mask[:, part], cache, self._run_prefill)
+            has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
+            logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
+            if progress is not None:
+                progress(min(part.stop, n), n)
+        assert logits is not None
+        return logits
+
+    def decode(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
+        """Run one new token per row after those in the cache, and add it to it.
+
+        Args:
+            input_ids: Int64 ``(B, 1)``.
+            cache: Changed in place.
+            mask: Bool ``(B, 1)``, False for rows that only wait for others; None: all are tokens.
+
+        Returns:
+            Logits, float ``(B, 1, vocab)``.
+
+        Raises:
+            LucidError: As :meth:`prefill`, or more than one token per row.
+        """
+        input_ids = self._checked(input_ids, cache)
+        if input_ids.shape[1] != 1:
+            raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
+        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        return self._advance(input_ids, mask, cache, self._run_decode)
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes token by token."""
+        return False
+
+    def prefill_all(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
+        """Run new tokens after those in the cache, and add them to it, for the logits of all of them.
+
+        Args:
+            input_ids: Int64 ``(B, N)``, N ≥ 1.
+            cache: Changed in place.
+            mask: Bool ``(B, N)``, False at padding; None: no padding.
+
+        Returns:
+            Logits, float ``(B, N, vocab)``; those at padding mean nothing.
+
+        Raises:
+            LucidError: As :meth:`prefill`.
+        """
+        input_ids = self._checked(input_ids, cache)
+        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if mask.shape != input_ids.shape:
+            raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        if self.gives_all_logits:
+            return self._advance(input_ids, mask, cache, self._run_prefill_all)
+        columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
+        return np.concatenate([self.decode(input_ids[:, i], cache, mask[:, i]) for i in columns], axis=1)
+
+    def _advance(
+        self,
+        input_ids: Array,
+        mask: Array,
+        cache: Cache[Tensor],
+        run: Callable[[Array, Array, Array, Any], tuple[Array, Any]],
+    ) -> Array:
+        full = np.concatenate([cache.mask, mask], axis=1)
+        positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, cache.length :]
+        logits, layers = run(input_ids, full, positions, cache.layers)
+        cache.mask, cache.layers = full, layers
+        return logits
+
+    def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
+        input_ids = np.asarray(input_ids)
+        if input_ids.ndim != 2 or input_ids.shape[0] != cache.batch or not np.issubdtype(input_ids.dtype, np.integer):
+            raise LucidError(
+                f"Token ids must be whole numbers of shape (batch {cache.batch}, tokens), not {input_ids.dtype} "
+                f"{input_ids.shape}."
+            )
+        if input_ids.shape[1] == 0:
+            raise LucidError("There are no tokens to run: the prompt is empty.")
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise LucidError(
+                f"Token id {wrong} is outside the vocabulary (0 to {self.config.vocab_size - 1}); the tokenizer may be "
+                "another model's."
+            )
+        self.check_length(cache.length + input_ids.shape[1])
+        return input_ids.astype(np.int64, copy=False)
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most tokens of a context; None with ``allow_extrapolation``."""
+        return None if self.allow_extrapolation else self.config.max_position_embeddings
+
+    @property
+    def batch_limit(self) -> int | None:
+        """Most rows of a batch; None: any number."""
+        return None
+
+    def check_length(self, tokens: int) -> None:
+        """Check that a context of so many tokens is allowed.
+
+        Raises:
+            LucidError: It is longer than the model was made for, and extrapolation is not permitted.
+        """
+        limit = self.config.max_position_embeddings
+        if tokens > limit and not self.allow_extrapolation:
+            raise LucidError(
+                f"The context would be {tokens} tokens, the model was made for {limit} (max_position_embeddings). "
+                "Shorten it, or pass --allow-extrapolation."
+            )
+
+    @abstractmethod
+    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, Array]]:
+        """Return the cache's K and Y per layer as numpy arrays, float32 for half types, else in their own type."""
+
+    def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[Any]:
+        """Return a cache's layers with the first tokens only; where that is free, more may stay behind them."""
+        return self._layers_from_arrays([(k[:, :, :length], y[:, :, :length]) for k, y in self.layer_arrays(cache)])
+
+    @abstractmethod
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> list[tuple[Tensor, ...]]: ...
+
+    def _run_prefill_all(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
+        """As :meth:`_run_prefill`, with the logits of all tokens; to be there where ``gives_all_logits`` is true."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def _run_prefill(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+
+    @abstractmethod
+    def _run_decode(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...

@@ -1,0 +1,1 @@
+"""TensorRT engines of an artifact: graph passes, profiles, building, and running what was built."""

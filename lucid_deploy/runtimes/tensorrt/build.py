@@ -1,0 +1,223 @@
+"""From an artifact to its TensorRT engines: check everything, then parse, build, and put the result in place whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.files import whole_directory, write_whole
+from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
+from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.manifest import (
+    MANIFEST,
+    EngineFile,
+    EngineManifest,
+    PluginFile,
+    engine_directory,
+    file_facts,
+    source_hashes,
+)
+from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
+from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
+from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_head_width, prepare_graph
+from lucid_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from lucid_deploy.runtimes.tensorrt.device import Device
+
+Progress = Callable[[str, int, int], None]
+TIMING_CACHE = "timing.cache"
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        backend: ``tensorrt-rtx`` or ``tensorrt``; None: the one that is installed.
+        max_batch: Most rows; None: 4.
+        max_context: Most tokens of a row; None: the model's.
+        prefill_chunk: Most new tokens of one prefill; None: 2048, or less if the context is shorter.
+        capabilities: Compute capabilities to build for, such as ``8.6``; (): all that the backend supports.
+        workspace: Most scratch bytes of a layer; None: the backend chooses.
+        weightless: Leave the weights out of the engines. Needs a GPU when building.
+        plugin: The plugin library; None: where ``lucid-deploy plugin build`` puts it.
+        overwrite: Whether engines that are there may be replaced.
+    """
+
+    backend: str | None = None
+    max_batch: int | None = None
+    max_context: int | None = None
+    prefill_chunk: int | None = None
+    capabilities: tuple[str, ...] = ()
+    workspace: int | None = None
+    weightless: bool = False
+    plugin: Path | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built.
+
+    Attributes:
+        directory: Where the engines lie.
+        manifest: What was written beside them.
+        built: By stage: layers of the network, seconds, and timings reused and new where the backend keeps a cache.
+    """
+
+    directory: Path
+    manifest: EngineManifest
+    built: dict[str, dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return {"directory": str(self.directory), **asdict(self.manifest), "built": self.built}
+
+
+def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress | None = None) -> BuildReport:
+    """Build the prefill and the decode engine of an artifact.
+
+    Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
+
+    Args:
+        artifact: The opened artifact.
+        options: See :class:`BuildOptions`.
+        progress: Called with (what is being done, done, in all).
+
+    Raises:
+        LucidError: A missing package or plugin library, options that contradict each other or the model, a type, a head
+            width or a compute capability that is not supported, an artifact without the custom operators, or TensorRT
+            refusing a graph.
+    """
+    backend = load_backend(options.backend)
+    limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
+    if options.workspace is not None and options.workspace < 1:
+        raise LucidError(f"--workspace must be at least 1 byte, not {options.workspace}.")
+    backend.check_dtype(artifact.manifest.dtype)
+    if artifact.manifest.cache_dtype != artifact.manifest.dtype:
+        raise LucidError(
+            f"TensorRT engines keep the cache in the model's type, and this artifact's is "
+            f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
+        )
+    check_head_width(artifact)
+    needs_plugin = artifact.config.is_lucid
+    capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)
+    if options.weightless and len(capabilities) > 1:
+        raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
+    folder = engine_directory(artifact, backend.name)
+    if folder.exists() and not options.overwrite:
+        raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
+    graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in STAGES]
+    if backend.needs_gpu_to_build or options.weightless:
+        capabilities = (_device(backend, options).capability,)
+    library = (options.plugin or default_library()).resolve() if needs_plugin else None
+    if library is not None:
+        register(library, backend.trt)
+    settings = Settings(
+        capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
+        workspace=options.workspace,
+        weightless=options.weightless,
+    )
+    return _build(artifact, backend, graphs, limits, settings, capabilities, library, progress or (lambda *_: None))
+
+
+def _device(backend: Backend, options: BuildOptions) -> Device:
+    from lucid_deploy.runtimes.tensorrt.device import open_device
+
+    try:
+        return open_device()
+    except LucidError as error:
+        why = f"{backend.title} measures" if backend.needs_gpu_to_build else "--weightless compiles"
+        instead = "leave out --weightless" if options.weightless else "build with --backend tensorrt-rtx"
+        raise LucidError(f"{why} on the GPU of the building machine. {error} Or {instead}.") from error
+
+
+def _build(
+    artifact: Artifact,
+    backend: Backend,
+    graphs: list[PreparedGraph],
+    limits: Limits,
+    settings: Settings,
+    capabilities: tuple[int, ...],
+    library: Path | None,
+    progress: Progress,
+) -> BuildReport:
+    folder = engine_directory(artifact, backend.name)
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with whole_directory(folder) as building:
+            if backend.has_timing_cache:
+                old = folder / TIMING_CACHE
+                settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")
+            engines, built = {}, {}
+            for graph in graphs:
+                result, settings = _build_stage(artifact, backend, graph, limits, settings, progress)
+                path = building / f"{graph.stage}.engine"
+                write_whole(path, result.content)
+                engines[graph.stage] = EngineFile(
+                    **file_facts(path),
+                    profile=profile_shapes(artifact, graph.stage, limits),
+                    plugin_layers=result.plugin_layers,
+                )
+                built[graph.stage] = {"layers": result.layers, "seconds": result.seconds, "timings": result.timings}
+            if settings.timing_cache is not None:
+                (building / TIMING_CACHE).write_bytes(settings.timing_cache)
+            manifest = EngineManifest(
+                backend=backend.name,
+                backend_version=backend.version,
+                toolkit_version=__version__,
+                capabilities=capabilities,
+                limits=limits,
+                weightless=settings.weightless,
+                sources=source_hashes(artifact),
+                plugin=_keep_plugin(library, building),
+                engines=engines,
+            )
+            (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise LucidError(f"Writing {folder} failed: {error.strerror or error}. Nothing was left behind.") from error
+    finally:
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+    return BuildReport(folder, manifest, built)
+
+
+def _build_stage(
+    artifact: Artifact, backend: Backend, graph: PreparedGraph, limits: Limits, settings: Settings, progress: Progress
+) -> tuple[BuiltEngine, Settings]:
+    """Build one stage; return it and the settings of the next, which knows the times measured so far."""
+    text = f"Building the {graph.stage} engine"
+    in_place = graph.stage == "decode" and artifact.manifest.cache == "static"
+    progress(text, 0, 1)
+    result = build_engine(
+        backend,
+        graph,
+        artifact.directory,
+        profile_shapes(artifact, graph.stage, limits),
+        replace(settings, capturable=in_place),
+        lambda done, total: progress(text, done, total),
+    )
+    if result.timing_cache is not None:
+        settings = replace(settings, timing_cache=result.timing_cache)
+    return result, settings
+
+
+def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
+    """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
+    if library is None:
+        return None
+    from lucid_deploy.plugins.build import LIBRARY_NAME, plugin_abi
+
+    shutil.copyfile(library, building / LIBRARY_NAME)
+    return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))
+
+
+def describe_capabilities(capabilities: tuple[int, ...]) -> str:
+    """Return for which GPUs engines were built, for people."""
+    return ", ".join(dotted(number) for number in capabilities) or "all that the backend supports"

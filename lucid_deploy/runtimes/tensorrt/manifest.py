@@ -1,0 +1,177 @@
+"""The manifest beside the engines: what they were built from, with and for. Loading reads it before the engines."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.tensorrt.backend import BACKENDS
+from lucid_deploy.runtimes.tensorrt.limits import Limits, Range
+
+FOLDER = "engines"  # in the artifact; one folder per backend below it
+MANIFEST = "engines.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """One engine: its file, size in bytes, sha256, and the shapes it accepts."""
+
+    file: str
+    size: int
+    sha256: str
+    profile: dict[str, Range]
+    plugin_layers: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class PluginFile:
+    """The plugin library the engines were built with, kept beside them: file, size, sha256 and ABI number."""
+
+    file: str
+    size: int
+    sha256: str
+    abi: int
+
+
+@dataclass(frozen=True)
+class EngineManifest:
+    """The content of ``engines.json``.
+
+    Attributes:
+        backend: ``tensorrt-rtx`` or ``tensorrt``.
+        backend_version: Its version; engines of another one are not read.
+        toolkit_version: The lucid-deploy that built them.
+        capabilities: Compute capabilities they were built for, 86 for 8.6; () is all that the backend supports.
+        limits: The largest sizes they accept.
+        weightless: Whether they take their weights from the artifact when they are loaded.
+        sources: Sha256 of the graphs and of the weights they were built from.
+        plugin: The plugin library; None for models that need none.
+        engines: By stage.
+    """
+
+    backend: str
+    backend_version: str
+    toolkit_version: str
+    capabilities: tuple[int, ...]
+    limits: Limits
+    weightless: bool
+    sources: dict[str, str]
+    plugin: PluginFile | None
+    engines: dict[str, EngineFile]
+
+    def to_json(self) -> str:
+        """Return the text of ``engines.json``."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+def engine_directory(artifact: Artifact, backend: str) -> Path:
+    """Return where the engines of a backend lie."""
+    return artifact.directory / FOLDER / backend
+
+
+def source_hashes(artifact: Artifact) -> dict[str, str]:
+    """Return the sha256 of everything an engine is built from, as the artifact's manifest has them."""
+    names = (*(artifact.manifest.graphs[stage].file for stage in STAGES), WEIGHTS)
+    return {name: str(artifact.manifest.files[name]["sha256"]) for name in names}
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Return file name, size and sha256."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "size": path.stat().st_size, "sha256": digest}
+
+
+def open_engines(artifact: Artifact, backend: str, backend_version: str) -> EngineManifest:
+    """Read the manifest of the engines, and check that they can be loaded for this artifact by this TensorRT.
+
+    Args:
+        artifact: The opened artifact.
+        backend: The backend that is going to load them.
+        backend_version: Its version.
+
+    Raises:
+        LucidError: There are none, or they are of another version, another plugin ABI or another model.
+        CheckFailed: A file is missing, or was cut or swapped.
+    """
+    from lucid_deploy.plugins.build import PLUGIN_ABI
+
+    folder = engine_directory(artifact, backend)
+    again = f"Build them again: lucid-deploy build {artifact.directory} --backend {backend} --overwrite"
+    manifest = _read(artifact, backend, folder, again)
+    if manifest.backend_version != backend_version:
+        raise LucidError(
+            f"The engines in {folder} were built with {backend} {manifest.backend_version} and {backend_version} is "
+            f"installed, which does not read them. {again}"
+        )
+    wanted = source_hashes(artifact)
+    if differing := [name for name, digest in wanted.items() if manifest.sources.get(name) != digest]:
+        raise LucidError(
+            f"The engines in {folder} were built from another model: {', '.join(differing)} differ. {again}"
+        )
+    if manifest.plugin is not None and manifest.plugin.abi != PLUGIN_ABI:
+        raise LucidError(
+            f"The engines in {folder} were built with plugin ABI {manifest.plugin.abi}, and this version has "
+            f"{PLUGIN_ABI}. Run: lucid-deploy plugin build. {again}"
+        )
+    kept: list[EngineFile | PluginFile] = list(manifest.engines.values())
+    for entry in [*kept, manifest.plugin] if manifest.plugin is not None else kept:
+        _check_size(folder / entry.file, entry.size, again)
+    if manifest.plugin is not None:  # small, and it is code that is about to run
+        found = file_facts(folder / manifest.plugin.file)["sha256"]
+        if found != manifest.plugin.sha256:
+            raise CheckFailed(f"{folder / manifest.plugin.file} was changed after the engines were built. {again}")
+    return manifest
+
+
+def _check_size(path: Path, size: int, again: str) -> None:
+    if not path.is_file():
+        raise CheckFailed(f"{path} is missing. {again}")
+    if path.stat().st_size != size:
+        raise CheckFailed(
+            f"{path} has {path.stat().st_size} bytes, its manifest says {size}: it was cut or swapped. {again}"
+        )
+
+
+def _read(artifact: Artifact, backend: str, folder: Path, again: str) -> EngineManifest:
+    path = folder / MANIFEST
+    if not path.is_file():
+        others = [name for name in BACKENDS if (engine_directory(artifact, name) / MANIFEST).is_file()]
+        hint = f" (there are some for {' and '.join(others)})" if others else ""
+        raise LucidError(
+            f"{artifact.directory} has no engines for {backend}{hint}. "
+            f"Build them: lucid-deploy build {artifact.directory} --backend {backend}"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise LucidError(f"{path} has format {version}, this lucid-deploy reads {FORMAT_VERSION}. {again}")
+        return _parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckFailed(f"{path} is damaged: {error!r}. {again}") from error
+
+
+def _parse(data: dict[str, Any]) -> EngineManifest:
+    def shapes(item: list[list[int]]) -> Range:
+        least, best, most = (tuple(int(size) for size in shape) for shape in item)
+        return least, best, most
+
+    engines = {
+        stage: EngineFile(**{**entry, "profile": {name: shapes(item) for name, item in entry["profile"].items()}})
+        for stage, entry in data["engines"].items()
+    }
+    if set(engines) != set(STAGES):
+        raise ValueError(f"engines are {sorted(engines)}, not {sorted(STAGES)}")
+    plugin = None if data["plugin"] is None else PluginFile(**data["plugin"])
+    for file in [*(entry.file for entry in engines.values()), *([plugin.file] if plugin is not None else [])]:
+        if Path(file).name != file:
+            raise ValueError(f"file {file!r} lies outside the folder")
+    changed = {"limits": Limits(**data["limits"]), "capabilities": tuple(data["capabilities"])}
+    return EngineManifest(**{**data, **changed, "engines": engines, "plugin": plugin})

@@ -1,0 +1,9 @@
+"""Graph passes that turn an exported graph into one TensorRT builds, one per file, each with its contract."""
+
+from lucid_deploy.runtimes.tensorrt.passes.fix_axis import fix_axis
+from lucid_deploy.runtimes.tensorrt.passes.half_attention import half_attention
+from lucid_deploy.runtimes.tensorrt.passes.plugin_domain import plugin_domain
+from lucid_deploy.runtimes.tensorrt.passes.standard_attention import standard_attention
+from lucid_deploy.runtimes.tensorrt.passes.strip_bodies import strip_bodies
+
+__all__ = ["fix_axis", "half_attention", "plugin_domain", "standard_attention", "strip_bodies"]

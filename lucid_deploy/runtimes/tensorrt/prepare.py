@@ -1,0 +1,101 @@
+"""From an artifact's graph to the one that TensorRT parses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.tensorrt.operators import DOMAIN, PLUGIN_OPERATORS, STAGE_OPERATOR
+
+_LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph ready for TensorRT's parser.
+
+    Attributes:
+        stage: ``prefill`` or ``decode``.
+        model: The serialised ONNX model; its weights still lie in the artifact's weight file.
+        plugin_nodes: How many nodes of each of the plugin's operators it has.
+        cache_updates: How many nodes write into a static cache.
+    """
+
+    stage: str
+    model: bytes
+    plugin_nodes: dict[str, int]
+    cache_updates: int
+
+
+def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxruntime: bool = False) -> PreparedGraph:
+    """Load a stage's graph and run the passes that TensorRT needs.
+
+    Args:
+        artifact: The opened artifact.
+        stage: ``prefill`` or ``decode``.
+        max_context: Length of a static cache's buffers.
+        for_onnxruntime: Whether onnxruntime's TensorRT provider reads the graph, instead of TensorRT's parser.
+
+    Raises:
+        LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
+            quantized for onnxruntime.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    from lucid_deploy.runtimes.tensorrt.passes import (
+        fix_axis,
+        half_attention,
+        plugin_domain,
+        standard_attention,
+        strip_bodies,
+    )
+
+    record = artifact.manifest.quantization
+    if record is not None and record.format != "qdq":
+        raise LucidError(
+            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
+            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq."
+        )
+    path = artifact.graph_path(stage)
+    model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))
+    standard_attention(model)
+    half_attention(model)
+    strip_bodies(model)
+    if artifact.manifest.cache == "static" and stage == "decode":
+        fix_axis(model, "max_context", max_context)
+    nodes = Counter(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
+    _check_operators(artifact, stage, nodes)
+    if for_onnxruntime:
+        plugin_domain(model)
+    updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
+    return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
+
+
+def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> None:
+    path = artifact.graph_path(stage)
+    if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
+        raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
+    layers = artifact.config.num_hidden_layers if artifact.config.is_lucid else 0
+    wanted = STAGE_OPERATOR[stage]
+    if nodes[wanted] != layers or sum(nodes.values()) != layers:
+        raise LucidError(
+            f"{path} has {nodes[wanted]} nodes {DOMAIN}::{wanted} where the model has {layers} LUCID layers: the "
+            "custom operators were removed or inlined, and what is in their place cannot be built. Export it again."
+        )
+
+
+def check_head_width(artifact: Artifact) -> None:
+    """Check that the plugin's kernels can compute with the model's heads.
+
+    Raises:
+        LucidError: They cannot.
+    """
+    width = artifact.config.head_dim
+    if artifact.config.is_lucid and not (_LEAST_WIDTH <= width <= _MOST_WIDTH and width % _WIDTH_UNIT == 0):
+        raise LucidError(
+            f"The model's head_dim is {width}; the TensorRT plugin takes multiples of {_WIDTH_UNIT} from "
+            f"{_LEAST_WIDTH} to {_MOST_WIDTH}. Run it with another runtime."
+        )

@@ -1,0 +1,331 @@
+"""TensorRT engines behind the session interface. Imports no torch; all CUDA calls are in ``device.py``.
+
+With a growing cache an engine reads the past and writes the present into other memory, both taken from a pool of equal
+blocks. With a static cache decoding writes into buffers that stay where they are, and is recorded as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.tensorrt.callbacks import explain
+from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
+from lucid_deploy.runtimes.tensorrt.device_memory import Block, DeviceTensor, MemoryPool
+from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
+
+Layers = list[tuple[DeviceTensor, ...]]  # per layer K and Y
+Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Loaded engines, as a session needs them.
+
+    Attributes:
+        manifest: What they were built for.
+        make_context: Returns a new execution context of a stage; contexts of one engine share its weights.
+        tensors: Names of each stage's inputs and outputs; TensorRT drops an input that nothing reads.
+        errors: What TensorRT has reported since the engines were loaded.
+        save: Keeps for the next start what was compiled while the engines ran.
+    """
+
+    manifest: EngineManifest
+    make_context: Callable[[str], Any]
+    tensors: dict[str, frozenset[str]]
+    errors: list[str] = field(default_factory=list)
+    save: Callable[[], None] = lambda: None
+
+
+@dataclass
+class _Bound:
+    """A static cache that decoding is bound to, and the graph recorded for it."""
+
+    layers: Layers
+    mask: Array  # int64 (B, M), as it is on the device
+    feed: Feed
+    results: dict[str, int]
+    graph: Any = None
+    steps: int = 0
+
+
+class TensorRtSession(Session[DeviceTensor]):
+    """Runs an artifact's engines on one GPU stream.
+
+    Args:
+        artifact: The opened artifact.
+        engines: Its engines.
+        device: The GPU, with a stream of its own.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted; the engines' own limits
+            hold in any case.
+    """
+
+    def __init__(self, artifact: Artifact, engines: Engines, device: Device, allow_extrapolation: bool = False) -> None:
+        self.limits = engines.manifest.limits
+        shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
+        config = replace(artifact.config, max_position_embeddings=shortest)
+        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation)
+        self.identity = artifact.identity
+        self._artifact, self._engines, self._device = artifact, engines, device
+        self._pool = MemoryPool(device)
+        self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
+        self._static = artifact.manifest.cache == "static"
+        self._kind = bytes_of(self.dtype)
+        self._row = self.config.head_dim * self._kind.itemsize  # bytes of a token's K or Y in one head
+        self._scratch: dict[str, Block] = {}
+        self._bound: _Bound | None = None
+        # Also at the end of the process; it holds the contexts, which must go before what they were made of.
+        self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
+
+    def close(self) -> None:
+        """Keep what was compiled for the next start; the session cannot be used any more. Needs no call at exit."""
+        self._end()
+
+    def share(self, device: Device) -> TensorRtSession:
+        """Return a second session on the same engines: contexts, stream and memory of its own, weights in common.
+
+        Args:
+            device: The same GPU, with another stream.
+        """
+        return TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
+
+    def prefill(
+        self,
+        input_ids: Array,
+        cache: Cache[DeviceTensor],
+        mask: Array | None = None,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """See :meth:`Session.prefill`; no chunk is longer than the engine accepts."""
+        most = self.limits.prefill_chunk
+        return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
+
+    def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
+        if not self._end.alive:
+            raise LucidError("The session was closed. Open the artifact again.")
+        input_ids = super()._checked(input_ids, cache)
+        self._check_fits(cache.batch, cache.length + input_ids.shape[1])
+        return input_ids
+
+    def _check_fits(self, batch: int, tokens: int) -> None:
+        for found, most, option, what in (
+            (batch, self.limits.max_batch, "--max-batch", "rows"),
+            (tokens, self.limits.max_context, "--max-context", "tokens"),
+        ):
+            if found > most:
+                raise LucidError(
+                    f"The engines were built for up to {most} {what}, not {found}. Build them with a larger {option}: "
+                    f"lucid-deploy build {self._artifact.directory} {option} {found} --overwrite"
+                )
+
+    def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, Array]]:
+        """See :meth:`Session.layer_arrays`."""
+        self._device.activate()
+
+        def fetch(tensor: DeviceTensor) -> Array:
+            shape = (cache.batch, self.config.num_key_value_heads, cache.length, self.config.head_dim)
+            array = np.empty(shape, self._kind)
+            self._device.download(array, self._packed(tensor, cache.batch, cache.length).address)
+            return array.astype(np.float32)
+
+        return [(fetch(k), fetch(y)) for k, y in cache.layers]
+
+    def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
+        """See :meth:`Session.fork`; buffers that decoding writes into are copied."""
+        if not self._static:
+            return super().fork(cache)
+        self._device.activate()
+        copies: Layers = [
+            (self._moved(k, cache.batch, cache.length, k.pitch), self._moved(y, cache.batch, cache.length, y.pitch))
+            for k, y in cache.layers
+        ]
+        return Cache(cache.mask, copies)
+
+    def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
+        return cache.layers  # what lies beyond the cache's length is not read
+
+    @property
+    def context_limit(self) -> int | None:
+        """See :attr:`Session.context_limit`; what the engines were built for holds in any case."""
+        return min(super().context_limit or self.limits.max_context, self.limits.max_context)
+
+    @property
+    def batch_limit(self) -> int | None:
+        """See :attr:`Session.batch_limit`."""
+        return self.limits.max_batch
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+        self._device.activate()
+        batch, _, tokens, _ = layers[0][0].shape
+        self._check_fits(batch, tokens)
+
+        def send(array: Array) -> DeviceTensor:
+            tensor = self._new(batch, tokens)
+            self._device.upload(tensor.address, np.ascontiguousarray(array, dtype=self._kind))
+            return tensor
+
+        return [(send(k), send(y)) for k, y in layers]
+
+    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        logits, present = self._run_growing("prefill", input_ids, mask, positions, layers)
+        if logits.shape[1] > 1:  # an artifact with --logits all
+            index = input_ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+            logits = np.take_along_axis(logits, np.maximum(index, 0)[:, None, None], axis=1)
+        return logits, present
+
+    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        if self._static:
+            return self._run_in_place(input_ids, mask, positions, layers)
+        return self._run_growing("decode", input_ids, mask, positions, layers)
+
+    def _run_growing(
+        self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers
+    ) -> tuple[Array, Layers]:
+        """Run an engine that reads the past and writes the present elsewhere."""
+        self._device.activate()
+        batch, new = input_ids.shape
+        total = mask.shape[1]
+        past = total - new
+        packed: Layers = [(self._packed(k, batch, past), self._packed(y, batch, past)) for k, y in layers]
+        feed = self._upload(
+            stage, {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
+        )
+        shape = (batch, self.config.num_key_value_heads, past, self.config.head_dim)
+        feed |= {name: (tensor.address, shape) for name, tensor in _named("past_key_values", packed)}
+        present: Layers = [(self._new(batch, total), self._new(batch, total)) for _ in layers]
+        logits = self._logits(batch, new if stage == "prefill" and self._artifact.manifest.logits == "all" else 1)
+        results = {name: tensor.address for name, tensor in _named("present", present)}
+        results["logits"] = self._room(f"{stage}.logits", logits.nbytes)
+        self._bind(stage, feed, results)
+        self._execute(stage)
+        self._device.download(logits, results["logits"])
+        return logits, present
+
+    def _run_in_place(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        """Decode into the buffers of a static cache."""
+        self._device.activate()
+        batch, past = input_ids.shape[0], mask.shape[1] - 1
+        bound = self._bound
+        if bound is None or bound.layers is not layers:
+            bound = self._bind_buffers(layers, mask[:, :past])
+        length = np.full((batch,), past, np.int64)
+        self._upload("decode", {"input_ids": input_ids, "position_ids": positions, "cache_length": length})
+        if bound.steps == 0:  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
+            self._execute("decode")
+        else:
+            if bound.graph is None:
+                bound.graph = self._device.record(lambda: self._execute("decode"))
+            self._device.replay(bound.graph)
+        bound.steps += 1
+        # The graph counts the new row as a token by itself; the mask says what it is from the next step on.
+        bound.mask[:, past] = mask[:, past]
+        address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
+        for index in range(batch):
+            self._device.upload(address + 8 * (index * row + past), bound.mask[index, past : past + 1])
+        logits = self._logits(batch, 1)
+        self._device.download(logits, bound.results["logits"])
+        return logits, bound.layers
+
+    def _bind_buffers(self, layers: Layers, mask: Array) -> _Bound:
+        """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
+        if self._bound is not None and self._bound.graph is not None:
+            self._device.drop(self._bound.graph)
+        self._bound = None
+        batch, past = mask.shape
+        room = self.limits.max_context
+        moved: Layers = [
+            (k, y) if k.pitch == room else (self._moved(k, batch, past, room), self._moved(y, batch, past, room))
+            for k, y in layers
+        ]
+        whole = np.zeros((batch, room), np.int64)
+        whole[:, :past] = mask
+        column = np.zeros((batch, 1), np.int64)
+        feed = self._upload(
+            "decode",
+            {"input_ids": column, "attention_mask": whole, "position_ids": column, "cache_length": column[:, 0]},
+        )
+        shape = (batch, self.config.num_key_value_heads, room, self.config.head_dim)
+        feed |= {name: (tensor.address, shape) for name, tensor in _named("past_key_values", moved)}
+        results = {name: tensor.address for name, tensor in _named("present", moved)}  # the same memory
+        results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
+        self._bind("decode", feed, results)
+        self._bound = _Bound(moved, whole, feed, results)
+        return self._bound
+
+    def _bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
+        context, known = self._contexts[stage], self._engines.tensors[stage]
+        for name, (address, shape) in feed.items():
+            if name not in known:
+                continue
+            if not context.set_input_shape(name, shape):
+                raise self._failed(stage, f"refuses the shape {shape} of {name}")
+            context.set_tensor_address(name, address)
+        for name, address in results.items():
+            context.set_tensor_address(name, address)
+
+    def _execute(self, stage: str) -> None:
+        if not self._contexts[stage].execute_async_v3(self._device.stream):
+            raise self._failed(stage, "fails")
+
+    def _failed(self, stage: str, what: str) -> LucidError:
+        reason = explain(self._engines.errors)
+        self._engines.errors.clear()
+        return LucidError(f"The {stage} engine {what}: {reason}")
+
+    def _upload(self, stage: str, arrays: dict[str, Array]) -> Feed:
+        """Send small inputs into memory of their own that stays where it is while it is large enough."""
+        feed: Feed = {}
+        for name, array in arrays.items():
+            address = self._room(f"{stage}.{name}", array.nbytes)
+            self._device.upload(address, np.ascontiguousarray(array))
+            feed[name] = (address, array.shape)
+        return feed
+
+    def _room(self, name: str, size: int) -> int:
+        block = self._scratch.get(name)
+        if block is None or block.size < size:  # a mask grows with every token, so there is room for twice as many
+            block = self._scratch[name] = self._pool.take(1 << max(size - 1, 1).bit_length())
+        return block.address
+
+    def _logits(self, batch: int, rows: int) -> Array:
+        return np.empty((batch, rows, self.config.vocab_size), np.float32)
+
+    def _new(self, batch: int, tokens: int) -> DeviceTensor:
+        """Return a tensor for some tokens; its block is large enough for the whole context, so all are alike."""
+        rows = batch * self.config.num_key_value_heads
+        return DeviceTensor(self._pool.take(rows * self.limits.max_context * self._row if tokens else 0), tokens)
+
+    def _packed(self, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
+        """Return the tensor with its tokens right behind each other, itself if they are."""
+        return tensor if tensor.pitch == tokens else self._moved(tensor, batch, tokens, tokens)
+
+    def _moved(self, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
+        """Return a copy with another pitch; what lies between its tokens and the pitch is zero."""
+        rows, moved = batch * self.config.num_key_value_heads, self._new(batch, pitch)
+        if pitch > tokens:
+            self._device.fill_zero(moved.address, rows * pitch * self._row)
+        self._device.copy_rows(
+            moved.address, pitch * self._row, tensor.address, tensor.pitch * self._row, tokens * self._row, rows
+        )
+        return moved
+
+
+def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:
+    contexts.clear()
+    save()
+
+
+def _named(prefix: str, layers: Layers) -> list[tuple[str, DeviceTensor]]:
+    return [
+        (f"{prefix}.{index}.{kind}", tensor)
+        for index, pair in enumerate(layers)
+        for kind, tensor in zip(("key", "value"), pair, strict=True)
+    ]

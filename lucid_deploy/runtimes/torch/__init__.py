@@ -1,0 +1,1 @@
+"""The PyTorch model behind the session interface."""

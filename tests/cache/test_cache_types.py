@@ -1,0 +1,220 @@
+"""Caches in float16 and int8: onnxruntime stores and computes what PyTorch does, in every kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer, resolve_cache_dtype
+from lucid_deploy.demo.recall import held_out
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.cache_size import bytes_per_token
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.inspection import memory_needed
+from lucid_deploy.runtimes.torch.session import TorchSession
+
+MakeArtifact = Callable[..., tuple[Path, Artifact]]
+STEP = {"float16": 2.0**-11, "int8": 0.5 / 127}  # largest rounding error of a value, relative to its row's largest
+
+
+@pytest.fixture
+def cached(exported: MakeArtifact) -> MakeArtifact:
+    """Return a function giving (checkpoint, artifact) by model type, cache type, kind of cache and attention."""
+
+    def get(dtype: str, cache_dtype: str, cache: str, attention: str = "lucid") -> tuple[Path, Artifact]:
+        changes = {} if attention == "lucid" else {"attention_type": attention}
+        return exported(dtype, cache=cache, cache_dtype=cache_dtype, **changes)
+
+    return get
+
+
+def tokens() -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 97, (2, 150))
+    ids[1, 40:80] = 11
+    return ids
+
+
+def run(session: Session[Any], schedule: str) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+    """Padded rows; prefill at once, in chunks, or token by token, then a few steps. Return logits and K, Y."""
+    ids, mask = tokens(), np.ones((2, 150), bool)
+    mask[0, :6] = False
+    cache = session.empty_cache(2)
+    prompt = {"one shot": 140, "chunks": 140, "by token": 9}[schedule]
+    session.prefill(ids[:, :prompt], cache, mask[:, :prompt], chunk=17 if schedule == "chunks" else None)
+    for position in range(prompt, 150):
+        logits = session.decode(ids[:, position : position + 1], cache)
+    return logits, session.layer_arrays(cache)
+
+
+def error(got: np.ndarray, wanted: np.ndarray) -> float:
+    assert np.isfinite(got).all()
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+CASES = [
+    ("float32", "int8", "growing", "lucid"),
+    ("float32", "int8", "static", "lucid"),
+    ("float32", "float16", "growing", "lucid"),
+    ("float16", "int8", "growing", "lucid"),
+    ("float32", "int8", "static", "llama"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("schedule", ["one shot", "chunks", "by token"])
+def test_onnxruntime_rounds_as_pytorch_does(cached: MakeArtifact, case: tuple[str, ...], schedule: str) -> None:
+    """Numbers on the edge between two codes may fall differently, a few in a thousand; everything else is the same."""
+    checkpoint, artifact = cached(*case)
+    baseline = TorchSession(load_model(Checkpoint(checkpoint), getattr(torch, case[0])).store_cache_as(case[1]))
+    exact = TorchSession(load_model(Checkpoint(checkpoint), torch.float64))
+    candidate = open_session(artifact)
+    assert candidate.cache_dtype == baseline.cache_dtype == artifact.manifest.cache_dtype == case[1]
+    logits, layers = run(candidate, schedule)
+    wanted, wanted_layers = run(baseline, schedule)
+    reference, reference_layers = run(exact, schedule)
+    share = 1.5 if case[0] == "float16" else 0.5  # of the baseline's own error: float16 arithmetic moves many codes
+    assert error(logits, wanted) <= share * error(wanted, reference)
+    for ours, theirs, true in zip(layers, wanted_layers, reference_layers, strict=True):
+        for mine, other, target in zip(ours, theirs, true, strict=True):
+            assert error(mine, other) <= share * error(other, target)
+            assert error(mine, target) <= 1.1 * error(other, target)
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_the_contract_names_types_and_scales(cached: MakeArtifact, cache: str) -> None:
+    _, artifact = cached("float32", "int8", cache)
+    tensors = artifact.manifest.graphs["decode"].inputs
+    rows = "max_context" if cache == "static" else "past_sequence"
+    listed = {item.name: (item.dtype, item.shape) for item in tensors if item.name.startswith("past_key_values.1.")}
+    assert listed == {
+        "past_key_values.1.key": ("int8", ("batch", 2, rows, 36)),
+        "past_key_values.1.value": ("int8", ("batch", 2, rows, 36)),
+        "past_key_values.1.key_scale": ("float32", ("batch", 2, rows, 1)),
+        "past_key_values.1.value_scale": ("float32", ("batch", 2, rows, 1)),
+    }
+    graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert kinds["past_key_values.0.key"] == kinds["present.0.value"] == onnx.TensorProto.INT8
+    assert kinds["present.0.key_scale"] == kinds["logits"] == onnx.TensorProto.FLOAT
+    scatters = [node.op_type for node in graph.node].count("TensorScatter")
+    assert scatters == (8 if cache == "static" else 0)
+
+
+def test_static_buffers_are_written_in_place(cached: MakeArtifact) -> None:
+    _, artifact = cached("float32", "int8", "static")
+    session = open_session(artifact)
+    cache = session.empty_cache(1)
+    session.prefill(tokens()[:1, :10], cache)
+    session.decode(np.array([[3]]), cache)
+    before = [[array.ctypes.data for array in layer] for layer in cache.layers]
+    contents = [[array.copy() for array in layer] for layer in cache.layers]
+    for _ in range(5):
+        session.decode(np.array([[4]]), cache)
+    assert [[array.ctypes.data for array in layer] for layer in cache.layers] == before
+    for now, then in zip(cache.layers, contents, strict=True):
+        assert len(now) == 4
+        for array, old in zip(now, then, strict=True):
+            changed = np.flatnonzero((array != old).any(axis=(0, 1, 3)))
+            assert changed.tolist() == list(range(11, 16))
+
+
+@pytest.mark.parametrize("case", [("float32", "int8", "growing"), ("float32", "int8", "static")], ids="-".join)
+def test_truncating_and_forking_keep_the_stored_form(cached: MakeArtifact, case: tuple[str, ...]) -> None:
+    _, artifact = cached(*case)
+    session = open_session(artifact)
+    cache = session.empty_cache(2)
+    session.prefill(tokens()[:, :30], cache)
+    short = session.empty_cache(2)
+    session.prefill(tokens()[:, :20], short)
+    session.truncate(cache, 20)
+    fork = session.fork(cache)
+    following = tokens()[:, 20:21]
+    wanted = session.decode(following, short)
+    assert error(session.decode(following, cache), wanted) < 1e-5
+    assert error(session.decode(following, fork), wanted) < 1e-5
+
+
+def test_rows_are_rounded_by_their_own_scale() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2, 3, 5, 16)) * 10.0 ** rng.integers(-30, 30, (2, 3, 5, 1))
+    rows[0, 0, 0] = 0
+    rows[0, 0, 1] = 1e-44  # the scale would be smaller than any number
+    for kind, step in STEP.items():
+        if kind == "float16":
+            continue  # has one range for all
+        k, y = decode_layer(encode_layer(rows, -rows, kind))
+        largest = np.abs(rows).max(-1, keepdims=True)
+        assert (np.abs(k - rows) <= step * 1.001 * largest + 1e-40).all()
+        assert np.array_equal(y, -k) and (k[0, 0, 0] == 0).all()
+    from lucid_deploy.cache.codecs import Int8Codec
+
+    stored = Int8Codec().encode(torch.from_numpy(rows), torch.from_numpy(-rows))
+    for ours, theirs in zip(encode_layer(rows, -rows, "int8"), stored, strict=True):
+        assert np.array_equal(ours, theirs.numpy())
+
+
+def test_memory_is_that_of_the_cache_type(cached: MakeArtifact) -> None:
+    _, small = cached("float32", "int8", "static")
+    assert bytes_per_token(small.config, "float32") == 2 * 2 * 2 * 36 * 4
+    assert memory_needed(small, 3, 100)["cache_per_token"] == 2 * 2 * 2 * (36 + 4)
+    session = open_session(small)
+    cache = session.empty_cache(3)
+    session.prefill(np.ones((3, 100), np.int64), cache)
+    assert sum(array.nbytes for layer in cache.layers for array in layer) == memory_needed(small, 3, 100)["cache"]
+
+
+def test_what_does_not_go_together_is_refused(cached: MakeArtifact, tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match="bfloat16 model keeps"):
+        resolve_cache_dtype("int8", "bfloat16")
+    with pytest.raises(LucidError, match="cache dtype must be auto, float16, int8"):
+        resolve_cache_dtype("int4", "float32")
+    assert [item.suffix for item in cache_tensors("int8", 8)] == ["key", "value", "key_scale", "value_scale"]
+    _, artifact = cached("float32", "int8", "growing")
+    with pytest.raises(LucidError, match="--cache-dtype auto"):
+        open_session(artifact, provider="cuda")
+    manifest = artifact.path("lucid.json").read_text()
+    copy = tmp_path / "damaged"
+    copy.mkdir()
+    for name in (*artifact.manifest.files, "lucid.json"):
+        (copy / name).write_bytes(artifact.path(name).read_bytes())
+    (copy / "lucid.json").write_text(manifest.replace('"cache_dtype": "int8"', '"cache_dtype": "int3"'))
+    with pytest.raises(LucidError, match="cache_dtype is 'int3'"):
+        open_artifact(copy)
+
+
+def recall_answers(directory: Path) -> list[list[int]]:
+    """Return the tokens that an artifact answers 200 held-out prompts with, all at once, and check them."""
+    session, tokenizer, examples = open_session(directory), TextTokenizer(directory), held_out(200)
+    prompts = [tokenizer.encode(example.prompt) for example in examples]
+    longest = max(map(len, prompts))
+    ids = np.array([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = np.array([[False] * (longest - len(prompt)) + [True] * len(prompt) for prompt in prompts])
+    cache, steps = session.empty_cache(len(prompts)), []
+    logits = session.prefill(ids, cache, mask)
+    for _ in range(3):
+        steps.append(logits[:, -1].argmax(-1))
+        logits = session.decode(steps[-1][:, None], cache)
+    return np.stack(steps, axis=1).tolist()
+
+
+def test_recall_answers_as_in_float32(tmp_path: Path) -> None:
+    """All of 200 held-out prompts, with each type of model and cache, and the answers are the right ones."""
+    export("demo", tmp_path / "whole")
+    wanted = recall_answers(tmp_path / "whole")
+    tokenizer = TextTokenizer(tmp_path / "whole")
+    right = [tokenizer.decode(row).strip().startswith(x.answer) for row, x in zip(wanted, held_out(200), strict=True)]
+    assert sum(right) >= 198
+    for dtype, cache_dtype in (("float16", "auto"), ("float32", "float16"), ("float32", "int8")):
+        target = tmp_path / f"{dtype}-{cache_dtype}"
+        export("demo", target, ExportOptions(dtype, cache_dtype=cache_dtype, range_scan=False))
+        assert recall_answers(target) == wanted, (dtype, cache_dtype)

@@ -1,0 +1,186 @@
+"""The recall task, the bundled checkpoint that was trained on it, and the script that trained it."""
+
+import importlib
+import re
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.cli import main
+from lucid_deploy.demo import recall
+from lucid_deploy.export import export
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
+from lucid_deploy.runtimes import open_session
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def script():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        yield importlib.import_module("train_recall")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(resolve(DEMO) / "tokenizer.json"))
+
+
+def entries(prompt):
+    """The (animal, adjective, thing) entries of a prompt's list."""
+    return re.findall(r"(\w+) has (\w+) (\w+)[,.]", prompt)
+
+
+def answers(model, prompts, new_tokens):
+    """Greedy tokens through prefill and cached decode: ``(batch, tokens)`` to ``(batch, new_tokens)``."""
+    logits, past = model(prompts, last_only=True)
+    tokens = [logits.argmax(-1)]
+    while len(tokens) < new_tokens:
+        logits, past = model(tokens[-1], past, decode=True)
+        tokens.append(logits.argmax(-1))
+    return torch.cat(tokens, dim=1)
+
+
+def wrong_answers(model, tokenizer, examples):
+    (eos,) = model.config.eos_token_ids
+    by_length = defaultdict(list)
+    for example in examples:
+        by_length[example.pairs].append(example)
+    wrong = []
+    for group in by_length.values():
+        found = answers(model, torch.tensor([tokenizer.encode(example.prompt).ids for example in group]), 3)
+        for example, row in zip(group, found.tolist(), strict=True):
+            if (tokenizer.decode(row[:2]), row[2]) != (example.answer, eos):
+                wrong.append((example, tokenizer.decode(row)))
+    return wrong
+
+
+def test_the_bundled_checkpoint_answers_held_out_prompts(tokenizer):
+    examples = recall.held_out(200)
+    assert max(example.pairs for example in examples) == recall.MAX_PAIRS
+    wrong = wrong_answers(load_model(DEMO), tokenizer, examples)
+    assert len(wrong) <= 2, wrong
+
+
+@pytest.fixture(scope="module")
+def demo_artifact(tmp_path_factory):
+    return export(DEMO, tmp_path_factory.mktemp("demo") / "artifact")
+
+
+@pytest.mark.parametrize("chunk", [None, 17])
+def test_onnxruntime_gives_the_same_answers(tokenizer, demo_artifact, chunk):
+    """On the same 200 prompts, one after the other, through prefill and decode graphs."""
+    session, text = open_session(demo_artifact, "onnxruntime"), TextTokenizer(demo_artifact.directory)
+    examples = recall.held_out(200)
+    found = []
+    for example in examples:
+        generation = Generation(session, text.encode(example.prompt), max_new_tokens=4, prefill_chunk=chunk)
+        found.append((text.decode(list(generation)), generation.finish_reason))
+    wrong_in_torch = {example for example, _ in wrong_answers(load_model(DEMO), tokenizer, examples)}
+    wrong = {e for e, answer in zip(examples, found, strict=True) if answer != (e.answer, "eos")}
+    assert wrong == wrong_in_torch
+
+
+def test_the_demo_passes_verification(demo_artifact):
+    result = CliRunner().invoke(main, ["verify", str(demo_artifact.directory)])
+    assert result.exit_code == 0, result.output
+    assert "PASSED" in result.output
+
+
+def test_the_answers_depend_on_the_preconditioner(tokenizer):
+    """Otherwise right answers would say nothing about a solve that is wrong."""
+    model = load_model(DEMO)
+    for layer in model.model.layers:
+        layer.self_attn.config = replace(layer.self_attn.config, attention_type="llama")
+    assert len(wrong_answers(model, tokenizer, recall.held_out(100))) > 50
+
+
+def test_the_bundled_checkpoint_is_small_and_lucid():
+    assert load_model(DEMO).config.attention_type == "lucid"
+    assert sum(path.stat().st_size for path in resolve(DEMO).iterdir()) <= 8 * 2**20
+
+
+def test_the_tokenizer_reads_every_word_and_writes_readable_text(tokenizer):
+    example = recall.held_out(50)[-1]
+    ids = tokenizer.encode(example.prompt).ids
+    assert tokenizer.decode(ids) == example.prompt
+    assert tokenizer.encode(example.prompt.upper()).ids == ids
+    assert tokenizer.token_to_id("<unk>") not in tokenizer.encode(" ".join(recall.vocabulary())).ids
+    assert tokenizer.token_to_id("<unk>") in tokenizer.encode("a word it never saw").ids
+
+
+def test_the_tokenizer_and_the_configuration_agree(tokenizer):
+    config = load_model(DEMO).config
+    assert tokenizer.get_vocab_size() == config.vocab_size
+    assert tokenizer.encode("fox").ids == [config.bos_token_id, tokenizer.token_to_id("fox")]
+    assert config.eos_token_ids == (tokenizer.token_to_id("<eos>"),)
+
+
+def test_prompts_state_their_answer_once_and_are_reproducible():
+    examples = recall.held_out(100)
+    assert examples == recall.held_out(100)
+    assert examples != recall.held_out(100, seed=1)
+    assert {example.pairs for example in examples} == set(range(recall.MIN_PAIRS, recall.MAX_PAIRS + 1))
+    for example in examples:
+        listed = entries(example.prompt)
+        asked = re.search(r"(\w+) has$", example.prompt).group(1)
+        assert len(listed) == len({animal for animal, _, _ in listed}) == example.pairs
+        assert [f"{how} {what}" for who, how, what in listed if who == asked] == [example.answer]
+
+
+def test_held_out_prompts_share_no_entry_with_training():
+    held = {entry for example in recall.held_out(500) for entry in entries(example.prompt)}
+    rng = np.random.default_rng(0)
+    lists = recall.sample_lists(rng, recall.MAX_PAIRS, questions=12, batch=2000)
+    rows = zip(lists.animals.flat, lists.adjectives.flat, lists.things.flat, strict=True)
+    trained = {(recall.ANIMALS[i], recall.ADJECTIVES[j], recall.THINGS[k]) for i, j, k in rows}
+    assert len(held) > 3000 and len(trained) > 25_000
+    assert not held & trained
+    assert all(recall.is_held_out(*entry) for entry in held)
+
+
+@pytest.mark.parametrize(("pairs", "questions"), [(0, 1), (4, 0), (len(recall.ANIMALS) + 1, 1)])
+def test_impossible_lists_are_refused(pairs, questions):
+    with pytest.raises(ValueError, match="pairs"):
+        recall.sample_lists(np.random.default_rng(0), pairs, questions)
+
+
+def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tokenizer):
+    batch = script.training_batch(np.random.default_rng(0), pairs=5)
+    inputs, labels = batch.inputs, batch.labels
+    first = int((labels[0] != script.IGNORED).nonzero()[0])  # the prompt's last token
+    prompt = tokenizer.decode(inputs[0, : first + 1].tolist())
+    assert tokenizer.encode(prompt).ids == inputs[0, : first + 1].tolist()
+    asked = prompt.split()[-2]
+    answer = next(f"{how} {what}" for who, how, what in entries(prompt) if who == asked)
+    assert tokenizer.decode(labels[0, first : first + 2].tolist()) == answer
+    assert tokenizer.decode(labels[0, first + 2 : first + 3].tolist(), skip_special_tokens=False) == "<eos>"
+    assert tokenizer.decode(inputs[0, batch.sources[0, :2]].tolist()) == answer
+    assert batch.positions[:2].tolist() == [first, first + 1]
+
+
+@pytest.mark.parametrize("attention", ["lucid", "llama"])
+def test_the_training_script_writes_a_checkpoint(script, tmp_path, attention):
+    command = ["--output", str(tmp_path), "--attention", attention, "--steps", "3", "--prompts", "30"]
+    result = CliRunner().invoke(script.main, command, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "right" in result.output
+    model = load_model(tmp_path)
+    assert model.config.attention_type == attention
+    names = {path.name for path in resolve(DEMO).iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert model(torch.tensor([[1, 7, 8]]))[0].isfinite().all()
+
+
+def test_the_training_script_is_reproducible(script):
+    first, second = (script.train("lucid", steps=3, seed=5).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -1,0 +1,102 @@
+"""onnxruntime-genai runs an exported artifact as it is: tokenizer, generator, streaming, batches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.export import export
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.runtimes import open_session
+from tests.byte_level_checkpoints import TEXT
+
+og: Any = pytest.importorskip("onnxruntime_genai")
+
+WithTokenizer = Callable[..., tuple[Path, Artifact]]
+NEW = 24
+
+
+def ours(artifact: Artifact, ids: list[int], new: int = NEW) -> list[int]:
+    return list(Generation(open_session(artifact), ids, new))
+
+
+def generator(model: Any, rows: Any, new: int) -> Any:
+    ids = np.array(rows, dtype=np.int32)
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=ids.shape[1] + new, batch_size=len(ids))
+    running = og.Generator(model, parameters)
+    running.append_tokens(ids)
+    return running
+
+
+@pytest.mark.parametrize(("dtype", "logits"), [("float32", "last"), ("float16", "last"), ("float32", "all")])
+def test_tokenizer_generator_and_stream_give_our_tokens(with_tokenizer: WithTokenizer, dtype: str, logits: str) -> None:
+    _, artifact = with_tokenizer(dtype, logits=logits)
+    model = og.Model(str(artifact.directory))
+    tokenizer, text = og.Tokenizer(model), TextTokenizer(artifact.directory)
+    for prompt in TEXT:
+        encoded = [int(i) for i in tokenizer.encode(prompt)]
+        assert encoded == text.encode(prompt)[-len(encoded) :]  # genai leaves it to its caller to put <s> first
+        ids = text.encode(prompt)
+        stream = tokenizer.create_stream()
+        assert "".join(stream.decode(token) for token in encoded) == prompt
+        running, tokens = generator(model, [ids], NEW), []
+        while not running.is_done():
+            running.generate_next_token()
+            tokens.append(int(running.get_next_tokens()[0]))
+        assert tokens == ours(artifact, ids)
+
+
+def test_the_bundled_model_answers(tmp_path: Path) -> None:
+    """Its word-level tokenizer is of a kind that genai does not read, so the ids come from elsewhere."""
+    artifact = export("demo", tmp_path / "demo")
+    text = TextTokenizer(artifact.directory)
+    ids = text.encode("fox has red lamp, owl has blue cup, bear has green key. owl has")
+    model = og.Model(str(artifact.directory))
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + 8)
+    running = og.Generator(model, parameters)
+    running.append_tokens(np.array([ids], dtype=np.int32))
+    while not running.is_done():
+        running.generate_next_token()
+    new = [int(token) for token in running.get_sequence(0)][len(ids) :]
+    assert text.decode(new) == "blue cup"
+
+
+def test_a_batch_gives_each_row_its_own_answer(with_tokenizer: WithTokenizer) -> None:
+    """Of equal lengths: genai 0.18 gives padding the mask of a token, whatever the model."""
+    _, artifact = with_tokenizer()
+    text = TextTokenizer(artifact.directory)
+    rows = [text.encode(prompt)[:20] for prompt in TEXT]
+    running = generator(og.Model(str(artifact.directory)), rows, 8)
+    while not running.is_done():
+        running.generate_next_token()
+    for index, row in enumerate(rows):
+        assert [int(token) for token in running.get_sequence(index)][20:] == ours(artifact, row, 8)
+
+
+def test_static_artifacts_are_not_offered_to_it(with_tokenizer: WithTokenizer) -> None:
+    _, growing = with_tokenizer()
+    _, static = with_tokenizer(cache="static")
+    assert "genai_config.json" in growing.manifest.files
+    assert "genai_config.json" not in static.manifest.files
+    assert not static.path("genai_config.json").exists()
+
+
+def test_generation_settings_become_its_defaults(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(bos_token_id=0)
+    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": None, "pad_token_id": 3}
+    (checkpoint / "generation_config.json").write_text(json.dumps(settings))
+    artifact = export(checkpoint, tmp_path / "artifact")
+    written = json.loads(open_artifact(artifact.directory).path("genai_config.json").read_text())
+    search = written["search"]
+    assert (search["do_sample"], search["temperature"], search["top_p"], search["top_k"]) == (True, 0.7, 0.9, 50)
+    assert written["model"]["pad_token_id"] == 3
+    assert og.Model(str(artifact.directory)).type == "decoder-pipeline"

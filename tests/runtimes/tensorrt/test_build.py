@@ -1,0 +1,289 @@
+"""Engines are built on a machine without a GPU, checked while they are, and found again only where they fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.cli.build import command as build_command
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.tensorrt import build
+from lucid_deploy.runtimes.tensorrt.backend import Backend
+from lucid_deploy.runtimes.tensorrt.build import BuildOptions, BuildReport, build_engines
+from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, open_engines
+from tests.runtimes.tensorrt.fake_gpu import FakeDevice, has_gpu
+
+trt = pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
+
+Exported = Callable[..., tuple[Path, Artifact]]
+SMALL: dict[str, Any] = {"max_batch": 2, "max_context": 64, "prefill_chunk": 16}
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"cache": "static"},
+    {"attention_type": "llama", "logits": "all", "use_rope": False},
+    {"attention_type": "llama", "cache": "static", "dtype": "float16"},
+    {"dtype": "float16", "head_dim": 68},
+    {"dtype": "bfloat16", "cache": "static"},
+]
+
+
+def copy_of(artifact: Artifact, target: Path) -> Artifact:
+    return open_artifact(shutil.copytree(artifact.directory, target, ignore=shutil.ignore_patterns("engines")))
+
+
+@pytest.fixture
+def artifact(exported: Exported, tmp_path: Path) -> Artifact:
+    return copy_of(exported()[1], tmp_path / "artifact")
+
+
+@pytest.fixture(scope="module")
+def built(
+    exported: Exported, plugin: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Artifact, BuildReport, list[tuple[str, int, int]]]:
+    """An artifact with engines, the report, and the progress; do not change the files."""
+    artifact = copy_of(exported()[1], tmp_path_factory.mktemp("built") / "artifact")
+    calls: list[tuple[str, int, int]] = []
+    report = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), lambda *call: calls.append(call))
+    return artifact, report, calls
+
+
+@pytest.fixture
+def damaged(built: Any, tmp_path: Path) -> tuple[Artifact, Path]:
+    """A copy with engines that a test may damage, and the engines' folder."""
+    directory = shutil.copytree(built[0].directory, tmp_path / "damaged")
+    return open_artifact(directory), directory / "engines" / "tensorrt-rtx"
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_both_engines_are_built(changes: dict[str, Any], exported: Exported, plugin: Path, tmp_path: Path) -> None:
+    artifact = copy_of(exported(**changes)[1], tmp_path / "artifact")
+    report = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
+    lucid = changes.get("attention_type") != "llama"
+    taken = {
+        stage: {name: len(layers) for name, layers in engine.plugin_layers.items()}
+        for stage, engine in report.manifest.engines.items()
+    }
+    assert taken == {"prefill": {"Precondition": 2} if lucid else {}, "decode": {"DecodeAttention": 2} if lucid else {}}
+    for engine in report.manifest.engines.values():
+        assert engine.size == (report.directory / engine.file).stat().st_size > 100_000
+    past = report.manifest.engines["prefill"].profile["past_key_values.0.key"]
+    assert [shape[2] for shape in past] == [0, 32, 63], "an empty past is in the profile"
+    cache = report.manifest.engines["decode"].profile["past_key_values.0.key"]
+    assert [shape[2] for shape in cache] == ([64] * 3 if changes.get("cache") == "static" else [0, 32, 63])
+    assert (report.manifest.plugin is not None) == lucid
+    assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
+
+
+def test_the_report_and_the_folder(built: Any) -> None:
+    artifact, report, calls = built
+    names = sorted(path.name for path in report.directory.iterdir())
+    assert names == ["decode.engine", "engines.json", "liblucid_tensorrt.so", "prefill.engine"]
+    assert os.listdir(artifact.directory / "engines") == ["tensorrt-rtx"]
+    assert json.loads(json.dumps(report.to_dict()))["built"]["decode"]["seconds"] > 0
+    for stage in ("prefill", "decode"):
+        done = [call[1] / call[2] for call in calls if stage in call[0]]
+        assert len(done) > 20 and done == sorted(done) and done[-1] > 0.5
+    open_artifact(artifact.directory)
+
+
+def test_json_on_stdout_is_all_there_is(artifact: Artifact, plugin: Path) -> None:
+    arguments = [str(artifact.directory), "--plugin", str(plugin), "--max-batch", "1", "--max-context", "32"]
+    arguments += ["--compute-capability", "8.6,120", "--workspace", "1GiB", "--json", "-"]
+    result = CliRunner().invoke(build_command, arguments, catch_exceptions=False)
+    facts = json.loads(result.stdout)
+    assert facts["limits"] == {"max_batch": 1, "max_context": 32, "prefill_chunk": 32}
+    assert facts["capabilities"] == [86, 120]
+
+
+def test_the_table_says_what_the_plugin_took(artifact: Artifact, plugin: Path) -> None:
+    arguments = [str(artifact.directory), "--plugin", str(plugin), "--max-context", "32"]
+    result = CliRunner().invoke(build_command, arguments, catch_exceptions=False)
+    assert "2 Precondition" in result.stdout and "2 DecodeAttention" in result.stdout
+
+
+def test_engines_are_not_replaced_unless_asked_to(damaged: tuple[Artifact, Path], plugin: Path) -> None:
+    artifact, folder = damaged
+    with pytest.raises(LucidError, match=r"exists already\. Pass --overwrite"):
+        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
+    (folder / "decode.engine").write_bytes(b"")
+    build_engines(artifact, BuildOptions(plugin=plugin, overwrite=True, **SMALL))
+    open_engines(artifact, "tensorrt-rtx", trt.__version__)
+    assert os.listdir(folder.parent) == ["tensorrt-rtx"]
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_build_leaves_nothing(artifact: Artifact, plugin: Path, raised: type[BaseException]) -> None:
+    def interrupt(text: str, done: int, total: int) -> None:
+        if "decode" in text and done > total // 3:
+            raise raised
+
+    with pytest.raises(raised):
+        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), interrupt)
+    assert not (artifact.directory / "engines").exists()
+
+
+def test_a_failed_build_keeps_the_engines_that_are_there(damaged: tuple[Artifact, Path], plugin: Path) -> None:
+    artifact, folder = damaged
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        LucidError, match=r"cannot build the prefill engine: .* The limit of --workspace may be too low"
+    ):
+        build_engines(artifact, BuildOptions(plugin=plugin, workspace=1, overwrite=True, **SMALL))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "write_whole", full)
+    with pytest.raises(LucidError, match=r"No space left on device\. Nothing was left behind"):
+        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
+    assert not (artifact.directory / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "--max-batch must be at least 1, not 0"),
+        ({"max_context": 1}, "--max-context must be at least 2"),
+        (
+            {"max_context": 513},
+            r"--max-context 513 is more than the model was made for: 512 \(max_pos",
+        ),
+        ({"prefill_chunk": 0}, "--prefill-chunk must be at least 1"),
+        ({"max_context": 64, "prefill_chunk": 65}, "--prefill-chunk 65 and --max-context 64 contradict each other"),
+        ({"max_batch": 10**8}, r"TensorRT takes 2³¹ − 1 at most\. Lower one"),
+        ({"workspace": 0}, "--workspace must be at least 1 byte"),
+        ({"backend": "tensorflow"}, "Backend 'tensorflow' is not known; known are tensorrt-rtx, tensorrt"),
+        ({"capabilities": ("9.0", "8.6")}, "cannot build for compute capability 9.0; it can for 7.5, 8.0, 8.6"),
+        ({"capabilities": ("hopper",)}, "cannot build for compute capability hopper"),
+        ({"capabilities": ("7.5",)}, "7.5 cannot run this artifact: the plugin library has no kernels"),
+        ({"capabilities": ("8.0", "8.6"), "weightless": True}, "built for one compute capability"),
+        (
+            {"plugin": Path("/nowhere/plugin.so")},
+            r"no plugin library /nowhere/plugin\.so\. Run: lucid-",
+        ),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused_before_the_build(
+    options: dict[str, Any], message: str, artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("the build began"))
+    with pytest.raises(LucidError, match=message):
+        build_engines(artifact, BuildOptions(**{"plugin": plugin, **options}))
+
+
+def test_weightless_without_a_gpu(artifact: Artifact, plugin: Path) -> None:
+    pytest.importorskip("cuda.bindings", reason='needs cuda-bindings: pip install -e ".[rtx]"')
+    if has_gpu():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(LucidError, match=r"--weightless compiles on the GPU.*No CUDA driver.*leave out --weightless"):
+        build_engines(artifact, BuildOptions(plugin=plugin, weightless=True))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TensorRT-RTX, whose timing caches stay empty
+def test_tensorrt_measures_on_the_gpu_and_keeps_its_times(
+    artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's own path, with TensorRT-RTX's module in its place."""
+    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, trt.__version__))
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", FakeDevice)
+    options = BuildOptions(plugin=plugin, overwrite=True, **SMALL)
+    report = build_engines(artifact, options)
+    assert report.directory.name == "tensorrt" and report.manifest.capabilities == (86,)
+    assert report.built["decode"]["timings"] == {"reused": 0, "new": 0}
+    assert (report.directory / "timing.cache").stat().st_size > 0
+    build_engines(artifact, options)
+
+
+def test_tensorrt_without_a_gpu(artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise LucidError("No CUDA driver was found.")
+
+    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, trt.__version__))
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", none)
+    with pytest.raises(LucidError, match=r"TensorRT measures on the GPU .*No CUDA driver.*--backend tensorrt-rtx"):
+        build_engines(artifact, BuildOptions(plugin=plugin))
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    data = json.loads((folder / MANIFEST).read_text())
+    for key, value in changes.items():
+        target, *rest = key.split("__")
+        (data[target] if rest else data)[rest[0] if rest else target] = value
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
+    with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* and 9\.9 is.*lucid-deploy build .*--overwrite"):
+        open_engines(damaged[0], "tensorrt-rtx", "9.9")
+
+
+def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], plugin__abi=99)
+    with pytest.raises(LucidError, match=r"plugin ABI 99, and this version has 1\. Run: lucid-deploy plugin build"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
+    other = copy_of(exported(cache="static")[1], tmp_path / "other")
+    shutil.copytree(damaged[1].parent, other.directory / "engines")
+    with pytest.raises(LucidError, match=r"built from another model: decode\.onnx differ.*lucid-deploy build"):
+        open_engines(other, "tensorrt-rtx", trt.__version__)
+
+
+@pytest.mark.parametrize("name", ["prefill.engine", "liblucid_tensorrt.so"])
+def test_a_cut_file(damaged: tuple[Artifact, Path], name: str) -> None:
+    path = damaged[1] / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckFailed, match=rf"{name} has \d+ bytes, its manifest says \d+: it was cut.*-deploy build"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_missing_file(damaged: tuple[Artifact, Path]) -> None:
+    (damaged[1] / "decode.engine").unlink()
+    with pytest.raises(CheckFailed, match=r"decode\.engine is missing\. Build them again"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_changed_plugin_library(damaged: tuple[Artifact, Path]) -> None:
+    path = damaged[1] / "liblucid_tensorrt.so"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckFailed, match="was changed after the engines were built"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {}}'])
+def test_a_damaged_manifest(damaged: tuple[Artifact, Path], text: str) -> None:
+    (damaged[1] / MANIFEST).write_text(text)
+    with pytest.raises(CheckFailed, match=r"engines\.json is damaged.*Build them again"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_manifest_that_names_files_elsewhere(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], plugin__file="../../../plugin.so")
+    with pytest.raises(CheckFailed, match="lies outside the folder"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_a_newer_manifest(damaged: tuple[Artifact, Path]) -> None:
+    change_manifest(damaged[1], format_version=2)
+    with pytest.raises(LucidError, match="has format 2, this lucid-deploy reads 1"):
+        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
+
+
+def test_no_engines(artifact: Artifact, damaged: tuple[Artifact, Path]) -> None:
+    with pytest.raises(LucidError, match=r"has no engines for tensorrt-rtx\. Build them: lucid-deploy build"):
+        open_engines(artifact, "tensorrt-rtx", trt.__version__)
+    with pytest.raises(LucidError, match=r"has no engines for tensorrt \(there are some for tensorrt-rtx\)"):
+        open_engines(damaged[0], "tensorrt", "11.0")

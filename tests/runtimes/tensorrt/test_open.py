@@ -1,0 +1,308 @@
+"""Opening engines, and the CUDA calls: every way it can fail is one clear message."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.tensorrt import backend as backends
+from lucid_deploy.runtimes.tensorrt.backend import Backend, load_backend
+from lucid_deploy.runtimes.tensorrt.device import CudaDevice
+from lucid_deploy.runtimes.tensorrt.load_engines import check_capability, load_engines, open_tensorrt
+from lucid_deploy.runtimes.tensorrt.manifest import open_engines
+from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
+from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+BLOCK = """
+import sys
+for name in {names!r}:
+    sys.modules[name] = None
+from lucid_deploy.cli import main
+main()
+"""
+
+
+def command(blocked: tuple[str, ...], *arguments: Any) -> subprocess.CompletedProcess[str]:
+    code = BLOCK.format(names=blocked)
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize("arguments", [["build"], ["run", "--runtime", "tensorrt", "--prompt-ids", "5"]], ids=str)
+def test_without_tensorrt_the_extra_is_named(arguments: list[str], exported: Exported) -> None:
+    result = command(("tensorrt", "tensorrt_rtx"), *arguments, exported()[1].directory)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: The package tensorrt_rtx is needed to build and run TensorRT engines and is not installed. "
+        'Run: pip install "lucid-deploy[rtx]"\n'
+    )
+
+
+def test_a_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> Any:
+        raise OSError("libtensorrt.so: cannot open shared object file")
+
+    monkeypatch.setattr(backends, "_installed", lambda name: True)
+    monkeypatch.setattr(backends.importlib, "import_module", broken)
+    with pytest.raises(LucidError, match=r"TensorRT-RTX is installed but does not load: libtensorrt\.so"):
+        load_backend()
+
+
+def test_tensorrt_is_taken_where_tensorrt_rtx_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_installed", lambda name: name == "tensorrt")
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: SimpleNamespace(__version__="11", name=name))
+    assert load_backend().trt.name == "tensorrt"
+
+
+def test_a_type_that_the_backend_lacks() -> None:
+    trt = SimpleNamespace(DataType=SimpleNamespace(FLOAT=0, HALF=1))
+    with pytest.raises(
+        LucidError, match=r"TensorRT 8 has no type bfloat16\. Export again with --dtype float32 or float16"
+    ):
+        Backend("tensorrt", "TensorRT", trt, "8").check_dtype("bfloat16")
+
+
+def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
+    with pytest.raises(LucidError, match="builds for the GPU of the building machine"):
+        Backend("tensorrt", "TensorRT", SimpleNamespace(), "11").capabilities(("8.6",), "float16", True)
+
+
+def test_an_unknown_device(exported: Exported) -> None:
+    with pytest.raises(LucidError, match="Device 'tpu' is not known; known for TensorRT are cuda and cuda:N"):
+        open_session(exported()[1], "tensorrt", "tpu")
+
+
+def test_engines_for_other_gpus(exported: Exported) -> None:
+    artifact, device = exported()[1], FakeDevice()
+    manifest = fake_engines(artifact, device)[0].manifest
+    check_capability(manifest, device, artifact)
+    with pytest.raises(LucidError, match=r"built for compute capability 8\.9, 12\.0; fake has 8\.6"):
+        check_capability(replace(manifest, capabilities=(89, 120)), device, artifact)
+
+
+def test_memory_goes_back_to_the_device_with_the_session(exported: Exported) -> None:
+    artifact, device = exported()[1], FakeDevice()
+    session = TensorRtSession(artifact, fake_engines(artifact, device, max_context=64)[0], device)
+    cache = session.empty_cache(1)
+    session.prefill(np.array([[1, 2, 3]]), cache)
+    assert device.in_use() > 0
+    del session, cache
+    gc.collect()
+    assert device.in_use() == 0
+
+
+class Results(SimpleNamespace):
+    """``CUresult``: members with a name."""
+
+
+class FakeDriver:
+    """``cuda.bindings.driver``: every call succeeds, is noted, and returns a number, unless told otherwise."""
+
+    def __init__(self, **answers: Any) -> None:
+        names = ("CUDA_SUCCESS", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_LAUNCH_FAILED")
+        self.CUresult = Results(**{name: SimpleNamespace(name=name) for name in names})
+        self.CUdevice_attribute = SimpleNamespace(
+            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
+        )
+        self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=SimpleNamespace(value=1))
+        self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
+        self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
+        self.CUDA_MEMCPY2D = SimpleNamespace
+        self.calls: list[tuple[Any, ...]] = []
+        self.answers = {"cuDeviceGetCount": 2, "cuDeviceGetName": b"Test GPU\0\0", **answers}
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            self.calls.append((name, *arguments))
+            answer = self.answers.get(name, 7)
+            if name == "cuDeviceGetAttribute":
+                answer = {"major": 12, "minor": 1}[arguments[0]]
+            if isinstance(answer, Exception):
+                raise answer
+            if isinstance(answer, str):
+                return (getattr(self.CUresult, answer), None)
+            return (self.CUresult.CUDA_SUCCESS, answer)
+
+        return call
+
+    def names(self) -> list[str]:
+        return [name for name, *_ in self.calls]
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"cuInit": RuntimeError("libcuda.so.1 not found")}, r"No CUDA driver was found .* \(libcuda\.so\.1\)"),
+        ({"cuInit": "CUDA_ERROR_NO_DEVICE"}, r"does not start \(CUDA_ERROR_NO_DEVICE\).*nvidia-smi"),
+        ({"cuDeviceGetCount": 0}, "The CUDA driver finds no GPU"),
+        ({"cuDeviceGetCount": 1}, "There is no GPU 1; this machine has 1, numbered from 0"),
+    ],
+    ids=str,
+)
+def test_no_gpu(answers: dict[str, Any], message: str) -> None:
+    with pytest.raises(LucidError, match=message):
+        CudaDevice(FakeDriver(**answers), 1)
+
+
+def test_what_the_device_says_about_itself() -> None:
+    device = CudaDevice(FakeDriver(), 1)
+    assert (device.name, device.capability, device.stream) == ("Test GPU", 121, 7)
+
+
+def test_full_memory_and_failed_calls() -> None:
+    device = CudaDevice(
+        FakeDriver(cuMemAllocAsync="CUDA_ERROR_OUT_OF_MEMORY", cuGraphLaunch="CUDA_ERROR_LAUNCH_FAILED")
+    )
+    with pytest.raises(LucidError, match="The memory of Test GPU is full"):
+        device.allocate(10)
+    with pytest.raises(RuntimeError, match="cuGraphLaunch failed: CUDA_ERROR_LAUNCH_FAILED"):
+        device.replay(1)
+
+
+def test_recording_ends_even_if_the_work_fails() -> None:
+    driver = FakeDriver()
+    device = CudaDevice(driver)
+    with pytest.raises(ValueError, match="work"):
+        device.record(lambda: (_ for _ in ()).throw(ValueError("work")))
+    assert driver.names()[-2:] == ["cuStreamBeginCapture", "cuStreamEndCapture"]
+    assert device.record(lambda: None) == 7
+    assert driver.names()[-2:] == ["cuGraphInstantiate", "cuGraphDestroy"]
+
+
+def test_copies_name_their_sizes_and_wait_where_they_must() -> None:
+    driver = FakeDriver()
+    device, array = CudaDevice(driver), np.arange(6, dtype=np.int64)
+    device.upload(100, array)
+    assert driver.calls[-1] == ("cuMemcpyHtoDAsync", 100, array.ctypes.data, 48, 7)
+    device.download(array, 100)
+    assert driver.names()[-2:] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
+    device.copy_rows(1, 20, 2, 10, 8, 3)
+    copy = driver.calls[-1][1]
+    assert (copy.dstDevice, copy.dstPitch, copy.srcDevice, copy.srcPitch) == (1, 20, 2, 10)
+    assert (copy.WidthInBytes, copy.Height) == (8, 3)
+    before = len(driver.calls)
+    device.copy_rows(1, 20, 2, 10, 0, 3)  # an empty cache
+    device.upload(1, np.zeros(0, np.int64))
+    assert len(driver.calls) == before
+
+
+@pytest.fixture(scope="module")
+def built(exported: Exported, plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
+    directory = tmp_path_factory.mktemp("built") / "artifact"
+    shutil.copytree(exported()[1].directory, directory)
+    result = CliRunner().invoke(main, ["build", str(directory), "--plugin", str(plugin), "--json", "-"])
+    assert result.exit_code == 0, result.stderr
+    assert set(json.loads(result.stdout)["engines"]) == {"prefill", "decode"}
+    return open_artifact(directory)
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_an_engine_that_tensorrt_does_not_read(built: Artifact) -> None:
+    """Here it reads none, for want of a driver; what it says is passed on, and the plugin library was registered."""
+    backend = load_backend("tensorrt-rtx")
+    manifest = open_engines(built, backend.name, backend.version)
+    with pytest.raises(CheckFailed, match=r"does not read .*prefill\.engine: .*Build it again: lucid-deploy build"):
+        load_engines(built, manifest, backend)
+
+
+def test_an_engine_that_was_changed(built: Artifact, tmp_path: Path) -> None:
+    """Same size, so that only its hash tells."""
+    artifact = open_artifact(shutil.copytree(built.directory, tmp_path / "artifact"))
+    backend = load_backend("tensorrt-rtx")
+    path = artifact.directory / "engines" / "tensorrt-rtx" / "decode.engine"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    manifest = open_engines(artifact, backend.name, backend.version)
+    manifest = replace(manifest, engines={"decode": manifest.engines["decode"]})
+    with pytest.raises(
+        CheckFailed, match=r"decode\.engine was changed after it was built\. Build it again: lucid-deploy"
+    ):
+        load_engines(artifact, manifest, backend)
+
+
+def test_weights_are_given_to_engines_that_were_built_without(built: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, given, taken = load_backend("tensorrt-rtx"), [], [True]
+
+    class Refitter(SimpleNamespace):
+        def refit_cuda_engine(self) -> bool:
+            return taken[0]
+
+        def refit_from_bytes(self, model: bytes, path: str) -> bool:
+            given.append((len(model) > 1000, path))
+            return True
+
+    engine = SimpleNamespace(num_io_tensors=1, get_tensor_name=lambda index: "logits")
+    trt = SimpleNamespace(
+        __name__="fake",
+        ILogger=real.trt.ILogger,
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda content: engine),
+        Refitter=lambda engine, logger: Refitter(),
+        OnnxParserRefitter=lambda refitter, logger: refitter,
+    )
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.register", lambda library, trt: None)
+    backend = replace(real, trt=trt)
+    manifest = replace(open_engines(built, real.name, real.version), weightless=True)
+    assert load_engines(built, manifest, backend).tensors["decode"] == {"logits"}
+    assert given == [(True, str(built.directory / f"{stage}.onnx")) for stage in ("prefill", "decode")]
+    taken[0] = False
+    with pytest.raises(CheckFailed, match="The prefill engine does not take the weights"):
+        load_engines(built, manifest, backend)
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+@pytest.mark.parametrize("name", ["run", "verify"])
+def test_without_a_gpu_there_is_one_message(name: str, built: Artifact) -> None:
+    pytest.importorskip("cuda.bindings", reason='needs cuda-bindings: pip install -e ".[rtx]"')
+    rest = ["--prompt-ids", "5"] if name == "run" else []
+    result = CliRunner().invoke(main, [name, str(built.directory), "--runtime", "tensorrt", *rest])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: No CUDA driver was found on this machine. Running TensorRT engines needs an NVIDIA GPU and its driver "
+        "(libcuda.so.1).\n"
+    )
+
+
+def test_without_cuda_bindings_the_extra_is_named(built: Artifact) -> None:
+    result = command(("cuda",), "run", built.directory, "--runtime", "tensorrt", "--prompt-ids", "5")
+    assert result.returncode == 2
+    assert "The package cuda-bindings is needed to run TensorRT engines and is not installed." in result.stderr
+    assert 'Run: pip install "lucid-deploy[rtx]"' in result.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_engines_compute_what_onnxruntime_does(cache: str, exported: Exported, tmp_path: Path) -> None:
+    """With the real plugin library, which ``lucid-deploy plugin build`` has put where build looks for it."""
+    directory = shutil.copytree(exported(cache=cache)[1].directory, tmp_path / "artifact")
+    result = CliRunner().invoke(main, ["build", str(directory)])
+    assert result.exit_code == 0, result.stderr
+    ours, other = open_tensorrt(open_artifact(directory)), open_session(directory)
+    ids = np.random.default_rng(0).integers(0, 97, (2, 60))
+    caches = [session.empty_cache(2) for session in (ours, other)]
+    results = [session.prefill(ids[:, :40], own) for session, own in zip((ours, other), caches, strict=True)]
+    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-3)
+    for position in range(40, 60):
+        part = ids[:, position : position + 1]
+        np.testing.assert_allclose(ours.decode(part, caches[0]), other.decode(part, caches[1]), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,72 @@
+"""``lucid-deploy plugin build``, with stand-ins for the kernels; compiling them is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+from lucid_deploy.plugins import aot
+from lucid_deploy.plugins import build as plugin_build
+from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int, ...]]:
+    """Put stand-ins in the place of compiled kernels, and a cache folder of the test's own; note what is compiled."""
+    asked: list[tuple[int, ...]] = []
+
+    def compile_kernels(archs: tuple[int, ...], select: Any, **_: Any) -> list[aot.CompiledKernel]:
+        asked.append(tuple(archs))
+        return [
+            aot.CompiledKernel(v.name, arch, False, v.kernel, 1000, v.num_warps, dict(v.constants), [], b"stand-in")
+            for arch in archs
+            for v in [each for each in aot.variants(arch) if select(each)][:3]
+        ]
+
+    monkeypatch.setattr(aot, "compile_kernels", compile_kernels)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return asked
+
+
+def test_the_library_is_where_build_looks_for_it(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["plugin", "build", "--json", "-"], catch_exceptions=False)
+    facts = json.loads(result.stdout)
+    assert compiled == [aot.ARCHITECTURES] and facts["architectures"] == list(aot.ARCHITECTURES)
+    assert facts["kernels_size"] == len(b"stand-in") * facts["kernels"] < facts["kernels_size_in_a_wheel"]
+    assert facts["library"] == str(default_library()) and tmp_path in default_library().parents
+    plugin_build.check_plugin(default_library())
+
+
+def test_architectures_and_output(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    target = tmp_path / "own" / "plugin.so"
+    result = CliRunner().invoke(main, ["plugin", "build", "--arch", "8.6, 90", "-o", str(target)])
+    assert result.exit_code == 0, result.stderr
+    assert compiled == [(86, 90)] and f"Built {target}: 6 kernels" in result.stdout
+    plugin_build.check_plugin(target)
+
+
+def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    target = tmp_path / "plugin.so"
+    arguments = ["plugin", "build", "--arch", "8.6", "--dtype", "bfloat16", "-o", str(target)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.stderr
+    assert b"precondition_bfloat16" in target.read_bytes() and b"precondition_float32" not in target.read_bytes()
+
+
+def test_bad_architectures(compiled: list[tuple[int, ...]]) -> None:
+    result = CliRunner().invoke(main, ["plugin", "build", "--arch", "hopper"])
+    assert result.exit_code == 2 and compiled == []
+    assert result.stderr == "Error: --arch takes compute capabilities such as 8.6,9.0, not hopper.\n"
+
+
+def test_what_is_missing_shows_before_the_long_compilation(
+    compiled: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    result = CliRunner().invoke(main, ["plugin", "build"])
+    assert result.exit_code == 2 and "CXX=no-such-compiler" in result.stderr and compiled == []

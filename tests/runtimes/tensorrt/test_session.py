@@ -1,0 +1,225 @@
+"""The TensorRT session's own work, on a fake device: bindings, shapes, memory, recorded graphs, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines
+
+Exported = Callable[..., tuple[Path, Artifact]]
+LIMITS = {"max_batch": 2, "max_context": 96, "prefill_chunk": 16}
+
+
+class Fixture:
+    """A session on a fake device, and the float64 reference of the same model."""
+
+    def __init__(self, exported: Exported, **changes: Any) -> None:
+        checkpoint, self.artifact = exported(**changes)
+        self.reference = TorchSession(load_model(checkpoint, torch.float64))
+        self.device = FakeDevice()
+        self.engines, self.contexts = fake_engines(self.artifact, self.device, **LIMITS)
+        self.session = TensorRtSession(self.artifact, self.engines, self.device)
+
+
+@pytest.fixture(params=["growing", "static"])
+def fixture(request: pytest.FixtureRequest, exported: Exported) -> Fixture:
+    return Fixture(exported, cache=request.param)
+
+
+@pytest.fixture
+def static(exported: Exported) -> Fixture:
+    return Fixture(exported, cache="static")
+
+
+def tokens(count: int) -> np.ndarray:
+    ids = np.random.default_rng(0).integers(0, 97, (2, count))
+    ids[1, 5:20] = 5
+    return ids
+
+
+def close(got: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - exact) <= tolerance * np.linalg.norm(exact)
+
+
+# Between them: growing and static caches, both kinds of attention, all logits, no rotary embedding, half precision.
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"cache": "static"},
+    {"attention_type": "llama", "logits": "all", "use_rope": False},
+    {"attention_type": "llama", "cache": "static", "dtype": "float16"},
+]
+
+
+def run_everything(session: Any) -> list[np.ndarray]:
+    """Left padding, more tokens than a chunk, decoding, prefill after it, decoding to the end; then the cache."""
+    ids = tokens(96)
+    mask = np.ones((2, 40), bool)
+    mask[0, :6] = False
+    cache = session.empty_cache(2)
+    results = [session.prefill(ids[:, :40], cache, mask)]
+    results += [session.decode(ids[:, i : i + 1], cache) for i in range(40, 70)]
+    results.append(session.prefill(ids[:, 70:77], cache, chunk=3))
+    results += [session.decode(ids[:, i : i + 1], cache) for i in range(77, 96)]
+    return results + [array for pair in session.layer_arrays(cache) for array in pair]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_everything_agrees_with_the_reference(changes: dict[str, Any], exported: Exported) -> None:
+    """The error may be twice what onnxruntime's own session makes with the same graphs."""
+    made = Fixture(exported, **changes)
+    exact = run_everything(made.reference)
+    for got, other, true in zip(
+        run_everything(made.session), run_everything(open_session(made.artifact)), exact, strict=True
+    ):
+        assert np.isfinite(got).all()
+        assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
+
+
+def test_verify_asks_for_no_more_than_the_engines_take(exported: Exported) -> None:
+    made = Fixture(exported)
+    source = Checkpoint(exported()[0])
+    report = verify_against(made.session, source, 4, 0, None, lambda *_: None)
+    assert report.passed, report.verdict()
+
+
+def test_half_precision_caches_keep_their_bytes(exported: Exported) -> None:
+    made = Fixture(exported, **VARIANTS[3])
+    layers = [(np.full((1, 2, 3, 36), 0.25 + i), np.full((1, 2, 3, 36), -1.5)) for i in range(2)]
+    cache = made.session.cache_from_arrays(layers, np.ones((1, 3), bool))
+    for (k, y), (k_given, y_given) in zip(made.session.layer_arrays(cache), layers, strict=True):
+        assert k.dtype == np.float32 and (k == k_given).all() and (y == y_given).all()
+    assert np.isfinite(made.session.decode(np.array([[3]]), cache)).all()
+
+
+def test_decoding_allocates_nothing_after_its_first_steps(fixture: Fixture) -> None:
+    session, cache = fixture.session, fixture.session.empty_cache(1)
+    session.prefill(tokens(20)[:1], cache)
+    for _ in range(13):  # up to 33 tokens: the mask's memory has room for 64
+        session.decode(np.array([[3]]), cache)
+    before = fixture.device.allocated
+    for _ in range(25):
+        session.decode(np.array([[4]]), cache)
+    assert fixture.device.allocated == before
+
+
+def test_a_static_cache_stays_where_it_is(static: Fixture) -> None:
+    cache = static.session.empty_cache(1)
+    static.session.prefill(tokens(10)[:1], cache)
+    static.session.decode(np.array([[3]]), cache)
+    before = [(k.address, y.address) for k, y in cache.layers]
+    uploaded = static.device.uploaded
+    for _ in range(20):
+        static.session.decode(np.array([[4]]), cache)
+    assert [(k.address, y.address) for k, y in cache.layers] == before
+    [context] = static.contexts["decode"]
+    assert all(
+        context.addresses[f"past_key_values.{i}.{kind}"] == context.addresses[f"present.{i}.{kind}"]
+        for i in range(2)
+        for kind in ("key", "value")
+    )
+    assert static.device.uploaded - uploaded == 20 * 4 * 8, "a token, its position, the length, one mask column"
+
+
+def test_decoding_is_recorded_once_and_replayed(static: Fixture) -> None:
+    cache = static.session.empty_cache(1)
+    static.session.prefill(tokens(10)[:1], cache)
+    for _ in range(12):
+        static.session.decode(np.array([[3]]), cache)
+    assert (static.device.recorded, static.device.replayed) == (1, 11)  # the first step runs as it is
+    assert static.contexts["decode"][0].runs == 12
+
+
+def test_another_cache_needs_another_recording(static: Fixture) -> None:
+    ids, session = tokens(60)[1:], static.session
+    first, second, exact = session.empty_cache(1), session.empty_cache(1), static.reference.empty_cache(1)
+    session.prefill(ids[:, :20], first)
+    session.prefill(ids[:, 20:40], second)
+    static.reference.prefill(ids[:, :20], exact)
+    for position in range(40, 60):
+        part = ids[:, position : position + 1]
+        for _ in range(2 if position == 50 else 0):
+            session.decode(part, second)
+        close(session.decode(part, first), static.reference.decode(part, exact))
+    assert (static.device.recorded, static.device.dropped) == (3, 2)  # for the first, the second, the first again
+
+
+def test_a_fork_goes_on_alone(fixture: Fixture) -> None:
+    session, reference = fixture.session, fixture.reference
+    cache, exact = session.empty_cache(1), reference.empty_cache(1)
+    for each, own in ((session, cache), (reference, exact)):
+        each.prefill(tokens(9)[:1], own)
+        each.decode(np.array([[1]]), own)
+    fork, exact_fork = session.fork(cache), reference.fork(exact)
+    for token in (7, 8):
+        close(session.decode(np.array([[token]]), cache), reference.decode(np.array([[token]]), exact))
+    close(session.decode(np.array([[9]]), fork), reference.decode(np.array([[9]]), exact_fork))
+    close(session.decode(np.array([[3]]), cache), reference.decode(np.array([[3]]), exact))
+
+
+def test_memory_of_dropped_caches_is_used_again(fixture: Fixture) -> None:
+    session = fixture.session
+
+    def generate() -> None:
+        cache = session.empty_cache(1)
+        session.prefill(tokens(20)[:1], cache)
+        for _ in range(3):
+            session.decode(np.array([[3]]), cache)
+
+    generate()
+    generate()
+    before = fixture.device.allocated
+    generate()
+    assert fixture.device.allocated == before
+
+
+def test_sessions_that_share_engines_have_contexts_of_their_own(fixture: Fixture) -> None:
+    other = fixture.session.share(fixture.device)
+    first, second, exact = fixture.session.empty_cache(1), other.empty_cache(1), fixture.reference.empty_cache(1)
+    ids = tokens(30)[:1]
+    for session, cache in ((fixture.session, first), (other, second), (fixture.reference, exact)):
+        session.prefill(ids[:, :20], cache)
+    for position in range(20, 30):
+        part = ids[:, position : position + 1]
+        expected = fixture.reference.decode(part, exact)
+        close(fixture.session.decode(part, first), expected)
+        close(other.decode(part, second), expected)
+    assert [len(made) for made in fixture.contexts.values()] == [2, 2]
+
+
+def test_more_rows_than_the_engines_take(fixture: Fixture) -> None:
+    with pytest.raises(LucidError, match=r"built for up to 2 rows, not 3.*--max-batch 3 --overwrite"):
+        fixture.session.prefill(np.zeros((3, 2), np.int64), fixture.session.empty_cache(3))
+
+
+def test_more_tokens_than_the_engines_take(fixture: Fixture) -> None:
+    cache = fixture.session.empty_cache(1)
+    with pytest.raises(LucidError, match="context would be 97 tokens"):
+        fixture.session.prefill(tokens(97)[:1], cache)
+    session = TensorRtSession(fixture.artifact, fixture.engines, fixture.device, allow_extrapolation=True)
+    with pytest.raises(LucidError, match=r"built for up to 96 tokens, not 97.*--max-context 97"):
+        session.prefill(tokens(97)[:1], session.empty_cache(1))
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_an_engine_that_fails_says_why(stage: str, fixture: Fixture) -> None:
+    cache = fixture.session.empty_cache(1)
+    fixture.session.prefill(tokens(4)[:1], cache)
+    fixture.contexts[stage][0].fails = True
+    fixture.engines.errors.append("lucid plugin: no kernel for compute capability 7.5")
+    run = fixture.session.prefill if stage == "prefill" else fixture.session.decode
+    with pytest.raises(LucidError, match=f"The {stage} engine fails: lucid plugin: no kernel"):
+        run(np.array([[3]]), cache)

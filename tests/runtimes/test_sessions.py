@@ -1,0 +1,133 @@
+"""One session interface: every runtime, every schedule, padding on either side, the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.torch.session import TorchSession
+
+Exported = Callable[..., tuple[Path, Artifact]]
+CONFIGURATIONS: list[dict[str, Any]] = [
+    {},
+    {"attention_type": "llama"},
+    {"use_rope": False, "tie_word_embeddings": True},
+]
+
+
+@pytest.fixture(params=range(len(CONFIGURATIONS)), ids=["lucid", "llama", "no rope, tied"])
+def case(request: pytest.FixtureRequest, exported: Exported) -> tuple[Session[Any], list[Session[Any]]]:
+    """The float64 reference, and the runtimes under test."""
+    checkpoint, artifact = exported(**CONFIGURATIONS[request.param])
+    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    return reference, [open_session(artifact, "onnxruntime"), open_session(artifact, "torch")]
+
+
+def tokens(batch: int, count: int) -> np.ndarray:
+    ids = np.random.default_rng(count).integers(0, 97, (batch, count))
+    ids[-1, count // 3 : 2 * count // 3] = 11  # one token repeated
+    return ids
+
+
+def close(got: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
+    assert np.isfinite(got).all()
+    assert np.linalg.norm(got - exact) <= tolerance * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("schedule", ["one shot", "chunks", "token by token", "prefill, then decode"])
+def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule: str) -> None:
+    reference, runtimes = case
+    ids = tokens(2, 140)
+    exact_cache = reference.empty_cache(2)
+    exact = reference.prefill(ids, exact_cache)
+    for session in runtimes:
+        cache = session.empty_cache(2)
+        if schedule == "one shot":
+            logits = session.prefill(ids, cache)
+        elif schedule == "chunks":
+            logits = session.prefill(ids, cache, chunk=37)
+        else:
+            start = 1 if schedule == "token by token" else 133
+            logits = session.prefill(ids[:, :start], cache)
+            for position in range(start, ids.shape[1]):
+                logits = session.decode(ids[:, position : position + 1], cache)
+        close(logits, exact)
+        assert cache.length == 140
+        for ours, wanted in zip(session.layer_arrays(cache), reference.layer_arrays(exact_cache), strict=True):
+            close(ours[0], wanted[0])
+            close(ours[1], wanted[1])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_padded_rows_get_what_they_get_alone(
+    case: tuple[Session[Any], list[Session[Any]]], side: str, chunk: int | None
+) -> None:
+    _, runtimes = case
+    ids = tokens(2, 20)
+    for session in runtimes:
+        alone = session.empty_cache(1)
+        wanted = [session.prefill(ids[1:, :13], alone)]
+        wanted += [session.decode(np.array([[token]]), alone) for token in (4, 9)]
+        batch = np.zeros((2, 20), np.int64)
+        mask = np.zeros((2, 20), bool)
+        batch[0], mask[0] = ids[0], True
+        place = slice(7, 20) if side == "left" else slice(0, 13)
+        batch[1, place], mask[1, place] = ids[1, :13], True
+        cache = session.empty_cache(2)
+        got = [session.prefill(batch, cache, mask, chunk)]
+        got += [session.decode(np.array([[1], [token]]), cache) for token in (4, 9)]
+        for ours, single in zip(got, wanted, strict=True):
+            close(ours[1:], single, 1e-5)
+
+
+def test_a_failed_call_leaves_the_cache_as_it_was(exported: Exported) -> None:
+    _, artifact = exported()
+    session = open_session(artifact)
+    cache = session.empty_cache(1)
+    session.prefill(np.array([[1, 2, 3]]), cache)
+    with pytest.raises(LucidError, match="vocabulary"):
+        session.decode(np.array([[97]]), cache)
+    assert cache.length == 3 and session.layer_arrays(cache)[0][0].shape[2] == 3
+    session.decode(np.array([[4]]), cache)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((1, 0), np.int64), "empty"),
+        (np.array([[97]]), "Token id 97 is outside"),
+        (np.array([[-1]]), "Token id -1 is outside"),
+        (np.array([[0.5]]), "whole numbers"),
+        (np.array([1, 2]), "shape"),
+        (np.zeros((2, 3), np.int64), "batch 1"),
+        (np.zeros((1, 513), np.int64), "--allow-extrapolation"),
+    ],
+)
+def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> None:
+    _, artifact = exported()
+    session = open_session(artifact)
+    with pytest.raises(LucidError, match=message):
+        session.prefill(ids, session.empty_cache(1))
+
+
+def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
+    _, artifact = exported()
+    session = open_session(artifact, allow_extrapolation=True)
+    assert np.isfinite(session.prefill(np.zeros((1, 513), np.int64), session.empty_cache(1), chunk=64)).all()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [({"runtime": "mxnet"}, "known are"), ({"device": "cuda"}, "CPU")])
+def test_open_session_refuses(exported: Exported, arguments: dict[str, str], message: str) -> None:
+    _, artifact = exported()
+    with pytest.raises(LucidError, match=message):
+        open_session(artifact, **arguments)
