@@ -1,7 +1,7 @@
 """The running rows of a batch: caches of different lengths that decode together, join and leave.
 
-Two ways, chosen by what the session can do. :class:`StaticRows` (onnxruntime with a static cache) keeps one set of
-buffers; each row has its own ``cache_length``, and joining copies the one new row. :class:`MergedRows` (all others)
+Two ways, chosen by what the session can do. :class:`StaticRows`, for sessions that decode in place, keeps one set of
+buffers; each row has its own ``cache_length``, and joining copies the one new row. :class:`MergedRows`, for all others,
 merges the rows into one left-padded cache whenever membership changes, which copies all of them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.runtimes.cache_rows import RowLayers, cache_of_rows, row_layers
-from lucid_deploy.runtimes.onnxruntime.static_session import StaticOrtSession
+from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 _GRAIN = 256  # tokens; buffers are a multiple of it …
@@ -50,7 +50,7 @@ class Rows(ABC):
 
 def make_rows(session: Session[Any], rows: int) -> Rows:
     """Return what holds up to ``rows`` rows of a session."""
-    return StaticRows(session, rows) if isinstance(session, StaticOrtSession) else MergedRows(session)
+    return MergedRows(session) if session.in_place is None else StaticRows(session.in_place, rows)
 
 
 class MergedRows(Rows):
@@ -108,8 +108,8 @@ class StaticRows(Rows):
     joins before the next step, or else by the last row. Memory that no row has used yet is not resident.
     """
 
-    def __init__(self, session: StaticOrtSession, rows: int) -> None:
-        self._session = session
+    def __init__(self, decoding: InPlaceDecoding, rows: int) -> None:
+        self._decoding = decoding
         self._slots: list[int | None] = []  # the key in each slot; None: a hole
         self._lengths = np.zeros((rows,), np.int64)
         self._ids = np.zeros((rows, 1), np.int64)
@@ -157,14 +157,14 @@ class StaticRows(Rows):
         self._positions[:, 0] = self._lengths
         binding = self._bindings.get(count)
         if binding is None:
-            binding = self._bindings[count] = self._session.bind_decode(
+            binding = self._bindings[count] = self._decoding.bind_decode(
                 [tuple(buffer[:count] for buffer in layer) for layer in self._layers],
                 self._mask[:count],
                 self._ids[:count],
                 self._positions[:count],
                 self._lengths[:count],
             )
-        logits = self._session.run_bound(binding)
+        logits = self._decoding.run_bound(binding)
         self._lengths[:count] += 1
         return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
 

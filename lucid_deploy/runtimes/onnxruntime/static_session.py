@@ -14,7 +14,9 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
@@ -39,15 +41,14 @@ class StaticOrtSession(OrtSession):
     A cache's layers are numpy arrays: of exactly its length after prefill, longer while decoding.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        allow_extrapolation: bool = False,
-        kernels: str = "auto",
-    ) -> None:
-        super().__init__(artifact, threads, allow_extrapolation, kernels=kernels)
+    def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
+        super().__init__(artifact, options)
         self._bound: _Buffers | None = None
+
+    @property
+    def in_place(self) -> InPlaceDecoding:
+        """See :attr:`Session.in_place`."""
+        return self
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
         """See :meth:`Session.layer_arrays`."""
@@ -108,15 +109,7 @@ class StaticOrtSession(OrtSession):
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> Any:
-        """Bind arrays as inputs of the decode graph, and the buffers as its outputs too. They must outlive the binding.
-
-        Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``.
-            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
-            input_ids: Int64 ``(B, 1)``.
-            positions: Int64 ``(B, 1)``.
-            length: Int64 ``(B,)``, tokens in each row before the new one; the new row is written there.
-        """
+        """See :meth:`InPlaceDecoding.bind_decode`: inputs of the decode graph, and the buffers its outputs too."""
         binding, make = self._decode.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {
             "input_ids": input_ids,
@@ -135,7 +128,7 @@ class StaticOrtSession(OrtSession):
         return binding
 
     def run_bound(self, binding: Any) -> Array:
-        """Run one step on what :meth:`bind_decode` has bound; return logits, float ``(B, 1, vocab)``."""
+        """See :meth:`InPlaceDecoding.run_bound`."""
         self._decode.run_with_iobinding(binding)
         logits: Array = binding.get_outputs()[0].numpy().copy()
         return logits

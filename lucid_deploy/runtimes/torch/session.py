@@ -8,6 +8,7 @@ import torch
 from lucid_deploy.cache.codecs import codec_for
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 
 Layers = list[tuple[torch.Tensor, ...]]
 
@@ -17,7 +18,8 @@ class TorchSession(Session[torch.Tensor]):
 
     def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False) -> None:
         weight = model.model.embed_tokens.weight
-        super().__init__(model.config, str(weight.dtype).removeprefix("torch."), "torch", allow_extrapolation)
+        dtype = str(weight.dtype).removeprefix("torch.")
+        super().__init__(model.config, dtype, "torch", allow_extrapolation, CAPABILITIES)
         self._model = model
         self._device, self._dtype = weight.device, weight.dtype
         self._codec = codec_for(model.cache_dtype, weight.dtype)
