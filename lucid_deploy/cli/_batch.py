@@ -75,6 +75,7 @@ def run_batch(
         console_err.print(
             f"{len(answers.answered)} of {total} answers are in {options.output}; the same command goes on.",
             markup=False,
+            soft_wrap=True,
         )
         raise
     finally:
