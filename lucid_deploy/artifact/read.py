@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact.external_data import check_external_data
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
-from lucid_deploy.cache.storage import cache_tensors
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 
@@ -111,22 +110,22 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
     def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
         return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
 
-    info, config = artifact.manifest.graphs[stage], artifact.config
+    info = artifact.manifest.graphs[stage]
     graph = [*described(model.graph.input), *described(model.graph.output)]
     listed = [(item.name, item.shape) for item in (*info.inputs, *info.outputs)]
     cache = [
-        (item.name, item.dtype, *item.shape[1::2]) for item in info.inputs if item.name.startswith("past_key_values.")
+        (item.name, item.dtype, *_sizes(item.shape)) for item in info.inputs if item.name.startswith("past_key_values.")
     ]
     wanted = [
-        (f"past_key_values.{layer}.{tensor.suffix}", tensor.dtype, config.num_key_value_heads, tensor.width)
-        for layer in range(config.num_hidden_layers)
-        for tensor in cache_tensors(artifact.manifest.cache_dtype, config.head_dim)
+        (f"past_key_values.{index}.{tensor.name}", tensor.dtype, *_sizes(tensor.axes("tokens")))
+        for index, layer in enumerate(artifact.manifest.layers)
+        for tensor in layer.cache
     ]
     static = any(item.name == "cache_length" for item in info.inputs)
     fits = (
         graph == listed
         and cache == wanted
-        and info.outputs[0].shape[-1] == config.vocab_size
+        and info.outputs[0].shape[-1] == artifact.config.vocab_size
         and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
         and static == (stage == "decode" and artifact.manifest.cache == "static")
     )
@@ -135,6 +134,11 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
             f"{artifact.graph_path(stage)} does not fit {MANIFEST}: inputs and outputs are those of another model or "
             "stage. Export it again."
         )
+
+
+def _sizes(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
+    """Return a shape without the names of its dynamic axes."""
+    return tuple(None if isinstance(axis, str) else axis for axis in shape)
 
 
 def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:

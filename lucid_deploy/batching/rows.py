@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.runtimes.cache_rows import RowLayers, cache_of_rows, row_layers
+from lucid_deploy.runtimes.cache_rows import Row, cache_of_rows, row_layers
 from lucid_deploy.runtimes.onnxruntime.static_session import StaticOrtSession
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -92,7 +92,7 @@ class MergedRows(Rows):
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
-        rows: list[RowLayers] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
+        rows: list[Row] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
         keys = [self._keys[row] for row in stay]
         for key, cache in self._joined.items():
             rows += row_layers(self._session, cache, [0])

@@ -25,11 +25,11 @@ class TransformersSession(Session[torch.Tensor]):
         shape._attn_implementation = "sdpa"
         self._model = LlamaForCausalLM(shape).to(getattr(torch, dtype)).eval().requires_grad_(False)
 
-    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         dtype = getattr(torch, self.dtype)
         return [(torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype)) for k, v in layers]
 

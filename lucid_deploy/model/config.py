@@ -70,6 +70,8 @@ class LucidConfig:
         head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
         use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
         eos_token_ids: Tokens that end a generation; may be empty.
+        layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
+        layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
     """
 
     vocab_size: int
@@ -90,6 +92,13 @@ class LucidConfig:
     mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
+    layer_settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every layer, first to last, see :mod:`lucid_deploy.model.layers`."""
+        return self.layer_kinds or ("lucid" if self.is_lucid else "standard",) * self.num_hidden_layers
 
     @property
     def is_lucid(self) -> bool:
@@ -108,7 +117,7 @@ class LucidConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
-        data["eos_token_ids"] = list(self.eos_token_ids)
+        data["eos_token_ids"], data["layer_kinds"] = list(self.eos_token_ids), list(self.layer_kinds)
         return data
 
     @classmethod
@@ -121,12 +130,15 @@ class LucidConfig:
         values = dict(data)
         values["rope_scaling"] = _typed(RopeScaling, dict(values["rope_scaling"]))
         values["eos_token_ids"] = tuple(values["eos_token_ids"])
+        values["layer_kinds"] = tuple(values.get("layer_kinds", ()))
         config = _typed(cls, values)
         for name in _SIZES:
             if not 0 < getattr(config, name) <= _LARGEST.get(name, 2**20):
                 raise ValueError(f"{name} is {getattr(config, name)}")
         if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
             raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
+        if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
+            raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
         if any(type(token) is not int or not 0 <= token < config.vocab_size for token in tokens):
             raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")

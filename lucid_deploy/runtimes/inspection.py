@@ -6,8 +6,11 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.model.cache_size import bytes_per_token
+from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.model.description import layout_of
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -100,12 +103,13 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         context: Tokens per row.
     """
     config, manifest = artifact.config, artifact.manifest
-    per_token = bytes_per_token(config, manifest.cache_dtype)
-    cache = batch * context * per_token
-    decoded = 4 * _DECODED * batch * context * config.num_key_value_heads * config.head_dim  # one layer, float32
-    if manifest.cache_dtype == manifest.dtype:
-        decoded = 0
-    moving = cache // config.num_hidden_layers if artifact.manifest.cache == "static" else cache
+    layout = layout_of(manifest.layers)
+    cache = batch * layout_bytes(layout, context)
+    decoded = 0
+    if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
+        elements = [np.prod(t.batch_shape(batch, context), dtype=np.int64) for layer in layout for t in layer]
+        decoded = 4 * _DECODED * int(max(elements))
+    moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
     scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _SCORE_TENSORS * scores + decoded
@@ -114,7 +118,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "batch": batch,
         "context": context,
         "weights": weights + packed,
-        "cache_per_token": per_token,
+        "cache_per_token": bytes_per_token(layout),
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from lucid_deploy.cache.layout import first_tokens
+from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
+DECODE_ATTENTION = "DecodeAttention"
 
 _NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
 
@@ -82,9 +84,10 @@ class OrtSession(Session[Any]):
                 else f"With onnxruntime the cache goes through numpy, which has no {artifact.manifest.dtype}. Export "
                 "with --dtype float32 or float16, or run with --runtime tensorrt."
             )
-        super().__init__(artifact.config, artifact.manifest.dtype, "onnxruntime", allow_extrapolation)
-        self.cache_dtype = artifact.manifest.cache_dtype
-        self._suffixes = [item.suffix for item in cache_tensors(self.cache_dtype, self.config.head_dim)]
+        manifest = artifact.manifest
+        super().__init__(
+            artifact.config, manifest.dtype, "onnxruntime", allow_extrapolation, manifest.cache_dtype, manifest.layers
+        )
         self.identity = artifact.identity
         self.provider: str = provider
         if provider == "cpu":
@@ -145,7 +148,8 @@ class OrtSession(Session[Any]):
 
     def _graph_of_stored_cache(self, path: Path) -> bytes | None:
         """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
-        if self._library is None or self.cache_dtype == self.dtype or not self.config.is_lucid:
+        reads = any(layer.uses(DECODE_ATTENTION, "decode") for layer in self.layers)
+        if self._library is None or self.cache_dtype == self.dtype or not reads:
             return None
         import onnx
 
@@ -204,17 +208,22 @@ class OrtSession(Session[Any]):
                 )
         return input_ids
 
-    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
-        return [decode_layer(tuple(x.numpy() for x in layer)) for layer in cache.layers]
+        pairs = zip(self.layout, cache.layers, strict=True)
+        return [decode_layer([x.numpy() for x in layer], layout) for layout, layer in pairs]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy
-        return [tuple(map(make, encode_layer(k, y, self.cache_dtype))) for k, y in layers]
+        pairs = zip(self.layout, layers, strict=True)
+        return [tuple(map(make, encode_layer(arrays, layout))) for layout, arrays in pairs]
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
-        return [tuple(make(np.ascontiguousarray(x.numpy()[:, :, :length])) for x in layer) for layer in cache.layers]
+        return [
+            tuple(make(np.ascontiguousarray(first_tokens(t, x.numpy(), length))) for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
 
     @property
     def gives_all_logits(self) -> bool:
@@ -248,12 +257,12 @@ class OrtSession(Session[Any]):
             "attention_mask": make(mask.astype(np.int64)),
             "position_ids": make(np.ascontiguousarray(positions)),
         }
-        for index, layer in enumerate(layers):
-            for suffix, value in zip(self._suffixes, layer, strict=True):
-                feed[f"past_key_values.{index}.{suffix}"] = value
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            for tensor, value in zip(layout, layer, strict=True):
+                feed[f"past_key_values.{index}.{tensor.name}"] = value
         logits, *present = session.run_with_ort_values(self._output_names, feed)
-        size = len(self._suffixes)
-        return logits.numpy(), [tuple(present[i : i + size]) for i in range(0, len(present), size)]
+        rest = iter(present)
+        return logits.numpy(), [tuple(next(rest) for _ in layout) for layout in self.layout]
 
 
 def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:

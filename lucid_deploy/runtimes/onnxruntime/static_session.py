@@ -13,12 +13,26 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
 from lucid_deploy.runtimes.session import Array, Cache
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A decode step on memory that stays where it is.
+
+    Attributes:
+        binding: onnxruntime's binding of inputs and outputs.
+        replaced: Input and output of every tensor that is not written in place.
+    """
+
+    binding: Any
+    replaced: list[tuple[Array, Array]]
 
 
 @dataclass
@@ -30,7 +44,7 @@ class _Buffers:
     input_ids: Array  # int64 (B, 1)
     positions: Array  # int64 (B, 1)
     length: Array  # int64 (B,)
-    binding: Any
+    binding: BoundStep
 
 
 class StaticOrtSession(OrtSession):
@@ -49,10 +63,13 @@ class StaticOrtSession(OrtSession):
         super().__init__(artifact, threads, allow_extrapolation, kernels=kernels)
         self._bound: _Buffers | None = None
 
-    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         # Copies, since buffers are written in place.
-        return [decode_layer(tuple(x[:, :, : cache.length].copy() for x in layer)) for layer in cache.layers]
+        return [
+            decode_layer([_held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
 
     def fork(self, cache: Cache[Any]) -> Cache[Any]:
         """See :meth:`Session.fork`; buffers are written in place, so they are copied."""
@@ -61,13 +78,16 @@ class StaticOrtSession(OrtSession):
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         return cache.layers  # rows beyond the cache's length are not read
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
-        return [encode_layer(k, y, self.cache_dtype) for k, y in layers]
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+        return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
 
     def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         past = mask.shape[1] - input_ids.shape[1]
         make = self._ort.OrtValue.ortvalue_from_numpy
-        values = [tuple(make(np.ascontiguousarray(x[:, :, :past])) for x in layer) for layer in layers]
+        values = [
+            tuple(make(np.ascontiguousarray(_held(t, x, past))) for t, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, layers, strict=True)
+        ]
         logits, present = super()._run_prefill_all(input_ids, mask, positions, values)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
@@ -89,15 +109,10 @@ class StaticOrtSession(OrtSession):
 
         The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
         """
-        batch = layers[0][0].shape[0]
+        batch = mask.shape[0]
         room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
-        for index in range(len(layers)):
-            moved = []
-            for rows in layers[index]:
-                buffer = np.zeros((batch, rows.shape[1], room, rows.shape[3]), dtype=rows.dtype)
-                buffer[:, :, :past] = rows[:, :, :past]
-                moved.append(buffer)
-            layers[index] = tuple(moved)
+        for index, layout in enumerate(self.layout):
+            layers[index] = tuple(_buffer(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
         whole, column = np.zeros((batch, room), np.int64), np.zeros((batch, 1), np.int64)
         whole[:, :past] = mask[:, :past]
         length = np.zeros((batch,), np.int64)
@@ -107,11 +122,11 @@ class StaticOrtSession(OrtSession):
 
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> Any:
+    ) -> BoundStep:
         """Bind arrays as inputs of the decode graph, and the buffers as its outputs too. They must outlive the binding.
 
         Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``.
+            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
             mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
             input_ids: Int64 ``(B, 1)``.
             positions: Int64 ``(B, 1)``.
@@ -127,15 +142,39 @@ class StaticOrtSession(OrtSession):
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, make(array))
         binding.bind_output("logits")
-        for index, layer in enumerate(layers):
-            for suffix, buffer in zip(self._suffixes, layer, strict=True):
-                value = make(buffer)
-                binding.bind_ortvalue_input(f"past_key_values.{index}.{suffix}", value)
-                binding.bind_ortvalue_output(f"present.{index}.{suffix}", value)
-        return binding
+        replaced = []
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            for tensor, buffer in zip(layout, layer, strict=True):
+                output = buffer if tensor.sort == "rows" else np.empty_like(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{index}.{tensor.name}", make(buffer))
+                binding.bind_ortvalue_output(f"present.{index}.{tensor.name}", make(output))
+                if output is not buffer:
+                    replaced.append((buffer, output))
+        return BoundStep(binding, replaced)
 
-    def run_bound(self, binding: Any) -> Array:
+    def run_bound(self, step: BoundStep) -> Array:
         """Run one step on what :meth:`bind_decode` has bound; return logits, float ``(B, 1, vocab)``."""
-        self._decode.run_with_iobinding(binding)
-        logits: Array = binding.get_outputs()[0].numpy().copy()
+        self._decode.run_with_iobinding(step.binding)
+        for buffer, new in step.replaced:
+            buffer[...] = new
+        logits: Array = step.binding.get_outputs()[0].numpy().copy()
         return logits
+
+
+def _held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
+    """Return what a buffer holds after so many columns: rows fill it from the front, a ring from the back."""
+    if not tensor.has_tokens:
+        return buffer
+    return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]
+
+
+def _buffer(tensor: CacheTensor, held: Array, past: int, room: int) -> Array:
+    """Return a buffer with room for so many rows that holds what another one does."""
+    if not tensor.has_tokens:
+        return held.copy()
+    rows = _held(tensor, held, past)
+    batch, heads, _, width = rows.shape
+    buffer = np.zeros((batch, heads, tensor.window or room, width), dtype=rows.dtype)
+    place = slice(0, past) if tensor.sort == "rows" else slice(buffer.shape[2] - rows.shape[2], None)
+    buffer[:, :, place] = rows
+    return buffer

@@ -46,16 +46,14 @@ def load_artifact_model(
         name: torch.from_numpy(weight).to(device=device, dtype=wanted_type)
         for name, weight in _dequantized(artifact, graph, buffer)
     }
+    transposed = set(artifact.manifest.transposed)
     for tensor in graph.initializer:
         if tensor.name not in wanted:
             continue
         place = {entry.key: entry.value for entry in tensor.external_data}
         count = int(place["length"]) // stored.itemsize
         data = torch.frombuffer(buffer, dtype=stored, count=count, offset=int(place["offset"])).view(*tensor.dims)
-        # Linear layers are stored [in, out]; a square one is told apart by its place in the graph, not by its shape.
-        if tensor.name.endswith("_proj.weight") or (
-            tensor.name == "lm_head.weight" and not artifact.config.tie_word_embeddings
-        ):
+        if tensor.name in transposed:
             data = data.mT
         if tuple(data.shape) != wanted[tensor.name]:
             raise CheckFailed(
@@ -72,8 +70,7 @@ def load_artifact_model(
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     model.store_cache_as(artifact.manifest.cache_dtype)
-    heads = ("lm_head.weight", "model.embed_tokens.weight")  # a tied head may have either name
-    model.lm_head.in_float32 = any(node.op_type == "Cast" and node.input[0] in heads for node in graph.node)
+    model.lm_head.in_float32 = artifact.manifest.float32_head
     return model.eval().requires_grad_(False)
 
 
