@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.external_data import check_external_data
+from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
 from lucid_deploy.errors import CheckFailed
@@ -25,6 +25,7 @@ class Artifact:
 
     directory: Path
     manifest: Manifest
+    _graphs: dict[str, onnx.ModelProto] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def config(self) -> LucidConfig:
@@ -44,6 +45,20 @@ class Artifact:
     def graph_path(self, stage: str) -> Path:
         """Return the path of the ``prefill`` or ``decode`` graph."""
         return self.directory / self.manifest.graphs[stage].file
+
+    def graph(self, stage: str) -> onnx.ModelProto:
+        """Return a stage's graph without the data of its weights. It is read once: change a copy.
+
+        Raises:
+            CheckFailed: The file is not an ONNX graph, or takes weights from elsewhere.
+        """
+        if stage not in self._graphs:
+            self._graphs[stage] = check_external_data(self.graph_path(stage))
+        return self._graphs[stage]
+
+    def weights(self, stage: str) -> tuple[StoredWeight, ...]:
+        """Return where the weights of a stage's graph lie, in its order."""
+        return stored_weights(self.graph(stage))
 
 
 def open_artifact(directory: str | Path) -> Artifact:
@@ -69,9 +84,8 @@ def open_artifact(directory: str | Path) -> Artifact:
             )
     artifact = Artifact(directory, manifest)
     for stage in STAGES:
-        model = check_external_data(artifact.graph_path(stage))
-        _check_contract(artifact, stage, model)
-        _check_quantization(artifact, stage, model)
+        _check_contract(artifact, stage, artifact.graph(stage))
+        _check_quantization(artifact, stage, artifact.graph(stage))
     return artifact
 
 

@@ -42,6 +42,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "source": manifest.source,
         "versions": manifest.versions,
         "files": manifest.files,
+        "layers": [layer.to_dict() for layer in manifest.layers],
         "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
@@ -76,13 +77,9 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
     import onnx
 
     sizes: dict[int, tuple[str, int]] = {}
-    for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if place:
-                kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-                sizes[int(place["offset"])] = ("float32" if kind == "float" else kind, int(place["length"]))
+    for weight in (weight for stage in STAGES for weight in artifact.weights(stage)):
+        kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        sizes[weight.offset] = ("float32" if kind == "float" else kind, weight.size)
     totals: Counter[str] = Counter()
     for kind, size in sizes.values():
         totals[kind] += size
@@ -128,10 +125,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
 
 
 def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
-    import onnx
 
     info = artifact.manifest.graphs[stage]
-    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    model = artifact.graph(stage)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return {
         "file": info.file,
@@ -139,5 +135,5 @@ def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
         "outputs": [asdict(item) for item in info.outputs],
         "operators": dict(operators.most_common()),
         "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
-        "weights": sum(1 for tensor in model.graph.initializer if tensor.external_data),
+        "weights": len(artifact.weights(stage)),
     }

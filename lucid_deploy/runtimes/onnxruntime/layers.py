@@ -107,8 +107,8 @@ class OrtLayers(Layers):
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
 
-        path = self._artifact.graph_path(stage)
-        model = onnx.load(str(path), load_external_data=False)
+        path, model = self._artifact.graph_path(stage), onnx.ModelProto()
+        model.CopyFrom(self._artifact.graph(stage))
         cut_layers(model, self.config.num_hidden_layers, cut)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,7 +130,7 @@ class OrtSession(Session[Any]):
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
-        graph = self._graph_of_stored_cache(path) if stage == "decode" else None
+        graph = self._graph_of_stored_cache(artifact) if stage == "decode" else None
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
@@ -146,7 +145,7 @@ class OrtSession(Session[Any]):
         check_chosen(self._ort, session, self.provider)
         return session
 
-    def _graph_of_stored_cache(self, path: Path) -> bytes | None:
+    def _graph_of_stored_cache(self, artifact: Artifact) -> bytes | None:
         """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
         reads = any(layer.uses(DECODE_ATTENTION, "decode") for layer in self.layers)
         if self._library is None or self.cache_dtype == self.dtype or not reads:
@@ -155,7 +154,8 @@ class OrtSession(Session[Any]):
 
         from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
 
-        model = onnx.load(str(path), load_external_data=False)
+        path, model = artifact.graph_path("decode"), onnx.ModelProto()
+        model.CopyFrom(artifact.graph("decode"))
         obstacles = read_as_stored(model)
         if obstacles:
             log.warning(
@@ -273,7 +273,7 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     import onnx
 
     file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
-    kinds = {
+    kinds: dict[int, Any] = {
         onnx.TensorProto.UINT8: np.uint8,
         onnx.TensorProto.INT8: np.int8,
         onnx.TensorProto.FLOAT: np.float32,
@@ -282,15 +282,13 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     made: dict[tuple[int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
         weights[stage] = {}
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if not place or tensor.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
+        for weight in artifact.weights(stage):
+            if weight.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
                 continue
-            offset, shape = int(place["offset"]), tuple(tensor.dims)
+            offset, shape = weight.offset, weight.shape
             if (offset, shape) not in made:
-                view = file[offset : offset + int(place["length"])].view(kinds[tensor.data_type]).reshape(shape)
+                view = file[offset : offset + weight.size].view(kinds[weight.data_type]).reshape(shape)
                 made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
-            weights[stage][tensor.name] = made[offset, shape]
+            weights[stage][weight.name] = made[offset, shape]
     return weights

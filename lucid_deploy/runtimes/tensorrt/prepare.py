@@ -42,7 +42,6 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
             quantized for onnxruntime.
     """
-    import onnx
     import onnx_ir as ir
 
     from lucid_deploy.runtimes.tensorrt.passes import (
@@ -59,8 +58,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
             f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
             f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq."
         )
-    path = artifact.graph_path(stage)
-    model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))
+    model = ir.serde.deserialize_model(artifact.graph(stage))
     standard_attention(model)
     half_attention(model)
     strip_bodies(model)
