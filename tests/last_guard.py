@@ -1,7 +1,7 @@
-"""A pytest plugin: a test that hangs in C, or crashes, ends one process once, and the run goes on without it, and fails.
+"""A pytest plugin: a test that hangs in C, or crashes, ends its process once; the other tests run, and the run fails.
 
-It completes three things. pytest's own guard (``faulthandler_timeout``) is cancelled by the first failure of a test, for
-the debugger's sake, and leaves its clean-up unguarded. pytest-xdist's ``loadfile`` gives a test that ended its worker to
+It closes three gaps. pytest cancels its own guard (``faulthandler_timeout``) at a test's first failure, for the
+debugger's sake, and leaves the clean-up unguarded. pytest-xdist's ``loadfile`` gives a test that ended its worker to
 the next worker, until none is left. And a worker that ends in the clean-up of its last test counts for nothing there.
 """
 
