@@ -32,7 +32,7 @@ def open_session(
             or ``auto``: onnxruntime.
         device: ``cpu``, or for torch, tensorrt and onnxruntime's GPU providers ``cuda`` or ``cuda:N``; tensorrt and
             these providers take ``cpu`` as ``cuda``.
-        threads: Threads within an operator; None lets the runtime choose.
+        threads: Threads within an operator, of this session alone; None lets the runtime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         provider: onnxruntime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
         kernels: With onnxruntime on the CPU, what computes our operators: the ``library`` that ``plugin build --target
@@ -87,13 +87,14 @@ def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extr
 
     from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
     from lucid_deploy.runtimes.torch.session import TorchSession
+    from lucid_deploy.runtimes.torch.threads import torch_threads
 
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise LucidError(f"Device {device!r} is not known; known are cpu, cuda and cuda:N.")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    session = TorchSession(load_artifact_model(artifact, device), allow_extrapolation)
+    with torch_threads(threads):
+        model = load_artifact_model(artifact, device)
+    session = TorchSession(model, allow_extrapolation, threads)
     session.identity = artifact.identity
     return session

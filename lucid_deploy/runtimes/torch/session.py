@@ -9,14 +9,21 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
-    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are."""
+    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are.
 
-    def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False) -> None:
+    Args:
+        model: What runs.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
+    """
+
+    def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False, threads: int | None = None) -> None:
         weight = model.model.embed_tokens.weight
         super().__init__(
             model.config,
@@ -25,7 +32,7 @@ class TorchSession(Session[torch.Tensor]):
             allow_extrapolation,
             None if model.cache_dtype == "auto" else model.cache_dtype,
         )
-        self._model = model
+        self._model, self._threads = model, threads
         self._device, self._dtype = weight.device, weight.dtype
 
     @property
@@ -78,7 +85,7 @@ class TorchSession(Session[torch.Tensor]):
         decode: bool,
         last_only: bool = True,
     ) -> tuple[Array, Layers]:
-        with torch.inference_mode():
+        with torch_threads(self._threads), torch.inference_mode():
             logits, present = self._model(
                 self._tensor(input_ids),
                 layers,
