@@ -12,6 +12,7 @@ import numpy as np
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Cache, Session
 
 
@@ -44,8 +45,7 @@ class Worker:
         return {
             "seconds": self.seconds_to_open,
             "resident": resident_bytes("VmRSS"),
-            "runtime": self.session.runtime,
-            "kernels": self.session.kernels,
+            **self.session.facts(),
         }
 
     def logits(self, seed: int, length: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def main() -> None:
         operation = command.pop("op")
         try:
             if operation == "open":
-                worker = Worker(Contender(**command))
+                worker = Worker(Contender(**{**command, "options": RuntimeOptions(**command["options"])}))
                 answer = worker.open()
             else:
                 assert worker is not None

@@ -192,3 +192,24 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
 def first_tokens(tensor: CacheTensor, array: Array, length: int) -> Array:
     """Cut a tensor back to its first tokens; :func:`check_truncation` says whether that is exact."""
     return array[:, :, :length] if tensor.has_tokens else array
+
+
+def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
+    """Return what is in use of a buffer after so many columns, as a view: rows lie in front, a ring at the end.
+
+    Args:
+        tensor: Its description.
+        buffer: ``(batch, heads, room, width)``, room at least what is held; a state as it is.
+        tokens: Columns of the batch.
+    """
+    if not tensor.has_tokens:
+        return buffer
+    return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]
+
+
+def new_buffer(tensor: CacheTensor, batch: int, room: int, dtype: Any) -> Array:
+    """Return a buffer of zeros for so many columns; a ring's has room for its whole window."""
+    if not tensor.has_tokens:
+        return np.zeros((batch, *tensor.shape), dtype=dtype)
+    heads, width = tensor.shape
+    return np.zeros((batch, heads, tensor.window or room, width), dtype=dtype)

@@ -88,9 +88,7 @@ def run_batch(
         "prompt_tokens": batcher.prompt_tokens_computed,
         "prompt_tokens_reused": batcher.prompt_tokens_reused,
         "seconds": seconds,
-        "runtime": session.runtime,
-        "provider": session.provider,
-        "dtype": session.dtype,
+        **session.facts(),
     }
     if options.as_json:
         write_json(summary, "-")

@@ -10,20 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import (
-    artifact_argument,
-    device_option,
-    extrapolation_option,
-    kernels_option,
-    provider_option,
-    runtime_option,
-    threads_option,
-)
+from lucid_deploy.cli._options import artifact_argument, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
 
@@ -31,10 +24,7 @@ if TYPE_CHECKING:
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
-@runtime_option
-@device_option
-@provider_option
-@kernels_option
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
@@ -44,9 +34,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
-@threads_option
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
-@extrapolation_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
@@ -64,10 +52,7 @@ def command(
     artifact: str,
     prompt: str | None,
     prompt_ids: str | None,
-    runtime: str,
-    device: str,
-    provider: str,
-    kernels: str,
+    runtime: RuntimeOptions,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -75,9 +60,7 @@ def command(
     seed: int | None,
     stop: tuple[str, ...],
     prefill_chunk: int | None,
-    threads: int | None,
     ignore_eos: bool,
-    allow_extrapolation: bool,
     as_json: bool,
     batch: str | None,
     output: str | None,
@@ -109,7 +92,7 @@ def command(
     opened = open_artifact(artifact)
 
     def load() -> Session[Any]:
-        return open_session(opened, runtime, device, threads, allow_extrapolation, provider, kernels)
+        return open_session(opened, runtime)
 
     if batch is not None:
         shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
@@ -194,10 +177,7 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: St
         "ids": ids,
         "prompt_tokens": len(generation.prompt_ids),
         "finish_reason": generation.finish_reason,
-        "runtime": generation.session.runtime,
-        "provider": generation.session.provider,
-        "kernels": generation.session.kernels,
-        "dtype": generation.session.dtype,
+        **generation.session.facts(),
         "seconds_to_first_token": first - started if ids else None,
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
     }

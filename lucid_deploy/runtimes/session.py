@@ -17,6 +17,8 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
+from lucid_deploy.runtimes.in_place import InPlaceDecoding
+from lucid_deploy.runtimes.runtime import Capabilities
 
 Tensor = TypeVar("Tensor")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,6 +61,7 @@ class Session(ABC, Generic[Tensor]):
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
             ``functions``; None elsewhere.
+        capabilities: What the runtime can do, as it was opened.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
     """
@@ -69,6 +72,7 @@ class Session(ABC, Generic[Tensor]):
         dtype: str,
         runtime: str,
         allow_extrapolation: bool = False,
+        capabilities: Capabilities | None = None,
         cache_dtype: str | None = None,
         layers: tuple[LayerDescription, ...] | None = None,
     ) -> None:
@@ -80,15 +84,33 @@ class Session(ABC, Generic[Tensor]):
         self.runtime = runtime
         self.provider: str | None = None
         self.kernels: str | None = None
+        self.capabilities = Capabilities() if capabilities is None else capabilities
         self.allow_extrapolation = allow_extrapolation
         self.identity: str | None = None
 
     @property
     def label(self) -> str:
-        """The runtime, and the provider or the library of kernels where there is one, for people."""
-        if self.kernels == "library":
-            return f"{self.runtime} (library kernels)"
-        return self.runtime if self.provider in (None, "cpu") else f"{self.runtime} ({self.provider})"
+        """The runtime, for people, with what was chosen beside it."""
+        return self.runtime
+
+    @property
+    def plainer(self) -> str | None:
+        """How to run the same with less code of ours, as the end of a sentence; None if that is not to be had."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what runs the model, to write beside results."""
+        return {
+            "runtime": self.runtime,
+            "provider": self.provider,
+            "kernels": self.kernels,
+            "dtype": self.dtype,
+        }
+
+    @property
+    def in_place(self) -> InPlaceDecoding | None:
+        """Decoding in buffers of the caller's, where each row has a length of its own; None if it is not to be had."""
+        return None
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""

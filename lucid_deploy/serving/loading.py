@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.jobs import Backend
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 
 NO_KEYS = ApiKeys()
+DEFAULTS = RuntimeOptions()
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,7 @@ class EngineOptions:
 
     Attributes:
         directory: The artifact's.
-        runtime: As :func:`lucid_deploy.runtimes.open_session`, like the next four.
-        device: Where.
-        provider: onnxruntime's execution provider.
-        kernels: What computes our operators in onnxruntime on the CPU.
-        threads: Threads within an operator; None lets the runtime choose.
+        runtime: What runs it.
         rows: Generations that run at once.
         max_queue: Generations that may wait beyond them.
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
@@ -43,11 +41,7 @@ class EngineOptions:
     """
 
     directory: str
-    runtime: str = "auto"
-    device: str = "cpu"
-    provider: str = "cpu"
-    kernels: str = "auto"
-    threads: int | None = None
+    runtime: RuntimeOptions = DEFAULTS
     rows: int = 8
     max_queue: int = 64
     prefill_chunk: int = 512
@@ -96,14 +90,7 @@ def make_engine(options: EngineOptions) -> Engine:
         from lucid_deploy.batching import Batcher
         from lucid_deploy.runtimes import open_session
 
-        session = open_session(
-            options.directory,
-            options.runtime,
-            options.device,
-            options.threads,
-            provider=options.provider,
-            kernels=options.kernels,
-        )
+        session = open_session(options.directory, options.runtime)
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
 
     return Engine(open_batcher, options.rows, options.max_queue)

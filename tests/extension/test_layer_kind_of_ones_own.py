@@ -94,7 +94,7 @@ def test_the_kind_is_known_and_those_that_come_with_the_toolkit_stay():
     assert layer_kind("toy").name == "toy"
     with pytest.raises(LucidError, match="comes with lucid-deploy"):
         register_layer_kind(type("Other", (ToyKind,), {"name": "lucid"})())
-    with pytest.raises(LucidError, match="Layers of kind 'toi' are not known; known are lucid, .*toy"):
+    with pytest.raises(LucidError, match=r"Layers of kind 'toi' are not known; known are lucid, .*toy"):
         layer_kind("toi")
 
 

@@ -9,10 +9,12 @@ import numpy as np
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
-from lucid_deploy.errors import CheckFailed, missing_extra
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
-from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, check_provider, choose_provider
+from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
+from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array
 
 if TYPE_CHECKING:
@@ -34,17 +36,14 @@ class OrtLayers(Layers):
 
     Args:
         artifact: The opened artifact.
-        provider: The execution provider.
-        index: Number of the GPU, for providers that use one.
-        kernels: What computes the operators of ``ai.lucid``, as the session that is explained has it.
+        options: As the session that is explained has them.
     """
 
-    def __init__(self, artifact: Artifact, provider: str = "cpu", index: int = 0, kernels: str = "functions") -> None:
-        check_provider(provider)
-        self._library = choose_kernels(kernels, provider)
+    def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
+        self._library = choose_kernels(options.kernels, options.provider)
         manifest = artifact.manifest
         super().__init__(artifact.config, manifest.dtype, manifest.cache_dtype, manifest.layers)
-        self._artifact, self._provider, self._index = artifact, provider, index
+        self._artifact, self._provider, self._index = artifact, options.provider, device_index(options.device)
         self._loaded: tuple[tuple[str, bool], ort.InferenceSession] | None = None
 
     def run(self, tokens: Tokens, past: Past, residuals: list[Array] | None = None, decode: bool = False) -> States:
@@ -66,10 +65,7 @@ class OrtLayers(Layers):
         named = {name: np.ascontiguousarray(feed[name], dtype=_NUMPY_TYPES[kind]) for name, kind in kinds.items()}
         names = [output.name for output in session.get_outputs()]
         found = dict(zip(names, session.run(None, named), strict=True))
-        if found["logits"].shape[1] > 1:  # an artifact with --logits all
-            mask = tokens.mask[:, cached:]
-            last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-            found["logits"] = np.take_along_axis(found["logits"], last[:, None, None], axis=1)
+        found["logits"] = last_token_logits(found["logits"], tokens.mask)
         return self._states(found, slice(cached, None))
 
     def _states(self, found: dict[str, Array], new: slice) -> States:
@@ -99,11 +95,8 @@ class OrtLayers(Layers):
         return self._loaded[1]
 
     def _load(self, stage: str, cut: bool) -> ort.InferenceSession:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise missing_extra("onnxruntime", "cpu", "run an exported artifact") from error
         import onnx
+        import onnxruntime
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
 

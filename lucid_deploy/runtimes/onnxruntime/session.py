@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,18 @@ import numpy as np
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
-from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.last_token import last_token_logits
+from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import (
     check_available,
     check_chosen,
-    check_provider,
     choose_provider,
     plan_provider,
 )
+from lucid_deploy.runtimes.onnxruntime.versions import check_version
+from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 if TYPE_CHECKING:
@@ -32,8 +36,6 @@ log = logging.getLogger(__name__)
 Layers = list[tuple[Any, ...]]
 DECODE_ATTENTION = "DecodeAttention"
 
-_NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
-
 
 class OrtSession(Session[Any]):
     """Runs an artifact's prefill and decode graphs; the cache stays in onnxruntime's own tensors.
@@ -44,53 +46,38 @@ class OrtSession(Session[Any]):
         reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
             all of it is converted in every step. Decode needs the library of kernels for that, see
             :mod:`lucid_deploy.runtimes.onnxruntime.stored_cache`.
+        options: What it was opened with; ``kernels`` says what was chosen.
 
     Args:
         artifact: The opened artifact.
-        threads: Threads within an operator; None lets onnxruntime choose.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        provider: The execution provider, one of :data:`~lucid_deploy.runtimes.onnxruntime.providers.PROVIDERS`.
-        index: Number of the GPU, for providers that use one.
-        kernels: What computes the operators of ``ai.lucid``, see
-            :func:`~lucid_deploy.runtimes.onnxruntime.kernels.choose_kernels`.
+        options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`; None: the defaults.
 
     Raises:
-        LucidError: onnxruntime is not installed, has no kernels for the artifact's type, or not the provider, or the
+        LucidError: onnxruntime has not the provider, or is a version that computes this artifact wrongly, or the
             library of kernels is wanted and cannot be used.
         CheckFailed: onnxruntime cannot load a graph.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        allow_extrapolation: bool = False,
-        provider: str = "cpu",
-        index: int = 0,
-        kernels: str = "auto",
-    ) -> None:
-        check_provider(provider)
-        self._library = choose_kernels(kernels, provider)
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise missing_extra("onnxruntime", "cpu", "run an exported artifact") from error
-        if artifact.manifest.dtype not in _NUMPY_TYPES:
-            raise LucidError(
-                f"onnxruntime has no CPU kernels for {artifact.manifest.dtype}. Export with --dtype float32 or float16 "
-                "to run on a CPU."
-                if provider == "cpu"
-                else f"With onnxruntime the cache goes through numpy, which has no {artifact.manifest.dtype}. Export "
-                "with --dtype float32 or float16, or run with --runtime tensorrt."
-            )
-        manifest = artifact.manifest
+    def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
+        import onnxruntime as ort
+
+        options, manifest = options or RuntimeOptions(), artifact.manifest
+        self._library = choose_kernels(options.kernels, options.provider)
+        check_version(ort.__version__, artifact)
         super().__init__(
-            artifact.config, manifest.dtype, "onnxruntime", allow_extrapolation, manifest.cache_dtype, manifest.layers
+            artifact.config,
+            manifest.dtype,
+            "onnxruntime",
+            options.allow_extrapolation,
+            capabilities_of(options),
+            manifest.cache_dtype,
+            manifest.layers,
         )
         self.identity = artifact.identity
-        self.provider: str = provider
-        if provider == "cpu":
+        self.provider: str = options.provider
+        if self.provider == "cpu":
             self.kernels = "functions" if self._library is None else "library"
+        self.options = replace(options, kernels=self.kernels or "auto")
         self.limits: Limits | None = None
         self._all_logits = artifact.manifest.logits == "all"
         self._ort = ort
@@ -99,20 +86,32 @@ class OrtSession(Session[Any]):
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self._quantization = artifact.manifest.quantization
         small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
-        self.packs_weights = provider == "cpu" and (small or self._quantization is not None)
+        self.packs_weights = self.provider == "cpu" and (small or self._quantization is not None)
         self.reads_stored_cache = self.cache_dtype == self.dtype
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
-        if provider == "cpu":
+        if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
-        self._prefill = self._load(artifact, "prefill", threads, index)
-        self._decode = self._load(artifact, "decode", threads, index)
+        self._prefill = self._load(artifact, "prefill")
+        self._decode = self._load(artifact, "decode")
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
 
-    def _load(self, artifact: Artifact, stage: str, threads: int | None, index: int) -> ort.InferenceSession:
+    @property
+    def label(self) -> str:
+        """See :attr:`Session.label`."""
+        if self.kernels == "library":
+            return f"{self.runtime} (library kernels)"
+        return self.runtime if self.provider == "cpu" else f"{self.runtime} ({self.provider})"
+
+    @property
+    def plainer(self) -> str | None:
+        """See :attr:`Session.plainer`."""
+        return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
+
+    def _load(self, artifact: Artifact, stage: str) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        if self.options.threads is not None:
+            options.intra_op_num_threads = self.options.threads
         if self.provider == "cpu":
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from whoever uses the tokens, such as the event loop of a server.
@@ -127,6 +126,7 @@ class OrtSession(Session[Any]):
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
         check_available(self._ort, self.provider)
+        index = device_index(self.options.device)
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
@@ -235,10 +235,7 @@ class OrtSession(Session[Any]):
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_prefill_all(input_ids, mask, positions, layers)
-        if logits.shape[1] > 1:  # an artifact with --logits all
-            index = input_ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-            logits = np.take_along_axis(logits, np.maximum(index, 0)[:, None, None], axis=1)
-        return logits, present
+        return last_token_logits(logits, mask), present
 
     def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(self._decode, input_ids, mask, positions, layers)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
@@ -53,21 +55,20 @@ class StaticOrtSession(OrtSession):
     A cache's layers are numpy arrays: of exactly its length after prefill, longer while decoding.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        allow_extrapolation: bool = False,
-        kernels: str = "auto",
-    ) -> None:
-        super().__init__(artifact, threads, allow_extrapolation, kernels=kernels)
+    def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
+        super().__init__(artifact, options)
         self._bound: _Buffers | None = None
+
+    @property
+    def in_place(self) -> InPlaceDecoding:
+        """See :attr:`Session.in_place`."""
+        return self
 
     def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         # Copies, since buffers are written in place.
         return [
-            decode_layer([_held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
+            decode_layer([held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
             for layout, layer in zip(self.layout, cache.layers, strict=True)
         ]
 
@@ -85,7 +86,7 @@ class StaticOrtSession(OrtSession):
         past = mask.shape[1] - input_ids.shape[1]
         make = self._ort.OrtValue.ortvalue_from_numpy
         values = [
-            tuple(make(np.ascontiguousarray(_held(t, x, past))) for t, x in zip(layout, layer, strict=True))
+            tuple(make(np.ascontiguousarray(held(t, x, past))) for t, x in zip(layout, layer, strict=True))
             for layout, layer in zip(self.layout, layers, strict=True)
         ]
         logits, present = super()._run_prefill_all(input_ids, mask, positions, values)
@@ -112,7 +113,7 @@ class StaticOrtSession(OrtSession):
         batch = mask.shape[0]
         room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
         for index, layout in enumerate(self.layout):
-            layers[index] = tuple(_buffer(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
+            layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
         whole, column = np.zeros((batch, room), np.int64), np.zeros((batch, 1), np.int64)
         whole[:, :past] = mask[:, :past]
         length = np.zeros((batch,), np.int64)
@@ -123,14 +124,9 @@ class StaticOrtSession(OrtSession):
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> BoundStep:
-        """Bind arrays as inputs of the decode graph, and the buffers as its outputs too. They must outlive the binding.
+        """See :meth:`InPlaceDecoding.bind_decode`: inputs of the decode graph, and the buffers of rows its outputs too.
 
-        Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
-            mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
-            input_ids: Int64 ``(B, 1)``.
-            positions: Int64 ``(B, 1)``.
-            length: Int64 ``(B,)``, tokens in each row before the new one; the new row is written there.
+        What is not written in place, a ring or a state, has an output of its own that a step copies back.
         """
         binding, make = self._decode.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {
@@ -152,29 +148,17 @@ class StaticOrtSession(OrtSession):
                     replaced.append((buffer, output))
         return BoundStep(binding, replaced)
 
-    def run_bound(self, step: BoundStep) -> Array:
-        """Run one step on what :meth:`bind_decode` has bound; return logits, float ``(B, 1, vocab)``."""
-        self._decode.run_with_iobinding(step.binding)
-        for buffer, new in step.replaced:
+    def run_bound(self, binding: BoundStep) -> Array:
+        """See :meth:`InPlaceDecoding.run_bound`."""
+        self._decode.run_with_iobinding(binding.binding)
+        for buffer, new in binding.replaced:
             buffer[...] = new
-        logits: Array = step.binding.get_outputs()[0].numpy().copy()
+        logits: Array = binding.binding.get_outputs()[0].numpy().copy()
         return logits
 
 
-def _held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
-    """Return what a buffer holds after so many columns: rows fill it from the front, a ring from the back."""
-    if not tensor.has_tokens:
-        return buffer
-    return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]
-
-
-def _buffer(tensor: CacheTensor, held: Array, past: int, room: int) -> Array:
+def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
     """Return a buffer with room for so many rows that holds what another one does."""
-    if not tensor.has_tokens:
-        return held.copy()
-    rows = _held(tensor, held, past)
-    batch, heads, _, width = rows.shape
-    buffer = np.zeros((batch, heads, tensor.window or room, width), dtype=rows.dtype)
-    place = slice(0, past) if tensor.sort == "rows" else slice(buffer.shape[2] - rows.shape[2], None)
-    buffer[:, :, place] = rows
+    buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
+    held(tensor, buffer, past)[:] = held(tensor, rows, past)
     return buffer

@@ -9,6 +9,7 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
@@ -30,6 +31,7 @@ class TorchSession(Session[torch.Tensor]):
             str(weight.dtype).removeprefix("torch."),
             "torch",
             allow_extrapolation,
+            CAPABILITIES,
             None if model.cache_dtype == "auto" else model.cache_dtype,
         )
         self._model, self._threads = model, threads
