@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
@@ -58,6 +60,10 @@ class Manifest:
         cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
         ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
         quantization: Which weights are quantized, and how; None: none.
+        notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
+        assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
+            they change nothing.
+        hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
     """
 
     config: LucidConfig
@@ -73,6 +79,9 @@ class Manifest:
     cache_dtype: str = ""
     ranges: dict[str, Any] | None = None
     quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
+    assumed_unused: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -155,6 +164,9 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         cache_dtype=cache_dtype,
         ranges=ranges,
         quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
+        notes=msgspec.convert(data.get("notes", ()), tuple[str, ...]),
+        assumed_unused=msgspec.convert(data.get("assumed_unused", {}), dict[str, Any]),
+        hub=msgspec.convert(data.get("hub"), dict[str, str] | None),
         **{key: data[key] for key in plain},
     )
 
