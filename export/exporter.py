@@ -55,6 +55,7 @@ class ExportOptions:
         quantize: How to quantize weights; None: not at all.
         range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
         calibration: A text file whose lines the scan runs too.
+        assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
     """
 
     dtype: str = "float32"
@@ -65,6 +66,7 @@ class ExportOptions:
     quantize: QuantizeOptions | None = None
     range_scan: bool = True
     calibration: Path | None = None
+    assume_unused: tuple[str, ...] = ()
 
 
 def export(
@@ -90,7 +92,8 @@ def export(
     options = options or ExportOptions()
     output = Path(output)
     _check_request(output, options)
-    source = Checkpoint(checkpoint)
+    source = Checkpoint(checkpoint, options.assume_unused)
+    _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
     _check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
@@ -147,6 +150,16 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+
+
+def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
+    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest."""
+    needless = [key for key in assume_unused if key not in source.assumed_unused]
+    if needless:
+        raise LucidError(
+            f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
+            f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
+        )
 
 
 def _check_tokenizer(checkpoint: Path) -> None:
@@ -255,6 +268,8 @@ def _build(
         layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
+        notes=source.notes,
+        assumed_unused=source.assumed_unused,
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lucid_deploy.artifact import format1
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
@@ -63,6 +65,10 @@ class Manifest:
         layers: Every layer: its kind, its operators, what it caches.
         transposed: Names of the weights that are stored ``[in, out]``, the layout their product reads.
         float32_head: Whether the product that makes the logits is taken in float32 in a model of another type.
+        notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
+        assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
+            they change nothing.
+        hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
     """
 
     config: LucidConfig
@@ -81,6 +87,9 @@ class Manifest:
     layers: tuple[LayerDescription, ...] = ()
     transposed: tuple[str, ...] = ()
     float32_head: bool = True
+    notes: tuple[str, ...] = ()
+    assumed_unused: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -174,6 +183,9 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         cache_dtype=cache_dtype,
         ranges=ranges,
         quantization=quantization,
+        notes=msgspec.convert(data.get("notes", ()), tuple[str, ...]),
+        assumed_unused=msgspec.convert(data.get("assumed_unused", {}), dict[str, Any]),
+        hub=msgspec.convert(data.get("hub"), dict[str, str] | None),
         **recorded,
         **{key: data[key] for key in plain},
     )

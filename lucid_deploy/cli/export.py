@@ -74,6 +74,12 @@ if TYPE_CHECKING:
     ["int8", "float"],
     help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
 )
+@click.option(
+    "--assume-unused",
+    multiple=True,
+    metavar="KEY",
+    help="Pass over this key of config.json, which is not known here and changes nothing; may be repeated.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(
@@ -86,6 +92,7 @@ def command(
     calibration: str | None,
     skip_range_scan: bool,
     verbose: bool,
+    assume_unused: tuple[str, ...],
     overwrite: bool,
     json_target: str | None,
     **quantization: Any,
@@ -101,6 +108,7 @@ def command(
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
+    from lucid_deploy.runtimes.inspection import remarks, summary
 
     options = ExportOptions(
         dtype,
@@ -111,23 +119,28 @@ def command(
         quantize=_quantize_options(**quantization),
         range_scan=not skip_range_scan,
         calibration=None if calibration is None else Path(calibration),
+        assume_unused=assume_unused,
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)
-    files = artifact.manifest.files
+    manifest, files = artifact.manifest, artifact.manifest.files
     if json_target is not None:
         facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
-        facts |= {"cache_dtype": artifact.manifest.cache_dtype, "ranges": artifact.manifest.ranges}
+        facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
+        facts |= {"assumed_unused": manifest.assumed_unused}
+        facts |= {"cache_dtype": manifest.cache_dtype, "ranges": manifest.ranges}
         write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
     if json_target != "-":
         sizes = ", ".join(
             f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
         )
-        console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}", soft_wrap=True, markup=False)
-        if artifact.manifest.quantization is not None:
+        said = f"Exported {checkpoint} to {artifact.directory}: {sizes}; {summary(artifact)}"
+        for line in (said, *remarks(artifact)):
+            console_out.print(line, soft_wrap=True, markup=False)
+        if manifest.quantization is not None:
             console_out.print(quantization_sentence(artifact), soft_wrap=True, markup=False)
-        if artifact.manifest.ranges is not None:
-            show_ranges(artifact.manifest.ranges, table=verbose)
+        if manifest.ranges is not None:
+            show_ranges(manifest.ranges, table=verbose)
 
 
 def _quantize_options(

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config_check import check_keys, family_defaults
+from lucid_deploy.model.config_file import ConfigFile, RopeBlock, checked, read_object, token_ids
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS
 
-LUCID_TYPES = ("lucid", "oglucid")
-ATTENTION_TYPES = (*LUCID_TYPES, "llama")
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_TYPES = tuple(ROPE_KEYS)
+QK_NORMS = ("none", "after_rope")
 
-# What a Llama config.json leaves out, transformers fills in with these.
-_DEFAULTS: dict[str, Any] = {
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_rope": True,
-    "attention_type": "llama",
-}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -39,6 +34,9 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
+_ADDED = frozenset(
+    ("qk_norm", "layer_kinds", "layer_settings")
+)  # fields that artifacts of earlier versions lack; their defaults are what those did
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,8 @@ class LucidConfig:
         eos_token_ids: Tokens that end a generation; may be empty.
         layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
         layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
+        qk_norm: ``none``, or ``after_rope``: queries and keys go through RMS norms with weights of width ``head_dim``,
+            ``q_norm`` and ``k_norm``, after rotation. The cache holds the normed keys.
     """
 
     vocab_size: int
@@ -94,6 +94,7 @@ class LucidConfig:
     eos_token_ids: tuple[int, ...] = ()
     layer_kinds: tuple[str, ...] = ()
     layer_settings: dict[str, Any] = field(default_factory=dict)
+    qk_norm: str = "none"
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -127,47 +128,45 @@ class LucidConfig:
         Raises:
             KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
         """
-        values = dict(data)
-        values["rope_scaling"] = _typed(RopeScaling, dict(values["rope_scaling"]))
-        values["eos_token_ids"] = tuple(values["eos_token_ids"])
-        values["layer_kinds"] = tuple(values.get("layer_kinds", ()))
-        config = _typed(cls, values)
+        names = {item.name for item in fields(cls)}
+        if names - _ADDED - data.keys() or data.keys() - names:
+            raise KeyError(f"fields {', '.join(sorted((names - _ADDED - data.keys()) | (data.keys() - names)))}")
+        config = msgspec.convert(data, cls)
         for name in _SIZES:
             if not 0 < getattr(config, name) <= _LARGEST.get(name, 2**20):
                 raise ValueError(f"{name} is {getattr(config, name)}")
+        if not (config.rms_norm_eps > 0 and config.rope_theta > 0):
+            raise ValueError(f"rms_norm_eps is {config.rms_norm_eps}, rope_theta {config.rope_theta}")
         if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
             raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
         if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
             raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
+        if config.qk_norm not in QK_NORMS:
+            raise ValueError(f"qk_norm is {config.qk_norm!r}")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
-        if any(type(token) is not int or not 0 <= token < config.vocab_size for token in tokens):
+        if any(not 0 <= token < config.vocab_size for token in tokens):
             raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")
         return config
 
 
-_Fields = TypeVar("_Fields", RopeScaling, LucidConfig)
-
-
-def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
-    """Make a dataclass of plain values whose types are those of its fields.
-
-    Raises:
-        KeyError, TypeError: A field is missing, unknown or of another type.
-    """
-    for item in fields(kind):
-        if item.type in ("int", "float", "bool", "str") and type(values[item.name]).__name__ != item.type:
-            raise TypeError(f"{item.name} is {values[item.name]!r}, not of type {item.type}")
-    return kind(**values)
-
-
-def load_config(directory: Path) -> LucidConfig:
+def load_config(directory: Path, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Read ``config.json`` of a checkpoint.
 
     Args:
         directory: The checkpoint.
+        assume_unused: As :func:`parse_config`.
 
     Raises:
-        LucidError: No directory, no file, not JSON, a missing or impossible value, or an unsupported variant.
+        LucidError: No directory, no file, not JSON, or as :func:`parse_config`.
+    """
+    return parse_config(read_config(directory), str(directory / "config.json"), assume_unused)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's ``config.json``, unchecked.
+
+    Raises:
+        LucidError: No directory, no file, or no JSON object in it.
     """
     if not directory.exists():
         raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
@@ -176,152 +175,109 @@ def load_config(directory: Path) -> LucidConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LucidError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
-    return parse_config(raw, str(path))
+    return read_object(path)
 
 
-def parse_config(raw: dict[str, Any], where: str) -> LucidConfig:
+def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
+
+    What only the tensors say is left for :func:`lucid_deploy.model.variants.settle`.
 
     Args:
         raw: The parsed JSON object.
         where: Name of the file, for messages.
+        assume_unused: Keys that are not known here and that the user says change nothing.
 
     Raises:
-        LucidError: As :func:`load_config`.
+        LucidError: Another kind of model, a key that is not known or not computed, a missing or impossible value.
     """
-    values = {**_DEFAULTS, **{key: value for key, value in raw.items() if value is not None}}
-    _refuse_variants(values, where)
-    heads = _positive_int(values, "num_attention_heads", where)
-    hidden = _positive_int(values, "hidden_size", where)
-    values.setdefault("num_key_value_heads", heads)
-    values.setdefault("head_dim", hidden // heads)
-    theta, scaling = _parse_rope(values, where)
+    check_keys(raw, where, assume_unused)
+    file = checked({**_defaults(raw), **raw}, ConfigFile, where)
+    _refuse_variants(file, where)
+    theta, scaling = _parse_rope(file, where)
     config = LucidConfig(
-        vocab_size=_positive_int(values, "vocab_size", where),
-        hidden_size=hidden,
-        intermediate_size=_positive_int(values, "intermediate_size", where),
-        num_hidden_layers=_positive_int(values, "num_hidden_layers", where),
-        num_attention_heads=heads,
-        num_key_value_heads=_positive_int(values, "num_key_value_heads", where),
-        head_dim=_positive_int(values, "head_dim", where),
-        rms_norm_eps=_positive_float(values, "rms_norm_eps", where),
-        max_position_embeddings=_positive_int(values, "max_position_embeddings", where),
-        attention_type=values["attention_type"],
-        use_rope=_boolean(values, "use_rope", where),
+        vocab_size=file.vocab_size,
+        hidden_size=file.hidden_size,
+        intermediate_size=file.intermediate_size,
+        num_hidden_layers=file.num_hidden_layers,
+        num_attention_heads=file.num_attention_heads,
+        num_key_value_heads=_or(file.num_key_value_heads, file.num_attention_heads),
+        head_dim=_or(file.head_dim, file.hidden_size // file.num_attention_heads),
+        rms_norm_eps=file.rms_norm_eps,
+        max_position_embeddings=file.max_position_embeddings,
+        attention_type=file.attention_type,
+        use_rope=file.use_rope,
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=_boolean(values, "tie_word_embeddings", where),
-        attention_bias=_boolean(values, "attention_bias", where),
-        mlp_bias=_boolean(values, "mlp_bias", where),
-        bos_token_id=next(iter(_token_ids(values, "bos_token_id", where)), None),
-        eos_token_ids=_token_ids(values, "eos_token_id", where),
+        tie_word_embeddings=file.tie_word_embeddings,
+        attention_bias=file.attention_bias,
+        mlp_bias=file.mlp_bias,
+        bos_token_id=next(iter(token_ids(file.bos_token_id)), None),
+        eos_token_ids=token_ids(file.eos_token_id),
+        layer_kinds=tuple(file.layer_kinds),
+        layer_settings=file.layer_settings,
     )
+    _check_shape(config, where)
+    return config
+
+
+def _defaults(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return what the family takes for keys that are left out; null is no default but its own value there."""
+    return {key: value for key, value in family_defaults(raw).items() if key not in raw}
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is UNSET else value
+
+
+def _check_shape(config: LucidConfig, where: str) -> None:
     beyond = [token for token in (config.bos_token_id, *config.eos_token_ids) if (token or 0) >= config.vocab_size]
     if beyond:
         raise LucidError(
             f"{where}: token {beyond[0]}, a bos_token_id or eos_token_id, is outside the vocabulary (0 to "
             f"{config.vocab_size - 1})."
         )
-    if heads % config.num_key_value_heads:
+    if config.head_dim == 0:
         raise LucidError(
-            f"{where}: num_attention_heads ({heads}) is not a multiple of num_key_value_heads "
+            f"{where}: hidden_size ({config.hidden_size}) is below num_attention_heads ({config.num_attention_heads})."
+        )
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise LucidError(
+            f"{where}: num_attention_heads ({config.num_attention_heads}) is not a multiple of num_key_value_heads "
             f"({config.num_key_value_heads})."
+        )
+    if len(config.kinds) != config.num_hidden_layers:
+        raise LucidError(
+            f"{where}: layer_kinds names {len(config.layer_kinds)} layers, num_hidden_layers is "
+            f"{config.num_hidden_layers}."
         )
     if config.use_rope and config.head_dim % 2:
         raise LucidError(f"{where}: rotary positions need an even head_dim, not {config.head_dim}.")
-    return config
 
 
-def _refuse_variants(values: dict[str, Any], where: str) -> None:
-    attention = values["attention_type"]
-    if attention not in ATTENTION_TYPES:
-        raise LucidError(
-            f"{where}: attention_type {attention!r} is not supported; supported are {', '.join(ATTENTION_TYPES)}."
-        )
-    norm = values.get("which_rmsnorm", "exp_k_norm")
-    if attention in LUCID_TYPES and norm != "exp_k_norm":
-        raise LucidError(f"{where}: which_rmsnorm {norm!r} is not supported; only exp_k_norm is.")
-    for variant in ("use_beta", "use_forget_gate"):
-        if values.get(variant):
-            raise LucidError(
-                f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported."
-            )
-    if values.get("sliding_window") and values.get("use_sliding_window", True):
-        raise LucidError(
-            f"{where}: sliding_window is {values['sliding_window']!r}. Attention over a window is another model, which "
-            "is not supported. Remove the key if the model was trained without it."
-        )
-    activation = values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise LucidError(f"{where}: hidden_act {activation!r} is not supported; only silu is.")
+def _refuse_variants(file: ConfigFile, where: str) -> None:
+    if file.which_rmsnorm != "exp_k_norm":
+        raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
+    if file.hidden_act not in ("silu", "swish"):
+        raise LucidError(f"{where}: hidden_act {file.hidden_act!r} is not supported; only silu is.")
 
 
-def _parse_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
+def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
     """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5)."""
-    block = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(block, dict):
-        raise LucidError(f"{where}: rope settings must be an object, not {type(block).__name__}.")
-    block = {key: value for key, value in block.items() if value is not None}
-    source = {**values, **block}
-    theta = _positive_float(source, "rope_theta", where) if "rope_theta" in source else 10000.0
-    kind = block.get("rope_type", block.get("type", "default"))
+    block = checked(file.rope_scaling or file.rope_parameters, RopeBlock, where)
+    theta = file.rope_theta if block.rope_theta is UNSET else block.rope_theta
+    kind = _or(block.rope_type, _or(block.type, "default"))
     if kind not in ROPE_TYPES:
         raise LucidError(f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}.")
-    if source.get("partial_rotary_factor", 1.0) != 1.0:
-        raise LucidError(f"{where}: partial_rotary_factor is not supported; only full rotary embeddings are.")
-    if kind == "default":
-        return theta, RopeScaling()
-    factor = _positive_float(block, "factor", where)
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor)
-    low, high = _positive_float(block, "low_freq_factor", where), _positive_float(block, "high_freq_factor", where)
-    if low >= high:
-        raise LucidError(f"{where}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
-    original = _positive_int(block, "original_max_position_embeddings", where)
-    return theta, RopeScaling("llama3", factor, low, high, original)
-
-
-def _required(values: dict[str, Any], key: str, where: str) -> Any:
-    if key not in values:
-        raise LucidError(f"{where}: {key} is missing.")
-    return values[key]
-
-
-def _positive_int(values: dict[str, Any], key: str, where: str) -> int:
-    value = _required(values, key, where)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LucidError(f"{where}: {key} must be a positive whole number, not {value!r}.")
-    if value > (largest := _LARGEST.get(key, 2**20)):
-        raise LucidError(f"{where}: {key} is {value}; more than {largest} is not supported.")
-    return value
-
-
-def _positive_float(values: dict[str, Any], key: str, where: str) -> float:
-    value = _required(values, key, where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise LucidError(f"{where}: {key} must be a positive number, not {value!r}.")
-    return float(value)
-
-
-def _boolean(values: dict[str, Any], key: str, where: str) -> bool:
-    value = _required(values, key, where)
-    if not isinstance(value, bool):
-        raise LucidError(f"{where}: {key} must be true or false, not {value!r}.")
-    return value
-
-
-def _token_ids(values: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
-    """Read a token id or a list of them; nothing, null and an empty list are none."""
-    value = values.get(key, [])
-    ids = value if isinstance(value, list) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
+    required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
+    missing = [key for key in required if getattr(block, key) is UNSET]
+    if missing:
+        raise LucidError(f"{where}: {missing[0]} is missing.")
+    if kind != "llama3":
+        return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
+    if block.low_freq_factor >= block.high_freq_factor:  # type: ignore[operator]
         raise LucidError(
-            f"{where}: {key} must be a token id or a list of them, not {value!r}. Write [] or null if there is none."
+            f"{where}: low_freq_factor ({block.low_freq_factor}) must be below high_freq_factor "
+            f"({block.high_freq_factor})."
         )
-    return tuple(ids)
+    return theta, RopeScaling(kind, *(getattr(block, key) for key in required))

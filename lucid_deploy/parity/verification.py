@@ -61,7 +61,7 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
             "--checkpoint DIR"
         )
-    source = Checkpoint(name)
+    source = Checkpoint(name, artifact.manifest.assumed_unused)
     differing = [
         f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
         f"{getattr(source.config, field.name)} in the checkpoint"

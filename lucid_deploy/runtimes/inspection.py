@@ -11,6 +11,7 @@ import numpy as np
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.model.description import layout_of
+from lucid_deploy.model.summary import summarize
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -32,6 +33,10 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
     return {
         "artifact": str(artifact.directory),
         "model": manifest.config.to_dict(),
+        "summary": summary(artifact),
+        "remarks": remarks(artifact),
+        "assumed_unused": manifest.assumed_unused,
+        "hub": manifest.hub,
         "dtype": manifest.dtype,
         "cache": manifest.cache,
         "cache_dtype": manifest.cache_dtype,
@@ -50,6 +55,26 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
         "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
     }
+
+
+def summary(artifact: Artifact) -> str:
+    """Return the model and the form of the artifact in one line."""
+    manifest = artifact.manifest
+    cache = (
+        f"{manifest.cache} cache"
+        if manifest.cache_dtype == manifest.dtype
+        else (f"{manifest.cache} cache in {manifest.cache_dtype}")
+    )
+    return f"{summarize(manifest.config)}, {manifest.dtype}, {cache}"
+
+
+def remarks(artifact: Artifact) -> list[str]:
+    """Return sentences about where the checkpoint comes from, and what was decided when it was read."""
+    manifest = artifact.manifest
+    hub = manifest.hub
+    found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
+    assumed = [f"Assumed unused: {key}, which is {value!r}." for key, value in manifest.assumed_unused.items()]
+    return [*found, *manifest.notes, *assumed]
 
 
 def compression(artifact: Artifact) -> float:

@@ -1,0 +1,154 @@
+"""Every causal language model that transformers knows: computed and equal to transformers, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.config import load_config, parse_config
+from lucid_deploy.model.config_keys import FAMILIES
+
+CLASSES = sorted({config for config in MODEL_FOR_CAUSAL_LM_MAPPING}, key=lambda config: config.__name__)
+# Without arguments these make no configuration that they themselves take.
+NO_DEFAULT = {"Gemma4AssistantConfig"}
+# Their configurations have no key that Llama lacks: their model_type, and for most their tensors, say what they are.
+SAME_KEYS = {
+    "ernie4_5",
+    "exaone",
+    "helium",
+    "internlm3",
+    "iquestcoder",
+    "llama",
+    "olmo",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+}
+
+
+def default_json(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """What ``config.json`` of a model with the class's defaults holds, nothing left out."""
+    config = {} if config_class.__name__ in NO_DEFAULT else json.loads(json.dumps(config_class().to_dict()))
+    kind = config_class.model_type
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, "UnknownForCausalLM")
+    return {**config, "model_type": kind, "architectures": [names] if isinstance(names, str) else list(names)[:1]}
+
+
+def test_the_installed_transformers_has_models() -> None:
+    assert len(CLASSES) > 150
+    assert {"LlamaConfig", "MistralConfig", "GraniteConfig"} <= {config.__name__ for config in CLASSES}
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
+def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig], tmp_path: Path) -> None:
+    raw = default_json(config_class)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    if raw["model_type"] == "llama":  # equal to transformers: below
+        assert load_config(tmp_path).num_hidden_layers == raw["num_hidden_layers"]
+        return
+    for changed in (raw, {**raw, "architectures": None}):
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(LucidError) as caught:
+            load_config(tmp_path)
+        named = "sliding_window" if raw["model_type"] == "mistral" else f"model_type {raw['model_type']!r}"
+        assert named in str(caught.value)
+        assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
+def test_under_llamas_name_their_own_keys_give_them_away(config_class: type[PreTrainedConfig]) -> None:
+    raw = {**default_json(config_class), "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    if config_class.model_type not in SAME_KEYS:
+        with pytest.raises(LucidError):
+            parse_config(raw, "config.json")
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 200,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama, wide heads": lambda: LlamaConfig(**SMALL, head_dim=20, rms_norm_eps=1e-3),
+    "llama, llama3": lambda: LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+    "llama, linear": lambda: LlamaConfig(**SMALL, rope_scaling={"type": "linear", "factor": 3.0}, rope_theta=7000.0),
+    "llama, an original context that linear leaves unused": lambda: LlamaConfig(
+        **SMALL,
+        rope_parameters={
+            "rope_type": "linear",
+            "factor": 3.0,
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 50,
+        },
+    ),
+    "mistral": lambda: MistralConfig(**SMALL, sliding_window=None),
+    "mistral, one key head": lambda: MistralConfig(
+        **{**SMALL, "num_key_value_heads": 1}, sliding_window=None, head_dim=24, rms_norm_eps=1e-5
+    ),
+}
+
+
+def save(config: PreTrainedConfig, path: Path) -> Any:
+    """A random model whose weights are large enough that every part of it matters, in float64, and on disk."""
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.25) if parameter.dim() == 2 else parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    return model
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path) -> None:
+    model = save(COMPUTED[name](), tmp_path)
+    ids = torch.randint(61, (2, 90), generator=torch.Generator().manual_seed(0))
+    ids[1, 20:60] = 7
+    with torch.no_grad():
+        wanted = model(ids).logits
+        ours, _ = load_model(tmp_path, torch.float64)(ids)
+        rounded = model.float()(ids).logits
+    # transformers' norms and rotary tables are float32 whatever the model's type: as close as its own float32 is.
+    assert (ours - wanted).abs().max() <= 3 * (rounded - wanted).abs().max() < 1e-4 * wanted.abs().max()
+
+
+def test_every_family_that_is_taken_is_compared() -> None:
+    assert {make().model_type for make in COMPUTED.values()} == set(FAMILIES)
+
+
+def test_a_model_with_llamas_keys_and_tensors_is_refused_by_its_name(tmp_path: Path) -> None:
+    """Helium is Llama in all keys and tensors, and rotates pairs of neighbours: nothing but its name says so."""
+    config = AutoConfig.for_model("helium", **SMALL, head_dim=12)
+    model = save(config, tmp_path)
+    with pytest.raises(LucidError, match="model_type 'helium'"):
+        Checkpoint(tmp_path)
+    raw = {**json.loads((tmp_path / "config.json").read_text()), "model_type": "llama", "architectures": None}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        theirs, ours = model(ids).logits, load_model(tmp_path, torch.float64)(ids)[0]
+    assert (ours - theirs).abs().max() > 0.01 * theirs.abs().max()  # what the check of the name keeps out
