@@ -184,8 +184,9 @@ class StaticRows(Rows):
             source, hole = len(self._slots), self._slots.index(None)
             length = self._lengths[hole] = self._lengths[source]
             for tensor, buffer in self._tensors(self._layers):
-                rows = (held(tensor, buffer[at : at + 1], int(length)) for at in (hole, source))
-                next(rows)[:] = next(rows)
+                held(tensor, buffer[hole : hole + 1], int(length))[:] = held(
+                    tensor, buffer[source : source + 1], int(length)
+                )
             self._slots[hole] = key
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:

@@ -34,9 +34,8 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
-_ADDED = frozenset(
-    ("qk_norm", "layer_kinds", "layer_settings")
-)  # fields that artifacts of earlier versions lack; their defaults are what those did
+# Fields that artifacts of earlier versions lack; their defaults are what those did.
+_ADDED = frozenset(("qk_norm", "layer_kinds", "layer_settings"))
 
 
 @dataclass(frozen=True)
