@@ -13,6 +13,9 @@ class StopStrings:
     Text that may become a stop string is held back. Of several stop strings the one that is complete first counts; of
     those that end together, the longest.
 
+    Attributes:
+        stopped: Whether one was found.
+
     Args:
         stops: The strings; none at all lets everything through.
 
@@ -26,6 +29,11 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+
+    @property
+    def held(self) -> int:
+        """Characters held back now."""
+        return len(self._held)
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text.

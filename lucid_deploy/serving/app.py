@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.answering import EventStream, whole_answer
 from lucid_deploy.serving.chat import ChatTemplate
 from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
@@ -23,7 +24,6 @@ from lucid_deploy.serving.metrics import Metrics, TokenClock
 from lucid_deploy.serving.requests import Ask, Limits, read_chat, read_completion
 from lucid_deploy.serving.responses import Answer
 from lucid_deploy.serving.security import ApiKeys, host_allowed
-from lucid_deploy.serving.text import ServingTokenizer
 
 log = logging.getLogger("lucid_deploy.serving")
 OPEN_PATHS = ("/healthz",)
@@ -65,7 +65,7 @@ class Service:
     """
 
     def __init__(
-        self, settings: Settings, backend: Backend, tokenizer: ServingTokenizer, template: ChatTemplate | None
+        self, settings: Settings, backend: Backend, tokenizer: TextTokenizer, template: ChatTemplate | None
     ) -> None:
         self.settings = settings
         self.backend = backend

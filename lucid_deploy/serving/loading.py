@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.requests import Limits
 from lucid_deploy.serving.security import ApiKeys
-from lucid_deploy.serving.text import ServingTokenizer
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
@@ -113,7 +113,7 @@ def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
     from lucid_deploy.serving.backend import LocalBackend
 
-    return LocalBackend(make_engine(options), ServingTokenizer(Path(options.directory)))
+    return LocalBackend(make_engine(options), TextTokenizer(Path(options.directory)))
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
@@ -134,7 +134,7 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
         hosts=api.hosts,
         created=int((artifact.directory / MANIFEST).stat().st_mtime),
     )
-    return Service(settings, backend, ServingTokenizer(artifact.directory), load_chat_template(artifact.directory))
+    return Service(settings, backend, TextTokenizer(artifact.directory), load_chat_template(artifact.directory))
 
 
 def _limits(artifact: Artifact, engine: EngineOptions, api: ApiOptions) -> Limits:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.chat import ChatTemplate
 from lucid_deploy.serving.errors import invalid
 from lucid_deploy.serving.fields import Fields, checked_text, shown, wrong
 from lucid_deploy.serving.jobs import Job
-from lucid_deploy.serving.text import ServingTokenizer
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 MOST_LOGPROBS = 20
@@ -95,7 +95,7 @@ class Ask:
         return sum(len(prompt) for prompt in self.job.prompts)
 
 
-def read_completion(fields: Fields, tokenizer: ServingTokenizer, limits: Limits) -> Ask:
+def read_completion(fields: Fields, tokenizer: TextTokenizer, limits: Limits) -> Ask:
     """Read the body of ``/v1/completions``; the model's name was taken before.
 
     Raises:
@@ -121,7 +121,7 @@ def read_completion(fields: Fields, tokenizer: ServingTokenizer, limits: Limits)
     return Ask(job, stream, usage, chat=False, echo=tuple(opening) if echo else ())
 
 
-def read_chat(fields: Fields, tokenizer: ServingTokenizer, template: ChatTemplate | None, limits: Limits) -> Ask:
+def read_chat(fields: Fields, tokenizer: TextTokenizer, template: ChatTemplate | None, limits: Limits) -> Ask:
     """Read the body of ``/v1/chat/completions``; the model's name was taken before.
 
     Raises:
@@ -133,7 +133,7 @@ def read_chat(fields: Fields, tokenizer: ServingTokenizer, template: ChatTemplat
         )
     messages = _messages(fields.take("messages"))
     try:
-        ids = tokenizer.encode_rendered(template.render(messages))
+        ids = tokenizer.encode(template.render(messages), add_special_tokens=False)
     except LucidError as error:
         raise invalid(str(error), "messages") from error
     prompt = _checked_prompt(ids, "messages", limits)
@@ -195,7 +195,7 @@ def _job(
 
 
 def _prompts(
-    given: Any, tokenizer: ServingTokenizer, limits: Limits
+    given: Any, tokenizer: TextTokenizer, limits: Limits
 ) -> tuple[list[str | None], tuple[tuple[int, ...], ...]]:
     """Read a text, several texts, token ids, or several lists of token ids: (texts or None, ids)."""
     if given is None:
