@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,11 @@ class TextTokenizer:
         """Return a token as the vocabulary spells it; None if it has no such id."""
         spelled: str | None = self._tokenizer.id_to_token(token)
         return spelled
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """Characters of the longest token, as the vocabulary spells it."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=0)
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids, special tokens left out unless told otherwise.

@@ -97,7 +97,7 @@ def command(
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
@@ -114,7 +114,7 @@ def command(
     if batch is not None:
         shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
         options = batch_options(batch, output, prompt, prompt_ids, prefill_chunk=prefill_chunk, **shared)
-        defaults = Defaults(max_new_tokens, sampling, stop, not ignore_eos)
+        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
     if output is not None or overwrite:

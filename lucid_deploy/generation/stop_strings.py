@@ -24,8 +24,7 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        if any(not stop for stop in stops):
-            raise LucidError("A stop string must not be empty.")
+        check_stops(stops)
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
@@ -67,3 +66,13 @@ class StopStrings:
             if any(stop.startswith(text[len(text) - length :]) for stop in self._stops):
                 return length
         return 0
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Check stop strings before anything runs.
+
+    Raises:
+        LucidError: One of them is empty.
+    """
+    if any(not stop for stop in stops):
+        raise LucidError("A stop string must not be empty.")
