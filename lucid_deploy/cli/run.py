@@ -15,7 +15,7 @@ from lucid_deploy.cli._options import artifact_argument, runtime_options
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
@@ -80,15 +80,15 @@ def command(
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation, Sampling
-    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
-    sampling, stops = Sampling(temperature, top_k, top_p, seed), StopStrings(stop)
+    sampling = Sampling(temperature, top_k, top_p, seed)
     opened = open_artifact(artifact)
 
     def load() -> Session[Any]:
@@ -97,7 +97,7 @@ def command(
     if batch is not None:
         shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
         options = batch_options(batch, output, prompt, prompt_ids, prefill_chunk=prefill_chunk, **shared)
-        defaults = Defaults(max_new_tokens, sampling, stop, not ignore_eos)
+        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
     if output is not None or overwrite:
@@ -105,11 +105,12 @@ def command(
     if not temperature:
         note_greedy(top_k, top_p)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop))
+    stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     ids = _prompt_ids(prompt, prompt_ids, tokenizer)
     with progress("Loading the model"):
         session = load()
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
-    _generate(generation, tokenizer, stops, as_json)
+    _generate(generation, stream, as_json)
 
 
 def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
@@ -143,11 +144,9 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
     return ids
 
 
-def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: StopStrings, as_json: bool) -> None:
-    from lucid_deploy.artifact.tokenizer import TextStream
+def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) -> None:
     from lucid_deploy.cli._console import console_err, progress, write_json
 
-    stream = TextStream(tokenizer) if tokenizer is not None else None
     ids: list[int] = []
     text = ""
     started = time.perf_counter()
@@ -156,19 +155,18 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: St
         opening = list(itertools.islice(tokens, 1))
     first = time.perf_counter()
     for token in itertools.chain(opening, tokens):
-        piece = stops.push(stream.push(token))[0] if stream is not None else ("," if ids else "") + str(token)
+        piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
         ids.append(token)
         text += piece
         if not as_json:
             click.echo(piece, nl=False)
             sys.stdout.flush()
-        if stops.stopped:
+        if stream is not None and stream.stopped:
             generation.finish_reason = "stop"
             break
-    if stream is not None and not stops.stopped:
-        piece, stopped = stops.push(stream.rest())
-        generation.finish_reason = "stop" if stopped else generation.finish_reason
-        text += (piece := piece + stops.flush())
+    if stream is not None:
+        text += (piece := stream.finish())
+        generation.finish_reason = "stop" if stream.stopped else generation.finish_reason
         if not as_json:
             click.echo(piece, nl=False)
     ended = time.perf_counter()
