@@ -88,6 +88,9 @@ class Session(ABC, Generic[Tensor]):
         self.allow_extrapolation = allow_extrapolation
         self.identity: str | None = None
 
+    def close(self) -> None:
+        """Give back what the session holds; it cannot be used any more. Most have nothing that waits for this."""
+
     @property
     def label(self) -> str:
         """The runtime, for people, with what was chosen beside it."""
