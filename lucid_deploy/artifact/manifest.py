@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.artifact import format1
+from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
@@ -139,75 +140,56 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
-    def tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
-
-    graphs = {
-        stage: GraphInfo(graph["file"], tensors(graph["inputs"]), tensors(graph["outputs"]))
-        for stage, graph in data["graphs"].items()
-    }
-    if set(graphs) != set(STAGES):
-        raise ValueError(f"graphs are {sorted(graphs)}, not {sorted(STAGES)}")
-    files = {
-        name: {"size": int(facts["size"]), "sha256": str(facts["sha256"])} for name, facts in data["files"].items()
-    }
-    for name in files:
+    file = msgspec.convert(_with_defaults(data), ManifestFile)
+    graphs = {stage: _graph_info(getattr(file.graphs, stage)) for stage in STAGES}
+    for name in file.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - files.keys()
+    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - file.files.keys()
     if unlisted:
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
-    for key, allowed in (("dtype", DTYPES), ("cache", CACHES), ("logits", ("last", "all"))):
-        if data[key] not in allowed:
-            raise ValueError(f"{key} is {data[key]!r}")
-    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")
-    cache_dtype = data.get("cache_dtype") or data["dtype"]
-    if cache_dtype not in (data["dtype"], *CACHE_DTYPES[1:]):
-        raise ValueError(f"cache_dtype is {cache_dtype!r}")
-    for key, kind in (("opset", int), ("operators", int), ("source", str), ("versions", dict)):
-        if type(data[key]) is not kind:
-            raise ValueError(f"{key} is {data[key]!r}")
-    ranges = data.get("ranges")
-    if ranges is not None:
-        _check_ranges(ranges)
+    cache_dtype = file.cache_dtype or file.dtype
+    if cache_dtype not in (file.dtype, *CACHE_DTYPES[1:]):
+        raise ValueError(f"cache_dtype is {cache_dtype!r} with dtype {file.dtype!r}")
     config = LucidConfig.from_dict(data["config"])
     quantization = None if data.get("quantization") is None else Quantization.from_dict(data["quantization"])
-    if data["format_version"] == 1:
+    recorded: dict[str, Any] = {"layers": file.layers, "transposed": file.transposed, "float32_head": file.float32_head}
+    if file.format_version == 1:
         recorded = format1.recorded(config, cache_dtype, quantization)
-    else:
-        recorded = _recorded(data, config)
+    elif len(file.layers) != config.num_hidden_layers:
+        raise ValueError(f"there are {len(file.layers)} layers, num_hidden_layers is {config.num_hidden_layers}")
     return Manifest(
         config=config,
+        dtype=file.dtype,
+        cache=file.cache,
+        logits=file.logits,
+        opset=file.opset,
+        operators=file.operators,
+        source=file.source,
+        versions=file.versions,
         graphs=graphs,
-        files=files,
+        files={name: msgspec.to_builtins(facts) for name, facts in file.files.items()},
         cache_dtype=cache_dtype,
-        ranges=ranges,
+        ranges=data.get("ranges"),
         quantization=quantization,
-        notes=msgspec.convert(data.get("notes", ()), tuple[str, ...]),
-        assumed_unused=msgspec.convert(data.get("assumed_unused", {}), dict[str, Any]),
-        hub=msgspec.convert(data.get("hub"), dict[str, str] | None),
+        notes=file.notes,
+        assumed_unused=file.assumed_unused,
+        hub=data.get("hub"),
         **recorded,
-        **{key: data[key] for key in plain},
     )
 
 
-def _recorded(data: dict[str, Any], config: LucidConfig) -> dict[str, Any]:
-    """Check what format 2 records and format 1 does not."""
-    layers = tuple(LayerDescription.from_dict(item) for item in data["layers"])
-    if len(layers) != config.num_hidden_layers or any(len({t.name for t in x.cache}) != len(x.cache) for x in layers):
-        raise ValueError(f"{len(layers)} layers for {config.num_hidden_layers}, or two cache tensors of one name")
-    if not all(isinstance(name, str) for name in data["transposed"]) or type(data["float32_head"]) is not bool:
-        raise TypeError("transposed holds no names, or float32_head is no bool")
-    return {"layers": layers, "transposed": tuple(data["transposed"]), "float32_head": data["float32_head"]}
+def _with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a manifest with what earlier versions leave out of a configuration."""
+    config = {**LucidConfig.added_defaults(), **data["config"]}
+    missing = {"layers", "transposed", "float32_head"} - data.keys()
+    if data["format_version"] > 1 and missing:
+        raise KeyError(*sorted(missing))
+    return {**data, "config": config}
 
 
-def _check_ranges(ranges: dict[str, Any]) -> None:
-    """Check the record of a range scan, see :mod:`lucid_deploy.export.range_scan`."""
-    if ranges["skipped"] is True:
-        return
-    peaks = [peak for row in ranges["peaks"].values() for peak in row.values()]
-    numbers = [ranges[key] for key in ("prompts", "tokens", "limit")]
-    if not peaks or any(type(value) not in (int, float) for value in (*peaks, *numbers)):
-        raise ValueError("ranges holds no numbers")
-    if not all(isinstance(warning, str) for warning in ranges["warnings"]):
-        raise ValueError(f"warnings of ranges are {ranges['warnings']!r}")
+def _graph_info(graph: Graph) -> GraphInfo:
+    def infos(tensors: tuple[Tensor, ...]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
+
+    return GraphInfo(graph.file, infos(graph.inputs), infos(graph.outputs))

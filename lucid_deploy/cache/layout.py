@@ -94,18 +94,9 @@ class CacheTensor:
         return int(np.prod(self.batch_shape(1, tokens), dtype=np.int64)) * ITEM_SIZES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that :meth:`from_dict` turns back into an equal description."""
+        """Return plain data for JSON."""
         data = {**asdict(self), "shape": list(self.shape)}
         return data if self.sort == "ring" else {key: value for key, value in data.items() if key != "window"}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> CacheTensor:
-        """Rebuild a description.
-
-        Raises:
-            KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
-        """
-        return cls(**{**data, "shape": tuple(data["shape"])})
 
 
 LayerLayout: TypeAlias = tuple[CacheTensor, ...]

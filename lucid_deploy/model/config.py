@@ -121,6 +121,11 @@ class LucidConfig:
         return data
 
     @classmethod
+    def added_defaults(cls) -> dict[str, Any]:
+        """Return the fields that artifacts of earlier versions lack, with what those did."""
+        return {name: getattr(cls, name, {}) for name in _ADDED}
+
+    @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
         """Rebuild a configuration from :meth:`to_dict` (not from a checkpoint's ``config.json``).
 

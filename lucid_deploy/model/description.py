@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.cache.layout import CacheLayout, CacheTensor, LayerLayout
+from lucid_deploy.cache.layout import CacheLayout, LayerLayout
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
@@ -39,12 +39,16 @@ class LayerDescription:
     solves: bool = False
     eviction: str = "what is cached for the later tokens was computed from them"
 
+    def __post_init__(self) -> None:
+        if len({tensor.name for tensor in self.cache}) != len(self.cache):
+            raise ValueError(f"a layer of kind {self.kind!r} caches two tensors of one name")
+
     def uses(self, operator: str, stage: str) -> bool:
         """Whether its graph of a stage, ``prefill`` or ``decode``, uses an operator."""
         return operator in self.operators.get(stage, ())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data that :meth:`from_dict` turns back into an equal description."""
+        """Return plain data for JSON."""
         return {
             "kind": self.kind,
             "cache": [tensor.to_dict() for tensor in self.cache],
@@ -53,26 +57,6 @@ class LayerDescription:
             "solves": self.solves,
             "eviction": self.eviction,
         }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> LayerDescription:
-        """Rebuild a description.
-
-        Raises:
-            KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
-        """
-        if set(data) != {"kind", "cache", "operators", "weights", "solves", "eviction"}:
-            raise ValueError(f"a layer's fields are {sorted(data)}")
-        if not isinstance(data["kind"], str) or type(data["solves"]) is not bool:
-            raise TypeError(f"a layer's kind is {data['kind']!r}, solves is {data['solves']!r}")
-        return cls(
-            kind=data["kind"],
-            cache=tuple(CacheTensor.from_dict(item) for item in data["cache"]),
-            operators={str(stage): tuple(map(str, names)) for stage, names in data["operators"].items()},
-            weights=tuple(map(str, data["weights"])),
-            solves=data["solves"],
-            eviction=str(data["eviction"]),
-        )
 
 
 def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, ...]:
