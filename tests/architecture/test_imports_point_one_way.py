@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from tests.architecture.imports import ORDER, PACKAGE, ROOT, Import, circles, imports, modules, package
 
 KNOWN = modules()
