@@ -1,4 +1,7 @@
-"""Faults in how an artifact rounds its int8 cache, each smaller than the rounding itself, are caught by the sizes."""
+"""Faults in how an artifact rounds or reads its int8 cache, each smaller than the rounding itself, are caught.
+
+Those in rounding by the sizes of K and Y, those in reading by steps from given rows.
+"""
 
 import shutil
 from dataclasses import replace
@@ -13,7 +16,7 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import check, prepare
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.cache_faults import coarser_levels, stored_scale, swapped_scales, towards_zero
+from tests.parity.cache_faults import coarser_levels, read_scale, stored_scale, swapped_scales, towards_zero
 from tests.parity.faults import edit_graphs
 
 CONTEXT, STEPS = 64, 6
@@ -74,6 +77,8 @@ def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cach
     report = check(short(open_session(artifact)), targets_of(checkpoint, dtype, cache_dtype))
     sizes = [item for item in report.comparisons if "size of" in item.schedule]
     assert report.passed and len(sizes) == 5 * 5 * 2 * 2 * 2  # scenarios, schedules, parts, layers, K and Y
+    given = [item for item in report.comparisons if "given rows" in item.schedule]
+    assert len(given) == 5 * 2  # scenarios, graphs
     assert max(item.severity for item in report.comparisons) < 0.7
 
 
@@ -111,6 +116,21 @@ def test_either_graph_alone_is_seen(int8_copy, targets_of, stage):
     failed = {item.schedule for item in report.comparisons if item.failed_at is not None and "size of" in item.schedule}
     part = {"prefill": "one-shot, size of prefilled rows", "decode": "by token, size of decoded rows"}[stage]
     assert part in failed and str(report.failure.tensor) == "layer 1 Y"
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("suffix", ["key", "value"])
+@pytest.mark.parametrize(
+    ("stage", "seen"), [("prefill", "prefill behind given rows"), ("decode", "decode from given rows")]
+)
+def test_wrong_reading_is_far_beyond_the_gate_of_its_graph(int8_copy, targets_of, stage, seen, suffix, layer):
+    """Keys that are read 1 % too small change no size, and scores by less than rounding: only this check sees them."""
+    checkpoint, directory = int8_copy("static")
+    edit_graphs(directory, read_scale(layer, suffix, 127 / 128), (stage,))
+    report = check(short(open_session(open_artifact(directory))), targets_of(checkpoint, "float32", "int8"))
+    given = [item for item in report.comparisons if "given rows" in item.schedule]
+    assert {item.schedule for item in given if item.failed_at is not None} == {seen}
+    assert max(item.severity for item in given) > 30
 
 
 def test_the_command_says_so(int8_copy):

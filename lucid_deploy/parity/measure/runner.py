@@ -19,7 +19,7 @@ from lucid_deploy.model.scenarios import (
     synthetic_scenarios,
 )
 from lucid_deploy.parity.causes.solve_analysis import HeadStats, head_stats
-from lucid_deploy.parity.measure import cache_gates
+from lucid_deploy.parity.measure import cache_gates, given_cache
 from lucid_deploy.parity.measure.compare import (
     KINDS,
     Rows,
@@ -127,18 +127,25 @@ def _add_rounded(source: Source, cache_dtype: str, targets: list[Target], progre
     session = _opened(source)
     if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
-    meter = Meter(progress, f"PyTorch float64, {cache_dtype} cache", _calls(targets, SCHEDULES))
+    total = _calls(targets, SCHEDULES) + sum(given_cache.calls(target.scenario) for target in targets)
+    meter = Meter(progress, f"PyTorch float64, {cache_dtype} cache", total)
     for schedule in SCHEDULES:
         targets = [
             replace(target, rounded={**target.rounded, schedule.name: cache_gates.without_logits(trace)})
             for target, trace in _recorded(session, targets, schedule, meter)
         ]
-    return targets
+    return [replace(target, given=_answers(session, target, meter)) for target in targets]
+
+
+def _answers(session: Session[Any], target: Target, meter: Meter) -> given_cache.Answers:
+    """Go on from the rows that the second reference has stored."""
+    return given_cache.answers(session, target.scenario, target.rounded[ONE_SHOT.name], meter.tick)
 
 
 def _add_schedules(session: Session[Any], targets: list[Target], progress: Progress | None) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
-    meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", _calls(targets, SCHEDULES))
+    total = _calls(targets, SCHEDULES) + sum(given_cache.calls(target.scenario) for target in targets)
+    meter = Meter(progress, f"PyTorch {session.dtype}, {session.cache_dtype} cache", total)
     for schedule in SCHEDULES:
         found = [
             cache_gates.derive(
@@ -158,7 +165,9 @@ def _add_schedules(session: Session[Any], targets: list[Target], progress: Progr
             )
             for target, (own, sizes) in zip(targets, found, strict=True)
         ]
-    return targets
+    answers = [_answers(session, target, meter) for target in targets]
+    given = given_cache.derive([target.given for target in targets], answers, session.dtype)
+    return [replace(target, given_gates=given) for target in targets]
 
 
 def _recorded(
@@ -197,6 +206,7 @@ def check(
     scenarios = [target.scenario for target in targets.items]
     total = _calls(targets.items, schedules, session.batch_limit)
     total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
+    total += sum(given_cache.calls(target.scenario) for target in targets.items if target.given)
     meter = Meter(progress, f"{session.runtime} {session.dtype}", total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     free_runs: list[FreeRun] = []
@@ -204,6 +214,11 @@ def check(
         for target, trace in _recorded(session, targets.items, schedule, meter):
             found[target.scenario.name] += _compare(trace, target, schedule)
     for target in targets.items:
+        if target.given:
+            answers = _answers(session, target, meter)
+            found[target.scenario.name] += given_cache.compare(
+                answers, target.given, target.given_gates, target.scenario
+            )
         if target.scenario.greedy:
             comparison, run = _compare_free_run(session, target, meter)
             found[target.scenario.name].append(comparison)

@@ -22,6 +22,9 @@ class Target:
         rounded: With such a cache, K and Y of float64 that rounds its cache in the same way, by the schedule's name.
         sizes: How far from 1 the size of K and Y may be, held against ``rounded``, by the schedule's name and then by
             who wrote the rows; see :mod:`lucid_deploy.parity.measure.cache_gates`.
+        given: With such a cache, what float64 answers from given rows; see
+            :mod:`lucid_deploy.parity.measure.given_cache`.
+        given_gates: How far from it the candidate's answers may be.
     """
 
     scenario: Scenario
@@ -30,6 +33,8 @@ class Target:
     by_schedule: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
     rounded: dict[str, Trace] = field(default_factory=dict)
     sizes: dict[str, dict[str, dict[TensorId, Gate]]] = field(default_factory=dict)
+    given: dict[str, Trace] = field(default_factory=dict)
+    given_gates: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Targets:
                 by_schedule={},
                 rounded={},
                 sizes={},
+                given={},
+                given_gates={},
             )
             for item in self.items
         )
