@@ -26,6 +26,7 @@ from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions, quantize_matrix
 from lucid_deploy.model.quantized_activations import round_to_int8
+from lucid_deploy.runtimes import RuntimeOptions
 
 VARIANTS: dict[str, ExportOptions] = {
     "float32": ExportOptions(cache="static"),
@@ -87,7 +88,8 @@ def faster(base: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 def race(artifacts: dict[str, Artifact], sizes: dict[str, int], kernels: str, repeats: int) -> list[dict[str, Any]]:
     """Decode and prefill with every variant; ``sizes`` are those of the weights, in bytes."""
     contenders = [
-        Contender(name, "artifact", str(item.directory), threads=2, kernels=kernels) for name, item in artifacts.items()
+        Contender(name, "artifact", str(item.directory), RuntimeOptions(threads=2, kernels=kernels))
+        for name, item in artifacts.items()
     ]
     decode = Plan(lengths=(512,), stages=("decode",), repeats=repeats, steps=16)
     measurements, opened = run_plan(contenders, decode, "float32")

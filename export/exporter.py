@@ -234,6 +234,7 @@ def _build(
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
+    from lucid_deploy.model.description import describe
 
     shapes = source.stored_shapes()
     traced: dict[str, Traced] = {}
@@ -281,6 +282,9 @@ def _build(
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=ranges,
         quantization=quantization,
+        layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
+        transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
+        float32_head=_has_float32_head(source, quantization),
         notes=source.notes,
         assumed_unused=source.assumed_unused,
         hub=hub,

@@ -230,7 +230,7 @@ def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
     from lucid_deploy.model.lucid import Layer
 
     with torch.device("meta"):
-        layer = Layer(checkpoint.config, "blocked")
+        layer = Layer(checkpoint.config, index, "blocked")
     prefix = f"model.layers.{index}."
     state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
     layer.load_state_dict(state, assign=True)
@@ -240,13 +240,13 @@ def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
 def _run_layer(layer: Layer, config: LucidConfig, x: torch.Tensor, peaks: _Peaks) -> torch.Tensor:
     import torch
 
-    from lucid_deploy.model.lucid import rope_tables
+    from lucid_deploy.model.mixer import Step
+    from lucid_deploy.model.rope import rope_tables
 
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
     peaks.rope = rope_tables(config, positions, torch.float32) if config.use_rope else None
-    empty = x.new_empty((batch, config.num_key_value_heads, 0, config.head_dim))
-    x, (k, y) = layer(x, peaks.rope, (empty, empty), None, False)
+    x, (k, y) = layer(x, Step(rope=peaks.rope), layer.mixer.empty_cache(batch, x))
     peaks.add("key", k)
     peaks.add("y", y)
     peaks.add("residual stream", x)
@@ -277,9 +277,11 @@ class _Peaks:
 
     def watch(self, layer: Layer, config: LucidConfig) -> None:
         """Look at what goes in and out of a layer's parts."""
-        from lucid_deploy.model.lucid import rotate
+        from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention
+        from lucid_deploy.model.rope import rotate
 
-        attention, mlp = layer.self_attn, layer.mlp
+        attention, mlp = layer.mixer, layer.mlp
+        assert isinstance(attention, GroupedQueryAttention)
 
         def queries(_: Any, __: Any, out: torch.Tensor) -> None:
             self.add("query", out)

@@ -23,6 +23,11 @@ def missing_extra(package: str, extra: str, purpose: str) -> LucidError:
         extra: The extra of lucid-deploy that brings it, such as ``cpu``.
         purpose: What it is needed for, as the end of "… is needed to …".
     """
+    return missing_package(package, f"lucid-deploy[{extra}]", purpose)
+
+
+def missing_package(package: str, install: str, purpose: str) -> LucidError:
+    """As :func:`missing_extra`, for a package that comes with no extra: ``install`` is what pip installs."""
     return LucidError(
-        f'The package {package} is needed to {purpose} and is not installed. Run: pip install "lucid-deploy[{extra}]"'
+        f'The package {package} is needed to {purpose} and is not installed. Run: pip install "{install}"'
     )

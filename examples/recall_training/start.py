@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.lucid import LucidForCausalLM, inverse_frequencies
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL
 
 LOOK_BACK = 5.0  # how sharply the first layer's heads look back at the start

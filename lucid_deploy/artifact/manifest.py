@@ -9,14 +9,16 @@ from typing import Any
 
 import msgspec
 
+from lucid_deploy.artifact import format1
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
 
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
-FORMAT, FORMAT_VERSION = "lucid-deploy", 1
+FORMAT, FORMAT_VERSION = "lucid-deploy", 2
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
@@ -60,6 +62,9 @@ class Manifest:
         cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
         ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
         quantization: Which weights are quantized, and how; None: none.
+        layers: Every layer: its kind, its operators, what it caches.
+        transposed: Names of the weights that are stored ``[in, out]``, the layout their product reads.
+        float32_head: Whether the product that makes the logits is taken in float32 in a model of another type.
         notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
         assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
             they change nothing.
@@ -79,6 +84,9 @@ class Manifest:
     cache_dtype: str = ""
     ranges: dict[str, Any] | None = None
     quantization: Quantization | None = None
+    layers: tuple[LayerDescription, ...] = ()
+    transposed: tuple[str, ...] = ()
+    float32_head: bool = True
     notes: tuple[str, ...] = ()
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str] | None = None
@@ -86,10 +94,15 @@ class Manifest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
 
+    def uses(self, operators: tuple[str, ...]) -> bool:
+        """Whether any layer's graphs use one of some operators of the domain ``ai.lucid``."""
+        return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
+
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
+        data["layers"] = [layer.to_dict() for layer in self.layers]
         return json.dumps(data, indent=2) + "\n"
 
 
@@ -157,18 +170,35 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     ranges = data.get("ranges")
     if ranges is not None:
         _check_ranges(ranges)
+    config = LucidConfig.from_dict(data["config"])
+    quantization = None if data.get("quantization") is None else Quantization.from_dict(data["quantization"])
+    if data["format_version"] == 1:
+        recorded = format1.recorded(config, cache_dtype, quantization)
+    else:
+        recorded = _recorded(data, config)
     return Manifest(
-        config=LucidConfig.from_dict(data["config"]),
+        config=config,
         graphs=graphs,
         files=files,
         cache_dtype=cache_dtype,
         ranges=ranges,
-        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
+        quantization=quantization,
         notes=msgspec.convert(data.get("notes", ()), tuple[str, ...]),
         assumed_unused=msgspec.convert(data.get("assumed_unused", {}), dict[str, Any]),
         hub=msgspec.convert(data.get("hub"), dict[str, str] | None),
+        **recorded,
         **{key: data[key] for key in plain},
     )
+
+
+def _recorded(data: dict[str, Any], config: LucidConfig) -> dict[str, Any]:
+    """Check what format 2 records and format 1 does not."""
+    layers = tuple(LayerDescription.from_dict(item) for item in data["layers"])
+    if len(layers) != config.num_hidden_layers or any(len({t.name for t in x.cache}) != len(x.cache) for x in layers):
+        raise ValueError(f"{len(layers)} layers for {config.num_hidden_layers}, or two cache tensors of one name")
+    if not all(isinstance(name, str) for name in data["transposed"]) or type(data["float32_head"]) is not bool:
+        raise TypeError("transposed holds no names, or float32_head is no bool")
+    return {"layers": layers, "transposed": tuple(data["transposed"]), "float32_head": data["float32_head"]}
 
 
 def _check_ranges(ranges: dict[str, Any]) -> None:

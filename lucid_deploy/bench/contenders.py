@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
+DEFAULTS = RuntimeOptions()
 KINDS = ("artifact", "torch-dense", "torch-blocked", "transformers")
 
 
@@ -19,21 +21,17 @@ class Contender:
 
     Attributes:
         name: How tables call it.
-        kind: ``artifact`` (in ``runtime``), ``torch-dense`` (PyTorch eager with the dense N×N solve), ``torch-blocked``
-            (PyTorch eager with this package's operators) or ``transformers`` (Hugging Face's Llama with standard
-            attention and PyTorch's fused kernel, of the artifact's shape, random weights).
+        kind: ``artifact`` (as ``options`` say), ``torch-dense`` (PyTorch eager with the dense N×N solve),
+            ``torch-blocked`` (PyTorch eager with this package's operators) or ``transformers`` (Hugging Face's Llama
+            with standard attention and PyTorch's fused kernel, of the artifact's shape, random weights).
         artifact: Directory of the artifact that gives the weights, or the shape.
-        runtime: For ``artifact``: a runtime of :func:`lucid_deploy.runtimes.open_session`.
-        threads: Threads within an operator; None lets the runtime choose.
-        kernels: For ``artifact``: what computes our operators, see :func:`lucid_deploy.runtimes.open_session`.
+        options: What runs it; PyTorch's eager models heed ``threads`` alone.
     """
 
     name: str
     kind: str
     artifact: str
-    runtime: str = "auto"
-    threads: int | None = None
-    kernels: str = "auto"
+    options: RuntimeOptions = DEFAULTS
 
     @property
     def is_lucid(self) -> bool:
@@ -52,27 +50,22 @@ def open_contender(contender: Contender) -> Session[Any]:
 
     artifact = open_artifact(contender.artifact)
     if contender.kind == "artifact":
-        return open_session(
-            artifact, contender.runtime, threads=contender.threads, allow_extrapolation=True, kernels=contender.kernels
-        )
-    import torch
-
-    if contender.threads is not None:
-        torch.set_num_threads(contender.threads)
+        return open_session(artifact, replace(contender.options, allow_extrapolation=True))
     if contender.kind in ("torch-dense", "torch-blocked"):
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
 
         implementation = "reference" if contender.kind == "torch-dense" else "blocked"
-        return TorchSession(load_artifact_model(artifact, implementation=implementation), allow_extrapolation=True)
+        model = load_artifact_model(artifact, implementation=implementation)
+        return TorchSession(model, allow_extrapolation=True, threads=contender.options.threads)
     if contender.kind == "transformers":
-        return _open_transformers(artifact.config, artifact.manifest.dtype)
+        return _open_transformers(artifact.config, artifact.manifest.dtype, contender.options.threads)
     raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
 
 
-def _open_transformers(config: Any, dtype: str) -> Session[Any]:
+def _open_transformers(config: Any, dtype: str, threads: int | None) -> Session[Any]:
     try:
         from lucid_deploy.bench.transformers_session import TransformersSession
     except ImportError as error:
         raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
-    return TransformersSession(config, dtype)
+    return TransformersSession(config, dtype, threads)

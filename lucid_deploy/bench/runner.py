@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
@@ -151,8 +151,7 @@ def run_plan(
             report(f"Opening {contender.name}", 0, total)
             worker = WorkerProcess(contender)
             workers.append(worker)
-            fields = ("name", "kind", "artifact", "runtime", "threads", "kernels")
-            opened[contender.name] = worker.ask("open", **{field: getattr(contender, field) for field in fields})
+            opened[contender.name] = worker.ask("open", **asdict(contender))
         _check_outputs(workers, dtype)
         measurements, done = [], 0
         for stage, batch, length in points:

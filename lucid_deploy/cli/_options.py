@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-RUNTIMES = ("auto", "torch", "onnxruntime", "tensorrt")
+from lucid_deploy.runtimes.options import KERNELS, PROVIDERS, RuntimeOptions, flag
+from lucid_deploy.runtimes.registry import runtime_names
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -28,25 +33,68 @@ def json_option(what: str, note: str = "") -> Decorator:
     return click.option("--json", "json_target", metavar="FILE", help=text)
 
 
+class RuntimeName(click.ParamType):
+    """A registered runtime; which there are is looked up when it is asked for."""
+
+    name = "runtime"
+
+    def get_metavar(self, *arguments: Any, **named: Any) -> str | None:
+        """See :class:`click.Choice`, as the other two."""
+        return click.Choice(runtime_names()).get_metavar(*arguments, **named)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See :meth:`get_metavar`."""
+        return str(click.Choice(runtime_names()).convert(value, param, ctx))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """See :meth:`get_metavar`."""
+        return click.Choice(runtime_names()).shell_complete(ctx, param, incomplete)
+
+
+_RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
+    "runtime": dict(type=RuntimeName(), help="What runs the model; auto is onnxruntime."),
+    "device": dict(help="Where it runs: cpu, or cuda with torch or tensorrt."),
+    "provider": dict(
+        type=click.Choice(PROVIDERS),
+        help="With onnxruntime: the execution provider. If it cannot start, the command fails; it never falls back to "
+        "the CPU.",
+    ),
+    "kernels": dict(
+        type=click.Choice(KERNELS),
+        help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
+        "functions; auto takes the library if there is one.",
+    ),
+    "threads": dict(type=int, help="Threads within an operator; the runtime chooses if not given."),
+    "allow_extrapolation": dict(
+        is_flag=True, help="Allow prompts longer than max_position_embeddings; quality is not guaranteed."
+    ),
+}
+
+
+def runtime_options(*fields: str, help: str | None = None) -> Decorator:
+    """Return the options that say what runs a model; the command gets them as one ``RuntimeOptions``, ``runtime``.
+
+    Args:
+        fields: Those fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that are options here.
+        help: In place of the help of ``--runtime``.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def command(**given: Any) -> Any:
+            chosen = RuntimeOptions(**{field: given.pop(field) for field in fields})
+            return function(runtime=chosen, **given)
+
+        for field in reversed(fields):
+            settings = dict(_RUNTIME_OPTIONS[field])
+            if field == "runtime" and help is not None:
+                settings["help"] = help
+            default = getattr(RuntimeOptions(), field)
+            shown = default is not None and "is_flag" not in settings
+            command = click.option(flag(field), field, default=default, show_default=shown, **settings)(command)
+        return command
+
+    return decorate
+
+
 artifact_argument = click.argument("artifact", type=click.Path())
-runtime_option = choice_option("--runtime", RUNTIMES, help="What runs the model; auto is onnxruntime.")
-device_option = click.option(
-    "--device", default="cpu", show_default=True, help="Where it runs: cpu, or cuda with torch or tensorrt."
-)
-provider_option = choice_option(
-    "--provider",
-    ["cpu", "cuda", "tensorrt", "nv-tensorrt-rtx"],
-    help="With onnxruntime: the execution provider; none is ever replaced by the CPU.",
-)
-kernels_option = choice_option(
-    "--kernels",
-    ["auto", "functions", "library"],
-    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
-    "functions; auto takes the library if there is one.",
-)
-threads_option = click.option(
-    "--threads", type=int, help="Threads within an operator; the runtime chooses if not given."
-)
-extrapolation_option = click.option(
-    "--allow-extrapolation", is_flag=True, help="Permit contexts beyond max_position_embeddings."
-)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import choice_option, json_option
+from lucid_deploy.cli._options import choice_option, json_option, runtime_options
+from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
     from lucid_deploy.bench import Contender
+    from lucid_deploy.runtimes.options import RuntimeOptions
 
+CHOICES = {**{kernels: (kernels,) for kernels in KERNELS}, "both": ("library", "functions")}
 BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers")
 
 
@@ -46,21 +50,16 @@ class _Numbers(click.ParamType):
     help="Also measure: the shape with standard attention, exported alike; PyTorch eager with the dense solve; PyTorch "
     "with our operators; transformers' Llama. May be given several times.",
 )
-@click.option(
-    "--runtime", default="auto", show_default=True, help="What runs the artifacts: auto, onnxruntime or torch."
-)
+@runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
     "--kernels",
-    ["auto", "functions", "library", "both"],
+    tuple(CHOICES),
     help="With onnxruntime: the library of plugin build --target onnxruntime, the graph's functions, or each artifact "
     "with both, side by side; auto takes the library if there is one.",
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds that count.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads within an operator; default: the runtime's choice."
-)
 @click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
 @json_option("results")
 def command(
@@ -69,12 +68,11 @@ def command(
     batches: tuple[int, ...],
     stages: str,
     baselines: tuple[str, ...],
-    runtime: str,
+    runtime: RuntimeOptions,
     kernels: str,
     repeats: int,
     steps: int,
     prefill_chunk: int | None,
-    threads: int | None,
     plot_directory: str | None,
     json_target: str | None,
 ) -> None:
@@ -97,10 +95,10 @@ def command(
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
     plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
     first = open_artifact(artifacts[0])
-    contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, threads, kernels)]
+    contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
     with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
         for name in baselines:
-            contenders += _baseline(name, first, Path(scratch), runtime, threads, kernels)
+            contenders += _baseline(name, first, Path(scratch), runtime, kernels)
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
@@ -127,26 +125,23 @@ def command(
         )
 
 
-def _twice(name: str, path: str, runtime: str, threads: int | None, kernels: str) -> list[Contender]:
+def _twice(name: str, path: str, runtime: RuntimeOptions, kernels: str) -> list[Contender]:
     """Return an artifact with the chosen kernels; with both, the library's first."""
     from lucid_deploy.bench import Contender
 
-    if kernels != "both":
-        return [Contender(name, "artifact", path, runtime, threads, kernels)]
-    pairs = ((name, "library"), (f"{name}-functions", "functions"))
-    return [Contender(title, "artifact", path, runtime, threads, each) for title, each in pairs]
+    first, *more = CHOICES[kernels]
+    names = {name: first, **{f"{name}-{each}": each for each in more}}
+    return [Contender(title, "artifact", path, replace(runtime, kernels=each)) for title, each in names.items()]
 
 
-def _baseline(
-    name: str, artifact: Any, scratch: Path, runtime: str, threads: int | None, kernels: str
-) -> list[Contender]:
+def _baseline(name: str, artifact: Any, scratch: Path, runtime: RuntimeOptions, kernels: str) -> list[Contender]:
     from lucid_deploy.bench import Contender
 
     if name != "standard":
-        return [Contender(name, name, str(artifact.directory), threads=threads)]
+        return [Contender(name, name, str(artifact.directory), runtime)]
     from lucid_deploy.bench.standard import export_standard
 
-    return _twice(name, str(export_standard(artifact, scratch)), runtime, threads, kernels)
+    return _twice(name, str(export_standard(artifact, scratch)), runtime, kernels)
 
 
 def _bytes(artifact: Any, plan: Any) -> dict[str, int]:

@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import (
-    artifact_argument,
-    device_option,
-    extrapolation_option,
-    json_option,
-    kernels_option,
-    provider_option,
-    runtime_option,
-    threads_option,
-)
+from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.evaluation import Comparison, Report, Task
     from lucid_deploy.evaluation.task import Tokens
+    from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
 HARNESS = "lm_eval:"
@@ -36,11 +28,7 @@ DEFAULT_LIMIT = 200
     show_default=True,
     help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.",
 )
-@runtime_option
-@device_option
-@provider_option
-@kernels_option
-@threads_option
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option(
     "--limit",
     type=int,
@@ -58,7 +46,6 @@ DEFAULT_LIMIT = 200
     type=click.Choice(["auto", "english", "recall"]),
     help="Of needles' texts: English, or the bundled model's words.  [default: auto, what the tokenizer can write]",
 )
-@extrapolation_option
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=click.FloatRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
@@ -81,7 +68,8 @@ def command(
     minimum_relative: float | None,
     include_path: str | None,
     json_target: str | None,
-    **options: Any,
+    runtime: RuntimeOptions,
+    **needles: Any,
 ) -> None:
     """Measure how good an artifact's answers are.
 
@@ -95,7 +83,6 @@ def command(
     from lucid_deploy.cli._console import write_json
     from lucid_deploy.errors import LucidError
 
-    needles = {name: options.pop(name) for name in ("needles", "ask", "lengths", "wording")}
     if given := [name for name, value in needles.items() if value is not None and task != "needles"]:
         raise LucidError(
             f"--{given[0].removesuffix('s') if given[0] == 'lengths' else given[0]} is for --task needles."
@@ -108,18 +95,18 @@ def command(
     if task.startswith(HARNESS):
         if against is not None or minimum is not None:
             raise LucidError("--against and --minimum are for the tasks recall and needles.")
-        _harness(opened, task.removeprefix(HARNESS), include_path, limit, batch, json_target, options)
+        _harness(opened, task.removeprefix(HARNESS), include_path, limit, batch, json_target, runtime)
         return
     if task not in ("recall", "needles"):
         raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
     other = None if against is None else open_artifact(against)
     limit = DEFAULT_LIMIT if limit is None else limit
-    session, tokenizer = _open(opened, options)
+    session, tokenizer = _open(opened, runtime)
     questions = _task(task, session, tokenizer, limit, seed, needles)
     report = _answer(opened, session, tokenizer, questions, batch)
-    facts: dict[str, Any] = {"artifact": str(opened.directory), "provider": session.provider, **report.to_dict()}
+    facts: dict[str, Any] = {"artifact": str(opened.directory), **session.facts(), **report.to_dict()}
     del session  # two models need not be in memory at once
-    comparison = None if other is None else _compare(report, other, batch, options)
+    comparison = None if other is None else _compare(report, other, batch, runtime)
     if comparison is not None:
         facts["against"] = {"artifact": str(against), **comparison.to_dict()}
     if json_target is not None:
@@ -129,7 +116,7 @@ def command(
     _check(report, comparison, minimum, minimum_relative)
 
 
-def _open(artifact: Artifact, options: dict[str, Any]) -> tuple[Session[Any], Tokens]:
+def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Tokens]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
@@ -139,7 +126,7 @@ def _open(artifact: Artifact, options: dict[str, Any]) -> tuple[Session[Any], To
         raise LucidError(f"{artifact.directory} has no tokenizer.json; without it no text can be put to the model.")
     tokenizer = TextTokenizer(artifact.directory)
     with progress("Loading the model"):
-        return open_session(artifact, **options), tokenizer
+        return open_session(artifact, runtime), tokenizer
 
 
 def _task(name: str, session: Session[Any], tokenizer: Tokens, limit: int, seed: int, needles: dict[str, Any]) -> Task:
@@ -174,10 +161,10 @@ def _answer(artifact: Artifact, session: Session[Any], tokenizer: Tokens, task: 
         return evaluate(session, tokenizer, task, batch, update)
 
 
-def _compare(report: Report, other: Artifact, batch: int, options: dict[str, Any]) -> Comparison:
+def _compare(report: Report, other: Artifact, batch: int, runtime: RuntimeOptions) -> Comparison:
     from lucid_deploy.evaluation import compare
 
-    session, tokenizer = _open(other, options)
+    session, tokenizer = _open(other, runtime)
     return compare(report, _answer(other, session, tokenizer, report.task, batch))
 
 
@@ -238,13 +225,13 @@ def _harness(
     limit: int | None,
     batch: int,
     json_target: str | None,
-    options: dict[str, Any],
+    runtime: RuntimeOptions,
 ) -> None:
     from lucid_deploy.cli._console import console_out, write_json
     from lucid_deploy.evaluation.harness import run_tasks
     from lucid_deploy.evaluation.tables import harness_table
 
-    session, tokenizer = _open(artifact, options)
+    session, tokenizer = _open(artifact, runtime)
     folder = None if include_path is None else Path(include_path)
     results = run_tasks(session, tokenizer, name.split(","), folder, limit, batch)
     if json_target is not None:

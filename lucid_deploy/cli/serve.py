@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import (
-    artifact_argument,
-    choice_option,
-    device_option,
-    kernels_option,
-    provider_option,
-    runtime_option,
-    threads_option,
-)
+from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
@@ -24,11 +16,7 @@ if TYPE_CHECKING:
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
-@runtime_option
-@device_option
-@provider_option
-@kernels_option
-@threads_option
+@runtime_options("runtime", "device", "provider", "kernels", "threads")
 @click.option(
     "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
 )
@@ -128,10 +116,6 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
     return EngineOptions(
         artifact,
         options["runtime"],
-        options["device"],
-        options["provider"],
-        options["kernels"],
-        options["threads"],
         options["rows"],
         options["max_queue"],
         options["prefill_chunk"],

@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import (
-    RUNTIMES,
-    artifact_argument,
-    choice_option,
-    device_option,
-    json_option,
-    kernels_option,
-    provider_option,
-)
+from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.parity import Report
+    from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Array
 
 TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
@@ -30,14 +23,13 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     "--checkpoint",
     help="The checkpoint it was exported from, a directory or the word demo; default: the one its manifest names.",
 )
-@choice_option(
-    "--runtime",
-    RUNTIMES,
+@runtime_options(
+    "runtime",
+    "device",
+    "provider",
+    "kernels",
     help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
 )
-@device_option
-@provider_option
-@kernels_option
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -67,10 +59,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 def command(
     artifact: str,
     checkpoint: str | None,
-    runtime: str,
-    device: str,
-    provider: str,
-    kernels: str,
+    runtime: RuntimeOptions,
     steps: int,
     prompt: str | None,
     seed: int,
@@ -99,8 +88,7 @@ def command(
     from lucid_deploy.parity.measure.quantization import check_weights
     from lucid_deploy.parity.measure.targets import check_tolerance
     from lucid_deploy.parity.verification import Closer, check_memory, find_checkpoint, verify_against
-    from lucid_deploy.runtimes import open_session
-    from lucid_deploy.runtimes.onnxruntime.providers import device_index
+    from lucid_deploy.runtimes import find_runtime, open_session
     from lucid_deploy.runtimes.open_layers import open_layers
 
     if tolerance is not None:
@@ -109,17 +97,18 @@ def command(
         _check_page(page)
     opened = open_artifact(artifact)
     source = find_checkpoint(opened, checkpoint)
-    check_memory(opened, source, runtime, steps, explain or page is not None, available())
+    can = find_runtime(runtime.runtime).capabilities(runtime)
+    check_memory(opened, source, can, steps, explain or page is not None, available())
     with progress("Checking sha256") as update:
         check_hashes(opened, update)
     ids = _encode(opened, prompt)
     # Opened before the long run in PyTorch, so that a missing package shows at once.
-    candidate = open_session(opened, runtime, device, provider=provider, kernels=kernels)
+    candidate = open_session(opened, runtime)
     closer = Closer(
         tolerance=tolerance,
         always=explain or page is not None,
         text=None if text is None else _read_text(opened, text, text_tokens),
-        layers=lambda: open_layers(candidate, opened, 0 if candidate.runtime == "torch" else device_index(device)),
+        layers=lambda: open_layers(candidate, opened),
     )
     with progress("Verifying") as update:
         if opened.manifest.quantization is not None:
@@ -128,9 +117,8 @@ def command(
     facts = {
         "artifact": str(opened.directory),
         "checkpoint": str(source.directory),
-        "device": device,
-        "provider": candidate.provider,
-        "kernels": candidate.kernels,
+        "device": runtime.device,
+        **candidate.facts(),
     }
     if page is not None:
         from lucid_deploy.parity.show.page import render_page

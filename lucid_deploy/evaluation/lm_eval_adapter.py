@@ -29,6 +29,7 @@ from lucid_deploy.evaluation.likelihood import log_likelihoods
 from lucid_deploy.evaluation.task import Tokens
 from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.runtimes.open import open_session
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Session
 
 if TYPE_CHECKING:
@@ -49,14 +50,13 @@ class LucidLM(TemplateLM):
     Args:
         artifact: An artifact's directory; left out if a session is given.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`.
-        device: As there.
-        provider: As there.
-        threads: As there.
+        device: As there; None is what ``runtime`` says.
         batch_size: Contexts to run at once.
         max_length: Most tokens of a context; None: as many as the session takes.
         max_gen_toks: Most tokens to generate where a task does not say.
         session: An opened session, with its tokenizer.
         tokenizer: The session's.
+        options: Further fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
         LucidError: As for opening an artifact; neither artifact nor session, or numbers that make no sense.
@@ -65,16 +65,15 @@ class LucidLM(TemplateLM):
     def __init__(
         self,
         artifact: str | Path | None = None,
-        runtime: str = "auto",
+        runtime: str | RuntimeOptions = "auto",
         device: str | None = None,
-        provider: str = "cpu",
-        threads: int | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         max_length: int | None = None,
         max_gen_toks: int = 256,
         session: Session[Any] | None = None,
         tokenizer: Tokens | None = None,
+        **options: Any,
     ) -> None:
         super().__init__()
         if (artifact is None) == (session is None) or (session is None) != (tokenizer is None):
@@ -82,7 +81,7 @@ class LucidLM(TemplateLM):
         if artifact is not None:
             opened = open_artifact(artifact)
             tokenizer = TextTokenizer(opened.directory)
-            session = open_session(opened, runtime, device or "cpu", threads, provider=provider)
+            session = open_session(opened, runtime, **options, **({} if device is None else {"device": device}))
         assert session is not None and tokenizer is not None
         self.session, self._text = session, tokenizer
         if not str(batch_size or 8).isdecimal() or max_batch_size is not None:

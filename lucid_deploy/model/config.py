@@ -34,7 +34,8 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
-_ADDED = frozenset(("qk_norm",))  # fields that artifacts of earlier versions lack; their defaults are what those did
+# Fields that artifacts of earlier versions lack; their defaults are what those did.
+_ADDED = frozenset(("qk_norm", "layer_kinds", "layer_settings"))
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class LucidConfig:
         head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
         use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
         eos_token_ids: Tokens that end a generation; may be empty.
+        layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
+        layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
         qk_norm: ``none``, or ``after_rope``: queries and keys go through RMS norms with weights of width ``head_dim``,
             ``q_norm`` and ``k_norm``, after rotation. The cache holds the normed keys.
     """
@@ -88,7 +91,14 @@ class LucidConfig:
     mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
+    layer_settings: dict[str, Any] = field(default_factory=dict)
     qk_norm: str = "none"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every layer, first to last, see :mod:`lucid_deploy.model.layers`."""
+        return self.layer_kinds or ("lucid" if self.is_lucid else "standard",) * self.num_hidden_layers
 
     @property
     def is_lucid(self) -> bool:
@@ -107,7 +117,7 @@ class LucidConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
-        data["eos_token_ids"] = list(self.eos_token_ids)
+        data["eos_token_ids"], data["layer_kinds"] = list(self.eos_token_ids), list(self.layer_kinds)
         return data
 
     @classmethod
@@ -128,6 +138,8 @@ class LucidConfig:
             raise ValueError(f"rms_norm_eps is {config.rms_norm_eps}, rope_theta {config.rope_theta}")
         if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
             raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
+        if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
+            raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
         if config.qk_norm not in QK_NORMS:
             raise ValueError(f"qk_norm is {config.qk_norm!r}")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
@@ -201,6 +213,8 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
         mlp_bias=file.mlp_bias,
         bos_token_id=next(iter(token_ids(file.bos_token_id)), None),
         eos_token_ids=token_ids(file.eos_token_id),
+        layer_kinds=tuple(file.layer_kinds),
+        layer_settings=file.layer_settings,
     )
     _check_shape(config, where)
     return config
@@ -230,6 +244,11 @@ def _check_shape(config: LucidConfig, where: str) -> None:
         raise LucidError(
             f"{where}: num_attention_heads ({config.num_attention_heads}) is not a multiple of num_key_value_heads "
             f"({config.num_key_value_heads})."
+        )
+    if len(config.kinds) != config.num_hidden_layers:
+        raise LucidError(
+            f"{where}: layer_kinds names {len(config.layer_kinds)} layers, num_hidden_layers is "
+            f"{config.num_hidden_layers}."
         )
     if config.use_rope and config.head_dim % 2:
         raise LucidError(f"{where}: rotary positions need an even head_dim, not {config.head_dim}.")

@@ -22,6 +22,7 @@ Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a pos
 Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="a string")]
 Block = Annotated[dict[str, Any], Meta(description="an object")]
+Names = Annotated[list[str], Meta(description="a list of names")]
 _Token = Annotated[int, Meta(ge=0)]
 Tokens = Annotated[_Token | list[_Token], Meta(description="a token id or a list of them")]
 
@@ -52,6 +53,9 @@ class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
     which_rmsnorm: Text = "exp_k_norm"
     use_rope: Flag = True
     use_beta: Flag = False
+    # One kind a layer, and what those kinds need beyond Llama's settings.
+    layer_kinds: Names = []
+    layer_settings: Block = {}
     use_qknorm: Flag | UnsetType = UNSET  # the tensors say
 
 

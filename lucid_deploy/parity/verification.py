@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.lucid import LucidForCausalLM
     from lucid_deploy.parity import Report, Targets
     from lucid_deploy.runtimes.layers import Layers
+    from lucid_deploy.runtimes.runtime import Capabilities
     from lucid_deploy.runtimes.session import Array, Session
     from lucid_deploy.runtimes.torch.session import TorchSession
 
@@ -79,14 +80,14 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
 
 
 def check_memory(
-    artifact: Artifact, source: Checkpoint, runtime: str, steps: int, causes: bool, free: int | None
+    artifact: Artifact, source: Checkpoint, runtime: Capabilities, steps: int, causes: bool, free: int | None
 ) -> None:
     """Refuse a verification that does not fit into memory, before anything large is opened.
 
     Args:
         artifact: What is to be verified.
         source: Its checkpoint.
-        runtime: What will run it, or ``auto``.
+        runtime: What its runtime can do.
         steps: Decode steps.
         causes: Whether causes are looked for in any case.
         free: Bytes that can be taken, from :func:`lucid_deploy.parity.measure.memory.available`; None: not known.
@@ -102,7 +103,8 @@ def check_memory(
     parts = {"programs": memory.FIXED, f"PyTorch in {artifact.manifest.dtype}": sizes["baseline"]}
     if rounds:
         parts["PyTorch in float64"] = sizes["float64"]
-    parts |= {} if runtime == "torch" else {"the artifact in its runtime": sizes["runtime"]}
+    if runtime.copies_weights:
+        parts["the artifact in its runtime"] = sizes["runtime"]
     parts |= memory.record_bytes(artifact.config, tokens, decoded, rounds)
     if causes:
         parts |= _explaining(artifact, tokens, runtime)
@@ -112,12 +114,13 @@ def check_memory(
     memory.check_fits(f"Verifying {artifact.directory}", parts, free, remedy)
 
 
-def _explaining(artifact: Artifact, tokens: int, runtime: str) -> dict[str, int]:
+def _explaining(artifact: Artifact, tokens: int, runtime: Capabilities) -> dict[str, int]:
     """Return what looking for causes takes beside the rest."""
     from lucid_deploy.parity.measure import memory
 
     parts = memory.explain_bytes(artifact.config, tokens)
-    return parts if runtime == "torch" else {**parts, "the graphs cut into layers": _runtime_bytes(artifact)}
+    cut = runtime.reads_layers and runtime.copies_weights
+    return {**parts, "the graphs cut into layers": _runtime_bytes(artifact)} if cut else parts
 
 
 def _runtime_bytes(artifact: Artifact) -> int:
@@ -239,7 +242,7 @@ def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) ->
 
     record = artifact.manifest.quantization
     model = load_artifact_model(artifact, dtype=dtype)
-    rounds = candidate.runtime == "onnxruntime" and candidate.provider in (None, "cpu")
+    rounds = candidate.capabilities.rounds_activations
     if record is None or record.activations != "int8" or dtype == "float64" or not rounds:
         return model
     return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))

@@ -1,6 +1,48 @@
-"""Running models: one session interface, and a runtime behind it for PyTorch and onnxruntime."""
+"""Running models: one session interface, and behind it the runtimes that are registered.
 
-from lucid_deploy.runtimes.open import open_session
-from lucid_deploy.runtimes.session import Cache, Session
+What stands here is imported when it is first used, so that names of runtimes can be listed without numpy.
+"""
 
-__all__ = ["Cache", "Session", "open_session"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lucid_deploy.runtimes.open import open_session
+    from lucid_deploy.runtimes.options import RuntimeOptions
+    from lucid_deploy.runtimes.registry import find_runtime, register_runtime, runtime_names, unregister_runtime
+    from lucid_deploy.runtimes.runtime import Capabilities, Runtime
+    from lucid_deploy.runtimes.session import Cache, Session
+
+__all__ = [
+    "Cache",
+    "Capabilities",
+    "Runtime",
+    "RuntimeOptions",
+    "Session",
+    "find_runtime",
+    "open_session",
+    "register_runtime",
+    "runtime_names",
+    "unregister_runtime",
+]
+
+_MODULES = {
+    "Cache": "session",
+    "Capabilities": "runtime",
+    "Runtime": "runtime",
+    "RuntimeOptions": "options",
+    "Session": "session",
+    "find_runtime": "registry",
+    "open_session": "open",
+    "register_runtime": "registry",
+    "runtime_names": "registry",
+    "unregister_runtime": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

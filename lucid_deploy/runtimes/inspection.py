@@ -6,8 +6,11 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.model.cache_size import bytes_per_token
+from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 
@@ -44,6 +47,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "source": manifest.source,
         "versions": manifest.versions,
         "files": manifest.files,
+        "layers": [layer.to_dict() for layer in manifest.layers],
         "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
@@ -98,13 +102,9 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
     import onnx
 
     sizes: dict[int, tuple[str, int]] = {}
-    for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if place:
-                kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-                sizes[int(place["offset"])] = ("float32" if kind == "float" else kind, int(place["length"]))
+    for weight in (weight for stage in STAGES for weight in artifact.weights(stage)):
+        kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        sizes[weight.offset] = ("float32" if kind == "float" else kind, weight.size)
     totals: Counter[str] = Counter()
     for kind, size in sizes.values():
         totals[kind] += size
@@ -125,12 +125,13 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         context: Tokens per row.
     """
     config, manifest = artifact.config, artifact.manifest
-    per_token = bytes_per_token(config, manifest.cache_dtype)
-    cache = batch * context * per_token
-    decoded = 4 * _DECODED * batch * context * config.num_key_value_heads * config.head_dim  # one layer, float32
-    if manifest.cache_dtype == manifest.dtype:
-        decoded = 0
-    moving = cache // config.num_hidden_layers if artifact.manifest.cache == "static" else cache
+    layout = layout_of(manifest.layers)
+    cache = batch * layout_bytes(layout, context)
+    decoded = 0
+    if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
+        elements = [np.prod(t.batch_shape(batch, context), dtype=np.int64) for layer in layout for t in layer]
+        decoded = 4 * _DECODED * int(max(elements))
+    moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
     scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _SCORE_TENSORS * scores + decoded
@@ -139,7 +140,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "batch": batch,
         "context": context,
         "weights": weights + packed,
-        "cache_per_token": per_token,
+        "cache_per_token": bytes_per_token(layout),
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,
@@ -149,10 +150,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
 
 
 def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
-    import onnx
 
     info = artifact.manifest.graphs[stage]
-    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    model = artifact.graph(stage)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return {
         "file": info.file,
@@ -160,5 +160,5 @@ def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
         "outputs": [asdict(item) for item in info.outputs],
         "operators": dict(operators.most_common()),
         "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
-        "weights": sum(1 for tensor in model.graph.initializer if tensor.external_data),
+        "weights": len(artifact.weights(stage)),
     }

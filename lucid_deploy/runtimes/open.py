@@ -1,99 +1,103 @@
-"""Choose and open a runtime for an artifact."""
+"""Open an artifact in a runtime, after a check that the runtime can do what is asked of it."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.onnxruntime.providers import check_provider, device_index
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.options import RuntimeOptions, flag, is_device
+from lucid_deploy.runtimes.registry import built_in_runtimes, find_runtime
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 
-RUNTIMES = ("auto", "torch", "onnxruntime", "tensorrt")
-MOST_THREADS = 1024  # runtimes start whatever number they are told, until the machine gives way
+if TYPE_CHECKING:
+    from lucid_deploy.runtimes.session import Session
+
+_EVERYWHERE = frozenset({"runtime", "device", "allow_extrapolation"})  # options that every runtime heeds
 
 
 def open_session(
-    artifact: str | Path | Artifact,
-    runtime: str = "auto",
-    device: str = "cpu",
-    threads: int | None = None,
-    allow_extrapolation: bool = False,
-    provider: str = "cpu",
-    kernels: str = "auto",
+    artifact: str | Path | Artifact, runtime: str | RuntimeOptions = "auto", **options: Any
 ) -> Session[Any]:
     """Open an artifact in a runtime.
 
     Args:
         artifact: Its directory, or an opened artifact.
-        runtime: ``onnxruntime``, ``torch`` (the PyTorch model on the artifact's weights), ``tensorrt`` (its engines),
-            or ``auto``: onnxruntime.
-        device: ``cpu``, or for torch, tensorrt and onnxruntime's GPU providers ``cuda`` or ``cuda:N``; tensorrt and
-            these providers take ``cpu`` as ``cuda``.
-        threads: Threads within an operator; None lets the runtime choose.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        provider: onnxruntime's execution provider: ``cpu``, ``cuda``, ``tensorrt`` or ``nv-tensorrt-rtx``.
-        kernels: With onnxruntime on the CPU, what computes our operators: the ``library`` that ``plugin build --target
-            onnxruntime`` makes, the graph's ``functions``, or ``auto``: the library where one has been built.
+        runtime: A runtime's name, one of :func:`~lucid_deploy.runtimes.registry.runtime_names`, or all options at once.
+        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
-        LucidError: An unknown runtime, device, provider or kernels, a package that is not installed or lacks the
-            provider, a library of kernels that cannot be used, or no engines or GPU for tensorrt.
+        LucidError: An unknown runtime, a package that is not installed, options that the runtime does not have, or an
+            artifact whose device, type or cache it does not support.
         CheckFailed: A damaged artifact.
     """
-    if runtime not in RUNTIMES:
-        raise LucidError(f"Runtime {runtime!r} is not known; known are {', '.join(RUNTIMES)}.")
-    check_provider(provider)
-    if provider != "cpu" and runtime not in ("auto", "onnxruntime"):
-        raise LucidError(f"--provider is for onnxruntime; runtime {runtime} has none. Leave one of the two out.")
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {threads}.")
-    if kernels == "library" and runtime not in ("auto", "onnxruntime"):
-        raise LucidError(f"--kernels library is for onnxruntime; runtime {runtime} has its own. Leave it out.")
+    wanted = replace(runtime if isinstance(runtime, RuntimeOptions) else RuntimeOptions(runtime), **options)
+    chosen = find_runtime(wanted.runtime)
+    wanted = replace(wanted, runtime=chosen.name)
+    _check_options(chosen, wanted)
+    can = chosen.capabilities(wanted)
+    _check_device(can, wanted)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
-    if runtime == "torch":
-        return _open_torch(opened, device, threads, allow_extrapolation)
-    if runtime == "tensorrt":
-        from lucid_deploy.runtimes.tensorrt.load_engines import open_tensorrt
+    _check_artifact(can, wanted, opened)
+    chosen.check_installed(wanted)
+    return chosen.open(opened, wanted)
 
-        return open_tensorrt(opened, device, allow_extrapolation)
-    if provider == "cpu" and device != "cpu":
-        raise LucidError(
-            f"Runtime onnxruntime runs on the CPU; --device {device} needs --runtime torch or tensorrt, or --provider."
-        )
-    index = device_index(device)
-    if provider != "cpu" and opened.manifest.cache_dtype != opened.manifest.dtype:
-        raise LucidError(
-            f"With --provider {provider} the cache is kept in the model's type, and this artifact's is "
-            f"{opened.manifest.cache_dtype}. Export with --cache-dtype auto, or run on the CPU."
-        )
-    if opened.manifest.cache == "static":
-        if provider != "cpu":
+
+def _check_options(runtime: Runtime, options: RuntimeOptions) -> None:
+    for field in options.given():
+        if field not in _EVERYWHERE | runtime.options:
+            owners = _listed(other.name for other in built_in_runtimes() if field in other.options)
             raise LucidError(
-                f"A static cache lives in the CPU's memory; with --provider {provider} export with --cache growing."
+                f"{flag(field)} is for {owners}; runtime {runtime.name} has none. Leave one of the two out."
             )
-        from lucid_deploy.runtimes.onnxruntime.static_session import StaticOrtSession
-
-        return StaticOrtSession(opened, threads, allow_extrapolation, kernels)
-    from lucid_deploy.runtimes.onnxruntime.session import OrtSession
-
-    return OrtSession(opened, threads, allow_extrapolation, provider, index, kernels)
 
 
-def _open_torch(artifact: Artifact, device: str, threads: int | None, allow_extrapolation: bool) -> Session[Any]:
-    import torch
+def _check_device(can: Capabilities, options: RuntimeOptions) -> None:
+    if is_device(options.device, can.devices):
+        return
+    elsewhere = [
+        other.name
+        for other in built_in_runtimes()
+        if is_device(options.device, other.capabilities(RuntimeOptions()).devices)
+    ]
+    remedy = f" For it there is --runtime {_listed(elsewhere)}, or onnxruntime's --provider." if elsewhere else ""
+    raise LucidError(f"{_title(options)} runs on {_listed(can.devices)}, not on {options.device!r}.{remedy}")
 
-    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
-    from lucid_deploy.runtimes.torch.session import TorchSession
 
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise LucidError(f"Device {device!r} is not known; known are cpu, cuda and cuda:N.")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
-    if threads is not None:
-        torch.set_num_threads(threads)
-    session = TorchSession(load_artifact_model(artifact, device), allow_extrapolation)
-    session.identity = artifact.identity
-    return session
+def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    for kind, what, accepted, option in (
+        (manifest.dtype, "models in", can.dtypes, "--dtype"),
+        (manifest.cache, "caches that are", can.caches, "--cache"),
+    ):
+        if kind not in accepted:
+            raise LucidError(
+                f"{_title(options)} runs {what} {_listed(accepted)}, and {artifact.directory} has {kind}. Export with "
+                f"{option} {_listed(accepted)}, or choose another --runtime."
+            )
+    for index, layer in enumerate(manifest.layers):
+        for tensor in layer.cache:
+            if tensor.sort not in can.cache_sorts:
+                raise LucidError(
+                    f"{_title(options)} keeps caches of {_listed(can.cache_sorts)}; {tensor.name} of layer {index} "
+                    f"({layer.kind}) in {artifact.directory} is a {tensor.sort}. Choose another --runtime."
+                )
+    if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
+        raise LucidError(
+            f"{_title(options)} keeps the cache in the model's type, and that of {artifact.directory} is "
+            f"{manifest.cache_dtype}. Export with --cache-dtype auto, or choose another --runtime."
+        )
+
+
+def _title(options: RuntimeOptions) -> str:
+    """Name a runtime with those options that change what it can do."""
+    special = [f"{flag(key)} {value}" for key, value in options.given().items() if key not in _EVERYWHERE | {"threads"}]
+    return f"Runtime {options.runtime}" + (f" with {' '.join(special)}" if special else "")
+
+
+def _listed(names: Iterable[str]) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} or {last}" if rest else last

@@ -1,4 +1,4 @@
-"""Choose how a session's layers are run one by one."""
+"""Open a session's layers, to run them one by one."""
 
 from __future__ import annotations
 
@@ -7,33 +7,25 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.layers import Layers
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.registry import built_in_runtimes, find_runtime
 from lucid_deploy.runtimes.session import Session
 
-PROVIDERS = ("cpu", "cuda")  # the others build engines of whole graphs
 
-
-def open_layers(session: Session[Any], artifact: Artifact | None, index: int = 0) -> Layers:
+def open_layers(session: Session[Any], artifact: Artifact | None) -> Layers:
     """Return the layers behind a session.
 
     Args:
         session: What runs the model.
         artifact: What it runs, for runtimes that run graphs.
-        index: Number of the GPU, for providers that use one.
 
     Raises:
         LucidError: This runtime's layers cannot be run one by one.
     """
-    if session.runtime == "torch":
-        from lucid_deploy.runtimes.torch.layers import TorchLayers
-        from lucid_deploy.runtimes.torch.session import TorchSession
-
-        assert isinstance(session, TorchSession)
-        return TorchLayers(session.model)
-    if session.runtime == "onnxruntime" and session.provider in PROVIDERS and artifact is not None:
-        from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
-
-        return OrtLayers(artifact, session.provider or "cpu", index, session.kernels or "functions")
+    if session.capabilities.reads_layers:
+        return find_runtime(session.runtime).open_layers(session, artifact)
+    able = [item.name for item in built_in_runtimes() if item.capabilities(RuntimeOptions()).reads_layers]
     raise LucidError(
         f"{session.label} runs a graph as one piece, so that no layer can be run by itself: own and inherited errors, "
-        "and what the solve adds, are not known. Verify the artifact with --runtime onnxruntime or torch for them."
+        f"and what the solve adds, are not known. Verify the artifact with --runtime {' or '.join(able)} for them."
     )

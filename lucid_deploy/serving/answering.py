@@ -42,9 +42,9 @@ class EventStream(StreamingResponse):
         self._clock = clock
         self._deadline = deadline
         self._seconds = service.settings.limits.seconds
-        self._open = answer.ask.job.rows
+        self._open = answer.request.job.rows
         self._first: list[Event] = []
-        self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.ask.job)
+        self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.request.job)
 
     async def begin(self, receive: Receive) -> None:
         """Queue the job and wait for its first event.
@@ -156,7 +156,7 @@ class EventStream(StreamingResponse):
                         await _send_event(send, piece)
                 elif isinstance(event, RowEnd):
                     await _send_event(send, answer.closing(event.row, event.reason))
-        if answer.ask.include_usage:
+        if answer.request.include_usage:
             await _send_event(send, answer.usage_chunk())
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
 

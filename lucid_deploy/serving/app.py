@@ -14,16 +14,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
+from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.answering import EventStream, whole_answer
-from lucid_deploy.serving.chat import ChatTemplate
-from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
-from lucid_deploy.serving.fields import Fields, shown
+from lucid_deploy.serving.errors import ApiError, ClientGone, no_such_model, unavailable
 from lucid_deploy.serving.jobs import Backend
+from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.metrics import Metrics, TokenClock
-from lucid_deploy.serving.requests import Ask, Limits, read_chat, read_completion
+from lucid_deploy.serving.openapi import document
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from lucid_deploy.serving.responses import Answer
 from lucid_deploy.serving.security import ApiKeys, host_allowed
-from lucid_deploy.serving.text import ServingTokenizer
 
 log = logging.getLogger("lucid_deploy.serving")
 OPEN_PATHS = ("/healthz",)
@@ -60,17 +60,13 @@ class Service:
     Args:
         settings: What it serves, and to whom.
         backend: Runs the jobs.
-        tokenizer: The artifact's.
-        template: The artifact's chat template, if it has one.
+        reader: Reads bodies.
     """
 
-    def __init__(
-        self, settings: Settings, backend: Backend, tokenizer: ServingTokenizer, template: ChatTemplate | None
-    ) -> None:
+    def __init__(self, settings: Settings, backend: Backend, reader: RequestReader) -> None:
         self.settings = settings
         self.backend = backend
-        self.tokenizer = tokenizer
-        self.template = template
+        self.reader = reader
         self.metrics = Metrics(backend.gauges)
         self.draining = False
         self.ending = asyncio.Event()  # set when grace is over: running requests end with an error
@@ -89,27 +85,22 @@ class Service:
         if self.backend.state != "ready":
             raise unavailable("The engine ended by an error; see the server's log.", "engine_down")
 
-    async def generate(self, request: Request, read: Callable[[Fields], Ask], started: float) -> Response:
+    async def generate(self, request: Request, read: Callable[[bytes], PreparedRequest], started: float) -> Response:
         """Answer a request for completions or a chat."""
         self.check_ready()
         deadline = started + self.settings.limits.seconds
         body = await _read_body(request, self.settings.limits, started)
         if len(body) >= THREAD_FROM:
-            ask = await asyncio.to_thread(self._read, body, read)
+            prepared = await asyncio.to_thread(read, body)
         else:
-            ask = self._read(body, read)
+            prepared = read(body)
         self.check_ready()  # again: the body may have taken its time
-        answer = Answer(ask, self.settings.model, self.settings.fingerprint)
+        answer = Answer(prepared, self.settings.model, self.settings.fingerprint)
         clock = TokenClock(self.metrics, started)
         stream = EventStream(self, answer, clock, deadline)
         await stream.begin(request.receive)  # until the first event, so that a refusal has its own HTTP status
-        self.metrics.prompt_tokens.inc(ask.prompt_tokens)
-        return stream if ask.stream else await whole_answer(stream, request.receive)
-
-    def _read(self, body: bytes, read: Callable[[Fields], Ask]) -> Ask:
-        fields = Fields(body)
-        self.check_model(fields.text("model"))
-        return read(fields)
+        self.metrics.prompt_tokens.inc(prepared.prompt_tokens)
+        return stream if prepared.stream else await whole_answer(stream, request.receive)
 
     def check_model(self, name: str) -> None:
         """Refuse other models' names.
@@ -118,8 +109,7 @@ class Service:
             ApiError: 404.
         """
         if name != self.settings.model:
-            message = f"The model {shown(name)} does not exist here; this server has {shown(self.settings.model)}."
-            raise ApiError(404, message, "model_not_found", "model")
+            raise no_such_model(name, self.settings.model)
 
     def model_json(self) -> dict[str, Any]:
         """Return the model as ``/v1/models`` lists it."""
@@ -135,7 +125,6 @@ class Service:
 def build_app(service: Service) -> FastAPI:
     """Return the application."""
     app = FastAPI(title="lucid-deploy", openapi_url=None, docs_url=None, redoc_url=None)
-    limits = service.settings.limits
 
     @app.get("/healthz")
     async def health() -> Response:
@@ -160,17 +149,15 @@ def build_app(service: Service) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await service.generate(
-            request, lambda fields: read_completion(fields, service.tokenizer, limits), request.state.started
-        )
+        return await service.generate(request, service.reader.completion, request.state.started)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await service.generate(
-            request,
-            lambda fields: read_chat(fields, service.tokenizer, service.template, limits),
-            request.state.started,
-        )
+        return await service.generate(request, service.reader.chat, request.state.started)
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        return JSONResponse(document())
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.jobs import Backend
-from lucid_deploy.serving.requests import Limits
+from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.requests import RequestReader
 from lucid_deploy.serving.security import ApiKeys
-from lucid_deploy.serving.text import ServingTokenizer
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 
 NO_KEYS = ApiKeys()
+DEFAULTS = RuntimeOptions()
+LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,7 @@ class EngineOptions:
 
     Attributes:
         directory: The artifact's.
-        runtime: As :func:`lucid_deploy.runtimes.open_session`, like the next four.
-        device: Where.
-        provider: onnxruntime's execution provider.
-        kernels: What computes our operators in onnxruntime on the CPU.
-        threads: Threads within an operator; None lets the runtime choose.
+        runtime: What runs it.
         rows: Generations that run at once.
         max_queue: Generations that may wait beyond them.
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
@@ -43,11 +43,7 @@ class EngineOptions:
     """
 
     directory: str
-    runtime: str = "auto"
-    device: str = "cpu"
-    provider: str = "cpu"
-    kernels: str = "auto"
-    threads: int | None = None
+    runtime: RuntimeOptions = DEFAULTS
     rows: int = 8
     max_queue: int = 64
     prefill_chunk: int = 512
@@ -96,14 +92,7 @@ def make_engine(options: EngineOptions) -> Engine:
         from lucid_deploy.batching import Batcher
         from lucid_deploy.runtimes import open_session
 
-        session = open_session(
-            options.directory,
-            options.runtime,
-            options.device,
-            options.threads,
-            provider=options.provider,
-            kernels=options.kernels,
-        )
+        session = open_session(options.directory, options.runtime)
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
 
     return Engine(open_batcher, options.rows, options.max_queue)
@@ -113,7 +102,7 @@ def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
     from lucid_deploy.serving.backend import LocalBackend
 
-    return LocalBackend(make_engine(options), ServingTokenizer(Path(options.directory)))
+    return LocalBackend(make_engine(options), TextTokenizer(Path(options.directory)))
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
@@ -126,23 +115,28 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
 
     artifact = open_checked(engine.directory)
     manifest = (artifact.directory / MANIFEST).read_bytes()
+    tokenizer = TextTokenizer(artifact.directory)
+    limits = _limits(artifact, tokenizer, engine, api)
     settings = Settings(
         model=api.model or artifact.directory.resolve().name,
         fingerprint="lucid_" + hashlib.sha256(manifest).hexdigest()[:10],
-        limits=_limits(artifact, engine, api),
+        limits=limits,
         keys=api.keys,
         hosts=api.hosts,
         created=int((artifact.directory / MANIFEST).stat().st_mtime),
     )
-    return Service(settings, backend, ServingTokenizer(artifact.directory), load_chat_template(artifact.directory))
+    template = load_chat_template(artifact.directory)
+    return Service(settings, backend, RequestReader(settings.model, limits, tokenizer, template))
 
 
-def _limits(artifact: Artifact, engine: EngineOptions, api: ApiOptions) -> Limits:
+def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:
     context = artifact.config.max_position_embeddings
+    tokens = min(api.max_prompt_tokens or context, context)
     return Limits(
         context=context,
         vocabulary=artifact.config.vocab_size,
-        prompt_tokens=min(api.max_prompt_tokens or context, context),
+        prompt_tokens=tokens,
+        prompt_characters=tokens * max(tokenizer.longest_piece + 1, LEAST_CHARACTERS),  # 1: blanks between words
         new_tokens=min(api.max_new_tokens or context, context),
         rows=engine.rows + engine.max_queue,
         body_bytes=api.max_body_bytes,

@@ -167,31 +167,31 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 3: not JSON"),
-        ("[1]", "line 3: not a JSON object"),
+        ("{", "line 3: The line is not valid JSON"),
+        ("[1]", "line 3: The line must be a JSON object"),
         ("{}", "line 3: give either prompt or prompt_ids"),
         ('{"prompt": "w1", "prompt_ids": [1]}', "either"),
-        ('{"prompt": "w1", "max_tokens": 5}', "unknown field 'max_tokens'; known are"),
-        ('{"prompt": 5}', "prompt must be text"),
+        ('{"prompt": "w1", "max_tokens": 5}', 'Unknown field: "max_tokens". Leave it out. Known are id, prompt,'),
+        ('{"prompt": 5}', "prompt must be a text, not 5"),
         ('{"prompt": "  "}', "prompt must be text that is not empty"),
-        ('{"prompt": "\\ud800"}', "not valid text"),
+        ('{"prompt": "\\ud800"}', "prompt has half a character (a lone surrogate) at 0"),
         ('{"prompt_ids": [1, 97]}', "line 3: Token id 97"),
-        ('{"prompt_ids": [1, true]}', "a token id must be a whole number"),
+        ('{"prompt_ids": [1, true]}', "prompt_ids[1] must be a whole number, not true"),
         ('{"prompt_ids": []}', "line 3: The prompt is empty"),
-        ('{"prompt_ids": 5}', "list of token ids"),
+        ('{"prompt_ids": 5}', "prompt_ids must be a list of token ids, not 5"),
         (json.dumps({"prompt_ids": [1] * 600}), "line 3: The context would be 600 tokens"),
         ('{"prompt": "w1", "max_new_tokens": 0}', "max_new_tokens must be at least 1"),
         ('{"prompt": "w1", "max_new_tokens": "5"}', "whole number"),
-        ('{"prompt": "w1", "temperature": NaN}', "temperature must be a number"),
+        ('{"prompt": "w1", "temperature": NaN}', "NaN is not a JSON number"),
         ('{"prompt": "w1", "temperature": -1}', "line 3: The temperature must be 0 or more"),
         ('{"prompt": "w1", "top_p": 0}', "top_p must be above 0"),
         ('{"prompt": "w1", "seed": 1.5}', "seed must be a whole number"),
-        ('{"prompt": "w1", "stop": [""]}', "stop must be"),
+        ('{"prompt": "w1", "stop": [""]}', "stop[0] must be a text that is not empty"),
         ('{"prompt": "w1", "stop": 3}', "stop must be"),
         ('{"prompt": "w1", "id": [1]}', "id must be"),
-        ('{"prompt": "w1", "id": "\\ud800"}', "id is not valid text"),
+        ('{"prompt": "w1", "id": "\\ud800"}', "id has half a character"),
         ('{"prompt": "w1", "id": "a"}', "lines 1 and 3 have the same id, 'a'"),
-        ("[" * 100_000, "line 3: not JSON"),
+        ("[" * 100_000, "line 3: The line is not valid JSON: it is nested too deeply"),
     ],
 )
 def test_bad_lines_are_named_before_anything_runs(line: str, message: str, place: Workplace) -> None:
@@ -212,7 +212,7 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
         place.prompts.write_bytes(content)
         assert "has no prompts" in place.run(status=2).stderr
     place.prompts.write_bytes(b'{"prompt": "w1"}\n{"prompt": "\xff"}')
-    assert "line 2: not JSON in UTF-8" in place.run(status=2).stderr
+    assert "line 2: The line is not UTF-8" in place.run(status=2).stderr
     place.write(*MANY)
     assert "at least one row" in place.run("--rows", 0, status=2).stderr
     assert "at least one token, not 0" in place.run("--prefill-chunk", 0, status=2).stderr

@@ -15,6 +15,7 @@ from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
 from lucid_deploy.bench.report import decode_bytes, exponents, paired_ratio
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes import RuntimeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -67,7 +68,7 @@ def test_nothing_is_timed_when_outputs_disagree(exported: Exported, tmp_path: Pa
     weights.flush()
     contenders = [
         Contender("a", "artifact", str(artifact.directory)),
-        Contender("b", "artifact", str(artifact.directory), "torch"),
+        Contender("b", "artifact", str(artifact.directory), RuntimeOptions("torch")),
     ]
     measurements, _ = run_plan(contenders, Plan((8,), repeats=1, steps=1), "float32")
     assert len(measurements) == 4

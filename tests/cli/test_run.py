@@ -139,3 +139,16 @@ def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
     from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")
     assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
+
+
+def test_a_tokenizer_that_panics_is_one_error_line(with_tokenizer: Path) -> None:
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    path = str(with_tokenizer / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("^(a+)+$"), "isolated")
+    tokenizer.save(path)
+    result = CliRunner().invoke(main, ["run", str(with_tokenizer), "--prompt", "a" * 40 + "b"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: The tokenizer failed on this text: ")
+    assert result.stderr.count("\n") == 1

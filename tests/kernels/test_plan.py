@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_the_tuner_takes_the_fastest_of_the_correct():
 
 def test_the_tuner_says_that_it_needs_a_gpu():
     command = [sys.executable, str(ROOT / "benchmarks" / "tune_kernels.py")]
-    result = subprocess.run(command, capture_output=True, text=True, env={"CUDA_VISIBLE_DEVICES": ""}, timeout=120)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert result.returncode == 2 and "needs an NVIDIA GPU" in result.stderr
     assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0

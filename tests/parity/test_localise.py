@@ -14,6 +14,7 @@ from lucid_deploy.parity import check, explain, explained_scenarios, prepare
 from lucid_deploy.parity.causes.localise import Part, look_inside, own_errors, own_gates, parts_of, splits
 from lucid_deploy.parity.measure.metrics import logit_metrics
 from lucid_deploy.parity.measure.perplexity import perplexity, session_logits, surprisals, windows
+from lucid_deploy.runtimes import RuntimeOptions, find_runtime
 from lucid_deploy.runtimes.layers import Tokens
 from lucid_deploy.runtimes.open_layers import open_layers
 from lucid_deploy.runtimes.torch.layers import TorchLayers
@@ -146,11 +147,12 @@ def test_layers_that_cannot_be_run_are_said_to_be_so(model, targets):
     assert replace(report, explanation=found).cause() == "One piece."
 
 
-@pytest.mark.parametrize(("runtime", "provider"), [("tensorrt", None), ("onnxruntime", "nv-tensorrt-rtx")])
+@pytest.mark.parametrize(("runtime", "provider"), [("tensorrt", "cpu"), ("onnxruntime", "nv-tensorrt-rtx")])
 def test_runtimes_of_whole_graphs_say_that_they_are(model, runtime, provider):
     candidate = session(model)
-    candidate.runtime, candidate.provider = runtime, provider
-    with pytest.raises(LucidError, match=f"{runtime}.* runs a graph as one piece"):
+    candidate.runtime = runtime
+    candidate.capabilities = find_runtime(runtime).capabilities(RuntimeOptions(runtime, provider=provider))
+    with pytest.raises(LucidError, match=f"{runtime}.* runs a graph as one piece.* --runtime torch or onnxruntime"):
         open_layers(candidate, None)
 
 

@@ -24,7 +24,7 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.parity.verification import verify_against
-from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.inspection import describe
 
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
@@ -114,7 +114,8 @@ def test_inspect_says_what_is_quantized(quantized: Made) -> None:
 
 def test_contenders_accept_quantized_artifacts(quantized: Made) -> None:
     path = str(quantized("int8")[1].directory)
-    contenders = [Contender("ort", "artifact", path, threads=1), Contender("torch", "torch-blocked", path, threads=1)]
+    one = RuntimeOptions(threads=1)
+    contenders = [Contender("ort", "artifact", path, one), Contender("torch", "torch-blocked", path, one)]
     measurements, _ = run_plan(contenders, Plan((16,), stages=("decode",), repeats=1, steps=1), "float32")
     assert len(measurements) == 2
 

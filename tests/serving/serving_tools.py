@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 import lucid_deploy
-from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.runtimes import Session, open_session
 
 TEMPLATE = (
@@ -65,9 +66,9 @@ class Reference:
 
     def text(self, prompt: str | list[int], count: int, eos: bool = True, **sampling: Any) -> str:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        stream = TextStream(self.tokenizer)
+        answer = AnswerText(self.tokenizer)
         generation = Generation(self.session, ids, count, Sampling(**sampling), stop_at_eos=eos)
-        return "".join(stream.push(token) for token in generation) + stream.rest()
+        return "".join(answer.push(token) for token in generation) + answer.finish()
 
 
 @pytest.fixture(scope="session")

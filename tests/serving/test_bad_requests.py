@@ -97,13 +97,13 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 7}, "prompt must be a text"),
     ({"prompt": {"text": "fox"}}, "prompt must be a text"),
     ({"prompt": ["fox", [1]]}, "mixture"),
-    ({"prompt": [1, "fox"]}, "whole numbers"),
-    ({"prompt": [1, True]}, "whole numbers"),
-    ({"prompt": [1, 2.0]}, "whole numbers"),
+    ({"prompt": [1, "fox"]}, "mixture"),
+    ({"prompt": [1, True]}, "prompt[1] must be a text, a whole number (a token id)"),
+    ({"prompt": [1, 2.0]}, "not 2.0"),
     ({"prompt": [1, 129]}, "Token id 129 is outside"),
     ({"prompt": [-1]}, "Token id -1 is outside"),
     ({"prompt": [10**30]}, "outside the vocabulary"),
-    ({"prompt": [[[1]]]}, "whole numbers"),
+    ({"prompt": [[[1]]]}, "prompt[0][0] must be a whole number, not a list"),
     ({"prompt": "fox " * 100}, "101 tokens; this server takes 100"),
     ({"prompt": ["fox"] * 5}, "5 prompts are too many"),
     ({"n": 5}, "n must be 1 to 4"),
@@ -116,17 +116,18 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": True}, "max_tokens must be a whole number"),
     ({"temperature": -0.1}, "temperature must be 0 to 2"),
     ({"temperature": "hot"}, "temperature must be a number"),
-    ({"temperature": 10**400}, "temperature must be 0 to 2"),
+    ({"temperature": 10**400}, "temperature must be 0 to 2, not a number of 401 digits"),
+    ({"prompt": "x" * 5000}, "5000 characters; this server takes 1600"),
     ({"top_p": 0}, "top_p must be above 0"),
-    ({"top_p": 1.1}, "top_p must be 0 to 1"),
+    ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
     ({"top_k": -1}, "top_k must be"),
     ({"seed": 2**63}, "seed must be"),
     ({"seed": 1.5}, "seed must be a whole number"),
-    ({"stop": ""}, "stop text must have"),
+    ({"stop": ""}, "stop must be a text of at most 1000 characters that is not empty"),
     ({"stop": 5}, "stop must be a text"),
-    ({"stop": [None]}, "stop must be a text"),
-    ({"stop": ["x"] * 17}, "stop must be at most 16"),
-    ({"stop": "x" * 1001}, "1 to 1000 characters"),
+    ({"stop": [None]}, "stop[0] must be a text, not null"),
+    ({"stop": ["x"] * 17}, "stop must be a list of at most 16, not a list of 17"),
+    ({"stop": "x" * 1001}, "at most 1000 characters that is not empty, not one of 1001"),
     ({"logprobs": 21}, "logprobs must be 0 to 20"),
     ({"logprobs": True}, "logprobs must be a whole number"),
     ({"echo": True, "logprobs": 1}, "echo together with logprobs"),
@@ -137,7 +138,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"frequency_penalty": False}, "frequency_penalty is not supported"),
     ({"stream": "yes"}, "stream must be true or false"),
     ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
-    ({"stream": True, "stream_options": {"usage": True}}, "Unknown field: stream_options"),
+    ({"stream": True, "stream_options": {"usage": True}}, 'Unknown field: stream_options."usage"'),
     ({"stream": True, "stream_options": []}, "stream_options must be an object"),
     ({"file": "/etc/passwd"}, "Unknown field"),
     ({"x" * 5000: 1}, "Unknown field"),
@@ -153,16 +154,16 @@ def test_fields_of_a_completion(http: httpx.Client, fields: dict[str, Any], mess
 
 
 CHATS: list[tuple[dict[str, Any], str]] = [
-    ({"messages": None}, "messages must be a list"),
+    ({"messages": None}, "field messages is missing"),
     ({"messages": []}, "messages must be a list"),
     ({"messages": "hello"}, "messages must be a list"),
     ({"messages": ["hello"]}, "messages[0] must be an object"),
-    ({"messages": [{"content": "fox"}]}, "messages[0].role must be a text"),
-    ({"messages": [{"role": "user"}]}, "messages[0].content must be a text"),
+    ({"messages": [{"content": "fox"}]}, "field messages[0].role is missing"),
+    ({"messages": [{"role": "user"}]}, "field messages[0].content is missing"),
     ({"messages": [{"role": "wizard", "content": "fox"}]}, "No such role: wizard"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "this server takes text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 'must be "text", the only kind'),
     ({"messages": [{"role": "user", "content": "fox", "tool_calls": [1]}]}, "tool_calls"),
-    ({"messages": [{"role": "user", "content": "fox", "path": "/etc"}]}, "not supported"),
+    ({"messages": [{"role": "user", "content": "fox", "path": "/etc"}]}, 'Unknown field: messages[0]."path"'),
     ({"tools": [{"type": "function"}]}, "tools is not supported"),
     ({"tool_choice": "required"}, "tool_choice is not supported"),
     ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
@@ -186,6 +187,29 @@ def test_what_changes_nothing_is_accepted(http: httpx.Client) -> None:
     more = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "frequency_penalty": 0.0}
     answer = http.post(CHAT, json={"model": MODEL, "messages": USER, "temperature": 0, **neutral, **more})
     assert answer.json()["choices"][0]["message"]["content"] == "blue cup"
+
+
+def test_a_wrong_field_is_named(http: httpx.Client) -> None:
+    """``param`` is the field's path as it is, without quotes, for programs to compare."""
+    for fields, param in [
+        ({"file": 1}, "file"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"stop": ["a", 5]}, "stop[1]"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        ({"suffix": "end"}, "suffix"),
+    ]:
+        answer = http.post(COMPLETIONS, json={"model": MODEL, "prompt": "fox", **fields})
+        assert answer.json()["error"]["param"] == param
+    answer = http.post(CHAT, json={"model": MODEL, "messages": [{"role": "user", "content": 5}]})
+    assert answer.json()["error"]["param"] == "messages[0].content"
+
+
+def test_the_schemas_are_published(http: httpx.Client) -> None:
+    found = http.get("/openapi.json").json()
+    assert found["openapi"].startswith("3.1")
+    body = found["paths"][COMPLETIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/CompletionRequest"}
+    assert found["components"]["schemas"]["ChatRequest"]["additionalProperties"] is False
 
 
 def test_other_paths_and_methods(http: httpx.Client) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.cache.layout import CacheTensor, LayerLayout
+from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.parity.causes.localise import (
     Deep,
     Finding,
@@ -191,7 +193,7 @@ def _candidate(
         meter.tick()
         meter.tick()
         gaps += splits(full, given, item)
-        if index == 0 and layers.config.is_lucid:
+        if index == 0 and any(layer.solves for layer in layers.layers):
             shares += _shares(item, full, "one prefill", layers, stored_each_row=False)
             steps = token_by_token(layers, item.ids[:, :TOKENS], meter.tick)
             shares += _shares(item, steps, "token by token", layers, stored_each_row=True)
@@ -216,34 +218,56 @@ def _candidate(
 def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> States:
     """Run a sequence ``(1, T)`` one token at a time on the candidate's own cache; return all rows together."""
     past, steps = layers.empty_past(), []
+    layouts = [decoded_layout(layer.cache) for layer in layers.layers]
     for position in range(ids.shape[1]):
         tokens = Tokens.after(ids[:, position : position + 1], position)
         states = layers.run(tokens, past, decode=position > 0)
-        rows = zip(past, states.keys, states.solved, strict=True)
         past = [
-            (np.concatenate([k, k_new], axis=2), np.concatenate([y, y_new], axis=2)) for (k, y), k_new, y_new in rows
+            tuple(_continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
+            for layout, held, new in zip(layouts, past, states.cached, strict=True)
         ]
         steps.append(states)
         tick()
-    values = [np.concatenate(rows, axis=2) for rows in zip(*(step.values for step in steps), strict=True)]
+    given = [
+        np.concatenate([v for v in rows if v is not None], axis=2) if layer.solves else None
+        for layer, rows in zip(layers.layers, zip(*(step.given for step in steps), strict=True), strict=True)
+    ]
     residuals = [np.concatenate(rows, axis=1) for rows in zip(*(step.residuals for step in steps), strict=True)]
-    return States(residuals, [k for k, _ in past], values, [y for _, y in past], steps[-1].logits)
+    cached = [
+        dict(zip([tensor.name for tensor in layout], held, strict=True))
+        for layout, held in zip(layouts, past, strict=True)
+    ]
+    return States(residuals, cached, given, steps[-1].logits)
+
+
+def _continued(tensor: CacheTensor, before: Array, new: Array) -> Array:
+    """Put new rows behind cached ones; a ring and a state are new as a whole."""
+    return np.concatenate([before, new], axis=2) if tensor.sort == "rows" else new
 
 
 def _shares(deep: Deep, actual: States, feeding: str, layers: Layers, stored_each_row: bool) -> list[ErrorShares]:
     def of(states: States, layer: int) -> tuple[Array, Array, Array]:
         return states.keys[layer][0], states.values[layer][0], states.solved[layer][0]
 
-    def store(rows: Array) -> Array:  # (KV, n, D)
+    def store(rows: Array, layout: LayerLayout) -> Array:  # (KV, n, D)
         rows = round_to(rows, layers.dtype)
         if layers.cache_dtype == layers.dtype:
             return rows
-        return decode_layer(encode_layer(rows[None], rows[None], layers.cache_dtype))[1][0].astype(np.float64)
+        return decode_layer(encode_layer((rows[None], rows[None]), layout), layout)[1][0].astype(np.float64)
 
     eps = layers.config.rms_norm_eps
     return [
-        error_shares(layer, feeding, of(deep.states, layer), of(actual, layer), eps, store, stored_each_row)
-        for layer in range(layers.config.num_hidden_layers)
+        error_shares(
+            index,
+            feeding,
+            of(deep.states, index),
+            of(actual, index),
+            eps,
+            partial(store, layout=layer.cache),
+            stored_each_row,
+        )
+        for index, layer in enumerate(layers.layers)
+        if layer.solves
     ]
 
 

@@ -177,7 +177,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig) -> str:
 
 def turned(keys: Array, config: LucidConfig, shift: Array) -> Array:
     """Rotate rotated keys ``(KV, n, D)`` further, by ``shift`` positions ``(n,)``."""
-    from lucid_deploy.model.lucid import inverse_frequencies
+    from lucid_deploy.model.rope import inverse_frequencies
 
     angles = shift[:, None] * inverse_frequencies(config).double().numpy()  # (n, D/2)
     a, b = np.split(keys, 2, axis=-1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -192,14 +193,13 @@ def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
 def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: Sequence[Scenario]) -> list[Trace]:
     """Split what a batch computed, logits ``(B, S + 1, vocab)`` included, into the traces of its scenarios."""
     config = session.config
-    shape = (cache.batch, config.num_key_value_heads, cache.length, config.head_dim)
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
         raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
     whole: dict[TensorId, Array] = {}
-    for layer, pair in enumerate(layers):
-        for kind, array in enumerate(pair):
-            name = TensorId(layer, kind)
+    for index, (layout, arrays) in enumerate(zip(session.layout, layers, strict=True)):
+        for kind, (tensor, array) in enumerate(zip(decoded_layout(layout), arrays, strict=True)):
+            name, shape = TensorId(index, kind), tensor.batch_shape(cache.batch, cache.length)
             if array.shape != shape:
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
             whole[name] = _token_rows(array, cache.mask)

@@ -216,8 +216,10 @@ def check(
         comparisons=tuple(comparison for items in found.values() for comparison in items),
         free_runs=tuple(free_runs),
         unproven=tuple(unproven(target.gates for target in targets.items)) or _unproven_schedules(targets),
-        environment=environment(session.runtime),
+        environment=environment(session.capabilities.packages),
         label=session.label,
+        runs_graphs=session.capabilities.runs_graphs,
+        plainer=session.plainer,
         heads=tuple(conditioning(targets, session.config)) if session.config.is_lucid else (),
         tolerance=targets.tolerance,
     )
@@ -295,4 +297,4 @@ def _compare_free_run(session: Session[Any], target: Target, meter: Meter) -> tu
 
 
 def _opened(source: Source) -> Session[Any]:
-    return source if isinstance(source, Session) else source()
+    return source() if callable(source) else source

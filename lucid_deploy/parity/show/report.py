@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,8 @@ class Report:
         quantization: How the artifact's weights are quantized, if they are; then the reference is the model on the
             dequantized weights.
         cost: What quantization cost against the original checkpoint.
+        runs_graphs: Whether the candidate ran the artifact's graphs, not its weights alone.
+        plainer: How the candidate is run with less code of ours, if it can be, as the end of a sentence.
     """
 
     runtime: str
@@ -85,6 +87,8 @@ class Report:
     explanation: Explanation | None = None
     quantization: Quantization | None = None
     cost: QuantizationCost | None = None
+    runs_graphs: bool = True
+    plainer: str | None = None
 
     @property
     def failure(self) -> Comparison | None:
@@ -114,13 +118,16 @@ class Report:
         if self.failure is None:
             return ""
         weights = "export again, or name the checkpoint it came from with --checkpoint"
-        if self.runtime == "torch":
-            return f"What to do: PyTorch ran the artifact's own weights, so they are not the checkpoint's; {weights}."
-        library = "; --kernels functions runs them without the library of kernels" if "library" in self.label else ""
+        if not self.runs_graphs:
+            return (
+                f"What to do: {self.runtime} ran the artifact's weights without its graphs, so they are not the "
+                f"checkpoint's; {weights}."
+            )
+        plainer = "" if self.plainer is None else f"; {self.plainer}"
         return (
             "What to do: verify with --runtime torch, which runs the artifact's weights without its graphs. If that "
             f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or what runs them "
-            f"are wrong{library}."
+            f"are wrong{plainer}."
         )
 
     def _tolerance_note(self) -> str:
@@ -275,15 +282,15 @@ class Report:
         return f"[bold green]PASSED[/] {self.verdict()}" if self.passed else f"[bold red]FAILED[/] {self.verdict()}"
 
 
-def environment(runtime: str) -> dict[str, Any]:
+def environment(packages: Sequence[str]) -> dict[str, Any]:
     """Return versions and machine, to write beside results.
 
     Args:
-        runtime: Import name of what ran the candidate; its version is looked up without importing it.
+        packages: Import names of what ran the candidate; versions are looked up without importing them.
     """
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
     distributions = importlib.metadata.packages_distributions()
-    for package in ("numpy", "torch", runtime):
+    for package in dict.fromkeys(("numpy", "torch", *packages)):
         for name in distributions.get(package, ()):
             versions[name] = importlib.metadata.version(name)
     machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}

@@ -9,22 +9,18 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 
-KERNELS = ("auto", "functions", "library")
-
 
 def choose_kernels(kernels: str, provider: str | None = "cpu") -> Path | None:
     """Return the library to register with a session, None where the graph's functions are to run.
 
     Args:
-        kernels: ``functions``, ``library``, or ``auto``: the library where one has been built.
+        kernels: As in :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
         provider: The execution provider; the library is for ``cpu``.
 
     Raises:
-        LucidError: An unknown choice; ``library`` without one or with another provider; a library that is damaged or
-            belongs to another version, which is never passed over in silence.
+        LucidError: ``library`` without one or with another provider; a library that is damaged or belongs to another
+            version, which is never passed over in silence.
     """
-    if kernels not in KERNELS:
-        raise LucidError(f"Kernels {kernels!r} are not known; known are {', '.join(KERNELS)}.")
     if provider != "cpu":
         if kernels == "library":
             raise LucidError("--kernels library is for onnxruntime on the CPU; leave it out here.")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,30 +28,6 @@ _KNOWN = {
     "tensorrt": ("TensorrtExecutionProvider", f'{_GPU_PACKAGE} "lucid-deploy[trt]"'),
     "nv-tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", f"pip install {_RTX_PACKAGE}"),
 }
-PROVIDERS = tuple(_KNOWN)
-
-
-def check_provider(name: str) -> str:
-    """Return onnxruntime's name of a provider.
-
-    Raises:
-        LucidError: It is not known.
-    """
-    if name not in _KNOWN:
-        raise LucidError(f"Provider {name!r} is not known; known are {', '.join(PROVIDERS)}.")
-    return _KNOWN[name][0]
-
-
-def device_index(device: str) -> int:
-    """Return the number of the GPU that ``--device`` names; ``cpu``, the other providers' default, is 0.
-
-    Raises:
-        LucidError: It names none.
-    """
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if found is None:
-        raise LucidError(f"Device {device!r} is not known; known for this provider are cuda and cuda:N.")
-    return int(found[1] or 0)
 
 
 @dataclass(frozen=True)
@@ -81,7 +56,7 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan
 
     Args:
         artifact: The artifact that is to run, with a growing cache.
-        name: One of :data:`PROVIDERS`.
+        name: One of :data:`~lucid_deploy.runtimes.options.PROVIDERS`.
         index: Number of the GPU.
         stage: ``prefill`` or ``decode``.
 
@@ -96,7 +71,9 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan
     if name == "nv-tensorrt-rtx":
         options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
         return Plan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
-    library = _plugin_library() if artifact.config.is_lucid else None
+    from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
+
+    library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
     folder = provider_folder(artifact, name, library)
     if library is not None:
         options["trt_extra_plugin_lib_paths"] = str(library)
@@ -141,7 +118,7 @@ def choose_provider(
         ort: The module onnxruntime.
         options: The session options.
         artifact: The artifact that is to run.
-        name: One of :data:`PROVIDERS`.
+        name: One of :data:`~lucid_deploy.runtimes.options.PROVIDERS`.
         index: Number of the GPU.
         plan: From :func:`plan_provider`; None for a graph that is none of the artifact's stages.
 

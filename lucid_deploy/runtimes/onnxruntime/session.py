@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
-from lucid_deploy.errors import CheckFailed, LucidError, missing_extra
+from lucid_deploy.cache.layout import first_tokens
+from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes.last_token import last_token_logits
+from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import (
     check_available,
     check_chosen,
-    check_provider,
     choose_provider,
     plan_provider,
 )
+from lucid_deploy.runtimes.onnxruntime.versions import check_version
+from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 if TYPE_CHECKING:
@@ -30,8 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
-
-_NUMPY_TYPES = {"float32": np.float32, "float16": np.float16}
+DECODE_ATTENTION = "DecodeAttention"
 
 
 class OrtSession(Session[Any]):
@@ -43,52 +46,38 @@ class OrtSession(Session[Any]):
         reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
             all of it is converted in every step. Decode needs the library of kernels for that, see
             :mod:`lucid_deploy.runtimes.onnxruntime.stored_cache`.
+        options: What it was opened with; ``kernels`` says what was chosen.
 
     Args:
         artifact: The opened artifact.
-        threads: Threads within an operator; None lets onnxruntime choose.
-        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
-        provider: The execution provider, one of :data:`~lucid_deploy.runtimes.onnxruntime.providers.PROVIDERS`.
-        index: Number of the GPU, for providers that use one.
-        kernels: What computes the operators of ``ai.lucid``, see
-            :func:`~lucid_deploy.runtimes.onnxruntime.kernels.choose_kernels`.
+        options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`; None: the defaults.
 
     Raises:
-        LucidError: onnxruntime is not installed, has no kernels for the artifact's type, or not the provider, or the
+        LucidError: onnxruntime has not the provider, or is a version that computes this artifact wrongly, or the
             library of kernels is wanted and cannot be used.
         CheckFailed: onnxruntime cannot load a graph.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        threads: int | None = None,
-        allow_extrapolation: bool = False,
-        provider: str = "cpu",
-        index: int = 0,
-        kernels: str = "auto",
-    ) -> None:
-        check_provider(provider)
-        self._library = choose_kernels(kernels, provider)
-        try:
-            import onnxruntime as ort
-        except ImportError as error:
-            raise missing_extra("onnxruntime", "cpu", "run an exported artifact") from error
-        if artifact.manifest.dtype not in _NUMPY_TYPES:
-            raise LucidError(
-                f"onnxruntime has no CPU kernels for {artifact.manifest.dtype}. Export with --dtype float32 or float16 "
-                "to run on a CPU."
-                if provider == "cpu"
-                else f"With onnxruntime the cache goes through numpy, which has no {artifact.manifest.dtype}. Export "
-                "with --dtype float32 or float16, or run with --runtime tensorrt."
-            )
-        super().__init__(artifact.config, artifact.manifest.dtype, "onnxruntime", allow_extrapolation)
-        self.cache_dtype = artifact.manifest.cache_dtype
-        self._suffixes = [item.suffix for item in cache_tensors(self.cache_dtype, self.config.head_dim)]
+    def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
+        import onnxruntime as ort
+
+        options, manifest = options or RuntimeOptions(), artifact.manifest
+        self._library = choose_kernels(options.kernels, options.provider)
+        check_version(ort.__version__, artifact)
+        super().__init__(
+            artifact.config,
+            manifest.dtype,
+            "onnxruntime",
+            options.allow_extrapolation,
+            capabilities_of(options),
+            manifest.cache_dtype,
+            manifest.layers,
+        )
         self.identity = artifact.identity
-        self.provider: str = provider
-        if provider == "cpu":
+        self.provider: str = options.provider
+        if self.provider == "cpu":
             self.kernels = "functions" if self._library is None else "library"
+        self.options = replace(options, kernels=self.kernels or "auto")
         self.limits: Limits | None = None
         self._all_logits = artifact.manifest.logits == "all"
         self._ort = ort
@@ -97,20 +86,32 @@ class OrtSession(Session[Any]):
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self._quantization = artifact.manifest.quantization
         small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
-        self.packs_weights = provider == "cpu" and (small or self._quantization is not None)
+        self.packs_weights = self.provider == "cpu" and (small or self._quantization is not None)
         self.reads_stored_cache = self.cache_dtype == self.dtype
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
-        if provider == "cpu":
+        if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
-        self._prefill = self._load(artifact, "prefill", threads, index)
-        self._decode = self._load(artifact, "decode", threads, index)
+        self._prefill = self._load(artifact, "prefill")
+        self._decode = self._load(artifact, "decode")
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
 
-    def _load(self, artifact: Artifact, stage: str, threads: int | None, index: int) -> ort.InferenceSession:
+    @property
+    def label(self) -> str:
+        """See :attr:`Session.label`."""
+        if self.kernels == "library":
+            return f"{self.runtime} (library kernels)"
+        return self.runtime if self.provider == "cpu" else f"{self.runtime} ({self.provider})"
+
+    @property
+    def plainer(self) -> str | None:
+        """See :attr:`Session.plainer`."""
+        return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
+
+    def _load(self, artifact: Artifact, stage: str) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        if self.options.threads is not None:
+            options.intra_op_num_threads = self.options.threads
         if self.provider == "cpu":
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from whoever uses the tokens, such as the event loop of a server.
@@ -125,10 +126,11 @@ class OrtSession(Session[Any]):
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
         check_available(self._ort, self.provider)
+        index = device_index(self.options.device)
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
-        graph = self._graph_of_stored_cache(path) if stage == "decode" else None
+        graph = self._graph_of_stored_cache(artifact) if stage == "decode" else None
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
@@ -143,15 +145,17 @@ class OrtSession(Session[Any]):
         check_chosen(self._ort, session, self.provider)
         return session
 
-    def _graph_of_stored_cache(self, path: Path) -> bytes | None:
+    def _graph_of_stored_cache(self, artifact: Artifact) -> bytes | None:
         """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
-        if self._library is None or self.cache_dtype == self.dtype or not self.config.is_lucid:
+        reads = any(layer.uses(DECODE_ATTENTION, "decode") for layer in self.layers)
+        if self._library is None or self.cache_dtype == self.dtype or not reads:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
 
-        model = onnx.load(str(path), load_external_data=False)
+        path, model = artifact.graph_path("decode"), onnx.ModelProto()
+        model.CopyFrom(artifact.graph("decode"))
         obstacles = read_as_stored(model)
         if obstacles:
             log.warning(
@@ -204,17 +208,22 @@ class OrtSession(Session[Any]):
                 )
         return input_ids
 
-    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
-        return [decode_layer(tuple(x.numpy() for x in layer)) for layer in cache.layers]
+        pairs = zip(self.layout, cache.layers, strict=True)
+        return [decode_layer([x.numpy() for x in layer], layout) for layout, layer in pairs]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy
-        return [tuple(map(make, encode_layer(k, y, self.cache_dtype))) for k, y in layers]
+        pairs = zip(self.layout, layers, strict=True)
+        return [tuple(map(make, encode_layer(arrays, layout))) for layout, arrays in pairs]
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
-        return [tuple(make(np.ascontiguousarray(x.numpy()[:, :, :length])) for x in layer) for layer in cache.layers]
+        return [
+            tuple(make(np.ascontiguousarray(first_tokens(t, x.numpy(), length))) for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
 
     @property
     def gives_all_logits(self) -> bool:
@@ -226,10 +235,7 @@ class OrtSession(Session[Any]):
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_prefill_all(input_ids, mask, positions, layers)
-        if logits.shape[1] > 1:  # an artifact with --logits all
-            index = input_ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-            logits = np.take_along_axis(logits, np.maximum(index, 0)[:, None, None], axis=1)
-        return logits, present
+        return last_token_logits(logits, mask), present
 
     def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(self._decode, input_ids, mask, positions, layers)
@@ -248,12 +254,12 @@ class OrtSession(Session[Any]):
             "attention_mask": make(mask.astype(np.int64)),
             "position_ids": make(np.ascontiguousarray(positions)),
         }
-        for index, layer in enumerate(layers):
-            for suffix, value in zip(self._suffixes, layer, strict=True):
-                feed[f"past_key_values.{index}.{suffix}"] = value
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            for tensor, value in zip(layout, layer, strict=True):
+                feed[f"past_key_values.{index}.{tensor.name}"] = value
         logits, *present = session.run_with_ort_values(self._output_names, feed)
-        size = len(self._suffixes)
-        return logits.numpy(), [tuple(present[i : i + size]) for i in range(0, len(present), size)]
+        rest = iter(present)
+        return logits.numpy(), [tuple(next(rest) for _ in layout) for layout in self.layout]
 
 
 def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
@@ -264,7 +270,7 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     import onnx
 
     file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
-    kinds = {
+    kinds: dict[int, Any] = {
         onnx.TensorProto.UINT8: np.uint8,
         onnx.TensorProto.INT8: np.int8,
         onnx.TensorProto.FLOAT: np.float32,
@@ -273,15 +279,13 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     made: dict[tuple[int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
         weights[stage] = {}
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if not place or tensor.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
+        for weight in artifact.weights(stage):
+            if weight.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
                 continue
-            offset, shape = int(place["offset"]), tuple(tensor.dims)
+            offset, shape = weight.offset, weight.shape
             if (offset, shape) not in made:
-                view = file[offset : offset + int(place["length"])].view(kinds[tensor.data_type]).reshape(shape)
+                view = file[offset : offset + weight.size].view(kinds[weight.data_type]).reshape(shape)
                 made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
-            weights[stage][tensor.name] = made[offset, shape]
+            weights[stage][weight.name] = made[offset, shape]
     return weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
@@ -18,24 +17,21 @@ from lucid_deploy.runtimes.tensorrt.prepare import prepare_graph
 from lucid_deploy.runtimes.tensorrt.session import Engines, TensorRtSession
 
 
-def open_tensorrt(artifact: Artifact, device: str = "cuda", allow_extrapolation: bool = False) -> TensorRtSession:
+def open_tensorrt(artifact: Artifact, index: int = 0, allow_extrapolation: bool = False) -> TensorRtSession:
     """Open an artifact's engines on a GPU.
 
     Args:
         artifact: The opened artifact.
-        device: ``cuda`` or ``cuda:N``; ``cpu``, the other runtimes' default, is taken as ``cuda``.
+        index: Number of the GPU.
         allow_extrapolation: As for :class:`~lucid_deploy.runtimes.session.Session`.
 
     Raises:
         LucidError: A missing package, no engines or such as cannot be used here, no GPU or driver.
         CheckFailed: A file was cut or changed.
     """
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if found is None:
-        raise LucidError(f"Device {device!r} is not known; known for TensorRT are cuda and cuda:N.")
     backend = _backend(artifact)
     manifest = open_engines(artifact, backend.name, backend.version)
-    gpu = open_device(int(found[1] or 0))
+    gpu = open_device(index)
     check_capability(manifest, gpu, artifact)
     return TensorRtSession(artifact, load_engines(artifact, manifest, backend, gpu), gpu, allow_extrapolation)
 

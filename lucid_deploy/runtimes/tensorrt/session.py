@@ -15,8 +15,10 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.tensorrt.callbacks import explain
+from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 from lucid_deploy.runtimes.tensorrt.device_memory import Block, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
@@ -71,7 +73,8 @@ class TensorRtSession(Session[DeviceTensor]):
         self.limits = engines.manifest.limits
         shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
         config = replace(artifact.config, max_position_embeddings=shortest)
-        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation)
+        layers = artifact.manifest.layers
+        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation, CAPABILITIES, layers=layers)
         self.identity = artifact.identity
         self._artifact, self._engines, self._device = artifact, engines, device
         self._pool = MemoryPool(device)
@@ -126,7 +129,7 @@ class TensorRtSession(Session[DeviceTensor]):
                     f"lucid-deploy build {self._artifact.directory} {option} {found} --overwrite"
                 )
 
-    def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         self._device.activate()
 
@@ -162,7 +165,7 @@ class TensorRtSession(Session[DeviceTensor]):
         """See :attr:`Session.batch_limit`."""
         return self.limits.max_batch
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         self._device.activate()
         batch, _, tokens, _ = layers[0][0].shape
         self._check_fits(batch, tokens)
@@ -176,10 +179,7 @@ class TensorRtSession(Session[DeviceTensor]):
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_growing("prefill", input_ids, mask, positions, layers)
-        if logits.shape[1] > 1:  # an artifact with --logits all
-            index = input_ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
-            logits = np.take_along_axis(logits, np.maximum(index, 0)[:, None, None], axis=1)
-        return logits, present
+        return last_token_logits(logits, mask), present
 
     def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         if self._static:

@@ -87,8 +87,8 @@ def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
 
 
 def test_an_unknown_device(exported: Exported) -> None:
-    with pytest.raises(LucidError, match="Device 'tpu' is not known; known for TensorRT are cuda and cuda:N"):
-        open_session(exported()[1], "tensorrt", "tpu")
+    with pytest.raises(LucidError, match="Runtime tensorrt runs on cuda, not on 'tpu'"):
+        open_session(exported()[1], "tensorrt", device="tpu")
 
 
 def test_engines_for_other_gpus(exported: Exported) -> None:

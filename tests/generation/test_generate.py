@@ -1,14 +1,10 @@
-"""Choosing tokens, and turning them into text as they come."""
+"""Choosing tokens."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.generation.generate import Sampler, Sampling, filtered_probabilities
 
@@ -61,28 +57,3 @@ def test_no_temperature_takes_the_most_likely() -> None:
 def test_logits_that_are_not_finite_are_a_failed_check(bad: float, temperature: float) -> None:
     with pytest.raises(CheckFailed, match="not finite"):
         Sampler(Sampling(temperature))(np.array([0.0, bad], dtype=np.float32))
-
-
-@pytest.fixture
-def by_bytes(tmp_path: Path) -> TextTokenizer:
-    """A tokenizer whose tokens are single bytes."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    return TextTokenizer(tmp_path)
-
-
-def test_a_stream_shows_whole_characters_only(by_bytes: TextTokenizer) -> None:
-    stream = TextStream(by_bytes)
-    pieces = [stream.push(token) for token in by_bytes.encode("aé漢🦊.")]
-    assert pieces == ["a", "", "é", "", "", "漢", "", "", "", "🦊", "."]
-    assert (stream.rest(), stream.text) == ("", "aé漢🦊.")
-
-
-def test_a_stream_that_ends_within_a_character_shows_the_rest(by_bytes: TextTokenizer) -> None:
-    stream = TextStream(by_bytes)
-    pieces = [stream.push(token) for token in by_bytes.encode("a🦊")[:-1]]
-    assert "".join(pieces) == "a"
-    assert "a" + stream.rest() == stream.text == "a\ufffd"

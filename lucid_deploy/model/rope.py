@@ -1,0 +1,48 @@
+"""Rotary positions: frequencies, tables and the rotation, as transformers computes them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.model.config import LucidConfig, RopeScaling
+
+
+def inverse_frequencies(config: LucidConfig) -> Tensor:
+    """Return the rotary frequencies in radians per token, float32 ``(D/2,)``, scaled as the configuration says.
+
+    Float32 in every model, since that is what checkpoints were trained with: a float64 model must rotate by the same
+    angles. ``llama3`` scaling is that of Llama 3.1: wavelengths longer than the original context divided by
+    ``low_freq_factor`` are stretched by ``factor``, those shorter than it divided by ``high_freq_factor`` are kept, and
+    between them runs a linear ramp.
+    """
+    d, scaling = config.head_dim, config.rope_scaling
+    frequencies = config.rope_theta ** -(torch.arange(0, d, 2, dtype=torch.float64, device="cpu") / d)
+    if scaling.rope_type == "linear":
+        frequencies = frequencies / scaling.factor
+    elif scaling.rope_type == "llama3":
+        frequencies = _llama3(frequencies, scaling)
+    return frequencies.float()
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # over the original context
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: divided by factor, 1: kept
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rope_tables(config: LucidConfig, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin for rotary embedding, ``(B, 1, N, D/2)`` each, computed in float32 at least."""
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    frequencies = inverse_frequencies(config).to(dtype=work, device=position_ids.device)
+    angles = position_ids.to(work)[:, None, :, None] * frequencies  # (B, 1, N, D/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the two halves of each head, ``(B, H, N, D)``, in the tables' precision; result in the type of ``x``."""
+    a, b = x.to(cos.dtype).chunk(2, dim=-1)  # (B, H, N, D/2) each
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

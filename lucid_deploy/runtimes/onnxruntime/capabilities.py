@@ -1,0 +1,30 @@
+"""What onnxruntime can do, by execution provider."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.runtime import Capabilities
+
+_GPU = Capabilities(
+    dtypes=("float32", "float16"),  # tensors go through numpy, which has no bfloat16
+    devices=("cuda",),
+    reads_layers=True,
+    packages=("onnxruntime",),
+    install="lucid-deploy[cpu]",
+)
+_CPU = replace(
+    _GPU,
+    devices=("cpu",),
+    caches=("growing", "static"),  # a static cache lives in the CPU's memory
+    cache_dtypes=("float16", "int8"),
+    rounds_activations=True,
+)
+_WHOLE = replace(_GPU, reads_layers=False)  # these providers build engines of whole graphs
+_BY_PROVIDER = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}
+
+
+def capabilities_of(options: RuntimeOptions) -> Capabilities:
+    """Return what onnxruntime can do with the options' provider."""
+    return _BY_PROVIDER[options.provider]

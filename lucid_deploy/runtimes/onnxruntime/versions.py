@@ -1,0 +1,42 @@
+"""Versions of onnxruntime that load an artifact and give wrong numbers, or none: refused before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+
+# Its Attention gives query head h the key/value head h mod KV, not h // (H / KV); the logits are off by their own size.
+_WRONG_HEADS = "1.23.0"
+_STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
+
+
+def check_version(version: str, artifact: Artifact) -> None:
+    """Check that a version of onnxruntime computes an artifact rightly.
+
+    Args:
+        version: As ``onnxruntime.__version__`` has it.
+        artifact: What is to run.
+
+    Raises:
+        LucidError: It does not; the remedy is named.
+    """
+    config = artifact.config
+    grouped = 1 < config.num_key_value_heads < config.num_attention_heads
+    if version == _WRONG_HEADS and grouped:
+        raise LucidError(
+            f"onnxruntime {version} gives wrong logits for {artifact.directory}: it pairs the "
+            f"{config.num_attention_heads} query heads with other key/value heads than the model does. Install another "
+            'version: pip install "onnxruntime>=1.23.1"'
+        )
+    if artifact.manifest.cache == "static" and _numbers(version) < _STATIC:
+        raise LucidError(
+            f"onnxruntime {version} cannot write into the static cache of {artifact.directory}: it has no operator "
+            'TensorScatter. Install another version, pip install "onnxruntime>=1.25", or export with --cache growing.'
+        )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version; builds of one's own add words behind them."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

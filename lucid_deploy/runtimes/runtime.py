@@ -1,0 +1,117 @@
+"""What a runtime is to the rest of the program: a name, declared capabilities, and a way to open artifacts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.cache.layout import SORTS
+from lucid_deploy.errors import LucidError, missing_package
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.layers import Layers
+    from lucid_deploy.runtimes.options import RuntimeOptions
+    from lucid_deploy.runtimes.session import Session
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a runtime can do under given options, known before an artifact is opened. The defaults promise least.
+
+    Attributes:
+        dtypes: Types of weights and arithmetic.
+        devices: Kinds of devices, the preferred one first.
+        caches: Kinds of cache that an artifact may have.
+        cache_dtypes: Types that its cache may have beside the model's own.
+        cache_sorts: Sorts of tensors that layers may cache, see :mod:`lucid_deploy.cache.layout`.
+        builds_engines: Whether it runs engines that ``lucid-deploy build`` made, with limits of rows and tokens chosen
+            there.
+        runs_graphs: Whether it runs the artifact's graphs; otherwise only its weights, in a model of its own.
+        reads_layers: Whether layers can be run one by one, with :meth:`Runtime.open_layers`.
+        rounds_activations: Whether the inputs of quantized products are rounded to 8 bits where the artifact says so.
+        copies_weights: Whether weights take memory beside the artifact's mapped file.
+        packages: Import names of the packages that it is made of; their versions are written beside results.
+        install: What ``pip install`` takes to get them.
+    """
+
+    dtypes: tuple[str, ...] = ("float32",)
+    devices: tuple[str, ...] = ("cpu",)
+    caches: tuple[str, ...] = ("growing",)
+    cache_dtypes: tuple[str, ...] = ()
+    cache_sorts: tuple[str, ...] = SORTS
+    builds_engines: bool = False
+    runs_graphs: bool = True
+    reads_layers: bool = False
+    rounds_activations: bool = False
+    copies_weights: bool = True
+    packages: tuple[str, ...] = ()
+    install: str = ""
+
+
+class Runtime(ABC):
+    """A runtime.
+
+    One of your own becomes known through :func:`~lucid_deploy.runtimes.registry.register_runtime`, or as an entry point
+    of the group ``lucid_deploy.runtimes`` in an installed package.
+
+    Attributes:
+        name: As ``--runtime`` takes it: lower-case letters, digits and dashes.
+        description: What it is, in a line.
+        options: Those fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions` that it heeds beyond ``device``
+            and ``allow_extrapolation``; others are refused before it is opened.
+    """
+
+    name: str
+    description: str
+    options: frozenset[str] = frozenset()
+
+    @abstractmethod
+    def capabilities(self, options: RuntimeOptions) -> Capabilities:
+        """Return what it can do under some options. Imports nothing large.
+
+        Raises:
+            LucidError: Options that it does not know.
+        """
+
+    @abstractmethod
+    def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
+        """Open an artifact that fits the declared capabilities.
+
+        Raises:
+            LucidError: It cannot be run here.
+            CheckFailed: It is damaged.
+        """
+
+    def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
+        """Return the layers behind a session of this runtime, to be run one by one.
+
+        Args:
+            session: What :meth:`open` returned, or one made of a model.
+            artifact: What it runs, if it is known.
+
+        Raises:
+            LucidError: They cannot be run; always, unless ``reads_layers`` is declared and this method is replaced.
+        """
+        raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
+
+    def check_installed(self, options: RuntimeOptions) -> None:
+        """Check that the packages are there, without importing them.
+
+        Raises:
+            LucidError: One is not; how to install it is said.
+        """
+        wanted = self.capabilities(options)
+        for package in wanted.packages:
+            if not is_installed(package):
+                raise missing_package(package, wanted.install or package, "run an exported artifact")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, by its name; nothing is imported."""
+    if package in sys.modules:
+        return sys.modules[package] is not None  # None: it is blocked
+    return importlib.util.find_spec(package) is not None

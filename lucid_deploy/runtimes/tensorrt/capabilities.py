@@ -1,0 +1,15 @@
+"""What the TensorRT runtime can do."""
+
+from __future__ import annotations
+
+from lucid_deploy.runtimes.runtime import Capabilities
+
+CAPABILITIES = Capabilities(
+    dtypes=("float32", "float16", "bfloat16"),
+    devices=("cuda",),
+    caches=("growing", "static"),
+    cache_sorts=("rows",),
+    builds_engines=True,
+    packages=("tensorrt_rtx", "tensorrt"),  # one of the two
+    install="lucid-deploy[rtx]",
+)

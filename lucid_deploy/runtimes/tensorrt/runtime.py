@@ -1,0 +1,36 @@
+"""The runtime ``tensorrt``: engines that ``lucid-deploy build`` made of an artifact."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.runtimes.options import RuntimeOptions, device_index
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
+from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.session import Session
+
+
+class TensorRtRuntime(Runtime):
+    """See :class:`~lucid_deploy.runtimes.runtime.Runtime`."""
+
+    name = "tensorrt"
+    description = "TensorRT or TensorRT-RTX engines that lucid-deploy build made."
+
+    def capabilities(self, options: RuntimeOptions) -> Capabilities:
+        """See :meth:`Runtime.capabilities`."""
+        return CAPABILITIES
+
+    def check_installed(self, options: RuntimeOptions) -> None:
+        """Leave it to :meth:`open`: which of the two packages is needed depends on the engines."""
+
+    def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
+        """See :meth:`Runtime.open`."""
+        from lucid_deploy.runtimes.tensorrt.load_engines import open_tensorrt
+
+        return open_tensorrt(artifact, device_index(options.device), options.allow_extrapolation)
+
+
+RUNTIME = TensorRtRuntime()

@@ -1,0 +1,17 @@
+"""What the PyTorch runtime can do."""
+
+from __future__ import annotations
+
+from lucid_deploy.runtimes.runtime import Capabilities
+
+CAPABILITIES = Capabilities(
+    dtypes=("float32", "float16", "bfloat16"),
+    devices=("cpu", "cuda"),
+    caches=("growing", "static"),
+    cache_dtypes=("float16", "int8"),
+    runs_graphs=False,
+    reads_layers=True,
+    copies_weights=False,
+    packages=("torch",),
+    install="torch",
+)

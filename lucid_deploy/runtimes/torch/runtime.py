@@ -1,0 +1,54 @@
+"""The runtime ``torch``: the PyTorch model on an artifact's weights. Its graphs are not run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.runtime import Capabilities, Runtime
+from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.layers import Layers
+    from lucid_deploy.runtimes.session import Session
+
+
+class TorchRuntime(Runtime):
+    """See :class:`~lucid_deploy.runtimes.runtime.Runtime`."""
+
+    name = "torch"
+    description = "The PyTorch model on the artifact's weights, without its graphs."
+    options = frozenset({"threads"})
+
+    def capabilities(self, options: RuntimeOptions) -> Capabilities:
+        """See :meth:`Runtime.capabilities`."""
+        return CAPABILITIES
+
+    def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
+        """See :meth:`Runtime.open`."""
+        import torch
+
+        from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+        from lucid_deploy.runtimes.torch.session import TorchSession
+        from lucid_deploy.runtimes.torch.threads import torch_threads
+
+        if options.device.startswith("cuda") and not torch.cuda.is_available():
+            raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
+        with torch_threads(options.threads):
+            model = load_artifact_model(artifact, options.device)
+        session = TorchSession(model, options.allow_extrapolation, options.threads)
+        session.identity = artifact.identity
+        return session
+
+    def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:
+        """See :meth:`Runtime.open_layers`."""
+        from lucid_deploy.runtimes.torch.layers import TorchLayers
+        from lucid_deploy.runtimes.torch.session import TorchSession
+
+        assert isinstance(session, TorchSession)
+        return TorchLayers(session.model)
+
+
+RUNTIME = TorchRuntime()

@@ -1,0 +1,56 @@
+"""Versions of onnxruntime that are known to compute wrongly are refused by name, with the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.onnxruntime.versions import check_version
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_1_23_0_is_refused_for_grouped_heads(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits were off by 0.35 (LUCID) and 0.70 (standard attention) of their size; 1.23.1 and 1.24.1 are right."""
+    artifact = exported()[1]
+    check_version("1.23.1", artifact)
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.0")
+    result = CliRunner().invoke(main, ["run", str(artifact.directory), "--prompt-ids", "5"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"Error: onnxruntime 1.23.0 gives wrong logits for {artifact.directory}: it pairs the 4 query heads with other "
+        'key/value heads than the model does. Install another version: pip install "onnxruntime>=1.23.1"\n'
+    )
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_1_23_0_runs_what_it_computes_rightly(heads: int, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one key/value head, or as many as query heads, there is one way to pair them."""
+    monkeypatch.setattr("onnxruntime.__version__", "1.23.0")
+    open_session(exported(num_hidden_layers=1, num_key_value_heads=heads)[1])
+
+
+@pytest.mark.parametrize("version", ["1.23.1", "1.24.4", "1.24.0+cu12"])
+def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = exported(cache="static")[1]
+    monkeypatch.setattr("onnxruntime.__version__", version)
+    with pytest.raises(
+        LucidError, match=r'static cache .* TensorScatter.* "onnxruntime>=1\.25", or .* --cache growing'
+    ):
+        open_session(artifact)
+
+
+@pytest.mark.parametrize("version", ["1.25.0", "1.32.0", "2.0.0", "1.25.0.dev20260417008"])
+def test_other_versions_pass(version: str, exported: Exported) -> None:
+    check_version(version, exported(cache="static")[1])
+
+
+def test_growing_caches_run_on_older_versions(exported: Exported) -> None:
+    check_version("1.24.4", exported()[1])
