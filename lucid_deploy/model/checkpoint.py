@@ -115,7 +115,7 @@ class Checkpoint:
         return self._open(self._file_of[stored]).get_slice(stored)
 
     def _share_head(self) -> tuple[str, ...]:
-        """Take the head for the embedding where they are one and it alone is stored, as by safetensors' save_model."""
+        """Take the head for the embedding where they are one and only the head was stored, as accelerate does."""
         if not self.tied or _EMBEDDING in self._named or _HEAD not in self._named:
             return ()
         self._named[_EMBEDDING] = self._named.pop(_HEAD)

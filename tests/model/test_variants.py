@@ -252,3 +252,9 @@ def test_shards_of_trainers_are_named_with_what_makes_safetensors(
 )
 def test_a_model_in_one_line(changes: dict[str, Any], said: str) -> None:
     assert summarize(parse_config({**OFFICIAL, **changes}, "config.json")).startswith(said)
+
+
+def test_layers_of_several_kinds_are_counted() -> None:
+    kinds = ["lucid", "standard", "gated", "standard"]
+    config = parse_config({**OFFICIAL, "num_hidden_layers": 4, "layer_kinds": kinds}, "config.json")
+    assert summarize(config).startswith("1 LUCID layer and 2 layers of standard attention and 1 layer of kind gated, ")
