@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.hub import HubOptions
 
 Progress = Callable[[str, int, int], None]
 
@@ -56,6 +57,7 @@ class ExportOptions:
         range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
         calibration: A text file whose lines the scan runs too.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
     dtype: str = "float32"
@@ -67,6 +69,7 @@ class ExportOptions:
     range_scan: bool = True
     calibration: Path | None = None
     assume_unused: tuple[str, ...] = ()
+    hub: HubOptions | None = None
 
 
 def export(
@@ -75,7 +78,7 @@ def export(
     """Export a checkpoint. The output directory appears complete or not at all.
 
     Args:
-        checkpoint: A directory, or the word ``demo``.
+        checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
         output: The directory to make.
         options: See :class:`ExportOptions`.
         progress: Called with (what is being done, steps or bytes done, in all).
@@ -92,6 +95,7 @@ def export(
     options = options or ExportOptions()
     output = Path(output)
     _check_request(output, options)
+    checkpoint, hub = _fetched(checkpoint, options, progress)
     source = Checkpoint(checkpoint, options.assume_unused)
     _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
@@ -113,7 +117,7 @@ def export(
     except OSError as error:
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization)
+        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
         _check_request(output, options)  # again: tracing and writing took a while
         put_in_place(building, output)
     except OSError as error:
@@ -150,6 +154,18 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+
+
+def _fetched(
+    checkpoint: str | Path, options: ExportOptions, progress: Progress | None
+) -> tuple[str | Path, dict[str, str] | None]:
+    """Return a checkpoint of this machine, and for one that was downloaded where it comes from."""
+    from lucid_deploy.model.hub import HubOptions, fetch, is_on_hub
+
+    hub = options.hub or HubOptions()
+    if not is_on_hub(checkpoint, hub):
+        return checkpoint, None
+    return fetch(str(checkpoint), hub, options.assume_unused, progress)
 
 
 def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
@@ -209,6 +225,7 @@ def _build(
     progress: Progress,
     ranges: dict[str, Any] | None,
     quantization: Quantization | None,
+    hub: dict[str, str] | None,
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
@@ -270,6 +287,7 @@ def _build(
         float32_head=_has_float32_head(source, quantization),
         notes=source.notes,
         assumed_unused=source.assumed_unused,
+        hub=hub,
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)

@@ -175,7 +175,7 @@ def export(
     """Export a checkpoint, as ``lucid-deploy export`` does. The output appears complete or not at all.
 
     Args:
-        checkpoint: A directory, or the word ``demo``.
+        checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, in all).
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
 from lucid_deploy.cli._options import choice_option, json_option
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     metavar="KEY",
     help="Pass over this key of config.json, which is not known here and changes nothing; may be repeated.",
 )
+@hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(
@@ -95,12 +97,12 @@ def command(
     assume_unused: tuple[str, ...],
     overwrite: bool,
     json_target: str | None,
-    **quantization: Any,
+    **others: Any,
 ) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
-    CHECKPOINT is a directory with config.json and safetensors, or the word demo for the bundled one. The output appears
-    complete or not at all.
+    CHECKPOINT is a directory with config.json and safetensors, the word demo for the bundled one, or a model of the
+    Hugging Face Hub, org/name. The output appears complete or not at all.
 
     Example: lucid-deploy export demo --output ./artifact
     """
@@ -110,16 +112,18 @@ def command(
     from lucid_deploy.export import ExportOptions, export
     from lucid_deploy.runtimes.inspection import remarks, summary
 
+    hub = read_hub_options({name: others.pop(name) for name in NAMES})
     options = ExportOptions(
         dtype,
         logits,
         overwrite,
         cache,
         cache_dtype,
-        quantize=_quantize_options(**quantization),
+        quantize=_quantize_options(**others),
         range_scan=not skip_range_scan,
         calibration=None if calibration is None else Path(calibration),
         assume_unused=assume_unused,
+        hub=hub,
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)

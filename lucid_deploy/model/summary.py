@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from lucid_deploy.model.config import LucidConfig, RopeScaling
+
+_KINDS = {"lucid": "LUCID {layers}", "standard": "{layers} of standard attention"}
 
 
 def summarize(config: LucidConfig) -> str:
     """Return attention, layers and positions in words, such as ``22 LUCID layers, no rotary positions``."""
-    layers = "layer" if config.num_hidden_layers == 1 else "layers"
-    kind = f"LUCID {layers}" if config.is_lucid else f"{layers} of standard attention"
-    parts = [f"{config.num_hidden_layers} {kind}", _positions(config)]
+    layers = " and ".join(_layers(kind, count) for kind, count in Counter(config.kinds).items())
+    parts = [layers, _positions(config)]
     if config.qk_norm == "after_rope":
         parts.append("norms of queries and keys after rotation")
     return ", ".join(parts)
+
+
+def _layers(kind: str, count: int) -> str:
+    words = _KINDS.get(kind, f"{{layers}} of kind {kind}")
+    return f"{count} {words.format(layers='layer' if count == 1 else 'layers')}"
 
 
 def _positions(config: LucidConfig) -> str:

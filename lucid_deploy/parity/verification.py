@@ -57,9 +57,12 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
 
     name = checkpoint or artifact.manifest.source
     if checkpoint is None and not resolve(name).exists():
+        hub, again = artifact.manifest.hub, ""
+        if hub is not None:
+            again = f" This brings it back: hf download {hub['repository']} --revision {hub['commit']}"
         raise LucidError(
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
-            "--checkpoint DIR"
+            f"--checkpoint DIR.{again}"
         )
     source = Checkpoint(name, artifact.manifest.assumed_unused)
     differing = [

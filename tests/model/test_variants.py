@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, expected_shapes, load_model
@@ -169,6 +169,17 @@ def test_a_wrappers_prefix_is_taken_off_and_said(make_checkpoint: MakeCheckpoint
     assert note == f"Tensor names were read without {parts}, which a training wrapper put into them."
 
 
+def test_names_of_a_compiled_model_are_read(make_checkpoint: MakeCheckpoint) -> None:
+    """torch.compile itself names them, of the whole model and of each layer."""
+    checkpoint = make_checkpoint()
+    model = load_model(checkpoint)
+    for number, layer in enumerate(model.model.layers):
+        model.model.layers[number] = torch.compile(layer)
+    names = torch.compile(model).state_dict()  # type: ignore[union-attr]
+    assert "_orig_mod.model.layers.0._orig_mod.mlp.up_proj.weight" in names
+    assert set(unwrapped(names, "checkpoint")[0]) == set(load_file(checkpoint / "model.safetensors"))
+
+
 def test_a_prefix_of_shards_is_taken_off(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     stored = load_file(checkpoint / "model.safetensors")
@@ -197,14 +208,13 @@ def test_names_without_wrappers_stay_as_they_are() -> None:
 
 
 def test_only_the_head_of_a_tied_pair_may_be_stored(make_checkpoint: MakeCheckpoint) -> None:
-    """Accelerate keeps the first name of tensors that share memory: the head."""
+    """safetensors' own save_model keeps the first name of tensors that share memory: the head."""
     checkpoint = make_checkpoint(tie_word_embeddings=True)
-    path = checkpoint / "model.safetensors"
-    tensors = load_file(path)
-    embedding = tensors.pop("model.embed_tokens.weight")
-    save_file({**tensors, "lm_head.weight": embedding}, path)
+    path, model = checkpoint / "model.safetensors", load_model(checkpoint)
+    save_model(model, str(path))
+    assert "model.embed_tokens.weight" not in load_file(path)
     opened = Checkpoint(checkpoint)
-    assert torch.equal(load_model(opened).state_dict()["model.embed_tokens.weight"], embedding)
+    assert torch.equal(load_model(opened).model.embed_tokens.weight, model.model.embed_tokens.weight)
     assert opened.notes == ("lm_head.weight is stored and model.embed_tokens.weight is not: tied, it is both.",)
 
 
@@ -242,3 +252,9 @@ def test_shards_of_trainers_are_named_with_what_makes_safetensors(
 )
 def test_a_model_in_one_line(changes: dict[str, Any], said: str) -> None:
     assert summarize(parse_config({**OFFICIAL, **changes}, "config.json")).startswith(said)
+
+
+def test_layers_of_several_kinds_are_counted() -> None:
+    kinds = ["lucid", "standard", "gated", "standard"]
+    config = parse_config({**OFFICIAL, "num_hidden_layers": 4, "layer_kinds": kinds}, "config.json")
+    assert summarize(config).startswith("1 LUCID layer and 2 layers of standard attention and 1 layer of kind gated, ")
