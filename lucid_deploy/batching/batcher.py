@@ -64,7 +64,7 @@ class Batcher:
         if session.batch_limit is not None and rows > session.batch_limit:
             more = ", or build its engines with a larger --max-batch" if session.capabilities.builds_engines else ""
             raise LucidError(
-                f"Runtime {session.label} runs up to {session.batch_limit} rows at once, not {rows}: use fewer{more}."
+                f"{session.label} runs batches of up to {session.batch_limit} rows, not {rows}; use fewer{more}."
             )
         if prefill_chunk is not None and prefill_chunk < 1:
             raise LucidError(f"A prefill chunk must hold at least one token, not {prefill_chunk}.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.runtimes.options import KERNELS, PROVIDERS, RuntimeOptions, flag
-from lucid_deploy.runtimes.registry import runtime_names
+from lucid_deploy.runtimes.registry import is_built_in, runtime_names
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -43,8 +43,8 @@ class RuntimeName(click.ParamType):
         return click.Choice(runtime_names()).get_metavar(*arguments, **named)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """See :meth:`get_metavar`."""
-        return str(click.Choice(runtime_names()).convert(value, param, ctx))
+        """See :meth:`get_metavar`; packages are searched only for a name that is none of ours."""
+        return str(value) if is_built_in(value) else str(click.Choice(runtime_names()).convert(value, param, ctx))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """See :meth:`get_metavar`."""
@@ -53,7 +53,7 @@ class RuntimeName(click.ParamType):
 
 _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
     "runtime": dict(type=RuntimeName(), help="What runs the model; auto is onnxruntime."),
-    "device": dict(help="Where it runs: cpu, or cuda with torch or tensorrt."),
+    "device": dict(help="Where it runs: cpu, or cuda, cuda:1, … with runtimes that have it."),
     "provider": dict(
         type=click.Choice(PROVIDERS),
         help="With onnxruntime: the execution provider. If it cannot start, the command fails; it never falls back to "

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.runtime import Runtime
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "lucid_deploy.runtimes"
 AUTO = "auto"
@@ -47,6 +51,11 @@ def runtime_names() -> tuple[str, ...]:
     return tuple(dict.fromkeys((AUTO, *BUILT_IN, *sorted(_found()), *_registered)))
 
 
+def is_built_in(name: str) -> bool:
+    """Whether a name is ``auto`` or a runtime of this package; cheap, since no package is searched."""
+    return name == AUTO or name in BUILT_IN
+
+
 def find_runtime(name: str) -> Runtime:
     """Return a runtime by its name.
 
@@ -54,13 +63,14 @@ def find_runtime(name: str) -> Runtime:
         name: One of :func:`runtime_names`; ``auto`` is onnxruntime.
 
     Raises:
-        LucidError: It is not known, two packages bring one of this name, or the package that brings it is broken.
+        LucidError: It is not known, two packages bring one of this name, or the package that brings it is broken. A
+            package cannot replace a runtime of ours.
     """
     name = DEFAULT if name == AUTO else name
     if name in _registered:
         return _registered[name]
     if name in BUILT_IN:
-        return _load(EntryPoint(name, f"{GROUP}.{name}.runtime:RUNTIME", GROUP))
+        return _built_in(name)
     found = _found().get(name, [])
     if not found:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
@@ -76,11 +86,18 @@ def built_in_runtimes() -> tuple[Runtime, ...]:
 
 def _found() -> dict[str, list[EntryPoint]]:
     """Return what other packages bring, by name."""
+    from importlib.metadata import entry_points
+
     found: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=GROUP):
-        if entry.name not in (AUTO, *BUILT_IN):
+        if not is_built_in(entry.name):
             found.setdefault(entry.name, []).append(entry)
     return found
+
+
+def _built_in(name: str) -> Runtime:
+    runtime: Runtime = importlib.import_module(f"lucid_deploy.runtimes.{name}.runtime").RUNTIME
+    return runtime
 
 
 @cache
