@@ -45,6 +45,13 @@ if TYPE_CHECKING:
     "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Largest request in bytes."
 )
 @click.option(
+    "--readers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Processes that parse bodies, render chat templates and tokenize.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=300.0,
@@ -151,6 +158,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         options["max_new_tokens"],
         options["max_body"],
         options["timeout"],
+        options["readers"],
         keys,
         names if is_loopback(options["host"]) and not keys else None,
     )
@@ -168,10 +176,10 @@ def _warn_if_open(host: str, has_keys: bool) -> None:
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
-    from lucid_deploy.serving.app import Service
     from lucid_deploy.serving.backend import LocalBackend
     from lucid_deploy.serving.loading import make_backend, make_service
-    from lucid_deploy.serving.server import Listening, bind, serve
+    from lucid_deploy.serving.server import ListenOptions, bind, serve
+    from lucid_deploy.serving.service import Service
 
     opened = bind(options["host"], options["port"])
     url = _url(options["host"], opened.getsockname()[1])
@@ -182,7 +190,7 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
     with opened:
         click.echo(f"Loading {engine.directory}", err=True)
-        serve(make, Listening(opened, options["grace"]), lambda: click.echo(f"Serving on {url}"))
+        serve(make, ListenOptions(opened, options["grace"]), lambda: click.echo(f"Serving on {url}"))
     click.echo("Stopped.", err=True)
 
 
@@ -193,10 +201,10 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
         from ray import serve as _serve  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise missing_extra("ray", "ray", "serve on a Ray cluster") from error
-    from lucid_deploy.serving.ray_cluster import Cluster, serve_on_ray
+    from lucid_deploy.serving.ray_cluster import ClusterOptions, serve_on_ray
 
     url = _url(options["host"], options["port"])
-    cluster = Cluster(
+    cluster = ClusterOptions(
         options["host"],
         options["port"],
         options["ray_address"],
