@@ -68,6 +68,10 @@ if TYPE_CHECKING:
 @click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option(
+    "--metrics-key-file", type=click.Path(), help="Keys that may read /metrics, as they alone then may; exact counts."
+)
+@click.option("--share-prefix-cache", is_flag=True, help="Reuse kept prefixes among different API keys.")
+@click.option(
     "--allow-host", multiple=True, metavar="NAME", help="Without keys: a further name to be called by; may repeat."
 )
 @click.option(
@@ -151,6 +155,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
     keys = ApiKeys() if options["api_key_file"] is None else read_api_keys(options["api_key_file"])
+    metrics = options["metrics_key_file"]
     names = frozenset(name.lower() for name in options["allow_host"])
     return ApiOptions(
         options["served_model_name"],
@@ -161,6 +166,8 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         options["readers"],
         keys,
         names if is_loopback(options["host"]) and not keys else None,
+        ApiKeys() if metrics is None else read_api_keys(metrics, "--metrics-key-file"),
+        options["share_prefix_cache"],
     )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from lucid_deploy.serving.jobs import Event, Piece, Refusal, RowEnd
 from lucid_deploy.serving.metrics import TokenClock
 from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses import Answer
+from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
 from lucid_deploy.serving.waiting import Patience
 
@@ -35,7 +37,7 @@ async def answer(service: Service, request: Request, chat: bool) -> Response:
     service.check_ready()
     limits, started = service.settings.limits, request.state.started
     patience = Patience(request.receive, started + limits.seconds, limits.seconds, service.ending)
-    prepared = await _read(service, request, patience, chat)
+    prepared = _owned(service, request, await _read(service, request, patience, chat))
     service.check_ready()  # again: the body may have taken its time
     whole = Answer(prepared, service.settings.model, service.settings.fingerprint)
     stream = EventStream(service, whole, TokenClock(service.metrics, started), patience)
@@ -49,6 +51,12 @@ async def _read(service: Service, request: Request, patience: Patience, chat: bo
     with service.body_memory.share() as share:
         body = await read_body(request, service.settings.limits, request.state.started, share)
         return await patience.during(service.readers.read(body, chat))
+
+
+def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
+    """Note in a job whose kept prefixes it may use."""
+    key = "" if service.settings.share_prefixes else request.state.key
+    return replace(prepared, job=replace(prepared.job, cache_owner=cache_owner(key, prepared.cache_salt)))
 
 
 class EventStream(StreamingResponse):

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.answering import answer
 from lucid_deploy.serving.errors import ApiError
-from lucid_deploy.serving.guard import RequestGuard, error_response
+from lucid_deploy.serving.guard import METRICS, RequestGuard, error_response
 from lucid_deploy.serving.openapi import document
 from lucid_deploy.serving.service import Service
 
@@ -28,9 +28,10 @@ def build_app(service: Service) -> FastAPI:
             return JSONResponse({"status": error.code}, 503, {"Retry-After": "5"})
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get(METRICS)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=service.metrics.content_type)
+        text = service.metrics.text(exact=bool(service.settings.metrics_keys))
+        return Response(text, media_type=service.metrics.content_type)
 
     @app.get("/openapi.json")
     async def openapi() -> Response:

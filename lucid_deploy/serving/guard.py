@@ -17,6 +17,7 @@ from lucid_deploy.serving.service import Service
 
 log = logging.getLogger("lucid_deploy.serving")
 OPEN_PATHS = ("/healthz",)
+METRICS = "/metrics"
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that nobody wants
 
 
@@ -66,7 +67,10 @@ class RequestGuard:
         if settings.hosts is not None and not host_allowed(headers.get(b"host"), settings.hosts):
             message = "This server answers under the name of its own machine only; see --allow-host."
             return ApiError(403, message, "host_not_allowed")
-        if scope["path"] in OPEN_PATHS or settings.keys.allow(headers.get(b"authorization")):
+        keys = settings.metrics_keys if scope["path"] == METRICS and settings.metrics_keys else settings.keys
+        key = keys.identify(headers.get(b"authorization"))
+        scope["state"]["key"] = key
+        if scope["path"] in OPEN_PATHS or key is not None:
             return None
         message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
         return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

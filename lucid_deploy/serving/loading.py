@@ -16,14 +16,13 @@ from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.readers import ReaderPool
-from lucid_deploy.serving.security import ApiKeys
+from lucid_deploy.serving.security import NO_KEYS, ApiKeys
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
     from lucid_deploy.serving.service import Service
 
 
-NO_KEYS = ApiKeys()
 LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
 
 
@@ -69,6 +68,8 @@ class ApiOptions:
         readers: Processes that read bodies.
         keys: Who may ask.
         hosts: Names besides this machine's under which it answers; None: any.
+        metrics_keys: Who may read exact metrics.
+        share_prefixes: Whether kept prefixes are reused among different keys.
     """
 
     model: str | None = None
@@ -79,6 +80,8 @@ class ApiOptions:
     readers: int = 2
     keys: ApiKeys = NO_KEYS
     hosts: frozenset[str] | None = None
+    metrics_keys: ApiKeys = NO_KEYS
+    share_prefixes: bool = False
 
 
 def open_checked(directory: str) -> Artifact:
@@ -146,6 +149,8 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
         keys=api.keys,
         hosts=api.hosts,
         created=int(manifest.stat().st_mtime),
+        metrics_keys=api.metrics_keys,
+        share_prefixes=api.share_prefixes,
     )
     return Service(settings, backend, ReaderPool(setup, api.readers))
 

@@ -12,7 +12,7 @@ from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
-from lucid_deploy.serving.security import ApiKeys
+from lucid_deploy.serving.security import NO_KEYS, ApiKeys
 
 
 @dataclass
@@ -26,6 +26,8 @@ class Settings:
         keys: Who may ask.
         hosts: Names besides this machine's under which a server without keys answers; None: any.
         created: When the artifact was made, seconds since 1970.
+        metrics_keys: Who may read exact metrics; None of them: whoever may ask reads coarse ones.
+        share_prefixes: Whether kept prefixes are reused among different keys.
     """
 
     model: str
@@ -34,6 +36,8 @@ class Settings:
     keys: ApiKeys
     hosts: frozenset[str] | None
     created: int = 0
+    metrics_keys: ApiKeys = NO_KEYS
+    share_prefixes: bool = False
 
 
 class Service:
