@@ -51,8 +51,7 @@ class TextTokenizer:
             LucidError: The tokenizer failed on this text.
         """
         try:
-            # A batch of one: only so does the library let other threads run, and a long text takes seconds.
-            ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
             _explain_panic(error, "this text")
             raise

@@ -80,7 +80,7 @@ def _requests(job: Job) -> list[Request]:
         seed = None if job.seed is None else job.seed + row % job.n
         sampling = Sampling(job.temperature, job.top_k, job.top_p, seed)
         prompt = list(job.prompts[row // job.n])
-        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs))
+        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs, job.cache_owner))
     return out
 
 

@@ -18,6 +18,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
 PromptItem = Annotated[
     str | int | list[int], Meta(extra={"expected": "a text, a whole number (a token id), or a list of token ids"})
 ]
+_SALT = "Kept prefixes are reused under the same salt only."
 Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
 
 
@@ -55,6 +56,7 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: Annotated[bool, Meta(description="Go on after an end-of-sequence token.")] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)] | None = None
     user: Harmless = None
     metadata: Harmless = None
     store: Harmless = None

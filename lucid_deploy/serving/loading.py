@@ -11,20 +11,19 @@ from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.limits import Limits
-from lucid_deploy.serving.requests import RequestReader
-from lucid_deploy.serving.security import ApiKeys
+from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.readers import ReaderPool
+from lucid_deploy.serving.security import NO_KEYS, ApiKeys
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
-    from lucid_deploy.serving.app import Service
-    from lucid_deploy.serving.backend import LocalBackend
+    from lucid_deploy.serving.service import Service
 
 
-NO_KEYS = ApiKeys()
 DEFAULTS = RuntimeOptions()
 LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
 
@@ -60,8 +59,11 @@ class ApiOptions:
         max_new_tokens: Of one generation; None: what the context allows.
         max_body_bytes: Size of a request.
         seconds: From a request's first byte to its answer's last.
+        readers: Processes that read bodies.
         keys: Who may ask.
         hosts: Names besides this machine's under which it answers; None: any.
+        metrics_keys: Who may read exact metrics.
+        share_prefixes: Whether kept prefixes are reused among different keys.
     """
 
     model: str | None = None
@@ -69,8 +71,11 @@ class ApiOptions:
     max_new_tokens: int | None = None
     max_body_bytes: int = 4 << 20
     seconds: float = 300.0
+    readers: int = 2
     keys: ApiKeys = NO_KEYS
     hosts: frozenset[str] | None = None
+    metrics_keys: ApiKeys = NO_KEYS
+    share_prefixes: bool = False
 
 
 def open_checked(directory: str) -> Artifact:
@@ -100,33 +105,41 @@ def make_engine(options: EngineOptions) -> Engine:
 
 def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
-    from lucid_deploy.serving.backend import LocalBackend
-
     return LocalBackend(make_engine(options), TextTokenizer(Path(options.directory)))
 
 
-def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
-    """Return the application's state over a backend. Call it in an event loop.
+def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
+    """Return what the readers of a server read for.
 
     Raises:
-        LucidError: The artifact or its chat template cannot be read, or a limit does not fit the model.
+        LucidError: The artifact or its tokenizer cannot be read.
     """
-    from lucid_deploy.serving.app import Service, Settings
-
     artifact = open_checked(engine.directory)
-    manifest = (artifact.directory / MANIFEST).read_bytes()
-    tokenizer = TextTokenizer(artifact.directory)
-    limits = _limits(artifact, tokenizer, engine, api)
+    limits = _limits(artifact, TextTokenizer(artifact.directory), engine, api)
+    return ReaderSetup(str(artifact.directory.resolve()), api.model or artifact.directory.resolve().name, limits)
+
+
+def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
+    """Return the application's state over a backend; its readers are not started. Call it in an event loop.
+
+    Raises:
+        LucidError: The artifact or its tokenizer cannot be read.
+    """
+    from lucid_deploy.serving.service import Service, Settings
+
+    setup = reader_setup(engine, api)
+    manifest = Path(setup.directory) / MANIFEST
     settings = Settings(
-        model=api.model or artifact.directory.resolve().name,
-        fingerprint="lucid_" + hashlib.sha256(manifest).hexdigest()[:10],
-        limits=limits,
+        model=setup.model,
+        fingerprint="lucid_" + hashlib.sha256(manifest.read_bytes()).hexdigest()[:10],
+        limits=setup.limits,
         keys=api.keys,
         hosts=api.hosts,
-        created=int((artifact.directory / MANIFEST).stat().st_mtime),
+        created=int(manifest.stat().st_mtime),
+        metrics_keys=api.metrics_keys,
+        share_prefixes=api.share_prefixes,
     )
-    template = load_chat_template(artifact.directory)
-    return Service(settings, backend, RequestReader(settings.model, limits, tokenizer, template))
+    return Service(settings, backend, ReaderPool(setup, api.readers))
 
 
 def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:

@@ -28,6 +28,7 @@ class PreparedRequest:
         include_usage: Whether a stream ends with counts.
         chat: Whether it is a chat.
         echo: What each prompt's answers begin with.
+        cache_salt: Chosen by the client; kept prefixes are shared under the same salt only.
     """
 
     job: Job
@@ -35,6 +36,7 @@ class PreparedRequest:
     include_usage: bool
     chat: bool
     echo: tuple[str, ...] = field(default=())
+    cache_salt: str = ""
 
     @property
     def prompt_tokens(self) -> int:
@@ -92,7 +94,7 @@ class RequestReader:
         prompts = tuple(self._prompt(item) for item in items)
         job = self._job(body, prompts, DEFAULT_MAX_TOKENS if new is None else new, body.logprobs)
         echo = tuple(map(self._echo, items)) if body.echo else ()
-        return PreparedRequest(job, *_streaming(body), chat=False, echo=echo)
+        return PreparedRequest(job, *_streaming(body), chat=False, echo=echo, cache_salt=body.cache_salt or "")
 
     def _chat(self, body: ChatRequest) -> PreparedRequest:
         self._check_model(body)
@@ -106,7 +108,7 @@ class RequestReader:
         prompt = self._conversation(body, self._template)
         top = (body.top_logprobs or 0) if body.logprobs else None
         job = self._job(body, (prompt,), older if new is None else new, top)
-        return PreparedRequest(job, *_streaming(body), chat=True)
+        return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "")
 
     def _check_model(self, body: SamplingFields) -> None:
         if body.model != self._model:

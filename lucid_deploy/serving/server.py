@@ -13,15 +13,16 @@ from types import FrameType
 import uvicorn
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.app import Service, build_app
+from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.backend import LocalBackend
+from lucid_deploy.serving.service import Service
 
 log = logging.getLogger("lucid_deploy.serving")
 SPARE_CONNECTIONS = 100  # beyond the generations that run and wait: for health checks, metrics and refusals
 
 
 @dataclass
-class Listening:
+class ListenOptions:
     """Where the server listens, and how long it lets requests finish when it is told to end."""
 
     socket: socket.socket
@@ -54,7 +55,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: Listening, ready: Callable[[], None]
+    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let running requests finish.
 
@@ -70,7 +71,7 @@ def serve(
 
 
 async def _serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: Listening, ready: Callable[[], None]
+    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
     service, backend = make_service()
     engine = backend.engine
@@ -85,9 +86,11 @@ async def _serve(
 
     engine.start(when_loaded)
     try:
+        await service.readers.start()
         await server.serve([listening.socket])
     finally:
         failed_to_load = engine.state == "dead" and not server.was_ready
+        await service.readers.close()
         await asyncio.to_thread(engine.stop)
     if failed_to_load and engine.error is not None:
         raise engine.error

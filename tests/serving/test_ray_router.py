@@ -28,6 +28,7 @@ def test_a_very_long_prompt_is_looked_at_in_part() -> None:
 def test_a_name_stands_for_everything_before_it() -> None:
     other = [7, *PROMPT[1:]]
     assert set(block_names(PROMPT)).isdisjoint(block_names(other))
+    assert set(block_names(PROMPT)).isdisjoint(block_names(PROMPT, "another owner"))
     assert block_names([1, 23] * BLOCK)[0] != block_names([12, 3] * BLOCK)[0]
 
 
