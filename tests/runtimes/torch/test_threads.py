@@ -15,6 +15,7 @@ import torch
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 PROMPT = np.array([[5, 6, 7]])
@@ -40,7 +41,8 @@ def in_a_new_thread() -> int:
 @pytest.mark.parametrize("kind", ["artifact", "torch-dense", "torch-blocked", "transformers"])
 def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str) -> None:
     torch.set_num_threads(2)
-    session = open_contender(Contender("it", kind, str(exported()[1].directory), runtime="torch", threads=3))
+    options = RuntimeOptions("torch", threads=3)
+    session = open_contender(Contender("it", kind, str(exported()[1].directory), options))
     seen: list[int] = []
     watch(session, seen)
     assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "opened"
