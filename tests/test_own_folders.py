@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.plugins import aot, ort_build
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = """import json, tempfile
@@ -34,7 +35,7 @@ def test_folders_are_those_of_this_run() -> None:
     assert home.parent == temporary.parent
     for cache in (ort_build.default_ort_library(), aot.default_cache()):
         assert home.parent in cache.parents
-    told = subprocess.run([sys.executable, "-c", FOLDERS], capture_output=True, text=True, check=True, timeout=300)
+    told = subprocess.run([sys.executable, "-c", FOLDERS], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert json.loads(told.stdout) == [str(home), str(temporary)]
 
 
@@ -49,6 +50,6 @@ def test_a_library_that_the_user_built_is_not_seen(tmp_path: Path, workers: int)
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]
     command += ["-p", "no:cacheprovider", "-p", "tests.own_folders", "-n", str(workers), str(tmp_path / "test_it.py")]
     environment = {**os.environ, **user}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout
     assert not list((tmp_path / "TMPDIR").glob("lucid-*")), "the folders are left"

@@ -20,6 +20,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher
 from lucid_deploy.cli import main
 from tests.batching.test_batcher import break_embedding
+from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
 Answers = dict[int, dict[str, Any]]
@@ -145,11 +146,11 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
     for number in (signal.SIGKILL, signal.SIGINT):
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         before = place.output.stat().st_size if place.output.exists() else 0
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not (place.output.exists() and place.output.stat().st_size > before) and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
         if number == signal.SIGINT and process.returncode:  # it may have been at its end
             assert process.returncode == 130 and b"the same command goes on" in errors
     part = place.output.read_bytes()

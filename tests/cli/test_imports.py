@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
+from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -29,7 +30,7 @@ NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 
 def python(code: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_every_module_imports_without_optional_packages() -> None:

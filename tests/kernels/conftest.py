@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SECONDS_PER_CASE = 120  # a program that waits for ever is an error, not a test run that never ends
+from tests.patience import PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,6 @@ def interpret(interpreter_pool: Pool) -> Callable[..., Any]:
     """Call a function of ``kernel_worker`` in the interpreter's process."""
 
     def call(function: Callable[..., Any], *arguments: Any) -> Any:
-        return interpreter_pool.apply_async(function, arguments).get(timeout=SECONDS_PER_CASE)
+        return interpreter_pool.apply_async(function, arguments).get(timeout=PATIENCE)
 
     return call

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.kernels import decode_attention, plan, precondition
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "plugins" / "kernels" / "table.json"
@@ -137,7 +138,7 @@ def test_a_missing_triton_says_what_to_install():
         "import sys; sys.modules['triton'] = None; import torch; from lucid_deploy.plugins.kernels import precondition"
     )
     code += "; k = torch.zeros(1, 1, 4, 16); precondition(k, k)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert 'pip install "lucid-deploy[kernels]"' in result.stderr
 
 
@@ -164,6 +165,6 @@ def test_the_tuner_takes_the_fastest_of_the_correct():
 def test_the_tuner_says_that_it_needs_a_gpu():
     command = [sys.executable, str(ROOT / "benchmarks" / "tune_kernels.py")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert result.returncode == 2 and "needs an NVIDIA GPU" in result.stderr
-    assert subprocess.run([*command, "--help"], capture_output=True, timeout=120).returncode == 0
+    assert subprocess.run([*command, "--help"], capture_output=True, timeout=PATIENCE).returncode == 0

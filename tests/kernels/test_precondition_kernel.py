@@ -17,6 +17,7 @@ from tests.kernels.kernel_worker import (
     run_precondition,
     shared_problem,
 )
+from tests.patience import PATIENCE
 
 FACTOR = 1.25  # the two round in different orders: 1.02 was seen; E in one bfloat16 part gives 4
 FLOAT32_FLOOR = 1e-7  # one unit in the last place, where the plain implementation is exact by luck
@@ -99,14 +100,14 @@ def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool):
     problem = shared_problem(case)
     problem["workspace"][0] = 1
     second = interpreter_pool.apply_async(run_next_program, (case, problem))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while problem["workspace"][0] == 1 and time.monotonic() < deadline:  # until it has its ticket
         second.wait(0.1)
     second.wait(1)
     assert not second.ready(), "block row 1 did not wait for block row 0"
     problem["workspace"][0] = 0
     first = interpreter_pool.apply_async(run_next_program, (case, problem))
-    assert first.get(timeout=60) and second.get(timeout=60)
+    assert first.get(timeout=PATIENCE) and second.get(timeout=PATIENCE)
     assert problem["workspace"].tolist() == [1, 2]
     assert relative_error(problem["y"][:, :, :32], problem["exact"][:, :, :32]) < 1e-4
     assert problem["y"][:, :, 32:].isnan().all()

@@ -15,6 +15,7 @@ from typing import Any
 from lucid_deploy.plugins.aot import CompiledKernel, Variant, variants
 from lucid_deploy.plugins.build import build_plugin, find_compiler, find_cuda_headers, find_tensorrt_headers
 from lucid_deploy.plugins.kernels.plan import Plan, Step, plan_decode_attention, plan_precondition
+from tests.patience import PATIENCE
 
 HERE = Path(__file__).parent
 SHARED_BYTES = {80: 50_000, 86: 40_000, 90: 90_000}  # above and below the 48 KiB that need no attribute
@@ -96,7 +97,9 @@ class Tools:
             environment["LD_LIBRARY_PATH"] = str(self.driver.parent)
         sizes = (problem.batch, problem.heads, problem.groups, problem.new, problem.past, problem.width)
         command = [self.harness, self.plugin, problem.operator, problem.dtype, *sizes, repr(problem.epsilon), mode]
-        result = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(
+            list(map(str, command)), env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
         assert result.returncode == 0, result.stderr
         calls = log.read_text().splitlines() if log.exists() else []
         return [json.loads(line) for line in result.stdout.splitlines()], [json.loads(line) for line in calls]

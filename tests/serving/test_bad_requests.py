@@ -15,7 +15,8 @@ import httpx
 import openai
 import pytest
 
-from tests.serving.serving_tools import MODEL, PROMPT, Server
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
 KEY = "a-key-that-nobody-guesses"
 BODY_LIMIT = 100_000
@@ -29,7 +30,7 @@ def strict(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(f"# for the tests\n\n{KEY}\nanother-key\n")
     keys.chmod(0o600)
-    options = ["--max-body", BODY_LIMIT, "--max-prompt-tokens", 100, "--max-new-tokens", 50, "--timeout", 4]
+    options = ["--max-body", BODY_LIMIT, "--max-prompt-tokens", 100, "--max-new-tokens", 50, "--timeout", 300]
     words = ["serve", str(artifacts["growing"]), "--port", "0", "--served-model-name", MODEL, "--rows", "2"]
     words += ["--max-queue", "2", "--api-key-file", str(keys)]
     running = Server(["-m", "lucid_deploy.cli", *words, *map(str, options)])
@@ -41,7 +42,7 @@ def strict(artifacts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="module")
 def http(strict: Server) -> Iterator[httpx.Client]:
     headers = {"Authorization": f"Bearer {KEY}"}
-    with httpx.Client(base_url=strict.url, headers=headers, timeout=30) as client:
+    with httpx.Client(base_url=strict.url, headers=headers, timeout=PATIENCE) as client:
         yield client
 
 
@@ -309,11 +310,12 @@ def test_games_with_headers(strict: Server, data: bytes, status: bytes) -> None:
     assert answer == b"" or answer.split(b" ", 2)[1].startswith(status)
 
 
-def test_a_body_that_never_ends_is_given_up(strict: Server) -> None:
+def test_a_body_that_never_ends_is_given_up(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["growing"], "--timeout", 2)
     began = time.monotonic()
-    answer = send(strict, HEAD.encode() + b'Content-Length: 50\r\n\r\n{"model"', then_wait=15)
+    answer = send(server, HEAD.encode() + b'Content-Length: 50\r\n\r\n{"model"', then_wait=PATIENCE)
     assert answer.split(b" ", 2)[1] == b"408"
-    assert 3 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 1.5
 
 
 def test_many_connections(strict: Server, http: httpx.Client) -> None:
@@ -332,10 +334,13 @@ def test_a_full_queue_is_429_with_retry_after(strict: Server, http: httpx.Client
     body = {"model": MODEL, "prompt": ["fox"] * 4, "max_tokens": 50, "ignore_eos": True}
     import concurrent.futures
 
+    statuses: set[int] = set()
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: http.post(COMPLETIONS, json=body), range(8)))
+        while not {200, 429} <= statuses:  # on a busy machine one may come after the other
+            answers = list(pool.map(lambda _: http.post(COMPLETIONS, json=body), range(8)))
+            statuses |= {answer.status_code for answer in answers}
+    assert statuses == {200, 429}
     full = [answer for answer in answers if answer.status_code == 429]
-    assert {answer.status_code for answer in answers} == {200, 429}
     for answer in full:
         refused(answer, 429, "queue_full")
         assert 1 <= int(answer.headers["Retry-After"]) <= 60

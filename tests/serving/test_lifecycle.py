@@ -18,10 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
+from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 from tests.serving.slow_server import FATAL
 
-STEP = 0.02  # seconds; a long generation takes 10
+STEP = 0.25  # seconds, until the server is told to hurry; the longest generation takes at least 100
 
 
 def body(count: int = 400, **more: Any) -> dict[str, Any]:
@@ -33,8 +34,8 @@ def metric(server: Server, name: str) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
 
 
-def wait_for(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
@@ -52,28 +53,27 @@ class Asking(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.answer = httpx.post(f"{self.server.url}/v1/completions", json=self.data, timeout=60)
+            self.answer = httpx.post(f"{self.server.url}/v1/completions", json=self.data, timeout=PATIENCE)
         except httpx.TransportError as error:
             self.error = error
 
-    def result(self, seconds: float = 30) -> httpx.Response:
-        self.join(seconds)
+    def result(self) -> httpx.Response:
+        self.join(PATIENCE)
         assert self.answer is not None, self.error
         return self.answer
 
 
 def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, Path]) -> None:
     server = start(artifacts["static"], "--rows", 1, "--max-queue", 2, slow=STEP)
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body(stream=True), timeout=30) as stream:
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body(stream=True), timeout=PATIENCE) as stream:
         lines = stream.iter_lines()  # the stream is closed when this is dropped
         next(lines)
         waiting = Asking(server, body(2))
         wait_for(lambda: metric(server, "lucid_queue_length") == 1)
         assert metric(server, "lucid_active_rows") == 1
         assert metric(server, "lucid_cache_tokens") > 18
-    began = time.monotonic()
     assert waiting.result().status_code == 200
-    assert time.monotonic() - began < 4  # and not after the 400 tokens
+    assert metric(server, "lucid_generated_tokens_total") < 400  # not after all tokens of the one that left
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
     assert metric(server, "lucid_cache_tokens") == 0
 
@@ -83,7 +83,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
         head += f"Content-Length: {len(data)}\r\n\r\n"
         connection.sendall(head.encode() + data)
         wait_for(lambda: metric(server, "lucid_active_rows") == 1)
-    wait_for(lambda: metric(server, "lucid_active_rows") == 0, 3)
+    wait_for(lambda: metric(server, "lucid_active_rows") == 0)
     assert 'status="499"' in httpx.get(f"{server.url}/metrics").text
 
     queued = [Asking(server, body(100)) for _ in range(3)]
@@ -92,19 +92,19 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
         with pytest.raises(openai.RateLimitError) as error:
             client.completions.create(model=MODEL, prompt=PROMPT)
         assert 1 <= int(error.value.response.headers["Retry-After"]) <= 60
+    server.hurry()
     assert [asking.result().status_code for asking in queued] == [200] * 3
     assert server.stop() == 0
 
 
 def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str, Path]) -> None:
-    server = start(artifacts["growing"], "--rows", 1, "--timeout", 1.5, slow=STEP)
+    server = start(artifacts["growing"], "--rows", 1, "--timeout", 4, slow=STEP)
     running, queued = Asking(server, body()), Asking(server, body())
     for asking in (running, queued):
         answer = asking.result()
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
-    streamed = httpx.post(f"{server.url}/v1/completions", json=body(stream=True), timeout=30)
-    events = [line for line in streamed.text.split("\n\n") if line]
-    assert len(events) > 10
+    streamed = httpx.post(f"{server.url}/v1/completions", json=body(stream=True), timeout=PATIENCE)
+    events = [line for line in streamed.text.split("\n\n") if line]  # of tokens, as far as they came, and the error
     assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
     assert "[DONE]" not in streamed.text
     options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 400, "stream": True}
@@ -113,7 +113,8 @@ def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str,
         with pytest.raises(openai.APIError, match="longer than"):
             list(stream)
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
-    assert httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 200
+    server.hurry()
+    wait_for(lambda: httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 200)
 
 
 def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict[str, Path]) -> None:
@@ -122,9 +123,9 @@ def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict
     running, streamed, queued = Asking(server, body()), Asking(server, body(stream=True)), Asking(server, body())
     wait_for(lambda: metric(server, "lucid_active_rows") == 2 and metric(server, "lucid_queue_length") == 1)
     last = Asking(server, body(FATAL))
-    assert last.result(10).status_code == 500  # it may still be a command that nobody has taken
-    assert (running.result(10).status_code, queued.result(10).status_code) == (500, 500)
-    assert '"code":"engine_error"' in streamed.result(10).text
+    assert last.result().status_code == 500  # it may still be a command that nobody has taken
+    assert (running.result().status_code, queued.result().status_code) == (500, 500)
+    assert '"code":"engine_error"' in streamed.result().text
     health = httpx.get(f"{server.url}/healthz")
     assert (health.status_code, health.json()) == (503, {"status": "engine_down"})
     for more in ({}, {"stream": True}):
@@ -145,10 +146,11 @@ def test_running_requests_finish_and_new_ones_are_told(
     whole, streamed = Asking(server, body(60)), Asking(server, body(60, stream=True))
     wait_for(lambda: metric(server, "lucid_active_rows") == 2)
     server.process.send_signal(number)
-    wait_for(lambda: httpx.get(f"{server.url}/healthz").status_code == 503, 3)
+    wait_for(lambda: httpx.get(f"{server.url}/healthz").status_code == 503)
     refused = httpx.post(f"{server.url}/v1/completions", json=body(3))
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-    assert server.process.wait(20) == 0
+    server.hurry()
+    assert server.process.wait(PATIENCE) == 0
     assert whole.result().json()["usage"]["completion_tokens"] == 60
     assert streamed.result().text.endswith("data: [DONE]\n\n")
 
@@ -157,10 +159,8 @@ def test_after_grace_requests_end_with_an_error(start: Start, artifacts: dict[st
     server = start(artifacts["growing"], "--grace", 0.5, slow=STEP)
     whole, streamed = Asking(server, body()), Asking(server, body(stream=True))
     wait_for(lambda: metric(server, "lucid_active_rows") == 2)
-    began = time.monotonic()
     assert server.stop() == 0
-    assert time.monotonic() - began < 6
-    assert whole.result().status_code == 503
+    assert whole.result().status_code == 503  # and not 200, with all tokens
     assert '"code":"shutting_down"' in streamed.result().text
     assert "[DONE]" not in streamed.result().text
 
@@ -186,7 +186,7 @@ def test_a_port_in_use(artifacts: dict[str, Path]) -> None:
         (["--engine", "ray", "--min-replicas", "3", "--max-replicas", "2"], "is more than"),
         (["--engine", "ray", "--min-replicas", "3"], "go together"),
         (["--threads", "0"], "number of threads"),
-        (["--device", "cuda"], "runs on the CPU"),
+        (["--device", "cuda"], "runs on cpu"),
         (["--rows", "0"], "not in the range"),
     ],
 )
@@ -238,7 +238,7 @@ def test_names_and_networks(start: Start, artifacts: dict[str, Path]) -> None:
     assert server.stop() == 0
     assert not any("WARNING: listening" in line for line in server.errors)
     wide = start(artifacts["plain"], "--host", "0.0.0.0", ready=False)
-    wait_for(lambda: any("WARNING: listening on 0.0.0.0 without API keys" in line for line in wide.errors), 30)
+    wait_for(lambda: any("WARNING: listening on 0.0.0.0 without API keys" in line for line in wide.errors))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_missing_package_names_its_extra(
 ) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from lucid_deploy.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(artifacts["plain"]), *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"Error: The package {package} is needed to serve")
     assert f'pip install "lucid-deploy[{extra}]"' in result.stderr

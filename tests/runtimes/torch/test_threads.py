@@ -16,6 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import Contender, open_contender
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
+from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
 PROMPT = np.array([[5, 6, 7]])
@@ -73,7 +74,7 @@ def test_without_a_number_a_session_uses_the_process_s(exported: Exported) -> No
 
 
 def test_sessions_in_two_threads_run_with_a_number_each(exported: Exported) -> None:
-    both_run, both_ready = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
+    both_run, both_ready = threading.Barrier(2, timeout=PATIENCE), threading.Barrier(2, timeout=PATIENCE)
     seen: dict[int, int] = {}
 
     def work(number: int) -> int:
