@@ -14,7 +14,7 @@ import onnx
 from onnxscript import opset23 as op
 from onnxscript import script, values
 
-from lucid_deploy.export.operators import DOMAIN, VERSION
+from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 _LUCID = values.Opset(DOMAIN, VERSION)
 _LEAF = 32  # smallest diagonal block, inverted with dense masked products
