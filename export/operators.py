@@ -88,7 +88,11 @@ def _node_maker(operator: Operator) -> values.Op:
 def _torch_operator(operator: Operator) -> Callable[..., Any]:
     import torch
 
-    import lucid_deploy.ops  # noqa: F401 (registers torch.ops.lucid)
+    # These register PyTorch's operators.
+    import lucid_deploy.plugins.causal_attention
+    import lucid_deploy.plugins.decode_attention
+    import lucid_deploy.plugins.precondition
+    import lucid_deploy.plugins.scatter_row  # noqa: F401
 
     namespace, name = operator.torch_name.split("::")
     found: Callable[..., Any] = getattr(getattr(torch.ops, namespace), name).default

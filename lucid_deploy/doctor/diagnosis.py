@@ -76,7 +76,7 @@ def _python() -> str:
 def _torch() -> str:
     import torch
 
-    from lucid_deploy.ops import precondition
+    from lucid_deploy.plugins.precondition import precondition
 
     k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so every entry of L is 1 and Y = V_i − V_{i−1}
     v = torch.tensor([1.0, 3.0, 6.0]).reshape(1, 1, 3, 1).expand(1, 1, 3, 4)

@@ -18,8 +18,11 @@ from torch import Tensor, nn
 
 from lucid_deploy.cache.codecs import CacheCodec, LayerCache, codec_for
 from lucid_deploy.model.config import LucidConfig, RopeScaling
-from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
-from lucid_deploy.ops.precondition import compute_dtype
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 class RMSNorm(nn.Module):
@@ -250,7 +253,7 @@ class LucidForCausalLM(nn.Module):
             past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
-            decode: Take the single-token path (:func:`~lucid_deploy.ops.decode_attention`); needs N = 1.
+            decode: Take the single-token path, :mod:`~lucid_deploy.plugins.decode_attention`; needs N = 1.
             last_only: Compute logits of each row's last token alone.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
                 with so many tokens in them, ``attention_mask`` is ``(B, M)``, the new row is written behind the last.

@@ -1,4 +1,4 @@
-// Made from plugins/table.py; change that one, then: python -m lucid_deploy.plugins.hosts.operators_header
+// Made from plugins/table.py. After a change: python -m lucid_deploy.plugins.hosts.operators_header
 // In and Out hold the positions of an operator's tensors; kCount is how many there are.
 #pragma once
 

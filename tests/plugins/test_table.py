@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import lucid_deploy.ops  # noqa: F401 (registers torch.ops.lucid)
 from lucid_deploy.export.functions import FUNCTIONS
 from lucid_deploy.export.operators import schema
 from lucid_deploy.plugins.hosts.operators_header import HEADER, header_text
