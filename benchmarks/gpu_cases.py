@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lucid_deploy.ops.decode import decode_attention_reference
-from lucid_deploy.ops.precondition import precondition_reference
+from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
+from lucid_deploy.plugins.precondition.reference import precondition_reference
 
 EPS = 1e-5
 GROUPS = 4  # query heads that share a key/value head when decoding

@@ -77,7 +77,7 @@ def measure_precondition(choice: Choice, width: int, dtype: Any) -> float:
     """Return milliseconds of one solve, after a check of a shorter one."""
     from triton.testing import do_bench
 
-    from lucid_deploy.ops.precondition import precondition_reference
+    from lucid_deploy.plugins.precondition.reference import precondition_reference
 
     k, v = make_inputs(SOLVE_SHAPE | {"tokens": CHECKED_TOKENS}, width, dtype)
     none = k[:, :, :0].double()
@@ -92,7 +92,7 @@ def measure_decode(choice: Choice, width: int, dtype: Any) -> float:
     import torch
     from triton.testing import do_bench
 
-    from lucid_deploy.ops.decode import decode_attention_reference
+    from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 
     def inputs(tokens: int) -> tuple[Any, ...]:
         k, y = make_inputs(DECODE_SHAPE | {"tokens": tokens + 1}, width, dtype)

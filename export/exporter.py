@@ -229,12 +229,13 @@ def _build(
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
-    from lucid_deploy.export.operators import OPSET, VERSION
+    from lucid_deploy.export.operators import OPSET
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
     from lucid_deploy.model.description import describe
+    from lucid_deploy.plugins.table import VERSION
 
     shapes = source.stored_shapes()
     traced: dict[str, Traced] = {}
@@ -338,7 +339,7 @@ def _stored_name(name: str, plan: Collection[str]) -> str:
 
 def _attach_functions(proto: onnx.ModelProto) -> None:
     from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.export.operators import DOMAIN
+    from lucid_deploy.plugins.table import DOMAIN
 
     used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
     opset = next(item.version for item in proto.opset_import if item.domain == "")

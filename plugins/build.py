@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 PLUGIN_ABI = 1  # raise it when what engines store about the plugins changes, or what the library exports
 LIBRARY_NAME = "liblucid_tensorrt.so"
-SOURCE = Path(__file__).parent / "src"
+PLUGINS = Path(__file__).parent
+SOURCE = PLUGINS / "src"
 CUDA_TOOLKIT = Path("/usr/local/cuda/include")
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
@@ -59,7 +60,7 @@ def build_plugin(
         data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
-        command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}"]
+        command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
         command += [f'-DLUCID_KERNEL_DATA="{data}"', f'-DLUCID_KERNEL_TABLE="{table}"']
         # -isystem: warnings in other people's headers are not ours to fix.
         command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]

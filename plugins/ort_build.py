@@ -15,7 +15,8 @@ from lucid_deploy.plugins import build as compilation
 
 ORT_ABI = 2  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
-SOURCE = Path(__file__).parent / "src" / "onnxruntime"
+PLUGINS = Path(__file__).parent
+SOURCE = PLUGINS / "src" / "onnxruntime"
 HEADER = "onnxruntime_c_api.h"
 # -ffp-contract: the sums of products are written for fused multiply-add, which strict C++17 does not form by itself.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
@@ -130,11 +131,12 @@ def find_ort_headers() -> Path | None:
 
 
 def _sources() -> list[Path]:
-    return sorted(path for path in SOURCE.iterdir() if path.suffix in (".cpp", ".h", ".inl"))
+    own = sorted(path for path in SOURCE.iterdir() if path.suffix in (".cpp", ".h", ".inl"))
+    return [*own, PLUGINS / "hosts" / "operators_generated.h"]
 
 
 def _arguments(include: Path | None) -> list[str]:
-    arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}"]
+    arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS)]
     if include is not None:  # -isystem: warnings in other people's headers are not ours to fix
         arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include)]
     return arguments + [str(path) for path in _sources() if path.suffix == ".cpp"]

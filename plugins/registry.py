@@ -10,9 +10,8 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.build import check_plugin
+from lucid_deploy.plugins.table import DOMAIN, IN_TENSORRT, VERSION
 
-NAMESPACE, VERSION = "ai.lucid", "1"
-PLUGINS = ("Precondition", "DecodeAttention")
 RTX_LIBRARIES = "tensorrt_rtx_libs"  # the package that holds TensorRT-RTX's shared libraries
 RTX_NAME = "libtensorrt_rtx.so"
 
@@ -41,7 +40,7 @@ def register_plugins(library: Path, trt: Any) -> None:
 
 def _missing(registry: Any) -> list[str]:
     known = {(each.name, each.plugin_version, each.plugin_namespace) for each in registry.all_creators}
-    return [name for name in PLUGINS if (name, VERSION, NAMESPACE) not in known]
+    return [each.name for each in IN_TENSORRT if (each.name, str(VERSION), DOMAIN) not in known]
 
 
 def make_rtx_name_resolvable() -> None:

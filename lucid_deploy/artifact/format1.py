@@ -8,10 +8,11 @@ from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import cache_tensors
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
 
 _PROJECTIONS = {"self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj")}
-_LUCID = {"prefill": ("Precondition", "CausalAttention"), "decode": ("DecodeAttention",)}
-_STANDARD = {"prefill": ("CausalAttention",)}
+_LUCID = {"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)}
+_STANDARD = {"prefill": (CAUSAL_ATTENTION.name,)}
 
 
 def recorded(config: LucidConfig, cache_dtype: str, quantization: Quantization | None) -> dict[str, Any]:

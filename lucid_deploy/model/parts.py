@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.ops.precondition import compute_dtype
+from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 class RMSNorm(nn.Module):

@@ -12,6 +12,7 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
+from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -43,7 +44,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "ranges": manifest.ranges,
         "logits": manifest.logits,
         "opset": manifest.opset,
-        "operators": {"domain": "ai.lucid", "version": manifest.operators},
+        "operators": {"domain": DOMAIN, "version": manifest.operators},
         "source": manifest.source,
         "versions": manifest.versions,
         "files": manifest.files,

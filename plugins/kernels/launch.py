@@ -25,7 +25,7 @@ def precondition(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> Tensor:
-    """Solve ``L Y = V`` with the kernel; the contract of :func:`lucid_deploy.ops.precondition`, without derivatives.
+    """Solve ``L Y = V`` with the kernel; the contract of :mod:`lucid_deploy.plugins.precondition`, without derivatives.
 
     Args:
         k: Raw keys of the new tokens, ``(B, H, N, D)``.
@@ -72,7 +72,7 @@ def decode_attention(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from one new token with the kernels; the contract of :func:`lucid_deploy.ops.decode_attention`.
+    """Attend from one new token with the kernels; the contract of :mod:`lucid_deploy.plugins.decode_attention`.
 
     Args:
         q: Queries, ``(B, H·G, 1, D)``.

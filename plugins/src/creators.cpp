@@ -57,21 +57,21 @@ public:
             {
                 checkAbi(fields);
             }
-            PluginField const* const epsilon = findField(fields, "epsilon", PluginFieldType::kFLOAT32);
-            require(epsilon != nullptr, (std::string(mName) + " needs the attribute epsilon").c_str());
+            PluginField const* const epsilon = findField(fields, table::kEpsilon, PluginFieldType::kFLOAT32);
+            require(epsilon != nullptr, (std::string(mName) + " needs the attribute " + table::kEpsilon).c_str());
             return mMake(*static_cast<float const*>(epsilon->data)).release();
         });
     }
 
     PluginFieldCollection const* getFieldNames() noexcept override { return &mFields; }
     char const* getPluginName() const noexcept override { return mName; }
-    char const* getPluginVersion() const noexcept override { return kVersion; }
-    char const* getPluginNamespace() const noexcept override { return kNamespace; }
+    char const* getPluginVersion() const noexcept override { return table::kVersionText; }
+    char const* getPluginNamespace() const noexcept override { return table::kDomain; }
 
 private:
     char const* const mName;
     Make const mMake;
-    PluginField const mEpsilon{"epsilon", nullptr, PluginFieldType::kFLOAT32, 1};
+    PluginField const mEpsilon{table::kEpsilon, nullptr, PluginFieldType::kFLOAT32, 1};
     PluginFieldCollection const mFields{1, &mEpsilon};
 };
 
@@ -82,8 +82,8 @@ private:
 
 LUCID_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
 {
-    static lucid::Creator precondition{"Precondition", lucid::makePrecondition};
-    static lucid::Creator decodeAttention{"DecodeAttention", lucid::makeDecodeAttention};
+    static lucid::Creator precondition{lucid::table::Precondition::kName, lucid::makePrecondition};
+    static lucid::Creator decodeAttention{lucid::table::DecodeAttention::kName, lucid::makeDecodeAttention};
     static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention};
     count = 2;
     return creators;

@@ -10,11 +10,14 @@ namespace lucid
 namespace
 {
 
+using In = table::DecodeAttention::In;
+using Out = table::DecodeAttention::Out;
+
 class DecodeAttentionPlugin final : public OperatorPlugin
 {
 public:
     explicit DecodeAttentionPlugin(float epsilon)
-        : OperatorPlugin("DecodeAttention", epsilon)
+        : OperatorPlugin(table::DecodeAttention::kName, epsilon)
     {
     }
 
@@ -23,33 +26,34 @@ public:
         return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mEpsilon).release(); });
     }
 
-    int32_t getNbOutputs() const noexcept override { return 2; }
+    int32_t getNbOutputs() const noexcept override { return Out::kCount; }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
         int32_t, IExprBuilder&) noexcept override
     {
         return guarded(-1, [&] {
-            require(nbInputs == inputCount() && inputs[0].nbDims == 4, "Q must be (batch, heads, 1, width)");
-            outputs[0] = inputs[0];
-            outputs[1] = inputs[2];
+            require(nbInputs == inputCount() && inputs[In::Q].nbDims == 4, "Q must be (batch, heads, 1, width)");
+            outputs[Out::O] = inputs[In::Q];
+            outputs[Out::Y_new] = inputs[In::V_new];
             return 0;
         });
     }
 
 protected:
-    int32_t inputCount() const override { return 6; }
+    int32_t inputCount() const override { return In::kCount; }
 
     Sizes readSizes(Shapes const& inputs) const override
     {
-        Dims const& q = inputs[0];
-        Dims const& knew = inputs[1];
-        Dims const& k = inputs[3];
-        require(q.nbDims == 4 && knew.nbDims == 4 && k.nbDims == 4 && inputs[5].nbDims == 2,
+        Dims const& q = inputs[In::Q];
+        Dims const& knew = inputs[In::K_new];
+        Dims const& k = inputs[In::K];
+        require(q.nbDims == 4 && knew.nbDims == 4 && k.nbDims == 4 && inputs[In::mask].nbDims == 2,
             "Q, K_new and K must have 4 dimensions and mask 2");
         for (int32_t i = 0; i < 4; ++i)
         {
-            require(inputs[2].nbDims == 4 && inputs[2].d[i] == knew.d[i], "K_new and V_new must have one shape");
-            require(inputs[4].nbDims == 4 && inputs[4].d[i] == k.d[i], "K and Y must have one shape");
+            require(inputs[In::V_new].nbDims == 4 && inputs[In::V_new].d[i] == knew.d[i],
+                "K_new and V_new must have one shape");
+            require(inputs[In::Y].nbDims == 4 && inputs[In::Y].d[i] == k.d[i], "K and Y must have one shape");
             require(i == 2 || knew.d[i] == k.d[i], "K_new and K may differ in their tokens only");
         }
         require(q.d[2] == 1 && knew.d[2] == 1, "there must be one new token");
@@ -66,8 +70,9 @@ protected:
         int32_t arch) const override
     {
         auto const address = [](void const* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); };
-        DecodePointers const pointers{address(inputs[0]), address(inputs[1]), address(inputs[2]), address(inputs[3]),
-            address(inputs[4]), address(inputs[5]), address(outputs[0]), address(outputs[1]), address(workspace)};
+        DecodePointers const pointers{address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::V_new]),
+            address(inputs[In::K]), address(inputs[In::Y]), address(inputs[In::mask]), address(outputs[Out::O]),
+            address(outputs[Out::Y_new]), address(workspace)};
         return planDecode(sizes, pointers, arch);
     }
 };

@@ -178,7 +178,7 @@ IPluginV3* OperatorPlugin::attachToContext(IPluginResourceContext*) noexcept
 PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
 {
     return guarded(static_cast<PluginFieldCollection const*>(nullptr), [&] {
-        mFields = {{"epsilon", &mEpsilon, PluginFieldType::kFLOAT32, 1}, {"abi", &mAbi, PluginFieldType::kINT32, 1}};
+        mFields = {{table::kEpsilon, &mEpsilon, PluginFieldType::kFLOAT32, 1}, {"abi", &mAbi, PluginFieldType::kINT32, 1}};
         mFieldCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
         return static_cast<PluginFieldCollection const*>(&mFieldCollection);
     });

@@ -1,6 +1,7 @@
 // What the two plugins share: TensorRT's V3ONE interfaces in terms of sizes, checks and launches.
 #pragma once
 
+#include "hosts/operators_generated.h"
 #include "plan.h"
 
 #include <NvInferRuntime.h>
@@ -11,9 +12,6 @@
 
 namespace lucid
 {
-
-constexpr char const* kNamespace = "ai.lucid";
-constexpr char const* kVersion = "1";
 
 //! Base of both plugins. Derived classes say which tensors there are; nothing here throws to TensorRT.
 class OperatorPlugin : public nvinfer1::IPluginV3,
@@ -29,8 +27,8 @@ public:
 
     // IPluginV3OneCore
     char const* getPluginName() const noexcept override { return mName; }
-    char const* getPluginVersion() const noexcept override { return kVersion; }
-    char const* getPluginNamespace() const noexcept override { return kNamespace; }
+    char const* getPluginVersion() const noexcept override { return table::kVersionText; }
+    char const* getPluginNamespace() const noexcept override { return table::kDomain; }
 
     // IPluginV3OneBuild
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,

@@ -9,11 +9,13 @@ namespace lucid
 namespace
 {
 
+using In = table::Precondition::In;
+
 class PreconditionPlugin final : public OperatorPlugin
 {
 public:
     explicit PreconditionPlugin(float epsilon)
-        : OperatorPlugin("Precondition", epsilon)
+        : OperatorPlugin(table::Precondition::kName, epsilon)
     {
     }
 
@@ -22,31 +24,32 @@ public:
         return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mEpsilon).release(); });
     }
 
-    int32_t getNbOutputs() const noexcept override { return 1; }
+    int32_t getNbOutputs() const noexcept override { return table::Precondition::Out::kCount; }
 
     int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
         int32_t, IExprBuilder&) noexcept override
     {
         return guarded(-1, [&] {
-            require(nbInputs == inputCount() && inputs[0].nbDims == 4, "K must be (batch, heads, tokens, width)");
-            outputs[0] = inputs[1];
+            require(nbInputs == inputCount() && inputs[In::K].nbDims == 4, "K must be (batch, heads, tokens, width)");
+            outputs[0] = inputs[In::V];
             return 0;
         });
     }
 
 protected:
-    int32_t inputCount() const override { return 5; }
+    int32_t inputCount() const override { return In::kCount; }
 
     Sizes readSizes(Shapes const& inputs) const override
     {
-        Dims const& k = inputs[0];
-        Dims const& past = inputs[2];
-        require(k.nbDims == 4 && past.nbDims == 4 && inputs[4].nbDims == 2,
+        Dims const& k = inputs[In::K];
+        Dims const& past = inputs[In::K_past];
+        require(k.nbDims == 4 && past.nbDims == 4 && inputs[In::mask].nbDims == 2,
             "K and K_past must have 4 dimensions and mask 2");
         for (int32_t i = 0; i < 4; ++i)
         {
-            require(inputs[1].nbDims == 4 && inputs[1].d[i] == k.d[i], "K and V must have one shape");
-            require(inputs[3].nbDims == 4 && inputs[3].d[i] == past.d[i], "K_past and Y_past must have one shape");
+            require(inputs[In::V].nbDims == 4 && inputs[In::V].d[i] == k.d[i], "K and V must have one shape");
+            require(inputs[In::Y_past].nbDims == 4 && inputs[In::Y_past].d[i] == past.d[i],
+                "K_past and Y_past must have one shape");
             require(i == 2 || past.d[i] == k.d[i], "K and K_past may differ in their tokens only");
         }
         return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mEpsilon};
@@ -60,8 +63,8 @@ protected:
         int32_t arch) const override
     {
         auto const address = [](void const* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); };
-        PreconditionPointers const pointers{address(inputs[0]), address(inputs[1]), address(inputs[2]),
-            address(inputs[3]), address(inputs[4]), address(outputs[0]), address(workspace)};
+        PreconditionPointers const pointers{address(inputs[In::K]), address(inputs[In::V]), address(inputs[In::K_past]),
+            address(inputs[In::Y_past]), address(inputs[In::mask]), address(outputs[0]), address(workspace)};
         return planPrecondition(sizes, pointers, arch);
     }
 };

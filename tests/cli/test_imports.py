@@ -74,7 +74,7 @@ def test_running_with_onnxruntime_imports_no_torch(exported: Exported) -> None:
 import sys
 from lucid_deploy.cli import main
 main(sys.argv[1:], standalone_mode=False)
-print([name for name in ("torch", "onnxscript", "lucid_deploy.ops") if name in sys.modules])
+print([name for name in ("torch", "onnxscript", "lucid_deploy.plugins.precondition") if name in sys.modules])
 """
     result = python(code, "run", artifact.directory, "--prompt-ids", "5", "-n", "3", "--ignore-eos")
     assert result.returncode == 0, result.stderr

@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from lucid_deploy.export.functions import FUNCTIONS
-from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
-from lucid_deploy.ops import causal_attention, decode_attention, precondition
+from lucid_deploy.export.operators import OPSET
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 H, G, D = 2, 3, 20
 TYPES = {"float32": (onnx.TensorProto.FLOAT, np.float32), "float16": (onnx.TensorProto.FLOAT16, np.float16)}

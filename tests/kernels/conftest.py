@@ -15,7 +15,7 @@ from tests.patience import PATIENCE
 @pytest.fixture(scope="session")
 def interpreter_pool() -> Iterator[Pool]:
     pytest.importorskip("triton", reason='the kernel tests need Triton: pip install -e ".[kernels]"')
-    import kernel_worker
+    from tests.kernels import kernel_worker
 
     pool = multiprocessing.get_context("spawn").Pool(2, initializer=kernel_worker.start)
     yield pool

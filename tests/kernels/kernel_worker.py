@@ -66,7 +66,7 @@ def make_mask(case: Case, tokens: int) -> Tensor:
 
 
 def exact_precondition(k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor) -> Tensor:
-    from lucid_deploy.ops.precondition import precondition_reference
+    from lucid_deploy.plugins.precondition.reference import precondition_reference
 
     return precondition_reference(k.double(), v.double(), k_past.double(), y_past.double(), mask, EPS)
 
@@ -263,7 +263,7 @@ def plain_decode(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, 
 
 def run_decode(case: Case) -> dict[str, Any]:
     """As :func:`run_precondition`, for decode attention; with ``case.static``, NaN rows stand behind the cache."""
-    from lucid_deploy.ops.decode import decode_attention_reference
+    from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
     from lucid_deploy.plugins.kernels import decode_attention, plan_decode_attention
 
     inputs = decode_inputs(case)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
+from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.ort_build import kernels_name
+from lucid_deploy.plugins.table import DOMAIN, VERSION
 
 INPUTS = {
     "Precondition": ["K", "V", "K_past", "Y_past", "mask"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.ops import causal_attention, decode_attention
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
 from lucid_deploy.plugins.ort_build import kernels_name
 from tests.native.native_tools import check, keys, poison, run, runnable, session
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.ops import precondition
 from lucid_deploy.plugins.ort_build import kernels_name
+from lucid_deploy.plugins.precondition import precondition
 from tests.native.native_tools import check, error, keys, poison, run, runnable, session
 
 

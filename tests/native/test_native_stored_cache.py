@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lucid_deploy.cache.storage import encode_layer
-from lucid_deploy.ops import decode_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
 from lucid_deploy.plugins.ort_build import kernels_name
 from tests.native.native_tools import check, error, keys, poison, run, runnable, session
 

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.scatter_row import scatter_row
 
 SIZES = [1, 2, 63, 64, 65, 127, 128, 129, 257]
 PASTS = [0, 1, 100]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import lucid_deploy.model.lucid as lucid
-from lucid_deploy.ops.precondition import normalize_keys
 from lucid_deploy.parity import check
+from lucid_deploy.plugins.shared.keys import normalize_keys
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import session
 

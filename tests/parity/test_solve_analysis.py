@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.ops.precondition import precondition_reference
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, error_shares, head_stats, kernel, substitute
 from lucid_deploy.parity.measure.growth import growth
 from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.plugins.precondition.reference import precondition_reference
 
 EPS = 1e-5
 

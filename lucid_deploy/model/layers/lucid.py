@@ -15,7 +15,11 @@ from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind
 from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention, projection_names, rows_layout
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.ops import causal_attention, decode_attention, precondition, scatter_row
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
 
 
 class LucidAttention(GroupedQueryAttention):
@@ -55,7 +59,7 @@ class _Lucid(LayerKind):
         return LayerDescription(
             kind=self.name,
             cache=rows_layout(config, cache_dtype),
-            operators={"prefill": ("Precondition", "CausalAttention"), "decode": ("DecodeAttention",)},
+            operators={"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)},
             weights=projection_names(config, self.attribute),
             solves=True,
             eviction="with LUCID attention their keys and values live on inside Y of every later token, so that what "

@@ -11,8 +11,10 @@ from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind
 from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention, projection_names, rows_layout
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.ops import causal_attention, scatter_row
-from lucid_deploy.ops.precondition import compute_dtype
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.shared.keys import compute_dtype
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
 
 class StandardAttention(GroupedQueryAttention):
@@ -58,7 +60,7 @@ class _Standard(LayerKind):
         return LayerDescription(
             kind=self.name,
             cache=rows_layout(config, cache_dtype),
-            operators={"prefill": ("CausalAttention",)},
+            operators={"prefill": (CAUSAL_ATTENTION.name,)},
             weights=projection_names(config, self.attribute),
             eviction="keys and values of the later tokens were computed from them",
         )

@@ -83,7 +83,9 @@ def _cache(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
     def rows(layer: int, kind: str) -> Array:
         return _heads(session, rounded.tensors[TensorId(layer, KINDS.index(kind))], tokens)
 
-    layers = [(rows(layer, "K"), rows(layer, "Y")) for layer in range(session.config.num_hidden_layers)]
+    layers: list[tuple[Array, ...]] = [
+        (rows(layer, "K"), rows(layer, "Y")) for layer in range(session.config.num_hidden_layers)
+    ]
     return session.cache_from_arrays(layers, np.ones((1, tokens), dtype=bool))
 
 

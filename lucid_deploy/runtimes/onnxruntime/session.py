@@ -13,6 +13,7 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
-DECODE_ATTENTION = "DecodeAttention"
 
 
 class OrtSession(Session[Any]):
@@ -147,7 +147,7 @@ class OrtSession(Session[Any]):
 
     def _graph_of_stored_cache(self, artifact: Artifact) -> bytes | None:
         """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
-        reads = any(layer.uses(DECODE_ATTENTION, "decode") for layer in self.layers)
+        reads = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)
         if self._library is None or self.cache_dtype == self.dtype or not reads:
             return None
         import onnx

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN, PLUGIN_OPERATORS, STAGE_OPERATOR
+from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATOR
 
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
 

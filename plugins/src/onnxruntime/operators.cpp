@@ -1,5 +1,7 @@
 #include "operators.h"
 
+#include "hosts/operators_generated.h"
+
 #include <atomic>
 #include <exception>
 #include <string>
@@ -23,7 +25,8 @@ struct Failure {
 
 class Context {
 public:
-    Context(const OrtApi& api, OrtKernelContext* context) : api_(api), context_(context) {}
+    Context(const OrtApi& api, OrtKernelContext* context, const char* name)
+        : api_(api), context_(context), name_(name) {}
 
     template <class T>
     Input<T> input(size_t index, size_t rank) const {
@@ -64,7 +67,7 @@ public:
     }
 
     [[noreturn]] void refuse(const std::string& what) const {
-        throw Failure{api_.CreateStatus(ORT_INVALID_ARGUMENT, ("ai.lucid: " + what).c_str())};
+        throw Failure{api_.CreateStatus(ORT_INVALID_ARGUMENT, (std::string(table::kDomain) + ": " + name_ + ": " + what).c_str())};
     }
 
     void check(OrtStatus* status) const {
@@ -77,6 +80,7 @@ public:
 private:
     const OrtApi& api_;
     OrtKernelContext* context_;
+    const char* name_; // of the operator
 };
 
 // onnxruntime's threads, those of the session's intra_op_num_threads.
@@ -112,24 +116,24 @@ const KernelsOf<T>& kernels() {
 
 template <class T>
 struct Precondition {
-    static constexpr const char* kName = "Precondition";
-    static constexpr size_t kInputs = 5, kOutputs = 1;
+    using Table = table::Precondition;
+    using In = Table::In;
     static constexpr bool kEpsilon = true;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, float epsilon) {
-        auto k = context.input<T>(0, 4), v = context.input<T>(1, 4);
-        auto k_past = context.input<T>(2, 4), y_past = context.input<T>(3, 4);
-        auto mask = context.input<bool>(4, 2);
-        context.require(v.shape == k.shape, "Precondition: K and V differ in shape");
-        context.require(y_past.shape == k_past.shape, "Precondition: K_past and Y_past differ in shape");
+        auto k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);
+        auto k_past = context.input<T>(In::K_past, 4), y_past = context.input<T>(In::Y_past, 4);
+        auto mask = context.input<bool>(In::mask, 2);
+        context.require(v.shape == k.shape, "K and V differ in shape");
+        context.require(y_past.shape == k_past.shape, "K_past and Y_past differ in shape");
         context.require(k_past.at(0) == k.at(0) && k_past.at(1) == k.at(1) && k_past.at(3) == k.at(3),
-                        "Precondition: K and K_past differ in batch, heads or width");
+                        "K and K_past differ in batch, heads or width");
         context.require(mask.at(0) == k.at(0) && mask.at(1) == k_past.at(2) + k.at(2),
-                        "Precondition: mask is not [batch, past_sequence + sequence]");
-        T* y = context.output<T>(0, k.shape);
+                        "mask is not [batch, past_sequence + sequence]");
+        T* y = context.output<T>(Table::Out::Y, k.shape);
         kernels<T>().precondition({k.data, v.data, k_past.data, y_past.data, mask.data, y, k.at(0), k.at(1), k.at(2),
                                    k_past.at(2), k.at(3), epsilon},
                                   SessionPool(context));
@@ -138,24 +142,21 @@ struct Precondition {
 
 template <class T>
 struct CausalAttention {
-    static constexpr const char* kName = "CausalAttention";
-    static constexpr size_t kInputs = 4, kOutputs = 1;
+    using Table = table::CausalAttention;
+    using In = Table::In;
     static constexpr bool kEpsilon = false;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, float) {
-        auto q = context.input<T>(0, 4), k = context.input<T>(1, 4), y = context.input<T>(2, 4);
-        auto mask = context.input<bool>(3, 2);
-        context.require(y.shape == k.shape, "CausalAttention: K and Y differ in shape");
-        context.require(q.at(0) == k.at(0) && q.at(3) == k.at(3) && q.at(2) <= k.at(2),
-                        "CausalAttention: Q and K do not fit together");
-        context.require(k.at(1) != 0 && q.at(1) % k.at(1) == 0,
-                        "CausalAttention: the heads of Q are no multiple of those of K");
-        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2),
-                        "CausalAttention: mask is not [batch, total_sequence]");
-        T* o = context.output<T>(0, q.shape);
+        auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), y = context.input<T>(In::Y, 4);
+        auto mask = context.input<bool>(In::mask, 2);
+        context.require(y.shape == k.shape, "K and Y differ in shape");
+        context.require(q.at(0) == k.at(0) && q.at(3) == k.at(3) && q.at(2) <= k.at(2), "Q and K do not fit together");
+        context.require(k.at(1) != 0 && q.at(1) % k.at(1) == 0, "the heads of Q are no multiple of those of K");
+        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2), "mask is not [batch, total_sequence]");
+        T* o = context.output<T>(Table::Out::O, q.shape);
         kernels<T>().attention({q.data, k.data, y.data, mask.data, o, k.at(0), k.at(1), q.at(1) / k.at(1), q.at(2),
                                 k.at(2), k.at(3)},
                                SessionPool(context));
@@ -166,48 +167,44 @@ struct CausalAttention {
 template <class T, class S = T>
 struct DecodeAttention {
     static constexpr bool kScaled = std::is_same_v<S, int8_t>;
-    static constexpr const char* kName = kScaled                  ? "DecodeAttentionInt8"
-                                         : std::is_same_v<S, T>   ? "DecodeAttention"
-                                                                  : "DecodeAttentionFloat16";
-    static constexpr size_t kInputs = kScaled ? 8 : 6, kOutputs = 2;
+    using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
+    using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
+    using In = typename Table::In;
     static constexpr bool kEpsilon = true;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
-        if (index == 3 || index == 4) return element_type<S>();
-        return index > 4 ? element_type<float>() : element_type<T>();
+        if (index == In::K || index == In::Y) return element_type<S>();
+        return index > In::Y ? element_type<float>() : element_type<T>(); // the scales
     }
 
     static void compute(const Context& context, float epsilon) {
-        auto q = context.input<T>(0, 4), k_new = context.input<T>(1, 4), v_new = context.input<T>(2, 4);
-        auto k = context.input<S>(3, 4), y = context.input<S>(4, 4);
-        auto mask = context.input<bool>(kInputs - 1, 2);
-        require(context, y.shape == k.shape, "K and Y differ in shape");
+        auto q = context.input<T>(In::Q, 4);
+        auto k_new = context.input<T>(In::K_new, 4), v_new = context.input<T>(In::V_new, 4);
+        auto k = context.input<S>(In::K, 4), y = context.input<S>(In::Y, 4);
+        auto mask = context.input<bool>(In::mask, 2);
+        context.require(y.shape == k.shape, "K and Y differ in shape");
         std::vector<int64_t> row = k.shape, column = k.shape;
         row[2] = column[3] = 1;
-        require(context, k_new.shape == row && v_new.shape == row, "K_new or V_new is not one row");
-        require(context,
-                q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
-                "Q and K do not fit together");
-        require(context, mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1, "mask is not [batch, past_sequence + 1]");
+        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new is not one row");
+        context.require(
+            q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
+            "Q and K do not fit together");
+        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1, "mask is not [batch, past_sequence + 1]");
         const float *k_scale = nullptr, *y_scale = nullptr;
         if constexpr (kScaled) {
-            auto of_k = context.input<float>(5, 4), of_y = context.input<float>(6, 4);
-            require(context, of_k.shape == column && of_y.shape == column, "K_scale or Y_scale is not one number a row");
+            auto of_k = context.input<float>(In::K_scale, 4), of_y = context.input<float>(In::Y_scale, 4);
+            context.require(of_k.shape == column && of_y.shape == column, "K_scale or Y_scale is not one number a row");
             k_scale = of_k.data;
             y_scale = of_y.data;
         }
-        T *o = context.output<T>(0, q.shape), *y_new = context.output<T>(1, row);
+        T *o = context.output<T>(Table::Out::O, q.shape), *y_new = context.output<T>(Table::Out::Y_new, row);
         run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
              q.at(1) / k.at(1), k.at(2), k.at(3), epsilon},
             SessionPool(context));
     }
 
 private:
-    static void require(const Context& context, bool fits, const char* what) {
-        if (!fits) context.refuse(std::string(kName) + ": " + what);
-    }
-
     static void run(const DecodeArguments<T, S>& arguments, const Pool& pool) {
         if constexpr (kScaled)
             kernels<T>().decode_int8(arguments, pool);
@@ -228,20 +225,20 @@ template <class Operator>
 struct CustomOperator : OrtCustomOp {
     CustomOperator() : OrtCustomOp{} {
         version = kOrtApiVersion;
-        GetName = [](const OrtCustomOp*) { return Operator::kName; };
+        GetName = [](const OrtCustomOp*) { return Operator::Table::kName; };
         GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; }; // the CPU
-        GetInputTypeCount = [](const OrtCustomOp*) { return Operator::kInputs; };
+        GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::In::kCount; };
         GetInputType = [](const OrtCustomOp*, size_t index) {
-            bool is_mask = index + 1 == Operator::kInputs;
+            bool is_mask = index == Operator::In::mask;
             return is_mask ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : Operator::input_type(index);
         };
-        GetOutputTypeCount = [](const OrtCustomOp*) { return Operator::kOutputs; };
+        GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::Table::Out::kCount; };
         GetOutputType = [](const OrtCustomOp*, size_t) { return element_type<typename Operator::Type>(); };
         GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
         GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
         GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
-        GetStartVersion = [](const OrtCustomOp*) { return 1; };
-        GetEndVersion = [](const OrtCustomOp*) { return 1; };
+        GetStartVersion = [](const OrtCustomOp*) { return table::kVersion; };
+        GetEndVersion = [](const OrtCustomOp*) { return table::kVersion; };
         CreateKernelV2 = create;
         KernelComputeV2 = compute;
         KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
@@ -250,7 +247,7 @@ struct CustomOperator : OrtCustomOp {
     static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
         float epsilon = 0.0f;
         if (Operator::kEpsilon)
-            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, "epsilon", &epsilon)) return status;
+            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kEpsilon, &epsilon)) return status;
         *kernel = new Instance{api, epsilon};
         return nullptr;
     }
@@ -258,11 +255,11 @@ struct CustomOperator : OrtCustomOp {
     static OrtStatus* compute(void* kernel, OrtKernelContext* context) {
         const Instance& instance = *static_cast<Instance*>(kernel);
         try {
-            Operator::compute(Context(*instance.api, context), instance.epsilon);
+            Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.epsilon);
         } catch (const Failure& failure) {
             return failure.status;
         } catch (const std::exception& error) { // no memory
-            return instance.api->CreateStatus(ORT_FAIL, (std::string("ai.lucid: ") + error.what()).c_str());
+            return instance.api->CreateStatus(ORT_FAIL, (std::string(table::kDomain) + ": " + error.what()).c_str());
         }
         return nullptr;
     }

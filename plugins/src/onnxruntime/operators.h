@@ -1,4 +1,4 @@
-// The operators of the domain ai.lucid as onnxruntime's custom operators.
+// Our operators as onnxruntime's custom operators.
 #pragma once
 
 #include "kernels.h"

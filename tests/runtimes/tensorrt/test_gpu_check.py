@@ -21,7 +21,7 @@ sys.path.insert(0, str(BENCH))
 import gpu_cases  # noqa: E402
 import gpu_check  # noqa: E402
 
-from lucid_deploy.ops.precondition import precondition_reference  # noqa: E402
+from lucid_deploy.plugins.precondition.reference import precondition_reference  # noqa: E402
 
 PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 

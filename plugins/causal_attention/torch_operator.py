@@ -1,10 +1,15 @@
-"""Causal softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V."""
+"""Causal attention as PyTorch's custom operator ``lucid::causal_attention``, which tracing keeps whole.
+
+Softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V.
+"""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from lucid_deploy.plugins.causal_attention.fused import causal_attention_fused
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
 
 def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -28,26 +33,16 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
     if mask is not None and mask.shape != (batch, total):
         raise ValueError(f"mask must be (batch, tokens) = {(batch, total)}, not {tuple(mask.shape)}")
     if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, y)):
-        return _attend(q, k, y, mask)
-    return torch.ops.lucid.causal_attention(q, k, y, mask)
+        return causal_attention_fused(q, k, y, mask)
+    return causal_attention_operator(q, k, y, mask)
 
 
-def _attend(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    n, total = q.shape[2], k.shape[2]
-    if mask is None and n == total:
-        return F.scaled_dot_product_attention(q, k, y, is_causal=True, enable_gqa=True)
-    age = torch.arange(total - n, total, device=q.device)[:, None] - torch.arange(total, device=q.device)  # (N, T)
-    visible = age >= 0
-    if mask is not None:
-        visible = (visible & mask[:, None, None, :]) | (age == 0)  # (B, 1, N, T)
-    return F.scaled_dot_product_attention(q, k, y, attn_mask=visible, enable_gqa=True)
+@torch.library.custom_op(CAUSAL_ATTENTION.torch_name, mutates_args=())
+def causal_attention_operator(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """See :func:`causal_attention`."""
+    return causal_attention_fused(q, k, y, mask).contiguous()
 
 
-@torch.library.custom_op("lucid::causal_attention", mutates_args=())
-def _causal_attention_op(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-    return _attend(q, k, y, mask).contiguous()
-
-
-@_causal_attention_op.register_fake
+@causal_attention_operator.register_fake
 def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     return q.new_empty(q.shape)

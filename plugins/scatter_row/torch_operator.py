@@ -1,9 +1,12 @@
-"""Write one new row per batch row into a cache buffer of fixed size."""
+"""Writing rows into a cache buffer as PyTorch's custom operator ``lucid::scatter_row``, which tracing keeps whole."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
+from lucid_deploy.plugins.table import SCATTER_ROW
 
 
 def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
@@ -22,14 +25,15 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
         raise ValueError(
             f"cache {tuple(cache.shape)}, row {tuple(row.shape)} and index {tuple(index.shape)} do not fit together"
         )
-    return torch.ops.lucid.scatter_row(cache, row, index)
+    return scatter_row_operator(cache, row, index)
 
 
-@torch.library.custom_op("lucid::scatter_row", mutates_args=())
-def _scatter_row_op(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
-    return cache.scatter(2, index[:, None, None, None].expand_as(row), row)
+@torch.library.custom_op(SCATTER_ROW.torch_name, mutates_args=())
+def scatter_row_operator(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """See :func:`scatter_row`."""
+    return scatter_row_reference(cache, row, index)
 
 
-@_scatter_row_op.register_fake
+@scatter_row_operator.register_fake
 def _scatter_row_shape(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
     return cache.new_empty(cache.shape)
