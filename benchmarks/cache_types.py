@@ -19,7 +19,7 @@ from common import write_random_checkpoint, write_result
 
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.cache_size import bytes_per_token
-from lucid_deploy.plugins.ort_build import build_ort_library, kernels_name
+from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.runtimes import Cache, Session, open_session
 
 TYPES = {"float32": "auto", "float16": "float16", "int8": "int8"}

@@ -16,7 +16,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
-pytest_plugins = ["tests.byte_level_checkpoints"]
+pytest_plugins = ["tests.byte_level_checkpoints", "tests.cpu_library"]
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
