@@ -20,7 +20,7 @@ from common import write_random_checkpoint, write_result
 from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.plugins.ort_build import build_ort_library, kernels_name
+from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.runtimes import Cache, Session, open_session
 
 TYPES = {"float32": "auto", "float16": "float16", "int8": "int8"}

@@ -23,7 +23,7 @@ from common import write_result
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import FUNCTIONS
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
+from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
 from lucid_deploy.plugins.precondition import precondition
 from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 

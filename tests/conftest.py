@@ -16,7 +16,13 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
-pytest_plugins = ["tests.byte_level_checkpoints", "tests.last_guard", "tests.nothing_skipped", "tests.own_folders"]
+pytest_plugins = [
+    "tests.byte_level_checkpoints",
+    "tests.cpu_library",
+    "tests.last_guard",
+    "tests.nothing_skipped",
+    "tests.own_folders",
+]
 
 TINY: dict[str, Any] = {
     "model_type": "llama",

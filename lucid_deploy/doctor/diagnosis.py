@@ -119,7 +119,7 @@ def _onnxruntime() -> str:
 
 
 def _cpu_kernels() -> str:
-    from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
+    from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
 
     library = default_ort_library()
     check_ort_library(library)

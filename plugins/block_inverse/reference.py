@@ -26,7 +26,7 @@ def merge_masks(size: int) -> Tensor:
 
     M_s is true where row and column lie in the same 2s-block, the row in its lower and the column in its upper half.
     """
-    index = torch.arange(size)
-    halves = [1 << level for level in range(size.bit_length() - 1)]
-    blocks = [index // half for half in halves]
-    return torch.stack([(block[:, None] // 2 == block // 2) & (block[:, None] > block) for block in blocks])
+    halves = 2 ** torch.arange(size.bit_length() - 1)  # (log₂ size,)
+    block = torch.arange(size) // halves[:, None]  # (log₂ size, size): which s-block an index lies in
+    row, column = block[:, :, None], block[:, None, :]
+    return (row // 2 == column // 2) & (row > column)

@@ -21,8 +21,9 @@ for name in ("onnxruntime", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", 
 for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray"):
     sys.modules[name] = None
 """
-# Kernels are written in Triton, and only what runs or compiles them imports them; the adapter is a class of lm_eval's.
-NEED_OTHERS = ("lucid_deploy.plugins.kernels.", "lucid_deploy.plugins.aot", "lucid_deploy.evaluation.lm_eval_adapter")
+# The adapter is a class of lm_eval's. Kernels are written in Triton; only what runs or compiles them imports them.
+NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
+IN_TRITON = ".kernel"  # plugins/*/kernel.py
 # These are the side of the server that speaks HTTP or Ray.
 SPEAK = ("answering", "app", "guard", "http_body", "metrics", "ray_", "server", "service", "waiting")
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
@@ -40,7 +41,8 @@ names, failed = [], {{}}
 for package in ("lucid_deploy", "lucid_deploy.export", "lucid_deploy.plugins"):
     found = importlib.import_module(package)
     names += [package, *(item.name for item in pkgutil.walk_packages(found.__path__, package + "."))]
-names = [name for name in names if not name.startswith({NEED_OTHERS + NEED_SERVE!r}) and not name.endswith("__main__")]
+names = [name for name in names if not name.startswith({NEED_OTHERS + NEED_SERVE!r})]
+names = [name for name in names if not name.endswith((".__main__", {IN_TRITON!r}))]
 for name in names:
     try:
         importlib.import_module(name)

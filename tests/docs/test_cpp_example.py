@@ -11,7 +11,7 @@ import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import export
-from lucid_deploy.plugins.build import find_compiler
+from lucid_deploy.plugins.hosts.compiler import find_compiler
 from tests.patience import PATIENCE
 
 SOURCE = Path(__file__).resolve().parents[2] / "examples" / "cpp" / "generate.cpp"

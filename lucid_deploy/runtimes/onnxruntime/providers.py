@@ -96,7 +96,7 @@ def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
 
 
 def _plugin_library() -> Path:
-    from lucid_deploy.plugins.build import check_plugin
+    from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin
     from lucid_deploy.runtimes.tensorrt.backend import load_backend
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
 

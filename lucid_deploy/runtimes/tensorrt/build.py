@@ -214,7 +214,7 @@ def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
     """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
     if library is None:
         return None
-    from lucid_deploy.plugins.build import LIBRARY_NAME, plugin_abi
+    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, plugin_abi
 
     shutil.copyfile(library, building / LIBRARY_NAME)
     return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))
