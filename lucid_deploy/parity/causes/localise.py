@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Deep:
+class ReferenceStates:
     """The reference's insides in one scenario.
 
     Attributes:
@@ -81,8 +81,8 @@ class Deep:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The largest own error of one part.
+class WorstOwnError:
+    """The largest own error of one part in one scenario.
 
     Attributes:
         scenario: Name of the scenario.
@@ -102,9 +102,14 @@ class Finding:
     gate: Gate
     failed: bool
 
+    @property
+    def judged(self) -> bool:
+        """Whether it could have failed, or did: its gate is below what zeros would give."""
+        return self.failed or self.gate.judges
+
 
 @dataclass(frozen=True)
-class Split:
+class ErrorSplit:
     """One part's errors in one prefill of all tokens: norms over all positions, relative to the reference's norm."""
 
     scenario: str
@@ -114,10 +119,10 @@ class Split:
     total: float
 
 
-Own = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
+OwnErrors = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
 
 
-def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Deep:
+def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
     """Run the reference over a scenario and keep everything.
 
     Args:
@@ -127,7 +132,7 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Deep:
     """
     ids = np.concatenate([scenario.prompt, scenario.forced])[None]
     states = reference.run(Tokens.after(ids), reference.empty_past())
-    return Deep(scenario, states, trace.tensors[max(trace.tensors)].values)
+    return ReferenceStates(scenario, states, trace.tensors[max(trace.tensors)].values)
 
 
 def calls(scenario: Scenario) -> int:
@@ -135,57 +140,57 @@ def calls(scenario: Scenario) -> int:
     return 2 + (len(scenario.prompt) > 1) + len(scenario.forced)
 
 
-def rerun(layers: Layers, deep: Deep, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
+def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
     """Run every layer on the reference's inputs, in every way that tokens are fed.
 
     Yields:
         Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), the states.
     """
-    ids, prompt = deep.ids, len(deep.scenario.prompt)
+    ids, prompt = inside.ids, len(inside.scenario.prompt)
     total, half = ids.shape[1], prompt // 2
 
     def plain(start: int, stop: int, decode: bool = False) -> tuple[int, Array, States]:
         rows = slice(start, stop)
         tokens = Tokens.after(ids[:, rows], start)
-        states = layers.run(tokens, deep.past(start), deep.residuals(rows), decode)
+        states = layers.run(tokens, inside.past(start), inside.residuals(rows), decode)
         tick()
         return start, np.ones((1, stop - start), dtype=bool), states
 
     yield PREFILL, *plain(0, total)
     if half:
         yield CONTINUED, *plain(half, prompt)
-    yield PADDED, 0, *_padded(layers, deep, prompt)
+    yield PADDED, 0, *_padded(layers, inside, prompt)
     tick()
     for position in range(prompt, total):
         yield DECODE, *plain(position, position + 1, decode=True)
 
 
-def _padded(layers: Layers, deep: Deep, prompt: int) -> tuple[Array, States]:
+def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array, States]:
     """Prefill the prompt twice in one batch, padded on the left and on the right with a token like any other."""
 
     def pad(rows: Array) -> Array:  # (1, n, …) to (2, PADDING + n, …)
         filler = np.repeat(rows[:, :1], PADDING, axis=1)
         return np.concatenate([np.concatenate(pair, axis=1) for pair in ((filler, rows), (rows, filler))])
 
-    ids = pad(deep.ids[:, :prompt])
+    ids = pad(inside.ids[:, :prompt])
     mask = np.ones(ids.shape, dtype=bool)
     mask[0, :PADDING] = mask[1, prompt:] = False
-    residuals = [pad(x) for x in deep.residuals(slice(0, prompt))]
+    residuals = [pad(x) for x in inside.residuals(slice(0, prompt))]
     return mask, layers.run(Tokens.after(ids, mask=mask), layers.empty_past(batch=2), residuals)
 
 
-def own_errors(layers: Layers, deep: Deep, tick: Tick) -> Own:
+def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors:
     """Return the own errors of every part, by feeding and position; the worst of the batch rows counts."""
-    errors: Own = {}
-    wanted = parts_of(deep.states)
+    errors: OwnErrors = {}
+    wanted = parts_of(inside.states)
     scales = {part: _scale(rows, part) for part, rows in wanted.items()}
-    first_logits = len(deep.scenario.prompt) - 1
-    for feeding, start, mask, states in rerun(layers, deep, tick):
+    first_logits = len(inside.scenario.prompt) - 1
+    for feeding, start, mask, states in rerun(layers, inside, tick):
         count = int(mask[0].sum())
         for part, actual in parts_of(states).items():
             if part.layer == part.layers:
                 last = start + count - 1
-                reference, at = deep.logits[:, last - first_logits][:, None], np.array([last])
+                reference, at = inside.logits[:, last - first_logits][:, None], np.array([last])
                 found, scale = actual, np.linalg.norm(reference, axis=-1)[0]
             else:
                 at = np.arange(start, start + count)
@@ -200,7 +205,7 @@ def own_errors(layers: Layers, deep: Deep, tick: Tick) -> Own:
     return errors
 
 
-def own_gates(baseline: Own, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
+def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
     """Derive the gate of each part's own error from the baseline's; or set it, if a tolerance is given."""
     gates = {}
     for part, feedings in baseline.items():
@@ -210,7 +215,7 @@ def own_gates(baseline: Own, dtype: str, tolerance: float | None = None) -> dict
     return gates
 
 
-def findings(own: Own, gates: Mapping[Part, Gate], scenario: str) -> list[Finding]:
+def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[WorstOwnError]:
     """Hold own errors against their gates, in the order of computation."""
     found = []
     for part in sorted(own):
@@ -226,7 +231,8 @@ def findings(own: Own, gates: Mapping[Part, Gate], scenario: str) -> list[Findin
             feeding, _ = max(own[part].items(), key=_largest)
             index = int(own[part][feeding][1].argmax())
         positions, errors = own[part][feeding]
-        found.append(Finding(scenario, part, feeding, int(positions[index]), float(errors[index]), gate, bool(beyond)))
+        at, error = int(positions[index]), float(errors[index])
+        found.append(WorstOwnError(scenario, part, feeding, at, error, gate, bool(beyond)))
     return found
 
 
@@ -234,19 +240,19 @@ def _largest(item: tuple[str, tuple[Array, Array]]) -> float:
     return float(item[1][1].max())
 
 
-def splits(full: States, given: States, deep: Deep) -> list[Split]:
+def splits(full: States, given: States, inside: ReferenceStates) -> list[ErrorSplit]:
     """Split the errors of one prefill of all tokens; ``full`` ran as it is, ``given`` on the reference's inputs."""
     found = []
-    actual, alone, wanted = parts_of(full), parts_of(given), parts_of(deep.states)
+    actual, alone, wanted = parts_of(full), parts_of(given), parts_of(inside.states)
     for part, reference in wanted.items():
         if part.layer == part.layers:
-            reference = deep.logits[:, -1:]
+            reference = inside.logits[:, -1:]
         with np.errstate(all="ignore"):
             scale = np.linalg.norm(reference)
             total, own = actual[part] - reference, alone[part] - reference
             inherited = actual[part].astype(np.float64) - alone[part]
             sizes = [float(np.linalg.norm(error) / scale) if error.any() else 0.0 for error in (own, inherited, total)]
-        found.append(Split(deep.scenario.name, part, *sizes))
+        found.append(ErrorSplit(inside.scenario.name, part, *sizes))
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.parity.causes.localise import DECODE, OWN_KINDS, Deep, Finding, Tick, rerun
+from lucid_deploy.parity.causes.localise import DECODE, OWN_KINDS, ReferenceStates, Tick, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure.rounding import round_to
 from lucid_deploy.runtimes.layers import Layers, States
@@ -59,12 +59,12 @@ class Evidence:
         return kernel(self.keys, columns, eps, unit_type)
 
 
-def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
+def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], tick: Tick) -> str:
     """Say in one or two sentences what the first own error looks like.
 
     Args:
         layers: The candidate.
-        deep: The reference in the scenario of the findings.
+        inside: The reference in the scenario of the findings.
         failed: The findings beyond their gates in that scenario, in the order of computation; not empty.
         tick: Called after every call of the candidate.
     """
@@ -81,7 +81,7 @@ def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
     if OWN_KINDS[part.kind] == "output":
         where = "its queries, its attention, its output projection or its MLP"
         return f"Its K and Y are right, so the error arises behind them: {where}.{swapped}"
-    evidence = gather(layers, deep, first, tick)
+    evidence = gather(layers, inside, first, tick)
     if evidence is None:
         return f"It errs behind the first {TOKENS} tokens only; causes are looked for within them.{swapped}"
     if not np.isfinite(evidence.solved if OWN_KINDS[part.kind] == "Y" else evidence.keys).all():
@@ -91,17 +91,17 @@ def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
     return guess(evidence, config) + swapped
 
 
-def gather(layers: Layers, deep: Deep, finding: Finding, tick: Tick) -> Evidence | None:
+def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
     """Run the feeding that failed once more and keep the layer's tensors; of two batch rows, the one that errs more.
 
     Returns:
         None if no row lies within the first ``TOKENS`` tokens.
     """
     layer, kind = finding.part.layer, 0 if OWN_KINDS[finding.part.kind] == "K" else 2
-    k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in _tensors(deep.states, layer))
+    k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in _tensors(inside.states, layer))
     wanted = (k_ref, v_ref, y_ref)
     found: list[tuple[Array, ...]] = []
-    for feeding, start, mask, given in rerun(layers, deep, tick):
+    for feeding, start, mask, given in rerun(layers, inside, tick):
         if feeding != finding.feeding or start >= TOKENS:
             continue
         at = np.arange(start, min(start + int(mask[0].sum()), TOKENS))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,10 +86,58 @@ def record_together(
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
     """
-    tick = tick or _no_tick
+    cache, logits, _ = _feed(session, scenarios, schedule, tick or no_tick)
+    return _traces(session, cache, logits, scenarios)
+
+
+def record_drafting(
+    session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
+) -> list[tuple[Scenario, Trace]]:
+    """As :func:`record_together` one-shot, but greedy scenarios go on with the tokens that the session prefers.
+
+    Returns:
+        The scenarios, the greedy ones with those tokens in place of their forced ones, and what was recorded.
+    """
+    cache, logits, fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
+    drafted = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed, strict=True)]
+    return list(zip(drafted, _traces(session, cache, logits, drafted), strict=True))
+
+
+def record_at_once(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Trace:
+    """:func:`record_at_once_together` with one."""
+    return record_at_once_together(session, [scenario], tick)[0]
+
+
+def record_at_once_together(
+    session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
+) -> list[Trace]:
+    """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
+
+    In float64 that is what any way of feeding gives, in two calls: a large model's weights are read, and cast, twice.
+    The second call has the tokens whose logits are compared; the head is not applied to the others.
+    """
+    tick = tick or no_tick
+    cache = session.empty_cache(len(scenarios))
+    ids = np.stack([np.concatenate([scenario.prompt, scenario.forced]) for scenario in scenarios])  # (B, T)
+    first = len(scenarios[0].prompt) - 1
+    if first:
+        session.prefill(ids[:, :first], cache)
+    tick()
+    logits = session.prefill_all(ids[:, first:], cache)  # (B, S + 1, vocab)
+    tick()
+    return _traces(session, cache, logits, scenarios)
+
+
+def _feed(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
+) -> tuple[Cache[Any], Array, Array]:
+    """Feed scenarios as rows of one batch; return cache, logits ``(B, S + 1, vocab)`` and tokens fed, one row each.
+
+    With ``choose``, a greedy scenario's next token is the one with the largest logit.
+    """
     pairs = [_padded(scenario.prompt, schedule.padding) for scenario in scenarios]
     prompt, mask = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))  # (B, N) each
-    cache = session.empty_cache(len(prompt))
+    cache, each = session.empty_cache(len(prompt)), len(prompt) // len(scenarios)
     parts = schedule.parts(prompt.shape[1])
     for part in parts:
         logits = session.prefill(prompt[:, part], cache, mask[:, part])
@@ -97,85 +145,13 @@ def record_together(
     for token in prompt[:, parts[-1].stop :].T:
         logits = session.decode(token[:, None], cache)
         tick()
-    steps = [logits]
-    for tokens in np.stack([scenario.forced for scenario in scenarios], axis=1):
-        steps.append(session.decode(np.repeat(tokens, len(prompt) // len(tokens))[:, None], cache))
+    free = np.array([choose and scenario.greedy for scenario in scenarios])
+    steps, fed = [logits], []
+    for forced in np.stack([scenario.forced for scenario in scenarios], axis=1):
+        fed.append(np.where(free, steps[-1][::each, -1].argmax(axis=-1), forced))
+        steps.append(session.decode(np.repeat(fed[-1], each)[:, None], cache))
         tick()
-    return _traces(session, cache, np.concatenate(steps, axis=1), scenarios)
-
-
-def record_at_once(session: Session[Any], scenario: Scenario) -> Trace:
-    """Feed all tokens of a scenario in one prefill, the forced ones too, and record everything.
-
-    In float64 that is what any way of feeding gives, in one call: a large model's weights are read once.
-    """
-    cache = session.empty_cache()
-    ids = np.concatenate([scenario.prompt, scenario.forced])
-    logits = session.prefill_all(ids[None], cache)[:, len(scenario.prompt) - 1 :]
-    return _traces(session, cache, logits, [scenario])[0]
-
-
-def follow(session: Session[Any], prompt: Array, draft: Callable[[Array, int], Array], steps: int) -> Array:
-    """Return what a session generates greedily, asking it for one token at a time only where a draft is wrong.
-
-    Args:
-        session: The model whose choice it is.
-        prompt: Int64 ``(P,)``.
-        draft: Returns a guess at how tokens go on, ``(tokens, n)`` to ``(n,)``; any will do, a good one is fast.
-        steps: Tokens to generate.
-
-    Returns:
-        Int64 ``(steps,)``.
-    """
-    cache, chosen, fed = session.empty_cache(), np.zeros(0, dtype=np.int64), prompt
-    while True:
-        guess = draft(np.concatenate([prompt, chosen]), steps - len(chosen))
-        new = session.prefill_all(np.concatenate([fed, guess[:-1]])[None], cache)[0, len(fed) - 1 :]  # (count, vocab)
-        wanted = new.argmax(axis=-1)
-        right = int(np.argmin(np.append(wanted == guess, False)))  # the first wrong one, or all
-        chosen = np.concatenate([chosen, wanted[: right + 1]])
-        if len(chosen) == steps:
-            return chosen
-        fed = chosen[-1:]
-        session.truncate(cache, len(prompt) + len(chosen) - 1)
-
-
-def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None = None) -> Array:
-    """Continue a prompt greedily; return the tokens, int64 ``(steps,)``. The last one is not fed back."""
-    tick = tick or _no_tick
-    cache = session.empty_cache()
-    logits = session.prefill(prompt[None], cache)
-    tick()
-    tokens = [int(logits[0, -1].argmax())]
-    for _ in range(steps - 1):
-        logits = session.decode(np.array([tokens[-1:]]), cache)
-        tick()
-        tokens.append(int(logits[0, -1].argmax()))
-    return np.array(tokens, dtype=np.int64)
-
-
-def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Rows:
-    """Let a session generate freely; return its logits up to the first token that leaves the forced ones.
-
-    Behind that token the contexts differ and nothing can be compared. The last row is the one that chose it, or, if the
-    session never leaves, the one after the last forced token.
-
-    Args:
-        session: Any runtime.
-        scenario: One whose forced tokens are the reference's own choice.
-        tick: Called after every call of the session.
-    """
-    tick = tick or _no_tick
-    cache = session.empty_cache()
-    rows = [session.prefill(scenario.prompt[None], cache)]
-    tick()
-    for token in scenario.forced:
-        chosen = rows[-1][0, -1].argmax()
-        if chosen != token:
-            break
-        rows.append(session.decode(np.array([[chosen]]), cache))
-        tick()
-    return Rows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)
+    return cache, np.concatenate(steps, axis=1), np.stack(fed, axis=1)
 
 
 def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
@@ -222,5 +198,5 @@ def _token_rows(array: Array, mask: Array) -> Array:
     return rows[mask].reshape(mask.shape[0], -1, rows.shape[-1])
 
 
-def _no_tick() -> None:
-    pass
+def no_tick() -> None:
+    """Count nothing."""
