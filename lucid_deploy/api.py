@@ -224,7 +224,8 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
 
     Args:
         artifact: Its directory, or an opened artifact.
-        options: Fields of :class:`~lucid_deploy.parity.verification.VerifyOptions`.
+        options: Fields of :class:`~lucid_deploy.parity.options.VerifyOptions`, such as ``quick``, ``checkpoint`` and
+            ``explain``, and what says how to run it, as for :func:`open`: ``runtime``, ``device``, ``kernels`` …
 
     Returns:
         The result; ``verify(…).raise_if_failed()`` raises the first failure.
@@ -233,10 +234,12 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
         LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options.
     """
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
+    from lucid_deploy.runtimes.options import RuntimeOptions
 
+    running = {item.name: options.pop(item.name) for item in fields(RuntimeOptions) if item.name in options}
     _check(options, VerifyOptions)
     opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
-    return verify_artifact(opened, VerifyOptions(**options))
+    return verify_artifact(opened, VerifyOptions(runtime=RuntimeOptions(**running), **options))
 
 
 def _check(options: dict[str, Any], kind: type[Any]) -> None:

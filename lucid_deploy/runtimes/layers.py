@@ -60,21 +60,6 @@ class States:
     given: list[Array | None]
     logits: Array
 
-    @property
-    def keys(self) -> list[Array]:
-        """Per layer the new tokens' raw keys K, ``(B, KV, N, D)``, as they are cached."""
-        return [layer["key"] for layer in self.cached]
-
-    @property
-    def solved(self) -> list[Array]:
-        """Per layer the new tokens' Y, ``(B, KV, N, D)``, as it is cached; V where nothing is solved."""
-        return [layer["value"] for layer in self.cached]
-
-    @property
-    def values(self) -> list[Array]:
-        """Per layer V, before the solve; Y where nothing is solved, since it is the same."""
-        return [y if v is None else v for v, y in zip(self.given, self.solved, strict=True)]
-
 
 Past = list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, such as K and Y (B, KV, P, D)
 

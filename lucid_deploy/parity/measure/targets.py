@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import CORRELATED, Scenario
+from lucid_deploy.parity.measure.cache_gates import SizeGates
 from lucid_deploy.parity.measure.compare import TensorId, Trace
+from lucid_deploy.parity.measure.extent import FULL, Extent
 from lucid_deploy.parity.measure.gate import VACUOUS, Gate
 
 
@@ -32,7 +34,7 @@ class Target:
     gates: dict[TensorId, Gate]
     by_schedule: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
     rounded: dict[str, Trace] = field(default_factory=dict)
-    sizes: dict[str, dict[str, dict[TensorId, Gate]]] = field(default_factory=dict)
+    sizes: dict[str, SizeGates] = field(default_factory=dict)
     given: dict[str, Trace] = field(default_factory=dict)
     given_gates: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
 
@@ -47,6 +49,7 @@ class Targets:
         seed: The scenarios' seed.
         tolerance: The gate of every tensor, where it was set by hand; None: gates are derived.
         cache_dtype: The cache's type that the gates were derived for; empty: the same as ``dtype``.
+        extent: How much is run.
     """
 
     items: tuple[Target, ...]
@@ -54,6 +57,7 @@ class Targets:
     seed: int
     tolerance: float | None = None
     cache_dtype: str = ""
+    extent: Extent = FULL
 
     def with_tolerance(self, tolerance: float) -> Targets:
         """Return the targets with one gate, set by hand, for every tensor in every scenario.
@@ -84,7 +88,7 @@ def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Ta
     """Return the scenarios worth a closer look: the failing one, correlated tokens, and the one the model continued."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
-    return [by_name[name] for name in dict.fromkeys(names) if name in by_name]
+    return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.extent.explained]
 
 
 def check_tolerance(tolerance: float) -> None:

@@ -30,7 +30,9 @@ def problem(past, width, groups, batch=1, dtype="float32", correlation=0.9, head
 
 
 def store(k, y, cache_dtype):
-    return tuple(map(torch.from_numpy, encode_layer((k.numpy(), y.numpy()), cache_tensors(cache_dtype, *k.shape[1::2]))))
+    return tuple(
+        map(torch.from_numpy, encode_layer((k.numpy(), y.numpy()), cache_tensors(cache_dtype, *k.shape[1::2])))
+    )
 
 
 def read(stored, dtype, work=None):

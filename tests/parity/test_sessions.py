@@ -1,17 +1,62 @@
-"""Seeded faults: each must fail the verification, and be named at the layer and tensor where it was put."""
+"""Sessions against sessions: faithful ones pass, seeded faults fail where they were put."""
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import lucid_deploy.model.lucid as lucid
-from lucid_deploy.parity import check
+from lucid_deploy.parity import check, verify
 from lucid_deploy.plugins.shared.keys import normalize_keys
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.small_models import session
+from tests.parity.small_models import LAYERS, VOCAB, session, small_model
+
+# Faithful candidates
+
+
+# Faithful candidates
+
+VARIANTS = {
+    "lucid": {},
+    "no rope": {"use_rope": False},
+    "llama": {"attention_type": "llama"},
+    "head_dim 68": {"head_dim": 68, "num_key_value_heads": 1, "correlation": 0.995},
+    "tied, one head each": {"tie_word_embeddings": True, "num_key_value_heads": 4},
+}
+
+
+CASES = [(name, torch.float32) for name in VARIANTS] + [
+    (name, dtype) for name in ("lucid", "no rope") for dtype in (torch.float16, torch.bfloat16)
+]
+
+
+@pytest.mark.parametrize(("variant", "dtype"), CASES)
+def test_a_faithful_candidate_passes(variant, dtype):
+    """Dense formulas instead of blocked ones: another order of rounding in every operator."""
+    changes = VARIANTS[variant]
+    model = small_model(max_position_embeddings=48, **changes)
+    dense = small_model(max_position_embeddings=48, implementation="reference", **changes)
+    candidate = session(dense, dtype)
+    report = verify(candidate, session(model, dtype), session(model, torch.float64), steps=8)
+    assert report.passed, report.verdict()
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    assert all(item.logits.disagreed == 0 for item in report.comparisons if item.logits)
+    # 5 scenarios in 5 schedules, K and Y of each layer and the logits, and one free run.
+    assert len(report.comparisons) == 5 * 5 * (2 * LAYERS + 1) + 1
+
+
+def test_a_faithful_candidate_passes_across_blocks():
+    """300 tokens: more than two blocks of 128, ending inside one."""
+    model = small_model()
+    report = verify(session(model), session(model), session(model, torch.float64), steps=2)
+    assert report.scenarios[0].prompt_tokens == 300
+    assert report.passed, report.verdict()
+
+
+# Seeded faults
 
 
 def assert_caught(candidate, targets, tensor, position=None, schedule=None):
@@ -244,3 +289,103 @@ def test_nan_logits(model, targets):
     assert math.isnan(report.failure.error)
     assert "NaN" not in str(report.to_dict()["first_failure"])  # JSON has no NaN
     assert any(comparison.logits.disagreed for comparison in report.comparisons if comparison.logits)
+
+
+# Free runs
+
+
+class Favourite(TorchSession):
+    """From the third decode step of an unpadded run on, prefers one token."""
+
+    def __init__(self, model, prompt_tokens, token, amount):
+        super().__init__(model)
+        self.start, self.token, self.amount = prompt_tokens + 3, token, amount
+
+    def _run_decode(self, input_ids, mask, positions, layers):
+        logits, present = super()._run_decode(input_ids, mask, positions, layers)
+        if mask.shape == (1, self.start):
+            logits = logits.copy()
+            logits[..., self.token] += self.amount
+        return logits, present
+
+
+def test_a_faithful_free_run_agrees_to_the_end(model, targets):
+    (run,) = check(session(model), targets).free_runs
+    assert (run.scenario, run.tokens, run.agreed) == ("greedy", 8, 8)
+
+
+def test_a_free_run_that_leaves_the_reference(model, targets):
+    scenario = targets.items[-1].scenario
+    other = next(token for token in range(VOCAB) if token not in scenario.forced)
+    report = check(Favourite(model, len(scenario.prompt), other, 100.0), targets)
+    (run,) = report.free_runs
+    assert run.agreed == 3
+    free = report.comparisons[-1]
+    assert (free.schedule, free.logits.disagreed) == ("free-running", 1)
+    assert free.failed_at == len(scenario.prompt) + 2
+    assert not report.passed
+
+
+def test_a_free_run_that_leaves_at_a_near_tie_passes(model, targets):
+    """The reference is made to hold a tie within the gate; the candidate takes the other token."""
+    target = targets.items[-1]
+    scenario, logits_id = target.scenario, max(target.reference.tensors)
+    rows, step = target.reference.tensors[logits_id], 3
+    favoured, other = int(scenario.forced[step]), int(np.argsort(rows.values[0, step])[-2])
+    margin = rows.values[0, step, favoured] - rows.values[0, step, other]
+    values = rows.values.copy()
+    reach = target.gates[logits_id].limit * np.linalg.norm(values[0, step])
+    values[0, step, other] += margin - 0.2 * reach
+    tied = replace(
+        target,
+        reference=replace(
+            target.reference, tensors={**target.reference.tensors, logits_id: replace(rows, values=values)}
+        ),
+    )
+    candidate = Favourite(model, len(scenario.prompt), other, margin + 0.2 * reach)
+    report = check(candidate, replace(targets, items=(tied,)))
+    assert report.free_runs[0].agreed == step
+    free = report.comparisons[-1].logits
+    assert (free.near_ties, free.disagreed) == (1, 0)
+    assert report.comparisons[-1].failed_at is None
+
+
+# Progress
+
+
+def test_progress_reaches_its_total_and_sessions_are_opened_one_after_the_other(model):
+    seen, opened = {}, []
+
+    def opener(name, dtype):
+        def open_session():
+            opened.append((name, dict(seen)))
+            return session(model, dtype)
+
+        return open_session
+
+    def progress(what, done, total):
+        assert done == (seen[what][0] + 1 if what in seen else 0)
+        seen[what] = (done, total)
+
+    openers = [
+        opener("candidate", torch.float32),
+        opener("baseline", torch.float32),
+        opener("reference", torch.float64),
+    ]
+    verify(*openers, steps=2, progress=progress)
+    assert [name for name, _ in opened] == ["baseline", "reference", "candidate"]
+    assert list(seen) == [
+        "PyTorch in float32: the gates",
+        "PyTorch in float64: the reference",
+        "torch in float32: what is verified",
+        "Conditioning of the solves",
+    ]
+    assert all(done == total for done, total in seen.values())
+
+
+def test_a_real_prompt_is_continued_by_the_reference(model):
+    prompt = np.array([5, 9, 2, 9])
+    report = verify(session(model), session(model), session(model, torch.float64), steps=6, prompt=prompt)
+    assert report.passed
+    assert (report.scenarios[-1].name, report.scenarios[-1].prompt_tokens) == ("prompt", 4)
+    assert report.free_runs[0].tokens == 6

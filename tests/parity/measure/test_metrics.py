@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from lucid_deploy.parity.measure.metrics import kl_divergence, logit_metrics, near_tie, position_errors, tensor_metrics
+from lucid_deploy.parity.measure.metrics import (
+    kl_divergence,
+    logit_metrics,
+    near_tie,
+    position_errors,
+    tensor_metrics,
+    zero_errors,
+)
 
 
 def rows(*values):
@@ -110,3 +117,26 @@ def test_nan_logits_disagree():
     metrics = logit_metrics(actual, reference, gate=1e-3)
     assert (metrics.agreed, metrics.near_ties, metrics.disagreed) == (1, 0, 1)
     assert math.isnan(metrics.kl_max)
+
+
+def test_divergences_are_listed_and_classed():
+    reference = np.array([[[2.0, 1.0, 0.0], [1.0, 1.001, 0.0], [0.0, 0.0, 5.0]]])
+    actual = np.array([[[1.0, 2.0, 0.0], [1.002, 1.001, 0.0], [0.0, 0.0, 5.0]]])
+    found = logit_metrics(actual, reference, gate=0.01, start=7)
+    assert [(d.position, d.wanted, d.chosen, d.near_tie) for d in found.divergences] == [
+        (7, 0, 1, False),
+        (8, 1, 0, True),
+    ]
+    first, second = found.divergences
+    assert first.margin == pytest.approx(1) and first.allowed == pytest.approx(math.sqrt(2) * 0.01 * math.sqrt(5))
+    assert second.margin == pytest.approx(0.001) and second.margin <= second.allowed
+    assert (found.agreed, found.near_ties, found.disagreed) == (1, 1, 1)
+
+
+def test_what_zeros_would_err_by():
+    reference = rows([3, 4], [0, 0], [0, 0.5], [10, 0])
+    np.testing.assert_array_equal(zero_errors(reference), [1, 0, 1, 1])
+    np.testing.assert_array_equal(zero_errors(reference, accumulated=True), [1, 0, 0.1, 1])
+    for accumulated in (False, True):
+        errors = position_errors(np.zeros_like(reference), reference, accumulated)
+        np.testing.assert_array_equal(zero_errors(reference, accumulated), errors)
