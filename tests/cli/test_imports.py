@@ -23,7 +23,19 @@ for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray"):
 # Kernels are written in Triton, and only what runs or compiles them imports them; the adapter is a class of lm_eval's.
 NEED_OTHERS = ("lucid_deploy.plugins.kernels.", "lucid_deploy.plugins.aot", "lucid_deploy.evaluation.lm_eval_adapter")
 # These are the side of the server that speaks HTTP or Ray.
-SPEAK = ("answering", "app", "guard", "http_body", "metrics", "ray_", "server", "service", "waiting")
+SPEAK = (
+    "answering",
+    "app",
+    "acceptor",
+    "connections",
+    "guard",
+    "http_body",
+    "metrics",
+    "ray_",
+    "server",
+    "service",
+    "waiting",
+)
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 
 
