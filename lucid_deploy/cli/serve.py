@@ -47,6 +47,18 @@ if TYPE_CHECKING:
     help="Seconds for a request, its time in the queue included.",
 )
 @click.option(
+    "--max-connections",
+    type=click.IntRange(1, 100_000),
+    help="Open connections; twice --rows and --max-queue and 100 more if not given.",
+)
+@click.option(
+    "--idle-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds that a connection may be silent.",
+)
+@click.option(
     "--grace",
     type=click.FloatRange(0),
     default=30.0,
@@ -98,7 +110,7 @@ def command(artifact: str, engine: str, log_level: str, **options: Any) -> None:
     """
     _check_extra()
     from lucid_deploy.serving.loading import open_checked
-    from lucid_deploy.serving.server import set_up_logging
+    from lucid_deploy.serving.logs import set_up_logging
 
     open_checked(artifact)
     engine_options, api = _engine_options(artifact, options), _api_options(options)
@@ -181,7 +193,8 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
     with opened:
         click.echo(f"Loading {engine.directory}", err=True)
-        serve(make, ListenOptions(opened, options["grace"]), lambda: click.echo(f"Serving on {url}"))
+        listening = ListenOptions(opened, options["grace"], options["max_connections"], options["idle_timeout"])
+        serve(make, listening, lambda: click.echo(f"Serving on {url}"))
     click.echo("Stopped.", err=True)
 
 

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
-from lucid_deploy.serving.errors import ApiError, ClientGone
+from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
 from lucid_deploy.serving.security import host_allowed
 from lucid_deploy.serving.service import Service
 
@@ -40,7 +40,7 @@ class RequestGuard:
             return
         started = time.perf_counter()
         scope.setdefault("state", {})["started"] = started
-        exchange = Exchange(scope, receive, send)
+        exchange = Exchange(self._service, scope, receive, send)
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -59,6 +59,10 @@ class RequestGuard:
             self._note(scope, scope["state"].get("status", exchange.status), time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
+        if scope["state"].get("reserved") and scope["path"] not in OPEN_PATHS:
+            error = unavailable("The server has too many connections. Try again.", "too_many_connections")
+            error.headers["Connection"] = "close"
+            return error
         settings = self._service.settings
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if b"transfer-encoding" in headers and b"content-length" in headers:  # servers differ on which one counts
@@ -94,8 +98,9 @@ class Exchange:
         status: Of the answer; 499, which is counted if the client leaves, before there is one.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self.status = 499
+        self._service = service
         self._receive = receive
         self._send = send
         headers = {name.lower(): value for name, value in scope["headers"]}
@@ -114,8 +119,8 @@ class Exchange:
             self.status = message["status"]
             if self.status >= 400 and self._body_left:
                 await self._drain()
-                if self._body_left:
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            if self._body_left or self._service.draining:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
         await self._send(message)
 
     async def _drain(self) -> None:

@@ -23,9 +23,10 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service, reader_setup
+from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.readers import check_setup
-from lucid_deploy.serving.server import bind, set_up_logging
+from lucid_deploy.serving.server import bind
 
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"

@@ -25,7 +25,19 @@ for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray"):
 NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
 IN_TRITON = ".kernel"  # plugins/*/kernel.py
 # These are the side of the server that speaks HTTP or Ray.
-SPEAK = ("answering", "app", "guard", "http_body", "metrics", "ray_", "server", "service", "waiting")
+SPEAK = (
+    "answering",
+    "app",
+    "acceptor",
+    "connections",
+    "guard",
+    "http_body",
+    "metrics",
+    "ray_",
+    "server",
+    "service",
+    "waiting",
+)
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
 
 
