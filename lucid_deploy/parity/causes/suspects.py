@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.parity.causes.localise import DECODE, OWN_KINDS, Deep, Finding, Tick, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure.rounding import round_to
@@ -81,14 +81,17 @@ def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
     if OWN_KINDS[part.kind] == "output":
         where = "its queries, its attention, its output projection or its MLP"
         return f"Its K and Y are right, so the error arises behind them: {where}.{swapped}"
+    if any(tensor.sort != "rows" for tensor in layers.layers[part.layer].cache):
+        return f"It does not cache a row for every token, and causes are looked for in layers that do.{swapped}"
     evidence = gather(layers, deep, first, tick)
     if evidence is None:
         return f"It errs behind the first {TOKENS} tokens only; causes are looked for within them.{swapped}"
     if not np.isfinite(evidence.solved if OWN_KINDS[part.kind] == "Y" else evidence.keys).all():
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
         return f"It holds NaN or infinity.{before}{swapped}"
-    guess = _keys_hint if OWN_KINDS[part.kind] == "K" else _solved_hint
-    return guess(evidence, config) + swapped
+    if OWN_KINDS[part.kind] == "K":
+        return _keys_hint(evidence, config, config.rope(part.layer)) + swapped
+    return _solved_hint(evidence, config, layers.layers[part.layer].solves) + swapped
 
 
 def gather(layers: Layers, deep: Deep, finding: Finding, tick: Tick) -> Evidence | None:
@@ -123,7 +126,7 @@ def _tensors(states: States, layer: int) -> tuple[Array, Array, Array]:
     return states.keys[layer], states.values[layer], states.solved[layer]
 
 
-def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
+def _keys_hint(evidence: Evidence, config: LucidConfig, rope: Rope | None) -> str:
     wanted = evidence.wanted[0][:, evidence.positions]
     guesses = [
         ("These are Y: K and Y are swapped in the cache.", evidence.wanted[2][:, evidence.positions]),
@@ -132,21 +135,21 @@ def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
             normalized(wanted, config.rms_norm_eps),
         ),
     ]
-    if config.use_rope:
+    if rope is not None:
         for shift, words in ((1, "too far"), (-1, "short")):
             text = f"Rotary positions are off by one: these keys are rotated by one position {words}."
-            guesses.append((text, turned(wanted, config, np.full(len(evidence.positions), shift))))
-        bare = turned(wanted, config, -evidence.positions)
+            guesses.append((text, turned(wanted, rope, np.full(len(evidence.positions), shift))))
+        bare = turned(wanted, rope, -evidence.positions)
         guesses.append(("Rotary embedding is missing: these keys are not rotated.", bare))
     return _best(guesses, evidence.keys, wanted) or _confined(
         evidence.keys, wanted, "A weight that K is made from (k_proj, or the norm before it) is not the checkpoint's"
     )
 
 
-def _solved_hint(evidence: Evidence, config: LucidConfig) -> str:
+def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
     wanted = evidence.wanted[2][:, evidence.positions]
     weights = "V is wrong before the solve: a weight of v_proj is not the checkpoint's"
-    if not config.is_lucid:
+    if not solves:
         return _confined(evidence.solved, wanted, weights)
     eps, actual = config.rms_norm_eps, evidence.solved
     e = evidence.kernel(eps)
@@ -175,11 +178,11 @@ def _solved_hint(evidence: Evidence, config: LucidConfig) -> str:
     return _best(guesses, actual, exact) or "K and V are right, so the solve itself is wrong in this layer."
 
 
-def turned(keys: Array, config: LucidConfig, shift: Array) -> Array:
+def turned(keys: Array, rope: Rope, shift: Array) -> Array:
     """Rotate rotated keys ``(KV, n, D)`` further, by ``shift`` positions ``(n,)``."""
     from lucid_deploy.model.rope import inverse_frequencies
 
-    angles = shift[:, None] * inverse_frequencies(config).double().numpy()  # (n, D/2)
+    angles = shift[:, None] * inverse_frequencies(rope, keys.shape[-1]).double().numpy()  # (n, D/2)
     a, b = np.split(keys, 2, axis=-1)
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
