@@ -12,8 +12,9 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, parse_config, read_config
 from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
+from lucid_deploy.model.families import family_named
 from lucid_deploy.model.tensor_names import unwrapped
-from lucid_deploy.model.variants import listed, refuse_uncomputed, settle
+from lucid_deploy.model.variants import listed, settle
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,10 @@ class Checkpoint:
     def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = ()) -> None:
         self.directory = resolve(checkpoint)
         raw = read_config(self.directory)
-        config = parse_config(raw, str(self.directory / "config.json"), assume_unused)
+        where = str(self.directory / "config.json")
+        config = parse_config(raw, where, assume_unused)
+        self._family = family_named(config.family)
+        raw = self._family.normalized(raw, where)
         self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = _tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
@@ -79,7 +83,6 @@ class Checkpoint:
         self.config: LucidConfig = _with_generation_eos(config, self.directory)
         self.tied = self.config.tie_word_embeddings
         self.notes = (*_wrapper_notes(wrappers), *notes, *self._share_head())
-        refuse_uncomputed(self.config, str(self.directory))
         self._check_tensors()
 
     def stored_name(self, name: str) -> str:
@@ -91,18 +94,25 @@ class Checkpoint:
         return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor, in the type it is stored in.
+        """Read one tensor of the model, in the type it is stored in; float64 where its family adds something to it.
+
+        Args:
+            name: As the model has it; its family says where it is stored.
 
         Raises:
             LucidError: The file broke since it was opened.
         """
         import safetensors
 
-        path = self._file_of[self._named[name]]
+        place = self._family.stored(name, self.config)
+        stored = self._named[place.name]
+        path = self._file_of[stored]
         try:
-            return self._open(path).get_tensor(self._named[name])
+            file = self._open(path)
+            data: torch.Tensor = file.get_slice(stored)[slice(*place.rows)] if place.rows else file.get_tensor(stored)
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
+        return data.double() + place.plus if place.plus else data
 
     def _open(self, path: Path) -> Any:
         if path not in self._handles:
@@ -116,13 +126,23 @@ class Checkpoint:
 
     def _share_head(self) -> tuple[str, ...]:
         """Take the head for the embedding where they are one and only the head was stored, as accelerate does."""
-        if not self.tied or _EMBEDDING in self._named or _HEAD not in self._named:
+        embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
+        if not self.tied or embedding in self._named or head not in self._named:
             return ()
-        self._named[_EMBEDDING] = self._named.pop(_HEAD)
-        return (f"{_HEAD} is stored and {_EMBEDDING} is not: tied, it is both.",)
+        self._named[embedding] = self._named.pop(head)
+        return (f"{head} is stored and {embedding} is not: tied, it is both.",)
+
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the file that the model reads, by its name there."""
+        wanted: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.stored_shapes().items():
+            place = self._family.stored(name, self.config)
+            rows = shape[0] if place.rows is None else place.rows[1]
+            wanted[place.name] = (max(rows, *wanted.get(place.name, (0,))[:1]), *shape[1:])
+        return wanted
 
     def _check_tensors(self) -> None:
-        wanted = self.stored_shapes()
+        wanted = self._expected()
         found = {name: tuple(self._header(name).get_shape()) for name in self._named if not name.endswith(_DERIVED)}
         if self.tied:
             self._check_tied_head(found)
@@ -149,10 +169,11 @@ class Checkpoint:
         """A tied checkpoint may store its head too, if it is the embedding."""
         import torch
 
-        head = found.pop(_HEAD, None)
-        if head is None or found.get(_EMBEDDING) != head:
+        embedding, named = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
+        head = found.pop(named, None)
+        if head is None or found.get(embedding) != head:
             if head is not None:
-                found[_HEAD] = head
+                found[named] = head
             return
         if not torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING)):
             raise LucidError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,12 +12,14 @@ import msgspec
 from msgspec import UNSET
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config_check import check_keys, family_defaults
+from lucid_deploy.model.config_check import check_keys
 from lucid_deploy.model.config_file import ConfigFile, RopeBlock, checked, read_object, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS, ROPE_REASONS
+from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
 
 ROPE_TYPES = tuple(ROPE_KEYS)
-QK_NORMS = ("none", "after_rope")
+QK_NORMS = ("none", "after_rope", "before_rope")
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 _SIZES = (
     "vocab_size",
@@ -35,7 +38,23 @@ _LARGEST = {
     "original_max_position_embeddings": 2**31 - 1,
 }
 # Fields that artifacts of earlier versions lack; their defaults are what those did.
-_ADDED = frozenset(("qk_norm", "layer_kinds", "layer_settings"))
+_ADDED = frozenset(
+    (
+        "qk_norm",
+        "layer_kinds",
+        "layer_settings",
+        "family",
+        "hidden_act",
+        "attention_output_bias",
+        "attention_scale",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_divisor",
+        "sliding_window",
+        "window_rope_theta",
+        "rope_layers",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +62,16 @@ class RopeScaling:
     """How rotary frequencies are changed for longer contexts, in transformers' terms.
 
     Attributes:
-        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``) or ``llama3`` (low ones divided,
-            high ones kept, a ramp between).
+        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
+            divided, high ones kept, a ramp between).
         factor: The divisor.
         low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
         high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
-        original_max_position_embeddings: ``llama3`` only: the context length before scaling, in tokens.
+        original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
+        attention_factor: ``yarn`` only: what cosines and sines are multiplied by.
+        beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
+        beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
+        truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
     """
 
     rope_type: str = "default"
@@ -56,6 +79,18 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a layer rotates queries and keys: the base of its frequencies, and their scaling."""
+
+    theta: float
+    scaling: RopeScaling
 
 
 @dataclass(frozen=True)
@@ -69,8 +104,18 @@ class LucidConfig:
         eos_token_ids: Tokens that end a generation; may be empty.
         layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
         layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
-        qk_norm: ``none``, or ``after_rope``: queries and keys go through RMS norms with weights of width ``head_dim``,
-            ``q_norm`` and ``k_norm``, after rotation. The cache holds the normed keys.
+        qk_norm: ``none``, or ``after_rope`` or ``before_rope``: queries and keys go through RMS norms with weights of
+            width ``head_dim``, ``q_norm`` and ``k_norm``, after rotation or before it. The cache holds the normed keys.
+        family: Whose code the model follows, see :mod:`lucid_deploy.model.families`.
+        hidden_act: The MLPs' activation, ``silu`` or ``gelu_pytorch_tanh``.
+        attention_output_bias: Whether ``o_proj`` has a bias; None: if the other projections have.
+        attention_scale: What attention scores are multiplied by; None: 1/√head_dim. LUCID's solve keeps √head_dim.
+        embedding_multiplier: What embeddings are multiplied by.
+        residual_multiplier: What attention and MLP are multiplied by before they are added to the residual stream.
+        logits_divisor: What logits are divided by.
+        sliding_window: How many tokens, itself included, a token of a layer over a window sees.
+        window_rope_theta: The rotary base of layers over a window, without scaling; None: that of all.
+        rope_layers: Which layers rotate; empty: all.
     """
 
     vocab_size: int
@@ -94,6 +139,29 @@ class LucidConfig:
     layer_kinds: tuple[str, ...] = ()
     layer_settings: dict[str, Any] = field(default_factory=dict)
     qk_norm: str = "none"
+    family: str = "llama"
+    hidden_act: str = "silu"
+    attention_output_bias: bool | None = None
+    attention_scale: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+    sliding_window: int | None = None
+    window_rope_theta: float | None = None
+    rope_layers: tuple[bool, ...] = ()
+
+    def rope(self, index: int) -> Rope | None:
+        """Return how a layer rotates; None: not at all."""
+        if not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
+            return None
+        if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
+            return Rope(self.window_rope_theta, RopeScaling())
+        return Rope(self.rope_theta, self.rope_scaling)
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether attention's ``o_proj`` has a bias."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -117,7 +185,8 @@ class LucidConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
-        data["eos_token_ids"], data["layer_kinds"] = list(self.eos_token_ids), list(self.layer_kinds)
+        for name in ("eos_token_ids", "layer_kinds", "rope_layers"):
+            data[name] = list(data[name])
         return data
 
     @classmethod
@@ -145,8 +214,12 @@ class LucidConfig:
             raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
         if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
             raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
-        if config.qk_norm not in QK_NORMS:
-            raise ValueError(f"qk_norm is {config.qk_norm!r}")
+        if config.qk_norm not in QK_NORMS or config.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"qk_norm is {config.qk_norm!r}, hidden_act {config.hidden_act!r}")
+        if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
+            raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
+        if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:
+            raise ValueError(f"sliding_window is {config.sliding_window}")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
         if any(not 0 <= token < config.vocab_size for token in tokens):
             raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")
@@ -195,8 +268,10 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     Raises:
         LucidError: Another kind of model, a key that is not known or not computed, a missing or impossible value.
     """
-    check_keys(raw, where, assume_unused)
-    file = checked({**_defaults(raw), **raw}, ConfigFile, where)
+    family = check_keys(raw, where, assume_unused)
+    raw = family.normalized(raw, where)
+    given = {**{key: value for key, value in family.defaults.items() if key not in raw}, **raw}
+    file = checked(given, ConfigFile, where)
     _refuse_variants(file, where)
     theta, scaling = _parse_rope(file, where)
     config = LucidConfig(
@@ -220,14 +295,13 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
         eos_token_ids=token_ids(file.eos_token_id),
         layer_kinds=tuple(file.layer_kinds),
         layer_settings=file.layer_settings,
+        family=family.model_type,
+        hidden_act="silu" if file.hidden_act == "swish" else file.hidden_act,
     )
+    config = family.configure(config, checked(given, family.keys, where), where)
+    config = with_layer_kinds(config, given, family, where)
     _check_shape(config, where)
     return config
-
-
-def _defaults(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return what the family takes for keys that are left out; null is no default but its own value there."""
-    return {key: value for key, value in family_defaults(raw).items() if key not in raw}
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -262,8 +336,10 @@ def _check_shape(config: LucidConfig, where: str) -> None:
 def _refuse_variants(file: ConfigFile, where: str) -> None:
     if file.which_rmsnorm != "exp_k_norm":
         raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
-    if file.hidden_act not in ("silu", "swish"):
-        raise LucidError(f"{where}: hidden_act {file.hidden_act!r} is not supported; only silu is.")
+    if file.hidden_act not in (*ACTIVATIONS, "swish"):
+        raise LucidError(
+            f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
+        )
 
 
 def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
@@ -272,7 +348,12 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
     theta = file.rope_theta if block.rope_theta is UNSET else block.rope_theta
     kind = _or(block.rope_type, _or(block.type, "default"))
     if kind not in ROPE_TYPES:
-        raise LucidError(f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}.")
+        raise LucidError(
+            f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}."
+            f"{ROPE_REASONS.get(kind, '')}"
+        )
+    if kind == "yarn":
+        return theta, _parse_yarn(block, where)
     required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
     missing = [key for key in required if getattr(block, key) is UNSET]
     if missing:
@@ -285,3 +366,26 @@ def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
             f"({block.high_freq_factor})."
         )
     return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
+
+
+def _parse_yarn(block: RopeBlock, where: str) -> RopeScaling:
+    factor, original = _or(block.factor, None), _or(block.original_max_position_embeddings, None)
+    if factor is None or original is None:
+        missing = "factor" if factor is None else "original_max_position_embeddings"
+        raise LucidError(f"{where}: {missing} is missing.")
+
+    def magnitude(weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    magnitudes = [magnitude(_or(scale, 1.0)) for scale in (block.mscale, block.mscale_all_dim)]
+    both = block.mscale is not UNSET and block.mscale_all_dim is not UNSET
+    usual = magnitudes[0] / magnitudes[1] if both else magnitude()
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_position_embeddings=original,
+        attention_factor=_or(block.attention_factor, usual),
+        beta_fast=block.beta_fast,
+        beta_slow=block.beta_slow,
+        truncate=block.truncate,
+    )

@@ -11,21 +11,23 @@ from lucid_deploy.model.config_keys import (
     ATTENTION_TYPES,
     CHANGES,
     COMPUTED,
-    FAMILIES,
     KNOWN,
+    LAYER_KEYS,
     LUCID_KEYS,
+    LUCID_TYPES,
     ROPE_ALWAYS,
     ROPE_BLOCKS,
     ROPE_CHANGES,
     ROPE_KEYS,
     WITH_OTHERS,
 )
+from lucid_deploy.model.families import Family, families, family_named, family_of
 
 _SIMILAR = 0.8  # of difflib's ratio: one or two letters of a key's name
 
 
-def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> None:
-    """Refuse a configuration unless each of its keys is known, and is computed or does nothing.
+def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> Family:
+    """Refuse a configuration unless each of its keys is known, and is computed or does nothing; return its family.
 
     Args:
         raw: The content of ``config.json``.
@@ -35,10 +37,11 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
     Raises:
         LucidError: Another kind of model, keys that change what is not computed, or unknown ones. One error names all.
     """
-    _check_assumed(where, assume_unused)
-    _check_family(raw, where)
+    family = _check_family(raw, where)
+    _check_assumed(where, assume_unused, family)
     _check_lucid_keys(raw, where)
-    refused = [*_refused(raw), *_refused_rope(raw)]
+    raw = family.normalized(raw, where)
+    refused = [*_refused(raw, family), *_refused_rope(raw)]
     if refused:
         raise LucidError(
             f"{where}: {' '.join(refused)} The answers would be wrong without it. Remove a key from the file only if "
@@ -47,18 +50,19 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
     unknown = sorted(unknown_keys(raw) - set(assume_unused))
     if unknown:
         raise LucidError(_unknown_message(raw, where, unknown))
-
-
-def family_defaults(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return what transformers takes for keys that a configuration leaves out, where Llama takes something else."""
-    kind = raw.get("model_type")
-    return FAMILIES[kind][1] if isinstance(kind, str) and kind in FAMILIES else {}
+    return family
 
 
 def unknown_keys(raw: dict[str, Any]) -> set[str]:
     """Return the keys that no table lists; those inside a rope block as ``rope_scaling.key``."""
     inside = {f"{name}.{key}" for name, block in _rope_blocks(raw).items() for key in block if key not in _ROPE_KNOWN}
-    return {*(raw.keys() - KNOWN), *inside}
+    return {*(raw.keys() - _known(raw)), *inside}
+
+
+def _known(raw: dict[str, Any]) -> frozenset[str]:
+    """Return the keys that some table lists: those of all families, and those of the configuration's own."""
+    family = family_of(raw)
+    return KNOWN if family is None else KNOWN | family.computed | family.ignored | family.refused.keys()
 
 
 def value_of(raw: dict[str, Any], key: str) -> Any:
@@ -74,40 +78,44 @@ def _rope_blocks(raw: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: raw[name] for name in ROPE_BLOCKS if isinstance(raw.get(name), dict) and raw[name]}
 
 
-def _check_assumed(where: str, assume_unused: Collection[str]) -> None:
+def _check_assumed(where: str, assume_unused: Collection[str], family: Family) -> None:
+    changing = COMPUTED | CHANGES.keys() | WITH_OTHERS | family.computed
     for key in assume_unused:
         outer, _, inner = key.partition(".")
-        if key in COMPUTED or key in CHANGES or key in WITH_OTHERS or (outer in ROPE_BLOCKS and inner in _ROPE_KNOWN):
+        if key in changing or (outer in ROPE_BLOCKS and inner in _ROPE_KNOWN):
             raise LucidError(
                 f"{where}: {key} is known to change the numbers, so it cannot be assumed unused. If the model was "
                 "trained without it, remove it from the file."
             )
 
 
-def _check_family(raw: dict[str, Any], where: str) -> None:
+def _check_family(raw: dict[str, Any], where: str) -> Family:
     kind, named = raw.get("model_type"), raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise LucidError(f"{where}: architectures must be a list of names, not {named!r}.")
     if kind is None and not named and raw.get("attention_type") is None:
         raise LucidError(
             f"{where}: model_type is missing, so whose code computes this model is not known; supported are "
-            f'{", ".join(FAMILIES)}. Add "model_type": "llama" if it is Llama, with LUCID\'s keys or without.'
+            f'{", ".join(families())}. Add "model_type": "llama" if it is Llama, with LUCID\'s keys or without.'
         )
-    if kind is not None and (not isinstance(kind, str) or kind not in FAMILIES):
+    family = family_of(raw)
+    if family is None:
         of = f" ({', '.join(named)})" if named else ""
-        also = "".join(f" {said}" for said in _refused(raw))
+        also = "".join(f" {said}" for said in _refused(raw, family_named("llama")))
         raise LucidError(
-            f"{where}: model_type {kind!r}{of} is not supported; supported are {', '.join(FAMILIES)}. Its own code may "
-            f"compute something else from the same tensors.{also} If it is Llama in all but name, set model_type to "
-            '"llama" and architectures to ["LlamaForCausalLM"].'
+            f"{where}: model_type {kind!r}{of} is not supported; supported are {', '.join(families())}. Its own code "
+            f"may compute something else from the same tensors.{also} If it is Llama in all but name, set model_type "
+            'to "llama" and architectures to ["LlamaForCausalLM"].'
         )
-    allowed = [name for family, (names, _) in FAMILIES.items() if kind in (None, family) for name in names]
+    of_all = [name for model_type in families() for name in family_named(model_type).architectures]
+    allowed = of_all if kind is None else family.architectures
     if set(named) - set(allowed):
         of = f" with model_type {kind!r}" if kind else ""
         raise LucidError(
             f"{where}: architectures {named!r} is not supported{of}; supported is {' or '.join(allowed)}. Another "
             "class computes something else from the same tensors."
         )
+    return family
 
 
 def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
@@ -127,27 +135,30 @@ def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
         )
 
 
-def _refused(raw: dict[str, Any]) -> list[str]:
+def _refused(raw: dict[str, Any], family: Family) -> list[str]:
     found = []
-    for key, value in {**family_defaults(raw), **raw}.items():
-        if key in CHANGES and not _does_nothing(raw, key, value):
+    own = {*family.computed, *family.ignored, *_layer_keys(raw)}
+    for key, value in {**family.defaults, **raw}.items():
+        if key in CHANGES and key not in own and not _does_nothing(raw, key, value):
             said = f"{key} is {_shown(value)}" if key in raw else f"{key} is missing, which means {value}"
             found.append(f"{said}. {CHANGES[key][0]}, which is not supported.")
-    if raw.get("model_type") == "mistral":  # its code makes no biases, whatever the configuration says
-        found += [
-            f"{key} is {raw[key]!r}. Mistral's code makes no biases, so it is not supported."
-            for key in ("attention_bias", "mlp_bias")
-            if raw.get(key)
-        ]
-    return found
+    return found + [
+        f"{key} is {_shown(raw[key])}. {said}, so it is not supported."
+        for key, said in family.refused.items()
+        if raw.get(key)
+    ]
+
+
+def _layer_keys(raw: dict[str, Any]) -> tuple[str, ...]:
+    """Return the keys that say which layers are LUCID: with LUCID they are computed in every family."""
+    if raw.get("attention_type") not in LUCID_TYPES:
+        return ()
+    return LAYER_KEYS if raw.get("layer_types") else ("lucid_layers",)
 
 
 def _does_nothing(raw: dict[str, Any], key: str, value: Any) -> bool:
-    if key != "sliding_window":
-        return CHANGES[key][1](value)
-    if raw.get("model_type") == "mistral":  # its code asks for nothing else
-        return value is None
-    return not value or raw.get("use_sliding_window") is False
+    unused = key == "sliding_window" and raw.get("use_sliding_window") is False
+    return unused or CHANGES[key][1](value)
 
 
 def _refused_rope(raw: dict[str, Any]) -> list[str]:
@@ -178,7 +189,7 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
 
 
 def _unknown_message(raw: dict[str, Any], where: str, unknown: list[str]) -> str:
-    named = [f"{key} is {_shown(value_of(raw, key))}{_likely(key)}" for key in unknown]
+    named = [f"{key} is {_shown(value_of(raw, key))}{_likely(key, _known(raw))}" for key in unknown]
     they = "This key is" if len(unknown) == 1 else "These keys are"
     way = " ".join(f"--assume-unused {key}" for key in unknown)
     return (
@@ -187,11 +198,11 @@ def _unknown_message(raw: dict[str, Any], where: str, unknown: list[str]) -> str
     )
 
 
-def _likely(key: str) -> str:
+def _likely(key: str, known: frozenset[str]) -> str:
     """Name the key that an unknown one is probably meant to be."""
     outer, _, inner = key.partition(".")
     inside = outer in ROPE_BLOCKS and inner
-    near = difflib.get_close_matches(inner if inside else key, _ROPE_KNOWN if inside else KNOWN, 1, _SIMILAR)
+    near = difflib.get_close_matches(inner if inside else key, _ROPE_KNOWN if inside else known, 1, _SIMILAR)
     return f" (is {near[0]} meant?)" if near else ""
 
 

@@ -16,6 +16,7 @@ from lucid_deploy.errors import LucidError
 
 # Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
+Whole = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number")]
 Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
 Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
@@ -69,6 +70,13 @@ class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
     low_freq_factor: Positive | UnsetType = UNSET
     high_freq_factor: Positive | UnsetType = UNSET
     original_max_position_embeddings: Context | UnsetType = UNSET
+    # yarn
+    attention_factor: Positive | UnsetType = UNSET
+    mscale: Positive | UnsetType = UNSET
+    mscale_all_dim: Positive | UnsetType = UNSET
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: Flag = True
 
 
 class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
@@ -77,7 +85,7 @@ class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
     eos_token_id: Tokens = []
 
 
-_Form = TypeVar("_Form", ConfigFile, RopeBlock, GenerationFile)
+_Form = TypeVar("_Form", bound=msgspec.Struct)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -125,7 +133,8 @@ def _reason(said: str, values: dict[str, Any], form: type) -> str:
         return f"{missing[1]} is missing."
     key = re.search(r"`\$\.(\w+)", said)[1]  # type: ignore[index]
     value, metas = values[key], list(_metas(get_type_hints(form, include_extras=True)[key]))
-    wanted = next(meta.description for meta in metas if meta.description)
+    expected = re.search(r"Expected `([^`]+)`", said)  # a family's key may have no words for its type
+    wanted = next((meta.description for meta in metas if meta.description), f"of type {expected and expected[1]}")
     largest = next((meta.le for meta in metas if meta.le), None)
     if type(value) is int and largest is not None and value > largest:
         return f"{key} is {value}; more than {largest} is not supported."

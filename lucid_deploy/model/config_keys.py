@@ -11,14 +11,6 @@ from typing import Any
 
 from lucid_deploy.model.config_file import ConfigFile
 
-# model_type → the classes that may stand in ``architectures``, and what transformers takes for a key that is left out.
-FAMILIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "llama": (("LlamaForCausalLM", "LLaMAForCausalLM"), {}),
-    "mistral": (
-        ("MistralForCausalLM",),
-        {"num_key_value_heads": 8, "max_position_embeddings": 4096 * 32, "sliding_window": 4096},
-    ),
-}
 LUCID_TYPES = ("lucid", "oglucid")
 ATTENTION_TYPES = (*LUCID_TYPES, "llama")
 # Without attention_type, what LUCID's own keys ask for is open: the authors' code refuses such a configuration too.
@@ -157,6 +149,8 @@ _CHANGES: tuple[tuple[str, Harmless, str], ...] = (
     ("It is a variant of LUCID whose code is not published", _zero, "key_scaling_exp"),
 )
 CHANGES: dict[str, tuple[str, Harmless]] = {key: (does, off) for does, off, keys in _CHANGES for key in keys.split()}
+# LUCID's own way to say which layers are LUCID: refused without attention_type, and by families without windows.
+LAYER_KEYS = ("layer_types", "lucid_layers", "sliding_window")
 # These say nothing without another key, which is looked at.
 WITH_OTHERS = frozenset(
     ("architectures", "max_window_layers", "model_type", "original_max_position_embeddings", "use_sliding_window")
@@ -169,6 +163,13 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+}
+# Why other types are refused, where transformers has them.
+ROPE_REASONS = {
+    "dynamic": " Its angles change with the length of a text, and cached keys cannot be turned again.",
+    "longrope": " It has two sets of angles, and changes between them with the length of a text, which cached keys "
+    "cannot.",
 }
 ROPE_ALWAYS = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 _ROPE_CHANGES = (

@@ -14,38 +14,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lucid_deploy.model.block import Layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.layers import layer_kind
-from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.model.parts import MLP, Head, RMSNorm
-from lucid_deploy.model.rope import rope_tables
-
-
-class Layer(nn.Module):
-    """One transformer layer: a mixer (attention) and an MLP, each after a norm and beside a residual."""
-
-    def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
-        super().__init__()
-        kind = layer_kind(config.kinds[index])
-        self._attribute = kind.attribute
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.add_module(kind.attribute, kind.mixer(config, index, implementation))
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
-
-    @property
-    def mixer(self) -> Mixer:
-        """What mixes tokens: attention, or what stands in its place."""
-        mixer = self.get_submodule(self._attribute)
-        assert isinstance(mixer, Mixer)
-        return mixer
-
-    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
-        """``(B, N, C)`` and the layer's cache to the same with the new tokens, see :class:`Mixer`."""
-        mixed, present = self.mixer(self.input_layernorm(x), step, past)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), present
+from lucid_deploy.model.families import family_named
+from lucid_deploy.model.mixer import LayerCache
+from lucid_deploy.model.parts import Head, RMSNorm
+from lucid_deploy.model.steps import layer_steps
 
 
 class LucidBody(nn.Module):
@@ -53,9 +28,18 @@ class LucidBody(nn.Module):
 
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, index, implementation) for index in range(config.num_hidden_layers))
+        family = family_named(config.family)
+        self.layers = nn.ModuleList(
+            family.layer(config, index, implementation) for index in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Int64 ``(B, N)`` to what the first layer is given, ``(B, N, C)``."""
+        x = self.embed_tokens(input_ids)  # (B, N, C)
+        return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
 
 
 class LucidForCausalLM(nn.Module):
@@ -123,47 +107,47 @@ class LucidForCausalLM(nn.Module):
             and the present cache, per layer two tensors ``(B, KV, P + N, D)``, or their stored form.
         """
         batch, n = input_ids.shape
+        fresh = past is None
         if past is None:
             past = self.empty_cache(batch)
         mask = None if attention_mask is None else attention_mask.bool()
         if cache_length is not None:
-            mask = static_mask(mask, self._rows(past), cache_length)
-        x = self.model.embed_tokens(input_ids)  # (B, N, C)
-        step = Step(mask, decode, self._rope(past, position_ids, x), cache_length)
+            mask = static_mask(mask, self._columns(past, None if mask is None else mask.shape[1]), cache_length)
+        x = self.model.embed(input_ids)  # (B, N, C)
+        if position_ids is None and self.config.use_rope:
+            start = 0 if fresh else self._columns(past, None if mask is None else mask.shape[1] - n)
+            position_ids = (start + torch.arange(n, device=x.device)).expand(batch, n)
+        steps = layer_steps(self.config, position_ids, x.dtype, mask, decode, cache_length)
         present = []
-        for layer, layer_past in zip(self.model.layers, past, strict=True):
+        for layer, step, layer_past in zip(self.model.layers, steps, past, strict=True):
             x, layer_present = layer(x, step, layer_past)
             present.append(layer_present)
         if last_only and n > 1:
-            x = last_token(x, step.mask)
-        return self.lm_head(self.model.norm(x)), present
+            x = last_token(x, mask)
+        return self.logits(x), present
 
-    def _rope(self, past: list[LayerCache], positions: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return cosine and sine for new tokens ``(B, N, C)``; None without rotary positions."""
-        if not self.config.use_rope:
-            return None
-        if positions is None:
-            batch, n, _ = x.shape
-            positions = (self._rows(past).shape[2] + torch.arange(n, device=x.device)).expand(batch, n)
-        return rope_tables(self.config, positions, x.dtype)
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits ``(…, vocab)`` of what the last layer gives, ``(…, C)``: final norm, head, divisor."""
+        logits = self.lm_head(self.model.norm(x))
+        return logits if self.config.logits_divisor == 1 else logits / self.config.logits_divisor
 
-    def _rows(self, past: list[LayerCache]) -> Tensor:
-        """Return a cached tensor that has a row for every column so far, ``(B, heads, P, width)``."""
+    def _columns(self, past: list[LayerCache], masked: int | None) -> int:
+        """Return how many columns a cache holds: as many as a tensor with a row for each, else as the mask says."""
         layout = layout_of(describe(self.config, self.cache_dtype if self.cache_dtype != "auto" else "float32"))
         pairs = (pair for layer, stored in zip(layout, past, strict=True) for pair in zip(layer, stored, strict=True))
         found = next((stored for tensor, stored in pairs if tensor.sort == "rows"), None)
-        if found is None:
-            raise ValueError("No layer caches a row for every token, so positions and mask must be given.")
-        return found
+        if found is None and masked is None:
+            raise ValueError("No layer caches a row for every token, so a mask must be given.")
+        return masked if found is None else found.shape[2]  # type: ignore[return-value]
 
     def empty_cache(self, batch: int) -> list[LayerCache]:
         """Return the cache before the first token: per layer the tensors of its layout, without rows."""
         return [layer.mixer.empty_cache(batch, self.model.embed_tokens.weight) for layer in self.layers()]
 
 
-def static_mask(mask: Tensor | None, buffer: Tensor, cache_length: Tensor) -> Tensor:
-    """Return which rows of a buffer ``(B, KV, M, D)`` hold a token, and True for the new one: bool ``(B, M + 1)``."""
-    filled = torch.arange(buffer.shape[2], device=buffer.device) < cache_length[:, None]  # (B, M)
+def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor) -> Tensor:
+    """Return which of M rows of a buffer hold a token, and True for the new one: bool ``(B, M + 1)``."""
+    filled = torch.arange(rows, device=cache_length.device) < cache_length[:, None]  # (B, M)
     if mask is not None:
         filled = filled & mask
     return torch.cat([filled, torch.ones_like(filled[:, :1])], dim=1)

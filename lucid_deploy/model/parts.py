@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,20 +27,28 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
 
 
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
+
+
 class MLP(nn.Module):
-    """The gated feed-forward layer: down(silu(gate(x)) · up(x))."""
+    """The gated feed-forward layer: down(act(gate(x)) · up(x)), with silu or another activation."""
 
     def __init__(self, config: LucidConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self._activation = ACTIVATIONS[config.hidden_act]
         self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, C)`` to ``(B, N, C)``."""
-        work = compute_dtype(x.dtype)  # silu holds an exponential
-        product = F.silu(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
+        work = compute_dtype(x.dtype)  # activations hold exponentials
+        product = self._activation(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
         return self.down_proj(product.to(x.dtype))
 
 

@@ -43,21 +43,10 @@ def settle(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."
         )
+    if config.qk_norm != "none":  # the family says it
+        return config, tuple(notes)
     norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
     return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))
-
-
-def refuse_uncomputed(config: LucidConfig, where: str) -> None:
-    """Refuse what the configuration can say and the model does not compute yet.
-
-    Raises:
-        LucidError: Norms of queries and keys.
-    """
-    if config.qk_norm != "none":
-        raise LucidError(
-            f"{where}: q_norm and k_norm, RMS norms of queries and keys after rotary embedding (use_qknorm, the "
-            "authors' standard baseline), are not supported yet. Without them the answers would be wrong."
-        )
 
 
 def _refuse_variants(names: Collection[str], where: str) -> None:

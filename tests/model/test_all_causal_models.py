@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import load_config, parse_config
-from lucid_deploy.model.config_keys import FAMILIES
+from lucid_deploy.model.families import families
+from tests.model.family_shapes import SHAPES, SMALL, random_model
 
 CLASSES = sorted({config for config in MODEL_FOR_CAUSAL_LM_MAPPING}, key=lambda config: config.__name__)
 # Without arguments these make no configuration that they themselves take.
@@ -53,15 +54,14 @@ def test_the_installed_transformers_has_models() -> None:
 def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig], tmp_path: Path) -> None:
     raw = default_json(config_class)
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    if raw["model_type"] == "llama":  # equal to transformers: below
+    if raw["model_type"] in families():  # equal to transformers: below
         assert load_config(tmp_path).num_hidden_layers == raw["num_hidden_layers"]
         return
     for changed in (raw, {**raw, "architectures": None}):
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(LucidError) as caught:
             load_config(tmp_path)
-        named = "sliding_window" if raw["model_type"] == "mistral" else f"model_type {raw['model_type']!r}"
-        assert named in str(caught.value)
+        assert f"model_type {raw['model_type']!r}" in str(caught.value)
         assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
 
 
@@ -73,15 +73,6 @@ def test_under_llamas_name_their_own_keys_give_them_away(config_class: type[PreT
             parse_config(raw, "config.json")
 
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 200,
-}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5000.0,
@@ -90,6 +81,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 50}
 COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SMALL),
     "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
@@ -105,20 +97,21 @@ COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
             "original_max_position_embeddings": 50,
         },
     ),
-    "mistral": lambda: MistralConfig(**SMALL, sliding_window=None),
-    "mistral, one key head": lambda: MistralConfig(
-        **{**SMALL, "num_key_value_heads": 1}, sliding_window=None, head_dim=24, rms_norm_eps=1e-5
+    "llama, gelu": lambda: LlamaConfig(**SMALL, hidden_act="gelu_pytorch_tanh"),
+    "llama, yarn": lambda: LlamaConfig(**SMALL, rope_parameters=YARN),
+    "llama, yarn with all its settings": lambda: LlamaConfig(
+        **SMALL, rope_parameters={**YARN, "beta_fast": 8, "beta_slow": 2, "truncate": False, "attention_factor": 1.3}
     ),
+    "llama, yarn with magnitudes": lambda: LlamaConfig(
+        **SMALL, rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
+    ),
+    **{f"{name}, {shape}": make for name, shapes in SHAPES.items() for shape, make in shapes.items()},
 }
 
 
 def save(config: PreTrainedConfig, path: Path) -> Any:
     """A random model whose weights are large enough that every part of it matters, in float64, and on disk."""
-    torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.25) if parameter.dim() == 2 else parameter.add_(0.3 * torch.randn_like(parameter))
+    model = random_model(config)
     model.save_pretrained(path)
     return model
 
@@ -132,12 +125,12 @@ def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path)
         wanted = model(ids).logits
         ours, _ = load_model(tmp_path, torch.float64)(ids)
         rounded = model.float()(ids).logits
-    # transformers' norms and rotary tables are float32 whatever the model's type: as close as its own float32 is.
-    assert (ours - wanted).abs().max() <= 3 * (rounded - wanted).abs().max() < 1e-4 * wanted.abs().max()
+    # transformers' norms and rotary angles are float32 whatever the model's type: as close as its own float32 is.
+    assert (ours - wanted).norm() <= 3 * (rounded - wanted).norm() < 3e-5 * wanted.norm()
 
 
 def test_every_family_that_is_taken_is_compared() -> None:
-    assert {make().model_type for make in COMPUTED.values()} == set(FAMILIES)
+    assert {make().model_type for make in COMPUTED.values()} == set(families())
 
 
 def test_a_model_with_llamas_keys_and_tensors_is_refused_by_its_name(tmp_path: Path) -> None:

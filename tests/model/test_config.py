@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -140,7 +141,7 @@ def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: 
         ({"attention_type": "lucid", "key_scaling_exp": 1}, "key_scaling_exp is 1"),
         ({"attention_type": "lucid", "key_scaling_exp": False}, "key_scaling_exp is False"),
         ({"attention_type": "lucid_path"}, "attention_type 'lucid_path'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling 'longrope'"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling 'dynamic'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -202,6 +203,13 @@ def test_a_missing_size_is_named(key: str) -> None:
 def test_a_missing_llama3_setting_is_named(key: str) -> None:
     block = {"rope_type": "llama3", **{name: value for name, value in LLAMA3.items() if name != key}}
     assert f"{key} is missing" in refusal(rope_scaling=block)
+
+
+@pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
+def test_a_missing_yarn_setting_is_named(key: str) -> None:
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert parse(rope_scaling=block).rope_scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
+    assert f"{key} is missing" in refusal(rope_scaling={name: block[name] for name in block if name != key})
 
 
 def test_llama3_without_a_ramp_is_refused() -> None:

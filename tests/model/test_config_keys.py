@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -288,14 +289,14 @@ def test_an_original_context_outside_of_the_block_must_be_the_same() -> None:
     assert "original_max_position_embeddings is 32, and another in rope_parameters" in message
 
 
-@pytest.mark.parametrize("kind", ["granite", "lucid_path_attn", "Llama", "", 7, ["llama"]])
+@pytest.mark.parametrize("kind", ["falcon", "lucid_path_attn", "Llama", "", 7, ["llama"]])
 def test_another_model_type_is_refused(kind: Any) -> None:
     assert f"model_type {kind!r} is not supported; supported are llama, mistral" in refusal(model_type=kind)
 
 
 def test_another_model_type_names_the_keys_that_would_be_wrong() -> None:
-    message = refusal(model_type="granite", architectures=["GraniteForCausalLM"], embedding_multiplier=12)
-    assert "model_type 'granite' (GraniteForCausalLM) is not supported" in message
+    message = refusal(model_type="minicpm", architectures=["MiniCPMForCausalLM"], embedding_multiplier=12)
+    assert "model_type 'minicpm' (MiniCPMForCausalLM) is not supported" in message
     assert "embedding_multiplier is 12" in message
 
 
@@ -328,22 +329,65 @@ def test_mistral_without_a_window_is_taken_with_its_own_defaults() -> None:
     }
     config = parse(bare, num_attention_heads=8)
     assert (config.max_position_embeddings, config.num_key_value_heads) == (131072, 8)
-    assert parse(MISTRAL) == parse()
+    assert parse(MISTRAL) == dataclasses.replace(parse(), family="mistral")
+
+
+@pytest.mark.parametrize("changes", [{"attention_bias": True}, {"mlp_bias": True}])
+def test_biases_that_mistral_does_not_make_are_refused(changes: dict[str, Any]) -> None:
+    assert f"{next(iter(changes))} is True. Mistral's code makes no biases" in refusal(MISTRAL, **changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_sliding_window": False, "sliding_window": 4096}])
+def test_a_window_that_mistral_leaves_out_is_not_none(changes: dict[str, Any]) -> None:
+    """Its code asks for sliding_window and nothing else."""
+    bare = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
+    config = parse(bare, **changes)
+    assert (config.kinds, config.sliding_window) == (("window", "window"), 4096)
+
+
+LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        (LAYERS, ("window", "lucid")),
+        ({"lucid_layers": [1]}, ("standard", "lucid")),
+        ({**LAYERS, "lucid_layers": [1]}, ("window", "lucid")),
+        ({"lucid_layers": None}, ("lucid", "lucid")),
+        ({"lucid_layers": [1, 0]}, ("lucid", "lucid")),
+    ],
+)
+def test_layers_are_named_in_two_ways(changes: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    config = parse(LUCID, **changes)
+    assert config.kinds == kinds
+    assert config.sliding_window == (5 if "window" in kinds else None)
+    assert LucidConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"sliding_window": 4096}, "sliding_window is 4096. Attention over a window"),
-        ({"sliding_window": 4096, "use_sliding_window": False}, "sliding_window is 4096. Attention over a window"),
-        ({"sliding_window": 0}, "sliding_window is 0. Attention over a window"),
-        ({"attention_bias": True}, "attention_bias is True. Mistral's code makes no biases"),
+        ({**LAYERS, "layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers is 2"),
+        ({**LAYERS, "layer_types": ["full_attention", "linear"]}, "layer_types names 'linear', which is not supported"),
+        ({**LAYERS, "sliding_window": None}, "sliding_window does not say over how many tokens"),
+        ({**LAYERS, "sliding_window": 0}, "sliding_window must be a positive whole number, not 0"),
+        ({**LAYERS, "sliding_window": True}, "sliding_window must be a positive whole number, not True"),
+        (
+            {**LAYERS, "layer_types": ["sliding_attention"] * 2},
+            "all layers attend over a window, so that none is",
+        ),
+        ({**LAYERS, "layer_types": "full_attention"}, "layer_types must be a list of names"),
+        ({**LAYERS, "lucid_layers": [0]}, "lucid_layers names layer 0, which attends over a window"),
+        ({"lucid_layers": [2]}, "lucid_layers names layer 2; it lists layers, counted from 0, of 2"),
+        ({"lucid_layers": [1, 1]}, "lucid_layers names a layer twice"),
+        ({"lucid_layers": []}, "lucid_layers names no layer"),
+        ({"lucid_layers": [-1]}, "lucid_layers must be a list of layers, counted from 0"),
+        ({"lucid_layers": 1}, "lucid_layers must be a list of layers, counted from 0"),
+        ({"sliding_window": 5}, "sliding_window is 5. Attention over a window"),
+        ({"lucid_layers": [1], "layer_kinds": ["lucid", "lucid"]}, "layer_kinds and layer_types or lucid_layers"),
+        ({"attention_type": "llama", "lucid_layers": [1]}, "lucid_layers is [1]. It makes layers of several kinds"),
     ],
 )
-def test_mistral_that_is_no_llama_is_refused(changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(MISTRAL, **changes)
-
-
-def test_a_window_that_mistral_leaves_out_is_not_none() -> None:
-    bare = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
-    assert "sliding_window is missing, which means 4096. Attention over a window" in refusal(bare)
+def test_layers_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
+    assert said in refusal(LUCID, **changes)

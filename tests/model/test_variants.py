@@ -135,14 +135,6 @@ def test_lucid_takes_no_notice_of_norms_and_says_so() -> None:
     assert notes == ("use_qknorm is true; LUCID attention has no such norms.",)
 
 
-def test_norms_are_refused_by_name_until_the_model_computes_them(make_checkpoint: MakeCheckpoint) -> None:
-    checkpoint = make_checkpoint(attention_type="llama")
-    path = checkpoint / "model.safetensors"
-    save_file({**load_file(path), **{name: torch.ones(36) for name in NORMS}}, path)
-    with pytest.raises(LucidError, match="q_norm and k_norm, RMS norms of queries and keys after rotary embedding"):
-        Checkpoint(checkpoint)
-
-
 WRAPPERS = {
     "module.": lambda name: f"module.{name}",
     "_orig_mod.": lambda name: f"_orig_mod.{name}",

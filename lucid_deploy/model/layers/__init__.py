@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
 
 GROUP = "lucid_deploy.layers"
-_BUILT_IN = {"lucid": "lucid_deploy.model.layers.lucid", "standard": "lucid_deploy.model.layers.standard"}
+_BUILT_IN = {name: f"lucid_deploy.model.layers.{name}" for name in ("lucid", "standard", "window")}
 _registered: dict[str, LayerKind] = {}
 
 

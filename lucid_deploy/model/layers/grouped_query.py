@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -12,6 +13,7 @@ from lucid_deploy.cache.layout import LayerLayout
 from lucid_deploy.cache.storage import cache_tensors
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
+from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
 
 WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -23,9 +25,11 @@ def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
 
 
 def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
-    """Return the names of the projections' weights within a layer."""
-    parts = ("weight", "bias") if config.attention_bias else ("weight",)
-    return tuple(f"{attribute}.{name}.{part}" for name in WEIGHTS for part in parts)
+    """Return the names of the projections' weights within a layer, and of the norms of queries and keys."""
+    biased = {*(WEIGHTS[:3] if config.attention_bias else ()), *(WEIGHTS[3:] if config.has_output_bias else ())}
+    names = [f"{name}.{part}" for name in WEIGHTS for part in ("weight", "bias") if part == "weight" or name in biased]
+    norms = ["q_norm.weight", "k_norm.weight"] if config.qk_norm != "none" else []
+    return tuple(f"{attribute}.{name}" for name in (*names, *norms))
 
 
 class GroupedQueryAttention(Mixer):
@@ -48,17 +52,14 @@ class GroupedQueryAttention(Mixer):
         self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
-        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=bias)
+        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.has_output_bias)
+        if config.qk_norm != "none":
+            self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
         batch, n, _ = x.shape
-        d = self.config.head_dim
-        q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
-        k = self.k_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
-        v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
-        if step.rope is not None:
-            q, k = rotate(q, *step.rope), rotate(k, *step.rope)
+        q, k, v = self.project(x, step)
         if step.cache_length is not None:
             o, buffers = self.attend_static(q, k, v, past, step.mask, step.cache_length)
             return self.o_proj(o.transpose(1, 2).reshape(batch, 1, -1)), buffers
@@ -70,6 +71,27 @@ class GroupedQueryAttention(Mixer):
             stored = zip(past, self.codec.encode(k, v), strict=True)
             present = tuple(torch.cat(rows, dim=2) for rows in stored)  # (B, KV, T, ·) each
         return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
+
+    def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.
+
+        Keys are as the cache holds them: normed and rotated, as the configuration says. Queries carry the family's
+        scale of the scores, since the operators divide by √D.
+        """
+        batch, n, _ = x.shape
+        d = self.config.head_dim
+        q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
+        k = self.k_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        if self.config.qk_norm == "before_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if step.rope is not None:
+            q, k = rotate(q, *step.rope), rotate(k, *step.rope)
+        if self.config.qk_norm == "after_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.attention_scale is not None:
+            q = q * (self.config.attention_scale * math.sqrt(d))
+        return q, k, v
 
     @abstractmethod
     def attend(

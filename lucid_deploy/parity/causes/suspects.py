@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.cache.storage import SCALE
+from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure.rounding import round_to
@@ -79,7 +80,10 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
     if len(others) == 2 and part.layer in others:
         swapped = f" Layers {others[0]} and {others[1]} are each wrong by themselves: were they swapped?"
     described = layers.layers[part.layer]
-    if {tensor.name for tensor in described.cache} - {"key", "value", "key_scale", "value_scale"}:
+    if {(tensor.name.removesuffix(SCALE), tensor.sort) for tensor in described.cache} != {
+        ("key", "rows"),
+        ("value", "rows"),
+    }:
         return f"It is a layer of kind {described.kind}: no guesses are made about what is wrong in it.{swapped}"
     if part.word == "output":
         where = "its queries, its attention, its output projection or its MLP"
@@ -91,7 +95,7 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
         return f"It holds NaN or infinity.{before}{swapped}"
     if part.word == "K":
-        return _keys_hint(evidence, config) + swapped
+        return _keys_hint(evidence, config, config.rope(part.layer)) + swapped
     return _solved_hint(evidence, config, described.solves) + swapped
 
 
@@ -129,7 +133,7 @@ def solve_tensors(states: States, layer: int) -> tuple[Array, Array, Array]:
     return rows["key"], rows["value"] if given is None else given, rows["value"]
 
 
-def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
+def _keys_hint(evidence: Evidence, config: LucidConfig, rope: Rope | None) -> str:
     wanted = evidence.wanted[0][:, evidence.positions]
     guesses = [
         ("These are Y: K and Y are swapped in the cache.", evidence.wanted[2][:, evidence.positions]),
@@ -138,11 +142,11 @@ def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
             normalized(wanted, config.rms_norm_eps),
         ),
     ]
-    if config.use_rope:
+    if rope is not None:
         for shift, words in ((1, "too far"), (-1, "short")):
             text = f"Rotary positions are off by one: these keys are rotated by one position {words}."
-            guesses.append((text, turned(wanted, config, np.full(len(evidence.positions), shift))))
-        bare = turned(wanted, config, -evidence.positions)
+            guesses.append((text, turned(wanted, rope, np.full(len(evidence.positions), shift))))
+        bare = turned(wanted, rope, -evidence.positions)
         guesses.append(("Rotary embedding is missing: these keys are not rotated.", bare))
     return _best(guesses, evidence.keys, wanted) or _confined(
         evidence.keys, wanted, "A weight that K is made from (k_proj, or the norm before it) is not the checkpoint's"
@@ -181,11 +185,11 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
     return _best(guesses, actual, exact) or "K and V are right, so the solve itself is wrong in this layer."
 
 
-def turned(keys: Array, config: LucidConfig, shift: Array) -> Array:
+def turned(keys: Array, rope: Rope, shift: Array) -> Array:
     """Rotate rotated keys ``(KV, n, D)`` further, by ``shift`` positions ``(n,)``."""
     from lucid_deploy.model.rope import inverse_frequencies
 
-    angles = shift[:, None] * inverse_frequencies(config).double().numpy()  # (n, D/2)
+    angles = shift[:, None] * inverse_frequencies(rope, keys.shape[-1]).double().numpy()  # (n, D/2)
     a, b = np.split(keys, 2, axis=-1)
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -12,8 +12,7 @@ from torch import nn
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM, last_token
-from lucid_deploy.model.mixer import Step
-from lucid_deploy.model.rope import rope_tables
+from lucid_deploy.model.steps import layer_steps
 from lucid_deploy.runtimes.layers import Past, ScoringLayers, States, Tokens
 from lucid_deploy.runtimes.session import Array
 
@@ -35,8 +34,8 @@ class TorchLayers(ScoringLayers):
         body, config = self._model.model, self.config
         mask = None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device)
         positions = torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device)
-        step = Step(mask, decode, rope_tables(config, positions, self._dtype) if config.use_rope else None)
-        x = body.embed_tokens(torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device))
+        steps = layer_steps(config, positions, self._dtype, mask, decode)
+        x = body.embed(torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device))
         states = States([_to_numpy(x)], [], [], np.zeros(0))
         n = tokens.input_ids.shape[1]
         for index, (layer, description) in enumerate(zip(self._model.layers(), self.layers, strict=True)):
@@ -46,7 +45,7 @@ class TorchLayers(ScoringLayers):
             arrays = zip(layout, past[index], strict=True)
             stored = layer.mixer.encode_cache(tuple(self._cached(tensor, array) for tensor, array in arrays))
             with _output_of(layer.mixer.value_projection if description.solves else None) as seen:
-                x, present = layer(x, step, stored)
+                x, present = layer(x, steps[index], stored)
             decoded = zip(layout, layer.mixer.decode_cache(present, self._dtype), strict=True)
             rows = {t.name: value[:, :, -n:] if t.sort == "rows" else value for t, value in decoded}
             states.residuals.append(_to_numpy(x))
@@ -56,7 +55,7 @@ class TorchLayers(ScoringLayers):
             )
         if residuals is not None:
             x = self._tensor(residuals[-1])
-        logits = self._model.lm_head(body.norm(last_token(x, mask)))
+        logits = self._model.logits(last_token(x, mask))
         return States(states.residuals, states.cached, states.given, _to_numpy(logits))
 
     def logits(self, input_ids: Array) -> Iterator[Array]:
@@ -65,7 +64,7 @@ class TorchLayers(ScoringLayers):
         x = self._tensor(states.residuals[-1][0])  # (N, C)
         for piece in x.split(LOGIT_ROWS):
             with torch.inference_mode():
-                yield _to_numpy(self._model.lm_head(self._model.model.norm(piece)))
+                yield _to_numpy(self._model.logits(piece))
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device, self._dtype)
