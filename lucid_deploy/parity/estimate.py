@@ -132,6 +132,7 @@ def planned_phases(artifact: Artifact, source: Checkpoint, options: VerifyOption
         inside = [call for _ in range(extent.explained) for call in work.calls(ONE_SHOT, 1)]
         found += [
             Phase(phases.INSIDE_REFERENCE, reference),
+            *([] if quantized else [Phase(phases.loading(dtype), size)]),
             Phase(phases.inside_baseline(dtype), 2 * work.seconds(inside, *single)),
             Phase(phases.INSIDE_CANDIDATE, 4 * work.seconds(inside, *single)),
         ]

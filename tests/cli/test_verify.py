@@ -4,16 +4,16 @@ import json
 import shutil
 
 import pytest
-import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.artifact import MANIFEST, WEIGHTS
 from lucid_deploy.cli import main
-from lucid_deploy.errors import LucidError
-from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.verification import find_checkpoint, verify_against
-from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.faults import change_weight as change_element
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
 
@@ -25,6 +25,18 @@ def example(exported, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     shutil.copytree(artifact.directory, tmp_path / "artifact")
     return tmp_path / "checkpoint", tmp_path / "artifact"
+
+
+@pytest.fixture
+def directory(exported, tmp_path):
+    """A copy of an artifact, with a tokenizer of 97 words that starts every text with w1."""
+    _, artifact = exported(max_position_embeddings=CONTEXT)
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact <b>")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    return copy
 
 
 def run(*arguments):
@@ -129,10 +141,6 @@ def test_a_prompt_needs_a_tokenizer(example):
 
 
 def test_a_real_prompt_is_verified(example):
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-
     _, artifact = example
     tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     tokenizer.pre_tokenizer = Whitespace()
@@ -154,26 +162,93 @@ def test_no_artifact(tmp_path):
     assert "no artifact" in message(result)
 
 
-def test_the_recorded_source_is_the_default(example, exported):
-    checkpoint, artifact = exported(max_position_embeddings=CONTEXT)
-    assert find_checkpoint(artifact, None).directory == checkpoint
-    with pytest.raises(LucidError, match="no checkpoint"):
-        find_checkpoint(artifact, str(checkpoint / "nothing"))
+def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
+    data = json.loads(run(directory, "--json", "-").stdout)
+    assert data["explanation"] is None
+    assert len(data["heads"]) == 2 * 2 * 2 and data["error_against_position"]  # cheap: always there
+    data = json.loads(run(directory, "--explain", "--json", "-").stdout)
+    assert data["explanation"]["own_errors"] and data["explanation"]["perplexity"] is None
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_held_to_a_baseline_of_that_precision(make_checkpoint, dtype):
-    source = Checkpoint(make_checkpoint(max_position_embeddings=CONTEXT))
-    candidate = TorchSession(load_model(source, getattr(torch, dtype), implementation="reference"))
-    loaded = []
-    report = verify_against(candidate, source, 8, 0, None, lambda what, done, total: loaded.append(what))
-    assert report.passed, report.verdict()
-    assert report.dtype == dtype
-    assert list(dict.fromkeys(loaded)) == [
-        f"Loading {dtype}",
-        f"PyTorch {dtype}, greedy",
-        "PyTorch float64",
-        f"PyTorch {dtype}",
-        f"torch {dtype}",
-    ]
-    assert max(item.gate.limit for item in report.comparisons) > 1e-3  # not the gates of float32
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt", ""], "prompt to verify with is empty"),
+        (["--tolerance", "0"], "above 0 and below 1"),
+        (["--tolerance", "nan"], "above 0 and below 1"),
+        (["--tolerance", "1"], "above 0 and below 1"),
+        (["--tolerance", "much"], "not a valid float"),
+        (["--report", "{tmp}/none/page.html"], "file in a directory that exists"),
+        (["--report", "{tmp}"], "file in a directory that exists"),
+        (["--report", "-"], "file in a directory that exists"),
+        (["--text", "{tmp}/none.txt"], "cannot be read"),
+        (["--text", "{tmp}"], "cannot be read"),
+        (["--text", "{tmp}/empty.txt"], "takes at least 2"),
+        (["--text", "{tmp}/binary.txt"], "no UTF-8 text"),
+        (["--text", "{tmp}/empty.txt", "--text-tokens", "1"], "--text-tokens"),
+    ],
+)
+def test_bad_usage_is_refused_before_the_long_run(directory, tmp_path, arguments, words):
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "binary.txt").write_bytes(b"w1 \xff\xfe")
+    result = run(directory, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == 2
+    assert words in message(result)
+
+
+def test_a_text_needs_a_tokenizer(directory, tmp_path):
+    (directory / "tokenizer.json").unlink()
+    (tmp_path / "text.txt").write_text("w1 w2")
+    result = run(directory, "--text", tmp_path / "text.txt")
+    assert result.exit_code == 2 and "no tokenizer.json" in message(result)
+
+
+# What a run says while it runs, and how much it does
+
+
+def test_phases_are_announced_with_an_estimate(example):
+    _, artifact = example
+    lines = [line for line in run(artifact).stderr.splitlines() if line.startswith("Phase ")]
+    names = [line.split(": ", 1)[1].split(";")[0] for line in lines]
+    for name in ("Files: sha256", "PyTorch in float64: the reference", "onnxruntime in float32: what is verified"):
+        assert name in names
+    assert all(line.endswith("left in all") for line in lines)
+    assert lines[0].startswith("Phase 1 of ")
+
+
+def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
+    _, artifact = exported(max_position_embeddings=200)
+    target, page = tmp_path / "data.json", tmp_path / "page.html"
+    arguments = ["verify", str(artifact.directory), "--quick", "--json", str(target), "--report", str(page)]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(target.read_text())
+    assert [s["name"] for s in data["scenarios"]] == ["one token", "correlated", "greedy"]
+    assert {s["prompt_tokens"] for s in data["scenarios"]} == {140}
+    assert {s["decode_steps"] for s in data["scenarios"]} == {8}
+    words = " ".join(result.stdout.split())
+    assert words.index("Parts of a whole verification were left out") < words.index("worst case of each tensor")
+    assert "Prompts are not fed by 7 or by token" in words
+    assert "Prompts are not fed by 7 or by token" in page.read_text() and len(data["left_out"]) == 5
+
+
+def test_a_quick_run_finds_a_fault_too(exported, tmp_path):
+    _, artifact = exported(max_position_embeddings=200)
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact")
+    change_element(copy, "model.layers.1.self_attn.v_proj.weight")
+    result = CliRunner().invoke(main, ["verify", str(copy), "--quick"], catch_exceptions=False)
+    assert result.exit_code == 1 and "The error starts in layer 1 Y" in message(result)
+
+
+def test_a_damaged_file_ends_the_verification_and_is_in_the_json(example, tmp_path):
+    _, artifact = example
+    with open(artifact / WEIGHTS, "r+b") as file:
+        file.write(b"damage")
+    target = tmp_path / "data.json"
+    result = run(artifact, "--json", target)
+    assert result.exit_code == 1
+    data = json.loads(target.read_text())
+    assert (data["passed"], data["hashes_checked"]) == (False, True)
+    outcomes = {check["name"]: check["outcome"] for check in data["checks"]}
+    assert outcomes["files"] == "failed" and outcomes["tensors"] == outcomes["weights"] == "not done"
+    assert "tensors, free generation, causes: a check before it failed" in " ".join(result.stdout.split())
