@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.patience import PATIENCE
 from tests.serving.reader_tools import ENDLESS
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start, replace_file
 
@@ -53,7 +54,7 @@ class Peak(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(0.05):
             self.most = max(self.most, memory(self.server))
-            assert httpx.get(f"{self.server.url}/healthz", timeout=60).status_code == 200
+            assert httpx.get(f"{self.server.url}/healthz").status_code == 200
             self.checks += 1
 
     def __enter__(self) -> Peak:
@@ -76,13 +77,13 @@ def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         url = f"{server.url}/v1/chat/completions"
-        asking = [pool.submit(httpx.post, url, json=chat, timeout=120) for _ in range(2)]
-        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        asking = [pool.submit(httpx.post, url, json=chat) for _ in range(2)]
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
         assert ask(server) == "blue cup"
         for future in asking:
             error = future.result().json()["error"]
             assert (future.result().status_code, error["code"]) == (400, "too_costly")
-        last = pool.submit(httpx.post, url, json=chat, timeout=120)
+        last = pool.submit(httpx.post, url, json=chat)
         time.sleep(0.3)
         assert server.stop() == 0  # and not after the template
         assert last.result().status_code in (400, 503)
@@ -91,7 +92,7 @@ def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[
 @pytest.mark.parametrize("kind", ["long text", "many lists"])
 def test_many_of_the_largest_bodies_at_once(kind: str, start: Start, artifacts: dict[str, Path]) -> None:
     """Forty clients at once: each is told why, others are answered meanwhile, and memory stays within what is said."""
-    server = start(artifacts["growing"], "--timeout", 60)
+    server = start(artifacts["growing"], "--timeout", int(PATIENCE))
     prompt = '"' + "fox has red lamp " * (4 * MB // 17 - 20) + '"'
     if kind == "many lists":
         prompt = "[" + "[]," * (4 * MB // 3 - 40) + "[]]"
@@ -99,9 +100,8 @@ def test_many_of_the_largest_bodies_at_once(kind: str, start: Start, artifacts: 
     assert 3.9 * MB < len(body) <= 4 * MB
 
     def post(_: int) -> tuple[int, str]:
-        answer = httpx.post(
-            f"{server.url}/v1/completions", content=body, headers={"Content-Type": "application/json"}, timeout=120
-        )
+        headers = {"Content-Type": "application/json"}
+        answer = httpx.post(f"{server.url}/v1/completions", content=body, headers=headers)
         return answer.status_code, answer.json()["error"]["code"]
 
     quiet = memory(server)
