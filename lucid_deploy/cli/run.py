@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
+@click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
@@ -61,6 +62,7 @@ def command(
     stop: tuple[str, ...],
     prefill_chunk: int | None,
     ignore_eos: bool,
+    check: bool,
     as_json: bool,
     batch: str | None,
     output: str | None,
@@ -79,7 +81,7 @@ def command(
 
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
-    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
@@ -90,6 +92,9 @@ def command(
 
     sampling = Sampling(temperature, top_k, top_p, seed)
     opened = open_artifact(artifact)
+    if check:
+        with progress("Checking hashes") as update:
+            check_hashes(opened, update)
 
     def load() -> Session[Any]:
         return open_session(opened, runtime)

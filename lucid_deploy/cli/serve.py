@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.",
 )
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Compare the sha256 of every file before loading."
+)
 @click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option(
@@ -143,6 +146,7 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
         options["max_queue"],
         options["prefill_chunk"],
         options["prefix_cache_tokens"],
+        options["check"],
     )
 
 

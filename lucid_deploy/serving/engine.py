@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Request, Token
 
 log = logging.getLogger("lucid_deploy.serving")
+CHECK_SECONDS = 1.0
 
 
 class QueueFullError(Exception):
@@ -86,14 +87,24 @@ class Engine:
         open_batcher: Loads the model and returns the batcher; called in the thread.
         rows: Generations that run at once.
         max_queue: Generations that may wait beyond them.
+        check: Raises if the engine must not go on; called in the thread before steps, at most every
+            :data:`CHECK_SECONDS`.
     """
 
-    def __init__(self, open_batcher: Callable[[], Batcher], rows: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        open_batcher: Callable[[], Batcher],
+        rows: int,
+        max_queue: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rows = rows
         self.max_queue = max_queue
         self.state = "loading"
         self.error: BaseException | None = None
         self._open_batcher = open_batcher
+        self._check = check
+        self._checked = 0.0  # when, by time.monotonic
         self._commands: queue.SimpleQueue[tuple[str, JobEvents | None, int, Request | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted = 0
@@ -158,12 +169,19 @@ class Engine:
                 self.state = "ready"
             self._when_loaded()
             while self._take_commands(batcher):
+                self._check_now_and_then()
                 self._deliver(batcher.step())
                 self._observe(batcher)
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
         else:
             self._die(None)
+
+    def _check_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._checked >= CHECK_SECONDS:
+            self._check()
+            self._checked = now
 
     def _take_commands(self, batcher: Batcher) -> bool:
         """Carry out what was asked for since the last step; wait for something if there is nothing to do."""
@@ -261,11 +279,14 @@ class Engine:
             self._admitted = 0
             nothing = {"queue_length": 0.0, "active_rows": 0.0, "cache_tokens": 0.0, "prefix_cache_tokens": 0.0}
             self._gauges = {**self._gauges, **nothing}
-        if error is not None and not (loading and isinstance(error, LucidError)):
+        message = "The server is shutting down."
+        if isinstance(error, LucidError):
+            message = f"The engine ended: {error}"
+            if not loading:  # else the command says it
+                log.critical("%s", message)
+        elif error is not None:
+            message = "The engine ended by an error; see the server's log."
             log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
-        message = (
-            "The server is shutting down." if error is None else "The engine ended by an error; see the server's log."
-        )
         self._send([(stream, row, EngineFault("down", message)) for stream, row in left])
         if loading:
             self._when_loaded()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
+from lucid_deploy.artifact import MANIFEST, Artifact, check_hashes, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.backend import LocalBackend
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 
 DEFAULTS = RuntimeOptions()
+log = logging.getLogger("lucid_deploy.serving")
 LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
 
 
@@ -39,6 +43,7 @@ class EngineOptions:
         max_queue: Generations that may wait beyond them.
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
         prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
+        check: Whether the hashes of all files are compared before the model is loaded.
     """
 
     directory: str
@@ -47,6 +52,7 @@ class EngineOptions:
     max_queue: int = 64
     prefill_chunk: int = 512
     prefix_tokens: int = 0
+    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,16 +97,33 @@ def open_checked(directory: str) -> Artifact:
 
 
 def make_engine(options: EngineOptions) -> Engine:
-    """Return an engine that loads the artifact when it is started."""
+    """Return an engine that loads the artifact when it is started, and ends when the artifact's files change."""
+    watches: list[ArtifactWatch] = []
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
         from lucid_deploy.runtimes import open_session
 
-        session = open_session(options.directory, options.runtime)
+        artifact = open_checked(options.directory)
+        watches.append(ArtifactWatch(artifact))  # before anything reads: what changes in between is noticed
+        if options.check:
+            check_and_tell(artifact)
+        session = open_session(artifact, options.runtime)
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
 
-    return Engine(open_batcher, options.rows, options.max_queue)
+    return Engine(open_batcher, options.rows, options.max_queue, lambda: watches[0].check())
+
+
+def check_and_tell(artifact: Artifact) -> None:
+    """Compare the hashes of all files, and log what that took.
+
+    Raises:
+        CheckFailed: A file differs.
+    """
+    began = time.perf_counter()
+    check_hashes(artifact)
+    size = sum(facts["size"] for facts in artifact.manifest.files.values())
+    log.info("Hashes of %.1f MiB checked in %.1f s.", size / 2**20, time.perf_counter() - began)
 
 
 def make_backend(options: EngineOptions) -> LocalBackend:

@@ -152,3 +152,12 @@ def test_a_tokenizer_that_panics_is_one_error_line(with_tokenizer: Path) -> None
     assert result.exit_code == 2
     assert result.stderr.startswith("Error: The tokenizer failed on this text: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_hashes_are_compared_on_request(artifact_copy: Path) -> None:
+    path = artifact_copy / "weights.bin"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(64))
+    result = CliRunner().invoke(main, ["run", str(artifact_copy), "--prompt-ids", "5", "--check"])
+    assert (result.exit_code, "sha256 of weights.bin differs" in result.stderr) == (1, True)
