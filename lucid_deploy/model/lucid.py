@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
 from lucid_deploy.cache.codecs import CacheCodec, LayerCache, codec_for
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.plugins.causal_attention import causal_attention
