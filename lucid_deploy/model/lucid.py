@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
 from lucid_deploy.model.block import Layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of

@@ -35,7 +35,8 @@ def decode_attention(
         y: Cached preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + 1)``, False at padding; the last column is the new token. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache).
+        implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache; on
+            CUDA tensors the Triton kernels, as for :func:`~lucid_deploy.plugins.precondition.precondition`).
 
     Returns:
         The heads' outputs ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, in the type of ``q``.

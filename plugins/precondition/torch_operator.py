@@ -38,7 +38,9 @@ def precondition(
         y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
         mask: ``(B, P + N)``, False at padding: such a token takes no part and its own Y is its V. None: no padding.
         eps: Added to the mean square of a key before the root.
-        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory).
+        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory; on CUDA tensors the
+            Triton kernel where it takes them, once :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` is imported,
+            as the model does).
 
     Returns:
         Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.

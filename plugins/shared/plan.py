@@ -102,6 +102,11 @@ def _choices(tuned: Path) -> dict[str, dict[str, dict[str, list[int]]]]:
     return json.loads(tuned.read_text())["choices"]
 
 
+def architectures(tuned: Path) -> list[int]:
+    """Return the compute capabilities (80 for 8.0) that an operator's ``tuned.json`` has choices for, ascending."""
+    return sorted(int(arch) for arch in _choices(tuned))
+
+
 def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
     """Return the tuned constants of an operator's main kernel.
 
@@ -114,10 +119,10 @@ def choice(tuned: Path, arch: int, dtype: str, padded: int) -> Choice:
     Raises:
         ValueError: A device older than all in the file.
     """
-    architectures = sorted(int(each) for each in _choices(tuned))
-    known = [each for each in architectures if each <= arch]
+    known = [each for each in architectures(tuned) if each <= arch]
     if not known:
-        raise ValueError(f"compute capability {arch / 10} is too old: the oldest supported is {architectures[0] / 10}")
+        oldest = architectures(tuned)[0] / 10
+        raise ValueError(f"compute capability {arch / 10} is too old: the oldest supported is {oldest}")
     return Choice(*_choices(tuned)[str(known[-1])][dtype][str(padded)])
 
 

@@ -15,8 +15,8 @@ from tests.patience import PATIENCE
 PLUGINS = Path(__file__).parents[2] / "plugins"
 PREFIX = "lucid_deploy.plugins"
 OUTSIDE = {"lucid_deploy.errors", "lucid_deploy.files"}
-# From the bottom to the top: a module imports from its own layer and those below it.
 HEAVY = ("torch", "triton", "onnx", "onnxscript")
+# From the bottom to the top: a module imports from its own layer and those below it.
 LAYERS = ("table", "shared", "block_inverse", "operators", "hosts")
 
 
@@ -61,9 +61,7 @@ def test_the_layers_are_those_that_are_there() -> None:
 
 def loaded(statement: str) -> set[str]:
     """Return which heavy packages a fresh process has loaded after a statement."""
-    code = (
-        f"{statement}\nimport sys; print(*(x for x in ('torch', 'triton', 'onnx', 'onnxscript') if x in sys.modules))"
-    )
+    code = f"{statement}\nimport sys; print(*(name for name in {HEAVY} if name in sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE)
     return set(result.stdout.split())
 
