@@ -9,6 +9,7 @@ import pytest
 
 from tests.patience import PATIENCE
 
+pytestmark = pytest.mark.tensorrt
 pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
 
 

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: PyTorch's operators, and a whole model, on the kernels."""
+"""What runs inside of an interpreter's process, or on a GPU: PyTorch's operators, and a whole model, on the kernels."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def relative(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - exact) / np.linalg.norm(exact))
 
 
-def run_model(checkpoint: Path, dtype: str) -> dict[str, Any]:
+def run_model(checkpoint: Path, dtype: str, device: str = "cpu") -> dict[str, Any]:
     """Return errors of a model on the kernels and on PyTorch's versions, and how often each kernel was launched."""
-    use_kernels("cpu")
+    if device == "cpu":
+        use_kernels("cpu")
     kind = getattr(torch, dtype)
-    model = load_model(checkpoint, kind)
+    model = load_model(checkpoint, kind, device)
     exact_model = load_model(checkpoint, torch.float64, implementation="reference")
     exact_model.load_state_dict({name: x.double() for name, x in model.state_dict().items()})  # the rounded weights
     launched: Counter[str] = Counter()
@@ -66,7 +67,7 @@ def run_model(checkpoint: Path, dtype: str) -> dict[str, Any]:
         counts = dict(launched)
         with ExitStack() as disabled:
             for operator in (precondition_operator, decode_attention_operator):
-                disabled.enter_context(operator.set_kernel_enabled("cpu", enabled=False))
+                disabled.enter_context(operator.set_kernel_enabled(device, enabled=False))
             plain = run_tokens(TorchSession(model))
     finally:
         launch.execute = execute
