@@ -228,10 +228,10 @@ def scan(
 def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
     import torch
 
-    from lucid_deploy.model.families import family_named
+    from lucid_deploy.model.block import make_layer
 
     with torch.device("meta"):
-        layer = family_named(checkpoint.config.family).layer(checkpoint.config, index, "blocked")
+        layer = make_layer(checkpoint.config, index, "blocked")
     prefix = f"model.layers.{index}."
     state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
     layer.load_state_dict(state, assign=True)

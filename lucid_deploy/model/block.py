@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.families import family_named
 from lucid_deploy.model.layers import layer_kind
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import MLP, RMSNorm
@@ -63,3 +64,9 @@ class SandwichLayer(Layer):
     def mlp_norm(self) -> nn.Module:
         """See :attr:`Layer.mlp_norm`."""
         return self.pre_feedforward_layernorm
+
+
+def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:
+    """Make one layer as the model's family has it; arguments as :meth:`Family.layer`."""
+    own = family_named(config.family).layer(config, index, implementation)
+    return Layer(config, index, implementation) if own is None else own

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 import lucid_deploy.plugins.hosts.triton.torch_kernels  # noqa: F401 (CUDA tensors take the Triton kernels)
-from lucid_deploy.model.block import Layer
+from lucid_deploy.model.block import Layer, make_layer
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.model.families import family_named
 from lucid_deploy.model.mixer import LayerCache
 from lucid_deploy.model.parts import Head, RMSNorm
 from lucid_deploy.model.steps import layer_steps
@@ -31,9 +30,8 @@ class LucidBody(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        family = family_named(config.family)
         self.layers = nn.ModuleList(
-            family.layer(config, index, implementation) for index in range(config.num_hidden_layers)
+            make_layer(config, index, implementation) for index in range(config.num_hidden_layers)
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

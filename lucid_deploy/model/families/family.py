@@ -105,8 +105,8 @@ class Family:
         """
         return Stored(name)
 
-    def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer:
-        """Make the PyTorch module of one layer: where its norms and residuals are.
+    def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
+        """Make the PyTorch module of one layer, which says where norms and residuals are; None: it is Llama's.
 
         Args:
             config: The model.
@@ -114,9 +114,7 @@ class Family:
             implementation: ``blocked`` or ``reference``, as for
                 :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
         """
-        from lucid_deploy.model.block import Layer
-
-        return Layer(config, index, implementation)
+        return None
 
 
 def listed_types(given: list[str], layers: int, window: int | None, where: str) -> list[str]:
