@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench docs demo demo-build demo-engines test lint gpu-check clean
+.PHONY: bench docs demo demo-build demo-engines test test-compat lint gpu-check clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -36,7 +36,10 @@ demo-build:
 	@echo "A machine with an NVIDIA GPU adds: lucid-deploy verify $(DEMO) --runtime tensorrt, and make gpu-check"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile # one core per worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile # one core per worker
+
+test-compat: $(VENV)/.dev # exported graphs in the oldest and newest runtimes, each in an environment of its own
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,9 +17,10 @@ import click
 import numpy as np
 from common import write_random_checkpoint, write_result
 
+from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.cache_size import bytes_per_token
-from lucid_deploy.plugins.ort_build import build_ort_library, kernels_name
+from lucid_deploy.model.description import describe, layout_of
+from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.runtimes import Cache, Session, open_session
 
 TYPES = {"float32": "auto", "float16": "float16", "int8": "int8"}
@@ -109,7 +110,7 @@ def main(contexts: str, steps: int, turns: int) -> None:
                     "cache": cache,
                     "type": name,
                     "context": context,
-                    "bytes_per_token": bytes_per_token(config, name),
+                    "bytes_per_token": bytes_per_token(layout_of(describe(config, name))),
                     "median_ms": statistics.median(one.times),
                     "best_ms": min(one.times),
                     "cache_bytes": held_bytes(one.cache),

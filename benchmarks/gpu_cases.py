@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lucid_deploy.ops.decode import decode_attention_reference
-from lucid_deploy.ops.precondition import precondition_reference
+from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
+from lucid_deploy.plugins.precondition.reference import precondition_reference
 
 EPS = 1e-5
 GROUPS = 4  # query heads that share a key/value head when decoding
@@ -94,13 +94,13 @@ class TorchGpu:
         return max(_relative(found, wanted) for found, wanted in run(fresh, cache, mask))
 
     def _solve(self, fresh: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], mask: Tensor) -> list[Any]:
-        from lucid_deploy.plugins.kernels import precondition
+        from lucid_deploy.plugins.hosts.triton.launch import precondition
 
         exact = precondition_reference(*(x.double() for x in (*fresh, *cache)), mask, EPS)
         return [(precondition(*fresh, *cache, mask, EPS), exact)]
 
     def _decode(self, fresh: tuple[Tensor, Tensor], cache: tuple[Tensor, Tensor], mask: Tensor) -> list[Any]:
-        from lucid_deploy.plugins.kernels import decode_attention
+        from lucid_deploy.plugins.hosts.triton.launch import decode_attention
 
         key, value = fresh
         q = torch.randn(1, GROUPS * key.shape[1], 1, key.shape[3], device=DEVICE).to(key.dtype)
@@ -119,7 +119,7 @@ class TorchGpu:
     def _solve_calls(self, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        from lucid_deploy.plugins.kernels import precondition
+        from lucid_deploy.plugins.hosts.triton.launch import precondition
 
         q = torch.randn_like(k)
 
@@ -143,7 +143,7 @@ class TorchGpu:
 
 def _decode_calls(k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
     """Both read the same cache; a key/value head's query heads are rows of one product in both."""
-    from lucid_deploy.plugins.kernels import decode_attention
+    from lucid_deploy.plugins.hosts.triton.launch import decode_attention
 
     heads, width = k.shape[1], k.shape[3]
     q = torch.randn(1, GROUPS * heads, 1, width, device=DEVICE).to(k.dtype)

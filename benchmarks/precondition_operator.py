@@ -22,9 +22,10 @@ from common import write_result
 
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import FUNCTIONS
-from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
-from lucid_deploy.ops import precondition
-from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
+from lucid_deploy.export.operators import OPSET
+from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 
 HEADS, WIDTH, CORRELATION = 4, 64, 0.9
 
@@ -32,14 +33,15 @@ HEADS, WIDTH, CORRELATION = 4, 64, 0.9
 def operator_session(threads: int, library: Path | None = None) -> ort.InferenceSession:
     """Return onnxruntime's session of one Precondition node; the library runs it if given, else its function."""
     make, element = onnx.helper, onnx.TensorProto.FLOAT
-    names = ("K", "V", "K_past", "Y_past")
+    *names, mask = PRECONDITION.input_names
+    [solved] = PRECONDITION.output_names
     inputs = [make.make_tensor_value_info(name, element, ["b", HEADS, f"{name}_n", WIDTH]) for name in names]
-    inputs.append(make.make_tensor_value_info("mask", onnx.TensorProto.BOOL, ["b", "t"]))
-    output = make.make_tensor_value_info("Y", element, ["b", HEADS, "n", WIDTH])
-    node = make.make_node("Precondition", [*names, "mask"], ["Y"], domain=DOMAIN, epsilon=1e-5)
+    inputs.append(make.make_tensor_value_info(mask, onnx.TensorProto.BOOL, ["b", "t"]))
+    output = make.make_tensor_value_info(solved, element, ["b", HEADS, "n", WIDTH])
+    node = make.make_node(PRECONDITION.name, [*names, mask], [solved], domain=DOMAIN, epsilon=1e-5)
     model = make.make_model(
         make.make_graph([node], "operator", inputs, [output]),
-        functions=[FUNCTIONS["Precondition"].to_function_proto()],
+        functions=[FUNCTIONS[PRECONDITION.name].to_function_proto()],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

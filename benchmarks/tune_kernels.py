@@ -1,7 +1,7 @@
-"""Measure the kernels' constants on this machine's GPU and write the best into plugins/kernels/table.json.
+"""Measure the kernels' constants on this machine's GPU and write the best into the operators' tuned.json.
 
 Run it once on each architecture: python benchmarks/tune_kernels.py [--dtype float16] [--width 128]. A candidate is
-timed only after its result agreed with float64; the table then records card, date and versions under "measured_on".
+timed only after its result agreed with float64; the file then records card, date and versions under "measured_on".
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
-from lucid_deploy.plugins.kernels import decode_attention, precondition
-from lucid_deploy.plugins.kernels.plan import DTYPES, PADDED_WIDTHS, Choice
+from lucid_deploy.plugins.decode_attention import plan as decode_plan
+from lucid_deploy.plugins.hosts.triton.launch import decode_attention, precondition
+from lucid_deploy.plugins.precondition import plan as precondition_plan
+from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice
+from lucid_deploy.plugins.table import FLOATS
 
-TABLE = Path(__file__).parents[1] / "plugins" / "kernels" / "table.json"
-KERNELS = ("precondition", "decode")
+TUNED = {"precondition": precondition_plan.TUNED, "decode_attention": decode_plan.TUNED}
 SOLVE_SHAPE = {"batch": 1, "heads": 16, "tokens": 8192}
 DECODE_SHAPE = {"batch": 1, "heads": 8, "tokens": 32768}
 GROUPS = 4
@@ -77,7 +78,7 @@ def measure_precondition(choice: Choice, width: int, dtype: Any) -> float:
     """Return milliseconds of one solve, after a check of a shorter one."""
     from triton.testing import do_bench
 
-    from lucid_deploy.ops.precondition import precondition_reference
+    from lucid_deploy.plugins.precondition.reference import precondition_reference
 
     k, v = make_inputs(SOLVE_SHAPE | {"tokens": CHECKED_TOKENS}, width, dtype)
     none = k[:, :, :0].double()
@@ -92,7 +93,7 @@ def measure_decode(choice: Choice, width: int, dtype: Any) -> float:
     import torch
     from triton.testing import do_bench
 
-    from lucid_deploy.ops.decode import decode_attention_reference
+    from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 
     def inputs(tokens: int) -> tuple[Any, ...]:
         k, y = make_inputs(DECODE_SHAPE | {"tokens": tokens + 1}, width, dtype)
@@ -115,43 +116,42 @@ def check(found: Any, exact: Any) -> None:
         raise WrongResult(f"relative error {error:.1e}, at most {limit:.1e} expected")
 
 
-def format_table(table: dict[str, Any]) -> str:
-    """Return the table's text: one line for each kernel, architecture and type."""
-    parts = [f' "{name}": {json.dumps(table[name])}' for name in ("columns", "measured_on")]
-    for kernel in KERNELS:
-        archs = []
-        for arch, types in table[kernel].items():
-            rows = ",\n".join(f'   "{dtype}": {json.dumps(entry)}' for dtype, entry in types.items())
-            archs.append(f'  "{arch}": {{\n{rows}\n  }}')
-        parts.append(f' "{kernel}": {{\n' + ",\n".join(archs) + "\n }")
+def format_tuned(tuned: dict[str, Any]) -> str:
+    """Return the text of a ``tuned.json``: one line for each architecture and type."""
+    parts = [f' "{name}": {json.dumps(tuned[name])}' for name in ("columns", "measured_on")]
+    archs = []
+    for arch, types in tuned["choices"].items():
+        rows = ",\n".join(f'   "{dtype}": {json.dumps(entry)}' for dtype, entry in types.items())
+        archs.append(f'  "{arch}": {{\n{rows}\n  }}')
+    parts.append(' "choices": {\n' + ",\n".join(archs) + "\n }")
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def tune(dtypes: list[str], widths: list[int]) -> None:
-    """Tune for the current device and write the table after every entry, so that a stop loses nothing."""
+    """Tune for the current device and write the files after every entry, so that a stop loses nothing."""
     import torch
     import triton
 
     major, minor = torch.cuda.get_device_capability()
     arch = str(10 * major + minor)
-    table = json.loads(TABLE.read_text())
-    for kernel, measure in zip(KERNELS, (measure_precondition, measure_decode), strict=True):
+    for (kernel, path), measure in zip(TUNED.items(), (measure_precondition, measure_decode), strict=True):
+        tuned = json.loads(path.read_text())
         for dtype, width in itertools.product(dtypes, widths):
             timed = functools.partial(measure, width=width, dtype=getattr(torch, dtype))
             choice, milliseconds = best(candidates(kernel), timed)
             print(f"{kernel} sm_{arch} {dtype} {width}: {choice} {milliseconds:.3f} ms")
             entry = [choice.block_m, choice.block_n, choice.num_warps, choice.num_stages]
-            table[kernel].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
+            tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
             versions = f"Triton {triton.__version__}, PyTorch {torch.__version__}"
-            table["measured_on"][arch] = f"{torch.cuda.get_device_name()}, {datetime.date.today()}, {versions}"
-            TABLE.write_text(format_table(table))
+            tuned["measured_on"][arch] = f"{torch.cuda.get_device_name()}, {datetime.date.today()}, {versions}"
+            path.write_text(format_tuned(tuned))
 
 
 def main() -> int:
     """Parse the command line and tune; 2 without a GPU."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--dtype", choices=DTYPES, action="append", help="only this type; may be repeated (default: all)"
+        "--dtype", choices=FLOATS, action="append", help="only this type; may be repeated (default: all)"
     )
     parser.add_argument("--width", type=int, choices=PADDED_WIDTHS, action="append", help="only this head width")
     options = parser.parse_args()
@@ -160,7 +160,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("Tuning the kernels needs an NVIDIA GPU, and PyTorch sees none.", file=sys.stderr)
         return 2
-    tune(options.dtype or list(DTYPES), options.width or list(PADDED_WIDTHS))
+    tune(options.dtype or list(FLOATS), options.width or list(PADDED_WIDTHS))
     return 0
 
 

@@ -17,7 +17,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.parity.verification import find_checkpoint, verify_against
+from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 from lucid_deploy.runtimes import open_session
 
 CONFIG = {
@@ -56,12 +56,12 @@ def main(output: Path) -> None:
 
     artifact = export(output / "checkpoint", output / "artifact", ExportOptions(cache="static", overwrite=True))
 
-    session = open_session(artifact)
-    report = verify_against(session, find_checkpoint(artifact, None), 16, 0, None, lambda *_: None)
-    print(report.verdict())
-    if not report.passed:
-        raise SystemExit(1)
+    verification = verify_artifact(artifact, VerifyOptions(steps=16))  # all that `lucid-deploy verify` checks
+    verification.raise_if_failed()
+    for check in verification.checks:
+        print(f"{check.name}: {check.outcome} ({check.detail})")
 
+    session = open_session(artifact)
     print("Tokens:", list(Generation(session, prompt_ids=[1, 17, 4, 200], max_new_tokens=8)))
 
 

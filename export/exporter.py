@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.hub import HubOptions
 
 Progress = Callable[[str, int, int], None]
 
@@ -55,6 +56,8 @@ class ExportOptions:
         quantize: How to quantize weights; None: not at all.
         range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
         calibration: A text file whose lines the scan runs too.
+        assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
     dtype: str = "float32"
@@ -65,6 +68,8 @@ class ExportOptions:
     quantize: QuantizeOptions | None = None
     range_scan: bool = True
     calibration: Path | None = None
+    assume_unused: tuple[str, ...] = ()
+    hub: HubOptions | None = None
 
 
 def export(
@@ -73,7 +78,7 @@ def export(
     """Export a checkpoint. The output directory appears complete or not at all.
 
     Args:
-        checkpoint: A directory, or the word ``demo``.
+        checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
         output: The directory to make.
         options: See :class:`ExportOptions`.
         progress: Called with (what is being done, steps or bytes done, in all).
@@ -90,7 +95,9 @@ def export(
     options = options or ExportOptions()
     output = Path(output)
     _check_request(output, options)
-    source = Checkpoint(checkpoint)
+    checkpoint, hub = _fetched(checkpoint, options, progress)
+    source = Checkpoint(checkpoint, options.assume_unused)
+    _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
     _check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
@@ -110,7 +117,7 @@ def export(
     except OSError as error:
         raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
     try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization)
+        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
         _check_request(output, options)  # again: tracing and writing took a while
         put_in_place(building, output)
     except OSError as error:
@@ -147,6 +154,28 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+
+
+def _fetched(
+    checkpoint: str | Path, options: ExportOptions, progress: Progress | None
+) -> tuple[str | Path, dict[str, str] | None]:
+    """Return a checkpoint of this machine, and for one that was downloaded where it comes from."""
+    from lucid_deploy.model.hub import HubOptions, fetch, is_on_hub
+
+    hub = options.hub or HubOptions()
+    if not is_on_hub(checkpoint, hub):
+        return checkpoint, None
+    return fetch(str(checkpoint), hub, options.assume_unused, progress)
+
+
+def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
+    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest."""
+    needless = [key for key in assume_unused if key not in source.assumed_unused]
+    if needless:
+        raise LucidError(
+            f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
+            f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
+        )
 
 
 def _check_tokenizer(checkpoint: Path) -> None:
@@ -196,14 +225,17 @@ def _build(
     progress: Progress,
     ranges: dict[str, Any] | None,
     quantization: Quantization | None,
+    hub: dict[str, str] | None,
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
-    from lucid_deploy.export.operators import OPSET, VERSION
+    from lucid_deploy.export.operators import OPSET
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
+    from lucid_deploy.model.description import describe
+    from lucid_deploy.plugins.table import VERSION
 
     shapes = source.stored_shapes()
     traced: dict[str, Traced] = {}
@@ -251,6 +283,12 @@ def _build(
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=ranges,
         quantization=quantization,
+        layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
+        transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
+        float32_head=_has_float32_head(source, quantization),
+        notes=source.notes,
+        assumed_unused=source.assumed_unused,
+        hub=hub,
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
@@ -301,7 +339,7 @@ def _stored_name(name: str, plan: Collection[str]) -> str:
 
 def _attach_functions(proto: onnx.ModelProto) -> None:
     from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.export.operators import DOMAIN
+    from lucid_deploy.plugins.table import DOMAIN
 
     used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
     opset = next(item.version for item in proto.opset_import if item.domain == "")

@@ -22,8 +22,10 @@ def is_supported(manifest: Manifest) -> bool:
 
     Its static caches (``past_present_share_buffer``) take no ``cache_length``, so a static artifact is not for it.
     """
-    past = [info for info in manifest.graphs["decode"].inputs if info.name.startswith("past_key_values.")]
-    return manifest.cache == "growing" and len(past) == 2 * manifest.config.num_hidden_layers
+    known = {("key", "rows"), ("value", "rows")}
+    return manifest.cache == "growing" and all(
+        {(tensor.name, tensor.sort) for tensor in layer.cache} == known for layer in manifest.layers
+    )
 
 
 def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:

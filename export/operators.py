@@ -1,6 +1,7 @@
 """The operators of the ONNX domain ``ai.lucid``: schemas, and how the tracer's custom operators become their nodes.
 
-The bodies, in standard operators, are in :mod:`lucid_deploy.export.functions`; they are attached to the finished model.
+Names, inputs and outputs are those of :mod:`lucid_deploy.plugins.table`. The bodies, in standard operators, are in
+:mod:`lucid_deploy.export.functions`; they are attached to the finished model.
 """
 
 from __future__ import annotations
@@ -11,102 +12,55 @@ from typing import Any
 from onnx.defs import OpSchema
 from onnxscript import values
 
-DOMAIN = "ai.lucid"
-VERSION = 1
+from lucid_deploy.plugins.table import (
+    CAUSAL_ATTENTION,
+    DECODE_ATTENTION,
+    DOMAIN,
+    PRECONDITION,
+    SCATTER_ROW,
+    VERSION,
+    Operator,
+    Tensor,
+)
+
 OPSET = 23  # of the standard operators: the first with Attention and RMSNormalization
 OPSET_STATIC = 24  # of graphs that write into a cache in place: the first with TensorScatter
 
-_FLOATS = ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"]
+_ONNX_TYPES = {"float32": "float"}  # where ONNX has another name for a type
 
 
-def _schema(name: str, doc: str, inputs: dict[str, str], outputs: dict[str, str], attributes: list[Any]) -> OpSchema:
-    def parameters(named: dict[str, str]) -> list[OpSchema.FormalParameter]:
+def _onnx_type(kind: str) -> str:
+    return kind if kind == "T" else f"tensor({_ONNX_TYPES.get(kind, kind)})"
+
+
+def schema(operator: Operator) -> OpSchema:
+    """Return an operator's ONNX schema."""
+
+    def parameters(tensors: tuple[Tensor, ...]) -> list[OpSchema.FormalParameter]:
         return [
-            OpSchema.FormalParameter(key, "tensor(bool)" if key == "mask" else "T", description=text)
-            for key, text in named.items()
+            OpSchema.FormalParameter(each.name, _onnx_type(each.type), description=f"{each.text} {each.shape}")
+            for each in tensors
         ]
 
     return OpSchema(
-        name,
+        operator.name,
         DOMAIN,
         VERSION,
-        doc=doc,
-        inputs=parameters(inputs),
-        outputs=parameters(outputs),
-        type_constraints=[("T", _FLOATS, "the model's type")],
-        attributes=attributes,
+        doc=operator.text,
+        inputs=parameters(operator.inputs),
+        outputs=parameters(operator.outputs),
+        type_constraints=[("T", list(map(_onnx_type, operator.types)), "the model's type")],
+        attributes=[OpSchema.Attribute(each.name, OpSchema.AttrType.FLOAT, each.text) for each in operator.attributes],
     )
-
-
-_EPSILON = OpSchema.Attribute("epsilon", OpSchema.AttrType.FLOAT, "added to the mean square of a key before the root")
-
-PRECONDITION = _schema(
-    "Precondition",
-    "Solve L Y = V for new tokens, given the cache of those before; L = tril(exp(K̂K̂ᵀ/√d − √d)), unit diagonal.",
-    {
-        "K": "raw keys of the new tokens [batch, kv_heads, sequence, head_dim]",
-        "V": "their values, same shape",
-        "K_past": "raw keys of the cache [batch, kv_heads, past_sequence, head_dim], past_sequence ≥ 0",
-        "Y_past": "preconditioned values of the cache, same shape",
-        "mask": "[batch, past_sequence + sequence], false at padding",
-    },
-    {"Y": "preconditioned values of the new tokens [batch, kv_heads, sequence, head_dim]"},
-    [_EPSILON],
-)
-CAUSAL_ATTENTION = _schema(
-    "CausalAttention",
-    "Softmax attention of the last tokens over all tokens before them and themselves.",
-    {
-        "Q": "queries of the new tokens [batch, heads, sequence, head_dim]",
-        "K": "raw keys of all tokens [batch, kv_heads, total_sequence, head_dim]",
-        "Y": "their (preconditioned) values, same shape",
-        "mask": "[batch, total_sequence], false at padding; a token always sees itself",
-    },
-    {"O": "[batch, heads, sequence, head_dim]"},
-    [],
-)
-DECODE_ATTENTION = _schema(
-    "DecodeAttention",
-    "Softmax attention of one new token, and its own preconditioned value, in one pass over the cache.",
-    {
-        "Q": "queries of the new token [batch, heads, 1, head_dim]",
-        "K_new": "its raw key [batch, kv_heads, 1, head_dim]",
-        "V_new": "its value, same shape",
-        "K": "raw keys of the cache [batch, kv_heads, past_sequence, head_dim]",
-        "Y": "preconditioned values of the cache, same shape",
-        "mask": "[batch, past_sequence + 1], false at padding; the last column is the new token",
-    },
-    {"O": "[batch, heads, 1, head_dim]", "Y_new": "[batch, kv_heads, 1, head_dim]"},
-    [_EPSILON],
-)
-# Never in a finished graph: a graph pass makes it the standard TensorScatter.
-SCATTER_ROW = OpSchema(
-    "ScatterRow",
-    DOMAIN,
-    VERSION,
-    inputs=[
-        OpSchema.FormalParameter("cache", "T"),
-        OpSchema.FormalParameter("row", "T"),
-        OpSchema.FormalParameter("index", "tensor(int64)"),
-    ],
-    outputs=[OpSchema.FormalParameter("present", "T")],
-    type_constraints=[("T", [*_FLOATS, "tensor(int8)"], "the cache's type")],
-)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return how ``torch.onnx.export`` turns our custom PyTorch operators into nodes of the domain."""
-    import torch
+    precondition, causal_attention, decode_attention, scatter_row = map(
+        _node_maker, (PRECONDITION, CAUSAL_ATTENTION, DECODE_ATTENTION, SCATTER_ROW)
+    )
 
-    import lucid_deploy.ops  # noqa: F401 (registers torch.ops.lucid)
-
-    domain = values.Opset(DOMAIN, VERSION)
-    precondition = values.Op(domain, "Precondition", PRECONDITION)
-    causal_attention = values.Op(domain, "CausalAttention", CAUSAL_ATTENTION)
-    decode_attention = values.Op(domain, "DecodeAttention", DECODE_ATTENTION)
-
-    scatter_row = values.Op(domain, "ScatterRow", SCATTER_ROW)
-
+    # The tracer reads these signatures. Where a graph has no attribute for an argument, it says how PyTorch computes.
     def translate_precondition(k, v, k_past, y_past, mask, eps: float, implementation: str):  # type: ignore[no-untyped-def]
         return precondition(k, v, k_past, y_past, mask, epsilon=eps)
 
@@ -120,8 +74,26 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         return scatter_row(cache, row, index)
 
     return {
-        torch.ops.lucid.scatter_row.default: translate_scatter_row,
-        torch.ops.lucid.precondition.default: translate_precondition,
-        torch.ops.lucid.causal_attention.default: translate_causal_attention,
-        torch.ops.lucid.decode_attention.default: translate_decode_attention,
+        _torch_operator(SCATTER_ROW): translate_scatter_row,
+        _torch_operator(PRECONDITION): translate_precondition,
+        _torch_operator(CAUSAL_ATTENTION): translate_causal_attention,
+        _torch_operator(DECODE_ATTENTION): translate_decode_attention,
     }
+
+
+def _node_maker(operator: Operator) -> values.Op:
+    return values.Op(values.Opset(DOMAIN, VERSION), operator.name, schema(operator))
+
+
+def _torch_operator(operator: Operator) -> Callable[..., Any]:
+    import torch
+
+    # These register PyTorch's operators.
+    import lucid_deploy.plugins.causal_attention
+    import lucid_deploy.plugins.decode_attention
+    import lucid_deploy.plugins.precondition
+    import lucid_deploy.plugins.scatter_row  # noqa: F401
+
+    namespace, name = operator.torch_name.split("::")
+    found: Callable[..., Any] = getattr(getattr(torch.ops, namespace), name).default
+    return found

@@ -20,9 +20,10 @@ from lucid_deploy.errors import LucidError
 if TYPE_CHECKING:
     import torch
 
+    from lucid_deploy.model.block import Layer
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
-    from lucid_deploy.model.lucid import Layer
+    from lucid_deploy.model.mixer import Step
 
 LIMIT = 65504.0  # largest number of float16
 MARGIN = 4.0  # other prompts give other values: a value nearer to the limit than this factor is a warning
@@ -208,15 +209,15 @@ def scan(
     )
     with torch.inference_mode():
         table = checkpoint.tensor("model.embed_tokens.weight")
-        streams = [table[torch.from_numpy(ids)].float() for ids in prompts]
+        streams = [table[torch.from_numpy(ids)].float() * config.embedding_multiplier for ids in prompts]
         del table
         found.peaks["embedding"] = {"residual stream": _largest(streams)}
         for index in range(config.num_hidden_layers):
             if progress is not None:
                 progress("Scanning ranges", index, config.num_hidden_layers)
             layer, peaks = _load_layer(checkpoint, index), _Peaks()
-            peaks.watch(layer, config)
-            streams = [_run_layer(layer, config, x, peaks) for x in streams]
+            peaks.watch(layer)
+            streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
             found.peaks[f"layer {index}"] = peaks.named
         found.peaks["head"] = _run_head(checkpoint, streams)
         if progress is not None:
@@ -227,27 +228,25 @@ def scan(
 def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
     import torch
 
-    from lucid_deploy.model.lucid import Layer
+    from lucid_deploy.model.block import make_layer
 
     with torch.device("meta"):
-        layer = Layer(checkpoint.config, "blocked")
+        layer = make_layer(checkpoint.config, index, "blocked")
     prefix = f"model.layers.{index}."
     state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
     layer.load_state_dict(state, assign=True)
     return layer.eval()
 
 
-def _run_layer(layer: Layer, config: LucidConfig, x: torch.Tensor, peaks: _Peaks) -> torch.Tensor:
+def _run_layer(layer: Layer, config: LucidConfig, index: int, x: torch.Tensor, peaks: _Peaks) -> torch.Tensor:
     import torch
 
-    from lucid_deploy.model.lucid import rope_tables
+    from lucid_deploy.model.steps import layer_steps
 
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
-    peaks.rope = rope_tables(config, positions, torch.float32) if config.use_rope else None
-    empty = x.new_empty((batch, config.num_key_value_heads, 0, config.head_dim))
-    x, (k, y) = layer(x, peaks.rope, (empty, empty), None, False)
-    peaks.add("key", k)
+    step = layer_steps(config, positions, torch.float32)[index]
+    x, (_, y) = layer(x, step, layer.mixer.empty_cache(batch, x))
     peaks.add("y", y)
     peaks.add("residual stream", x)
     return x
@@ -260,7 +259,7 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
     weight = checkpoint.tensor("model.norm.weight").float()
     head = checkpoint.tensor(checkpoint.stored_name("lm_head.weight")).float()
     normed = [F.rms_norm(x, x.shape[-1:], weight, config.rms_norm_eps) for x in streams]
-    logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time: the vocabulary is large
+    logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time, and before they are divided
     return dict(zip(HEAD, (_largest(normed), _largest(logits)), strict=True))
 
 
@@ -269,23 +268,25 @@ class _Peaks:
 
     def __init__(self) -> None:
         self.named = dict.fromkeys(ORDER, 0.0)
-        self.rope: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Take a tensor into account."""
         self.named[name] = _larger(self.named[name], _largest([tensor]))
 
-    def watch(self, layer: Layer, config: LucidConfig) -> None:
+    def watch(self, layer: Layer) -> None:
         """Look at what goes in and out of a layer's parts."""
-        from lucid_deploy.model.lucid import rotate
+        from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention
 
-        attention, mlp = layer.self_attn, layer.mlp
+        attention, mlp = layer.mixer, layer.mlp
+        assert isinstance(attention, GroupedQueryAttention)
+        project = attention.project
 
-        def queries(_: Any, __: Any, out: torch.Tensor) -> None:
-            self.add("query", out)
-            if self.rope is not None:
-                q = out.view(*out.shape[:2], -1, config.head_dim).transpose(1, 2)
-                self.add("query", rotate(q, *self.rope))
+        def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            """What attention is given: normed, rotated and scaled."""
+            q, k, v = project(x, step)
+            self.add("query", q)
+            self.add("key", k)
+            return q, k, v
 
         def after(name: str) -> Callable[..., None]:
             return lambda _, __, out: self.add(name, out)
@@ -294,13 +295,14 @@ class _Peaks:
             return lambda _, args: self.add(name, args[0])
 
         layer.input_layernorm.register_forward_hook(after("attention input"))
-        attention.q_proj.register_forward_hook(queries)
+        attention.project = projected  # type: ignore[method-assign]
+        attention.q_proj.register_forward_hook(after("query"))
         attention.k_proj.register_forward_hook(after("key"))
         attention.v_proj.register_forward_hook(after("value"))
         attention.o_proj.register_forward_pre_hook(before("attention output"))
         attention.o_proj.register_forward_hook(after("o_proj output"))
-        layer.post_attention_layernorm.register_forward_pre_hook(before("residual stream"))
-        layer.post_attention_layernorm.register_forward_hook(after("MLP input"))
+        layer.mlp_norm.register_forward_pre_hook(before("residual stream"))
+        layer.mlp_norm.register_forward_hook(after("MLP input"))
         mlp.gate_proj.register_forward_hook(after("gate_proj output"))
         mlp.up_proj.register_forward_hook(after("up_proj output"))
         mlp.down_proj.register_forward_pre_hook(before("gate·up product"))

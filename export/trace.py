@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.artifact import TensorInfo
-from lucid_deploy.cache.storage import cache_tensors, resolve_cache_dtype
+from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription, describe
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
+Layers: TypeAlias = tuple[LayerDescription, ...]
 _PREFIX = "model."  # the traced wrapper's attribute
 
 
@@ -37,7 +39,7 @@ class Traced:
     transposed: frozenset[str]
 
 
-def graph_inputs(config: LucidConfig, stage: str, cache_dtype: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
+def graph_inputs(layers: Layers, stage: str, cache: str = "growing") -> tuple[TensorInfo, ...]:
     """Return the contract's inputs of a stage, ``prefill`` or ``decode``; only decode differs with a static cache."""
     new: int | str = "sequence" if stage == "prefill" else 1
     static = _is_static(stage, cache)
@@ -46,31 +48,29 @@ def graph_inputs(config: LucidConfig, stage: str, cache_dtype: str, cache: str =
         TensorInfo("input_ids", "int64", ("batch", new)),
         TensorInfo("attention_mask", "int64", ("batch", "max_context" if static else f"past_sequence + {new}")),
         TensorInfo("position_ids", "int64", ("batch", new)),
-        *_cache_infos(config, "past_key_values", tokens, cache_dtype),
+        *_cache_infos(layers, "past_key_values", tokens, "past_"),
         *([TensorInfo("cache_length", "int64", ("batch",))] if static else []),
     )
 
 
 def graph_outputs(
-    config: LucidConfig, stage: str, cache_dtype: str, logits: str, cache: str = "growing"
+    layers: Layers, vocab_size: int, stage: str, logits: str, cache: str = "growing"
 ) -> tuple[TensorInfo, ...]:
     """Return the contract's outputs of a stage."""
     new: int | str = "sequence" if stage == "prefill" else 1
     tokens = "max_context" if _is_static(stage, cache) else f"past_sequence + {new}"
     return (
-        TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, config.vocab_size)),
-        *_cache_infos(config, "present", tokens, cache_dtype),
+        TensorInfo("logits", "float32", ("batch", new if logits == "all" else 1, vocab_size)),
+        *_cache_infos(layers, "present", tokens, ""),
     )
 
 
-def _cache_infos(config: LucidConfig, prefix: str, tokens: str, cache_dtype: str) -> list[TensorInfo]:
-    """Return the cache's tensors, layer by layer."""
+def _cache_infos(layers: Layers, prefix: str, tokens: str, ring: str) -> list[TensorInfo]:
+    """Return the cache's tensors, layer by layer; ``ring`` begins the names of rings' axes."""
     return [
-        TensorInfo(
-            f"{prefix}.{layer}.{item.suffix}", item.dtype, ("batch", config.num_key_value_heads, tokens, item.width)
-        )
-        for layer in range(config.num_hidden_layers)
-        for item in cache_tensors(cache_dtype, config.head_dim)
+        TensorInfo(f"{prefix}.{index}.{tensor.name}", tensor.dtype, tensor.axes(tokens, ring))
+        for index, layer in enumerate(layers)
+        for tensor in layer.cache
     ]
 
 
@@ -99,8 +99,9 @@ def trace(
         float32_head: See :attr:`lucid_deploy.model.lucid.Head.in_float32`.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
-    inputs = graph_inputs(config, stage, stored, cache)
-    outputs = graph_outputs(config, stage, stored, logits, cache)
+    layers = describe(config, stored)
+    inputs = graph_inputs(layers, stage, cache)
+    outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
     model = _export(_stage_module(config, stage, dtype, logits, stored, float32_head), inputs, outputs)
     use_tensor_scatter(model)
     weights = _detach_weights(model)
@@ -184,6 +185,7 @@ def _example(inputs: tuple[TensorInfo, ...]) -> tuple[tuple[Any, ...], tuple[Any
 
     sizes = {"batch": 2, "sequence": 5, "past_sequence": 7, "past_sequence + sequence": 12, "past_sequence + 1": 8}
     sizes["max_context"] = 9
+    sizes |= {axis: 3 for info in inputs for axis in info.shape if isinstance(axis, str) and axis not in sizes}  # rings
     tensors: dict[str, torch.Tensor] = {}
     axes: dict[str, dict[int, Any]] = {}
     for info in inputs:

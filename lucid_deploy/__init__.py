@@ -1,6 +1,72 @@
-"""lucid-deploy: take models with LUCID attention from PyTorch to production."""
+"""lucid-deploy: take models with LUCID attention from PyTorch to production.
+
+The API is loaded when it is used::
+
+    import lucid_deploy as ld
+
+    artifact = ld.export("checkpoint", "out", cache="static")
+    artifact.verify().raise_if_failed()
+    with ld.open("out") as model:
+        print(model.generate("…", max_new_tokens=64).text)
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.version import __version__
 
-__all__ = ["CheckFailed", "LucidError", "__version__"]
+if TYPE_CHECKING:
+    from lucid_deploy.api import Answer, Artifact, Model, export, open, verify
+
+__all__ = [
+    "Answer",
+    "Artifact",
+    "CheckFailed",
+    "LucidError",
+    "Model",
+    "__version__",
+    "export",
+    "open",
+    "verify",
+]
+_LAZY = {"Answer", "Artifact", "Model", "open", "verify"}
+
+
+class _CallablePackage(ModuleType):
+    """The package ``lucid_deploy.export``, which is called as the API's function of that name."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        from lucid_deploy import api
+
+        return api.export(*arguments, **options)
+
+
+class _Package(ModuleType):
+    """This package. ``export`` is a folder of it and a function of its API: the folder is made callable as it loads."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "export" and type(value) is ModuleType:
+            value.__class__ = _CallablePackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "export":
+        return importlib.import_module("lucid_deploy.export")
+    if name in _LAZY:
+        from lucid_deploy import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,1 +1,1 @@
-"""GPU kernels of the LUCID operators, their ahead-of-time compilation, and the TensorRT plugin made of both."""
+"""Our operators, a folder each, and the hosts they plug into: Triton, TensorRT and onnxruntime."""

@@ -47,7 +47,7 @@ def _never_end(checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def with_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Artifact]]:
+def with_byte_level_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Artifact]]:
     """Return a function giving (checkpoint, artifact), exported once for each set of options."""
     root = tmp_path_factory.mktemp("clients")
     done: dict[str, tuple[Path, Path]] = {}

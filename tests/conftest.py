@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
-pytest_plugins = ["tests.byte_level_checkpoints"]
+pytest_plugins = [
+    "tests.byte_level_checkpoints",
+    "tests.cpu_library",
+    "tests.last_guard",
+    "tests.nothing_skipped",
+    "tests.own_folders",
+]
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -59,6 +65,19 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> Path:
     (directory / "config.json").write_text(json.dumps(raw))
     save_file(tensors, directory / "model.safetensors")
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torch_thread_in_fixtures() -> None:
+    """PyTorch uses one thread: these models are too small for two, which would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread(_one_torch_thread_in_fixtures: None) -> Iterator[None]:
+    """Each test starts with one PyTorch thread, whatever the test before it has set."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lucid_deploy.model.lucid import LucidForCausalLM, rotate
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.rope import rotate
 from recall_training.data import Batch
 
 
@@ -36,7 +37,8 @@ class Guide:
     def _score(self, attention: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if not torch.is_grad_enabled():
             return  # held-out prompts are being answered: nothing to teach
-        x, (cos, sin) = inputs[:2]
+        x, step = inputs[:2]
+        cos, sin = step.rope
         config, at = self.config, self.positions
         q = attention.q_proj(x[:, at]).unflatten(2, (-1, config.head_dim)).transpose(1, 2)  # (B, H, A, D)
         k = attention.k_proj(x).unflatten(2, (-1, config.head_dim)).transpose(1, 2)  # (B, KV, N, D)

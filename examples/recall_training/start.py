@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.lucid import LucidForCausalLM, inverse_frequencies
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL
 
 LOOK_BACK = 5.0  # how sharply the first layer's heads look back at the start
@@ -60,7 +61,7 @@ def _look_back(model: LucidForCausalLM, common: torch.Tensor) -> None:
     the faster half of the rotary frequencies, which tell neighbours apart.
     """
     config, attention = model.config, model.model.layers[0].self_attn
-    frequencies, half = inverse_frequencies(config), config.head_dim // 2
+    frequencies, half = inverse_frequencies(config.rope(0), config.head_dim), config.head_dim // 2
     fast = (torch.arange(half) < half // 2) * LOOK_BACK / math.sqrt(config.hidden_size)  # (D/2,)
     keys = torch.cat([fast, torch.zeros(half)]).repeat(config.num_key_value_heads)  # (KV·D,)
     angles = frequencies * torch.arange(1, config.num_attention_heads + 1)[:, None]  # (H, D/2)

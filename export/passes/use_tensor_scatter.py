@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.export.operators import DOMAIN, OPSET_STATIC, SCATTER_ROW
+from lucid_deploy.export.operators import OPSET_STATIC
+from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 
 
 def use_tensor_scatter(model: ir.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,40 @@ if TYPE_CHECKING:
     import onnx
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight of a graph, where it lies in the artifact's weight file.
+
+    Attributes:
+        name: Its name in the graph.
+        data_type: Its type, a value of ``onnx.TensorProto.DataType``.
+        shape: Its shape.
+        offset: Of its first byte.
+        size: In bytes.
+    """
+
+    name: str
+    data_type: int
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def stored_weights(model: onnx.ModelProto) -> tuple[StoredWeight, ...]:
+    """Return the weights of a graph that :func:`check_external_data` has accepted, in its order."""
+    return tuple(
+        StoredWeight(tensor.name, tensor.data_type, tuple(tensor.dims), int(place["offset"]), int(place["length"]))
+        for tensor in model.graph.initializer
+        if (place := _place(tensor))
+    )
+
+
+def _place(tensor: onnx.TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
 def check_external_data(path: Path) -> onnx.ModelProto:
-    """Check that a graph is readable and takes weights from beside itself only.
+    """Check that a graph is readable and takes weights from beside itself only; return it without their data.
 
     Raises:
         CheckFailed: The file is not an ONNX graph, or an external-data location leaves the artifact.
@@ -28,7 +61,7 @@ def check_external_data(path: Path) -> onnx.ModelProto:
         raise CheckFailed(f"{path} is not a readable ONNX file: {error}") from error
     size = (path.parent / WEIGHTS).stat().st_size
     for tensor in _tensors(model.graph, *model.functions):
-        place = {entry.key: entry.value for entry in tensor.external_data}
+        place = _place(tensor)
         if not place:
             continue
         if place.get("location") != WEIGHTS:

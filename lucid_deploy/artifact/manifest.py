@@ -7,14 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from lucid_deploy.artifact import format1
+from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
 
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
-FORMAT, FORMAT_VERSION = "lucid-deploy", 1
+FORMAT, FORMAT_VERSION = "lucid-deploy", 2
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
@@ -58,6 +63,13 @@ class Manifest:
         cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
         ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
         quantization: Which weights are quantized, and how; None: none.
+        layers: Every layer: its kind, its operators, what it caches.
+        transposed: Names of the weights that are stored ``[in, out]``, the layout their product reads.
+        float32_head: Whether the product that makes the logits is taken in float32 in a model of another type.
+        notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
+        assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
+            they change nothing.
+        hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
     """
 
     config: LucidConfig
@@ -73,14 +85,25 @@ class Manifest:
     cache_dtype: str = ""
     ranges: dict[str, Any] | None = None
     quantization: Quantization | None = None
+    layers: tuple[LayerDescription, ...] = ()
+    transposed: tuple[str, ...] = ()
+    float32_head: bool = True
+    notes: tuple[str, ...] = ()
+    assumed_unused: dict[str, Any] = field(default_factory=dict)
+    hub: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+
+    def uses(self, operators: tuple[str, ...]) -> bool:
+        """Whether any layer's graphs use one of some operators of the domain ``ai.lucid``."""
+        return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
 
     def to_json(self) -> str:
         """Return the text of ``lucid.json``."""
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
+        data["layers"] = [layer.to_dict() for layer in self.layers]
         return json.dumps(data, indent=2) + "\n"
 
 
@@ -117,55 +140,56 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
-    def tensors(items: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(item["name"], item["dtype"], tuple(item["shape"])) for item in items)
-
-    graphs = {
-        stage: GraphInfo(graph["file"], tensors(graph["inputs"]), tensors(graph["outputs"]))
-        for stage, graph in data["graphs"].items()
-    }
-    if set(graphs) != set(STAGES):
-        raise ValueError(f"graphs are {sorted(graphs)}, not {sorted(STAGES)}")
-    files = {
-        name: {"size": int(facts["size"]), "sha256": str(facts["sha256"])} for name, facts in data["files"].items()
-    }
-    for name in files:
+    file = msgspec.convert(_with_defaults(data), ManifestFile)
+    graphs = {stage: _graph_info(getattr(file.graphs, stage)) for stage in STAGES}
+    for name in file.files:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"file {name!r} lies outside the artifact")
-    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - files.keys()
+    unlisted = {WEIGHTS, *(graph.file for graph in graphs.values())} - file.files.keys()
     if unlisted:
         raise ValueError(f"{', '.join(sorted(unlisted))} is not among its files")
-    for key, allowed in (("dtype", DTYPES), ("cache", CACHES), ("logits", ("last", "all"))):
-        if data[key] not in allowed:
-            raise ValueError(f"{key} is {data[key]!r}")
-    plain = ("dtype", "cache", "logits", "opset", "operators", "source", "versions")
-    cache_dtype = data.get("cache_dtype") or data["dtype"]
-    if cache_dtype not in (data["dtype"], *CACHE_DTYPES[1:]):
-        raise ValueError(f"cache_dtype is {cache_dtype!r}")
-    for key, kind in (("opset", int), ("operators", int), ("source", str), ("versions", dict)):
-        if type(data[key]) is not kind:
-            raise ValueError(f"{key} is {data[key]!r}")
-    ranges = data.get("ranges")
-    if ranges is not None:
-        _check_ranges(ranges)
+    cache_dtype = file.cache_dtype or file.dtype
+    if cache_dtype not in (file.dtype, *CACHE_DTYPES[1:]):
+        raise ValueError(f"cache_dtype is {cache_dtype!r} with dtype {file.dtype!r}")
+    config = LucidConfig.from_dict(data["config"])
+    quantization = None if data.get("quantization") is None else Quantization.from_dict(data["quantization"])
+    recorded: dict[str, Any] = {"layers": file.layers, "transposed": file.transposed, "float32_head": file.float32_head}
+    if file.format_version == 1:
+        recorded = format1.recorded(config, cache_dtype, quantization)
+    elif len(file.layers) != config.num_hidden_layers:
+        raise ValueError(f"there are {len(file.layers)} layers, num_hidden_layers is {config.num_hidden_layers}")
     return Manifest(
-        config=LucidConfig.from_dict(data["config"]),
+        config=config,
+        dtype=file.dtype,
+        cache=file.cache,
+        logits=file.logits,
+        opset=file.opset,
+        operators=file.operators,
+        source=file.source,
+        versions=file.versions,
         graphs=graphs,
-        files=files,
+        files={name: msgspec.to_builtins(facts) for name, facts in file.files.items()},
         cache_dtype=cache_dtype,
-        ranges=ranges,
-        quantization=None if data.get("quantization") is None else Quantization.from_dict(data["quantization"]),
-        **{key: data[key] for key in plain},
+        ranges=data.get("ranges"),
+        quantization=quantization,
+        notes=file.notes,
+        assumed_unused=file.assumed_unused,
+        hub=data.get("hub"),
+        **recorded,
     )
 
 
-def _check_ranges(ranges: dict[str, Any]) -> None:
-    """Check the record of a range scan, see :mod:`lucid_deploy.export.range_scan`."""
-    if ranges["skipped"] is True:
-        return
-    peaks = [peak for row in ranges["peaks"].values() for peak in row.values()]
-    numbers = [ranges[key] for key in ("prompts", "tokens", "limit")]
-    if not peaks or any(type(value) not in (int, float) for value in (*peaks, *numbers)):
-        raise ValueError("ranges holds no numbers")
-    if not all(isinstance(warning, str) for warning in ranges["warnings"]):
-        raise ValueError(f"warnings of ranges are {ranges['warnings']!r}")
+def _with_defaults(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the data of a manifest with what earlier versions leave out of a configuration."""
+    config = {**LucidConfig.added_defaults(), **data["config"]}
+    missing = {"layers", "transposed", "float32_head"} - data.keys()
+    if data["format_version"] > 1 and missing:
+        raise KeyError(*sorted(missing))
+    return {**data, "config": config}
+
+
+def _graph_info(graph: Graph) -> GraphInfo:
+    def infos(tensors: tuple[Tensor, ...]) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(tensor.name, tensor.dtype, tensor.shape) for tensor in tensors)
+
+    return GraphInfo(graph.file, infos(graph.inputs), infos(graph.outputs))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.external_data import check_external_data
+from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
-from lucid_deploy.cache.storage import cache_tensors
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 
@@ -26,6 +25,7 @@ class Artifact:
 
     directory: Path
     manifest: Manifest
+    _graphs: dict[str, onnx.ModelProto] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def config(self) -> LucidConfig:
@@ -45,6 +45,20 @@ class Artifact:
     def graph_path(self, stage: str) -> Path:
         """Return the path of the ``prefill`` or ``decode`` graph."""
         return self.directory / self.manifest.graphs[stage].file
+
+    def graph(self, stage: str) -> onnx.ModelProto:
+        """Return a stage's graph without the data of its weights. It is read once: change a copy.
+
+        Raises:
+            CheckFailed: The file is not an ONNX graph, or takes weights from elsewhere.
+        """
+        if stage not in self._graphs:
+            self._graphs[stage] = check_external_data(self.graph_path(stage))
+        return self._graphs[stage]
+
+    def weights(self, stage: str) -> tuple[StoredWeight, ...]:
+        """Return where the weights of a stage's graph lie, in its order."""
+        return stored_weights(self.graph(stage))
 
 
 def open_artifact(directory: str | Path) -> Artifact:
@@ -70,9 +84,8 @@ def open_artifact(directory: str | Path) -> Artifact:
             )
     artifact = Artifact(directory, manifest)
     for stage in STAGES:
-        model = check_external_data(artifact.graph_path(stage))
-        _check_contract(artifact, stage, model)
-        _check_quantization(artifact, stage, model)
+        _check_contract(artifact, stage, artifact.graph(stage))
+        _check_quantization(artifact, stage, artifact.graph(stage))
     return artifact
 
 
@@ -111,22 +124,22 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
     def described(values: Any) -> list[tuple[str, tuple[int | str, ...]]]:
         return [(v.name, tuple(d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
 
-    info, config = artifact.manifest.graphs[stage], artifact.config
+    info = artifact.manifest.graphs[stage]
     graph = [*described(model.graph.input), *described(model.graph.output)]
     listed = [(item.name, item.shape) for item in (*info.inputs, *info.outputs)]
     cache = [
-        (item.name, item.dtype, *item.shape[1::2]) for item in info.inputs if item.name.startswith("past_key_values.")
+        (item.name, item.dtype, *_sizes(item.shape)) for item in info.inputs if item.name.startswith("past_key_values.")
     ]
     wanted = [
-        (f"past_key_values.{layer}.{tensor.suffix}", tensor.dtype, config.num_key_value_heads, tensor.width)
-        for layer in range(config.num_hidden_layers)
-        for tensor in cache_tensors(artifact.manifest.cache_dtype, config.head_dim)
+        (f"past_key_values.{index}.{tensor.name}", tensor.dtype, *_sizes(tensor.axes("tokens")))
+        for index, layer in enumerate(artifact.manifest.layers)
+        for tensor in layer.cache
     ]
     static = any(item.name == "cache_length" for item in info.inputs)
     fits = (
         graph == listed
         and cache == wanted
-        and info.outputs[0].shape[-1] == config.vocab_size
+        and info.outputs[0].shape[-1] == artifact.config.vocab_size
         and (info.inputs[0].shape[-1] == 1) == (stage == "decode")
         and static == (stage == "decode" and artifact.manifest.cache == "static")
     )
@@ -135,6 +148,11 @@ def _check_contract(artifact: Artifact, stage: str, model: onnx.ModelProto) -> N
             f"{artifact.graph_path(stage)} does not fit {MANIFEST}: inputs and outputs are those of another model or "
             "stage. Export it again."
         )
+
+
+def _sizes(shape: tuple[int | str, ...]) -> tuple[int | None, ...]:
+    """Return a shape without the names of its dynamic axes."""
+    return tuple(None if isinstance(axis, str) else axis for axis in shape)
 
 
 def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) -> None:

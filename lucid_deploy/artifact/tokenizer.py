@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lucid_deploy.errors import LucidError
 
-_CONTEXT = 4  # pieces that are decoded again with each new token
-_LONGEST_CHARACTER = 4  # bytes in UTF-8, and so tokens
-_HELD = 4 * _LONGEST_CHARACTER  # tokens held back at most
+_PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
 
 
 class TextTokenizer:
     """The ``tokenizer.json`` of an artifact or checkpoint.
+
+    Attributes:
+        decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
 
     Args:
         directory: Where it lies.
@@ -34,79 +39,85 @@ class TextTokenizer:
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
             self._special = frozenset(index for index, token in added.items() if token.special)
+            self._added = frozenset(added)
+            self.decoder_kinds = _decoder_kinds(json.loads(self._tokenizer.to_str()).get("decoder") or {})
         except Exception as error:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise."""
-        # A batch of one: only so does the library let other threads run meanwhile, which is seconds for a long text.
-        ids: list[int] = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids
+        """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise.
+
+        Raises:
+            LucidError: The tokenizer failed on this text.
+        """
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            _explain_panic(error, "this text")
+            raise
         return ids
 
     def is_special(self, token: int) -> bool:
         """Say whether a token is one that :meth:`decode` leaves out."""
         return token in self._special
 
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of token ids, special tokens left out."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+    def is_added(self, token: int) -> bool:
+        """Say whether a token was added to the model's vocabulary: its text stands for itself."""
+        return token in self._added
+
+    def piece(self, token: int) -> str | None:
+        """Return a token as the vocabulary spells it; None if it has no such id."""
+        spelled: str | None = self._tokenizer.id_to_token(token)
+        return spelled
+
+    @cached_property
+    def longest_piece(self) -> int:
+        """Characters of the longest token, as the vocabulary spells it."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=0)
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, special tokens left out unless told otherwise.
+
+        Raises:
+            LucidError: The tokenizer failed on them.
+        """
+        try:
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            _explain_panic(error, "these tokens")
+            raise
         return text
 
+    def decode_steps(self) -> Callable[[int], str | None]:
+        """Return the library's incremental decoder: a function from the next id to the text that it makes whole.
 
-class TextStream:
-    """Turns token ids into text as they come; a piece is held back while its last character is incomplete.
+        The function returns None while a character is incomplete, and for decoders that change text that was whole.
+        """
+        from tokenizers.decoders import DecodeStream
 
-    The pieces together are the text of all ids decoded at once, for decoders that never change text that is complete
-    (all common ones). The work per token does not grow with the text: the ids held back are decoded again, and those
-    of the last pieces before them. Bytes that never become a character come out as U+FFFD, one each; decoders count
-    them in their own ways.
-    """
+        stream = DecodeStream(skip_special_tokens=True)
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[list[int]] = []  # ids of the last pieces that are out, so that a decoder sees no start
-        self._before = ""  # text of the context
-        self._held: list[int] = []  # ids whose text is not out
-        self._pieces: list[str] = []
+        def step(token: int) -> str | None:
+            try:
+                return stream.step(self._tokenizer, token)
+            except BaseException as error:
+                if type(error) is Exception and "prefix" in str(error):  # the library has no class of its own for it
+                    return None
+                _explain_panic(error, "these tokens")
+                raise
 
-    def push(self, token: int) -> str:
-        """Add a token; return the new text, which may be empty."""
-        if self._tokenizer.is_special(token):
-            return ""
-        self._held.append(token)
-        text = self._text(self._held)
-        if not text.endswith("\ufffd"):
-            return self._release(len(self._held), text)
-        if len(self._held) < _HELD:
-            return ""
-        # The last character may still become one, what lies before its bytes will not. Cut between characters.
-        for count in range(len(self._held) - _LONGEST_CHARACTER + 1, 0, -1):
-            first = self._text(self._held[:count])
-            if text.startswith(first):
-                return self._release(count, first)
-        return ""
+        return step
 
-    def rest(self) -> str:
-        """Return what is still held back; call it after the last token."""
-        return self._release(len(self._held), self._text(self._held)) if self._held else ""
 
-    @property
-    def text(self) -> str:
-        """All text so far, what is held back included."""
-        return "".join(self._pieces) + (self._text(self._held) if self._held else "")
+def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
+    parts = [decoder, *decoder.get("decoders", [])]
+    replaced = [part.get("pattern", {}).get("String", "") for part in parts]
+    return frozenset(str(kind) for kind in [*(part.get("type", "") for part in parts), *replaced] if kind)
 
-    def _text(self, ids: list[int]) -> str:
-        """Return the text of ids that come behind the context."""
-        context = [token for piece in self._context for token in piece]
-        return self._tokenizer.decode(context + ids)[len(self._before) :]
 
-    def _release(self, count: int, text: str) -> str:
-        """Let out the text of the first ids held back."""
-        self._pieces.append(text)
-        self._context.append(self._held[:count])
-        self._held = self._held[count:]
-        if any(self._pieces[-_CONTEXT:]):  # with no text at all in it, a decoder might take what follows for the start
-            del self._context[:-_CONTEXT]
-        del self._context[: -8 * _CONTEXT]
-        self._before = self._tokenizer.decode([token for piece in self._context for token in piece])
-        return text
+def _explain_panic(error: BaseException, what: str) -> None:
+    """Raise a LucidError if an error is a panic inside the tokenizers library."""
+    if type(error).__name__ == _PANIC:
+        raise LucidError(
+            f"The tokenizer failed on {what}: {error}. A rule in its tokenizer.json cannot cope with it."
+        ) from error

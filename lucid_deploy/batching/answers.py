@@ -124,7 +124,8 @@ class AnswerFile:
             try:
                 answer = json.loads(part)
                 line = answer["line"]
-            except (ValueError, KeyError, TypeError) as error:
+                hash(line)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if number == len(parts):  # a crash of the machine can leave zeros
                     end -= len(part) + 1
                     break

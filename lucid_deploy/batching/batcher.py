@@ -169,7 +169,8 @@ class Batcher:
         if not self._waiting or self.active >= self.rows:
             return False
         number, request = self._waiting.popitem(last=False)
-        cache = self._store.find(request.prompt_ids, len(request.prompt_ids) - 1)  # the last token gives the logits
+        most = len(request.prompt_ids) - 1  # the last token gives the logits
+        cache = self._store.find(request.prompt_ids, most, request.cache_owner)
         if cache is None:
             cache = self.session.empty_cache(1)
         self.prompt_tokens_reused += cache.length
@@ -182,7 +183,7 @@ class Batcher:
         end = self._choose(row, logits, events)
         if end is None or end.reason != "error":
             assert row.cache is not None
-            self._store.add(row.ids, row.cache)
+            self._store.add(row.ids, row.cache, row.request.cache_owner)
         if end is not None:
             self._end(row.number, end, events)
             return
@@ -224,7 +225,7 @@ class Batcher:
         if number in self._running:
             row = self._running.pop(number)
             if self._store.budget >= len(row.ids) and end.reason != "error":
-                self._store.add(row.ids, self._pool.take(number))
+                self._store.add(row.ids, self._pool.take(number), row.request.cache_owner)
             self._pool.leave(number)
         elif self._is_filling(number):
             self._filling = None

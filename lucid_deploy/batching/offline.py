@@ -7,25 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.tokenizer import TextStream
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.batching.request import Finished, Token
-from lucid_deploy.generation.stop_strings import StopStrings
+from lucid_deploy.generation.text_stream import AnswerText
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
 
 
 @dataclass
-class _Answer:
-    """An answer that is being made."""
+class _RunningAnswer:
+    """An answer that is being made; ``stream`` is None with token ids alone."""
 
     prompt: Prompt
     prompt_tokens: int
-    stream: TextStream | None
-    stops: StopStrings
+    stream: AnswerText | None
     ids: list[int] = field(default_factory=list)
     text: str = ""
 
@@ -34,16 +32,14 @@ class _Answer:
         self.ids.append(token)
         if self.stream is None:
             return False
-        safe, stopped = self.stops.push(self.stream.push(token))
-        self.text += safe
-        return stopped
+        self.text += self.stream.push(token)
+        return self.stream.stopped
 
     def finish(self, reason: str, error: str | None = None) -> dict[str, Any]:
         """Return the line to write."""
-        if self.stream is not None and not self.stops.stopped:
-            safe, stopped = self.stops.push(self.stream.rest())
-            self.text += safe + self.stops.flush()
-            reason = "stop" if stopped and error is None else reason
+        if self.stream is not None:
+            self.text += self.stream.finish()
+            reason = "stop" if self.stream.stopped and error is None else reason
         return {
             "line": self.prompt.line,
             "id": self.prompt.id,
@@ -76,15 +72,13 @@ def answer_prompts(
             answer with ``error``.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
-    running: dict[int, _Answer] = {}
+    running: dict[int, _RunningAnswer] = {}
     while todo or running:
         while todo and batcher.waiting < batcher.rows:
             prompt = todo.popleft()
             request = prompt.request(tokenizer)
-            stream = TextStream(tokenizer) if tokenizer is not None else None
-            running[batcher.submit(request)] = _Answer(
-                prompt, len(request.prompt_ids), stream, StopStrings(prompt.stop)
-            )
+            stream = AnswerText(tokenizer, prompt.stop) if tokenizer is not None else None
+            running[batcher.submit(request)] = _RunningAnswer(prompt, len(request.prompt_ids), stream)
         complete: list[dict[str, Any]] = []
         for event in batcher.step():
             answer = running.get(event.request)

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from msgspec import Meta, Struct
 
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.stop_strings import check_stops
+from lucid_deploy.json_fields import FieldError, decode
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.runtimes.session import Session
 
-FIELDS = ("id", "prompt", "prompt_ids", "max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 _SHOWN = 10  # faults that are named, of many
 _EXAMPLE = '{"prompt": "text"}'
 
 
+_StopText = Annotated[str, Meta(min_length=1)]
+
+
+class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A line of the file, as it is written. null is the same as leaving a field out."""
+
+    id: str | int | None = None
+    prompt: str | None = None
+    prompt_ids: Annotated[list[int] | None, Meta(extra={"expected": "a list of token ids"})] = None
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: Annotated[_StopText | list[_StopText] | None, Meta(extra={"expected": "a text or a list of texts"})] = None
+
+
 @dataclass(frozen=True)
-class Defaults:
+class PromptDefaults:
     """What holds for prompts that do not say otherwise.
 
     Attributes:
@@ -37,6 +56,9 @@ class Defaults:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
+
+    def __post_init__(self) -> None:
+        check_stops(self.stop)
 
 
 @dataclass(frozen=True)
@@ -71,7 +93,7 @@ class PromptFile:
     sha256: str
 
 
-def read_prompts(path: str | Path, defaults: Defaults) -> PromptFile:
+def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
     """Read a file of prompts; blank lines are left out, but counted.
 
     Raises:
@@ -129,77 +151,42 @@ def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any
     return done
 
 
-def _prompt(number: int, line: bytes, defaults: Defaults) -> Prompt:
-    try:
-        data = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise LucidError(f"not JSON in UTF-8 ({error})") from error
-    if not isinstance(data, dict):
-        raise LucidError("not a JSON object")
-    unknown = [key for key in data if key not in FIELDS]
-    if unknown:
-        raise LucidError(f"unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
-    given = {key: value for key, value in data.items() if value is not None}
-    if ("prompt" in given) == ("prompt_ids" in given):
+def _prompt(number: int, line: bytes, defaults: PromptDefaults) -> Prompt:
+    given, base = _line(line), defaults.sampling
+    if (given.prompt is None) == (given.prompt_ids is None):
         raise LucidError("give either prompt or prompt_ids")
-    base = defaults.sampling
+    _check_text("prompt", given.prompt)
+    _check_text("id", given.id)
     return Prompt(
         line=number,
-        id=_id(given.get("id")),
-        text=_text(given["prompt"], "prompt") if "prompt" in given else None,
-        ids=tuple(_whole(item, "a token id") for item in _items(given["prompt_ids"]))
-        if "prompt_ids" in given
-        else None,
-        max_new_tokens=_whole(given.get("max_new_tokens", defaults.max_new_tokens), "max_new_tokens"),
+        id=given.id,
+        text=given.prompt,
+        ids=None if given.prompt_ids is None else tuple(given.prompt_ids),
+        max_new_tokens=_or(given.max_new_tokens, defaults.max_new_tokens),
         sampling=Sampling(
-            _number(given.get("temperature", base.temperature), "temperature"),
-            _whole(given.get("top_k", base.top_k), "top_k"),
-            _number(given.get("top_p", base.top_p), "top_p"),
-            _whole(given["seed"], "seed") if "seed" in given else base.seed,
+            _or(given.temperature, base.temperature),
+            _or(given.top_k, base.top_k),
+            _or(given.top_p, base.top_p),
+            _or(given.seed, base.seed),
         ),
-        stop=_stop(given["stop"]) if "stop" in given else defaults.stop,
+        stop=(given.stop,) if isinstance(given.stop, str) else tuple(_or(given.stop, defaults.stop)),
         stop_at_eos=defaults.stop_at_eos,
     )
 
 
-def _id(value: Any) -> str | int | None:
-    if isinstance(value, str):
-        return _text(value, "id")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise LucidError(f"id must be a string or a whole number, not {json.dumps(value)[:40]}")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise LucidError(f"{name} must be text that is not empty")
+def _line(line: bytes) -> PromptLine:
     try:
-        value.encode()
-    except UnicodeError as error:
-        raise LucidError(f"{name} is not valid text: {error}") from error
-    return value
+        return decode(line, PromptLine, "line")
+    except FieldError as error:
+        if error.code != "unknown_parameter":
+            raise
+        raise LucidError(f"{error} Known are {', '.join(PromptLine.__struct_fields__)}.") from error
 
 
-def _items(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise LucidError("prompt_ids must be a list of token ids")
-    return value
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given
 
 
-def _whole(value: Any, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise LucidError(f"{name} must be a whole number, not {json.dumps(value)[:40]}")
-    return value
-
-
-def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e300:
-        raise LucidError(f"{name} must be a number, not {json.dumps(value)[:40]}")
-    return float(value)
-
-
-def _stop(value: Any) -> tuple[str, ...]:
-    stops: Sequence[Any] = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
-        raise LucidError("stop must be a string or a list of strings, none of them empty")
-    return tuple(stops)
+def _check_text(name: str, value: str | int | None) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise LucidError(f"{name} must be text that is not empty")

@@ -19,6 +19,7 @@ class Request:
         sampling: How tokens are chosen. A seed gives the tokens that it gives alone, whoever else is in the batch.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
+        cache_owner: Kept prefixes are reused among requests of one owner only.
     """
 
     prompt_ids: list[int]
@@ -26,6 +27,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_at_eos: bool = True
     top_logprobs: int | None = None
+    cache_owner: str = ""
 
     def check(self, session: Session) -> None:
         """Compare the request with what a session can run.

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.runtimes.cache_rows import RowLayers, cache_of_rows, row_layers
+from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
+from lucid_deploy.runtimes.cache_rows import Row, cache_of_rows, row_layers
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -92,7 +93,7 @@ class MergedRows(Rows):
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
-        rows: list[RowLayers] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
+        rows: list[Row] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
         keys = [self._keys[row] for row in stay]
         for key, cache in self._joined.items():
             rows += row_layers(self._session, cache, [0])
@@ -123,27 +124,28 @@ class StaticRows(Rows):
         """See :meth:`Rows.join`."""
         slot = self._slots.index(None) if None in self._slots else len(self._slots)
         self._make_room(cache.length + 1, cache.layers)
-        for mine, theirs in zip(self._layers, cache.layers, strict=True):
-            for buffer, array in zip(mine, theirs, strict=True):
-                buffer[slot, :, : cache.length] = array[0, :, : cache.length]
+        for (tensor, buffer), (_, array) in zip(self._tensors(self._layers), self._tensors(cache.layers), strict=True):
+            held(tensor, buffer[slot : slot + 1], cache.length)[:] = held(tensor, array[:1], cache.length)
         self._lengths[slot] = cache.length
         self._slots[slot : slot + 1] = [key]
 
     def leave(self, key: int) -> None:
         """See :meth:`Rows.leave`."""
         slot = self._slots.index(key)
-        for layer in self._layers:
-            for buffer in layer:
-                part = buffer[slot, :, : self._lengths[slot]]
-                if not np.isfinite(part).all():  # what is masked is still multiplied, by zero
-                    part[:] = 0
+        for tensor, buffer in self._tensors(self._layers):
+            part = held(tensor, buffer[slot : slot + 1], int(self._lengths[slot]))
+            if not np.isfinite(part).all():  # what is masked is still multiplied, by zero
+                part[:] = 0
         self._slots[slot] = None
 
     def take(self, key: int) -> Cache[Any]:
         """See :meth:`Rows.take`."""
         slot = self._slots.index(key)
         length = int(self._lengths[slot])
-        layers = [tuple(buffer[slot : slot + 1, :, :length].copy() for buffer in layer) for layer in self._layers]
+        layers = [
+            tuple(held(t, buffer[slot : slot + 1], length).copy() for t, buffer in zip(layout, layer, strict=True))
+            for layout, layer in zip(self._decoding.layout, self._layers, strict=True)
+        ]
         return Cache(np.ones((1, length), dtype=bool), layers)
 
     def decode(self, tokens: dict[int, int]) -> dict[int, Array]:
@@ -168,6 +170,11 @@ class StaticRows(Rows):
         self._lengths[:count] += 1
         return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
 
+    def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
+        """Return the tensors of all layers with their descriptions."""
+        pairs = zip(self._decoding.layout, layers, strict=True)
+        return [pair for layout, layer in pairs for pair in zip(layout, layer, strict=True)]
+
     def _close_holes(self) -> None:
         """Move the last rows into the holes that those who left have made."""
         while None in self._slots:
@@ -176,9 +183,10 @@ class StaticRows(Rows):
                 continue
             source, hole = len(self._slots), self._slots.index(None)
             length = self._lengths[hole] = self._lengths[source]
-            for layer in self._layers:
-                for buffer in layer:
-                    buffer[hole, :, :length] = buffer[source, :, :length]
+            for tensor, buffer in self._tensors(self._layers):
+                held(tensor, buffer[hole : hole + 1], int(length))[:] = held(
+                    tensor, buffer[source : source + 1], int(length)
+                )
             self._slots[hole] = key
 
     def _make_room(self, tokens: int, like: list[Any]) -> None:
@@ -193,13 +201,13 @@ class StaticRows(Rows):
         self._mask = np.ones((self._rows, room), np.int64)
         old = self._layers
         self._layers = []
-        for index, layer in enumerate(like):  # layer by layer: only one is in memory twice
-            made = []
-            for place, array in enumerate(layer):
-                buffer = np.zeros((self._rows, array.shape[1], room, array.shape[3]), dtype=array.dtype)
+        for index, (layout, layer) in enumerate(zip(self._decoding.layout, like, strict=True)):
+            made = []  # layer by layer: only one is in memory twice
+            for place, (tensor, array) in enumerate(zip(layout, layer, strict=True)):
+                buffer = new_buffer(tensor, self._rows, room, array.dtype)
                 for slot in taken:
-                    length = self._lengths[slot]
-                    buffer[slot, :, :length] = old[index][place][slot, :, :length]
+                    part, length = slice(slot, slot + 1), int(self._lengths[slot])
+                    held(tensor, buffer[part], length)[:] = held(tensor, old[index][place][part], length)
                 made.append(buffer)
             if old:
                 old[index] = ()

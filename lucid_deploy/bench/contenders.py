@@ -51,24 +51,21 @@ def open_contender(contender: Contender) -> Session[Any]:
     artifact = open_artifact(contender.artifact)
     if contender.kind == "artifact":
         return open_session(artifact, replace(contender.options, allow_extrapolation=True))
-    import torch
-
-    if contender.options.threads is not None:
-        torch.set_num_threads(contender.options.threads)
     if contender.kind in ("torch-dense", "torch-blocked"):
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
 
         implementation = "reference" if contender.kind == "torch-dense" else "blocked"
-        return TorchSession(load_artifact_model(artifact, implementation=implementation), allow_extrapolation=True)
+        model = load_artifact_model(artifact, implementation=implementation)
+        return TorchSession(model, allow_extrapolation=True, threads=contender.options.threads)
     if contender.kind == "transformers":
-        return _open_transformers(artifact.config, artifact.manifest.dtype)
+        return _open_transformers(artifact.config, artifact.manifest.dtype, contender.options.threads)
     raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
 
 
-def _open_transformers(config: Any, dtype: str) -> Session[Any]:
+def _open_transformers(config: Any, dtype: str, threads: int | None) -> Session[Any]:
     try:
         from lucid_deploy.bench.transformers_session import TransformersSession
     except ImportError as error:
         raise missing_extra("transformers", "dev", "measure Hugging Face's Llama beside an artifact") from error
-    return TransformersSession(config, dtype)
+    return TransformersSession(config, dtype, threads)

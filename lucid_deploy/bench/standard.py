@@ -33,7 +33,8 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
         if path.name != "config.json":
             (checkpoint / path.name).symlink_to(path)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    (checkpoint / "config.json").write_text(json.dumps({**config, "attention_type": "llama"}), encoding="utf-8")
+    standard = {**config, "attention_type": "llama", "use_qknorm": False}
+    (checkpoint / "config.json").write_text(json.dumps(standard), encoding="utf-8")
     manifest = artifact.manifest
     target = scratch / "standard"
     requested = "auto" if manifest.cache_dtype == manifest.dtype else manifest.cache_dtype
@@ -45,6 +46,7 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
             logits=manifest.logits,
             cache=manifest.cache,
             cache_dtype=requested,
+            assume_unused=tuple(manifest.assumed_unused),
             range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
         ),
     )

@@ -9,6 +9,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
 
@@ -17,19 +18,25 @@ class TransformersSession(Session[torch.Tensor]):
     """Standard attention of a configuration's shape, with random weights.
 
     Its cache is handed over layer by layer, without copies, in the form transformers itself uses.
+
+    Args:
+        config: Whose sizes it has.
+        dtype: Type of its weights and arithmetic.
+        threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
     """
 
-    def __init__(self, config: LucidConfig, dtype: str) -> None:
+    def __init__(self, config: LucidConfig, dtype: str, threads: int | None = None) -> None:
         super().__init__(config, dtype, "transformers", allow_extrapolation=True)
+        self._threads = threads
         shape = LlamaConfig(**config.llama_sizes(), tie_word_embeddings=config.tie_word_embeddings)
         shape._attn_implementation = "sdpa"
         self._model = LlamaForCausalLM(shape).to(getattr(torch, dtype)).eval().requires_grad_(False)
 
-    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         dtype = getattr(torch, self.dtype)
         return [(torch.from_numpy(k).to(dtype), torch.from_numpy(v).to(dtype)) for k, v in layers]
 
@@ -45,7 +52,7 @@ class TransformersSession(Session[torch.Tensor]):
             if k.shape[2]:
                 past.update(k, v, index)
         arguments: dict[str, Any] = {} if mask.all() else {"attention_mask": torch.from_numpy(mask.astype("int64"))}
-        with torch.inference_mode():
+        with torch_threads(self._threads), torch.inference_mode():
             out = self._model(
                 torch.from_numpy(input_ids),
                 past_key_values=past,

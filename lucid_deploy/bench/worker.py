@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Cache, Session
@@ -78,13 +79,11 @@ class Worker:
         return {"seconds": (time.perf_counter() - started) / steps, "peak": resident_bytes("VmHWM")}
 
     def _random_cache(self, batch: int, context: int) -> Cache[Any]:
-        config, rng = self.session.config, np.random.default_rng(0)
-        shape = (batch, config.num_key_value_heads, context, config.head_dim)
-
-        def draw() -> Any:
-            return rng.standard_normal(shape, dtype=np.float32)
-
-        layers = [(draw(), draw()) for _ in range(config.num_hidden_layers)]
+        rng = np.random.default_rng(0)
+        layers = [
+            tuple(rng.standard_normal(t.batch_shape(batch, context), dtype=np.float32) for t in decoded_layout(layer))
+            for layer in self.session.layout
+        ]
         return self.session.cache_from_arrays(layers, np.ones((batch, context), dtype=bool))
 
 

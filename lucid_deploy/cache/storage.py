@@ -1,50 +1,48 @@
-"""How a cache stores K and Y: the tensors of a layer, and the conversion of rows, in numpy.
+"""How a cache stores rows: the tensors of an attention layer, and the conversion of rows, in numpy.
 
 ==========  ===========================================================================================
 ``float32`` and other float types: the values, rounded to that type.
-``int8``    whole numbers −127 … 127, and for every row (token and head) of K and of Y a float32 scale,
-            the row's largest magnitude over 127; a value is its number times the scale.
+``int8``    whole numbers −127 … 127, and for every row (token and head) a float32 scale in a tensor of its
+            own, ``{name}_scale``: the row's largest magnitude over 127. A value is its number times the scale.
 ==========  ===========================================================================================
 
-The graphs and :mod:`lucid_deploy.cache.codecs` do the same in their own terms. A layer's tensors come in one order
-everywhere: K, Y and, with int8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
+The graphs and :mod:`lucid_deploy.cache.codecs` do the same in their own terms. A layer's tensors come in the order of
+its layout everywhere: K, Y and, with int8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from lucid_deploy.cache.layout import Array, CacheTensor, LayerLayout
 from lucid_deploy.errors import LucidError
 
 CACHE_DTYPES = ("auto", "float16", "int8")  # auto: the model's type
 LEVELS = 127  # largest int8 number used; −128 is not, so that the range is symmetric
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class CacheTensor:
-    """One tensor of a layer's cache: the end of its name in the graphs, its type, and the length of its last axis."""
-
-    suffix: str
-    dtype: str
-    width: int
+SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
 
 
-def cache_tensors(cache_dtype: str, head_dim: int) -> tuple[CacheTensor, ...]:
-    """Return the tensors of one layer, in order.
+def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
+    """Return the tensors of an attention layer, in order.
 
     Args:
-        cache_dtype: ``int8``, or the float type that K and Y are stored in.
-        head_dim: The model's head width.
+        cache_dtype: ``int8``, or the float type that keys and values are stored in.
+        heads: Key/value heads.
+        width: Head width.
     """
-    rows = (CacheTensor("key", cache_dtype, head_dim), CacheTensor("value", cache_dtype, head_dim))
+    names = ("key", "value")
+    rows = tuple(CacheTensor(name, cache_dtype, (heads, width)) for name in names)
     if cache_dtype != "int8":
         return rows
-    return (*rows, CacheTensor("key_scale", "float32", 1), CacheTensor("value_scale", "float32", 1))
+    return (*rows, *(CacheTensor(name + SCALE, "float32", (heads, 1)) for name in names))
+
+
+def decoded_layout(layer: LayerLayout) -> LayerLayout:
+    """Return the tensors of a layer that :func:`decode_layer` gives: all but scales."""
+    names = {tensor.name for tensor in layer}
+    return tuple(tensor for tensor in layer if tensor.name.removesuffix(SCALE) not in names - {tensor.name})
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:
@@ -67,22 +65,40 @@ def resolve_cache_dtype(requested: str, dtype: str) -> str:
     return dtype if requested == "auto" else requested
 
 
-def encode_layer(k: Array, y: Array, cache_dtype: str) -> tuple[Array, ...]:
-    """Bring K and Y ``(B, KV, T, D)`` into the form of the cache; bfloat16, unknown to numpy, stays float32."""
-    if cache_dtype == "int8":
-        (k_numbers, k_scale), (y_numbers, y_scale) = _to_int8(k), _to_int8(y)
-        return k_numbers, y_numbers, k_scale, y_scale
-    kind = np.float32 if cache_dtype == "bfloat16" else np.dtype(cache_dtype)
-    return np.ascontiguousarray(k, dtype=kind), np.ascontiguousarray(y, dtype=kind)
+def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
+    """Bring a layer's tensors into the form of the cache; bfloat16, unknown to numpy, stays float32.
+
+    Args:
+        arrays: As :func:`decode_layer` gives them.
+        layer: Their layout.
+    """
+    stored: dict[str, Array] = {}
+    names = {tensor.name for tensor in layer}
+    for tensor, array in zip(decoded_layout(layer), arrays, strict=True):
+        if tensor.name + SCALE in names:
+            stored[tensor.name], stored[tensor.name + SCALE] = _to_int8(array)
+        else:
+            kind = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
+            stored[tensor.name] = np.ascontiguousarray(array, dtype=kind)
+    return tuple(stored[tensor.name] for tensor in layer)
 
 
-def decode_layer(layer: tuple[Array, ...]) -> tuple[Array, Array]:
-    """Return K and Y of a layer in the form of the cache: float32, or wider if they are."""
-    if len(layer) == 4:
-        k, y, k_scale, y_scale = layer
-        return k * k_scale, y * y_scale
-    k, y = (x.astype(np.float32) if x.dtype == np.float16 else x for x in layer)
-    return k, y
+def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ...]:
+    """Return what a layer in the form of the cache means: its tensors without scales, float32, or wider if they are.
+
+    Args:
+        stored: The tensors of the layout, in order.
+        layer: The layout.
+    """
+    named = {tensor.name: array for tensor, array in zip(layer, stored, strict=True)}
+    return tuple(_decoded(named, tensor.name) for tensor in decoded_layout(layer))
+
+
+def _decoded(named: dict[str, Array], name: str) -> Array:
+    if name + SCALE in named:
+        return np.asarray(named[name] * named[name + SCALE])
+    array = named[name]
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _to_int8(rows: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
-    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.runtimes.session import Session
 
 _CHUNK = 512  # prompt tokens between two steps of the running rows, unless told otherwise
@@ -34,7 +34,7 @@ class BatchOptions:
 
 def run_batch(
     options: BatchOptions,
-    defaults: Defaults,
+    defaults: PromptDefaults,
     artifact: Artifact,
     tokenizer: TextTokenizer | None,
     open_session: Callable[[], Session[Any]],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
 from lucid_deploy.cli._options import choice_option, json_option
 
 if TYPE_CHECKING:
@@ -74,6 +75,13 @@ if TYPE_CHECKING:
     ["int8", "float"],
     help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
 )
+@click.option(
+    "--assume-unused",
+    multiple=True,
+    metavar="KEY",
+    help="Pass over this key of config.json, which is not known here and changes nothing; may be repeated.",
+)
+@hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")
 @json_option("the manifest's summary")
 def command(
@@ -86,14 +94,15 @@ def command(
     calibration: str | None,
     skip_range_scan: bool,
     verbose: bool,
+    assume_unused: tuple[str, ...],
     overwrite: bool,
     json_target: str | None,
-    **quantization: Any,
+    **others: Any,
 ) -> None:
     """Export a checkpoint to prefill and decode ONNX graphs.
 
-    CHECKPOINT is a directory with config.json and safetensors, or the word demo for the bundled one. The output appears
-    complete or not at all.
+    CHECKPOINT is a directory with config.json and safetensors, the word demo for the bundled one, or a model of the
+    Hugging Face Hub, org/name. The output appears complete or not at all.
 
     Example: lucid-deploy export demo --output ./artifact
     """
@@ -101,33 +110,41 @@ def command(
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
+    from lucid_deploy.runtimes.inspection import remarks, summary
 
+    hub = read_hub_options({name: others.pop(name) for name in NAMES})
     options = ExportOptions(
         dtype,
         logits,
         overwrite,
         cache,
         cache_dtype,
-        quantize=_quantize_options(**quantization),
+        quantize=_quantize_options(**others),
         range_scan=not skip_range_scan,
         calibration=None if calibration is None else Path(calibration),
+        assume_unused=assume_unused,
+        hub=hub,
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)
-    files = artifact.manifest.files
+    manifest, files = artifact.manifest, artifact.manifest.files
     if json_target is not None:
         facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
-        facts |= {"cache_dtype": artifact.manifest.cache_dtype, "ranges": artifact.manifest.ranges}
+        facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
+        facts |= {"assumed_unused": manifest.assumed_unused}
+        facts |= {"cache_dtype": manifest.cache_dtype, "ranges": manifest.ranges}
         write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
     if json_target != "-":
         sizes = ", ".join(
             f"{name} {human_size(files[name]['size'])}" for name in ("prefill.onnx", "decode.onnx", "weights.bin")
         )
-        console_out.print(f"Exported {checkpoint} to {artifact.directory}: {sizes}", soft_wrap=True, markup=False)
-        if artifact.manifest.quantization is not None:
+        said = f"Exported {checkpoint} to {artifact.directory}: {sizes}; {summary(artifact)}"
+        for line in (said, *remarks(artifact)):
+            console_out.print(line, soft_wrap=True, markup=False)
+        if manifest.quantization is not None:
             console_out.print(quantization_sentence(artifact), soft_wrap=True, markup=False)
-        if artifact.manifest.ranges is not None:
-            show_ranges(artifact.manifest.ranges, table=verbose)
+        if manifest.ranges is not None:
+            show_ranges(manifest.ranges, table=verbose)
 
 
 def _quantize_options(

@@ -44,14 +44,15 @@ def _show(facts: dict[str, Any]) -> None:
 
     model = facts["model"]
     console_out.print(
-        f"{facts['artifact']}: {model['attention_type']} attention, {facts['dtype']}, "
-        f"{facts['cache']} cache in {facts['cache_dtype']}, "
-        f"{model['num_hidden_layers']} layers, hidden {model['hidden_size']}, {model['num_attention_heads']} heads, "
+        f"{facts['artifact']}: {facts['summary']}, hidden {model['hidden_size']}, "
+        f"{model['num_attention_heads']} heads, "
         f"{model['num_key_value_heads']} key/value heads, head_dim {model['head_dim']}, "
         f"vocabulary {model['vocab_size']}, context {model['max_position_embeddings']}",
         soft_wrap=True,
         markup=False,
     )
+    for remark in facts["remarks"]:
+        console_out.print(remark, soft_wrap=True, markup=False)
     files = Table("file", "size", "sha256", title="Files" + (" (sha256 checked)" if facts["hashes_checked"] else ""))
     for name, entry in facts["files"].items():
         files.add_row(name, human_size(entry["size"]), entry["sha256"][:16])

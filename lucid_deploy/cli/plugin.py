@@ -54,7 +54,7 @@ def build(
     """
     from lucid_deploy.cli._console import write_json
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.plugins.build import find_compiler
+    from lucid_deploy.plugins.hosts.compiler import find_compiler
 
     wanted = _architectures(archs)
     if (wanted or dtypes) and target == "onnxruntime":
@@ -78,9 +78,10 @@ def _build_tensorrt(
     archs: tuple[int, ...], dtypes: tuple[str, ...], output: Path | None, quiet: bool
 ) -> dict[str, Any]:
     from lucid_deploy.cli._console import console_out, human_size, progress
-    from lucid_deploy.plugins.aot import ARCHITECTURES, compile_kernels, default_cache, total_size
-    from lucid_deploy.plugins.build import PLUGIN_ABI, build_plugin, find_cuda_headers
-    from lucid_deploy.plugins.build import find_tensorrt_headers as find_headers
+    from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI, build_plugin, find_cuda_headers
+    from lucid_deploy.plugins.hosts.tensorrt.build import find_tensorrt_headers as find_headers
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, compile_kernels
+    from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache, total_size
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
     wanted = archs or ARCHITECTURES
@@ -114,7 +115,7 @@ def _build_tensorrt(
 
 def _build_onnxruntime(output: Path | None, quiet: bool) -> dict[str, Any]:
     from lucid_deploy.cli._console import console_out, human_size, progress
-    from lucid_deploy.plugins.ort_build import ORT_ABI, build_ort_library, kernels_name
+    from lucid_deploy.plugins.hosts.onnxruntime.build import ORT_ABI, build_ort_library, kernels_name
 
     with progress("Compiling the library for onnxruntime"):
         library, compiled = build_ort_library(output)

@@ -15,7 +15,7 @@ from lucid_deploy.cli._options import artifact_argument, runtime_options
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
+@click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
@@ -61,6 +62,7 @@ def command(
     stop: tuple[str, ...],
     prefill_chunk: int | None,
     ignore_eos: bool,
+    check: bool,
     as_json: bool,
     batch: str | None,
     output: str | None,
@@ -79,17 +81,20 @@ def command(
 
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
-    from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.batching.prompts import Defaults
+    from lucid_deploy.artifact import check_hashes, open_artifact
+    from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation, Sampling
-    from lucid_deploy.generation.stop_strings import StopStrings
+    from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
-    sampling, stops = Sampling(temperature, top_k, top_p, seed), StopStrings(stop)
+    sampling = Sampling(temperature, top_k, top_p, seed)
     opened = open_artifact(artifact)
+    if check:
+        with progress("Checking hashes") as update:
+            check_hashes(opened, update)
 
     def load() -> Session[Any]:
         return open_session(opened, runtime)
@@ -97,7 +102,7 @@ def command(
     if batch is not None:
         shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
         options = batch_options(batch, output, prompt, prompt_ids, prefill_chunk=prefill_chunk, **shared)
-        defaults = Defaults(max_new_tokens, sampling, stop, not ignore_eos)
+        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
     if output is not None or overwrite:
@@ -105,11 +110,12 @@ def command(
     if not temperature:
         note_greedy(top_k, top_p)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop))
+    stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     ids = _prompt_ids(prompt, prompt_ids, tokenizer)
     with progress("Loading the model"):
         session = load()
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
-    _generate(generation, tokenizer, stops, as_json)
+    _generate(generation, stream, as_json)
 
 
 def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
@@ -143,11 +149,9 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
     return ids
 
 
-def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: StopStrings, as_json: bool) -> None:
-    from lucid_deploy.artifact.tokenizer import TextStream
+def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) -> None:
     from lucid_deploy.cli._console import console_err, progress, write_json
 
-    stream = TextStream(tokenizer) if tokenizer is not None else None
     ids: list[int] = []
     text = ""
     started = time.perf_counter()
@@ -156,19 +160,18 @@ def _generate(generation: Generation, tokenizer: TextTokenizer | None, stops: St
         opening = list(itertools.islice(tokens, 1))
     first = time.perf_counter()
     for token in itertools.chain(opening, tokens):
-        piece = stops.push(stream.push(token))[0] if stream is not None else ("," if ids else "") + str(token)
+        piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
         ids.append(token)
         text += piece
         if not as_json:
             click.echo(piece, nl=False)
             sys.stdout.flush()
-        if stops.stopped:
+        if stream is not None and stream.stopped:
             generation.finish_reason = "stop"
             break
-    if stream is not None and not stops.stopped:
-        piece, stopped = stops.push(stream.rest())
-        generation.finish_reason = "stop" if stopped else generation.finish_reason
-        text += (piece := piece + stops.flush())
+    if stream is not None:
+        text += (piece := stream.finish())
+        generation.finish_reason = "stop" if stream.stopped else generation.finish_reason
         if not as_json:
             click.echo(piece, nl=False)
     ended = time.perf_counter()

@@ -33,11 +33,30 @@ if TYPE_CHECKING:
     "--max-body", type=click.IntRange(1), default=4 << 20, show_default=True, help="Largest request in bytes."
 )
 @click.option(
+    "--readers",
+    type=click.IntRange(1, 64),
+    default=2,
+    show_default=True,
+    help="Processes that parse bodies, render chat templates and tokenize.",
+)
+@click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=300.0,
     show_default=True,
     help="Seconds for a request, its time in the queue included.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 100_000),
+    help="Open connections; twice --rows and --max-queue and 100 more if not given.",
+)
+@click.option(
+    "--idle-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds that a connection may be silent.",
 )
 @click.option(
     "--grace",
@@ -46,8 +65,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.",
 )
+@click.option(
+    "--check/--no-check", default=True, show_default=True, help="Compare the sha256 of every file before loading."
+)
 @click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
+@click.option(
+    "--metrics-key-file", type=click.Path(), help="Keys that may read /metrics, as they alone then may; exact counts."
+)
+@click.option("--share-prefix-cache", is_flag=True, help="Reuse kept prefixes among different API keys.")
 @click.option(
     "--allow-host", multiple=True, metavar="NAME", help="Without keys: a further name to be called by; may repeat."
 )
@@ -87,7 +113,7 @@ def command(artifact: str, engine: str, log_level: str, **options: Any) -> None:
     """
     _check_extra()
     from lucid_deploy.serving.loading import open_checked
-    from lucid_deploy.serving.server import set_up_logging
+    from lucid_deploy.serving.logs import set_up_logging
 
     open_checked(artifact)
     engine_options, api = _engine_options(artifact, options), _api_options(options)
@@ -120,6 +146,7 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
         options["max_queue"],
         options["prefill_chunk"],
         options["prefix_cache_tokens"],
+        options["check"],
     )
 
 
@@ -128,6 +155,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
     from lucid_deploy.serving.security import ApiKeys, is_loopback, read_api_keys
 
     keys = ApiKeys() if options["api_key_file"] is None else read_api_keys(options["api_key_file"])
+    metrics = options["metrics_key_file"]
     names = frozenset(name.lower() for name in options["allow_host"])
     return ApiOptions(
         options["served_model_name"],
@@ -135,8 +163,11 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         options["max_new_tokens"],
         options["max_body"],
         options["timeout"],
+        options["readers"],
         keys,
         names if is_loopback(options["host"]) and not keys else None,
+        ApiKeys() if metrics is None else read_api_keys(metrics, "--metrics-key-file"),
+        options["share_prefix_cache"],
     )
 
 
@@ -152,10 +183,10 @@ def _warn_if_open(host: str, has_keys: bool) -> None:
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
-    from lucid_deploy.serving.app import Service
     from lucid_deploy.serving.backend import LocalBackend
     from lucid_deploy.serving.loading import make_backend, make_service
-    from lucid_deploy.serving.server import Listening, bind, serve
+    from lucid_deploy.serving.server import ListenOptions, bind, serve
+    from lucid_deploy.serving.service import Service
 
     opened = bind(options["host"], options["port"])
     url = _url(options["host"], opened.getsockname()[1])
@@ -166,7 +197,8 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
 
     with opened:
         click.echo(f"Loading {engine.directory}", err=True)
-        serve(make, Listening(opened, options["grace"]), lambda: click.echo(f"Serving on {url}"))
+        listening = ListenOptions(opened, options["grace"], options["max_connections"], options["idle_timeout"])
+        serve(make, listening, lambda: click.echo(f"Serving on {url}"))
     click.echo("Stopped.", err=True)
 
 
@@ -177,10 +209,10 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
         from ray import serve as _serve  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise missing_extra("ray", "ray", "serve on a Ray cluster") from error
-    from lucid_deploy.serving.ray_cluster import Cluster, serve_on_ray
+    from lucid_deploy.serving.ray_cluster import ClusterOptions, serve_on_ray
 
     url = _url(options["host"], options["port"])
-    cluster = Cluster(
+    cluster = ClusterOptions(
         options["host"],
         options["port"],
         options["ray_address"],

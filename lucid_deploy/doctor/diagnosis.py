@@ -76,7 +76,7 @@ def _python() -> str:
 def _torch() -> str:
     import torch
 
-    from lucid_deploy.ops import precondition
+    from lucid_deploy.plugins.precondition import precondition
 
     k = torch.ones(1, 1, 3, 4)  # equal keys: K̂K̂ᵀ/√d = √d, so every entry of L is 1 and Y = V_i − V_{i−1}
     v = torch.tensor([1.0, 3.0, 6.0]).reshape(1, 1, 3, 1).expand(1, 1, 3, 4)
@@ -92,31 +92,34 @@ def _onnxruntime() -> str:
     import onnxruntime as ort
 
     from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.export.operators import DOMAIN, OPSET, VERSION
+    from lucid_deploy.export.operators import OPSET
+    from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 
     make = onnx.helper
-    floats = {name: [1, 1, length, 4] for name, length in (("K", 3), ("V", 3), ("K_past", 0), ("Y_past", 0))}
+    *names, mask = PRECONDITION.input_names
+    floats = {name: [1, 1, length, 4] for name, length in zip(names, (3, 3, 0, 0), strict=True)}  # no past
     inputs = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in floats.items()]
-    inputs.append(make.make_tensor_value_info("mask", onnx.TensorProto.BOOL, [1, 3]))
-    output = make.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, [1, 1, 3, 4])
-    node = make.make_node("Precondition", [*floats, "mask"], ["Y"], domain=DOMAIN, epsilon=0.0)
+    inputs.append(make.make_tensor_value_info(mask, onnx.TensorProto.BOOL, [1, 3]))
+    [solved] = PRECONDITION.output_names
+    output = make.make_tensor_value_info(solved, onnx.TensorProto.FLOAT, [1, 1, 3, 4])
+    node = make.make_node(PRECONDITION.name, [*names, mask], [solved], domain=DOMAIN, epsilon=0.0)
     model = make.make_model(
         make.make_graph([node], "doctor", inputs, [output]),
-        functions=[FUNCTIONS["Precondition"].to_function_proto()],
+        functions=[FUNCTIONS[PRECONDITION.name].to_function_proto()],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     feed = {name: np.ones(shape, np.float32) for name, shape in floats.items()}
     feed["V"] *= np.array([1, 3, 6], np.float32).reshape(1, 1, 3, 1)
-    y = session.run(None, {**feed, "mask": np.ones((1, 3), bool)})[0][0, 0, :, 0]
+    y = session.run(None, {**feed, mask: np.ones((1, 3), bool)})[0][0, 0, :, 0]
     if not np.allclose(y, [1, 2, 3], atol=1e-4):
-        raise RuntimeError(f"the operator Precondition gives {y.tolist()} instead of [1, 2, 3]")
-    return "runs ai.lucid functions; providers: " + ", ".join(ort.get_available_providers())
+        raise RuntimeError(f"the operator {PRECONDITION.name} gives {y.tolist()} instead of [1, 2, 3]")
+    return f"runs {DOMAIN} functions; providers: " + ", ".join(ort.get_available_providers())
 
 
 def _cpu_kernels() -> str:
-    from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library, kernels_name
+    from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
 
     library = default_ort_library()
     check_ort_library(library)

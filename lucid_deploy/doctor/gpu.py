@@ -17,7 +17,7 @@ def _backend(name: str) -> str:
 
 
 def _plugin_library() -> str:
-    from lucid_deploy.plugins.build import PLUGIN_ABI, check_plugin
+    from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI, check_plugin
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
     library = default_library()
@@ -26,19 +26,19 @@ def _plugin_library() -> str:
 
 
 def _compiler() -> str:
-    from lucid_deploy.plugins.build import find_compiler
+    from lucid_deploy.plugins.hosts.compiler import find_compiler
 
     return find_compiler()
 
 
 def _tensorrt_headers() -> str:
-    from lucid_deploy.plugins.build import find_tensorrt_headers
+    from lucid_deploy.plugins.hosts.tensorrt.build import find_tensorrt_headers
 
     return str(find_tensorrt_headers())
 
 
 def _cuda_headers() -> str:
-    from lucid_deploy.plugins.build import find_cuda_headers
+    from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers
 
     return str(find_cuda_headers())
 

@@ -11,11 +11,16 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
+_Key = tuple[str, bytes]  # owner, token ids
+
 
 class PrefixStore:
     """Keeps caches within a budget; the one not used for the longest time goes first.
 
     What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token.
+
+    Entries have owners, who share the budget and nothing else: whether a text is found, and so how long it takes, must
+    not depend on what others have run.
 
     Args:
         session: Whose caches they are.
@@ -30,7 +35,7 @@ class PrefixStore:
             raise LucidError(f"The budget of the prefix store must be 0 tokens or more, not {budget}.")
         self.budget = budget
         self._session = session
-        self._entries: OrderedDict[bytes, tuple[Array, Cache[Any]]] = OrderedDict()  # the most recently used comes last
+        self._entries: OrderedDict[_Key, tuple[Array, Cache[Any]]] = OrderedDict()  # the most recently used comes last
 
     @property
     def tokens(self) -> int:
@@ -41,12 +46,13 @@ class PrefixStore:
         """Entries kept now."""
         return len(self._entries)
 
-    def add(self, ids: Sequence[int], cache: Cache[Any]) -> None:
+    def add(self, ids: Sequence[int], cache: Cache[Any], owner: str = "") -> None:
         """Keep a cache, unless it is larger than the budget or its text is the beginning of one that is kept.
 
         Args:
             ids: Token ids of its text.
             cache: One row without padding; a fork of it is kept.
+            owner: Who may find it.
 
         Raises:
             LucidError: The cache does not hold as many tokens as there are ids, or has several rows or padding.
@@ -59,7 +65,7 @@ class PrefixStore:
             )
         if not 0 < len(new) <= self.budget:
             return
-        for key, (old, _) in list(self._entries.items()):
+        for key, old in self._of(owner):
             shared = _common(old, new)
             if shared == len(new):  # this one and more is there already
                 self._entries.move_to_end(key)
@@ -68,20 +74,21 @@ class PrefixStore:
                 del self._entries[key]
         while self._entries and self.tokens + len(new) > self.budget:
             self._entries.popitem(last=False)
-        self._entries[new.tobytes()] = (new, self._session.fork(cache))
+        self._entries[owner, new.tobytes()] = (new, self._session.fork(cache))
 
-    def find(self, ids: Sequence[int], most: int | None = None) -> Cache[Any] | None:
-        """Return a cache of the longest beginning of a text that is known, to go on from; None if nothing is.
+    def find(self, ids: Sequence[int], most: int | None = None, owner: str = "") -> Cache[Any] | None:
+        """Return a cache of the longest beginning of a text that its owner has run, to go on from; None if nothing is.
 
         Args:
             ids: Token ids of the text.
             most: Most tokens to return; None: all of the text.
+            owner: Whose entries are searched.
         """
         wanted = np.asarray(ids, dtype=np.int64)[: len(ids) if most is None else most]
         shared, best = max(
-            ((_common(old, wanted), key) for key, (old, _) in self._entries.items()),
+            ((_common(old, wanted), key) for key, old in self._of(owner)),
             key=lambda item: item[0],
-            default=(0, b""),
+            default=(0, ("", b"")),
         )
         if shared == 0:
             return None
@@ -89,6 +96,9 @@ class PrefixStore:
         cache = self._session.fork(self._entries[best][1])
         self._session.truncate(cache, shared)
         return cache
+
+    def _of(self, owner: str) -> list[tuple[_Key, Array]]:
+        return [(key, ids) for key, (ids, _) in self._entries.items() if key[0] == owner]
 
 
 def _common(first: Array, second: Array) -> int:

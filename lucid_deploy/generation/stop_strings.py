@@ -13,6 +13,9 @@ class StopStrings:
     Text that may become a stop string is held back. Of several stop strings the one that is complete first counts; of
     those that end together, the longest.
 
+    Attributes:
+        stopped: Whether one was found.
+
     Args:
         stops: The strings; none at all lets everything through.
 
@@ -21,11 +24,15 @@ class StopStrings:
     """
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
-        if any(not stop for stop in stops):
-            raise LucidError("A stop string must not be empty.")
+        check_stops(stops)
         self._stops = tuple(stops)
         self._held = ""
         self.stopped = False
+
+    @property
+    def held(self) -> int:
+        """Characters held back now."""
+        return len(self._held)
 
     def push(self, text: str) -> tuple[str, bool]:
         """Add text.
@@ -59,3 +66,13 @@ class StopStrings:
             if any(stop.startswith(text[len(text) - length :]) for stop in self._stops):
                 return length
         return 0
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Check stop strings before anything runs.
+
+    Raises:
+        LucidError: One of them is empty.
+    """
+    if any(not stop for stop in stops):
+        raise LucidError("A stop string must not be empty.")

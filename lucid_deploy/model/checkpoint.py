@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, load_config
+from lucid_deploy.model.config import LucidConfig, parse_config, read_config
+from lucid_deploy.model.config_check import unknown_keys, value_of
+from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
+from lucid_deploy.model.families import family_named
+from lucid_deploy.model.tensor_names import unwrapped
+from lucid_deploy.model.variants import listed, settle
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +33,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-# Tensors of the variants that are refused, by a part of their name.
-_VARIANT_TENSORS = {"beta": "use_beta", "forget_gate": "use_forget_gate", "fgate": "use_forget_gate"}
 # Buffers that old Llama checkpoints carry; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
 # Types of stored tensors, as safetensors spells them; others are quantized, and mean nothing without their scales.
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def resolve(checkpoint: str | Path) -> Path:
@@ -48,82 +52,114 @@ class Checkpoint:
 
     Opening reads headers only, and compares every tensor's name and shape with what the configuration asks for.
 
+    Args:
+        checkpoint: A directory, or the word ``demo``.
+        assume_unused: Keys of ``config.json`` that are not known here and that the user says change nothing.
+
     Attributes:
         directory: Where it lies.
         config: Its configuration.
         tied: Whether ``lm_head.weight`` is the embedding.
+        notes: Sentences for the user about what was decided and no key says.
+        assumed_unused: Key and value of what was passed over, because the user said so.
 
     Raises:
-        LucidError: Missing or broken files, or tensors that do not fit the configuration (one error names them all).
+        LucidError: Missing or broken files, a configuration that is not computed, or tensors that do not fit it (one
+            error names them all).
     """
 
-    def __init__(self, checkpoint: str | Path) -> None:
+    def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = ()) -> None:
         self.directory = resolve(checkpoint)
-        self.config: LucidConfig = _with_generation_eos(load_config(self.directory), self.directory)
+        raw = read_config(self.directory)
+        where = str(self.directory / "config.json")
+        config = parse_config(raw, where, assume_unused)
+        self._family = family_named(config.family)
+        raw = self._family.normalized(raw, where)
+        self.assumed_unused = {key: value_of(raw, key) for key in assume_unused if key in unknown_keys(raw)}
         self._file_of = _tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
+        self._named, wrappers = unwrapped(self._file_of, str(self.directory))
+        config, notes = settle(config, raw, self._named, str(self.directory))
+        self.config: LucidConfig = _with_generation_eos(config, self.directory)
         self.tied = self.config.tie_word_embeddings
+        self.notes = (*_wrapper_notes(wrappers), *notes, *self._share_head())
         self._check_tensors()
 
     def stored_name(self, name: str) -> str:
         """Return the name under which a weight of the model is stored: a tied head is the embedding."""
-        return "model.embed_tokens.weight" if self.tied and name == "lm_head.weight" else name
+        return _EMBEDDING if self.tied and name == _HEAD else name
 
     def stored_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor that is stored, by its name."""
         return {name: shape for name, shape in expected_shapes(self.config).items() if self.stored_name(name) == name}
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor, in the type it is stored in.
+        """Read one tensor of the model, in the type it is stored in; float64 where its family adds something to it.
+
+        Args:
+            name: As the model has it; its family says where it is stored.
 
         Raises:
             LucidError: The file broke since it was opened.
         """
         import safetensors
 
-        path = self._file_of[name]
+        place = self._family.stored(name, self.config)
+        stored = self._named[place.name]
+        path = self._file_of[stored]
         try:
-            return self._open(path).get_tensor(name)
+            file = self._open(path)
+            data: torch.Tensor = file.get_slice(stored)[slice(*place.rows)] if place.rows else file.get_tensor(stored)
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
+        return data.double() + place.plus if place.plus else data
 
     def _open(self, path: Path) -> Any:
         if path not in self._handles:
             self._handles[path] = _open_safetensors(path)
         return self._handles[path]
 
+    def _header(self, name: str) -> Any:
+        """Return what a file says of a tensor: its shape and type."""
+        stored = self._named[name]
+        return self._open(self._file_of[stored]).get_slice(stored)
+
+    def _share_head(self) -> tuple[str, ...]:
+        """Take the head for the embedding where they are one and only the head was stored, as accelerate does."""
+        embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
+        if not self.tied or embedding in self._named or head not in self._named:
+            return ()
+        self._named[embedding] = self._named.pop(head)
+        return (f"{head} is stored and {embedding} is not: tied, it is both.",)
+
+    def _expected(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the file that the model reads, by its name there."""
+        wanted: dict[str, tuple[int, ...]] = {}
+        for name, shape in self.stored_shapes().items():
+            place = self._family.stored(name, self.config)
+            rows = shape[0] if place.rows is None else place.rows[1]
+            wanted[place.name] = (max(rows, *wanted.get(place.name, (0,))[:1]), *shape[1:])
+        return wanted
+
     def _check_tensors(self) -> None:
-        wanted = self.stored_shapes()
-        found = {
-            name: tuple(self._open(path).get_slice(name).get_shape())
-            for name, path in self._file_of.items()
-            if not name.endswith(_DERIVED)
-        }
+        wanted = self._expected()
+        found = {name: tuple(self._header(name).get_shape()) for name in self._named if not name.endswith(_DERIVED)}
         if self.tied:
             self._check_tied_head(found)
-        variants = sorted({key for part, key in _VARIANT_TENSORS.items() for name in found if part in name})
-        if variants:
-            names = [name for name in found if any(part in name for part in _VARIANT_TENSORS)]
-            raise LucidError(
-                f"{self.directory} holds tensors of the variants {', '.join(variants)}, which are not supported: "
-                f"{_listed(names)}."
-            )
-        problems = [f"missing: {_listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
+        problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
         if found.keys() - wanted.keys():
-            problems.append(f"unexpected: {_listed(sorted(found.keys() - wanted.keys()))}")
+            problems.append(f"unexpected: {listed(sorted(found.keys() - wanted.keys()))}")
         wrong = [
             f"{name} is {list(found[name])}, config.json asks for {list(wanted[name])}"
             for name in sorted(wanted.keys() & found.keys())
             if found[name] != wanted[name]
         ]
         if wrong:
-            problems.append(f"wrong shape: {_listed(wrong)}")
-        stored = {
-            name: self._open(self._file_of[name]).get_slice(name).get_dtype() for name in wanted.keys() & found.keys()
-        }
+            problems.append(f"wrong shape: {listed(wrong)}")
+        stored = {name: self._header(name).get_dtype() for name in wanted.keys() & found.keys()}
         types = [f"{name} is {kind}" for name, kind in sorted(stored.items()) if kind not in _DTYPES]
         if types:
-            problems.append(f"stored as another type than {', '.join(_DTYPES)}: {_listed(types)}")
+            problems.append(f"stored as another type than {', '.join(_DTYPES)}: {listed(types)}")
         if problems:
             raise LucidError(
                 f"The tensors of {self.directory} do not fit its config.json. " + "; ".join(problems) + "."
@@ -133,16 +169,23 @@ class Checkpoint:
         """A tied checkpoint may store its head too, if it is the embedding."""
         import torch
 
-        head = found.pop("lm_head.weight", None)
-        if head is None or found.get("model.embed_tokens.weight") != head:
+        embedding, named = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
+        head = found.pop(named, None)
+        if head is None or found.get(embedding) != head:
             if head is not None:
-                found["lm_head.weight"] = head
+                found[named] = head
             return
-        if not torch.equal(self.tensor("lm_head.weight"), self.tensor("model.embed_tokens.weight")):
+        if not torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING)):
             raise LucidError(
                 f"{self.directory}: tie_word_embeddings is true, but lm_head.weight differs from "
                 "model.embed_tokens.weight. Set tie_word_embeddings to false or remove lm_head.weight."
             )
+
+
+def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:
+    if not parts:
+        return ()
+    return (f"Tensor names were read without {' and '.join(parts)}, which a training wrapper put into them.",)
 
 
 def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:
@@ -150,12 +193,8 @@ def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:
     path = directory / "generation_config.json"
     if not path.is_file():
         return config
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise LucidError(f"{path} is not a JSON object: {error}") from error
-    ids = named if isinstance(named, list) else [named]
-    more = tuple(i for i in ids if isinstance(i, int) and i >= 0 and i not in config.eos_token_ids)
+    named = token_ids(checked(read_object(path), GenerationFile, str(path)).eos_token_id)
+    more = tuple(token for token in named if token not in config.eos_token_ids)
     if more and max(more) >= config.vocab_size:
         raise LucidError(f"{path}: eos_token_id {max(more)} is outside the vocabulary (0 to {config.vocab_size - 1}).")
     return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more))
@@ -224,27 +263,43 @@ def _tensor_files(directory: Path) -> dict[str, Path]:
         # By name, not by where links lead: download caches keep checkpoints as links into a store.
         outside = sorted({file for file in weight_map.values() if Path(file).name != file})
         if outside:
-            raise LucidError(f"{index} points outside the checkpoint: {_listed(outside)}.")
+            raise LucidError(f"{index} points outside the checkpoint: {listed(outside)}.")
         missing = sorted({path.name for path in files.values() if not path.is_file()})
         if missing:
-            raise LucidError(f"{directory}: shards named by the index are missing: {_listed(missing)}.")
+            raise LucidError(f"{directory}: shards named by the index are missing: {listed(missing)}.")
         for path in sorted(set(files.values())):
             stored = set(_open_safetensors(path).keys())
             absent = sorted(name for name, file in files.items() if file == path and name not in stored)
             if absent:
-                raise LucidError(f"{path} lacks tensors that the index places there: {_listed(absent)}.")
+                raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
         return files
     single = directory / "model.safetensors"
     if single.is_file():
         return {name: single for name in _open_safetensors(single).keys()}  # noqa: SIM118 (not a dict)
+    raise LucidError(_without_safetensors(directory))
+
+
+def _without_safetensors(directory: Path) -> str:
+    """Say what a directory without safetensors is, and what to do with it."""
     if (directory / "lucid.json").is_file():
-        raise LucidError(f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from.")
+        return f"{directory} is an exported artifact; a checkpoint is needed, such as the one it came from."
+    beside = "and put config.json and the tokenizer beside them."
+    if (directory / "zero_to_fp32.py").is_file():
+        return (
+            f"{directory} is a checkpoint of DeepSpeed, whose shards are pickled. Make safetensors with its script, "
+            f"python zero_to_fp32.py . OUTPUT --safe_serialization, {beside}"
+        )
+    if any(directory.glob("*.distcp")) or any(directory.glob("*/*.distcp")):
+        return (
+            f"{directory} is a sharded checkpoint of FSDP. Merge it into safetensors, accelerate merge-weights "
+            f"DIRECTORY_OF_SHARDS OUTPUT, {beside}"
+        )
     if any(directory.glob("*.bin")) or any(directory.glob("*.pt")) or any(directory.glob("*.pth")):
-        raise LucidError(
+        return (
             f"{directory} holds pickled weights only. Pickle can run code, so it is not read; save the checkpoint as "
             "safetensors (transformers: save_pretrained(..., safe_serialization=True))."
         )
-    raise LucidError(f"{directory} has neither model.safetensors nor model.safetensors.index.json.")
+    return f"{directory} has neither model.safetensors nor model.safetensors.index.json."
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -254,8 +309,3 @@ def _open_safetensors(path: Path) -> Any:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {error}") from error
-
-
-def _listed(names: list[str], limit: int = 20) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config_check import check_keys
+from lucid_deploy.model.config_file import ConfigFile, RopeBlock, checked, read_object, token_ids
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS, ROPE_REASONS
+from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
 
-LUCID_TYPES = ("lucid", "oglucid")
-ATTENTION_TYPES = (*LUCID_TYPES, "llama")
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_TYPES = tuple(ROPE_KEYS)
+QK_NORMS = ("none", "after_rope", "before_rope")
+ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
-# What a Llama config.json leaves out, transformers fills in with these.
-_DEFAULTS: dict[str, Any] = {
-    "rms_norm_eps": 1e-6,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "use_rope": True,
-    "attention_type": "llama",
-}
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -39,6 +37,24 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
+# Fields that artifacts of earlier versions lack; their defaults are what those did.
+_ADDED = frozenset(
+    (
+        "qk_norm",
+        "layer_kinds",
+        "layer_settings",
+        "family",
+        "hidden_act",
+        "attention_output_bias",
+        "attention_scale",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_divisor",
+        "sliding_window",
+        "window_rope_theta",
+        "rope_layers",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +62,16 @@ class RopeScaling:
     """How rotary frequencies are changed for longer contexts, in transformers' terms.
 
     Attributes:
-        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``) or ``llama3`` (low ones divided,
-            high ones kept, a ramp between).
+        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
+            divided, high ones kept, a ramp between).
         factor: The divisor.
         low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
         high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
-        original_max_position_embeddings: ``llama3`` only: the context length before scaling, in tokens.
+        original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
+        attention_factor: ``yarn`` only: what cosines and sines are multiplied by.
+        beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
+        beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
+        truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
     """
 
     rope_type: str = "default"
@@ -59,6 +79,18 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a layer rotates queries and keys: the base of its frequencies, and their scaling."""
+
+    theta: float
+    scaling: RopeScaling
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,20 @@ class LucidConfig:
         head_dim: Width of one head; need not be ``hidden_size / num_attention_heads``.
         use_rope: Whether queries and keys are rotated. LUCID models exist without any position encoding.
         eos_token_ids: Tokens that end a generation; may be empty.
+        layer_kinds: The kind of every layer; empty: all are what ``attention_type`` says.
+        layer_settings: What kinds of layers need beyond Llama's settings, plain data by name.
+        qk_norm: ``none``, or ``after_rope`` or ``before_rope``: queries and keys go through RMS norms with weights of
+            width ``head_dim``, ``q_norm`` and ``k_norm``, after rotation or before it. The cache holds the normed keys.
+        family: Whose code the model follows, see :mod:`lucid_deploy.model.families`.
+        hidden_act: The MLPs' activation, ``silu`` or ``gelu_pytorch_tanh``.
+        attention_output_bias: Whether ``o_proj`` has a bias; None: if the other projections have.
+        attention_scale: What attention scores are multiplied by; None: 1/√head_dim. LUCID's solve keeps √head_dim.
+        embedding_multiplier: What embeddings are multiplied by.
+        residual_multiplier: What attention and MLP are multiplied by before they are added to the residual stream.
+        logits_divisor: What logits are divided by.
+        sliding_window: How many tokens, itself included, a token of a layer over a window sees.
+        window_rope_theta: The rotary base of layers over a window, without scaling; None: that of all.
+        rope_layers: Which layers rotate; empty: all.
     """
 
     vocab_size: int
@@ -90,6 +136,37 @@ class LucidConfig:
     mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
+    layer_settings: dict[str, Any] = field(default_factory=dict)
+    qk_norm: str = "none"
+    family: str = "llama"
+    hidden_act: str = "silu"
+    attention_output_bias: bool | None = None
+    attention_scale: float | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
+    sliding_window: int | None = None
+    window_rope_theta: float | None = None
+    rope_layers: tuple[bool, ...] = ()
+
+    def rope(self, index: int) -> Rope | None:
+        """Return how a layer rotates; None: not at all."""
+        if not self.use_rope or (self.rope_layers and not self.rope_layers[index]):
+            return None
+        if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
+            return Rope(self.window_rope_theta, RopeScaling())
+        return Rope(self.rope_theta, self.rope_scaling)
+
+    @property
+    def has_output_bias(self) -> bool:
+        """Whether attention's ``o_proj`` has a bias."""
+        return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of every layer, first to last, see :mod:`lucid_deploy.model.layers`."""
+        return self.layer_kinds or ("lucid" if self.is_lucid else "standard",) * self.num_hidden_layers
 
     @property
     def is_lucid(self) -> bool:
@@ -108,8 +185,14 @@ class LucidConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :meth:`from_dict` turns back into an equal configuration."""
         data = asdict(self)
-        data["eos_token_ids"] = list(self.eos_token_ids)
+        for name in ("eos_token_ids", "layer_kinds", "rope_layers"):
+            data[name] = list(data[name])
         return data
+
+    @classmethod
+    def added_defaults(cls) -> dict[str, Any]:
+        """Return the fields that artifacts of earlier versions lack, with what those did."""
+        return {name: getattr(cls, name, {}) for name in _ADDED}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> LucidConfig:
@@ -118,44 +201,49 @@ class LucidConfig:
         Raises:
             KeyError, TypeError, ValueError: A field is missing, unknown, of another type, or impossible.
         """
-        values = dict(data)
-        values["rope_scaling"] = _typed(RopeScaling, dict(values["rope_scaling"]))
-        values["eos_token_ids"] = tuple(values["eos_token_ids"])
-        config = _typed(cls, values)
+        names = {item.name for item in fields(cls)}
+        if names - _ADDED - data.keys() or data.keys() - names:
+            raise KeyError(f"fields {', '.join(sorted((names - _ADDED - data.keys()) | (data.keys() - names)))}")
+        config = msgspec.convert(data, cls)
         for name in _SIZES:
             if not 0 < getattr(config, name) <= _LARGEST.get(name, 2**20):
                 raise ValueError(f"{name} is {getattr(config, name)}")
+        if not (config.rms_norm_eps > 0 and config.rope_theta > 0):
+            raise ValueError(f"rms_norm_eps is {config.rms_norm_eps}, rope_theta {config.rope_theta}")
         if config.attention_type not in ATTENTION_TYPES or config.rope_scaling.rope_type not in ROPE_TYPES:
             raise ValueError(f"attention_type {config.attention_type!r} with {config.rope_scaling.rope_type!r} rope")
+        if len(config.kinds) != config.num_hidden_layers or not isinstance(config.layer_settings, dict):
+            raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
+        if config.qk_norm not in QK_NORMS or config.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"qk_norm is {config.qk_norm!r}, hidden_act {config.hidden_act!r}")
+        if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
+            raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
+        if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:
+            raise ValueError(f"sliding_window is {config.sliding_window}")
         tokens = [token for token in (config.bos_token_id, *config.eos_token_ids) if token is not None]
-        if any(type(token) is not int or not 0 <= token < config.vocab_size for token in tokens):
+        if any(not 0 <= token < config.vocab_size for token in tokens):
             raise ValueError(f"bos and eos tokens are {tokens}, with a vocabulary of {config.vocab_size}")
         return config
 
 
-_Fields = TypeVar("_Fields", RopeScaling, LucidConfig)
-
-
-def _typed(kind: type[_Fields], values: dict[str, Any]) -> _Fields:
-    """Make a dataclass of plain values whose types are those of its fields.
-
-    Raises:
-        KeyError, TypeError: A field is missing, unknown or of another type.
-    """
-    for item in fields(kind):
-        if item.type in ("int", "float", "bool", "str") and type(values[item.name]).__name__ != item.type:
-            raise TypeError(f"{item.name} is {values[item.name]!r}, not of type {item.type}")
-    return kind(**values)
-
-
-def load_config(directory: Path) -> LucidConfig:
+def load_config(directory: Path, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Read ``config.json`` of a checkpoint.
 
     Args:
         directory: The checkpoint.
+        assume_unused: As :func:`parse_config`.
 
     Raises:
-        LucidError: No directory, no file, not JSON, a missing or impossible value, or an unsupported variant.
+        LucidError: No directory, no file, not JSON, or as :func:`parse_config`.
+    """
+    return parse_config(read_config(directory), str(directory / "config.json"), assume_unused)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint's ``config.json``, unchecked.
+
+    Raises:
+        LucidError: No directory, no file, or no JSON object in it.
     """
     if not directory.exists():
         raise LucidError(f"There is no checkpoint at {directory}: the directory does not exist.")
@@ -164,152 +252,140 @@ def load_config(directory: Path) -> LucidConfig:
     path = directory / "config.json"
     if not path.is_file():
         raise LucidError(f"{directory} has no config.json; a checkpoint needs config.json and *.safetensors.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise LucidError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
-    return parse_config(raw, str(path))
+    return read_object(path)
 
 
-def parse_config(raw: dict[str, Any], where: str) -> LucidConfig:
+def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str] = ()) -> LucidConfig:
     """Check the content of a checkpoint's ``config.json`` and turn it into a :class:`LucidConfig`.
+
+    What only the tensors say is left for :func:`lucid_deploy.model.variants.settle`.
 
     Args:
         raw: The parsed JSON object.
         where: Name of the file, for messages.
+        assume_unused: Keys that are not known here and that the user says change nothing.
 
     Raises:
-        LucidError: As :func:`load_config`.
+        LucidError: Another kind of model, a key that is not known or not computed, a missing or impossible value.
     """
-    values = {**_DEFAULTS, **{key: value for key, value in raw.items() if value is not None}}
-    _refuse_variants(values, where)
-    heads = _positive_int(values, "num_attention_heads", where)
-    hidden = _positive_int(values, "hidden_size", where)
-    values.setdefault("num_key_value_heads", heads)
-    values.setdefault("head_dim", hidden // heads)
-    theta, scaling = _parse_rope(values, where)
+    family = check_keys(raw, where, assume_unused)
+    raw = family.normalized(raw, where)
+    given = {**{key: value for key, value in family.defaults.items() if key not in raw}, **raw}
+    file = checked(given, ConfigFile, where)
+    _refuse_variants(file, where)
+    theta, scaling = _parse_rope(file, where)
     config = LucidConfig(
-        vocab_size=_positive_int(values, "vocab_size", where),
-        hidden_size=hidden,
-        intermediate_size=_positive_int(values, "intermediate_size", where),
-        num_hidden_layers=_positive_int(values, "num_hidden_layers", where),
-        num_attention_heads=heads,
-        num_key_value_heads=_positive_int(values, "num_key_value_heads", where),
-        head_dim=_positive_int(values, "head_dim", where),
-        rms_norm_eps=_positive_float(values, "rms_norm_eps", where),
-        max_position_embeddings=_positive_int(values, "max_position_embeddings", where),
-        attention_type=values["attention_type"],
-        use_rope=_boolean(values, "use_rope", where),
+        vocab_size=file.vocab_size,
+        hidden_size=file.hidden_size,
+        intermediate_size=file.intermediate_size,
+        num_hidden_layers=file.num_hidden_layers,
+        num_attention_heads=file.num_attention_heads,
+        num_key_value_heads=_or(file.num_key_value_heads, file.num_attention_heads),
+        head_dim=_or(file.head_dim, file.hidden_size // file.num_attention_heads),
+        rms_norm_eps=file.rms_norm_eps,
+        max_position_embeddings=file.max_position_embeddings,
+        attention_type=file.attention_type,
+        use_rope=file.use_rope,
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=_boolean(values, "tie_word_embeddings", where),
-        attention_bias=_boolean(values, "attention_bias", where),
-        mlp_bias=_boolean(values, "mlp_bias", where),
-        bos_token_id=next(iter(_token_ids(values, "bos_token_id", where)), None),
-        eos_token_ids=_token_ids(values, "eos_token_id", where),
+        tie_word_embeddings=file.tie_word_embeddings,
+        attention_bias=file.attention_bias,
+        mlp_bias=file.mlp_bias,
+        bos_token_id=next(iter(token_ids(file.bos_token_id)), None),
+        eos_token_ids=token_ids(file.eos_token_id),
+        layer_kinds=tuple(file.layer_kinds),
+        layer_settings=file.layer_settings,
+        family=family.model_type,
+        hidden_act="silu" if file.hidden_act == "swish" else file.hidden_act,
     )
+    config = family.configure(config, checked(given, family.keys, where), where)
+    config = with_layer_kinds(config, given, family, where)
+    _check_shape(config, where)
+    return config
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is UNSET else value
+
+
+def _check_shape(config: LucidConfig, where: str) -> None:
     beyond = [token for token in (config.bos_token_id, *config.eos_token_ids) if (token or 0) >= config.vocab_size]
     if beyond:
         raise LucidError(
             f"{where}: token {beyond[0]}, a bos_token_id or eos_token_id, is outside the vocabulary (0 to "
             f"{config.vocab_size - 1})."
         )
-    if heads % config.num_key_value_heads:
+    if config.head_dim == 0:
         raise LucidError(
-            f"{where}: num_attention_heads ({heads}) is not a multiple of num_key_value_heads "
+            f"{where}: hidden_size ({config.hidden_size}) is below num_attention_heads ({config.num_attention_heads})."
+        )
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise LucidError(
+            f"{where}: num_attention_heads ({config.num_attention_heads}) is not a multiple of num_key_value_heads "
             f"({config.num_key_value_heads})."
+        )
+    if len(config.kinds) != config.num_hidden_layers:
+        raise LucidError(
+            f"{where}: layer_kinds names {len(config.layer_kinds)} layers, num_hidden_layers is "
+            f"{config.num_hidden_layers}."
         )
     if config.use_rope and config.head_dim % 2:
         raise LucidError(f"{where}: rotary positions need an even head_dim, not {config.head_dim}.")
-    return config
 
 
-def _refuse_variants(values: dict[str, Any], where: str) -> None:
-    attention = values["attention_type"]
-    if attention not in ATTENTION_TYPES:
+def _refuse_variants(file: ConfigFile, where: str) -> None:
+    if file.which_rmsnorm != "exp_k_norm":
+        raise LucidError(f"{where}: which_rmsnorm {file.which_rmsnorm!r} is not supported; only exp_k_norm is.")
+    if file.hidden_act not in (*ACTIVATIONS, "swish"):
         raise LucidError(
-            f"{where}: attention_type {attention!r} is not supported; supported are {', '.join(ATTENTION_TYPES)}."
+            f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
         )
-    norm = values.get("which_rmsnorm", "exp_k_norm")
-    if attention in LUCID_TYPES and norm != "exp_k_norm":
-        raise LucidError(f"{where}: which_rmsnorm {norm!r} is not supported; only exp_k_norm is.")
-    for variant in ("use_beta", "use_forget_gate"):
-        if values.get(variant):
-            raise LucidError(
-                f"{where}: {variant} is set; this variant of LUCID has extra tensors and is not supported."
-            )
-    if values.get("sliding_window") and values.get("use_sliding_window", True):
-        raise LucidError(
-            f"{where}: sliding_window is {values['sliding_window']!r}. Attention over a window is another model, which "
-            "is not supported. Remove the key if the model was trained without it."
-        )
-    activation = values.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise LucidError(f"{where}: hidden_act {activation!r} is not supported; only silu is.")
 
 
-def _parse_rope(values: dict[str, Any], where: str) -> tuple[float, RopeScaling]:
+def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
     """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5)."""
-    block = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(block, dict):
-        raise LucidError(f"{where}: rope settings must be an object, not {type(block).__name__}.")
-    block = {key: value for key, value in block.items() if value is not None}
-    source = {**values, **block}
-    theta = _positive_float(source, "rope_theta", where) if "rope_theta" in source else 10000.0
-    kind = block.get("rope_type", block.get("type", "default"))
+    block = checked(file.rope_scaling or file.rope_parameters, RopeBlock, where)
+    theta = file.rope_theta if block.rope_theta is UNSET else block.rope_theta
+    kind = _or(block.rope_type, _or(block.type, "default"))
     if kind not in ROPE_TYPES:
-        raise LucidError(f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}.")
-    if source.get("partial_rotary_factor", 1.0) != 1.0:
-        raise LucidError(f"{where}: partial_rotary_factor is not supported; only full rotary embeddings are.")
-    if kind == "default":
-        return theta, RopeScaling()
-    factor = _positive_float(block, "factor", where)
-    if kind == "linear":
-        return theta, RopeScaling("linear", factor)
-    low, high = _positive_float(block, "low_freq_factor", where), _positive_float(block, "high_freq_factor", where)
-    if low >= high:
-        raise LucidError(f"{where}: low_freq_factor ({low}) must be below high_freq_factor ({high}).")
-    original = _positive_int(block, "original_max_position_embeddings", where)
-    return theta, RopeScaling("llama3", factor, low, high, original)
-
-
-def _required(values: dict[str, Any], key: str, where: str) -> Any:
-    if key not in values:
-        raise LucidError(f"{where}: {key} is missing.")
-    return values[key]
-
-
-def _positive_int(values: dict[str, Any], key: str, where: str) -> int:
-    value = _required(values, key, where)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LucidError(f"{where}: {key} must be a positive whole number, not {value!r}.")
-    if value > (largest := _LARGEST.get(key, 2**20)):
-        raise LucidError(f"{where}: {key} is {value}; more than {largest} is not supported.")
-    return value
-
-
-def _positive_float(values: dict[str, Any], key: str, where: str) -> float:
-    value = _required(values, key, where)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise LucidError(f"{where}: {key} must be a positive number, not {value!r}.")
-    return float(value)
-
-
-def _boolean(values: dict[str, Any], key: str, where: str) -> bool:
-    value = _required(values, key, where)
-    if not isinstance(value, bool):
-        raise LucidError(f"{where}: {key} must be true or false, not {value!r}.")
-    return value
-
-
-def _token_ids(values: dict[str, Any], key: str, where: str) -> tuple[int, ...]:
-    """Read a token id or a list of them; nothing, null and an empty list are none."""
-    value = values.get(key, [])
-    ids = value if isinstance(value, list) else [value]
-    if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
         raise LucidError(
-            f"{where}: {key} must be a token id or a list of them, not {value!r}. Write [] or null if there is none."
+            f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}."
+            f"{ROPE_REASONS.get(kind, '')}"
         )
-    return tuple(ids)
+    if kind == "yarn":
+        return theta, _parse_yarn(block, where)
+    required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
+    missing = [key for key in required if getattr(block, key) is UNSET]
+    if missing:
+        raise LucidError(f"{where}: {missing[0]} is missing.")
+    if kind != "llama3":
+        return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
+    if block.low_freq_factor >= block.high_freq_factor:  # type: ignore[operator]
+        raise LucidError(
+            f"{where}: low_freq_factor ({block.low_freq_factor}) must be below high_freq_factor "
+            f"({block.high_freq_factor})."
+        )
+    return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
+
+
+def _parse_yarn(block: RopeBlock, where: str) -> RopeScaling:
+    factor, original = _or(block.factor, None), _or(block.original_max_position_embeddings, None)
+    if factor is None or original is None:
+        missing = "factor" if factor is None else "original_max_position_embeddings"
+        raise LucidError(f"{where}: {missing} is missing.")
+
+    def magnitude(weight: float = 1.0) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    magnitudes = [magnitude(_or(scale, 1.0)) for scale in (block.mscale, block.mscale_all_dim)]
+    both = block.mscale is not UNSET and block.mscale_all_dim is not UNSET
+    usual = magnitudes[0] / magnitudes[1] if both else magnitude()
+    return RopeScaling(
+        "yarn",
+        factor,
+        original_max_position_embeddings=original,
+        attention_factor=_or(block.attention_factor, usual),
+        beta_fast=block.beta_fast,
+        beta_slow=block.beta_slow,
+        truncate=block.truncate,
+    )

@@ -8,6 +8,7 @@ everything that generate does to caches (reordering beams, cropping rejected tok
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: str | Path, dtype: torch.dtype | None = None, device: str = "cpu"
+        cls,
+        checkpoint: str | Path,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        assume_unused: Collection[str] = (),
     ) -> LucidForGeneration:
         """Load a checkpoint.
 
@@ -57,11 +62,12 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             checkpoint: Its directory, or the word ``demo``.
             dtype: Type of parameters and cache; None is float32.
             device: Where they go.
+            assume_unused: Keys of its configuration that are not known here, and change nothing.
 
         Raises:
             LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`.
         """
-        source = Checkpoint(checkpoint)
+        source = Checkpoint(checkpoint, assume_unused)
         model = load_model(source, dtype, device)
         shape = source.config
         config = LucidGenerationConfig(

@@ -123,12 +123,21 @@ def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None
     return found
 
 
-def fit_lengths(limit: int, steps: int = DECODE_STEPS) -> tuple[int, int]:
+def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
+    """Group scenarios whose prompts, and whose forced tokens, are equally many: they can be rows of one batch."""
+    groups: dict[tuple[int, int], list[Scenario]] = {}
+    for scenario in scenarios:
+        groups.setdefault((len(scenario.prompt), len(scenario.forced)), []).append(scenario)
+    return list(groups.values())
+
+
+def fit_lengths(limit: int, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS) -> tuple[int, int]:
     """Choose prompt length and decode steps for a context of ``limit`` tokens, leaving room for the padding.
 
     Args:
         limit: ``max_position_embeddings``.
         steps: Decode steps wanted; fewer when the context is too short for them.
+        prompt_tokens: Prompt wanted; shorter when the context is.
 
     Returns:
         Tokens in the prompt, decode steps.
@@ -143,12 +152,16 @@ def fit_lengths(limit: int, steps: int = DECODE_STEPS) -> tuple[int, int]:
         raise LucidError(
             f"max_position_embeddings is {limit}; verification needs a context of at least {PADDING + 2} tokens."
         )
-    prompt = min(PROMPT_TOKENS, max(room - steps, min(MIN_PROMPT, room - 1)))
+    prompt = min(prompt_tokens, max(room - steps, min(MIN_PROMPT, room - 1)))
     return prompt, min(steps, room - prompt)
 
 
 def synthetic_scenarios(
-    config: LucidConfig, steps: int = DECODE_STEPS, seed: int = 0, embeddings: Array | None = None
+    config: LucidConfig,
+    steps: int = DECODE_STEPS,
+    seed: int = 0,
+    embeddings: Array | None = None,
+    prompt_tokens: int = PROMPT_TOKENS,
 ) -> list[Scenario]:
     """Return the scenarios that need nothing but a vocabulary: random, one token, a pattern, correlated tokens.
 
@@ -157,11 +170,12 @@ def synthetic_scenarios(
         steps: Decode steps, as :func:`fit_lengths`.
         seed: Equal seeds give equal tokens.
         embeddings: ``(vocab, hidden)``; with them, correlated tokens are neighbours in cosine distance.
+        prompt_tokens: As :func:`fit_lengths`.
 
     Raises:
         LucidError: As :func:`fit_lengths`.
     """
-    prompt, steps = fit_lengths(config.max_position_embeddings, steps)
+    prompt, steps = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
     total, rng = prompt + steps, np.random.default_rng(seed)
     sequences = {
         "random": rng.integers(config.vocab_size, size=total),
@@ -172,7 +186,9 @@ def synthetic_scenarios(
     return [Scenario(name, ids[:prompt], ids[prompt:]) for name, ids in sequences.items()]
 
 
-def greedy_prompt(config: LucidConfig, steps: int, seed: int, prompt: Array | None = None) -> tuple[str, Array, int]:
+def greedy_prompt(
+    config: LucidConfig, steps: int, seed: int, prompt: Array | None = None, prompt_tokens: int = PROMPT_TOKENS
+) -> tuple[str, Array, int]:
     """Return name, prompt and decode steps of the scenario that the reference continues by itself.
 
     Args:
@@ -180,11 +196,12 @@ def greedy_prompt(config: LucidConfig, steps: int, seed: int, prompt: Array | No
         steps: Decode steps, as :func:`fit_lengths`.
         seed: For the random prompt that stands in when none is given.
         prompt: Token ids of a real prompt, int ``(P,)``.
+        prompt_tokens: Length of the random prompt, as :func:`fit_lengths`.
 
     Raises:
         LucidError: An empty prompt, or one that leaves no room for padding and a step; or as :func:`fit_lengths`.
     """
-    length, fitted = fit_lengths(config.max_position_embeddings, steps)
+    length, fitted = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
     if prompt is None:
         rng = np.random.default_rng([seed, 1])  # its own stream: the random scenario has different tokens
         return "greedy", rng.integers(config.vocab_size, size=length), fitted

@@ -1,316 +1,279 @@
-"""Hold an artifact against its checkpoint: which PyTorch models are reference and baseline, and what is reported."""
+"""Verify an artifact: all that there is to check, in one call.
+
+Files first, then whether it fits into memory, the weights of a quantized artifact element by element, parity of logits
+and caches with PyTorch, and causes. What was checked, and what was not and why, is part of the result.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from lucid_deploy.artifact import Artifact, check_hashes
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.parity.causes.explain import explain
+from lucid_deploy.parity.estimate import planned_phases
+from lucid_deploy.parity.measure import memory, phases
+from lucid_deploy.parity.measure.derive_targets import prepare
+from lucid_deploy.parity.measure.measurement import DEQUANTIZED
+from lucid_deploy.parity.measure.plan import Plan, Step
+from lucid_deploy.parity.measure.progress import Progress
+from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
+from lucid_deploy.parity.measure.speed import measure_speed
+from lucid_deploy.parity.measure.targets import Targets, check_tolerance, explained_scenarios
+from lucid_deploy.parity.memory_estimate import check_memory, memory_parts
+from lucid_deploy.parity.options import VerifyOptions
+from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
+from lucid_deploy.parity.sessions import check
+from lucid_deploy.parity.show.checks import FAILED, PASSED, Check, not_done
+from lucid_deploy.parity.show.report import Report
+from lucid_deploy.parity.tokens import prompt_ids, text_ids
+from lucid_deploy.runtimes.layers import Layers
+from lucid_deploy.runtimes.session import Session
 
-    from lucid_deploy.artifact import Artifact
-    from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.model.lucid import LucidForCausalLM
-    from lucid_deploy.parity import Report, Targets
-    from lucid_deploy.runtimes.layers import Layers
-    from lucid_deploy.runtimes.runtime import Capabilities
-    from lucid_deploy.runtimes.session import Array, Session
-    from lucid_deploy.runtimes.torch.session import TorchSession
+__all__ = ["Verification", "VerifyOptions", "find_checkpoint", "verify_against", "verify_artifact"]
 
-
-SMALL_WEIGHTS = 1 << 30  # bytes
+AFTER_FILES = "a check before it failed"
 
 
 @dataclass(frozen=True)
-class Closer:
-    """What to look at beyond the comparison.
+class Verification:
+    """The result of verifying an artifact.
 
     Attributes:
-        tolerance: A gate set by hand for every tensor; None: derived gates.
-        always: Look for causes even if nothing fails.
-        text: Token ids to take the perplexity of.
-        layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
-            None: no causes are looked for.
+        facts: About the artifact: ``artifact``, ``checkpoint``, ``device``, ``provider``, ``kernels``, ``model`` (its
+            configuration), ``cache``, ``files``, ``bytes``, ``exported_with`` (versions).
+        checks: Every check there is, made or not.
+        report: What the comparison found; None if a check before it failed.
+        seconds: How long it took.
     """
 
-    tolerance: float | None = None
-    always: bool = False
-    text: Array | None = None
-    layers: Callable[[], Layers] | None = None
+    facts: dict[str, Any]
+    checks: tuple[Check, ...]
+    report: Report | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was checked is right, and the comparison was made."""
+        return self.report is not None and all(check.outcome != FAILED for check in self.checks)
+
+    @property
+    def failure(self) -> str:
+        """The first failure in one line; empty if there is none."""
+        if self.report is not None and not self.report.passed:
+            return f"{self.facts['artifact']} failed: {self.report.verdict()} {self.report.cause()}".rstrip()
+        return next((check.detail for check in self.checks if check.outcome == FAILED), "")
+
+    def raise_if_failed(self) -> Verification:
+        """Return the verification if it passed.
+
+        Raises:
+            CheckFailed: Something failed; the first failure is the message.
+        """
+        if not self.passed:
+            raise CheckFailed(self.failure)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        facts = {name: self.facts[name] for name in ("artifact", "checkpoint", "device", "provider", "kernels")}
+        found = {} if self.report is None else self.report.to_dict()
+        return {
+            **facts,
+            "hashes_checked": any(check.name == "files" and check.done for check in self.checks),
+            "seconds": round(self.seconds, 1),
+            **found,
+            "passed": self.passed,
+            "verdict": found.get("verdict", self.failure),
+            "checks": [check.to_dict() for check in self.checks],
+        }
 
 
-def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
-    """Open the checkpoint to verify against, and check that it is of the artifact's model.
+def verify_artifact(
+    artifact: Artifact,
+    options: VerifyOptions | None = None,
+    progress: Callable[[Step], None] | None = None,
+) -> Verification:
+    """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
+
+    A check that fails is a result, not an exception; the checks that rest on it are then not made.
 
     Args:
-        artifact: The artifact.
-        checkpoint: What the user named; None: the source in the manifest.
+        artifact: What to verify.
+        options: Against which checkpoint, in which runtime, how much.
+        progress: Called with every step: phase, calls done, and an estimate of the time that is left.
 
     Raises:
-        LucidError: The source is gone, or the configurations differ (all differing fields are named).
+        LucidError: It cannot be verified: no checkpoint, another model's, too little memory, no such runtime, bad
+            options.
     """
-    from dataclasses import fields
+    from lucid_deploy.runtimes import open_session
 
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.model.checkpoint import Checkpoint, resolve
-
-    name = checkpoint or artifact.manifest.source
-    if checkpoint is None and not resolve(name).exists():
-        raise LucidError(
-            f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
-            "--checkpoint DIR"
-        )
-    source = Checkpoint(name)
-    differing = [
-        f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
-        f"{getattr(source.config, field.name)} in the checkpoint"
-        for field in fields(artifact.config)
-        if getattr(artifact.config, field.name) != getattr(source.config, field.name)
-    ]
-    if differing:
-        raise LucidError(
-            f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Name the right "
-            "checkpoint with --checkpoint, or export again."
-        )
-    return source
-
-
-def check_memory(
-    artifact: Artifact, source: Checkpoint, runtime: Capabilities, steps: int, causes: bool, free: int | None
-) -> None:
-    """Refuse a verification that does not fit into memory, before anything large is opened.
-
-    Args:
-        artifact: What is to be verified.
-        source: Its checkpoint.
-        runtime: What its runtime can do.
-        steps: Decode steps.
-        causes: Whether causes are looked for in any case.
-        free: Bytes that can be taken, from :func:`lucid_deploy.parity.measure.memory.available`; None: not known.
-
-    Raises:
-        LucidError: It takes more; the parts are named.
-    """
-    from lucid_deploy.parity.measure import memory
-
-    tokens, decoded = memory.sequence_tokens(artifact.config, steps)
-    rounds = artifact.manifest.cache_dtype != artifact.manifest.dtype
-    sizes = _model_bytes(artifact, source)
-    parts = {"programs": memory.FIXED, f"PyTorch in {artifact.manifest.dtype}": sizes["baseline"]}
-    if rounds:
-        parts["PyTorch in float64"] = sizes["float64"]
-    if runtime.copies_weights:
-        parts["the artifact in its runtime"] = sizes["runtime"]
-    parts |= memory.record_bytes(artifact.config, tokens, decoded, rounds)
-    if causes:
-        parts |= _explaining(artifact, tokens, runtime)
-    remedy = "Verify it on a machine with more memory, or end other programs."
-    if causes:
-        remedy += " Without --explain and --report it takes less."
-    memory.check_fits(f"Verifying {artifact.directory}", parts, free, remedy)
-
-
-def _explaining(artifact: Artifact, tokens: int, runtime: Capabilities) -> dict[str, int]:
-    """Return what looking for causes takes beside the rest."""
-    from lucid_deploy.parity.measure import memory
-
-    parts = memory.explain_bytes(artifact.config, tokens)
-    cut = runtime.reads_layers and runtime.copies_weights
-    return {**parts, "the graphs cut into layers": _runtime_bytes(artifact)} if cut else parts
-
-
-def _runtime_bytes(artifact: Artifact) -> int:
-    """Return what a runtime takes for an artifact's weights beyond their mapped file.
-
-    onnxruntime reads large float32 weights from there, all but a quarter, and copies small ones. Of float16 and
-    quantized ones it keeps copies in the type or the layout that it computes with, as large as two of the file.
-    """
-    from lucid_deploy.artifact import WEIGHTS
-
-    plain = artifact.manifest.dtype == "float32" and artifact.manifest.quantization is None
-    size = int(artifact.manifest.files[WEIGHTS]["size"])
-    return max(size // 4, min(size, SMALL_WEIGHTS)) if plain else 2 * size
-
-
-def _model_bytes(artifact: Artifact, source: Checkpoint) -> dict[str, int]:
-    """Return what models take beyond mapped files: weights of another type than they are stored in."""
-    import math
-
-    import torch
-
-    dtype = getattr(torch, artifact.manifest.dtype)
-    counts = {name: math.prod(shape) for name, shape in source.stored_shapes().items()}
-    cast = [name for name in counts if artifact.manifest.quantization is not None or source.tensor(name).dtype != dtype]
-    return {
-        "baseline": sum(counts[name] for name in cast) * dtype.itemsize,
-        "float64": sum(counts.values()) * 8,
-        "runtime": _runtime_bytes(artifact),
-    }
+    options, started = options or VerifyOptions(), time.monotonic()
+    if options.tolerance is not None:
+        check_tolerance(options.tolerance)
+    source = find_checkpoint(artifact, options.checkpoint)
+    options = replace(
+        options,
+        prompt=prompt_ids(options.prompt, artifact),
+        text=text_ids(options.text, artifact, options.text_tokens),
+    )
+    fits = _check_memory(artifact, source, options)
+    plan = Plan(planned_phases(artifact, source, options, measure_speed()), progress)
+    files = _check_files(artifact, plan.update)
+    facts = _facts(artifact, source, options)
+    if files.outcome == FAILED:
+        return _stopped(facts, (files, fits), started)
+    # Opened before the long run in PyTorch, so that a missing package shows at once.
+    candidate = open_session(artifact, options.runtime)
+    facts |= {name: value for name, value in candidate.facts().items() if name in facts}
+    weights = _check_weights(artifact, source, plan.update)
+    if weights.outcome == FAILED:
+        return _stopped(facts, (files, fits, weights), started)
+    layers = _layers_of(candidate, artifact)
+    try:
+        report = verify_against(candidate, source, options, artifact, plan.update, layers)
+    except CheckFailed as failure:  # shapes that are not the model's, or a model that does not fit into the type
+        return _stopped(facts, (files, fits, weights, Check("tensors", FAILED, str(failure))), started)
+    report = replace(report, before=(files, fits, weights))
+    return Verification(facts, report.checks, report, time.monotonic() - started)
 
 
 def verify_against(
     candidate: Session[Any],
     source: Checkpoint,
-    steps: int,
-    seed: int,
-    prompt: Array | None,
-    update: Callable[[str, int, int], None],
-    closer: Closer | None = None,
+    options: VerifyOptions | None = None,
     artifact: Artifact | None = None,
+    progress: Progress | None = None,
+    layers: Callable[[], Layers] | None = None,
 ) -> Report:
-    """Verify a session against its checkpoint.
-
-    The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only
-    where the cache rounds, a second reference has all of its weights in float64, for it runs token by token.
-
-    A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
-    checkpoint is measured beside that.
+    """Hold a session against its checkpoint: parity and causes, none of the checks that an artifact is needed for.
 
     Args:
         candidate: The session under test.
         source: The checkpoint.
-        steps: Decode steps after each prompt.
-        seed: For the scenarios.
-        prompt: Token ids of a real prompt, or None.
-        update: Called with (what is being done, done, in all).
-        closer: What else to look at.
+        options: How much to run; what says how to open an artifact does not count.
         artifact: What the session runs, if it is known; without it, it is taken for one that is not quantized.
+        progress: Called with (what is being done, done, in all).
+        layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
+            None: no causes are looked for.
     """
-    from dataclasses import replace
-
-    import torch
-
-    from lucid_deploy.model.checkpoint import load_model
-    from lucid_deploy.model.on_demand import float64_on_demand
-    from lucid_deploy.parity import check, prepare
-    from lucid_deploy.runtimes.torch.session import TorchSession
-
-    closer = closer or Closer()
-    record = None if artifact is None else artifact.manifest.quantization
-
-    def opener(dtype: str, cache_dtype: str = "auto") -> Callable[[], TorchSession]:
-        def open_model() -> TorchSession:
-            def loading(done: int, total: int) -> None:
-                update(f"Loading {dtype}", done, total)
-
-            if dtype == "float64" and cache_dtype == "auto":
-                model = float64_on_demand(source.config, _weights(source, artifact))
-            elif record is not None and artifact is not None:
-                model = _quantized_model(artifact, candidate, dtype)
-            else:
-                model = load_model(source, getattr(torch, dtype), progress=loading)
-            model.store_cache_as(cache_dtype)
-            session = TorchSession(model)
-            session.config = candidate.config  # engines may take less context than the model: prompts must fit both
-            return session
-
-        return open_model
-
+    options = options or VerifyOptions()
+    models = ReferenceModels(candidate, source, artifact, progress)
     targets = prepare(
-        opener(candidate.dtype, candidate.cache_dtype),
-        opener("float64"),
-        steps=steps,
-        seed=seed,
-        prompt=prompt,
+        models.baseline,
+        models.reference,
+        seed=options.seed,
+        prompt=prompt_ids(options.prompt, artifact),
         embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
-        rounded=opener("float64", candidate.cache_dtype),
-        progress=update,
+        rounded=models.rounded,
+        extent=options.extent,
+        progress=progress,
     )
-    if closer.tolerance is not None:
-        targets = targets.with_tolerance(closer.tolerance)
-    report = check(candidate, targets, progress=update)
-    if record is not None:
-        from lucid_deploy.parity.measure.quantization import measure_cost
-
-        cost = measure_cost(lambda: _original(source, candidate), candidate, targets, update)
-        report = replace(report, quantization=record, cost=cost)
-    return _look_closer(report, candidate, targets, opener, closer, update)
-
-
-def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
-    """Return the PyTorch model that a quantized artifact is held against, as exactly as a type goes.
-
-    In float64 it is the model on the dequantized weights. In the artifact's own type it sets the gates, so it does what
-    the runtime does: on the CPU onnxruntime rounds the inputs of quantized products to 8 bits, if the artifact says so.
-    """
-    from lucid_deploy.model.quantized_activations import quantize_activations
-    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
-
-    record = artifact.manifest.quantization
-    model = load_artifact_model(artifact, dtype=dtype)
-    rounds = candidate.capabilities.rounds_activations
-    if record is None or record.activations != "int8" or dtype == "float64" or not rounds:
-        return model
-    return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))
-
-
-def _weights(source: Checkpoint, artifact: Artifact | None = None) -> Callable[[str], Tensor]:
-    """Return a function giving the reference's weights by name: the checkpoint's, or the dequantized ones."""
-    import torch
-
-    from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
-
-    record = None if artifact is None else artifact.manifest.quantization
-    parts = {}
-    if record is not None and artifact is not None:
-        parts = {name: (packed, scales) for name, packed, scales in stored_parts(artifact)}
-
-    def load(name: str) -> Tensor:
-        name = source.stored_name(name)
-        if record is None or artifact is None:
-            return source.tensor(name)
-        if name in parts:
-            return torch.from_numpy(record.dequantize(name, *parts[name]))
-        return source.tensor(name).to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
-
-    return load
-
-
-def _original(source: Checkpoint, candidate: Session[Any]) -> Session[Any]:
-    """Open the checkpoint in float64, with the candidate's limits."""
-    from lucid_deploy.model.on_demand import float64_on_demand
-    from lucid_deploy.runtimes.torch.session import TorchSession
-
-    session = TorchSession(float64_on_demand(source.config, _weights(source)))
-    session.config = candidate.config
-    return session
+    if options.tolerance is not None:
+        targets = targets.with_tolerance(options.tolerance)
+    report = check(candidate, targets, progress=progress)
+    if artifact is not None and models.quantized:
+        cost = measure_cost(models.original, candidate, targets, progress)
+        report = replace(report, reference=DEQUANTIZED, quantization=artifact.manifest.quantization, cost=cost)
+    return _look_closer(report, targets, models, options, layers)
 
 
 def _look_closer(
     report: Report,
-    candidate: Session[Any],
     targets: Targets,
-    opener: Callable[[str, str], Callable[[], TorchSession]],
-    closer: Closer,
-    update: Callable[[str, int, int], None],
+    models: ReferenceModels,
+    options: VerifyOptions,
+    opener: Callable[[], Layers] | None,
 ) -> Report:
     """Add to a report what was asked for and, after a failure, the causes."""
-    from dataclasses import replace
-
-    from lucid_deploy.errors import LucidError
-    from lucid_deploy.parity import explain, explained_scenarios
     from lucid_deploy.runtimes.torch.layers import TorchLayers
 
-    causes = closer.layers is not None and (closer.always or not report.passed)
-    if not causes and closer.text is None:
+    text = text_ids(options.text, models.artifact, options.text_tokens)
+    causes = opener is not None and (options.explain or not report.passed)
+    if not causes and text is None:
         return report
     layers, unavailable = None, None
-    if causes and closer.layers is not None:
+    if causes and opener is not None:
         try:
-            layers = closer.layers()
+            layers = opener()
         except LucidError as error:  # a reason, which the report gives
             unavailable = str(error)
     failing = None if report.failure is None else report.failure.scenario
     explanation = explain(
         explained_scenarios(targets, failing),
-        candidate,
+        models.candidate,
         layers,
-        lambda: TorchLayers(opener(candidate.dtype, candidate.cache_dtype)().model),
-        lambda: TorchLayers(opener("float64", "auto")().model),
+        lambda: TorchLayers(models.baseline().model),
+        lambda: TorchLayers(models.reference().model),
         unavailable=unavailable,
         tolerance=targets.tolerance,
-        text=closer.text,
-        progress=update,
+        text=text,
+        progress=models.progress,
     )
     return replace(report, explanation=explanation)
+
+
+def _layers_of(candidate: Session[Any], artifact: Artifact) -> Callable[[], Layers]:
+    from lucid_deploy.runtimes.open_layers import open_layers
+
+    return lambda: open_layers(candidate, artifact)
+
+
+def _check_memory(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> Check:
+    parts, free = memory_parts(artifact, source, options), memory.available()
+    check_memory(artifact, parts, options.explain, free)
+    needed = f"about {sum(parts.values()) / 1e9:.1f} GB beyond mapped files"
+    if free is None:
+        return not_done("memory", f"it may take {needed}; this system does not say how much is free")
+    return Check("memory", PASSED, f"{needed}, {free / 1e9:.1f} GB were free")
+
+
+def _check_files(artifact: Artifact, progress: Progress) -> Check:
+    try:
+        check_hashes(artifact, lambda done, total: progress(phases.FILES, done, total))
+    except CheckFailed as failure:
+        return Check("files", FAILED, str(failure))
+    return Check("files", PASSED, f"sha256 and size of {len(artifact.manifest.files)} files")
+
+
+def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -> Check:
+    quantization = artifact.manifest.quantization
+    if quantization is None:
+        return not_done("weights", "they are not quantized; what they compute is compared")
+    try:
+        check_weights(artifact, source, progress)
+    except CheckFailed as failure:
+        return Check("weights", FAILED, str(failure))
+    many = len(quantization.tensors)
+    return Check(
+        "weights", PASSED, f"every element of {many} quantized weights is within half a step, others are equal"
+    )
+
+
+def _stopped(facts: dict[str, Any], made: tuple[Check, ...], started: float) -> Verification:
+    """Return a verification that ended before anything was compared."""
+    names = [check.name for check in made]
+    missing = [name for name in ("weights", "tensors", "free generation", "causes") if name not in names]
+    checks = (*made, *(not_done(name, AFTER_FILES) for name in missing))
+    return Verification(facts, checks, None, time.monotonic() - started)
+
+
+def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
+        "artifact": str(artifact.directory),
+        "checkpoint": str(source.directory),
+        "device": options.runtime.device,
+        "provider": None,
+        "kernels": None,
+        "model": manifest.config.to_dict(),
+        "cache": f"{manifest.cache}, {manifest.cache_dtype}",
+        "files": len(manifest.files),
+        "bytes": sum(int(item["size"]) for item in manifest.files.values()),
+        "exported_with": manifest.versions,
+    }

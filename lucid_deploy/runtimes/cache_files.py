@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.files import write_whole
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -42,12 +42,10 @@ def save_cache(session: Session[Any], cache: Cache[Any], path: str | Path, ids: 
     tensors: dict[str, Array] = {"mask": np.ascontiguousarray(cache.mask, dtype=np.uint8)}
     if ids is not None:
         tensors["ids"] = np.asarray(ids, dtype=np.int64)
-    names = [item.suffix for item in cache_tensors(session.cache_dtype, session.config.head_dim)]
-    for index, (k, y) in enumerate(session.layer_arrays(cache)):
-        stored = encode_layer(k, y, session.cache_dtype)
-        for name, array in zip(names, stored, strict=True):
-            bits = _to_bfloat16(array) if session.cache_dtype == "bfloat16" else array
-            tensors[f"{index}.{name}"] = np.ascontiguousarray(bits)
+    for index, (layout, arrays) in enumerate(zip(session.layout, session.layer_arrays(cache), strict=True)):
+        for tensor, array in zip(layout, encode_layer(arrays, layout), strict=True):
+            bits = _to_bfloat16(array) if tensor.dtype == "bfloat16" else array
+            tensors[f"{index}.{tensor.name}"] = np.ascontiguousarray(bits)
     metadata = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -91,18 +89,17 @@ def load_cache(session: Session[Any], path: str | Path) -> tuple[Cache[Any], lis
 
 
 def _cache_of(session: Session[Any], tensors: dict[str, Array]) -> tuple[Cache[Any], list[int] | None]:
-    config, mask = session.config, tensors["mask"].astype(bool)
+    mask = tensors["mask"].astype(bool)
     session.check_length(mask.shape[1])
-    expected = cache_tensors(session.cache_dtype, config.head_dim)
     layers = []
-    for index in range(config.num_hidden_layers):
+    for index, layout in enumerate(session.layout):
         stored = []
-        for item in expected:
-            array, shape = tensors[f"{index}.{item.suffix}"], (*mask.shape, config.num_key_value_heads, item.width)
-            if array.shape != (shape[0], shape[2], shape[1], shape[3]):
-                raise ValueError(f"{index}.{item.suffix} has shape {array.shape}")
-            stored.append(_from_bfloat16(array) if session.cache_dtype == "bfloat16" else array)
-        layers.append(decode_layer(tuple(stored)))
+        for tensor in layout:
+            array = tensors[f"{index}.{tensor.name}"]
+            if array.shape != tensor.batch_shape(*mask.shape):
+                raise ValueError(f"{index}.{tensor.name} has shape {array.shape}")
+            stored.append(_from_bfloat16(array) if tensor.dtype == "bfloat16" else array)
+        layers.append(decode_layer(stored, layout))
     ids = tensors["ids"].tolist() if "ids" in tensors else None
     return session.cache_from_arrays(layers, mask), ids
 

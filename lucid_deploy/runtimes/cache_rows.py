@@ -1,22 +1,41 @@
 """Rows of caches: take some out, put some together. Works with every runtime, since it goes through arrays.
 
-A layer is a tuple of arrays ``(B, KV, T, ·)``: B rows, KV key/value heads, T tokens.
+What a layer's tensors are, its layout says, see :mod:`lucid_deploy.cache.layout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import LayerLayout, join_rows, row_content
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-RowLayers = list[tuple[Array, ...]]  # of one row, each array (KV, tokens, ·), no padding
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of a cache holds, padding left out.
+
+    Attributes:
+        tokens: How many tokens it has seen.
+        layers: Per layer the tensors of its layout without scales, as :func:`~lucid_deploy.cache.layout.row_content`
+            gives them.
+    """
+
+    tokens: int
+    layers: list[tuple[Array, ...]]
 
 
-def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[RowLayers]:
+def _layouts(session: Session[Any]) -> list[LayerLayout]:
+    return [decoded_layout(layer) for layer in session.layout]
+
+
+def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[Row]:
     """Return the content of some rows of a cache, padding left out.
 
     Raises:
@@ -25,11 +44,17 @@ def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) ->
     for row in rows:
         if not 0 <= row < cache.batch:
             raise LucidError(f"The cache has rows 0 to {cache.batch - 1}, not {row}.")
-    layers = session.layer_arrays(cache)
-    return [[tuple(x[row][:, cache.mask[row]] for x in layer) for layer in layers] for row in rows]
+    pairs = list(zip(_layouts(session), session.layer_arrays(cache), strict=True))
+    return [
+        Row(
+            int(cache.mask[row].sum()),
+            [tuple(row_content(t, x, cache.mask, row) for t, x in zip(*pair, strict=True)) for pair in pairs],
+        )
+        for row in rows
+    ]
 
 
-def cache_of_rows(session: Session[Any], rows: Sequence[RowLayers]) -> Cache[Any]:
+def cache_of_rows(session: Session[Any], rows: Sequence[Row]) -> Cache[Any]:
     """Return a cache of rows of unequal length, the shorter ones padded on the left with zeros.
 
     Raises:
@@ -37,20 +62,17 @@ def cache_of_rows(session: Session[Any], rows: Sequence[RowLayers]) -> Cache[Any
     """
     if not rows:
         raise LucidError("A cache needs at least one row.")
-    lengths = [layers[0][0].shape[1] for layers in rows]
+    lengths = [row.tokens for row in rows]
     longest = max(lengths)
     mask = np.arange(longest) >= longest - np.array(lengths)[:, None]  # (B, T)
-    merged = []
-    for parts in zip(*rows, strict=True):  # the rows of one layer
-        arrays = []
-        for pieces in zip(*parts, strict=True):  # the rows of one of its arrays
-            heads, _, width = pieces[0].shape
-            whole = np.zeros((len(rows), heads, longest, width), dtype=pieces[0].dtype)
-            for row, piece in enumerate(pieces):
-                whole[row, :, longest - lengths[row] :] = piece
-            arrays.append(whole)
-        merged.append(tuple(arrays))
-    return session.cache_from_arrays(merged, mask)  # type: ignore[arg-type]
+    merged = [
+        tuple(
+            join_rows(tensor, [row.layers[index][place] for row in rows], longest)
+            for place, tensor in enumerate(layout)
+        )
+        for index, layout in enumerate(_layouts(session))
+    ]
+    return session.cache_from_arrays(merged, mask)
 
 
 def select_rows(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> Cache[Any]:

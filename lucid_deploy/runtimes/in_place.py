@@ -7,11 +7,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lucid_deploy.cache.layout import CacheLayout
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class InPlaceDecoding(Protocol):
-    """What :attr:`Session.in_place` gives. Shapes: B rows, KV key/value heads, M tokens a buffer has room for."""
+    """What :attr:`Session.in_place` gives. Shapes: B rows, KV key/value heads, M tokens a buffer has room for.
+
+    Attributes:
+        layout: What the layers cache.
+    """
+
+    layout: CacheLayout
 
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
@@ -21,7 +29,7 @@ class InPlaceDecoding(Protocol):
         They must outlive the binding.
 
         Args:
-            layers: Per layer the buffers, each ``(B, KV, M, ·)``.
+            layers: Per layer the buffers, each ``(B, KV, M, ·)``; a ring's ``(B, KV, window, ·)``, a state as it is.
             mask: Int64 ``(B, M)``; 0 at padding. A row's tokens at and beyond its length are masked anyway.
             input_ids: Int64 ``(B, 1)``.
             positions: Int64 ``(B, 1)``.

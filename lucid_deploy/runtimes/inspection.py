@@ -6,8 +6,13 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.model.cache_size import bytes_per_token
+from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.model.description import layout_of
+from lucid_deploy.model.summary import summarize
+from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
@@ -29,16 +34,21 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
     return {
         "artifact": str(artifact.directory),
         "model": manifest.config.to_dict(),
+        "summary": summary(artifact),
+        "remarks": remarks(artifact),
+        "assumed_unused": manifest.assumed_unused,
+        "hub": manifest.hub,
         "dtype": manifest.dtype,
         "cache": manifest.cache,
         "cache_dtype": manifest.cache_dtype,
         "ranges": manifest.ranges,
         "logits": manifest.logits,
         "opset": manifest.opset,
-        "operators": {"domain": "ai.lucid", "version": manifest.operators},
+        "operators": {"domain": DOMAIN, "version": manifest.operators},
         "source": manifest.source,
         "versions": manifest.versions,
         "files": manifest.files,
+        "layers": [layer.to_dict() for layer in manifest.layers],
         "quantization": None if manifest.quantization is None else manifest.quantization.to_dict(),
         "compression": compression(artifact),
         "weight_types": weight_types(artifact),
@@ -46,6 +56,26 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
         "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
     }
+
+
+def summary(artifact: Artifact) -> str:
+    """Return the model and the form of the artifact in one line."""
+    manifest = artifact.manifest
+    cache = (
+        f"{manifest.cache} cache"
+        if manifest.cache_dtype == manifest.dtype
+        else (f"{manifest.cache} cache in {manifest.cache_dtype}")
+    )
+    return f"{summarize(manifest.config)}, {manifest.dtype}, {cache}"
+
+
+def remarks(artifact: Artifact) -> list[str]:
+    """Return sentences about where the checkpoint comes from, and what was decided when it was read."""
+    manifest = artifact.manifest
+    hub = manifest.hub
+    found = [] if hub is None else [f"From the Hugging Face Hub: {hub['repository']}, commit {hub['commit']}."]
+    assumed = [f"Assumed unused: {key}, which is {value!r}." for key, value in manifest.assumed_unused.items()]
+    return [*found, *manifest.notes, *assumed]
 
 
 def compression(artifact: Artifact) -> float:
@@ -73,13 +103,9 @@ def weight_types(artifact: Artifact) -> dict[str, int]:
     import onnx
 
     sizes: dict[int, tuple[str, int]] = {}
-    for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if place:
-                kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-                sizes[int(place["offset"])] = ("float32" if kind == "float" else kind, int(place["length"]))
+    for weight in (weight for stage in STAGES for weight in artifact.weights(stage)):
+        kind = onnx.TensorProto.DataType.Name(weight.data_type).lower()
+        sizes[weight.offset] = ("float32" if kind == "float" else kind, weight.size)
     totals: Counter[str] = Counter()
     for kind, size in sizes.values():
         totals[kind] += size
@@ -100,12 +126,13 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         context: Tokens per row.
     """
     config, manifest = artifact.config, artifact.manifest
-    per_token = bytes_per_token(config, manifest.cache_dtype)
-    cache = batch * context * per_token
-    decoded = 4 * _DECODED * batch * context * config.num_key_value_heads * config.head_dim  # one layer, float32
-    if manifest.cache_dtype == manifest.dtype:
-        decoded = 0
-    moving = cache // config.num_hidden_layers if artifact.manifest.cache == "static" else cache
+    layout = layout_of(manifest.layers)
+    cache = batch * layout_bytes(layout, context)
+    decoded = 0
+    if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
+        elements = [np.prod(t.batch_shape(batch, context), dtype=np.int64) for layer in layout for t in layer]
+        decoded = 4 * _DECODED * int(max(elements))
+    moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
     scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _SCORE_TENSORS * scores + decoded
@@ -114,7 +141,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "batch": batch,
         "context": context,
         "weights": weights + packed,
-        "cache_per_token": per_token,
+        "cache_per_token": bytes_per_token(layout),
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,
@@ -124,10 +151,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
 
 
 def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
-    import onnx
 
     info = artifact.manifest.graphs[stage]
-    model = onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
+    model = artifact.graph(stage)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return {
         "file": info.file,
@@ -135,5 +161,5 @@ def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
         "outputs": [asdict(item) for item in info.outputs],
         "operators": dict(operators.most_common()),
         "functions": {f"{fn.domain}::{fn.name}": len(fn.node) for fn in model.functions},
-        "weights": sum(1 for tensor in model.graph.initializer if tensor.external_data),
+        "weights": len(artifact.weights(stage)),
     }

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.runtimes.session import Array
+from lucid_deploy.model.description import LayerDescription, describe
+from lucid_deploy.runtimes.session import Array, empty_arrays
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,19 @@ class States:
     Attributes:
         residuals: Of the embedding and of every layer, each ``(B, N, C)``: layer i turns ``residuals[i]``, or what it
             was given in its place, into ``residuals[i + 1]``.
-        keys: Per layer the new tokens' raw keys, ``(B, KV, N, D)``, as they are cached.
-        values: Per layer their V, before the solve; with standard attention their Y, which is V.
-        solved: Per layer their Y, as it is cached.
+        cached: Per layer what it caches, by name: of rows those of the new tokens, ``(B, heads, N, width)``; of rings
+            and states all that is held after the call.
+        given: Per layer V of the new tokens, what the solve is given, ``(B, KV, N, D)``; None where nothing is solved.
         logits: Of each row's last token, ``(B, 1, vocab)``.
     """
 
     residuals: list[Array]
-    keys: list[Array]
-    values: list[Array]
-    solved: list[Array]
+    cached: list[dict[str, Array]]
+    given: list[Array | None]
     logits: Array
 
 
-Past = list[tuple[Array, Array]]  # per layer K and Y, each (B, KV, P, D)
+Past = list[tuple[Array, ...]]  # per layer the tensors of its layout without scales, such as K and Y (B, KV, P, D)
 
 
 class Layers(ABC):
@@ -70,18 +70,21 @@ class Layers(ABC):
     Attributes:
         config: The model's configuration.
         dtype: Its precision, as numpy spells it (``bfloat16`` included).
-        cache_dtype: Type that K and Y are cached in, such as ``int8``; mostly the same.
+        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; mostly the same.
+        layers: What its layers are.
     """
 
-    def __init__(self, config: LucidConfig, dtype: str, cache_dtype: str) -> None:
+    def __init__(
+        self, config: LucidConfig, dtype: str, cache_dtype: str, layers: tuple[LayerDescription, ...] | None = None
+    ) -> None:
         self.config = config
         self.dtype = dtype
         self.cache_dtype = cache_dtype
+        self.layers = describe(config, cache_dtype) if layers is None else layers
 
     def empty_past(self, batch: int = 1) -> Past:
         """Return the cache before the first token."""
-        empty = np.zeros((batch, self.config.num_key_value_heads, 0, self.config.head_dim), dtype=np.float32)
-        return [(empty, empty)] * self.config.num_hidden_layers
+        return empty_arrays(self.layers, batch)
 
     @abstractmethod
     def run(self, tokens: Tokens, past: Past, residuals: list[Array] | None = None, decode: bool = False) -> States:

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.cache.layout import SORTS
 from lucid_deploy.errors import LucidError, missing_package
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Capabilities:
         devices: Kinds of devices, the preferred one first.
         caches: Kinds of cache that an artifact may have.
         cache_dtypes: Types that its cache may have beside the model's own.
+        cache_sorts: Sorts of tensors that layers may cache, see :mod:`lucid_deploy.cache.layout`.
         builds_engines: Whether it runs engines that ``lucid-deploy build`` made, with limits of rows and tokens chosen
             there.
         runs_graphs: Whether it runs the artifact's graphs; otherwise only its weights, in a model of its own.
@@ -40,6 +42,7 @@ class Capabilities:
     devices: tuple[str, ...] = ("cpu",)
     caches: tuple[str, ...] = ("growing",)
     cache_dtypes: tuple[str, ...] = ()
+    cache_sorts: tuple[str, ...] = SORTS
     builds_engines: bool = False
     runs_graphs: bool = True
     reads_layers: bool = False

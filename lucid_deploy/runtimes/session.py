@@ -12,8 +12,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lucid_deploy.cache.layout import check_truncation, first_tokens
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.runtime import Capabilities
 
@@ -27,8 +30,8 @@ class Cache(Generic[Tensor]):
 
     Attributes:
         mask: Bool ``(B, T)``, False at padding.
-        layers: Per layer (K, Y), each ``(B, KV, T, D)``, in the runtime's own kind of tensor; with an int8 cache (K, Y,
-            scale of K, scale of Y), see :mod:`lucid_deploy.cache.storage`.
+        layers: Per layer the tensors of its layout, such as K and Y, each ``(B, KV, T, D)``, in the runtime's own kind
+            of tensor and in their stored form, see :mod:`lucid_deploy.cache`.
     """
 
     mask: Array
@@ -51,7 +54,9 @@ class Session(ABC, Generic[Tensor]):
     Attributes:
         config: The model's configuration.
         dtype: Type of its weights and arithmetic, as numpy spells it (``bfloat16`` included).
-        cache_dtype: Type that K and Y are cached in, such as ``int8``; mostly the same.
+        cache_dtype: Type that rows such as K and Y are cached in, such as ``int8``; mostly the same.
+        layers: What its layers are.
+        layout: What they cache.
         runtime: Name of what runs it, such as ``onnxruntime``.
         provider: onnxruntime's execution provider, such as ``cpu``; None with other runtimes.
         kernels: With onnxruntime on the CPU, what computes the operators of ``ai.lucid``: ``library`` or the graph's
@@ -68,16 +73,23 @@ class Session(ABC, Generic[Tensor]):
         runtime: str,
         allow_extrapolation: bool = False,
         capabilities: Capabilities | None = None,
+        cache_dtype: str | None = None,
+        layers: tuple[LayerDescription, ...] | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self.cache_dtype = dtype
+        self.cache_dtype = cache_dtype or dtype
+        self.layers = describe(config, self.cache_dtype) if layers is None else layers
+        self.layout = layout_of(self.layers)
         self.runtime = runtime
         self.provider: str | None = None
         self.kernels: str | None = None
         self.capabilities = Capabilities() if capabilities is None else capabilities
         self.allow_extrapolation = allow_extrapolation
         self.identity: str | None = None
+
+    def close(self) -> None:
+        """Give back what the session holds; it cannot be used any more. Most have nothing that waits for this."""
 
     @property
     def label(self) -> str:
@@ -105,16 +117,14 @@ class Session(ABC, Generic[Tensor]):
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
         """Return the cache before the first token."""
-        shape = (batch, self.config.num_key_value_heads, 0, self.config.head_dim)
-        empty = np.zeros(shape, dtype=np.float32)
-        layers = [(empty, empty) for _ in range(self.config.num_hidden_layers)]
-        return self.cache_from_arrays(layers, np.ones((batch, 0), dtype=bool))
+        return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
 
-    def cache_from_arrays(self, layers: list[tuple[Array, Array]], mask: Array) -> Cache[Tensor]:
+    def cache_from_arrays(self, layers: list[tuple[Array, ...]], mask: Array) -> Cache[Tensor]:
         """Return a cache with given content.
 
         Args:
-            layers: Per layer raw keys K and preconditioned values Y, float32 ``(B, KV, T, D)``.
+            layers: Per layer the tensors of its layout without scales, such as raw keys K and preconditioned values Y,
+                float32 ``(B, KV, T, D)``.
             mask: Bool ``(B, T)``, False at padding.
         """
         return Cache(mask, self._layers_from_arrays(layers))
@@ -126,17 +136,19 @@ class Session(ABC, Generic[Tensor]):
     def truncate(self, cache: Cache[Tensor], length: int) -> None:
         """Take a cache back to an earlier length, as if the later tokens had never been run.
 
-        This is exact: K and Y of a token depend on nothing behind it and never change once written.
+        This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written.
 
         Args:
             cache: Changed in place.
             length: Tokens to keep in every row, padding included.
 
         Raises:
-            LucidError: A length below 0 or beyond the cache's.
+            LucidError: A length below 0 or beyond the cache's, or a layer that cannot go back (a state, or a ring that
+                has dropped rows), with the reason.
         """
         if not 0 <= length <= cache.length:
             raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
+        check_truncation(self.layout, length, cache.length)
         if length < cache.length:
             cache.layers = self._first_tokens(cache, length)
             cache.mask = cache.mask[:, :length]
@@ -147,15 +159,9 @@ class Session(ABC, Generic[Tensor]):
         Raises:
             LucidError: Always, with the reason.
         """
-        reason = (
-            "with LUCID attention their keys and values live on inside Y of every later token, so that what is left "
-            "would be no cache of the remaining text"
-            if self.config.is_lucid
-            else "keys and values of the later tokens were computed from them"
-        )
         raise LucidError(
-            f"The oldest {tokens} tokens cannot be dropped from a cache: {reason}. Run the shortened text again from "
-            "an empty cache, or go back to an earlier length with truncate, which is exact."
+            f"The oldest {tokens} tokens cannot be dropped from a cache: {self.layers[0].eviction}. Run the shortened "
+            "text again from an empty cache, or go back to an earlier length with truncate, which is exact."
         )
 
     def prefill(
@@ -304,15 +310,21 @@ class Session(ABC, Generic[Tensor]):
             )
 
     @abstractmethod
-    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, Array]]:
-        """Return the cache's K and Y per layer as numpy arrays, float32 for half types, else in their own type."""
+    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
+        """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
 
     def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[Any]:
         """Return a cache's layers with the first tokens only; where that is free, more may stay behind them."""
-        return self._layers_from_arrays([(k[:, :, :length], y[:, :, :length]) for k, y in self.layer_arrays(cache)])
+        layers = zip(self.layout, self.layer_arrays(cache), strict=True)
+        return self._layers_from_arrays(
+            [
+                tuple(first_tokens(t, x, length) for t, x in zip(decoded_layout(layer), arrays, strict=True))
+                for layer, arrays in layers
+            ]
+        )
 
     @abstractmethod
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> list[tuple[Tensor, ...]]: ...
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]: ...
 
     def _run_prefill_all(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
@@ -329,3 +341,11 @@ class Session(ABC, Generic[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+
+
+def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:
+    """Return what layers have cached before the first token, as :meth:`Session.layer_arrays` would: float32."""
+    return [
+        tuple(np.zeros(tensor.batch_shape(batch, 0), dtype=np.float32) for tensor in decoded_layout(layer.cache))
+        for layer in layers
+    ]

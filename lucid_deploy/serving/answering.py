@@ -5,24 +5,58 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
-from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lucid_deploy.serving.errors import ApiError, ClientGone, invalid, queue_full, timed_out, unavailable
+from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
+from lucid_deploy.serving.http_body import read_body
 from lucid_deploy.serving.jobs import Event, Piece, Refusal, RowEnd
 from lucid_deploy.serving.metrics import TokenClock
+from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses import Answer
+from lucid_deploy.serving.security import cache_owner
+from lucid_deploy.serving.service import Service
+from lucid_deploy.serving.waiting import Patience
 
-if TYPE_CHECKING:
-    from lucid_deploy.serving.app import Service
-
-T = TypeVar("T")
 LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+async def answer(service: Service, request: Request, chat: bool) -> Response:
+    """Answer a request for completions or a chat.
+
+    Raises:
+        ApiError: The request is wrong, refused, or took too long.
+        ClientGone: The client closed the connection.
+    """
+    service.check_ready()
+    limits, started = service.settings.limits, request.state.started
+    patience = Patience(request.receive, started + limits.seconds, limits.seconds, service.ending)
+    prepared = _owned(service, request, await _read(service, request, patience, chat))
+    service.check_ready()  # again: the body may have taken its time
+    whole = Answer(prepared, service.settings.model, service.settings.fingerprint)
+    stream = EventStream(service, whole, TokenClock(service.metrics, started), patience)
+    await stream.begin()  # until the first event, so that a refusal has its own HTTP status
+    service.metrics.prompt_tokens.inc(prepared.prompt_tokens)
+    return stream if prepared.stream else await stream.whole_answer()
+
+
+async def _read(service: Service, request: Request, patience: Patience, chat: bool) -> PreparedRequest:
+    """Take in a body and read it; its memory counts as held until then."""
+    with service.body_memory.share() as share:
+        body = await read_body(request, service.settings.limits, request.state.started, share)
+        return await patience.during(service.readers.read(body, chat))
+
+
+def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
+    """Note in a job whose kept prefixes it may use."""
+    key = "" if service.settings.share_prefixes else request.state.key
+    return replace(prepared, job=replace(prepared.job, cache_owner=cache_owner(key, prepared.cache_salt)))
 
 
 class EventStream(StreamingResponse):
@@ -32,21 +66,20 @@ class EventStream(StreamingResponse):
         service: The application's state.
         answer: What turns events into JSON.
         clock: Times tokens.
-        deadline: When the request's time is over, by :func:`time.perf_counter`.
+        patience: What ends it early.
     """
 
-    def __init__(self, service: Service, answer: Answer, clock: TokenClock, deadline: float) -> None:
+    def __init__(self, service: Service, answer: Answer, clock: TokenClock, patience: Patience) -> None:
         super().__init__(iter(()), headers=SSE_HEADERS, media_type="text/event-stream")
         self._service = service
         self._answer = answer
         self._clock = clock
-        self._deadline = deadline
-        self._seconds = service.settings.limits.seconds
-        self._open = answer.ask.job.rows
+        self._patience = patience
+        self._open = answer.request.job.rows
         self._first: list[Event] = []
-        self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.ask.job)
+        self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.request.job)
 
-    async def begin(self, receive: Receive) -> None:
+    async def begin(self) -> None:
         """Queue the job and wait for its first event.
 
         Raises:
@@ -55,27 +88,23 @@ class EventStream(StreamingResponse):
         """
         self._service.busy += 1
         try:
-            self._first = await self.guarded(self._next(), receive)
+            self._first = await self._patience.during(self._next())
         except BaseException:
             await self.close()
             raise
 
-    async def collect(self) -> None:
-        """Take everything into the answer.
+    async def whole_answer(self) -> Response:
+        """Return the answer in one piece.
 
         Raises:
-            ApiError: The engine failed.
+            ApiError: The engine failed, the time is over, or the server is ending.
+            ClientGone: The client closed the connection.
         """
-        async for events in self._all():
-            for event in events:
-                if isinstance(event, Piece):
-                    self._answer.add(event)
-                elif isinstance(event, RowEnd):
-                    self._answer.end(event.row, event.reason)
-
-    def whole(self) -> dict[str, Any]:
-        """Return what was collected as JSON."""
-        return self._answer.whole()
+        try:
+            await self._patience.during(self._collect())
+        finally:
+            await self.close()
+        return JSONResponse(self._answer.whole())
 
     async def close(self) -> None:
         """Free what the job holds."""
@@ -87,7 +116,7 @@ class EventStream(StreamingResponse):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                await self.guarded(self._send_all(send), receive)
+                await self._patience.during(self._send_all(send))
             except ApiError as error:
                 self._service.metrics.rejected.labels(error.code or "internal_error").inc()
                 scope["state"]["status"] = error.status  # for the log: the status line was sent long ago
@@ -97,34 +126,6 @@ class EventStream(StreamingResponse):
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self.close()
-
-    async def guarded(self, work: Coroutine[Any, Any, T], receive: Receive) -> T:
-        """Do some work unless the client leaves, the time is over or the server ends it.
-
-        Raises:
-            ApiError: The time is over, or the server is ending.
-            ClientGone: The client closed the connection.
-        """
-        task = asyncio.ensure_future(work)
-        gone = asyncio.ensure_future(_until_gone(receive))
-        ending = asyncio.ensure_future(self._service.ending.wait())
-        everyone: set[asyncio.Future[Any]] = {task, gone, ending}
-        try:
-            left = max(0.0, self._deadline - time.perf_counter())
-            await asyncio.wait(everyone, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            if gone.done():
-                raise ClientGone
-            raise (
-                unavailable("The server is shutting down.", "shutting_down")
-                if ending.done()
-                else timed_out(self._seconds)
-            )
-        finally:
-            for future in everyone:
-                future.cancel()
-            await asyncio.gather(*everyone, return_exceptions=True)
 
     async def _next(self) -> list[Event]:
         events = await anext(self._events)
@@ -144,6 +145,14 @@ class EventStream(StreamingResponse):
         while self._open:
             yield await self._next()
 
+    async def _collect(self) -> None:
+        async for events in self._all():
+            for event in events:
+                if isinstance(event, Piece):
+                    self._answer.add(event)
+                elif isinstance(event, RowEnd):
+                    self._answer.end(event.row, event.reason)
+
     async def _send_all(self, send: Send) -> None:
         answer = self._answer
         for chunk in answer.opening():
@@ -156,28 +165,9 @@ class EventStream(StreamingResponse):
                         await _send_event(send, piece)
                 elif isinstance(event, RowEnd):
                     await _send_event(send, answer.closing(event.row, event.reason))
-        if answer.ask.include_usage:
+        if answer.request.include_usage:
             await _send_event(send, answer.usage_chunk())
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
-
-
-async def whole_answer(stream: EventStream, receive: Receive) -> Response:
-    """Return the answer in one piece.
-
-    Raises:
-        ApiError: The engine failed, the time is over, or the server is ending.
-        ClientGone: The client closed the connection.
-    """
-    try:
-        await stream.guarded(stream.collect(), receive)
-    finally:
-        await stream.close()
-    return JSONResponse(stream.whole())
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_event(send: Send, data: dict[str, Any]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
-from lucid_deploy.serving.engine import Broken, Engine, EngineDownError, QueueFullError
-from lucid_deploy.serving.jobs import Event, Job, Piece, Refusal, RowEnd, TokenLogprob
-from lucid_deploy.serving.text import ServingTokenizer
+from lucid_deploy.generation.text_stream import AnswerText
+from lucid_deploy.generation.token_text import TokenTexts
+from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
+from lucid_deploy.serving.jobs import Event, Job, Piece, Refusal, RowEnd, TokenLogprob, TokenText
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Finished, Request, Token
@@ -24,9 +27,10 @@ class LocalBackend:
         tokenizer: The artifact's.
     """
 
-    def __init__(self, engine: Engine, tokenizer: ServingTokenizer) -> None:
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer) -> None:
         self.engine = engine
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
+        self._token_texts = TokenTexts(tokenizer)
 
     @property
     def state(self) -> str:
@@ -47,14 +51,17 @@ class LocalBackend:
         except EngineDownError as error:
             yield [Refusal("down", str(error))]
             return
-        rows = {row: _Row(row, job, self.tokenizer) for row in range(job.rows)}
+        rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         try:
             while rows:
                 out: list[Event] = []
                 for number, event in await stream.next():
                     if number not in rows:  # a stop string ended it
                         continue
-                    events, done = rows[number].take(event)
+                    try:
+                        events, done = rows[number].take(event)
+                    except LucidError as error:  # of the tokenizer
+                        events, done = [RowEnd(number, "error", str(error))], True
                     out += events
                     if done:
                         del rows[number]
@@ -73,64 +80,56 @@ def _requests(job: Job) -> list[Request]:
         seed = None if job.seed is None else job.seed + row % job.n
         sampling = Sampling(job.temperature, job.top_k, job.top_p, seed)
         prompt = list(job.prompts[row // job.n])
-        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs))
+        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs, job.cache_owner))
     return out
 
 
-class _Row:
-    """One generation: its text so far and the log-probabilities that wait for their text."""
+class RowText:
+    """One generation: its text so far and the log-probabilities that wait for their text.
 
-    def __init__(self, row: int, job: Job, tokenizer: ServingTokenizer) -> None:
-        from lucid_deploy.artifact.tokenizer import TextStream
-        from lucid_deploy.generation.stop_strings import StopStrings
+    Args:
+        row: Its number in the job.
+        job: What was asked for.
+        tokenizer: The artifact's.
+        token_texts: Of the same tokenizer.
+    """
 
+    def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         self._row = row
-        self._tokenizer = tokenizer
-        self._text = TextStream(tokenizer)
-        self._stops = StopStrings(list(job.stops)) if job.stops else None
+        self._text = AnswerText(tokenizer, job.stops)
+        self._token_texts = token_texts
         self._wants_logprobs = job.top_logprobs is not None
         self._waiting: list[TokenLogprob] = []
-        self._decoded = 0  # characters of the text so far
-        self._emitted = 0  # characters of them that were given out
 
-    def take(self, event: Token | Finished | Broken) -> tuple[list[Event], bool]:
+    def take(self, event: Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
         from lucid_deploy.batching import Token
 
-        if isinstance(event, Broken):
+        if isinstance(event, EngineFault):
             reason = "invalid" if event.kind == "invalid" else "error"
             return [RowEnd(self._row, reason, event.message)], True
         if isinstance(event, Token):
             return self._token(event)
         if event.reason not in ENDS:
             return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
-        text, stopped = self._through_stops(self._text.rest())
-        if self._stops is not None and not stopped:
-            text += self._stops.flush()
-        piece = self._piece(text, 0, everything=not stopped)
-        end = RowEnd(self._row, "stop" if stopped else ENDS[event.reason])
+        text = self._text.finish()
+        piece = self._piece(text, 0, everything=not self._text.stopped)
+        end = RowEnd(self._row, "stop" if self._text.stopped else ENDS[event.reason])
         return ([piece, end] if piece.text or piece.logprobs else [end]), True
 
     def _token(self, event: Token) -> tuple[list[Event], bool]:
         if self._wants_logprobs:
             self._waiting.append(self._logprob(event))
-        new = self._text.push(event.token)
-        self._decoded += len(new)
-        text, stopped = self._through_stops(new)
-        piece = self._piece(text, 1)
-        return ([piece, RowEnd(self._row, "stop")], True) if stopped else ([piece], False)
-
-    def _through_stops(self, text: str) -> tuple[str, bool]:
-        return (text, False) if self._stops is None else self._stops.push(text)
+        piece = self._piece(self._text.push(event.token), 1)
+        return ([piece, RowEnd(self._row, "stop")], True) if self._text.stopped else ([piece], False)
 
     def _piece(self, text: str, tokens: int, everything: bool = False) -> Piece:
         """Return a piece with the log-probabilities of the tokens whose text begins in what was given out."""
-        self._emitted += len(text)
-        ready = [item for item in self._waiting if everything or item.offset < self._emitted]
+        ready = [item for item in self._waiting if everything or item.offset < self._text.shown]
         self._waiting = self._waiting[len(ready) :]
         return Piece(self._row, text, tokens, tuple(ready))
 
     def _logprob(self, event: Token) -> TokenLogprob:
         assert event.logprob is not None  # it was asked for
-        top = tuple(self._tokenizer.token(token, logprob) for token, logprob in event.top or ())
-        return TokenLogprob(self._tokenizer.token(event.token, event.logprob), top, self._decoded)
+        top = tuple(TokenText(*self._token_texts(token), logprob) for token, logprob in event.top or ())
+        return TokenLogprob(TokenText(*self._token_texts(event.token), event.logprob), top, self._text.decoded)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.json_fields import half_character
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -18,6 +19,8 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 class ChatTemplate:
     """A compiled template and the special tokens it may name.
+
+    A template is a program that came with the model: compile and render it where time and memory are bounded.
 
     Args:
         source: The template's text.
@@ -41,16 +44,20 @@ class ChatTemplate:
         """Return the chat as text, with the opening of the model's answer.
 
         Raises:
-            LucidError: The template refuses the messages (most say which roles may follow which), or fails on them.
+            LucidError: The template refuses the messages (most say which roles may follow which), fails on them, or
+                writes half a character.
         """
         import jinja2
 
-        # Not errors of ours: a template is a program that came with the model.
+        # Not errors of ours.
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            text = self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
         except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
+        if (place := half_character(text)) is not None:
+            raise LucidError(f"The model's chat template wrote half a character (a lone surrogate) at {place}.")
+        return text
 
 
 def load_chat_template(directory: Path) -> ChatTemplate | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Request, Token
 
 log = logging.getLogger("lucid_deploy.serving")
+CHECK_SECONDS = 1.0
 
 
 class QueueFullError(Exception):
@@ -33,23 +34,23 @@ class EngineDownError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class EngineFault:
     """The end of a generation by a fault: ``invalid`` (refused by the batcher) or ``down`` (the engine ended)."""
 
     kind: str
     message: str
 
 
-class Stream:
+class JobEvents:
     """The events of several generations that were asked for together, numbered from 0. Belongs to one event loop."""
 
     def __init__(self, engine: Engine, rows: int) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._open = set(range(rows))
-        self._events: asyncio.Queue[list[tuple[int, Token | Finished | Broken]]] = asyncio.Queue()
+        self._events: asyncio.Queue[list[tuple[int, Token | Finished | EngineFault]]] = asyncio.Queue()
 
-    async def next(self) -> list[tuple[int, Token | Finished | Broken]]:
+    async def next(self) -> list[tuple[int, Token | Finished | EngineFault]]:
         """Return the next events as (number, event), as soon as there are any."""
         return await self._events.get()
 
@@ -69,7 +70,7 @@ class Stream:
         """The event loop that its events go to."""
         return self._loop
 
-    def deliver(self, events: list[tuple[int, Token | Finished | Broken]]) -> None:
+    def deliver(self, events: list[tuple[int, Token | Finished | EngineFault]]) -> None:
         """Take events over; runs in the event loop."""
         from lucid_deploy.batching import Token
 
@@ -86,20 +87,30 @@ class Engine:
         open_batcher: Loads the model and returns the batcher; called in the thread.
         rows: Generations that run at once.
         max_queue: Generations that may wait beyond them.
+        check: Raises if the engine must not go on; called in the thread before steps, at most every
+            :data:`CHECK_SECONDS`.
     """
 
-    def __init__(self, open_batcher: Callable[[], Batcher], rows: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        open_batcher: Callable[[], Batcher],
+        rows: int,
+        max_queue: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rows = rows
         self.max_queue = max_queue
         self.state = "loading"
         self.error: BaseException | None = None
         self._open_batcher = open_batcher
-        self._commands: queue.SimpleQueue[tuple[str, Stream | None, int, Request | None]] = queue.SimpleQueue()
+        self._check = check
+        self._checked = 0.0  # when, by time.monotonic
+        self._commands: queue.SimpleQueue[tuple[str, JobEvents | None, int, Request | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted = 0
         self._seconds = 1.0  # a generation's usual duration, queue included
-        self._running: dict[int, tuple[Stream, int, float, int]] = {}
-        self._numbers: dict[tuple[Stream, int], int] = {}
+        self._running: dict[int, tuple[JobEvents, int, float, int]] = {}
+        self._numbers: dict[tuple[JobEvents, int], int] = {}
         self._cached: dict[int, int] = {}  # tokens in the cache of each running row
         self._gauges = {"rows": float(rows)}
         self._thread = threading.Thread(target=self._main, name="lucid-engine", daemon=True)
@@ -129,7 +140,7 @@ class Engine:
         """Return the batcher's state after its last step, by the names in :mod:`lucid_deploy.serving.metrics`."""
         return dict(self._gauges)
 
-    def submit(self, requests: list[Request]) -> Stream:
+    def submit(self, requests: list[Request]) -> JobEvents:
         """Queue generations, all or none. Call it in an event loop.
 
         Raises:
@@ -142,12 +153,12 @@ class Engine:
             if self._admitted + len(requests) > self.capacity:
                 raise QueueFullError(min(60, max(1, math.ceil(self._seconds))))
             self._admitted += len(requests)
-            stream = Stream(self, len(requests))
+            stream = JobEvents(self, len(requests))
             for row, request in enumerate(requests):
                 self._commands.put(("submit", stream, row, request))
         return stream
 
-    def command(self, command: tuple[str, Stream | None, int, Request | None]) -> None:
+    def command(self, command: tuple[str, JobEvents | None, int, Request | None]) -> None:
         """Leave a command for the thread."""
         self._commands.put(command)
 
@@ -158,12 +169,19 @@ class Engine:
                 self.state = "ready"
             self._when_loaded()
             while self._take_commands(batcher):
+                self._check_now_and_then()
                 self._deliver(batcher.step())
                 self._observe(batcher)
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
         else:
             self._die(None)
+
+    def _check_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._checked >= CHECK_SECONDS:
+            self._check()
+            self._checked = now
 
     def _take_commands(self, batcher: Batcher) -> bool:
         """Carry out what was asked for since the last step; wait for something if there is nothing to do."""
@@ -185,12 +203,12 @@ class Engine:
                 number = batcher.submit(request)
             except LucidError as error:
                 self._release(1)
-                self._send([(stream, row, Broken("invalid", str(error)))])
+                self._send([(stream, row, EngineFault("invalid", str(error)))])
                 continue
             self._running[number] = (stream, row, time.monotonic(), len(request.prompt_ids))
             self._numbers[stream, row] = number
 
-    def _cancel(self, batcher: Batcher, stream: Stream, row: int) -> None:
+    def _cancel(self, batcher: Batcher, stream: JobEvents, row: int) -> None:
         number = self._numbers.pop((stream, row), None)
         if number is not None:  # else it ended meanwhile
             del self._running[number]
@@ -201,7 +219,7 @@ class Engine:
     def _deliver(self, events: list[Token | Finished]) -> None:
         from lucid_deploy.batching import Finished
 
-        out: list[tuple[Stream, int, Any]] = []
+        out: list[tuple[JobEvents, int, Any]] = []
         for event in events:
             found = self._running.get(event.request)
             if found is None:  # cancelled
@@ -217,8 +235,8 @@ class Engine:
             out.append((stream, row, event))
         self._send(out)
 
-    def _send(self, events: list[tuple[Stream, int, Any]]) -> None:
-        grouped: dict[asyncio.AbstractEventLoop, dict[Stream, list[tuple[int, Any]]]] = {}
+    def _send(self, events: list[tuple[JobEvents, int, Any]]) -> None:
+        grouped: dict[asyncio.AbstractEventLoop, dict[JobEvents, list[tuple[int, Any]]]] = {}
         for stream, row, event in events:
             grouped.setdefault(stream.loop, {}).setdefault(stream, []).append((row, event))
         for loop, streams in grouped.items():
@@ -261,16 +279,19 @@ class Engine:
             self._admitted = 0
             nothing = {"queue_length": 0.0, "active_rows": 0.0, "cache_tokens": 0.0, "prefix_cache_tokens": 0.0}
             self._gauges = {**self._gauges, **nothing}
-        if error is not None and not (loading and isinstance(error, LucidError)):
+        message = "The server is shutting down."
+        if isinstance(error, LucidError):
+            message = f"The engine ended: {error}"
+            if not loading:  # else the command says it
+                log.critical("%s", message)
+        elif error is not None:
+            message = "The engine ended by an error; see the server's log."
             log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
-        message = (
-            "The server is shutting down." if error is None else "The engine ended by an error; see the server's log."
-        )
-        self._send([(stream, row, Broken("down", message)) for stream, row in left])
+        self._send([(stream, row, EngineFault("down", message)) for stream, row in left])
         if loading:
             self._when_loaded()
 
 
-def _deliver_all(streams: dict[Stream, list[tuple[int, Any]]]) -> None:
+def _deliver_all(streams: dict[JobEvents, list[tuple[int, Any]]]) -> None:
     for stream, events in streams.items():
         stream.deliver(events)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lucid_deploy.json_fields import shown
+
 
 class ApiError(Exception):
     """An answer that is an error.
@@ -48,6 +50,12 @@ class ClientGone(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the 400 for a field that is wrong."""
     return ApiError(400, message, code, param)
+
+
+def no_such_model(name: str, served: str) -> ApiError:
+    """Return the 404 for another model's name."""
+    message = f"The model {shown(name)} does not exist here; this server has {shown(served)}."
+    return ApiError(404, message, "model_not_found", "model")
 
 
 def queue_full(retry_after: int) -> ApiError:

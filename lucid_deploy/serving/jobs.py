@@ -22,6 +22,7 @@ class Job:
         stops: Texts that end a generation and are not part of it.
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
+        cache_owner: Kept prefixes are reused among jobs of one owner only.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -34,6 +35,7 @@ class Job:
     stops: tuple[str, ...] = ()
     stop_at_eos: bool = True
     top_logprobs: int | None = None
+    cache_owner: str = ""
 
     @property
     def rows(self) -> int:

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
+from lucid_deploy.artifact import MANIFEST, Artifact, check_hashes, open_artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.engine import Engine
 from lucid_deploy.serving.jobs import Backend
-from lucid_deploy.serving.requests import Limits
-from lucid_deploy.serving.security import ApiKeys
-from lucid_deploy.serving.text import ServingTokenizer
+from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.readers import ReaderPool
+from lucid_deploy.serving.security import NO_KEYS, ApiKeys
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
-    from lucid_deploy.serving.app import Service
-    from lucid_deploy.serving.backend import LocalBackend
+    from lucid_deploy.serving.service import Service
 
 
-NO_KEYS = ApiKeys()
 DEFAULTS = RuntimeOptions()
+log = logging.getLogger("lucid_deploy.serving")
+LEAST_CHARACTERS = 16  # per token of the longest prompt: some tokenizers drop blanks, or take any word as unknown
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class EngineOptions:
         max_queue: Generations that may wait beyond them.
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
         prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
+        check: Whether the hashes of all files are compared before the model is loaded.
     """
 
     directory: str
@@ -46,6 +52,7 @@ class EngineOptions:
     max_queue: int = 64
     prefill_chunk: int = 512
     prefix_tokens: int = 0
+    check: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,11 @@ class ApiOptions:
         max_new_tokens: Of one generation; None: what the context allows.
         max_body_bytes: Size of a request.
         seconds: From a request's first byte to its answer's last.
+        readers: Processes that read bodies.
         keys: Who may ask.
         hosts: Names besides this machine's under which it answers; None: any.
+        metrics_keys: Who may read exact metrics.
+        share_prefixes: Whether kept prefixes are reused among different keys.
     """
 
     model: str | None = None
@@ -67,8 +77,11 @@ class ApiOptions:
     max_new_tokens: int | None = None
     max_body_bytes: int = 4 << 20
     seconds: float = 300.0
+    readers: int = 2
     keys: ApiKeys = NO_KEYS
     hosts: frozenset[str] | None = None
+    metrics_keys: ApiKeys = NO_KEYS
+    share_prefixes: bool = False
 
 
 def open_checked(directory: str) -> Artifact:
@@ -84,52 +97,82 @@ def open_checked(directory: str) -> Artifact:
 
 
 def make_engine(options: EngineOptions) -> Engine:
-    """Return an engine that loads the artifact when it is started."""
+    """Return an engine that loads the artifact when it is started, and ends when the artifact's files change."""
+    watches: list[ArtifactWatch] = []
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
         from lucid_deploy.runtimes import open_session
 
-        session = open_session(options.directory, options.runtime)
+        artifact = open_checked(options.directory)
+        watches.append(ArtifactWatch(artifact))  # before anything reads: what changes in between is noticed
+        if options.check:
+            check_and_tell(artifact)
+        session = open_session(artifact, options.runtime)
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
 
-    return Engine(open_batcher, options.rows, options.max_queue)
+    return Engine(open_batcher, options.rows, options.max_queue, lambda: watches[0].check())
+
+
+def check_and_tell(artifact: Artifact) -> None:
+    """Compare the hashes of all files, and log what that took.
+
+    Raises:
+        CheckFailed: A file differs.
+    """
+    began = time.perf_counter()
+    check_hashes(artifact)
+    size = sum(facts["size"] for facts in artifact.manifest.files.values())
+    log.info("Hashes of %.1f MiB checked in %.1f s.", size / 2**20, time.perf_counter() - began)
 
 
 def make_backend(options: EngineOptions) -> LocalBackend:
     """Return a backend in this process, not started."""
-    from lucid_deploy.serving.backend import LocalBackend
+    return LocalBackend(make_engine(options), TextTokenizer(Path(options.directory)))
 
-    return LocalBackend(make_engine(options), ServingTokenizer(Path(options.directory)))
+
+def reader_setup(engine: EngineOptions, api: ApiOptions) -> ReaderSetup:
+    """Return what the readers of a server read for.
+
+    Raises:
+        LucidError: The artifact or its tokenizer cannot be read.
+    """
+    artifact = open_checked(engine.directory)
+    limits = _limits(artifact, TextTokenizer(artifact.directory), engine, api)
+    return ReaderSetup(str(artifact.directory.resolve()), api.model or artifact.directory.resolve().name, limits)
 
 
 def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Service:
-    """Return the application's state over a backend. Call it in an event loop.
+    """Return the application's state over a backend; its readers are not started. Call it in an event loop.
 
     Raises:
-        LucidError: The artifact or its chat template cannot be read, or a limit does not fit the model.
+        LucidError: The artifact or its tokenizer cannot be read.
     """
-    from lucid_deploy.serving.app import Service, Settings
+    from lucid_deploy.serving.service import Service, Settings
 
-    artifact = open_checked(engine.directory)
-    manifest = (artifact.directory / MANIFEST).read_bytes()
+    setup = reader_setup(engine, api)
+    manifest = Path(setup.directory) / MANIFEST
     settings = Settings(
-        model=api.model or artifact.directory.resolve().name,
-        fingerprint="lucid_" + hashlib.sha256(manifest).hexdigest()[:10],
-        limits=_limits(artifact, engine, api),
+        model=setup.model,
+        fingerprint="lucid_" + hashlib.sha256(manifest.read_bytes()).hexdigest()[:10],
+        limits=setup.limits,
         keys=api.keys,
         hosts=api.hosts,
-        created=int((artifact.directory / MANIFEST).stat().st_mtime),
+        created=int(manifest.stat().st_mtime),
+        metrics_keys=api.metrics_keys,
+        share_prefixes=api.share_prefixes,
     )
-    return Service(settings, backend, ServingTokenizer(artifact.directory), load_chat_template(artifact.directory))
+    return Service(settings, backend, ReaderPool(setup, api.readers))
 
 
-def _limits(artifact: Artifact, engine: EngineOptions, api: ApiOptions) -> Limits:
+def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:
     context = artifact.config.max_position_embeddings
+    tokens = min(api.max_prompt_tokens or context, context)
     return Limits(
         context=context,
         vocabulary=artifact.config.vocab_size,
-        prompt_tokens=min(api.max_prompt_tokens or context, context),
+        prompt_tokens=tokens,
+        prompt_characters=tokens * max(tokenizer.longest_piece + 1, LEAST_CHARACTERS),  # 1: blanks between words
         new_tokens=min(api.max_new_tokens or context, context),
         rows=engine.rows + engine.max_queue,
         body_bytes=api.max_body_bytes,

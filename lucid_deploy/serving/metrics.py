@@ -19,10 +19,13 @@ GAUGES = {
     "cache_tokens": "Tokens in the caches of running generations.",
     "prefix_cache_tokens": "Tokens kept for prompts that begin alike.",
 }
+COARSE = 1000  # tokens; of the counters that would show what one request found kept
 COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens that the model ran.",
     "prompt_tokens_reused": "Prompt tokens that a kept prefix spared.",
 }
+
+TELLTALE = ("prefix_cache_tokens", *COUNTERS)
 
 
 class Metrics:
@@ -36,7 +39,9 @@ class Metrics:
 
     def __init__(self, gauges: Callable[[], dict[str, float]]) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(gauges))
+        self._engine = {exact: CollectorRegistry() for exact in (False, True)}
+        for exact, registry in self._engine.items():
+            registry.register(_EngineCollector(gauges, exact))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"lucid_{name}", text, labels, registry=self._registry)
@@ -52,9 +57,13 @@ class Metrics:
         self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
         self.whole = histogram("request", "From the request to the end of its answer.", WHOLE)
 
-    def text(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def text(self, exact: bool) -> bytes:
+        """Return all of them in Prometheus' text format.
+
+        Args:
+            exact: Whether counts of kept and reused tokens are exact, or whole thousands.
+        """
+        return generate_latest(self._engine[exact]) + generate_latest(self._registry)
 
 
 class TokenClock:
@@ -81,12 +90,15 @@ class TokenClock:
         self._metrics.new_tokens.inc()
 
 
-class _Gauges(Collector):
-    def __init__(self, read: Callable[[], dict[str, float]]) -> None:
+class _EngineCollector(Collector):
+    def __init__(self, read: Callable[[], dict[str, float]], exact: bool) -> None:
         self._read = read
+        self._exact = exact
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._read().items():
+            if name in TELLTALE and not self._exact:
+                value -= value % COARSE
             if name in GAUGES:
                 yield GaugeMetricFamily(f"lucid_{name}", GAUGES[name], value=value)
             else:

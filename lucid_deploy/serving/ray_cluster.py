@@ -20,10 +20,13 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd
-from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service
+from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service, reader_setup
+from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.ray_router import PrefixRouter
-from lucid_deploy.serving.server import bind, set_up_logging
+from lucid_deploy.serving.readers import check_setup
+from lucid_deploy.serving.server import bind
 
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
@@ -36,7 +39,7 @@ PROBE_PATIENCE = 3  # probes without answer until the application counts as not 
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterOptions:
     """Where and how large.
 
     Attributes:
@@ -62,7 +65,7 @@ class Cluster:
     log_level: str
 
 
-def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: Cluster, ready: Callable[[], None]) -> None:
+def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions, ready: Callable[[], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -78,6 +81,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: Cluster, ready
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
         bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
+    asyncio.run(check_setup(reader_setup(engine, api)))
     stop = threading.Event()
     previous = _stop_on_signals(stop)
     try:
@@ -107,7 +111,7 @@ def _stop_on_signals(stop: threading.Event) -> dict[int, Any]:
     return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
-def _connect(cluster: Cluster) -> None:
+def _connect(cluster: ClusterOptions) -> None:
     here: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         here = {
@@ -122,7 +126,7 @@ def _connect(cluster: Cluster) -> None:
         raise LucidError(f"No Ray cluster at {cluster.address or 'this machine'}: {error}") from error
 
 
-def _start(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> None:
+def _start(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> None:
     serve.start(
         proxy_location=ProxyLocation.HeadOnly if cluster.address is None else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=cluster.host, port=cluster.port),
@@ -133,7 +137,7 @@ def _start(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> None:
         raise LucidError(f"The application did not start on Ray: {error}") from error
 
 
-def application(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> serve.Application:
+def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
     """Return the application as Ray Serve deploys it."""
     directory = str(Path(engine.directory).resolve())
     engine = EngineOptions(**{**engine.__dict__, "directory": directory})
@@ -142,10 +146,10 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: Cluster) -> ser
 
     def build() -> Any:
         set_up_logging(cluster.log_level)
-        from lucid_deploy.serving.app import build_app
-
         handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
-        return build_app(make_service(engine, api, RayBackend(handle)))
+        service = make_service(engine, api, RayBackend(handle))
+        service.readers.start_in_background()
+        return build_app(service)
 
     scaling: dict[str, Any] = {"num_replicas": cluster.low}
     if cluster.low != cluster.high:

@@ -47,9 +47,9 @@ class PrefixTable:
             self._engines.popitem(last=False)
 
 
-def block_names(prompt: Sequence[int]) -> list[bytes]:
-    """Return the names of a prompt's whole blocks."""
-    names, digest = [], hashlib.blake2b(digest_size=16)
+def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:
+    """Return the names of a prompt's whole blocks; they differ between owners, as kept prefixes do."""
+    names, digest = [], hashlib.blake2b(owner.encode(), digest_size=16)
     for start in range(0, min(len(prompt) - BLOCK, BLOCK * (MOST_BLOCKS - 1)) + 1, BLOCK):
         digest.update(",".join(map(str, prompt[start : start + BLOCK])).encode() + b";")
         names.append(digest.digest())
@@ -79,7 +79,7 @@ class PrefixRouter(RequestRouter):
         if job is None:
             return [others]
         by_name = {replica.replica_id.to_full_id_str(): replica for replica in candidate_replicas}
-        found = self._table.find(block_names(job.prompts[0]), set(by_name))
+        found = self._table.find(block_names(job.prompts[0], job.cache_owner), set(by_name))
         if found is None or self._is_overloaded(by_name[found], candidate_replicas):
             return [others]
         return [[by_name[found]], others]
@@ -88,7 +88,7 @@ class PrefixRouter(RequestRouter):
         """Remember where a prompt went; called by Ray."""
         job = _job(pending_request)
         if job is not None:
-            self._table.note(block_names(job.prompts[0]), replica_id.to_full_id_str())
+            self._table.note(block_names(job.prompts[0], job.cache_owner), replica_id.to_full_id_str())
 
     def _is_overloaded(self, preferred: RunningReplica, candidates: list[RunningReplica]) -> bool:
         loads = {replica.replica_id: self.replica_queue_len_cache.get(replica.replica_id) for replica in candidates}

@@ -7,29 +7,29 @@ import time
 from typing import Any
 
 from lucid_deploy.serving.jobs import Piece, TokenLogprob, TokenText
-from lucid_deploy.serving.requests import Ask
+from lucid_deploy.serving.requests import PreparedRequest
 
 
 class Answer:
     """An answer in the making.
 
     Args:
-        ask: The request.
+        request: The request.
         model: The served name.
         fingerprint: Names the artifact, so that clients see when seeds stop giving the same tokens.
     """
 
-    def __init__(self, ask: Ask, model: str, fingerprint: str) -> None:
-        self.ask = ask
+    def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
+        self.request = request
         self.new_tokens = 0
         self._common: dict[str, Any] = {
-            "id": ("chatcmpl-" if ask.chat else "cmpl-") + secrets.token_hex(16),
+            "id": ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16),
             "object": "",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,
         }
-        echo = [ask.echo[row // ask.job.n] if ask.echo else "" for row in range(ask.job.rows)]
+        echo = [request.echo[row // request.job.n] if request.echo else "" for row in range(request.job.rows)]
         self._texts: list[list[str]] = [[text] for text in echo]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in echo]
         self._reasons: list[str | None] = [None for _ in echo]
@@ -46,7 +46,7 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Return the counts."""
-        prompt = self.ask.prompt_tokens
+        prompt = self.request.prompt_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": self.new_tokens,
@@ -59,17 +59,17 @@ class Answer:
         for row, texts in enumerate(self._texts):
             logprobs = self._logprobs_json(self._logprobs[row])
             choice: dict[str, Any] = {"index": row, "finish_reason": self._reasons[row], "logprobs": logprobs}
-            if self.ask.chat:
+            if self.request.chat:
                 choice["message"] = {"role": "assistant", "content": "".join(texts), "refusal": None}
             else:
                 choice["text"] = "".join(texts)
             choices.append(choice)
-        kind = "chat.completion" if self.ask.chat else "text_completion"
+        kind = "chat.completion" if self.request.chat else "text_completion"
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
 
     def opening(self) -> list[dict[str, Any]]:
         """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""
-        if self.ask.chat:
+        if self.request.chat:
             return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._texts))]
         return [self._chunk(row, texts[0]) for row, texts in enumerate(self._texts) if texts[0]]
 
@@ -78,12 +78,12 @@ class Answer:
         self.new_tokens += piece.tokens
         if not piece.text and not piece.logprobs:
             return None
-        content: Any = {"content": piece.text} if self.ask.chat else piece.text
+        content: Any = {"content": piece.text} if self.request.chat else piece.text
         return self._chunk(piece.row, content, self._logprobs_json(list(piece.logprobs)))
 
     def closing(self, row: int, reason: str) -> dict[str, Any]:
         """Return the chunk that says why a generation ended."""
-        return self._chunk(row, {} if self.ask.chat else "", reason=reason)
+        return self._chunk(row, {} if self.request.chat else "", reason=reason)
 
     def usage_chunk(self) -> dict[str, Any]:
         """Return the last chunk of a stream with ``include_usage``."""
@@ -91,22 +91,22 @@ class Answer:
 
     @property
     def _chunk_kind(self) -> str:
-        return "chat.completion.chunk" if self.ask.chat else "text_completion"
+        return "chat.completion.chunk" if self.request.chat else "text_completion"
 
     def _chunk(self, row: int, content: Any, logprobs: Any = None, reason: str | None = None) -> dict[str, Any]:
-        field = "delta" if self.ask.chat else "text"
+        field = "delta" if self.request.chat else "text"
         choice = {"index": row, field: content, "logprobs": logprobs, "finish_reason": reason}
         chunk = {**self._common, "object": self._chunk_kind, "choices": [choice]}
-        return {**chunk, "usage": None} if self.ask.include_usage else chunk
+        return {**chunk, "usage": None} if self.request.include_usage else chunk
 
     def _logprobs_json(self, items: list[TokenLogprob]) -> dict[str, Any] | None:
-        if self.ask.job.top_logprobs is None:
+        if self.request.job.top_logprobs is None:
             return None
-        if not self.ask.chat:
+        if not self.request.chat:
             return {
                 "tokens": [item.chosen.text for item in items],
                 "token_logprobs": [item.chosen.logprob for item in items],
-                "top_logprobs": [_by_text(item) for item in items] if self.ask.job.top_logprobs else None,
+                "top_logprobs": [_by_text(item) for item in items] if self.request.job.top_logprobs else None,
                 "text_offset": [item.offset for item in items],
             }
         content = [{**_token_json(item.chosen), "top_logprobs": [_token_json(t) for t in item.top]} for item in items]

@@ -27,20 +27,41 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self.digests)
 
-    def allow(self, authorization: str | None) -> bool:
-        """Say whether a request with this ``Authorization`` header may go on; the time tells nothing about the keys."""
+    def identify(self, authorization: str | None) -> str | None:
+        """Return the name of the key in an ``Authorization`` header; None if it is none of these.
+
+        The name is the digest in hexadecimal, or empty where everyone may ask. The time that it takes tells nothing
+        about the keys.
+        """
         if not self.digests:
-            return True
+            return ""
         scheme, _, key = (authorization or "").partition(" ")
         digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         found = False
         for known in self.digests:
             found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == "bearer"
+        return digest.hex() if found and scheme.lower() == "bearer" else None
 
 
-def read_api_keys(path: str) -> ApiKeys:
+NO_KEYS = ApiKeys()
+
+
+def cache_owner(key: str, salt: str) -> str:
+    """Return who owns the prefixes that a request leaves: those with the same key and the same salt.
+
+    Args:
+        key: As :meth:`ApiKeys.identify`; empty to share among keys.
+        salt: The request's ``cache_salt``.
+    """
+    return hashlib.sha256(f"{key} {salt}".encode()).hexdigest() if key or salt else ""
+
+
+def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
     """Read a file of keys: one a line, ``#`` begins a comment line, empty lines are skipped.
+
+    Args:
+        path: The file.
+        option: Which option names it, for messages.
 
     Raises:
         LucidError: It cannot be read, everyone may read it, it has no keys, or a line is not a key.
@@ -49,26 +70,26 @@ def read_api_keys(path: str) -> ApiKeys:
     try:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
-            raise LucidError(f"--api-key-file {path} is not a file.")
+            raise LucidError(f"{option} {path} is not a file.")
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise LucidError(f"--api-key-file {path} cannot be read: {error.strerror}.") from error
+        raise LucidError(f"{option} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise LucidError(f"--api-key-file {path} is not text in UTF-8.") from error
+        raise LucidError(f"{option} {path} is not text in UTF-8.") from error
     if os.name == "posix" and mode & stat.S_IROTH:
-        raise LucidError(f"--api-key-file {path} can be read by every user of this machine; run: chmod o-r {path}")
+        raise LucidError(f"{option} {path} can be read by every user of this machine; run: chmod o-r {path}")
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
         key = line.strip()
         if not key or key.startswith("#"):
             continue
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise LucidError(f"--api-key-file {path}, line {number}: a key is printable ASCII without blanks.")
+            raise LucidError(f"{option} {path}, line {number}: a key is printable ASCII without blanks.")
         keys.append(key)
     if not keys:
-        raise LucidError(f"--api-key-file {path} has no keys: write one a line.")
+        raise LucidError(f"{option} {path} has no keys: write one a line.")
     if len(keys) > MOST_KEYS:
-        raise LucidError(f"--api-key-file {path} has {len(keys)} keys; at most {MOST_KEYS} are taken.")
+        raise LucidError(f"{option} {path} has {len(keys)} keys; at most {MOST_KEYS} are taken.")
     return ApiKeys(tuple(hashlib.sha256(key.encode()).digest() for key in keys))
 
 

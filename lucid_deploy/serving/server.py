@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
@@ -13,19 +13,31 @@ from types import FrameType
 import uvicorn
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.app import Service, build_app
+from lucid_deploy.serving.acceptor import Acceptor, reserve_descriptors
+from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.backend import LocalBackend
+from lucid_deploy.serving.connections import Connection, ConnectionTable
+from lucid_deploy.serving.service import Service
 
 log = logging.getLogger("lucid_deploy.serving")
-SPARE_CONNECTIONS = 100  # beyond the generations that run and wait: for health checks, metrics and refusals
+SPARE_CONNECTIONS = 100  # beyond twice the generations that run and wait
 
 
 @dataclass
-class Listening:
-    """Where the server listens, and how long it lets requests finish when it is told to end."""
+class ListenOptions:
+    """Where the server listens, to how many, and how long it waits for them.
+
+    Attributes:
+        socket: Where.
+        grace: Seconds that running requests get to finish when the server is told to end.
+        connections: Most that are open; None: what the generations that run and wait need, and some to spare.
+        idle: Seconds that a connection may be silent between requests.
+    """
 
     socket: socket.socket
     grace: float
+    connections: int | None = None
+    idle: float = 30.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -54,7 +66,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: Listening, ready: Callable[[], None]
+    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
     """Serve until SIGTERM or SIGINT, then let running requests finish.
 
@@ -70,33 +82,53 @@ def serve(
 
 
 async def _serve(
-    make_service: Callable[[], tuple[Service, LocalBackend]], listening: Listening, ready: Callable[[], None]
+    make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
     service, backend = make_service()
     engine = backend.engine
-    server = _Server(service, engine.capacity, listening.grace)
-    loop = asyncio.get_running_loop()
+    connections = listening.connections or 2 * engine.capacity + SPARE_CONNECTIONS
+    reserve_descriptors(connections)
+    server = DrainingServer(service, listening, ConnectionTable(connections))
+    loop, loaded = asyncio.get_running_loop(), asyncio.Event()
 
     def when_loaded() -> None:
-        if engine.state == "ready":
-            ready()
-        else:
-            loop.call_soon_threadsafe(server.end)
+        loop.call_soon_threadsafe(loaded.set)
 
     engine.start(when_loaded)
+
+    async def announce() -> None:
+        await loaded.wait()
+        if engine.state != "ready":
+            server.end()
+            return
+        await server.up.wait()  # a signal before that would end the process and not the server
+        ready()
+
+    announcing = asyncio.ensure_future(announce())
     try:
-        await server.serve([listening.socket])
+        await server.serve()
     finally:
-        failed_to_load = engine.state == "dead" and not server.was_ready
+        announcing.cancel()
+        failed_to_load = engine.state == "dead" and not server.was_told_to_end
+        await service.readers.close()
         await asyncio.to_thread(engine.stop)
     if failed_to_load and engine.error is not None:
         raise engine.error
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, except that a signal first lets requests finish while new ones are told 503."""
+class DrainingServer(uvicorn.Server):
+    """uvicorn, except that connections are bounded and a signal first lets requests finish; new ones are told 503.
 
-    def __init__(self, service: Service, capacity: int, grace: float) -> None:
+    Attributes:
+        up: Set once connections are accepted and signals are heard.
+
+    Args:
+        service: The application's state.
+        listening: Where and how.
+        table: The open connections.
+    """
+
+    def __init__(self, service: Service, listening: ListenOptions, table: ConnectionTable) -> None:
         config = uvicorn.Config(
             build_app(service),
             http="h11",  # the other one takes headers of any size
@@ -106,19 +138,41 @@ class _Server(uvicorn.Server):
             ws="none",
             proxy_headers=False,
             server_header=False,
-            limit_concurrency=2 * capacity + SPARE_CONNECTIONS,
+            timeout_keep_alive=math.ceil(listening.idle),
             timeout_graceful_shutdown=5,
         )
         super().__init__(config)
+        self.up = asyncio.Event()
         self._service = service
-        self._grace = grace
+        self._grace = listening.grace
+        self._idle = listening.idle
+        self._table = table
+        self._acceptor = Acceptor(listening.socket, table, self._connection)
         self._drain: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
-    def was_ready(self) -> bool:
-        """Whether the end was asked for, rather than forced by a model that cannot be loaded."""
+    def was_told_to_end(self) -> bool:
+        """Whether a signal asked for the end, rather than a model that cannot be loaded."""
         return self._drain is not None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections and to read bodies; called by uvicorn.
+
+        Raises:
+            LucidError: The tokenizer or the chat template cannot be read.
+        """
+        await self.lifespan.startup()
+        self.servers = []  # asyncio's, of which there is none
+        self._acceptor.start()
+        self.started = True
+        await self._service.readers.start()
+        self.up.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those who have connected, then close; called by uvicorn."""
+        await self._acceptor.close()
+        await super().shutdown()
 
     def end(self) -> None:
         """Stop at once."""
@@ -127,6 +181,10 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end at the first signal; end at once at the second."""
         self._loop.call_soon_threadsafe(self._on_signal)
+
+    def _connection(self, reserved: bool) -> Connection:
+        shared = {"config": self.config, "server_state": self.server_state}
+        return Connection(self._table, reserved, self._idle, **shared)
 
     def _on_signal(self) -> None:
         if self._drain is not None:
@@ -146,14 +204,3 @@ class _Server(uvicorn.Server):
         self._service.ending.set()
         await asyncio.sleep(0)
         self.should_exit = True
-
-
-def set_up_logging(level: str) -> None:
-    """Log to stderr, one line an event, without anything that a request contains beyond its path."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name, at_least in (("lucid_deploy.serving", level.upper()), ("uvicorn", "WARNING")):
-        logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
-        logger.setLevel(at_least)
-        logger.propagate = False

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from lucid_deploy.artifact import Artifact, check_external_data, check_hashes, open_artifact
-from lucid_deploy.errors import CheckFailed
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -82,3 +86,44 @@ def test_a_tensor_outside_is_found_wherever_it_hides(tmp_path: Path, model: onnx
     path.write_bytes(model.SerializeToString())
     with pytest.raises(CheckFailed, match=r"weight stolen lies in '\.\./secret'"):
         check_external_data(path)
+
+
+def test_an_artifact_of_format_1_opens_and_runs_as_before(exported, tmp_path) -> None:
+    """The manifest is one that was written before layers were described; the graphs have not changed since."""
+    _, new = exported()
+    directory = Path(shutil.copytree(new.directory, tmp_path / "old"))
+    manifest = json.loads((Path(__file__).parent / "format1.json").read_text())
+    manifest["files"] = json.loads((directory / "lucid.json").read_text())["files"]
+    (directory / "lucid.json").write_text(json.dumps(manifest))
+    old = open_artifact(directory)
+    described = [
+        [(layer.kind, layer.cache, layer.operators, layer.solves) for layer in a.manifest.layers] for a in (old, new)
+    ]
+    assert described[0] == described[1]
+    assert (old.manifest.transposed, old.manifest.float32_head) == (new.manifest.transposed, new.manifest.float32_head)
+    ids = np.array([[5, 9, 5, 2]])
+    for runtime in ("torch", "onnxruntime"):
+        sessions = [open_session(artifact, runtime) for artifact in (old, new)]
+        logits = [session.prefill(ids, session.empty_cache()) for session in sessions]
+        np.testing.assert_array_equal(*logits)
+
+
+def test_layers_in_a_manifest_are_read_strictly(artifact_copy) -> None:
+    path = artifact_copy / "lucid.json"
+    whole = json.loads(path.read_text())
+    for change in (
+        lambda data: data["layers"].pop(),
+        lambda data: data["layers"][0]["cache"][0].update(sort="heap"),
+        lambda data: data["layers"][0]["cache"][0].update(sort="ring"),
+        lambda data: data["layers"][0]["cache"][0].update(shape=[2, True]),
+        lambda data: data["layers"][0]["cache"][1].update(name="key"),
+        lambda data: data["layers"][0].update(solves=1),
+        lambda data: data["layers"][0].pop("kind"),
+        lambda data: data.update(transposed=[1]),
+        lambda data: data.update(float32_head="yes"),
+    ):
+        data = json.loads(json.dumps(whole))
+        change(data)
+        path.write_text(json.dumps(data))
+        with pytest.raises(LucidError, match="is damaged"):
+            open_artifact(artifact_copy)

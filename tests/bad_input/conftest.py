@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
+from tests.patience import PATIENCE
 
 Refused = Callable[..., str]
 
@@ -44,7 +45,7 @@ def in_this_process(arguments: list[str], stdin: bytes | None) -> tuple[int, str
 
 def in_its_own_process(arguments: list[str], stdin: bytes | None) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "lucid_deploy.cli", *arguments]
-    result = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
+    result = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=PATIENCE)
     return result.returncode, result.stdout.decode(), result.stderr.decode()
 
 

@@ -111,6 +111,12 @@ def test_a_manifest_without_one_of_its_keys(
         lambda data: data.update(opset="x"),
         lambda data: data.update(ranges={"a": 1}),
         lambda data: data.update(ranges={"skipped": False, "peaks": {"layer 0": {"key": "x"}}}),
+        lambda data: data.update(notes="a"),
+        lambda data: data.update(notes=[3]),
+        lambda data: data.update(assumed_unused=["a"]),
+        lambda data: data.update(hub={"repository": 3}),
+        lambda data: data["config"].update(qk_norm="before"),
+        lambda data: data["config"].update(use_rope=1),
     ],
     ids=[
         "no size",
@@ -131,6 +137,12 @@ def test_a_manifest_without_one_of_its_keys(
         "opset as text",
         "ranges of other keys",
         "ranges without numbers",
+        "notes are a text",
+        "a note that is no text",
+        "assumed keys are a list",
+        "a repository that is no text",
+        "norms of another order",
+        "a switch that is a number",
     ],
 )
 def test_a_manifest_with_an_impossible_value(

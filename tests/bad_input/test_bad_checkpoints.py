@@ -110,3 +110,61 @@ def test_a_tokenizer_that_cannot_be_read(
     path = make_checkpoint() / "tokenizer.json"
     path.write_bytes(content)
     assert f"{path} is not a readable tokenizer" in refused_export(path.parent)
+
+
+@pytest.mark.parametrize("process", [False, True], ids=["", "process"])
+def test_a_key_that_is_not_known(refused_export: Refused, make_checkpoint: MakeCheckpoint, process: bool) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, attention_typ="lucid", gain=3)
+    message = refused_export(checkpoint, process=process)
+    assert f"{checkpoint / 'config.json'}: attention_typ is 'lucid' (is attention_type meant?); gain is 3." in message
+    assert message.endswith("export with --assume-unused attention_typ --assume-unused gain")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("embedding_multiplier", "embedding_multiplier is known to change the numbers"),
+        ("attention_type", "attention_type is known to change the numbers"),
+        ("rope_scaling.factor", "rope_scaling.factor is known to change the numbers"),
+        ("pad_token_id", "has no unknown key pad_token_id: leave out --assume-unused pad_token_id"),
+        ("gian", "has no unknown key gian: leave out --assume-unused gian, or correct its spelling"),
+        ("", "has no unknown key"),
+    ],
+)
+def test_a_key_that_cannot_be_assumed_unused(
+    refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path, key: str, said: str
+) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, gain=3, pad_token_id=0)
+    words = ("export", checkpoint, "-o", tmp_path / "artifact", "--assume-unused", "gain", "--assume-unused", key)
+    assert said in refused(*words)
+
+
+def test_another_kind_of_model(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    edit_config(checkpoint, model_type="granite", embedding_multiplier=12.0)
+    message = refused_export(checkpoint)
+    assert "model_type 'granite' is not supported; supported are llama, mistral" in message
+    assert "embedding_multiplier is 12.0. It scales the embeddings" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "holds a JSON list"),
+        ("{", "is not valid JSON"),
+        ('{"eos_token_id": true}', "eos_token_id must be a token id or a list of them, not True"),
+        ('{"eos_token_id": [1, "2"]}', "eos_token_id must be a token id or a list of them, not [1, '2']"),
+        ('{"eos_token_id": -1}', "eos_token_id must be a token id or a list of them, not -1. Write [] or null"),
+        ('{"eos_token_id": 97}', "eos_token_id 97 is outside the vocabulary"),
+    ],
+)
+def test_a_generation_configuration_that_is_none(
+    refused_export: Refused, make_checkpoint: MakeCheckpoint, content: str, said: str
+) -> None:
+    path = make_checkpoint() / "generation_config.json"
+    path.write_text(content)
+    message = refused_export(path.parent)
+    assert str(path) in message
+    assert said in message

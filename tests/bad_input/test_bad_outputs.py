@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
 from lucid_deploy.cli import main
+from tests.patience import PATIENCE
 
 Refused = Callable[..., str]
 MakeCheckpoint = Callable[..., Path]
@@ -135,11 +136,11 @@ def test_an_interrupted_export(
 
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=at_default) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(tmp_path.glob("new/*.partial")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
     assert (stdout, stderr) == ("", said)
     assert process.returncode in statuses
     assert not output.exists()

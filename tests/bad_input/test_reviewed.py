@@ -25,6 +25,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import exporter
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
 from lucid_deploy.runtimes import open_session
+from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -41,7 +42,7 @@ def test_json_goes_through_pipes_and_links(exported: Exported, tmp_path: Path) -
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
     reader.start()
     assert CliRunner().invoke(main, ["inspect", str(artifact.directory), "--json", str(pipe)]).exit_code == 0
-    reader.join(timeout=30)
+    reader.join(timeout=PATIENCE)
     assert json.loads(read[0])["graphs"] and pipe.is_fifo()
 
 
@@ -91,11 +92,11 @@ def test_a_closed_terminal_leaves_nothing_behind(exported: Exported, tmp_path: P
     checkpoint, _ = exported()
     command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(checkpoint), "-o", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGHUP)
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -37,7 +37,7 @@ class Lone:
     def check(self, text: int, session: Session[Any], cache: Cache[Any], row: int, logits: list[np.ndarray]) -> None:
         """Hold a row of a cache, and the logits from the prompt's end on, against the lone run."""
         got: dict[TensorId, np.ndarray] = {}
-        for layer, pair in enumerate(row_layers(session, cache, [row])[0]):
+        for layer, pair in enumerate(row_layers(session, cache, [row])[0].layers):
             for kind, array in enumerate(pair):  # (KV, T, D)
                 got[TensorId(layer, kind)] = array.transpose(1, 0, 2).reshape(1, array.shape[1], -1)
         got[TensorId(len(got) // 2, 2)] = np.array(logits)[None]

@@ -13,12 +13,13 @@ import torch
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer, resolve_cache_dtype
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.model.cache_size import bytes_per_token
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.inspection import memory_needed
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -152,20 +153,21 @@ def test_rows_are_rounded_by_their_own_scale() -> None:
     for kind, step in STEP.items():
         if kind == "float16":
             continue  # has one range for all
-        k, y = decode_layer(encode_layer(rows, -rows, kind))
+        layout = cache_tensors(kind, *rows.shape[1::2])
+        k, y = decode_layer(encode_layer((rows, -rows), layout), layout)
         largest = np.abs(rows).max(-1, keepdims=True)
         assert (np.abs(k - rows) <= step * 1.001 * largest + 1e-40).all()
         assert np.array_equal(y, -k) and (k[0, 0, 0] == 0).all()
     from lucid_deploy.cache.codecs import Int8Codec
 
     stored = Int8Codec().encode(torch.from_numpy(rows), torch.from_numpy(-rows))
-    for ours, theirs in zip(encode_layer(rows, -rows, "int8"), stored, strict=True):
+    for ours, theirs in zip(encode_layer((rows, -rows), cache_tensors("int8", *rows.shape[1::2])), stored, strict=True):
         assert np.array_equal(ours, theirs.numpy())
 
 
 def test_memory_is_that_of_the_cache_type(cached: MakeArtifact) -> None:
     _, small = cached("float32", "int8", "static")
-    assert bytes_per_token(small.config, "float32") == 2 * 2 * 2 * 36 * 4
+    assert bytes_per_token(layout_of(describe(small.config, "float32"))) == 2 * 2 * 2 * 36 * 4
     assert memory_needed(small, 3, 100)["cache_per_token"] == 2 * 2 * 2 * (36 + 4)
     session = open_session(small)
     cache = session.empty_cache(3)
@@ -178,7 +180,7 @@ def test_what_does_not_go_together_is_refused(cached: MakeArtifact, tmp_path: Pa
         resolve_cache_dtype("int8", "bfloat16")
     with pytest.raises(LucidError, match="cache dtype must be auto, float16, int8"):
         resolve_cache_dtype("int4", "float32")
-    assert [item.suffix for item in cache_tensors("int8", 8)] == ["key", "value", "key_scale", "value_scale"]
+    assert [item.name for item in cache_tensors("int8", 2, 8)] == ["key", "value", "key_scale", "value_scale"]
     _, artifact = cached("float32", "int8", "growing")
     with pytest.raises(LucidError, match="--cache-dtype auto"):
         open_session(artifact, provider="cuda")

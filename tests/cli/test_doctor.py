@@ -15,6 +15,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.doctor.diagnosis import Check, run_check
 from lucid_deploy.doctor.gpu import CHECKS
 from lucid_deploy.errors import LucidError
+from tests.patience import PATIENCE
 
 FOR_TENSORRT = [
     "Triton",
@@ -55,7 +56,7 @@ def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
 def test_without_any_of_the_packages() -> None:
     blocked = ("triton", "tensorrt", "tensorrt_rtx", "cuda", "kernel_lens")
     code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nfrom lucid_deploy.cli import main\nmain()"
-    result = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     # Square brackets are not markup, and paths and commands are not cut off.
     assert 'install "lucid-deploy[trt]"' in " ".join(result.stdout.replace("│", " ").split())

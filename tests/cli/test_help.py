@@ -1,11 +1,10 @@
-"""The command line documents itself, and answers for help at once."""
+"""The command line documents itself, and loads nothing heavy for that."""
 
 from __future__ import annotations
 
 import pkgutil
 import subprocess
 import sys
-import time
 
 import click
 import pytest
@@ -14,7 +13,6 @@ from click.testing import CliRunner
 import lucid_deploy.cli
 from lucid_deploy.cli import COMMANDS, main
 
-HELP = [[], *([name] for name in COMMANDS)]
 names = pytest.mark.parametrize("name", COMMANDS)
 
 
@@ -22,22 +20,6 @@ def command(name: str) -> click.Command:
     found = main.get_command(click.Context(main), name)
     assert found is not None
     return found
-
-
-def seconds_for(arguments: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "lucid_deploy.cli", *arguments, "--help"], check=True, capture_output=True)
-    return time.perf_counter() - started
-
-
-@pytest.mark.parametrize("arguments", HELP, ids=lambda words: " ".join(words) or "lucid-deploy")
-def test_help_answers_in_half_a_second(arguments: list[str]) -> None:
-    best = float("inf")
-    for _ in range(10):  # what else runs on the machine only ever slows it down
-        best = min(best, seconds_for(arguments))
-        if best < 0.5:
-            break
-    assert best < 0.5
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -139,3 +139,25 @@ def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
     from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")
     assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
+
+
+def test_a_tokenizer_that_panics_is_one_error_line(with_tokenizer: Path) -> None:
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    path = str(with_tokenizer / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("^(a+)+$"), "isolated")
+    tokenizer.save(path)
+    result = CliRunner().invoke(main, ["run", str(with_tokenizer), "--prompt", "a" * 40 + "b"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: The tokenizer failed on this text: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_hashes_are_compared_on_request(artifact_copy: Path) -> None:
+    path = artifact_copy / "weights.bin"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(64))
+    result = CliRunner().invoke(main, ["run", str(artifact_copy), "--prompt-ids", "5", "--check"])
+    assert (result.exit_code, "sha256 of weights.bin differs" in result.stderr) == (1, True)

@@ -18,6 +18,7 @@ from lucid_deploy.demo import recall
 from lucid_deploy.export import export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
+from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes import open_session
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -98,9 +99,9 @@ def test_the_demo_passes_verification(demo_artifact):
 
 def test_the_answers_depend_on_the_preconditioner(tokenizer):
     """Otherwise right answers would say nothing about a solve that is wrong."""
-    model = load_model(DEMO)
-    for layer in model.model.layers:
-        layer.self_attn.config = replace(layer.self_attn.config, attention_type="llama")
+    lucid = load_model(DEMO)
+    model = LucidForCausalLM(replace(lucid.config, attention_type="llama"))
+    model.load_state_dict(lucid.state_dict())
     assert len(wrong_answers(model, tokenizer, recall.held_out(100))) > 50
 
 

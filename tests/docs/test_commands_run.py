@@ -24,6 +24,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.export import export
 from lucid_deploy.model.checkpoint import resolve
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +90,13 @@ class Reader:
 
     def run(self, command: list[str], shown: str) -> None:
         result = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=250
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PATIENCE,
         )
         assert result.returncode == 0, f"{shown}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
 
@@ -105,20 +112,21 @@ class Reader:
             text=True,
         )
         self.servers.append(process)
-        for _ in range(600):
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5).close()
                 return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 assert process.poll() is None, f"{line}\n{process.communicate()[1]}"
                 time.sleep(0.1)
-        raise AssertionError(f"{line} is not ready after a minute")
+        raise AssertionError(f"{line} is not ready after {PATIENCE:.0f} s")
 
     def leave(self) -> None:
         for process in self.servers:
             process.terminate()
         for process in self.servers:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import export
-from lucid_deploy.plugins.build import find_compiler
+from lucid_deploy.plugins.hosts.compiler import find_compiler
+from tests.patience import PATIENCE
 
 SOURCE = Path(__file__).resolve().parents[2] / "examples" / "cpp" / "generate.cpp"
 HEADER = "onnxruntime_cxx_api.h"
@@ -46,11 +47,11 @@ def test_the_program_answers(tmp_path: Path) -> None:
         str(include),
     ]
     link = [f"-L{tmp_path}", "-lonnxruntime", f"-Wl,-rpath,{tmp_path}", "-o", str(program)]
-    subprocess.run([*command, *link], check=True, timeout=250)
+    subprocess.run([*command, *link], check=True, timeout=PATIENCE)
     artifact = export("demo", tmp_path / "artifact")
     prompt = TextTokenizer(artifact.directory).encode("fox has red lamp, owl has blue cup. owl has")
     arguments = [str(program), str(artifact.directory), "8", "2", *map(str, prompt)]
-    assert subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60).stdout == "72 114 \n"
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout == "72 114 \n"
     broken = subprocess.run([*arguments[:1], "nowhere", *arguments[2:]], capture_output=True, text=True, check=False)
     assert (broken.returncode, broken.stderr[:12]) == (1, "onnxruntime:")
     assert subprocess.run([str(program)], capture_output=True, check=False).returncode == 2

@@ -37,8 +37,10 @@ def generator(model: Any, rows: Any, new: int) -> Any:
 
 
 @pytest.mark.parametrize(("dtype", "logits"), [("float32", "last"), ("float16", "last"), ("float32", "all")])
-def test_tokenizer_generator_and_stream_give_our_tokens(with_tokenizer: WithTokenizer, dtype: str, logits: str) -> None:
-    _, artifact = with_tokenizer(dtype, logits=logits)
+def test_tokenizer_generator_and_stream_give_our_tokens(
+    with_byte_level_tokenizer: WithTokenizer, dtype: str, logits: str
+) -> None:
+    _, artifact = with_byte_level_tokenizer(dtype, logits=logits)
     model = og.Model(str(artifact.directory))
     tokenizer, text = og.Tokenizer(model), TextTokenizer(artifact.directory)
     for prompt in TEXT:
@@ -70,9 +72,9 @@ def test_the_bundled_model_answers(tmp_path: Path) -> None:
     assert text.decode(new) == "blue cup"
 
 
-def test_a_batch_gives_each_row_its_own_answer(with_tokenizer: WithTokenizer) -> None:
+def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTokenizer) -> None:
     """Of equal lengths: genai 0.18 gives padding the mask of a token, whatever the model."""
-    _, artifact = with_tokenizer()
+    _, artifact = with_byte_level_tokenizer()
     text = TextTokenizer(artifact.directory)
     rows = [text.encode(prompt)[:20] for prompt in TEXT]
     running = generator(og.Model(str(artifact.directory)), rows, 8)
@@ -82,9 +84,9 @@ def test_a_batch_gives_each_row_its_own_answer(with_tokenizer: WithTokenizer) ->
         assert [int(token) for token in running.get_sequence(index)][20:] == ours(artifact, row, 8)
 
 
-def test_static_artifacts_are_not_offered_to_it(with_tokenizer: WithTokenizer) -> None:
-    _, growing = with_tokenizer()
-    _, static = with_tokenizer(cache="static")
+def test_static_artifacts_are_not_offered_to_it(with_byte_level_tokenizer: WithTokenizer) -> None:
+    _, growing = with_byte_level_tokenizer()
+    _, static = with_byte_level_tokenizer(cache="static")
     assert "genai_config.json" in growing.manifest.files
     assert "genai_config.json" not in static.manifest.files
     assert not static.path("genai_config.json").exists()

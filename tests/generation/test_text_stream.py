@@ -1,69 +1,20 @@
-"""A stream of tokens gives the text of all of them decoded at once, with work that does not grow; stop strings."""
+"""A stream of tokens gives the text of all of them decoded at once, up to a stop string; work does not grow."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models
 
-from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
-from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.stop_strings import StopStrings
+import lucid_deploy
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.text_stream import AnswerText, TextStream
+from tests.generation.sample_tokenizers import KINDS, byte_ids, ids_of, make
 
-TEXT = "The fox 🦊 naïve — 漢字 and 漢語, 👩‍👩‍👧 \n\n  two  spaces\tтекст é é! don't stop.  "
-KINDS = ["byte-level bpe", "bytes alone", "word level", "word piece", "llama"]
-
-
-def make(kind: str, directory: Path) -> TextTokenizer:
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if kind == "byte-level bpe":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet, special_tokens=["<s>"])
-        tokenizer.train_from_iterator([TEXT] * 3, trainer)
-    elif kind == "bytes alone":
-        tokenizer = Tokenizer(models.BPE({sign: i for i, sign in enumerate(sorted(alphabet))}, []))
-        tokenizer.decoder = decoders.ByteLevel()
-    elif kind == "llama":  # pieces with ▁ for a space, single bytes for the rest
-        vocabulary = {"<s>": 0, **{f"<0x{i:02X}>": i + 1 for i in range(256)}}
-        for piece in ["▁", "▁The", "▁fox", "▁and", "▁two", "s", "▁▁", ".", "\n", "fox", "漢"]:
-            vocabulary[piece] = len(vocabulary)
-        tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
-        tokenizer.add_special_tokens(["<s>"])
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-    else:
-        words = ["[UNK]", "the", "fox", "##es", ".", ",", "'", "s", "漢字", "é", "##s", "n't", "!", "?"]
-        tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-        if kind == "word piece":
-            tokenizer.decoder = decoders.WordPiece(cleanup=True)
-    path = directory / "tokenizer.json"
-    tokenizer.save(str(path))
-    return TextTokenizer(directory)
-
-
-def ids_of(kind: str, tokenizer: TextTokenizer) -> list[int]:
-    """Tokens whose text is whole at the end."""
-    if kind == "byte-level bpe":
-        return tokenizer.encode(TEXT * 3)
-    if kind == "bytes alone":
-        signs = sorted(pre_tokenizers.ByteLevel.alphabet())
-        encoded = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(TEXT)
-        return [signs.index(sign) for piece, _ in encoded for sign in piece]
-    rng = np.random.default_rng(0)
-    if kind == "llama":
-        characters = [[byte + 1 for byte in sign.encode()] for sign in "🦊é漢a"]
-        pieces = [*([index] for index in range(257, 268)), *characters, [0]]
-        chosen = rng.integers(len(pieces), size=200)
-        return [0, 0, 257, 258, *(token for index in chosen for token in pieces[index]), 265]
-    return [int(token) for token in rng.integers(14, size=200)]
+BY_BYTES = ["bytes alone", "byte fallback"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,8 +26,27 @@ def test_pieces_are_the_whole_text(kind: str, tmp_path: Path) -> None:
         shown += stream.push(token)
         whole = tokenizer.decode(ids[:count])
         if not whole.endswith("\ufffd"):
-            assert shown == stream.text == whole
-    assert shown + stream.rest() == stream.text == tokenizer.decode(ids)
+            assert shown == whole
+    assert shown + stream.rest() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("kind", BY_BYTES)
+def test_only_whole_characters_come_out(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in byte_ids(tokenizer, "aé漢🦊.".encode())]
+    assert pieces == ["a", "", "é", "", "", "漢", "", "", "", "🦊", "."]
+    assert stream.rest() == ""
+
+
+@pytest.mark.parametrize("kind", BY_BYTES)
+def test_an_end_within_a_character_shows_the_rest(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    ids = byte_ids(tokenizer, "a🦊".encode())[:-1]
+    stream = TextStream(tokenizer)
+    assert "".join(map(stream.push, ids)) == "a"
+    rest = stream.rest()
+    assert rest and set(rest) == {"\ufffd"}
 
 
 def test_bytes_that_are_no_characters_do_not_hold_back_for_ever(tmp_path: Path) -> None:
@@ -93,93 +63,132 @@ def test_bytes_that_are_no_characters_do_not_hold_back_for_ever(tmp_path: Path) 
     assert longest <= 16
 
 
+@pytest.mark.parametrize(("kind", "between"), [("bytes alone", []), ("byte fallback", [266])])
+@pytest.mark.parametrize("byte", [0x80, 0xC3, 0xF0, 0xFF])
+def test_a_character_after_any_number_of_broken_bytes_is_whole(
+    kind: str, between: list[int], byte: int, tmp_path: Path
+) -> None:
+    """A decoder that falls back to bytes takes a run of bytes for broken as a whole, up to the next other token."""
+    tokenizer = make(kind, tmp_path)
+    for count in range(40):
+        stream = TextStream(tokenizer)
+        ids = [*byte_ids(tokenizer, bytes([byte]) * count), *between, *byte_ids(tokenizer, "🦊 é".encode())]
+        shown = "".join(map(stream.push, ids))
+        assert shown.lstrip("\ufffd") == tokenizer.decode(between) + "🦊 é"
+        assert stream.rest() == ""
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_work_for_a_token_does_not_grow(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by what is decoded again nor by what the library's stream holds, which it decodes with every token."""
     tokenizer = make(kind, tmp_path)
-    ids, longest = ids_of(kind, tokenizer) * 5, 0
-    decode = tokenizer.decode
+    broken = byte_ids(tokenizer, b"\xf0" * 200) if kind in BY_BYTES else []
+    decoded = held = waiting = 0
+    decode, decode_steps = tokenizer.decode, tokenizer.decode_steps
 
-    def counted(part: list[int]) -> str:
-        nonlocal longest
-        longest = max(longest, len(part))
-        return decode(part)
+    def counted_decode(part: list[int], skip_special_tokens: bool = True) -> str:
+        nonlocal decoded
+        decoded = max(decoded, len(part))
+        return decode(part, skip_special_tokens)
 
-    monkeypatch.setattr(tokenizer, "decode", counted)
+    def counted_steps() -> Callable[[int], str | None]:
+        step = decode_steps()
+
+        def counted(token: int) -> str | None:
+            nonlocal held, waiting
+            text = step(token)
+            waiting = waiting + 1 if text is None else 0
+            held = max(held, waiting)
+            return text
+
+        return counted
+
+    monkeypatch.setattr(tokenizer, "decode", counted_decode)
+    monkeypatch.setattr(tokenizer, "decode_steps", counted_steps)
     stream = TextStream(tokenizer)
-    for token in ids:
+    for token in ids_of(kind, tokenizer) * 5 + broken:
         stream.push(token)
-    assert 0 < longest <= 64
+    assert held <= 16
+    assert decoded <= 80  # four pieces of thirteen tokens, and sixteen that are held back
+    assert (decoded > 0) == (kind in BY_BYTES)
 
 
-@pytest.mark.parametrize(
-    ("stops", "text", "shown", "stopped"),
-    [
-        ([], "anything", "anything", False),
-        (["STOP"], "no end here ST", "no end here ST", False),
-        (["STOP"], "one STOP two", "one ", True),
-        (["STOP"], "SSTSTOSTOP!", "SSTSTO", True),
-        (["aab"], "aaab", "a", True),
-        (["abcd", "bc"], "xabcd", "xa", True),
-        (["bc", "abc"], "xabc", "x", True),
-        (["\n\n", "🦊"], "a\nb🦊c\n\n", "a\nb", True),
-    ],
-)
-def test_stop_strings_in_pieces_of_any_size(stops: list[str], text: str, shown: str, stopped: bool) -> None:
-    for size in range(1, len(text) + 1):
-        matcher, out, found = StopStrings(stops), "", False
-        for start in range(0, len(text), size):
-            piece, found = matcher.push(text[start : start + size])
-            out += piece
-            assert shown.startswith(out)
-            if found:
-                break
-        out += matcher.flush()
-        assert (out, found, matcher.stopped) == (shown, stopped, stopped)
+def test_special_tokens_are_no_text_and_no_work(tmp_path: Path) -> None:
+    tokenizer = make("byte fallback", tmp_path)
+    stream = TextStream(tokenizer)
+    pieces = [stream.push(token) for token in [0, 258, *[0] * 100, 259, 0]]
+    assert "".join(pieces) == tokenizer.decode([258, 259]) == "The fox"
+    assert stream.rest() == ""
 
 
-def test_text_is_held_back_no_longer_than_needed() -> None:
-    matcher = StopStrings(["STOP"])
-    assert [matcher.push(piece)[0] for piece in ("a S", "TO", "ST", "x")] == ["a ", "", "STO", "STx"]
-    assert matcher.flush() == ""
+def test_a_decoder_that_changes_what_was_whole_is_no_error(tmp_path: Path) -> None:
+    """The library's stream refuses to go on there."""
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2}, unk_token="a"))
+    tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "X")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    stream = TextStream(TextTokenizer(tmp_path))
+    assert "".join(stream.push(token) for token in [2, 0, 1, *[2] * 40]).endswith("c" * 24)
 
 
-def test_nothing_comes_after_a_stop_string() -> None:
-    matcher = StopStrings(["."])
-    assert [matcher.push(piece) for piece in ("a.b", "c")] == [("a", True), ("", True)]
-    assert matcher.flush() == ""
-    with pytest.raises(LucidError, match="empty"):
-        StopStrings(["a", ""])
+@pytest.mark.parametrize("kind", ["byte-level bpe", *BY_BYTES])
+def test_a_stop_string_across_tokens_within_characters(kind: str, tmp_path: Path) -> None:
+    """Every place in which a stop string can begin and end; the text after it is decoded, and not shown."""
+    tokenizer = make(kind, tmp_path)
+    text = "The fox é漢🦊 and two"
+    ids = tokenizer.encode(text) if kind == "byte-level bpe" else byte_ids(tokenizer, text.encode())
+    assert tokenizer.decode(ids) == text
+    for start in range(len(text)):
+        for end in range(start + 1, len(text) + 1):
+            answer, shown = AnswerText(tokenizer, ["nowhere", text[start:end]]), ""
+            for token in ids:
+                piece = answer.push(token)
+                shown += piece
+                assert len(shown) + answer.held <= answer.decoded
+                if answer.stopped:
+                    break
+            shown += answer.finish()
+            assert shown == text[: text.index(text[start:end])]
+            assert (answer.stopped, answer.shown, answer.held) == (True, len(shown), 0)
 
 
-def test_random_text_against_a_plain_search() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        text = "".join(rng.choice(list("ab"), size=20))
-        stops = ["".join(rng.choice(list("ab"), size=rng.integers(1, 6))) for _ in range(rng.integers(1, 4))]
-        end = min((text[:n] for n in range(21) if text[:n].endswith(tuple(stops))), key=len, default=None)
-        expected = text if end is None else end[: min(len(end) - len(s) for s in stops if end.endswith(s))]
-        matcher, out = StopStrings(stops), ""
-        for first, second in itertools.pairwise([0, *sorted(rng.integers(0, 21, 4).tolist()), 20]):
-            out += matcher.push(text[first:second])[0]
-        assert out + matcher.flush() == expected
+@pytest.mark.parametrize("kind", ["word level", "word piece"])
+def test_a_stop_string_across_words(kind: str, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    ids = [1, 2, 4, 1, 2, 3, 1]
+    text = tokenizer.decode(ids)
+    for start in range(len(text)):
+        stop = text[start : start + 5]
+        answer = AnswerText(tokenizer, [stop])
+        assert "".join(map(answer.push, ids)) + answer.finish() == text[: text.index(stop)]
+        assert answer.stopped
 
 
-def test_encoding_a_long_text_lets_other_threads_run(tmp_path: Path) -> None:
-    """A server tokenizes in a thread: the others must not stand still for as long as that takes."""
-    tokenizer, text = make("byte-level bpe", tmp_path), TEXT * 8000
-    ended, ticks = threading.Event(), [time.perf_counter()]
+def test_what_is_held_back_is_counted(tmp_path: Path) -> None:
+    tokenizer = make("bytes alone", tmp_path)
+    answer = AnswerText(tokenizer, ["é漢x"])
+    counts = []
+    for token in byte_ids(tokenizer, "aé漢é漢".encode()):
+        answer.push(token)
+        counts.append((answer.decoded, answer.shown, answer.held))
+    expected = [(1, 1, 0)] * 2 + [(2, 1, 1)] * 3 + [(3, 1, 2)] * 2 + [(4, 3, 1)] * 3 + [(5, 3, 2)]
+    assert counts == expected
+    assert answer.finish() == "é漢"
+    assert (answer.decoded, answer.shown, answer.held, answer.stopped) == (5, 5, 0, False)
 
-    def tick() -> None:
-        while not ended.wait(0.002):
-            ticks.append(time.perf_counter())
 
-    ticking = threading.Thread(target=tick)
-    ticking.start()
-    try:
-        started = time.perf_counter()
-        tokenizer.encode(text)
-        seconds = time.perf_counter() - started
-    finally:
-        ended.set()
-        ticking.join()
-    assert max(after - before for before, after in itertools.pairwise(ticks)) < seconds / 2
+def test_without_stop_strings_everything_is_shown(tmp_path: Path) -> None:
+    tokenizer = make("byte fallback", tmp_path)
+    ids = ids_of("byte fallback", tokenizer)
+    answer = AnswerText(tokenizer)
+    assert "".join(map(answer.push, ids)) + answer.finish() == tokenizer.decode(ids)
+
+
+def test_stop_strings_have_one_home() -> None:
+    """run, run --batch and serve get their text from here."""
+    root = Path(lucid_deploy.__file__).parent
+    users = {
+        str(path.relative_to(root))
+        for path in root.rglob("*.py")
+        if {"StopStrings", "TextStream"} & set(path.read_text().replace("(", " ").replace(":", " ").split())
+    }
+    assert users == {"generation/stop_strings.py", "generation/text_stream.py"}

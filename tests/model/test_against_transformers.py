@@ -76,7 +76,9 @@ def dense_lucid_attention(
         k_hat = key / torch.sqrt((key * key).mean(-1, keepdim=True) + module.config.rms_norm_eps)
         full = torch.exp(k_hat @ k_hat.transpose(2, 3) / math.sqrt(d) - math.sqrt(d))
         system = torch.tril(full, -1) + torch.eye(n, dtype=key.dtype)
-        value = torch.linalg.inv(system) @ value
+        # One by one: with two threads, the inverse of a batch never returns on some processors, or is wrong.
+        inverse = torch.stack([torch.linalg.inv(one) for one in system.flatten(0, 1)])
+        value = inverse.unflatten(0, system.shape[:2]) @ value
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) / math.sqrt(d)
     scores = scores.masked_fill(torch.triu(torch.ones(n, n, dtype=torch.bool), 1), float("-inf"))

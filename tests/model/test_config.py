@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, RopeScaling, parse_config
 
-MINIMAL: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 64,
     "intermediate_size": 112,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+MINIMAL: dict[str, Any] = {"model_type": "llama", **SIZES}
 LLAMA3 = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -37,7 +39,7 @@ def refusal(**changes: Any) -> str:
 
 def test_what_llama_leaves_out_is_what_transformers_fills_in() -> None:
     assert parse() == LucidConfig(
-        **MINIMAL,
+        **SIZES,
         num_key_value_heads=4,
         head_dim=16,
         rms_norm_eps=1e-6,
@@ -135,9 +137,11 @@ def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: 
         ({"attention_type": "mamba"}, "attention_type 'mamba'"),
         ({"attention_type": ["lucid"]}, "attention_type ['lucid']"),
         ({"attention_type": "lucid", "which_rmsnorm": "none"}, "which_rmsnorm 'none'"),
-        ({"use_beta": True}, "use_beta"),
-        ({"use_forget_gate": True}, "use_forget_gate"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling 'yarn'"),
+        ({"attention_type": "lucid", "use_forget_gate": True}, "use_forget_gate"),
+        ({"attention_type": "lucid", "key_scaling_exp": 1}, "key_scaling_exp is 1"),
+        ({"attention_type": "lucid", "key_scaling_exp": False}, "key_scaling_exp is False"),
+        ({"attention_type": "lucid_path"}, "attention_type 'lucid_path'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling 'longrope'"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling 'dynamic'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -167,7 +171,6 @@ def test_a_variant_that_is_not_supported_is_refused_by_name(changes: dict[str, A
         ("rms_norm_eps", float("nan")),
         ("rope_theta", float("inf")),
         ("rope_scaling", "linear"),
-        ("use_rope", "false"),
         ("tie_word_embeddings", 1),
         ("attention_bias", "no"),
         ("mlp_bias", "true"),
@@ -183,7 +186,13 @@ def test_an_impossible_value_is_refused_with_its_key(key: str, value: Any) -> No
     assert key in message or "rope settings" in message
 
 
-@pytest.mark.parametrize("key", MINIMAL)
+@pytest.mark.parametrize("key", ["use_rope", "use_beta", "use_qknorm"])
+@pytest.mark.parametrize("value", ["false", 1, 0, [True]])
+def test_a_switch_is_true_or_false(key: str, value: Any) -> None:
+    assert f"{key} must be true or false, not {value!r}" in refusal(**{"attention_type": "lucid", key: value})
+
+
+@pytest.mark.parametrize("key", SIZES)
 def test_a_missing_size_is_named(key: str) -> None:
     without = {name: value for name, value in MINIMAL.items() if name != key}
     with pytest.raises(LucidError, match=f"{key} is missing"):
@@ -196,6 +205,13 @@ def test_a_missing_llama3_setting_is_named(key: str) -> None:
     assert f"{key} is missing" in refusal(rope_scaling=block)
 
 
+@pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
+def test_a_missing_yarn_setting_is_named(key: str) -> None:
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert parse(rope_scaling=block).rope_scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
+    assert f"{key} is missing" in refusal(rope_scaling={name: block[name] for name in block if name != key})
+
+
 def test_llama3_without_a_ramp_is_refused() -> None:
     assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
 
@@ -206,7 +222,11 @@ def test_query_heads_must_be_a_multiple_of_key_value_heads() -> None:
 
 def test_an_odd_head_dim_needs_a_model_without_rope() -> None:
     assert "even head_dim, not 35" in refusal(head_dim=35)
-    assert parse(head_dim=35, use_rope=False).head_dim == 35
+    assert parse(attention_type="lucid", head_dim=35, use_rope=False).head_dim == 35
+
+
+def test_more_heads_than_numbers_are_refused() -> None:
+    assert "hidden_size (64) is below num_attention_heads (128)" in refusal(num_attention_heads=128)
 
 
 def test_a_configuration_survives_to_dict_and_back() -> None:
@@ -215,5 +235,27 @@ def test_a_configuration_survives_to_dict_and_back() -> None:
 
 
 def test_from_dict_refuses_a_value_of_another_type() -> None:
-    with pytest.raises(TypeError, match="vocab_size is '97'"):
+    with pytest.raises(ValueError, match=r"Expected `int`, got `str` - at `\$\.vocab_size`"):
         LucidConfig.from_dict({**parse().to_dict(), "vocab_size": "97"})
+    with pytest.raises(ValueError, match=r"Expected `int`, got `bool` - at `\$\.eos_token_ids\[0\]`"):
+        LucidConfig.from_dict({**parse().to_dict(), "eos_token_ids": [True]})
+
+
+def test_from_dict_takes_artifacts_from_before_the_norms_of_queries_and_keys() -> None:
+    data = parse().to_dict()
+    del data["qk_norm"]
+    assert LucidConfig.from_dict(data) == parse()
+
+
+@pytest.mark.parametrize("change", [{"qk_norm": "before"}, {"rms_norm_eps": float("nan")}, {"rope_theta": -1.0}])
+def test_from_dict_refuses_what_no_configuration_says(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(change))):
+        LucidConfig.from_dict({**parse().to_dict(), **change})
+
+
+@pytest.mark.parametrize("key", ["attention_type", "another"])
+def test_from_dict_refuses_fields_that_are_missing_or_unknown(key: str) -> None:
+    data = parse().to_dict()
+    data = {**data, key: 1} if key not in data else {name: value for name, value in data.items() if name != key}
+    with pytest.raises(KeyError, match=key):
+        LucidConfig.from_dict(data)

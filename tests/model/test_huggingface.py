@@ -33,8 +33,8 @@ def ours(artifact: Artifact, prompt: str) -> list[int]:
     return [*ids, *Generation(open_session(artifact), ids, NEW)]
 
 
-def test_auto_tokenizer_reads_the_artifact(with_tokenizer: WithTokenizer) -> None:
-    _, artifact = with_tokenizer()
+def test_auto_tokenizer_reads_the_artifact(with_byte_level_tokenizer: WithTokenizer) -> None:
+    _, artifact = with_byte_level_tokenizer()
     theirs = transformers.AutoTokenizer.from_pretrained(str(artifact.directory))
     text = TextTokenizer(artifact.directory)
     for prompt in TEXT:
@@ -43,9 +43,9 @@ def test_auto_tokenizer_reads_the_artifact(with_tokenizer: WithTokenizer) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"prompt_lookup_num_tokens": 3}])
-def test_generate_gives_the_artifacts_tokens(with_tokenizer: WithTokenizer, options: dict[str, Any]) -> None:
+def test_generate_gives_the_artifacts_tokens(with_byte_level_tokenizer: WithTokenizer, options: dict[str, Any]) -> None:
     """Prompt lookup proposes tokens, checks several at once, and crops the cache of those it rejects."""
-    checkpoint, artifact = with_tokenizer()
+    checkpoint, artifact = with_byte_level_tokenizer()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(artifact.directory))
     model = load(checkpoint)
     for prompt in TEXT:
@@ -61,8 +61,8 @@ def test_generate_gives_the_artifacts_tokens(with_tokenizer: WithTokenizer, opti
         assert made[0].tolist()[: len(expected)] == expected
 
 
-def test_generate_of_a_padded_batch(with_tokenizer: WithTokenizer) -> None:
-    checkpoint, artifact = with_tokenizer()
+def test_generate_of_a_padded_batch(with_byte_level_tokenizer: WithTokenizer) -> None:
+    checkpoint, artifact = with_byte_level_tokenizer()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(artifact.directory), padding_side="left")
     tokenizer.pad_token = tokenizer.eos_token
     inputs = tokenizer(list(TEXT), return_tensors="pt", padding=True)
@@ -78,9 +78,9 @@ def test_generate_of_a_padded_batch(with_tokenizer: WithTokenizer) -> None:
         assert row[int((mask == 0).sum()) :].tolist()[: len(expected)] == expected
 
 
-def test_the_loss_of_standard_attention_shows(with_tokenizer: WithTokenizer) -> None:
+def test_the_loss_of_standard_attention_shows(with_byte_level_tokenizer: WithTokenizer) -> None:
     """What AutoModelForCausalLM makes of the checkpoint is another function: the warning in its place is deserved."""
-    checkpoint, _ = with_tokenizer()
+    checkpoint, _ = with_byte_level_tokenizer()
     ids = torch.arange(2, 60)[None]
     theirs = transformers.LlamaForCausalLM.from_pretrained(str(checkpoint))
     with torch.no_grad():

@@ -18,7 +18,7 @@ from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.packaging.triton import TritonOptions, package_triton
-from lucid_deploy.plugins.build import PLUGIN_ABI
+from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile, EngineManifest, PluginFile, engine_directory, file_facts

@@ -1,4 +1,4 @@
-"""Put faults into how an int8 artifact rounds one layer's rows when it writes them into its cache."""
+"""Put faults into how an int8 artifact rounds one layer's rows for its cache, or reads them from it."""
 
 import numpy as np
 from onnx import helper, numpy_helper
@@ -21,6 +21,20 @@ def stored_scale(layer, suffix, factor):
 
     def edit(model, stage):
         graph, node = model.graph, written(model.graph, layer, f"{suffix}_scale")
+        graph.initializer.append(numpy_helper.from_array(np.float32(factor), "wrong_factor"))
+        scaled = helper.make_node("Mul", [node.input[1], "wrong_factor"], ["wrong_scale"])
+        graph.node.insert(list(graph.node).index(node), scaled)
+        node.input[1] = "wrong_scale"
+
+    return edit
+
+
+def read_scale(layer, suffix, factor):
+    """The rows are written as they should be; read, they are too small by a factor."""
+
+    def edit(model, stage):
+        graph, name = model.graph, f"past_key_values.{layer}.{suffix}_scale"
+        node = next(node for node in graph.node if node.op_type == "Mul" and node.input[1] == name)
         graph.initializer.append(numpy_helper.from_array(np.float32(factor), "wrong_factor"))
         scaled = helper.make_node("Mul", [node.input[1], "wrong_factor"], ["wrong_scale"])
         graph.node.insert(list(graph.node).index(node), scaled)

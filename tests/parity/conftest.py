@@ -16,14 +16,3 @@ def targets(model):
 
     embeddings = model.model.embed_tokens.weight.numpy()
     return prepare(session(model), session(model, torch.float64), steps=8, embeddings=embeddings)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    """These models are too small for two threads, which would only wait for each other."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

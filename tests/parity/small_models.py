@@ -2,10 +2,12 @@
 
 import copy
 
+import numpy as np
 import torch
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 VOCAB = 61
@@ -49,3 +51,16 @@ def in_dtype(model: LucidForCausalLM, dtype: torch.dtype) -> LucidForCausalLM:
 
 def session(model: LucidForCausalLM, dtype: torch.dtype = torch.float32) -> TorchSession:
     return TorchSession(in_dtype(model, dtype))
+
+
+def layers(model: LucidForCausalLM, dtype: torch.dtype = torch.float32) -> TorchLayers:
+    return TorchLayers(in_dtype(model, dtype))
+
+
+def assert_same(found, wanted, tolerance=1e-11):
+    assert found.tensors.keys() == wanted.tensors.keys()
+    for tensor, rows in wanted.tensors.items():
+        assert found.tensors[tensor].start == rows.start
+        np.testing.assert_allclose(
+            found.tensors[tensor].values, rows.values, rtol=0, atol=tolerance, err_msg=str(tensor)
+        )

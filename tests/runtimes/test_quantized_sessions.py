@@ -23,7 +23,7 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.parity.measure.quantization import check_weights
-from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.inspection import describe
 
@@ -33,7 +33,7 @@ Made = Callable[..., tuple[Path, Artifact]]
 
 def verified(artifact: Artifact, checkpoint: Path) -> Any:
     candidate = open_session(artifact)
-    return verify_against(candidate, Checkpoint(checkpoint), 4, 0, None, lambda *_: None, artifact=artifact)
+    return verify_against(candidate, Checkpoint(checkpoint), VerifyOptions(steps=4), artifact)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 import lucid_deploy
-from lucid_deploy.artifact.tokenizer import TextStream, TextTokenizer
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.runtimes import Session, open_session
+from tests.patience import PATIENCE
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -65,9 +67,9 @@ class Reference:
 
     def text(self, prompt: str | list[int], count: int, eos: bool = True, **sampling: Any) -> str:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        stream = TextStream(self.tokenizer)
+        answer = AnswerText(self.tokenizer)
         generation = Generation(self.session, ids, count, Sampling(**sampling), stop_at_eos=eos)
-        return "".join(stream.push(token) for token in generation) + stream.rest()
+        return "".join(answer.push(token) for token in generation) + answer.finish()
 
 
 @pytest.fixture(scope="session")
@@ -76,9 +78,10 @@ def reference(artifacts: dict[str, Path]) -> Reference:
 
 
 class Server:
-    """A running server; ``url`` ends without a slash."""
+    """A running server; ``url`` ends without a slash, ``slow`` is the file that makes it slow."""
 
-    def __init__(self, arguments: list[str], ready: bool = True) -> None:
+    def __init__(self, arguments: list[str], ready: bool = True, slow: Path | None = None) -> None:
+        self.slow = slow
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -102,7 +105,12 @@ class Server:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 30) -> int:
+    def hurry(self) -> None:
+        """From now on the server takes no longer than it must."""
+        assert self.slow is not None
+        self.slow.unlink()
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Send a signal; return the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -111,21 +119,29 @@ class Server:
         finally:
             if self.process.poll() is None:
                 self.process.kill()
-            self._reader.join(5)
+            self._reader.join(PATIENCE)
 
 
 Start = Callable[..., Server]
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.01)``; ``slow`` is per step."""
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.25)``.
+
+    ``slow`` is the least number of seconds that a step takes until :meth:`Server.hurry`, so that what a test does in
+    the middle of an answer comes before its end on a slow machine, too.
+    """
     started: list[Server] = []
 
     def run(directory: Path, *options: Any, slow: float | None = None, ready: bool = True) -> Server:
-        program = ["-m", "lucid_deploy.cli"] if slow is None else [str(HERE / "slow_server.py"), str(slow)]
+        file = None if slow is None else tmp_path / f"slow{len(started)}"
+        program = ["-m", "lucid_deploy.cli"]
+        if file is not None:
+            file.touch()
+            program = [str(HERE / "slow_server.py"), str(slow), str(file)]
         words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, *map(str, options)]
-        started.append(Server([*program, *words], ready))
+        started.append(Server([*program, *words], ready, file))
         return started[-1]
 
     yield run

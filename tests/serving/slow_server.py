@@ -1,4 +1,4 @@
-"""`lucid-deploy` whose batcher takes its time: slow_server.py SECONDS_PER_STEP ARGUMENTS…
+"""`lucid-deploy` whose batcher takes its time while a file is there: slow_server.py SECONDS_PER_STEP FILE ARGUMENTS…
 
 A request for FATAL new tokens ends the engine with an error.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
@@ -14,12 +15,14 @@ from lucid_deploy.cli import main
 FATAL = 13
 
 
-def slow_down(seconds: float) -> None:
+def slow_down(seconds: float, while_there: Path) -> None:
     step, submit = Batcher.step, Batcher.submit
     fatal = False
 
     def slow_step(self: Batcher) -> list[Token | Finished]:
-        time.sleep(seconds)
+        end = time.monotonic() + seconds
+        while while_there.exists() and time.monotonic() < end:
+            time.sleep(0.005)
         if fatal:
             raise RuntimeError("this engine was told to end")
         return step(self)
@@ -34,5 +37,5 @@ def slow_down(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    slow_down(float(sys.argv[1]))
-    main(sys.argv[2:], prog_name="lucid-deploy")
+    slow_down(float(sys.argv[1]), Path(sys.argv[2]))
+    main(sys.argv[3:], prog_name="lucid-deploy")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.cache.layout import LayerLayout
+from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
+from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.causes.localise import (
-    Deep,
-    Finding,
-    Own,
-    Split,
+    ErrorSplit,
+    OwnErrors,
+    ReferenceStates,
+    WorstOwnError,
     calls,
+    continued,
     findings,
     look_inside,
     own_errors,
@@ -23,7 +25,8 @@ from lucid_deploy.parity.causes.localise import (
     splits,
 )
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, ErrorShares, error_shares
-from lucid_deploy.parity.causes.suspects import hint
+from lucid_deploy.parity.causes.suspects import hint, solve_tensors
+from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.perplexity import Perplexity, perplexity, session_logits, surprisals, windows
 from lucid_deploy.parity.measure.progress import Meter, Progress
 from lucid_deploy.parity.measure.rounding import round_to
@@ -32,76 +35,6 @@ from lucid_deploy.runtimes.layers import Layers, ScoringLayers, States, Tokens
 from lucid_deploy.runtimes.session import Array, Session
 
 Opener = Callable[[], ScoringLayers]
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What a closer look found.
-
-    Attributes:
-        scenarios: Token sequences that were looked at; the first is that of the failure, if there was one.
-        findings: Every part's largest own error in each of them.
-        splits: Own, inherited and total errors of one prefill in each of them.
-        shares: Where the errors in Y come from, in the first of them; empty with standard attention.
-        hint: What the first own error beyond its gate looks like, in words; empty if there is none.
-        unavailable: Why the layers could not be run by themselves; None if they could.
-        perplexity: Of the text, if one was given.
-    """
-
-    scenarios: tuple[str, ...]
-    findings: tuple[Finding, ...] = ()
-    splits: tuple[Split, ...] = ()
-    shares: tuple[ErrorShares, ...] = ()
-    hint: str = ""
-    unavailable: str | None = None
-    perplexity: Perplexity | None = None
-
-    @property
-    def origin(self) -> Finding | None:
-        """The first part, in the order of computation, whose own error is beyond its gate."""
-        return min((item for item in self.findings if item.failed), key=lambda item: item.part, default=None)
-
-    def sentence(self, failed: bool) -> str:
-        """Say where errors start, in one or two sentences; empty if nothing is wrong and nothing failed.
-
-        Args:
-            failed: Whether the verification did.
-        """
-        origin = self.origin
-        if origin is not None:
-            verb = "starts" if failed else "would start"
-            return (
-                f"The error {verb} in {origin.part}: on the reference's own inputs it errs by {origin.error:.2g}, "
-                f"allowed are {origin.gate.limit:.2g} ({origin.feeding}, {origin.scenario}, position "
-                f"{origin.position}). {self.hint}"
-            )
-        if not failed:
-            return ""
-        if self.unavailable is not None:
-            return self.unavailable
-        return (
-            "On the reference's own inputs every layer stays within its gate. So no layer is wrong by itself: either "
-            "many small errors add up, or what connects calls (the cache, masks, positions) is wrong."
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON; numbers that are not finite are null."""
-        origin = self.origin
-        return plain(
-            {
-                "scenarios": self.scenarios,
-                "origin": None if origin is None else _finding_dict(origin),
-                "hint": self.hint,
-                "layers_unavailable": self.unavailable,
-                "own_errors": [_finding_dict(item) for item in self.findings],
-                "own_and_inherited": [{**asdict(item), "part": str(item.part)} for item in self.splits],
-                "error_shares": [{**asdict(item), "excess": item.excess} for item in self.shares],
-                "error_shares_tokens": TOKENS,
-                "perplexity": None
-                if self.perplexity is None
-                else {**asdict(self.perplexity), "difference": self.perplexity.difference},
-            }
-        )
 
 
 def explain(
@@ -131,58 +64,58 @@ def explain(
     """
     scenarios = tuple(target.scenario.name for target in targets)
     pieces = [] if text is None else windows(text, session.config.max_position_embeddings)
-    deep, true_text = _reference(reference, targets if layers else (), pieces, progress)
-    base, base_text = _baseline(baseline, deep, pieces, progress)
+    inside, true_text = _reference(reference, targets if layers else (), pieces, progress)
+    base, base_text = _baseline(baseline, inside, pieces, progress)
     scores = None
     if pieces:
-        meter = Meter(progress, f"Perplexity, {session.runtime}", len(pieces))
+        meter = Meter(progress, phases.text(session.runtime), len(pieces))
         candidate_text = surprisals(session_logits(session), pieces, meter.tick)
         scores = perplexity(true_text, base_text, candidate_text, max(map(len, pieces)))
     if layers is None:
         return Explanation(scenarios, unavailable=unavailable, perplexity=scores)
-    return _candidate(layers, deep, base, tolerance, scores, progress)
+    return _candidate(layers, inside, base, tolerance, scores, progress)
 
 
 def _reference(
     opener: Opener, targets: Sequence[Target], pieces: list[Array], progress: Progress | None
-) -> tuple[list[Deep], Array]:
+) -> tuple[list[ReferenceStates], Array]:
     if not targets and not pieces:
         return [], np.zeros(0)
     model = opener()
-    meter = Meter(progress, "Explaining, float64", len(targets) + len(pieces))
-    deep = []
+    meter = Meter(progress, phases.INSIDE_REFERENCE, len(targets) + len(pieces))
+    inside = []
     for target in targets:
-        deep.append(look_inside(model, target.scenario, target.reference))
+        inside.append(look_inside(model, target.scenario, target.reference))
         meter.tick()
-    return deep, surprisals(model.logits, pieces, meter.tick)
+    return inside, surprisals(model.logits, pieces, meter.tick)
 
 
 def _baseline(
-    opener: Opener, deep: list[Deep], pieces: list[Array], progress: Progress | None
-) -> tuple[list[Own], Array]:
-    if not deep and not pieces:
+    opener: Opener, inside: list[ReferenceStates], pieces: list[Array], progress: Progress | None
+) -> tuple[list[OwnErrors], Array]:
+    if not inside and not pieces:
         return [], np.zeros(0)
     model = opener()
-    total = sum(calls(item.scenario) for item in deep) + len(pieces)
-    meter = Meter(progress, f"Explaining, {model.dtype}", total)
-    own = [own_errors(model, item, meter.tick) for item in deep]
+    total = sum(calls(item.scenario) for item in inside) + len(pieces)
+    meter = Meter(progress, phases.inside_baseline(model.dtype), total)
+    own = [own_errors(model, item, meter.tick) for item in inside]
     return own, surprisals(model.logits, pieces, meter.tick)
 
 
 def _candidate(
     layers: Layers,
-    deep: list[Deep],
-    base: list[Own],
+    inside: list[ReferenceStates],
+    base: list[OwnErrors],
     tolerance: float | None,
     scores: Perplexity | None,
     progress: Progress | None,
 ) -> Explanation:
-    total = sum(calls(item.scenario) + 2 for item in deep) + deep[0].ids.shape[1]
-    meter = Meter(progress, "Explaining, layer by layer", total)
-    found: list[list[Finding]] = []
-    gaps: list[Split] = []
+    total = sum(calls(item.scenario) + 2 for item in inside) + inside[0].ids.shape[1]
+    meter = Meter(progress, phases.INSIDE_CANDIDATE, total)
+    found: list[list[WorstOwnError]] = []
+    gaps: list[ErrorSplit] = []
     shares: list[ErrorShares] = []
-    for index, (item, own) in enumerate(zip(deep, base, strict=True)):
+    for index, (item, own) in enumerate(zip(inside, base, strict=True)):
         gates = own_gates(own, layers.dtype, tolerance)
         found.append(findings(own_errors(layers, item, meter.tick), gates, item.scenario.name))
         tokens = Tokens.after(item.ids)
@@ -191,7 +124,7 @@ def _candidate(
         meter.tick()
         meter.tick()
         gaps += splits(full, given, item)
-        if index == 0 and layers.config.is_lucid:
+        if index == 0 and any(layer.solves for layer in layers.layers):
             shares += _shares(item, full, "one prefill", layers, stored_each_row=False)
             steps = token_by_token(layers, item.ids[:, :TOKENS], meter.tick)
             shares += _shares(item, steps, "token by token", layers, stored_each_row=True)
@@ -200,11 +133,9 @@ def _candidate(
     if failed:
         where = min(failed, key=lambda pair: pair[1].part)[0]
         items = [item for item in found[where] if item.failed]
-        words = hint(
-            layers, deep[where], items, Meter(progress, "Looking for a cause", calls(deep[where].scenario)).tick
-        )
+        words = hint(layers, inside[where], items, Meter(progress, phases.HINTS, calls(inside[where].scenario)).tick)
     return Explanation(
-        tuple(item.scenario.name for item in deep),
+        tuple(item.scenario.name for item in inside),
         tuple(item for items in found for item in items),
         tuple(gaps),
         tuple(shares),
@@ -216,54 +147,51 @@ def _candidate(
 def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> States:
     """Run a sequence ``(1, T)`` one token at a time on the candidate's own cache; return all rows together."""
     past, steps = layers.empty_past(), []
+    layouts = [decoded_layout(layer.cache) for layer in layers.layers]
     for position in range(ids.shape[1]):
         tokens = Tokens.after(ids[:, position : position + 1], position)
         states = layers.run(tokens, past, decode=position > 0)
-        rows = zip(past, states.keys, states.solved, strict=True)
         past = [
-            (np.concatenate([k, k_new], axis=2), np.concatenate([y, y_new], axis=2)) for (k, y), k_new, y_new in rows
+            tuple(continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
+            for layout, held, new in zip(layouts, past, states.cached, strict=True)
         ]
         steps.append(states)
         tick()
-    values = [np.concatenate(rows, axis=2) for rows in zip(*(step.values for step in steps), strict=True)]
+    given = [
+        np.concatenate([v for v in rows if v is not None], axis=2) if layer.solves else None
+        for layer, rows in zip(layers.layers, zip(*(step.given for step in steps), strict=True), strict=True)
+    ]
     residuals = [np.concatenate(rows, axis=1) for rows in zip(*(step.residuals for step in steps), strict=True)]
-    return States(residuals, [k for k, _ in past], values, [y for _, y in past], steps[-1].logits)
+    cached = [
+        dict(zip([tensor.name for tensor in layout], held, strict=True))
+        for layout, held in zip(layouts, past, strict=True)
+    ]
+    return States(residuals, cached, given, steps[-1].logits)
 
 
-def _shares(deep: Deep, actual: States, feeding: str, layers: Layers, stored_each_row: bool) -> list[ErrorShares]:
+def _shares(
+    inside: ReferenceStates, actual: States, feeding: str, layers: Layers, stored_each_row: bool
+) -> list[ErrorShares]:
     def of(states: States, layer: int) -> tuple[Array, Array, Array]:
-        return states.keys[layer][0], states.values[layer][0], states.solved[layer][0]
+        return tuple(array[0] for array in solve_tensors(states, layer))
 
-    def store(rows: Array) -> Array:  # (KV, n, D)
+    def store(rows: Array, layout: LayerLayout) -> Array:  # (KV, n, D)
         rows = round_to(rows, layers.dtype)
         if layers.cache_dtype == layers.dtype:
             return rows
-        return decode_layer(encode_layer(rows[None], rows[None], layers.cache_dtype))[1][0].astype(np.float64)
+        return decode_layer(encode_layer((rows[None], rows[None]), layout), layout)[1][0].astype(np.float64)
 
     eps = layers.config.rms_norm_eps
     return [
-        error_shares(layer, feeding, of(deep.states, layer), of(actual, layer), eps, store, stored_each_row)
-        for layer in range(layers.config.num_hidden_layers)
+        error_shares(
+            index,
+            feeding,
+            of(inside.states, index),
+            of(actual, index),
+            eps,
+            partial(store, layout=layer.cache),
+            stored_each_row,
+        )
+        for index, layer in enumerate(layers.layers)
+        if layer.solves
     ]
-
-
-def _finding_dict(item: Finding) -> dict[str, Any]:
-    return {
-        "scenario": item.scenario,
-        "part": str(item.part),
-        "feeding": item.feeding,
-        "position": item.position,
-        "error": item.error,
-        "gate": item.gate.limit,
-        "baseline_error": item.gate.baseline,
-        "passed": not item.failed,
-    }
-
-
-def plain(data: Any) -> Any:
-    """Return data for JSON: tuples as lists, numbers that are not finite as null."""
-    if isinstance(data, dict):
-        return {key: plain(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [plain(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

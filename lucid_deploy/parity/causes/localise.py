@@ -14,17 +14,20 @@ PyTorch model makes in the same precision, run in the same way on the same input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import PADDING, Scenario
-from lucid_deploy.parity.measure.compare import Trace
+from lucid_deploy.parity.measure.compare import ROWS, Trace
 from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
 from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
-from lucid_deploy.runtimes.session import Array
+from lucid_deploy.runtimes.session import Array, empty_arrays
 
 OWN_KINDS = ("K", "Y", "output")  # in the order in which a layer computes them
 PREFILL, CONTINUED, PADDED, DECODE = "one prefill", "prefill after a past", "padded prefill", "decode"
@@ -36,34 +39,45 @@ class Part(NamedTuple):
 
     Attributes:
         layer: Index of the layer; −1 is the embedding, the number of layers the head.
-        kind: Index into ``OWN_KINDS``; 2 for embedding and head.
+        kind: Index into ``OWN_KINDS``; 2 for embedding and head; beyond, another cached tensor that has rows.
         layers: Number of layers of the model.
+        other: Name of such another tensor.
     """
 
     layer: int
     kind: int
     layers: int
+    other: str = ""
 
     def __str__(self) -> str:
         """``embedding``, ``layer 3 Y``, ``layer 3 output`` or ``logits``."""
         if self.layer < 0:
             return "embedding"
-        return "logits" if self.layer == self.layers else f"layer {self.layer} {OWN_KINDS[self.kind]}"
+        return "logits" if self.layer == self.layers else f"layer {self.layer} {self.word}"
+
+    @property
+    def word(self) -> str:
+        """``K``, ``Y``, ``output``, or the name of another cached tensor."""
+        return self.other or OWN_KINDS[self.kind]
 
 
 @dataclass(frozen=True)
-class Deep:
+class ReferenceStates:
     """The reference's insides in one scenario.
 
     Attributes:
         scenario: The tokens.
         states: All tokens in one prefill, in float64.
         logits: Those of the last prompt token and every token after it, ``(1, S + 1, vocab)``.
+        layers: What the layers are.
+        pasts: What is cached after so many tokens, where a layer keeps more than rows; empty where all keep rows only.
     """
 
     scenario: Scenario
     states: States
     logits: Array
+    layers: tuple[LayerDescription, ...]
+    pasts: dict[int, Past] = field(default_factory=dict)
 
     @property
     def ids(self) -> Array:
@@ -71,9 +85,12 @@ class Deep:
         return np.concatenate([self.scenario.prompt, self.scenario.forced])[None]
 
     def past(self, length: int) -> Past:
-        """Return K and Y of the first ``length`` tokens."""
-        pairs = zip(self.states.keys, self.states.solved, strict=True)
-        return [(k[:, :, :length], y[:, :, :length]) for k, y in pairs]
+        """Return what is cached after the first ``length`` tokens, such as K and Y."""
+        if length == 0:
+            return empty_arrays(self.layers, 1)
+        if self.pasts:
+            return self.pasts[length]
+        return [tuple(rows[:, :, :length] for rows in layer.values()) for layer in self.states.cached]
 
     def residuals(self, rows: slice) -> list[Array]:
         """Return what every layer, and the final norm, reads at these tokens."""
@@ -81,8 +98,8 @@ class Deep:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The largest own error of one part.
+class WorstOwnError:
+    """The largest own error of one part in one scenario.
 
     Attributes:
         scenario: Name of the scenario.
@@ -102,9 +119,14 @@ class Finding:
     gate: Gate
     failed: bool
 
+    @property
+    def judged(self) -> bool:
+        """Whether it could have failed, or did: its gate is below what zeros would give."""
+        return self.failed or self.gate.judges
+
 
 @dataclass(frozen=True)
-class Split:
+class ErrorSplit:
     """One part's errors in one prefill of all tokens: norms over all positions, relative to the reference's norm."""
 
     scenario: str
@@ -114,10 +136,10 @@ class Split:
     total: float
 
 
-Own = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
+OwnErrors = dict[Part, dict[str, tuple[Array, Array]]]  # per part and feeding: positions (n,) and errors (n,)
 
 
-def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Deep:
+def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> ReferenceStates:
     """Run the reference over a scenario and keep everything.
 
     Args:
@@ -127,7 +149,30 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Deep:
     """
     ids = np.concatenate([scenario.prompt, scenario.forced])[None]
     states = reference.run(Tokens.after(ids), reference.empty_past())
-    return Deep(scenario, states, trace.tensors[max(trace.tensors)].values)
+    only_rows = all(tensor.sort == "rows" for layer in reference.layers for tensor in layer.cache)
+    pasts = {} if only_rows else _pasts(reference, ids, len(scenario.prompt))
+    return ReferenceStates(scenario, states, trace.tensors[max(trace.tensors)].values, reference.layers, pasts)
+
+
+def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
+    """Run a sequence ``(1, T)`` step by step; return what is cached wherever :func:`rerun` goes on from."""
+    pasts: dict[int, Past] = {}
+    past, start = reference.empty_past(), 0
+    layouts = [decoded_layout(layer.cache) for layer in reference.layers]
+    for stop in sorted({prompt // 2, *range(prompt, ids.shape[1])} - {0}):
+        states = reference.run(Tokens.after(ids[:, start:stop], start), past)
+        past = [
+            tuple(continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
+            for layout, held, new in zip(layouts, past, states.cached, strict=True)
+        ]
+        pasts[stop] = past
+        start = stop
+    return pasts
+
+
+def continued(tensor: CacheTensor, before: Array, new: Array) -> Array:
+    """Put new rows behind cached ones; a ring and a state are new as a whole."""
+    return np.concatenate([before, new], axis=2) if tensor.sort == "rows" else new
 
 
 def calls(scenario: Scenario) -> int:
@@ -135,57 +180,57 @@ def calls(scenario: Scenario) -> int:
     return 2 + (len(scenario.prompt) > 1) + len(scenario.forced)
 
 
-def rerun(layers: Layers, deep: Deep, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
+def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
     """Run every layer on the reference's inputs, in every way that tokens are fed.
 
     Yields:
         Name of the feeding, position of the first token, which columns hold tokens (bool ``(B, n)``), the states.
     """
-    ids, prompt = deep.ids, len(deep.scenario.prompt)
+    ids, prompt = inside.ids, len(inside.scenario.prompt)
     total, half = ids.shape[1], prompt // 2
 
     def plain(start: int, stop: int, decode: bool = False) -> tuple[int, Array, States]:
         rows = slice(start, stop)
         tokens = Tokens.after(ids[:, rows], start)
-        states = layers.run(tokens, deep.past(start), deep.residuals(rows), decode)
+        states = layers.run(tokens, inside.past(start), inside.residuals(rows), decode)
         tick()
         return start, np.ones((1, stop - start), dtype=bool), states
 
     yield PREFILL, *plain(0, total)
     if half:
         yield CONTINUED, *plain(half, prompt)
-    yield PADDED, 0, *_padded(layers, deep, prompt)
+    yield PADDED, 0, *_padded(layers, inside, prompt)
     tick()
     for position in range(prompt, total):
         yield DECODE, *plain(position, position + 1, decode=True)
 
 
-def _padded(layers: Layers, deep: Deep, prompt: int) -> tuple[Array, States]:
+def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array, States]:
     """Prefill the prompt twice in one batch, padded on the left and on the right with a token like any other."""
 
     def pad(rows: Array) -> Array:  # (1, n, …) to (2, PADDING + n, …)
         filler = np.repeat(rows[:, :1], PADDING, axis=1)
         return np.concatenate([np.concatenate(pair, axis=1) for pair in ((filler, rows), (rows, filler))])
 
-    ids = pad(deep.ids[:, :prompt])
+    ids = pad(inside.ids[:, :prompt])
     mask = np.ones(ids.shape, dtype=bool)
     mask[0, :PADDING] = mask[1, prompt:] = False
-    residuals = [pad(x) for x in deep.residuals(slice(0, prompt))]
+    residuals = [pad(x) for x in inside.residuals(slice(0, prompt))]
     return mask, layers.run(Tokens.after(ids, mask=mask), layers.empty_past(batch=2), residuals)
 
 
-def own_errors(layers: Layers, deep: Deep, tick: Tick) -> Own:
+def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors:
     """Return the own errors of every part, by feeding and position; the worst of the batch rows counts."""
-    errors: Own = {}
-    wanted = parts_of(deep.states)
+    errors: OwnErrors = {}
+    wanted = parts_of(inside.states, inside.layers)
     scales = {part: _scale(rows, part) for part, rows in wanted.items()}
-    first_logits = len(deep.scenario.prompt) - 1
-    for feeding, start, mask, states in rerun(layers, deep, tick):
+    first_logits = len(inside.scenario.prompt) - 1
+    for feeding, start, mask, states in rerun(layers, inside, tick):
         count = int(mask[0].sum())
-        for part, actual in parts_of(states).items():
+        for part, actual in parts_of(states, inside.layers).items():
             if part.layer == part.layers:
                 last = start + count - 1
-                reference, at = deep.logits[:, last - first_logits][:, None], np.array([last])
+                reference, at = inside.logits[:, last - first_logits][:, None], np.array([last])
                 found, scale = actual, np.linalg.norm(reference, axis=-1)[0]
             else:
                 at = np.arange(start, start + count)
@@ -200,7 +245,7 @@ def own_errors(layers: Layers, deep: Deep, tick: Tick) -> Own:
     return errors
 
 
-def own_gates(baseline: Own, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
+def own_gates(baseline: OwnErrors, dtype: str, tolerance: float | None = None) -> dict[Part, Gate]:
     """Derive the gate of each part's own error from the baseline's; or set it, if a tolerance is given."""
     gates = {}
     for part, feedings in baseline.items():
@@ -210,7 +255,7 @@ def own_gates(baseline: Own, dtype: str, tolerance: float | None = None) -> dict
     return gates
 
 
-def findings(own: Own, gates: Mapping[Part, Gate], scenario: str) -> list[Finding]:
+def findings(own: OwnErrors, gates: Mapping[Part, Gate], scenario: str) -> list[WorstOwnError]:
     """Hold own errors against their gates, in the order of computation."""
     found = []
     for part in sorted(own):
@@ -226,7 +271,8 @@ def findings(own: Own, gates: Mapping[Part, Gate], scenario: str) -> list[Findin
             feeding, _ = max(own[part].items(), key=_largest)
             index = int(own[part][feeding][1].argmax())
         positions, errors = own[part][feeding]
-        found.append(Finding(scenario, part, feeding, int(positions[index]), float(errors[index]), gate, bool(beyond)))
+        at, error = int(positions[index]), float(errors[index])
+        found.append(WorstOwnError(scenario, part, feeding, at, error, gate, bool(beyond)))
     return found
 
 
@@ -234,30 +280,36 @@ def _largest(item: tuple[str, tuple[Array, Array]]) -> float:
     return float(item[1][1].max())
 
 
-def splits(full: States, given: States, deep: Deep) -> list[Split]:
+def splits(full: States, given: States, inside: ReferenceStates) -> list[ErrorSplit]:
     """Split the errors of one prefill of all tokens; ``full`` ran as it is, ``given`` on the reference's inputs."""
     found = []
-    actual, alone, wanted = parts_of(full), parts_of(given), parts_of(deep.states)
+    actual, alone, wanted = (parts_of(states, inside.layers) for states in (full, given, inside.states))
     for part, reference in wanted.items():
         if part.layer == part.layers:
-            reference = deep.logits[:, -1:]
+            reference = inside.logits[:, -1:]
         with np.errstate(all="ignore"):
             scale = np.linalg.norm(reference)
             total, own = actual[part] - reference, alone[part] - reference
             inherited = actual[part].astype(np.float64) - alone[part]
             sizes = [float(np.linalg.norm(error) / scale) if error.any() else 0.0 for error in (own, inherited, total)]
-        found.append(Split(deep.scenario.name, part, *sizes))
+        found.append(ErrorSplit(inside.scenario.name, part, *sizes))
     return found
 
 
-def parts_of(states: States) -> dict[Part, Array]:
-    """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``."""
-    count = len(states.keys)
+def parts_of(states: States, layers: Sequence[LayerDescription]) -> dict[Part, Array]:
+    """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``.
+
+    Rings and states are not among them: what a layer makes of them shows in its output.
+    """
+    count = len(layers)
     parts = {Part(-1, 2, count): states.residuals[0]}
-    for layer in range(count):
-        parts[Part(layer, 0, count)] = _rows(states.keys[layer])
-        parts[Part(layer, 1, count)] = _rows(states.solved[layer])
-        parts[Part(layer, 2, count)] = states.residuals[layer + 1]
+    for index, layer in enumerate(layers):
+        for place, tensor in enumerate(decoded_layout(layer.cache)):
+            if tensor.sort == "rows":
+                kind = OWN_KINDS.index(ROWS[tensor.name]) if tensor.name in ROWS else len(OWN_KINDS) + place
+                other = "" if tensor.name in ROWS else tensor.name
+                parts[Part(index, kind, count, other)] = _rows(states.cached[index][tensor.name])
+        parts[Part(index, 2, count)] = states.residuals[index + 1]
     parts[Part(count, 2, count)] = states.logits
     return parts
 
@@ -270,4 +322,4 @@ def _rows(heads: Array) -> Array:
 def _scale(rows: Array, part: Part) -> Array:
     """What an error at each position is relative to, ``(T,)``; of Y as in ``metrics.position_errors``."""
     norms = np.linalg.norm(rows[0].astype(np.float64), axis=-1)
-    return np.maximum.accumulate(norms) if OWN_KINDS[part.kind] == "Y" else norms
+    return np.maximum.accumulate(norms) if part.word == "Y" else norms

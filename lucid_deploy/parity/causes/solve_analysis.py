@@ -1,4 +1,4 @@
-"""What the triangular solve does to errors: its conditioning, head by head, and where an error in Y comes from.
+"""Where an error in Y comes from: exact solves in float64 with one factor at a time replaced.
 
 All of it in float64 on at most ``TOKENS`` tokens, so that the dense matrices stay small; since L is triangular, its
 leading block is the L of the leading tokens. The formulas are in docs/verification.md.
@@ -21,38 +21,8 @@ TOKENS = (
     512  # of a sequence that are looked at: a head's dense matrices are 2 MiB each, an SVD a few tenths of a second
 )
 EXCESS = 4.0  # multiple of what rounding explains from which on a solve is wrong, as in gates
-NORM_BOUND = 2.0  # ‖L⁻¹‖₂ never exceeds it, see docs/mathematics.md
 
 Rounding = Callable[[Array], Array]
-
-
-@dataclass(frozen=True)
-class HeadStats:
-    """The preconditioner of one key/value head, from the float64 reference.
-
-    Attributes:
-        scenario: Name of the token sequence.
-        layer: Its layer.
-        head: Its index among the key/value heads.
-        tokens: Tokens that were looked at.
-        largest_inverse: Largest ``|L⁻¹|`` off the diagonal (on it, L⁻¹ is 1).
-        inverse_norm: ``‖L⁻¹‖₂``, at most 2.
-        inverse_row_sum: ``‖L⁻¹‖_∞``, the largest sum of a row's absolute values.
-        condition: ``‖L‖₂ ‖L⁻¹‖₂``.
-        correlation_mean: Mean of ``k̂_i·k̂_j/D`` over pairs of different tokens.
-        correlation_max: Its largest value; 1 for a repeated key.
-    """
-
-    scenario: str
-    layer: int
-    head: int
-    tokens: int
-    largest_inverse: float
-    inverse_norm: float
-    inverse_row_sum: float
-    condition: float
-    correlation_mean: float
-    correlation_max: float
 
 
 @dataclass(frozen=True)
@@ -138,43 +108,6 @@ def substitute(e: Array, values: Array, past: Array | None = None, rounding: Rou
         row = values[:, i] - (e[:, i, None, :stop] @ y[:, :stop])[:, 0]  # (KV, F)
         y[:, stop] = row if rounding is None else rounding(row)
     return y[:, start:]
-
-
-def head_stats(scenario: str, layer: int, keys: Array, eps: float) -> list[HeadStats]:
-    """Measure the preconditioner of every head of a layer.
-
-    Args:
-        scenario: Name of the token sequence.
-        layer: Index of the layer.
-        keys: The reference's raw keys, float64 ``(KV, T, D)``; the first ``TOKENS`` are looked at.
-        eps: The model's ``rms_norm_eps``.
-    """
-    keys = keys[:, :TOKENS]
-    tokens, width = keys.shape[1:]
-    below = np.tri(tokens, k=-1, dtype=bool)
-    identity = np.eye(tokens)
-    unit, e = normalized(keys, eps), kernel(keys, keys, eps)
-    found = []
-    for head in range(len(keys)):
-        inverse = substitute(e[head : head + 1], identity[None])[0]
-        lower = np.where(below, e[head], identity)
-        norm = float(np.linalg.norm(inverse, 2))
-        pairs = (unit[head] @ unit[head].T / width)[below] if tokens > 1 else np.zeros(1)
-        found.append(
-            HeadStats(
-                scenario=scenario,
-                layer=layer,
-                head=head,
-                tokens=tokens,
-                largest_inverse=float(np.abs(np.where(below, inverse, 0.0)).max()),
-                inverse_norm=norm,
-                inverse_row_sum=float(np.abs(inverse).sum(axis=1).max()),
-                condition=norm * float(np.linalg.norm(lower, 2)),
-                correlation_mean=float(pairs.mean()),
-                correlation_max=float(pairs.max()),
-            )
-        )
-    return found
 
 
 def error_shares(

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.parity.causes.localise import DECODE, OWN_KINDS, Deep, Finding, Tick, rerun
+from lucid_deploy.cache.storage import SCALE
+from lucid_deploy.model.config import LucidConfig, Rope
+from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure.rounding import round_to
 from lucid_deploy.runtimes.layers import Layers, States
@@ -59,12 +60,12 @@ class Evidence:
         return kernel(self.keys, columns, eps, unit_type)
 
 
-def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
+def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], tick: Tick) -> str:
     """Say in one or two sentences what the first own error looks like.
 
     Args:
         layers: The candidate.
-        deep: The reference in the scenario of the findings.
+        inside: The reference in the scenario of the findings.
         failed: The findings beyond their gates in that scenario, in the order of computation; not empty.
         tick: Called after every call of the candidate.
     """
@@ -78,35 +79,42 @@ def hint(layers: Layers, deep: Deep, failed: list[Finding], tick: Tick) -> str:
     swapped = ""
     if len(others) == 2 and part.layer in others:
         swapped = f" Layers {others[0]} and {others[1]} are each wrong by themselves: were they swapped?"
-    if OWN_KINDS[part.kind] == "output":
+    described = layers.layers[part.layer]
+    if {(tensor.name.removesuffix(SCALE), tensor.sort) for tensor in described.cache} != {
+        ("key", "rows"),
+        ("value", "rows"),
+    }:
+        return f"It is a layer of kind {described.kind}: no guesses are made about what is wrong in it.{swapped}"
+    if part.word == "output":
         where = "its queries, its attention, its output projection or its MLP"
         return f"Its K and Y are right, so the error arises behind them: {where}.{swapped}"
-    evidence = gather(layers, deep, first, tick)
+    evidence = gather(layers, inside, first, tick)
     if evidence is None:
         return f"It errs behind the first {TOKENS} tokens only; causes are looked for within them.{swapped}"
-    if not np.isfinite(evidence.solved if OWN_KINDS[part.kind] == "Y" else evidence.keys).all():
+    if not np.isfinite(evidence.solved if part.word == "Y" else evidence.keys).all():
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
         return f"It holds NaN or infinity.{before}{swapped}"
-    guess = _keys_hint if OWN_KINDS[part.kind] == "K" else _solved_hint
-    return guess(evidence, config) + swapped
+    if part.word == "K":
+        return _keys_hint(evidence, config, config.rope(part.layer)) + swapped
+    return _solved_hint(evidence, config, described.solves) + swapped
 
 
-def gather(layers: Layers, deep: Deep, finding: Finding, tick: Tick) -> Evidence | None:
+def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
     """Run the feeding that failed once more and keep the layer's tensors; of two batch rows, the one that errs more.
 
     Returns:
         None if no row lies within the first ``TOKENS`` tokens.
     """
-    layer, kind = finding.part.layer, 0 if OWN_KINDS[finding.part.kind] == "K" else 2
-    k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in _tensors(deep.states, layer))
+    layer, kind = finding.part.layer, 0 if finding.part.word == "K" else 2
+    k_ref, v_ref, y_ref = (array[0, :, :TOKENS].astype(np.float64) for array in solve_tensors(inside.states, layer))
     wanted = (k_ref, v_ref, y_ref)
     found: list[tuple[Array, ...]] = []
-    for feeding, start, mask, given in rerun(layers, deep, tick):
+    for feeding, start, mask, given in rerun(layers, inside, tick):
         if feeding != finding.feeding or start >= TOKENS:
             continue
         at = np.arange(start, min(start + int(mask[0].sum()), TOKENS))
         rows = [
-            tuple(array[row].astype(np.float64)[:, mask[row]][:, : len(at)] for array in _tensors(given, layer))
+            tuple(array[row].astype(np.float64)[:, mask[row]][:, : len(at)] for array in solve_tensors(given, layer))
             for row in range(len(mask))
         ]
         errors = [float(np.nan_to_num(np.abs(row[kind] - wanted[kind][:, at]).sum(), nan=np.inf)) for row in rows]
@@ -119,11 +127,13 @@ def gather(layers: Layers, deep: Deep, finding: Finding, tick: Tick) -> Evidence
     return Evidence(keys, values, solved, wanted, positions, finding.feeding == DECODE)
 
 
-def _tensors(states: States, layer: int) -> tuple[Array, Array, Array]:
-    return states.keys[layer], states.values[layer], states.solved[layer]
+def solve_tensors(states: States, layer: int) -> tuple[Array, Array, Array]:
+    """Return K, V and Y of a layer that caches keys and values; V is Y where nothing is solved."""
+    rows, given = states.cached[layer], states.given[layer]
+    return rows["key"], rows["value"] if given is None else given, rows["value"]
 
 
-def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
+def _keys_hint(evidence: Evidence, config: LucidConfig, rope: Rope | None) -> str:
     wanted = evidence.wanted[0][:, evidence.positions]
     guesses = [
         ("These are Y: K and Y are swapped in the cache.", evidence.wanted[2][:, evidence.positions]),
@@ -132,21 +142,21 @@ def _keys_hint(evidence: Evidence, config: LucidConfig) -> str:
             normalized(wanted, config.rms_norm_eps),
         ),
     ]
-    if config.use_rope:
+    if rope is not None:
         for shift, words in ((1, "too far"), (-1, "short")):
             text = f"Rotary positions are off by one: these keys are rotated by one position {words}."
-            guesses.append((text, turned(wanted, config, np.full(len(evidence.positions), shift))))
-        bare = turned(wanted, config, -evidence.positions)
+            guesses.append((text, turned(wanted, rope, np.full(len(evidence.positions), shift))))
+        bare = turned(wanted, rope, -evidence.positions)
         guesses.append(("Rotary embedding is missing: these keys are not rotated.", bare))
     return _best(guesses, evidence.keys, wanted) or _confined(
         evidence.keys, wanted, "A weight that K is made from (k_proj, or the norm before it) is not the checkpoint's"
     )
 
 
-def _solved_hint(evidence: Evidence, config: LucidConfig) -> str:
+def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
     wanted = evidence.wanted[2][:, evidence.positions]
     weights = "V is wrong before the solve: a weight of v_proj is not the checkpoint's"
-    if not config.is_lucid:
+    if not solves:
         return _confined(evidence.solved, wanted, weights)
     eps, actual = config.rms_norm_eps, evidence.solved
     e = evidence.kernel(eps)
@@ -175,11 +185,11 @@ def _solved_hint(evidence: Evidence, config: LucidConfig) -> str:
     return _best(guesses, actual, exact) or "K and V are right, so the solve itself is wrong in this layer."
 
 
-def turned(keys: Array, config: LucidConfig, shift: Array) -> Array:
+def turned(keys: Array, rope: Rope, shift: Array) -> Array:
     """Rotate rotated keys ``(KV, n, D)`` further, by ``shift`` positions ``(n,)``."""
-    from lucid_deploy.model.lucid import inverse_frequencies
+    from lucid_deploy.model.rope import inverse_frequencies
 
-    angles = shift[:, None] * inverse_frequencies(config).double().numpy()  # (n, D/2)
+    angles = shift[:, None] * inverse_frequencies(rope, keys.shape[-1]).double().numpy()  # (n, D/2)
     a, b = np.split(keys, 2, axis=-1)
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

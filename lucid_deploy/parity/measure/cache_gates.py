@@ -15,11 +15,16 @@ is nothing else.
 A size's gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
 number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the effect of one
 code of the largest magnitude, for parts so small that the baseline may have moved none.
+
+Only rows count that could be judged by themselves: those which zeros would not pass (:mod:`.gate`). The others are what
+is left where a sum cancels, an echo of earlier roundings that each correct implementation has its own of. If none is
+left, the size is not judged, and its gate says so.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +32,17 @@ import numpy as np
 from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.model.scenarios import Scenario, Schedule
 from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
-from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Comparison, Gate, compare_rows, derive_gates
+from lucid_deploy.parity.measure.gate import (
+    FACTOR,
+    FLOOR_UNITS,
+    UNIT,
+    VACUOUS,
+    Comparison,
+    Gate,
+    compare_rows,
+    derive_gates,
+)
+from lucid_deploy.parity.measure.metrics import zero_errors
 from lucid_deploy.runtimes.session import Array, Session
 
 Gates = dict[TensorId, Gate]
@@ -35,7 +50,21 @@ Gates = dict[TensorId, Gate]
 # this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
 INDEPENDENT = 32
 
-SizeGates = dict[str, Gates]  # by who wrote the rows: the names of _parts
+
+@dataclass(frozen=True)
+class SizeGate:
+    """How far from 1 the size of some rows of one tensor may be.
+
+    Attributes:
+        gate: What is allowed.
+        rows: Positions of the rows that count, ``(n,)``; all rows of the part where none can be judged.
+    """
+
+    gate: Gate
+    rows: Array
+
+
+SizeGates = dict[str, dict[TensorId, SizeGate]]  # by who wrote the rows: the names of _parts
 
 
 def rounds(session: Session[Any]) -> bool:
@@ -66,11 +95,15 @@ def derive(
     for part, rows in _parts(scenario, schedule).items():
         sizes[part] = {}
         for tensor, whole in rounded.tensors.items():
-            target, actual = whole.values[:, rows], trace.tensors[tensor].values[:, rows]
+            seen = zero_errors(reference.tensors[tensor].values, tensor.accumulated) > gates[tensor].limit  # (T,)
+            chosen = np.arange(rows.start, rows.stop)[seen[rows]]
+            least = floor if len(chosen) else VACUOUS
+            chosen = chosen if len(chosen) else np.arange(rows.start, rows.stop)
+            target, actual = whole.values[:, chosen], trace.tensors[tensor].values[:, chosen]
             own = float(np.abs(size_factors(actual, target) - 1).max())
-            expected = _relative_error(actual, target) / math.sqrt(min(target.shape[1], INDEPENDENT))
+            expected = _relative_error(actual, target) / math.sqrt(min(len(chosen), INDEPENDENT))
             limit = FACTOR * max(own, expected, _one_code(target, step))
-            sizes[part][tensor] = Gate(max(limit, floor), own)
+            sizes[part][tensor] = SizeGate(Gate(max(limit, least), own), chosen)
     return gates, sizes
 
 
@@ -88,14 +121,15 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Hold the sizes of K and Y against 1; a failure stands at the first row of its part, since it is all rows'."""
+    """Hold the sizes of K and Y against 1; a failure stands at the first row that counts, since it is all rows'."""
     found = []
-    for part, rows in _parts(scenario, schedule).items():
-        for tensor, gate in gates[part].items():
+    for part in _parts(scenario, schedule):
+        for tensor, size in gates[part].items():
+            rows, first = size.rows, int(size.rows[0])
             factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
-            one, measured = (Rows(x, rows.start) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
+            one, measured = (Rows(x, first) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
             name = f"{schedule.name}, size of {part} rows"
-            found.append(compare_rows(measured, one, tensor, gate, scenario.name, name))
+            found.append(compare_rows(measured, one, tensor, size.gate, scenario.name, name))
     return found
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lucid_deploy.cache.layout import CacheTensor, row_content
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, Schedule
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -15,6 +17,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 Tick = Callable[[], None]
 
 KINDS = ("K", "Y", "logits")  # the order in which a layer computes them, and failures are named
+ROWS = {"key": "K", "value": "Y"}  # what cached rows of keys and values are called here; others keep their names
 
 
 class TensorId(NamedTuple):
@@ -22,25 +25,44 @@ class TensorId(NamedTuple):
 
     Attributes:
         layer: Index of the layer; for the logits, the number of layers.
-        kind: Index into ``KINDS``.
+        kind: Index into ``KINDS``; beyond it, the place of another cached tensor.
+        other: Name of another cached tensor than K and Y, as the layer's layout has it.
     """
 
     layer: int
     kind: int
+    other: str = ""
+
+    @staticmethod
+    def of(layer: int, place: int, tensor: CacheTensor) -> TensorId:
+        """Name the cached tensor at a place of a layer's layout."""
+        if tensor.sort == "rows" and tensor.name in ROWS:
+            return TensorId(layer, KINDS.index(ROWS[tensor.name]))
+        return TensorId(layer, len(KINDS) + place, tensor.name)
+
+    @property
+    def word(self) -> str:
+        """``K``, ``Y``, ``logits``, or the name of another cached tensor."""
+        return self.other or KINDS[self.kind]
 
     @property
     def accumulated(self) -> bool:
         """Whether rows are sums over those before them, which sets the scale of their errors."""
-        return KINDS[self.kind] == "Y"
+        return self.word == "Y"
+
+    @property
+    def is_keys(self) -> bool:
+        """Whether these are keys."""
+        return self.word == "K"
 
     @property
     def is_logits(self) -> bool:
         """Whether these are the logits."""
-        return KINDS[self.kind] == "logits"
+        return self.word == "logits"
 
     def __str__(self) -> str:
         """``layer 3 Y`` or ``logits``."""
-        return "logits" if self.is_logits else f"layer {self.layer} {KINDS[self.kind]}"
+        return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
 
 
 @dataclass(frozen=True)
@@ -86,10 +108,58 @@ def record_together(
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
     """
-    tick = tick or _no_tick
+    cache, logits, _ = _feed(session, scenarios, schedule, tick or no_tick)
+    return _traces(session, cache, logits, scenarios)
+
+
+def record_drafting(
+    session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
+) -> list[tuple[Scenario, Trace]]:
+    """As :func:`record_together` one-shot, but greedy scenarios go on with the tokens that the session prefers.
+
+    Returns:
+        The scenarios, the greedy ones with those tokens in place of their forced ones, and what was recorded.
+    """
+    cache, logits, fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
+    drafted = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed, strict=True)]
+    return list(zip(drafted, _traces(session, cache, logits, drafted), strict=True))
+
+
+def record_at_once(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Trace:
+    """:func:`record_at_once_together` with one."""
+    return record_at_once_together(session, [scenario], tick)[0]
+
+
+def record_at_once_together(
+    session: Session[Any], scenarios: Sequence[Scenario], tick: Tick | None = None
+) -> list[Trace]:
+    """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
+
+    In float64 that is what any way of feeding gives, in two calls: a large model's weights are read, and cast, twice.
+    The second call has the tokens whose logits are compared; the head is not applied to the others.
+    """
+    tick = tick or no_tick
+    cache = session.empty_cache(len(scenarios))
+    ids = np.stack([np.concatenate([scenario.prompt, scenario.forced]) for scenario in scenarios])  # (B, T)
+    first = len(scenarios[0].prompt) - 1
+    if first:
+        session.prefill(ids[:, :first], cache)
+    tick()
+    logits = session.prefill_all(ids[:, first:], cache)  # (B, S + 1, vocab)
+    tick()
+    return _traces(session, cache, logits, scenarios)
+
+
+def _feed(
+    session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
+) -> tuple[Cache[Any], Array, Array]:
+    """Feed scenarios as rows of one batch; return cache, logits ``(B, S + 1, vocab)`` and tokens fed, one row each.
+
+    With ``choose``, a greedy scenario's next token is the one with the largest logit.
+    """
     pairs = [_padded(scenario.prompt, schedule.padding) for scenario in scenarios]
     prompt, mask = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))  # (B, N) each
-    cache = session.empty_cache(len(prompt))
+    cache, each = session.empty_cache(len(prompt)), len(prompt) // len(scenarios)
     parts = schedule.parts(prompt.shape[1])
     for part in parts:
         logits = session.prefill(prompt[:, part], cache, mask[:, part])
@@ -97,85 +167,13 @@ def record_together(
     for token in prompt[:, parts[-1].stop :].T:
         logits = session.decode(token[:, None], cache)
         tick()
-    steps = [logits]
-    for tokens in np.stack([scenario.forced for scenario in scenarios], axis=1):
-        steps.append(session.decode(np.repeat(tokens, len(prompt) // len(tokens))[:, None], cache))
+    free = np.array([choose and scenario.greedy for scenario in scenarios])
+    steps, fed = [logits], []
+    for forced in np.stack([scenario.forced for scenario in scenarios], axis=1):
+        fed.append(np.where(free, steps[-1][::each, -1].argmax(axis=-1), forced))
+        steps.append(session.decode(np.repeat(fed[-1], each)[:, None], cache))
         tick()
-    return _traces(session, cache, np.concatenate(steps, axis=1), scenarios)
-
-
-def record_at_once(session: Session[Any], scenario: Scenario) -> Trace:
-    """Feed all tokens of a scenario in one prefill, the forced ones too, and record everything.
-
-    In float64 that is what any way of feeding gives, in one call: a large model's weights are read once.
-    """
-    cache = session.empty_cache()
-    ids = np.concatenate([scenario.prompt, scenario.forced])
-    logits = session.prefill_all(ids[None], cache)[:, len(scenario.prompt) - 1 :]
-    return _traces(session, cache, logits, [scenario])[0]
-
-
-def follow(session: Session[Any], prompt: Array, draft: Callable[[Array, int], Array], steps: int) -> Array:
-    """Return what a session generates greedily, asking it for one token at a time only where a draft is wrong.
-
-    Args:
-        session: The model whose choice it is.
-        prompt: Int64 ``(P,)``.
-        draft: Returns a guess at how tokens go on, ``(tokens, n)`` to ``(n,)``; any will do, a good one is fast.
-        steps: Tokens to generate.
-
-    Returns:
-        Int64 ``(steps,)``.
-    """
-    cache, chosen, fed = session.empty_cache(), np.zeros(0, dtype=np.int64), prompt
-    while True:
-        guess = draft(np.concatenate([prompt, chosen]), steps - len(chosen))
-        new = session.prefill_all(np.concatenate([fed, guess[:-1]])[None], cache)[0, len(fed) - 1 :]  # (count, vocab)
-        wanted = new.argmax(axis=-1)
-        right = int(np.argmin(np.append(wanted == guess, False)))  # the first wrong one, or all
-        chosen = np.concatenate([chosen, wanted[: right + 1]])
-        if len(chosen) == steps:
-            return chosen
-        fed = chosen[-1:]
-        session.truncate(cache, len(prompt) + len(chosen) - 1)
-
-
-def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None = None) -> Array:
-    """Continue a prompt greedily; return the tokens, int64 ``(steps,)``. The last one is not fed back."""
-    tick = tick or _no_tick
-    cache = session.empty_cache()
-    logits = session.prefill(prompt[None], cache)
-    tick()
-    tokens = [int(logits[0, -1].argmax())]
-    for _ in range(steps - 1):
-        logits = session.decode(np.array([tokens[-1:]]), cache)
-        tick()
-        tokens.append(int(logits[0, -1].argmax()))
-    return np.array(tokens, dtype=np.int64)
-
-
-def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Rows:
-    """Let a session generate freely; return its logits up to the first token that leaves the forced ones.
-
-    Behind that token the contexts differ and nothing can be compared. The last row is the one that chose it, or, if the
-    session never leaves, the one after the last forced token.
-
-    Args:
-        session: Any runtime.
-        scenario: One whose forced tokens are the reference's own choice.
-        tick: Called after every call of the session.
-    """
-    tick = tick or _no_tick
-    cache = session.empty_cache()
-    rows = [session.prefill(scenario.prompt[None], cache)]
-    tick()
-    for token in scenario.forced:
-        chosen = rows[-1][0, -1].argmax()
-        if chosen != token:
-            break
-        rows.append(session.decode(np.array([[chosen]]), cache))
-        tick()
-    return Rows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)
+    return cache, np.concatenate(steps, axis=1), np.stack(fed, axis=1)
 
 
 def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
@@ -192,17 +190,16 @@ def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
 def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: Sequence[Scenario]) -> list[Trace]:
     """Split what a batch computed, logits ``(B, S + 1, vocab)`` included, into the traces of its scenarios."""
     config = session.config
-    shape = (cache.batch, config.num_key_value_heads, cache.length, config.head_dim)
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
         raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
-    whole: dict[TensorId, Array] = {}
-    for layer, pair in enumerate(layers):
-        for kind, array in enumerate(pair):
-            name = TensorId(layer, kind)
+    whole: dict[TensorId, Rows] = {}
+    for index, (layout, arrays) in enumerate(zip(session.layout, layers, strict=True)):
+        for place, (tensor, array) in enumerate(zip(decoded_layout(layout), arrays, strict=True)):
+            name, shape = TensorId.of(index, place, tensor), tensor.batch_shape(cache.batch, cache.length)
             if array.shape != shape:
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
-            whole[name] = _token_rows(array, cache.mask)
+            whole[name] = _token_rows(tensor, array, cache.mask)
     wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
     if logits.shape != wanted:
         raise CheckFailed(f"The logits have shape {logits.shape}, the model's configuration asks for {wanted}.")
@@ -210,17 +207,24 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
     traces = []
     for index, scenario in enumerate(scenarios):
         own = slice(index * each, (index + 1) * each)
-        tensors = {name: Rows(array[own]) for name, array in whole.items()}
+        tensors = {name: Rows(rows.values[own], rows.start) for name, rows in whole.items()}
         tensors[last] = Rows(logits[own], start=len(scenario.prompt) - 1)
         traces.append(Trace(tensors))
     return traces
 
 
-def _token_rows(array: Array, mask: Array) -> Array:
-    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens."""
-    rows = array.transpose(0, 2, 1, 3).reshape(*mask.shape, -1)  # (B, T, KV·D)
-    return rows[mask].reshape(mask.shape[0], -1, rows.shape[-1])
+def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> Rows:
+    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
+
+    A ring has rows of the last tokens; a state is one row, that of the last token.
+    """
+    tokens = int(mask[0].sum())
+    if not tensor.has_tokens:
+        return Rows(array.reshape(len(array), 1, -1), tokens - 1)
+    held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
+    rows = held.transpose(0, 2, 1, 3).reshape(len(mask), held.shape[2], -1)
+    return Rows(rows, tokens - held.shape[2])
 
 
-def _no_tick() -> None:
-    pass
+def no_tick() -> None:
+    """Count nothing."""

@@ -13,6 +13,14 @@ about 1e-13, so one reference serves them all.
 
 The scenario that continues a prompt greedily can be a few tokens, of which the last repeats, and all scenarios are a
 few tokens if the model's context is: too few draws of that luck. Their gates are the widest of all scenarios.
+
+**What a gate can judge.** The answer that knows nothing is a tensor of zeros. Its error at a position is
+``‖reference‖ / scale``, which is 1 for K, for logits and for a size, and at most 1 for Y, whose scale is the largest
+row so far. Where the gate is at least that, zeros would pass, hence anything smaller than the reference would: such a
+position is *blind*. A comparison of which every position is blind could only fail on values that are larger than the
+reference or no numbers; unless it does, it is **not judged**, which is not the same as passed. Any gate of 1 or more
+makes it so. A size is such a comparison where what was cached cancels to next to nothing (a token repeated without
+position encoding): a factor between two roundings of nothing may be any number.
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ from lucid_deploy.parity.measure.metrics import (
     logit_metrics,
     position_errors,
     tensor_metrics,
+    zero_errors,
 )
 from lucid_deploy.runtimes.session import Array
 
@@ -60,6 +69,11 @@ class Gate:
     baseline: float
     derived: float | None = None
 
+    @property
+    def judges(self) -> bool:
+        """Whether a tensor of zeros would be beyond it."""
+        return self.limit < VACUOUS
+
     def replaced(self, tolerance: float) -> Gate:
         """Return the gate with its limit set by hand."""
         return replace(self, limit=tolerance, derived=self.limit)
@@ -80,6 +94,7 @@ class Comparison:
         error: Relative L2 error at ``failed_at``, else at the worst position. NaN where a value is NaN.
         start: Position in the sequence of the first row.
         errors: Relative L2 error of every row's position, ``(T,)``.
+        blind_positions: How many of them a row of zeros would have passed, though the reference's is another.
     """
 
     scenario: str
@@ -92,6 +107,19 @@ class Comparison:
     error: float
     start: int = 0
     errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
+    blind_positions: int = 0
+
+    @property
+    def judged(self) -> bool:
+        """Whether it could have failed, or did: not every position is blind."""
+        return self.failed_at is not None or self.blind_positions < len(self.errors)
+
+    @property
+    def outcome(self) -> str:
+        """``passed``, ``failed`` or ``not judged``."""
+        if self.failed_at is not None:
+            return "failed"
+        return "passed" if self.judged else "not judged"
 
     @property
     def growth(self) -> Growth | None:
@@ -138,8 +166,16 @@ def derive_gates(reference: Trace, baseline: Trace, dtype: str) -> dict[TensorId
 
 
 def widest(gates: Sequence[dict[TensorId, Gate]]) -> dict[TensorId, Gate]:
-    """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from."""
-    return {tensor: max((scenario[tensor] for scenario in gates), key=lambda gate: gate.limit) for tensor in gates[0]}
+    """Return the widest gate of each tensor, for a scenario whose own positions are too few to derive one from.
+
+    A gate that judges nothing says how ill one scenario's numbers are, and nothing about another scenario: it counts
+    only where no scenario has a better one.
+    """
+    return {tensor: _widest_of([scenario[tensor] for scenario in gates]) for tensor in gates[0]}
+
+
+def _widest_of(gates: Sequence[Gate]) -> Gate:
+    return max([gate for gate in gates if gate.judges] or gates, key=lambda gate: gate.limit)
 
 
 def compare_rows(
@@ -171,6 +207,7 @@ def compare_rows(
         error=float(errors[failed]) if failed is not None else metrics.worst_position_error,
         start=reference.start,
         errors=errors,
+        blind_positions=_blind(reference, tensor, gate),
     )
 
 
@@ -183,15 +220,12 @@ def first_failure(comparisons: Iterable[Comparison]) -> Comparison | None:
     return min(failed, key=lambda item: (item.tensor, item.failed_at), default=None)
 
 
-def unproven(gates: Iterable[dict[TensorId, Gate]]) -> list[TensorId]:
-    """Return the tensors for which every scenario's gate is vacuous: passing them proves nothing."""
-    best: dict[TensorId, float] = {}
-    for scenario in gates:
-        for tensor, gate in scenario.items():
-            best[tensor] = min(gate.limit, best.get(tensor, gate.limit))
-    return sorted(tensor for tensor, limit in best.items() if limit >= VACUOUS)
-
-
 def _first_beyond(errors: Array, gate: Gate) -> int | None:
     beyond = ~(errors <= gate.limit)  # not "errors > limit": NaN must fail
     return int(beyond.argmax()) if beyond.any() else None
+
+
+def _blind(reference: Rows, tensor: TensorId, gate: Gate) -> int:
+    """Count the positions at which zeros would be within the gate although the reference is not zero."""
+    errors = zero_errors(reference.values, tensor.accumulated)
+    return int(((errors > 0) & (errors <= gate.limit)).sum())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.scenarios import DECODE_STEPS, SCHEDULES, fit_lengths
+from lucid_deploy.model.scenarios import DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, fit_lengths
 
 SCENARIOS = 5  # sequences that are run
 EXPLAINED = 3  # sequences that are looked into, at most
@@ -31,8 +31,9 @@ def record_bytes(config: LucidConfig, tokens: int, steps: int, rounds: bool) -> 
     logits = (steps + 1) * config.vocab_size
     of_schedules = len(SCHEDULES) * rows * 4 if rounds else 0
     batch = 2 * SCENARIOS * (rows + logits) * 4  # the candidate's, padded: two rows each
-    work = 2 * tokens * (config.vocab_size + 4 * config.intermediate_size) * 8  # float64, one sequence
-    return {"recorded tensors": SCENARIOS * ((rows + logits) * 8 + of_schedules) + batch + work}
+    work = 2 * SCENARIOS * (tokens * 4 * config.intermediate_size + logits) * 8  # float64, all sequences in one batch
+    recorded = SCENARIOS * ((rows + logits) * (8 + 4) + of_schedules)  # the reference's and the baseline's
+    return {"recorded tensors": recorded + batch + work}
 
 
 def explain_bytes(config: LucidConfig, tokens: int) -> Parts:
@@ -42,9 +43,11 @@ def explain_bytes(config: LucidConfig, tokens: int) -> Parts:
     return {"states of all layers": (EXPLAINED + 4) * states}
 
 
-def sequence_tokens(config: LucidConfig, steps: int = DECODE_STEPS) -> tuple[int, int]:
+def sequence_tokens(
+    config: LucidConfig, steps: int = DECODE_STEPS, prompt_tokens: int = PROMPT_TOKENS
+) -> tuple[int, int]:
     """Return tokens and decode steps of a sequence."""
-    prompt, fitted = fit_lengths(config.max_position_embeddings, steps)
+    prompt, fitted = fit_lengths(config.max_position_embeddings, steps, prompt_tokens)
     return prompt + fitted, fitted
 
 

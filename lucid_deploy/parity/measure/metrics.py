@@ -109,6 +109,18 @@ def position_errors(actual: Array, reference: Array, accumulated: bool = False) 
     return errors.max(axis=0)  # max keeps NaN
 
 
+def zero_errors(reference: Array, accumulated: bool = False) -> Array:
+    """Return what :func:`position_errors` gives for a tensor of zeros: float64 ``(T,)``, 0 where zeros are right.
+
+    Args:
+        reference: ``(1, T, F)``.
+        accumulated: Which scale.
+    """
+    norms = np.linalg.norm(reference[0].astype(np.float64), axis=-1)  # (T,)
+    scale = np.maximum.accumulate(norms) if accumulated else norms
+    return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
+
+
 def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> TensorMetrics:
     """Return the errors of a tensor; arguments as :func:`position_errors`."""
     errors = position_errors(actual, reference, accumulated)

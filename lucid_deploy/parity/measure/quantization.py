@@ -14,9 +14,11 @@ import numpy as np
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.model.scenarios import Scenario
-from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once
+from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
+from lucid_deploy.parity.measure import phases
+from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.measure.progress import Meter, Progress
 from lucid_deploy.parity.measure.targets import Targets
 from lucid_deploy.runtimes.session import Array, Session
 
@@ -24,14 +26,12 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.model.checkpoint import Checkpoint
 
-Progress = Callable[[str, int, int], None]
-
 # Of a step; float32 arithmetic in the quantizer may move a number that lies half way.
 _SLACK = 1e-3
 
 
 @dataclass(frozen=True)
-class Loss:
+class LogitDifference:
     """Logits beside those of the original checkpoint in float64, over all positions of all scenarios.
 
     Attributes:
@@ -60,8 +60,8 @@ class QuantizationCost:
         as_run: Of everything: the artifact as the runtime runs it.
     """
 
-    weights: Loss
-    as_run: Loss
+    weights: LogitDifference
+    as_run: LogitDifference
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -99,14 +99,13 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 
     quantization = artifact.manifest.quantization
     assert quantization is not None
-    total = len(quantization.tensors)
-    for done, (name, packed, scales) in enumerate(stored_parts(artifact)):
+    meter = Meter(progress, phases.WEIGHTS, len(quantization.tensors))
+    for name, packed, scales in stored_parts(artifact):
         original = checkpoint.tensor(name).float().numpy()
         problem = _difference(quantization, name, packed, scales, original, artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
-        if progress is not None:
-            progress("Checking quantized weights", done + 1, total)
+        meter.tick()
     model = load_artifact_model(artifact)
     for name, value in model.state_dict().items():
         stored = checkpoint.stored_name(name)
@@ -160,24 +159,19 @@ def measure_cost(
         original: Opens the original in float64.
         candidate: The artifact in its runtime.
         targets: What the dequantized model computed in float64.
-        progress: Called with (what runs, scenarios done, in all).
+        progress: Called with (what runs, session calls done, in all).
     """
-    session = original()
-    done, total = 0, 2 * len(targets.items)
-
-    def logits(of: Session[Any], target: Any, run: Callable[[Session[Any], Scenario], Trace]) -> Array:
-        nonlocal done
-        found = _logits(run(of, target.scenario))
-        done += 1
-        if progress is not None:
-            progress("Cost of quantization", done, total)
-        return found
-
-    wanted = [logits(session, target, record_at_once) for target in targets.items]
+    groups = equal_lengths([target.scenario for target in targets.items])
+    meter = Meter(progress, phases.COST, sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups))
+    session, wanted = original(), {}
+    for group in groups:
+        traces = record_at_once_together(session, group, meter.tick)
+        wanted.update({scenario.name: _logits(trace) for scenario, trace in zip(group, traces, strict=True)})
     del session
+    ordered = [wanted[target.scenario.name] for target in targets.items]
     exact = [_logits(target.reference) for target in targets.items]
-    as_run = [logits(candidate, target, record) for target in targets.items]
-    return QuantizationCost(_loss(exact, wanted), _loss(as_run, wanted))
+    as_run = [_logits(record(candidate, target.scenario, tick=meter.tick)) for target in targets.items]
+    return QuantizationCost(_difference_of(exact, ordered), _difference_of(as_run, ordered))
 
 
 def _logits(trace: Trace) -> Array:
@@ -185,11 +179,11 @@ def _logits(trace: Trace) -> Array:
     return trace.tensors[tensor].values
 
 
-def _loss(found: list[Array], wanted: list[Array]) -> Loss:
+def _difference_of(found: list[Array], wanted: list[Array]) -> LogitDifference:
     errors = np.concatenate([position_errors(a, b) for a, b in zip(found, wanted, strict=True)])
     divergence = np.concatenate([kl_divergence(a, b).reshape(-1) for a, b in zip(found, wanted, strict=True)])
     same = np.concatenate([(a.argmax(-1) == b.argmax(-1)).reshape(-1) for a, b in zip(found, wanted, strict=True)])
-    return Loss(
+    return LogitDifference(
         relative_error=float(errors.mean()),
         relative_error_max=float(errors.max()),
         top1_agreement=float(same.mean()),
@@ -199,7 +193,7 @@ def _loss(found: list[Array], wanted: list[Array]) -> Loss:
     )
 
 
-def _sentence(loss: Loss) -> str:
+def _sentence(loss: LogitDifference) -> str:
     return (
         f"logits off by {loss.relative_error:.2%} on average, {loss.relative_error_max:.2%} at most; top-1 token the "
         f"same at {loss.top1_agreement:.1%} of {loss.positions} positions; KL divergence {loss.kl_mean:.1e} nats on "

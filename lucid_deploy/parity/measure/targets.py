@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import CORRELATED, Scenario
+from lucid_deploy.parity.measure.cache_gates import SizeGates
 from lucid_deploy.parity.measure.compare import TensorId, Trace
+from lucid_deploy.parity.measure.extent import FULL, Extent
 from lucid_deploy.parity.measure.gate import VACUOUS, Gate
 
 
@@ -22,6 +24,9 @@ class Target:
         rounded: With such a cache, K and Y of float64 that rounds its cache in the same way, by the schedule's name.
         sizes: How far from 1 the size of K and Y may be, held against ``rounded``, by the schedule's name and then by
             who wrote the rows; see :mod:`lucid_deploy.parity.measure.cache_gates`.
+        given: With such a cache, what float64 answers from given rows; see
+            :mod:`lucid_deploy.parity.measure.given_cache`.
+        given_gates: How far from it the candidate's answers may be.
     """
 
     scenario: Scenario
@@ -29,7 +34,9 @@ class Target:
     gates: dict[TensorId, Gate]
     by_schedule: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
     rounded: dict[str, Trace] = field(default_factory=dict)
-    sizes: dict[str, dict[str, dict[TensorId, Gate]]] = field(default_factory=dict)
+    sizes: dict[str, SizeGates] = field(default_factory=dict)
+    given: dict[str, Trace] = field(default_factory=dict)
+    given_gates: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Targets:
         seed: The scenarios' seed.
         tolerance: The gate of every tensor, where it was set by hand; None: gates are derived.
         cache_dtype: The cache's type that the gates were derived for; empty: the same as ``dtype``.
+        extent: How much is run.
     """
 
     items: tuple[Target, ...]
@@ -49,6 +57,7 @@ class Targets:
     seed: int
     tolerance: float | None = None
     cache_dtype: str = ""
+    extent: Extent = FULL
 
     def with_tolerance(self, tolerance: float) -> Targets:
         """Return the targets with one gate, set by hand, for every tensor in every scenario.
@@ -67,6 +76,8 @@ class Targets:
                 by_schedule={},
                 rounded={},
                 sizes={},
+                given={},
+                given_gates={},
             )
             for item in self.items
         )
@@ -77,7 +88,7 @@ def explained_scenarios(targets: Targets, failing: str | None = None) -> list[Ta
     """Return the scenarios worth a closer look: the failing one, correlated tokens, and the one the model continued."""
     names = [failing, CORRELATED, *(item.scenario.name for item in targets.items if item.scenario.greedy)]
     by_name = {item.scenario.name: item for item in targets.items}
-    return [by_name[name] for name in dict.fromkeys(names) if name in by_name]
+    return [by_name[name] for name in dict.fromkeys(names) if name in by_name][: targets.extent.explained]
 
 
 def check_tolerance(tolerance: float) -> None:

@@ -68,16 +68,6 @@ def log_chart(name: str, title: str, description: str, x_label: str, lines: Sequ
     return "".join(parts)
 
 
-def legend(lines: Sequence[Line]) -> str:
-    """Return the legend of a chart as a list."""
-    items = "".join(
-        f'<li><svg viewBox="0 0 26 10" aria-hidden="true"><path class="{_classes(line)}" d="M1 5H25"/></svg>'
-        f"{escape(line.name)}</li>"
-        for line in lines
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
 def _y_axis(low: int, high: int, place: _Place, x: float) -> list[str]:
     step = max(1, math.ceil((high - low) / 6))
     parts = []
@@ -119,10 +109,11 @@ def _drawn(line: Line, place: _Place) -> str:
         path.append(f"{'L' if pen_down else 'M'}{left:.1f} {top:.1f}")
         pen_down = True
         if line.marks:
-            dots.append(f'<circle class="dot {_classes(line)}" cx="{left:.1f}" cy="{top:.1f}" r="3"/>')
-    shape = f'<path class="{_classes(line)}" d="{"".join(path)}"/>'
+            dots.append(f'<circle class="dot {classes(line)}" cx="{left:.1f}" cy="{top:.1f}" r="3"/>')
+    shape = f'<path class="{classes(line)}" d="{"".join(path)}"/>'
     return f"<g><title>{escape(line.name)}</title>{shape}{''.join(dots)}</g>"
 
 
-def _classes(line: Line) -> str:
+def classes(line: Line) -> str:
+    """Return the style sheet's classes of a line."""
     return f"line s{line.style % SERIES}" + (" limit" if line.reference else "") + (" broad" if line.broad else "")

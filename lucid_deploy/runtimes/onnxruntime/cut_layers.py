@@ -7,11 +7,13 @@ import re
 import onnx
 
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 
 RESIDUAL = "residual.{}"  # output: the embedding's (0) and every layer's (i + 1)
 GIVEN = "given.{}"  # input, if cut: what layer i reads, and with i the number of layers, what the final norm reads
 VALUES = "values.{}"  # output: V of the new tokens in layer i, before the solve
-VALUE_INPUT = {"Precondition": 1, "DecodeAttention": 2}  # which input of the operator is V
+# Which input of an operator is V.
+VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"), (DECODE_ATTENTION, "V_new"))}
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _FINAL_NORM = "model.norm.weight"
 # Before the final norm the last token is picked; the stream is what it is picked from.

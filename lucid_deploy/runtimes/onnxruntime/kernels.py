@@ -27,7 +27,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu") -> Path | None:
         return None
     if kernels == "functions":
         return None
-    from lucid_deploy.plugins.ort_build import check_ort_library, default_ort_library
+    from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library
 
     library = default_ort_library()
     if kernels == "auto" and not library.is_file():
@@ -38,7 +38,7 @@ def choose_kernels(kernels: str, provider: str | None = "cpu") -> Path | None:
 
 def describe_kernels() -> dict[str, str | None]:
     """Say what ``auto`` chooses on this machine, for ``inspect``: never raises for a library that cannot be used."""
-    from lucid_deploy.plugins.ort_build import default_ort_library, kernels_name
+    from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library, kernels_name
 
     facts: dict[str, str | None] = {"auto": "functions", "library": None, "instructions": None, "problem": None}
     try:

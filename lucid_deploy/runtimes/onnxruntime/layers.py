@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
@@ -40,8 +41,8 @@ class OrtLayers(Layers):
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
         self._library = choose_kernels(options.kernels, options.provider)
-        super().__init__(artifact.config, artifact.manifest.dtype, artifact.manifest.cache_dtype)
-        self._suffixes = [item.suffix for item in cache_tensors(self.cache_dtype, self.config.head_dim)]
+        manifest = artifact.manifest
+        super().__init__(artifact.config, manifest.dtype, manifest.cache_dtype, manifest.layers)
         self._artifact, self._provider, self._index = artifact, options.provider, device_index(options.device)
         self._loaded: tuple[tuple[str, bool], ort.InferenceSession] | None = None
 
@@ -49,7 +50,7 @@ class OrtLayers(Layers):
         """See :meth:`Layers.run`."""
         session = self._session("decode" if decode else "prefill", cut=residuals is not None)
         kinds = {item.name: item.type for item in session.get_inputs()}
-        cached = past[0][0].shape[2]
+        cached = tokens.mask.shape[1] - tokens.input_ids.shape[1]
         static = "cache_length" in kinds
         feed: dict[str, Array] = {"input_ids": tokens.input_ids, "position_ids": tokens.positions}
         if static:  # buffers that end behind the new row
@@ -57,10 +58,9 @@ class OrtLayers(Layers):
             feed["cache_length"] = np.full(len(tokens.mask), cached)
         else:
             feed["attention_mask"] = tokens.mask
-        for layer, pair in enumerate(past):
-            for suffix, rows in zip(self._suffixes, encode_layer(*pair, self.cache_dtype), strict=True):
-                room = np.zeros((*rows.shape[:2], 1, rows.shape[3]), dtype=rows.dtype)
-                feed[f"past_key_values.{layer}.{suffix}"] = np.concatenate([rows, room], axis=2) if static else rows
+        for index, (layer, arrays) in enumerate(zip(self.layers, past, strict=True)):
+            for tensor, array in zip(layer.cache, encode_layer(arrays, layer.cache), strict=True):
+                feed[f"past_key_values.{index}.{tensor.name}"] = _with_room(tensor, array) if static else array
         feed.update({f"given.{layer}": residual for layer, residual in enumerate(residuals or [])})
         named = {name: np.ascontiguousarray(feed[name], dtype=_NUMPY_TYPES[kind]) for name, kind in kinds.items()}
         names = [output.name for output in session.get_outputs()]
@@ -69,21 +69,21 @@ class OrtLayers(Layers):
         return self._states(found, slice(cached, None))
 
     def _states(self, found: dict[str, Array], new: slice) -> States:
-        layers = range(self.config.num_hidden_layers)
-        cached = [
-            decode_layer(tuple(found[f"present.{layer}.{suffix}"][:, :, new] for suffix in self._suffixes))
-            for layer in layers
-        ]
+        cached = []
+        for index, layer in enumerate(self.layers):
+            stored = [(t, found[f"present.{index}.{t.name}"]) for t in layer.cache]
+            rows = [array[:, :, new] if tensor.sort == "rows" else array for tensor, array in stored]
+            names = [tensor.name for tensor in decoded_layout(layer.cache)]
+            cached.append(dict(zip(names, decode_layer(rows, layer.cache), strict=True)))
         found = {name: array.astype(np.float32) for name, array in found.items()}
-        if self.config.is_lucid and f"values.{layers[-1]}" not in found:
+        solving = [index for index, layer in enumerate(self.layers) if layer.solves]
+        if solving and f"values.{len(solving) - 1}" not in found:
             raise CheckFailed("The graph's solves are not to be found, so its layers cannot be explained.")
-        solved = [y for _, y in cached]
-        values = [found[f"values.{layer}"] for layer in layers] if self.config.is_lucid else solved
+        values = {index: found[f"values.{place}"] for place, index in enumerate(solving)}
         return States(
-            residuals=[found[f"residual.{layer}"] for layer in range(len(layers) + 1)],
-            keys=[k for k, _ in cached],
-            values=values,
-            solved=solved,
+            residuals=[found[f"residual.{index}"] for index in range(len(self.layers) + 1)],
+            cached=cached,
+            given=[values.get(index) for index in range(len(self.layers))],
             logits=found["logits"],
         )
 
@@ -100,8 +100,8 @@ class OrtLayers(Layers):
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
 
-        path = self._artifact.graph_path(stage)
-        model = onnx.load(str(path), load_external_data=False)
+        path, model = self._artifact.graph_path(stage), onnx.ModelProto()
+        model.CopyFrom(self._artifact.graph(stage))
         cut_layers(model, self.config.num_hidden_layers, cut)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -123,3 +123,12 @@ class OrtLayers(Layers):
             raise CheckFailed(f"onnxruntime cannot load the layers of {path}: {error}") from error
         check_chosen(onnxruntime, session, self._provider)
         return session
+
+
+def _with_room(tensor: CacheTensor, array: Array) -> Array:
+    """Return a buffer of a static cache with what a growing one holds, and room for the new row."""
+    if not tensor.has_tokens:
+        return array
+    batch, heads, held, width = array.shape
+    room = np.zeros((batch, heads, 1 if tensor.window is None else tensor.window - held, width), dtype=array.dtype)
+    return np.concatenate([array, room] if tensor.window is None else [room, array], axis=2)

@@ -71,7 +71,9 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan
     if name == "nv-tensorrt-rtx":
         options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
         return Plan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
-    library = _plugin_library() if artifact.config.is_lucid else None
+    from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
+
+    library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
     folder = provider_folder(artifact, name, library)
     if library is not None:
         options["trt_extra_plugin_lib_paths"] = str(library)
@@ -94,7 +96,7 @@ def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
 
 
 def _plugin_library() -> Path:
-    from lucid_deploy.plugins.build import check_plugin
+    from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin
     from lucid_deploy.runtimes.tensorrt.backend import load_backend
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from lucid_deploy.cache.layout import first_tokens
+from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
@@ -60,18 +61,18 @@ class OrtSession(Session[Any]):
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
         import onnxruntime as ort
 
-        options = options or RuntimeOptions()
+        options, manifest = options or RuntimeOptions(), artifact.manifest
         self._library = choose_kernels(options.kernels, options.provider)
         check_version(ort.__version__, artifact)
         super().__init__(
             artifact.config,
-            artifact.manifest.dtype,
+            manifest.dtype,
             "onnxruntime",
             options.allow_extrapolation,
             capabilities_of(options),
+            manifest.cache_dtype,
+            manifest.layers,
         )
-        self.cache_dtype = artifact.manifest.cache_dtype
-        self._suffixes = [item.suffix for item in cache_tensors(self.cache_dtype, self.config.head_dim)]
         self.identity = artifact.identity
         self.provider: str = options.provider
         if self.provider == "cpu":
@@ -129,7 +130,7 @@ class OrtSession(Session[Any]):
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
-        graph = self._graph_of_stored_cache(path) if stage == "decode" else None
+        graph = self._graph_of_stored_cache(artifact) if stage == "decode" else None
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
@@ -144,15 +145,17 @@ class OrtSession(Session[Any]):
         check_chosen(self._ort, session, self.provider)
         return session
 
-    def _graph_of_stored_cache(self, path: Path) -> bytes | None:
+    def _graph_of_stored_cache(self, artifact: Artifact) -> bytes | None:
         """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
-        if self._library is None or self.cache_dtype == self.dtype or not self.config.is_lucid:
+        reads = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)
+        if self._library is None or self.cache_dtype == self.dtype or not reads:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
 
-        model = onnx.load(str(path), load_external_data=False)
+        path, model = artifact.graph_path("decode"), onnx.ModelProto()
+        model.CopyFrom(artifact.graph("decode"))
         obstacles = read_as_stored(model)
         if obstacles:
             log.warning(
@@ -205,17 +208,22 @@ class OrtSession(Session[Any]):
                 )
         return input_ids
 
-    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
-        return [decode_layer(tuple(x.numpy() for x in layer)) for layer in cache.layers]
+        pairs = zip(self.layout, cache.layers, strict=True)
+        return [decode_layer([x.numpy() for x in layer], layout) for layout, layer in pairs]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy
-        return [tuple(map(make, encode_layer(k, y, self.cache_dtype))) for k, y in layers]
+        pairs = zip(self.layout, layers, strict=True)
+        return [tuple(map(make, encode_layer(arrays, layout))) for layout, arrays in pairs]
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
-        return [tuple(make(np.ascontiguousarray(x.numpy()[:, :, :length])) for x in layer) for layer in cache.layers]
+        return [
+            tuple(make(np.ascontiguousarray(first_tokens(t, x.numpy(), length))) for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
 
     @property
     def gives_all_logits(self) -> bool:
@@ -246,12 +254,12 @@ class OrtSession(Session[Any]):
             "attention_mask": make(mask.astype(np.int64)),
             "position_ids": make(np.ascontiguousarray(positions)),
         }
-        for index, layer in enumerate(layers):
-            for suffix, value in zip(self._suffixes, layer, strict=True):
-                feed[f"past_key_values.{index}.{suffix}"] = value
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            for tensor, value in zip(layout, layer, strict=True):
+                feed[f"past_key_values.{index}.{tensor.name}"] = value
         logits, *present = session.run_with_ort_values(self._output_names, feed)
-        size = len(self._suffixes)
-        return logits.numpy(), [tuple(present[i : i + size]) for i in range(0, len(present), size)]
+        rest = iter(present)
+        return logits.numpy(), [tuple(next(rest) for _ in layout) for layout in self.layout]
 
 
 def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
@@ -262,7 +270,7 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     import onnx
 
     file = np.memmap(artifact.path(WEIGHTS), dtype=np.uint8, mode="c")  # copy on write: nothing can change the file
-    kinds = {
+    kinds: dict[int, Any] = {
         onnx.TensorProto.UINT8: np.uint8,
         onnx.TensorProto.INT8: np.int8,
         onnx.TensorProto.FLOAT: np.float32,
@@ -271,15 +279,13 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
     made: dict[tuple[int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
-        graph = onnx.load(str(artifact.graph_path(stage)), load_external_data=False).graph
         weights[stage] = {}
-        for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if not place or tensor.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
+        for weight in artifact.weights(stage):
+            if weight.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
                 continue
-            offset, shape = int(place["offset"]), tuple(tensor.dims)
+            offset, shape = weight.offset, weight.shape
             if (offset, shape) not in made:
-                view = file[offset : offset + int(place["length"])].view(kinds[tensor.data_type]).reshape(shape)
+                view = file[offset : offset + weight.size].view(kinds[weight.data_type]).reshape(shape)
                 made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
-            weights[stage][tensor.name] = made[offset, shape]
+            weights[stage][weight.name] = made[offset, shape]
     return weights

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
@@ -21,6 +22,19 @@ from lucid_deploy.runtimes.session import Array, Cache
 
 _GRAIN = 256  # rows; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A decode step on memory that stays where it is.
+
+    Attributes:
+        binding: onnxruntime's binding of inputs and outputs.
+        replaced: Input and output of every tensor that is not written in place.
+    """
+
+    binding: Any
+    replaced: list[tuple[Array, Array]]
 
 
 @dataclass
@@ -32,7 +46,7 @@ class _Buffers:
     input_ids: Array  # int64 (B, 1)
     positions: Array  # int64 (B, 1)
     length: Array  # int64 (B,)
-    binding: Any
+    binding: BoundStep
 
 
 class StaticOrtSession(OrtSession):
@@ -50,10 +64,13 @@ class StaticOrtSession(OrtSession):
         """See :attr:`Session.in_place`."""
         return self
 
-    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         # Copies, since buffers are written in place.
-        return [decode_layer(tuple(x[:, :, : cache.length].copy() for x in layer)) for layer in cache.layers]
+        return [
+            decode_layer([held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
 
     def fork(self, cache: Cache[Any]) -> Cache[Any]:
         """See :meth:`Session.fork`; buffers are written in place, so they are copied."""
@@ -62,13 +79,16 @@ class StaticOrtSession(OrtSession):
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         return cache.layers  # rows beyond the cache's length are not read
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
-        return [encode_layer(k, y, self.cache_dtype) for k, y in layers]
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+        return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
 
     def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         past = mask.shape[1] - input_ids.shape[1]
         make = self._ort.OrtValue.ortvalue_from_numpy
-        values = [tuple(make(np.ascontiguousarray(x[:, :, :past])) for x in layer) for layer in layers]
+        values = [
+            tuple(make(np.ascontiguousarray(held(t, x, past))) for t, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, layers, strict=True)
+        ]
         logits, present = super()._run_prefill_all(input_ids, mask, positions, values)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
@@ -90,15 +110,10 @@ class StaticOrtSession(OrtSession):
 
         The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
         """
-        batch = layers[0][0].shape[0]
+        batch = mask.shape[0]
         room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
-        for index in range(len(layers)):
-            moved = []
-            for rows in layers[index]:
-                buffer = np.zeros((batch, rows.shape[1], room, rows.shape[3]), dtype=rows.dtype)
-                buffer[:, :, :past] = rows[:, :, :past]
-                moved.append(buffer)
-            layers[index] = tuple(moved)
+        for index, layout in enumerate(self.layout):
+            layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
         whole, column = np.zeros((batch, room), np.int64), np.zeros((batch, 1), np.int64)
         whole[:, :past] = mask[:, :past]
         length = np.zeros((batch,), np.int64)
@@ -108,8 +123,11 @@ class StaticOrtSession(OrtSession):
 
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
-    ) -> Any:
-        """See :meth:`InPlaceDecoding.bind_decode`: inputs of the decode graph, and the buffers its outputs too."""
+    ) -> BoundStep:
+        """See :meth:`InPlaceDecoding.bind_decode`: inputs of the decode graph, and the buffers of rows its outputs too.
+
+        What is not written in place, a ring or a state, has an output of its own that a step copies back.
+        """
         binding, make = self._decode.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {
             "input_ids": input_ids,
@@ -120,15 +138,27 @@ class StaticOrtSession(OrtSession):
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, make(array))
         binding.bind_output("logits")
-        for index, layer in enumerate(layers):
-            for suffix, buffer in zip(self._suffixes, layer, strict=True):
-                value = make(buffer)
-                binding.bind_ortvalue_input(f"past_key_values.{index}.{suffix}", value)
-                binding.bind_ortvalue_output(f"present.{index}.{suffix}", value)
-        return binding
+        replaced = []
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            for tensor, buffer in zip(layout, layer, strict=True):
+                output = buffer if tensor.sort == "rows" else np.empty_like(buffer)
+                binding.bind_ortvalue_input(f"past_key_values.{index}.{tensor.name}", make(buffer))
+                binding.bind_ortvalue_output(f"present.{index}.{tensor.name}", make(output))
+                if output is not buffer:
+                    replaced.append((buffer, output))
+        return BoundStep(binding, replaced)
 
-    def run_bound(self, binding: Any) -> Array:
+    def run_bound(self, binding: BoundStep) -> Array:
         """See :meth:`InPlaceDecoding.run_bound`."""
-        self._decode.run_with_iobinding(binding)
-        logits: Array = binding.get_outputs()[0].numpy().copy()
+        self._decode.run_with_iobinding(binding.binding)
+        for buffer, new in binding.replaced:
+            buffer[...] = new
+        logits: Array = binding.binding.get_outputs()[0].numpy().copy()
         return logits
+
+
+def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
+    """Return a buffer with room for so many rows that holds what another one does."""
+    buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
+    held(tensor, buffer, past)[:] = held(tensor, rows, past)
+    return buffer

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 
 import onnx
 
-DOMAIN = "ai.lucid"
-_K, _Y, _MASK = 3, 4, 5  # inputs of DecodeAttention
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8, DOMAIN
+
+_K, _Y, _MASK = map(DECODE_ATTENTION.place, ("K", "Y", "mask"))
 _FLOAT, _FLOAT16, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
 
 
@@ -52,7 +53,7 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     inputs = {value.name: value for value in graph.input}
     found: list[tuple[onnx.NodeProto, _Stored, _Stored]] = []
     obstacles = []
-    attentions = [node for node in graph.node if node.domain == DOMAIN and node.op_type == "DecodeAttention"]
+    attentions = [node for node in graph.node if node.domain == DOMAIN and node.op_type == DECODE_ATTENTION.name]
     for node in attentions:
         k, y = (_trace_back(node.input[place], makers, inputs) for place in (_K, _Y))
         if k is None or y is None or (k.scale is None) != (y.scale is None):
@@ -61,7 +62,7 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
         else:
             found.append((node, k, y))
     if not attentions:
-        obstacles.append("there is no DecodeAttention")
+        obstacles.append(f"there is no {DECODE_ATTENTION.name}")
     if obstacles:
         return obstacles
     for node, k, y in found:
@@ -120,7 +121,8 @@ def _replace(node: onnx.NodeProto, k: _Stored, y: _Stored) -> None:
     if k.scale is not None and y.scale is not None:
         node.input.extend([k.scale, y.scale])
     node.input.append(mask)
-    node.op_type = "DecodeAttentionFloat16" if k.scale is None else "DecodeAttentionInt8"
+    operator = DECODE_ATTENTION_FLOAT16 if k.scale is None else DECODE_ATTENTION_INT8
+    node.op_type = operator.name
 
 
 def _drop_unread(graph: onnx.GraphProto, candidates: list[onnx.NodeProto]) -> None:

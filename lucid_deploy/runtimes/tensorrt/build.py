@@ -23,8 +23,9 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
     source_hashes,
 )
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
-from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_head_width, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_head_width, check_layout, prepare_graph
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
             f"TensorRT engines keep the cache in the model's type, and this artifact's is "
             f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
         )
+    check_layout(artifact)
     check_head_width(artifact)
-    needs_plugin = artifact.config.is_lucid
+    needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)
     capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)
     if options.weightless and len(capabilities) > 1:
         raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
@@ -212,7 +214,7 @@ def _keep_plugin(library: Path | None, building: Path) -> PluginFile | None:
     """Copy the library beside the engines, so that the artifact runs on a machine that has none."""
     if library is None:
         return None
-    from lucid_deploy.plugins.build import LIBRARY_NAME, plugin_abi
+    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, plugin_abi
 
     shutil.copyfile(library, building / LIBRARY_NAME)
     return PluginFile(**file_facts(building / LIBRARY_NAME), abi=plugin_abi(library))

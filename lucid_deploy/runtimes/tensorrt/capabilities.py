@@ -8,6 +8,7 @@ CAPABILITIES = Capabilities(
     dtypes=("float32", "float16", "bfloat16"),
     devices=("cuda",),
     caches=("growing", "static"),
+    cache_sorts=("rows",),
     builds_engines=True,
     packages=("tensorrt_rtx", "tensorrt"),  # one of the two
     install="lucid-deploy[rtx]",

@@ -100,7 +100,7 @@ def open_engines(artifact: Artifact, backend: str, backend_version: str) -> Engi
         LucidError: There are none, or they are of another version, another plugin ABI or another model.
         CheckFailed: A file is missing, or was cut or swapped.
     """
-    from lucid_deploy.plugins.build import PLUGIN_ABI
+    from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 
     folder = engine_directory(artifact, backend)
     again = f"Build them again: lucid-deploy build {artifact.directory} --backend {backend} --overwrite"

@@ -8,10 +8,10 @@ from typing import Any
 
 def default_library() -> Path:
     """Return where ``lucid-deploy plugin build`` puts the library and ``lucid-deploy build`` looks for it."""
-    from lucid_deploy.plugins.aot import default_cache
-    from lucid_deploy.plugins.build import LIBRARY_NAME
+    from lucid_deploy.plugins.hosts.cache_folder import cache_folder
+    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
 
-    return default_cache().parent / LIBRARY_NAME
+    return cache_folder() / LIBRARY_NAME
 
 
 def register(library: Path, trt: Any) -> None:
@@ -20,6 +20,6 @@ def register(library: Path, trt: Any) -> None:
     Raises:
         LucidError: It is missing, has another ABI or does not register, or the parser could not find its own library.
     """
-    from lucid_deploy.plugins.registry import register_plugins
+    from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 
     register_plugins(library, trt)

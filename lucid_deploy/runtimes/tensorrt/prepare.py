@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN, PLUGIN_OPERATORS, STAGE_OPERATOR
+from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATOR
 
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
 
@@ -42,7 +43,6 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
             quantized for onnxruntime.
     """
-    import onnx
     import onnx_ir as ir
 
     from lucid_deploy.runtimes.tensorrt.passes import (
@@ -59,8 +59,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
             f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
             f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq."
         )
-    path = artifact.graph_path(stage)
-    model = ir.serde.deserialize_model(onnx.load(str(path), load_external_data=False))
+    model = ir.serde.deserialize_model(artifact.graph(stage))
     standard_attention(model)
     half_attention(model)
     strip_bodies(model)
@@ -78,8 +77,8 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
     path = artifact.graph_path(stage)
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
-    layers = artifact.config.num_hidden_layers if artifact.config.is_lucid else 0
     wanted = STAGE_OPERATOR[stage]
+    layers = sum(layer.uses(wanted, stage) for layer in artifact.manifest.layers)
     if nodes[wanted] != layers or sum(nodes.values()) != layers:
         raise LucidError(
             f"{path} has {nodes[wanted]} nodes {DOMAIN}::{wanted} where the model has {layers} LUCID layers: the "
@@ -94,8 +93,26 @@ def check_head_width(artifact: Artifact) -> None:
         LucidError: They cannot.
     """
     width = artifact.config.head_dim
-    if artifact.config.is_lucid and not (_LEAST_WIDTH <= width <= _MOST_WIDTH and width % _WIDTH_UNIT == 0):
+    fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % _WIDTH_UNIT == 0
+    if artifact.manifest.uses(PLUGIN_OPERATORS) and not fits:
         raise LucidError(
             f"The model's head_dim is {width}; the TensorRT plugin takes multiples of {_WIDTH_UNIT} from "
             f"{_LEAST_WIDTH} to {_MOST_WIDTH}. Run it with another runtime."
         )
+
+
+def check_layout(artifact: Artifact) -> None:
+    """Check that engines can keep what the model caches: rows of one shape, two tensors a layer.
+
+    Raises:
+        LucidError: A layer caches something else; it is named.
+    """
+    first = [(tensor.name, tensor.dtype, tensor.shape) for tensor in artifact.manifest.layers[0].cache]
+    for index, layer in enumerate(artifact.manifest.layers):
+        found = [(tensor.name, tensor.dtype, tensor.shape) for tensor in layer.cache]
+        if found != first or len(found) != 2 or any(tensor.sort != "rows" for tensor in layer.cache):
+            kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
+            raise LucidError(
+                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of keys and values, alike in "
+                "every layer. Run the artifact with onnxruntime."
+            )

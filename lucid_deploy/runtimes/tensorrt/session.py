@@ -73,7 +73,8 @@ class TensorRtSession(Session[DeviceTensor]):
         self.limits = engines.manifest.limits
         shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
         config = replace(artifact.config, max_position_embeddings=shortest)
-        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation, CAPABILITIES)
+        layers = artifact.manifest.layers
+        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation, CAPABILITIES, layers=layers)
         self.identity = artifact.identity
         self._artifact, self._engines, self._device = artifact, engines, device
         self._pool = MemoryPool(device)
@@ -128,7 +129,7 @@ class TensorRtSession(Session[DeviceTensor]):
                     f"lucid-deploy build {self._artifact.directory} {option} {found} --overwrite"
                 )
 
-    def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         self._device.activate()
 
@@ -164,7 +165,7 @@ class TensorRtSession(Session[DeviceTensor]):
         """See :attr:`Session.batch_limit`."""
         return self.limits.max_batch
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         self._device.activate()
         batch, _, tokens, _ = layers[0][0].shape
         self._check_fits(batch, tokens)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.lucid import LucidForCausalLM
-
-if TYPE_CHECKING:
-    import onnx
 
 
 def load_artifact_model(
@@ -32,36 +29,30 @@ def load_artifact_model(
     Raises:
         CheckFailed: The graph lacks a weight of the model, or has it in another shape.
     """
-    import onnx
-
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)
     with torch.device("meta"):
         model = LucidForCausalLM(artifact.config, implementation)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     state = {
         name: torch.from_numpy(weight).to(device=device, dtype=wanted_type)
-        for name, weight in _dequantized(artifact, graph, buffer)
+        for name, weight in _dequantized(artifact, buffer)
     }
-    for tensor in graph.initializer:
-        if tensor.name not in wanted:
+    transposed = set(artifact.manifest.transposed)
+    for weight in artifact.weights("decode"):
+        if weight.name not in wanted:
             continue
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        count = int(place["length"]) // stored.itemsize
-        data = torch.frombuffer(buffer, dtype=stored, count=count, offset=int(place["offset"])).view(*tensor.dims)
-        # Linear layers are stored [in, out]; a square one is told apart by its place in the graph, not by its shape.
-        if tensor.name.endswith("_proj.weight") or (
-            tensor.name == "lm_head.weight" and not artifact.config.tie_word_embeddings
-        ):
+        count = weight.size // stored.itemsize
+        data = torch.frombuffer(buffer, dtype=stored, count=count, offset=weight.offset).view(*weight.shape)
+        if weight.name in transposed:
             data = data.mT
-        if tuple(data.shape) != wanted[tensor.name]:
+        if tuple(data.shape) != wanted[weight.name]:
             raise CheckFailed(
-                f"{artifact.directory}: weight {tensor.name} is {tuple(data.shape)}, not {wanted[tensor.name]}."
+                f"{artifact.directory}: weight {weight.name} is {tuple(data.shape)}, not {wanted[weight.name]}."
             )
-        state[tensor.name] = data.to(device=device, dtype=wanted_type)
+        state[weight.name] = data.to(device=device, dtype=wanted_type)
     if artifact.config.tie_word_embeddings:
         tied = state.get("model.embed_tokens.weight", state.get("lm_head.weight"))
         if tied is not None:
@@ -72,42 +63,30 @@ def load_artifact_model(
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     model.store_cache_as(artifact.manifest.cache_dtype)
-    heads = ("lm_head.weight", "model.embed_tokens.weight")  # a tied head may have either name
-    model.lm_head.in_float32 = any(node.op_type == "Cast" and node.input[0] in heads for node in graph.node)
+    model.lm_head.in_float32 = artifact.manifest.float32_head
     return model.eval().requires_grad_(False)
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     """Read the quantized weights of an artifact: name, packed bytes, and scales as float32 or float64, both flat."""
-    import onnx
-
-    graph = onnx.load(str(artifact.graph_path("decode")), load_external_data=False).graph
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    yield from _parts(artifact, graph, buffer)
+    yield from _parts(artifact, buffer)
 
 
-def _parts(
-    artifact: Artifact, graph: onnx.GraphProto, buffer: mmap.mmap
-) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
     record = artifact.manifest.quantization
-    places = {
-        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
-        for tensor in graph.initializer
-        if tensor.name.endswith((PACKED, ROWS, SCALES))
-    }
+    places = {weight.name: weight for weight in artifact.weights("decode")}
     dtype = getattr(torch, artifact.manifest.dtype)
     for name in record.tensors if record is not None else ():
         place, factors = places.get(name + PACKED) or places[name + ROWS], places[name + SCALES]
-        packed = np.frombuffer(buffer, np.uint8, int(place["length"]), int(place["offset"]))
-        scales = np.frombuffer(buffer, np.uint8, int(factors["length"]), int(factors["offset"])).copy()
+        packed = np.frombuffer(buffer, np.uint8, place.size, place.offset)
+        scales = np.frombuffer(buffer, np.uint8, factors.size, factors.offset).copy()
         yield name, packed, torch.from_numpy(scales).view(dtype).float().numpy()
 
 
-def _dequantized(
-    artifact: Artifact, graph: onnx.GraphProto, buffer: mmap.mmap
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
+def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     record = artifact.manifest.quantization
-    for name, packed, scales in _parts(artifact, graph, buffer):
+    for name, packed, scales in _parts(artifact, buffer):
         assert record is not None
         yield name, record.dequantize(name, packed, scales)

@@ -32,12 +32,13 @@ class TorchRuntime(Runtime):
 
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
+        from lucid_deploy.runtimes.torch.threads import torch_threads
 
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        session = TorchSession(load_artifact_model(artifact, options.device), options.allow_extrapolation)
+        with torch_threads(options.threads):
+            model = load_artifact_model(artifact, options.device)
+        session = TorchSession(model, options.allow_extrapolation, options.threads)
         session.identity = artifact.identity
         return session
 

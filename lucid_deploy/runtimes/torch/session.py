@@ -5,41 +5,64 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lucid_deploy.cache.codecs import codec_for
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.torch.threads import torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
 
 
 class TorchSession(Session[torch.Tensor]):
-    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are."""
+    """Runs a :class:`~lucid_deploy.model.lucid.LucidForCausalLM` where its parameters are.
 
-    def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False) -> None:
+    Args:
+        model: What runs.
+        allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
+        threads: Threads within an operator, during runs of this session only; None: as PyTorch is set.
+    """
+
+    def __init__(self, model: LucidForCausalLM, allow_extrapolation: bool = False, threads: int | None = None) -> None:
         weight = model.model.embed_tokens.weight
-        dtype = str(weight.dtype).removeprefix("torch.")
-        super().__init__(model.config, dtype, "torch", allow_extrapolation, CAPABILITIES)
-        self._model = model
+        super().__init__(
+            model.config,
+            str(weight.dtype).removeprefix("torch."),
+            "torch",
+            allow_extrapolation,
+            CAPABILITIES,
+            None if model.cache_dtype == "auto" else model.cache_dtype,
+        )
+        self._model, self._threads = model, threads
         self._device, self._dtype = weight.device, weight.dtype
-        self._codec = codec_for(model.cache_dtype, weight.dtype)
-        self.cache_dtype = self.dtype if model.cache_dtype == "auto" else model.cache_dtype
 
     @property
     def model(self) -> LucidForCausalLM:
         """The model that runs."""
         return self._model
 
-    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, Array]]:
+    def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
-        decoded = [self._codec.decode(layer, self._dtype) for layer in cache.layers]
-        return [(_to_numpy(k), _to_numpy(y)) for k, y in decoded]
+        pairs = zip(self._model.layers(), cache.layers, strict=True)
+        return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._dtype))) for layer, stored in pairs]
 
     def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
-        return [tuple(x[:, :, :length] for x in layer) for layer in cache.layers]
+        return [
+            tuple(x[:, :, :length] if tensor.has_tokens else x for tensor, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
 
-    def _layers_from_arrays(self, layers: list[tuple[Array, Array]]) -> Layers:
-        return [self._codec.encode(self._tensor(k).to(self._dtype), self._tensor(y).to(self._dtype)) for k, y in layers]
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+        stored = []
+        for layer, layout, arrays in zip(self._model.layers(), self.layout, layers, strict=True):
+            pairs = zip(decoded_layout(layout), arrays, strict=True)
+            stored.append(layer.mixer.encode_cache(tuple(self._tensor(x).to(self._type_of(t)) for t, x in pairs)))
+        return stored
+
+    def _type_of(self, tensor: CacheTensor) -> torch.dtype:
+        """Return the type that a tensor without scales has in the model: states keep their own."""
+        return self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype)
 
     @property
     def gives_all_logits(self) -> bool:
@@ -64,7 +87,7 @@ class TorchSession(Session[torch.Tensor]):
         decode: bool,
         last_only: bool = True,
     ) -> tuple[Array, Layers]:
-        with torch.inference_mode():
+        with torch_threads(self._threads), torch.inference_mode():
             logits, present = self._model(
                 self._tensor(input_ids),
                 layers,

@@ -11,8 +11,8 @@ import onnx
 import onnxruntime as real
 
 from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.providers import CPU
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN
 
 NAMES = {
     "cuda": "CUDAExecutionProvider",

@@ -229,7 +229,7 @@ def test_tensorrt_gets_the_plugin_library_registered(
     )
     with pytest.raises(LucidError, match=r"no plugin library .*plugin\.so\. Run: lucid-deploy plugin build"):
         plan_provider(artifact, "tensorrt", 0, "decode")
-    monkeypatch.setattr("lucid_deploy.plugins.build.check_plugin", lambda path: None)
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.tensorrt.build.check_plugin", lambda path: None)
     library.write_bytes(b"stand-in")
     options = plan_provider(artifact, "tensorrt", 0, "decode").options
     assert options["trt_extra_plugin_lib_paths"] == str(library)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plugins.aot import CompiledKernel, variants
-from lucid_deploy.plugins.build import build_plugin
+from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
+from lucid_deploy.plugins.hosts.triton.aot import variants
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import torch
 
+from tests.patience import PATIENCE
+
 BENCH = Path(__file__).resolve().parents[3] / "benchmarks"
 sys.path.insert(0, str(BENCH))
 
 import gpu_cases  # noqa: E402
 import gpu_check  # noqa: E402
 
-from lucid_deploy.ops.precondition import precondition_reference  # noqa: E402
+from lucid_deploy.plugins.precondition.reference import precondition_reference  # noqa: E402
 
 PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 
@@ -61,7 +63,7 @@ def statuses(report: dict[str, Any]) -> dict[str, str]:
 def test_without_a_gpu_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCH / "gpu_check.py"), "--output", str(tmp_path / "results")]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("gpu-check needs an NVIDIA GPU") and result.stderr.count("\n") == 1
     assert not (tmp_path / "results").exists()

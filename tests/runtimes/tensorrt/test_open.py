@@ -27,6 +27,7 @@ from lucid_deploy.runtimes.tensorrt.device import CudaDevice
 from lucid_deploy.runtimes.tensorrt.load_engines import check_capability, load_engines, open_tensorrt
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
+from tests.patience import PATIENCE
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -43,7 +44,7 @@ main()
 def command(blocked: tuple[str, ...], *arguments: Any) -> subprocess.CompletedProcess[str]:
     code = BLOCK.format(names=blocked)
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.registry import register_plugins
+from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import Kept, make_logger
 from lucid_deploy.runtimes.tensorrt.passes import fix_axis, plugin_domain, standard_attention, strip_bodies
 from lucid_deploy.runtimes.tensorrt.prepare import check_head_width, prepare_graph

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.plugins import aot
-from lucid_deploy.plugins import build as plugin_build
+from lucid_deploy.plugins.hosts.tensorrt import build as plugin_build
+from lucid_deploy.plugins.hosts.triton import aot
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
 
@@ -20,10 +21,10 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[int,
     """Put stand-ins in the place of compiled kernels, and a cache folder of the test's own; note what is compiled."""
     asked: list[tuple[int, ...]] = []
 
-    def compile_kernels(archs: tuple[int, ...], select: Any, **_: Any) -> list[aot.CompiledKernel]:
+    def compile_kernels(archs: tuple[int, ...], select: Any, **_: Any) -> list[CompiledKernel]:
         asked.append(tuple(archs))
         return [
-            aot.CompiledKernel(v.name, arch, False, v.kernel, 1000, v.num_warps, dict(v.constants), [], b"stand-in")
+            CompiledKernel(v.name, arch, False, v.kernel, 1000, v.num_warps, dict(v.constants), [], b"stand-in")
             for arch in archs
             for v in [each for each in aot.variants(arch) if select(each)][:3]
         ]

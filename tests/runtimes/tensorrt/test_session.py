@@ -13,7 +13,7 @@ import torch
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -92,7 +92,7 @@ def test_everything_agrees_with_the_reference(changes: dict[str, Any], exported:
 def test_verify_asks_for_no_more_than_the_engines_take(exported: Exported) -> None:
     made = Fixture(exported)
     source = Checkpoint(exported()[0])
-    report = verify_against(made.session, source, 4, 0, None, lambda *_: None)
+    report = verify_against(made.session, source, VerifyOptions(steps=4))
     assert report.passed, report.verdict()
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN, PLUGIN_OPERATORS
+from lucid_deploy.plugins.table import DOMAIN, VERSION
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 
 PROVIDER_DOMAIN = "trt.plugins"  # where onnxruntime registers all creators it finds in TensorRT's registry
-PLUGIN_VERSION = "1"
 
 
 def plugin_domain(model: ir.Model) -> bool:
@@ -34,7 +34,7 @@ def plugin_domain(model: ir.Model) -> bool:
             raise ValueError(f"{node.op_type} {node.name}: {', '.join(map(str, untyped))} has no type")
         node.domain = PROVIDER_DOMAIN
         node.attributes["plugin_namespace"] = ir.AttrString("plugin_namespace", DOMAIN)
-        node.attributes["plugin_version"] = ir.AttrString("plugin_version", PLUGIN_VERSION)
+        node.attributes["plugin_version"] = ir.AttrString("plugin_version", str(VERSION))
     if nodes:
         model.graph.opset_imports[PROVIDER_DOMAIN] = 1
         if not any(node.domain == DOMAIN for node in model.graph.all_nodes()):

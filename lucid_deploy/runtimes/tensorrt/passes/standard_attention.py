@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN
-
-CAUSAL_ATTENTION = "CausalAttention"
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DOMAIN
 
 
 def standard_attention(model: ir.Model) -> bool:
@@ -22,7 +20,7 @@ def standard_attention(model: ir.Model) -> bool:
     Returns:
         Whether there was such a node.
     """
-    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, CAUSAL_ATTENTION)]
+    nodes = [node for node in model.graph if (node.domain, node.op_type) == (DOMAIN, CAUSAL_ATTENTION.name)]
     visible: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         query, key, value, mask = node.inputs
@@ -39,7 +37,7 @@ def standard_attention(model: ir.Model) -> bool:
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
         new.name = old.name
-    for signature in [key for key in model.functions if key[:2] == (DOMAIN, CAUSAL_ATTENTION)]:
+    for signature in [key for key in model.functions if key[:2] == (DOMAIN, CAUSAL_ATTENTION.name)]:
         del model.functions[signature]
     return bool(nodes)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from lucid_deploy.runtimes.tensorrt.operators import DOMAIN, PLUGIN_OPERATORS
+from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 
 
 def strip_bodies(model: ir.Model) -> bool:

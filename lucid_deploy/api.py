@@ -1,0 +1,250 @@
+"""The Python API: what ``import lucid_deploy as ld`` gives. Its names are those of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import Artifact as OpenedArtifact
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.parity.verification import Verification
+    from lucid_deploy.runtimes.session import Session
+
+
+@dataclass(frozen=True)
+class Artifact(OpenedArtifact):
+    """An exported artifact: a directory with two ONNX graphs, one weight file and a manifest.
+
+    Attributes:
+        directory: Where it lies.
+        manifest: What it holds.
+    """
+
+    def verify(self, **options: Any) -> Verification:
+        """Check its files, its weights and what it computes, as ``lucid-deploy verify`` does; see :func:`verify`."""
+        return verify(self, **options)
+
+    def open(self, runtime: str = "auto", **options: Any) -> Model:
+        """Open it in a runtime; see :func:`open`."""
+        return open(self, runtime, **options)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model generated.
+
+    Attributes:
+        text: The new text, up to a stop string; empty for a model without a tokenizer.
+        ids: The new token ids.
+        finish_reason: ``eos``, ``stop``, ``length`` (``max_new_tokens``) or ``context`` (no room left).
+        prompt_tokens: How many tokens the prompt has.
+    """
+
+    text: str
+    ids: list[int]
+    finish_reason: str
+    prompt_tokens: int
+
+
+class Model:
+    """An artifact that runs; :func:`open` makes it. It is its own context manager.
+
+    Attributes:
+        artifact: What it runs.
+        session: Its session, for prefill, decode and caches of one's own.
+        tokenizer: None if the artifact has none; prompts are token ids then.
+    """
+
+    def __init__(self, artifact: OpenedArtifact, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
+        self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
+
+    def generate(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: Sequence[str] = (), **options: Any
+    ) -> Answer:
+        """Continue a prompt.
+
+        Args:
+            prompt: Text, or token ids.
+            max_new_tokens: Upper bound of new tokens.
+            stop: Strings that end the text and are not part of it.
+            options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``seed``; ``prefill_chunk`` and
+                ``stop_at_eos``.
+
+        Raises:
+            LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
+                model without a tokenizer, or an impossible option.
+        """
+        run = _Run(self, prompt, max_new_tokens, stop, options)
+        text = "".join(run.pieces())
+        return Answer(text, run.ids, run.generation.finish_reason, len(run.generation.prompt_ids))
+
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: Sequence[str] = (), **options: Any
+    ) -> Iterator[str]:
+        """Continue a prompt and yield the text as it comes; arguments and errors are those of :meth:`generate`.
+
+        Raises:
+            LucidError: As :meth:`generate`, or the model has no tokenizer: there is no text then.
+        """
+        if self.tokenizer is None:
+            raise LucidError(f"{self.artifact.directory} has no tokenizer.json, so there is no text to stream.")
+        return _Run(self, prompt, max_new_tokens, stop, options).pieces()
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """Return a prompt's token ids; ids stay as they are.
+
+        Raises:
+            LucidError: Text for a model without a tokenizer.
+        """
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if self.tokenizer is None:
+            raise LucidError(f"{self.artifact.directory} has no tokenizer.json: give the prompt as token ids.")
+        return self.tokenizer.encode(prompt)
+
+    def close(self) -> None:
+        """End the session; the model cannot be used any more."""
+        self.session.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Run:
+    """One generation: tokens of it in ``ids``, text of it from :meth:`pieces`."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: str | Sequence[int],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        options: dict[str, Any],
+    ) -> None:
+        from lucid_deploy.generation.generate import Generation, Sampling
+        from lucid_deploy.generation.text_stream import AnswerText
+
+        tokenizer = model.tokenizer
+        if tokenizer is None and stop:
+            raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings.")
+        sampling = {item.name: options.pop(item.name) for item in fields(Sampling) if item.name in options}
+        unknown = sorted(options.keys() - {"prefill_chunk", "stop_at_eos"})
+        if unknown:
+            raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")
+        ids = model.encode(prompt)
+        self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)
+        self.ids: list[int] = []
+        self._text = None if tokenizer is None else AnswerText(tokenizer, stop)
+
+    def pieces(self) -> Iterator[str]:
+        """Yield the text as it comes; nothing without a tokenizer."""
+        for token in self.generation:
+            self.ids.append(token)
+            if self._text is None:
+                continue
+            if piece := self._text.push(token):
+                yield piece
+            if self._text.stopped:
+                break
+        if self._text is not None:
+            if piece := self._text.finish():
+                yield piece
+            if self._text.stopped:
+                self.generation.finish_reason = "stop"
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> Artifact:
+    """Export a checkpoint, as ``lucid-deploy export`` does. The output appears complete or not at all.
+
+    Args:
+        checkpoint: A directory, the word ``demo``, or a model of the Hugging Face Hub, ``org/name``.
+        output: The directory to make.
+        progress: Called with (what is being done, steps or bytes done, in all).
+        options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,
+            ``quantize``, ``overwrite`` and others.
+
+    Raises:
+        LucidError: A checkpoint that cannot be read or is not computed, an output that exists, an unknown option.
+    """
+    from lucid_deploy.export import ExportOptions
+    from lucid_deploy.export import export as export_checkpoint
+
+    _check(options, ExportOptions)
+    made = export_checkpoint(checkpoint, output, ExportOptions(**options), progress)
+    return Artifact(made.directory, made.manifest)
+
+
+def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options: Any) -> Model:
+    """Open an artifact in a runtime.
+
+    Args:
+        artifact: Its directory, or an opened artifact.
+        runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``torch``, ``tensorrt``, or one of your own.
+        options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
+            ``allow_extrapolation``, ``provider``, ``kernels``.
+
+    Raises:
+        LucidError: No artifact, an unknown runtime or option, a package that is not installed.
+        CheckFailed: A damaged artifact.
+    """
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.runtimes import open_session
+    from lucid_deploy.runtimes.options import RuntimeOptions
+
+    _check(options, RuntimeOptions)
+    opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
+    has_tokenizer = opened.path("tokenizer.json").is_file()
+    return Model(
+        opened,
+        open_session(opened, runtime, **options),
+        TextTokenizer(opened.directory) if has_tokenizer else None,
+    )
+
+
+def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verification:
+    """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
+
+    Args:
+        artifact: Its directory, or an opened artifact.
+        options: Fields of :class:`~lucid_deploy.parity.options.VerifyOptions`, such as ``quick``, ``checkpoint`` and
+            ``explain``, and what says how to run it, as for :func:`open`: ``runtime``, ``device``, ``kernels`` …
+
+    Returns:
+        The result; ``verify(…).raise_if_failed()`` raises the first failure.
+
+    Raises:
+        LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options.
+    """
+    from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
+    from lucid_deploy.runtimes.options import RuntimeOptions
+
+    running = {item.name: options.pop(item.name) for item in fields(RuntimeOptions) if item.name in options}
+    _check(options, VerifyOptions)
+    opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
+    return verify_artifact(opened, VerifyOptions(runtime=RuntimeOptions(**running), **options))
+
+
+def _check(options: dict[str, Any], kind: type[Any]) -> None:
+    """Refuse an option that is none, with those there are."""
+    known = [item.name for item in fields(kind)]
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise LucidError(f"There is no option {unknown[0]!r}; there are {', '.join(known)}.")

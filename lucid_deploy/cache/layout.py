@@ -1,0 +1,206 @@
+"""What a layer keeps between calls: named tensors, each of one of three sorts.
+
+=========  ==================================  ============================================================
+sort       shape                               what happens to it
+=========  ==================================  ============================================================
+``rows``   ``(batch, heads, tokens, width)``   grows by one row a token; may be cut back to any length
+``ring``   ``(batch, heads, held, width)``     the rows of the last ``window`` tokens, the newest last; a batch
+                                               row with fewer tokens has them at the end; cannot be cut back
+                                               once a row was dropped
+``state``  ``(batch, *shape)``                 of fixed size, changed by every token; cannot be cut back
+=========  ==================================  ============================================================
+
+In a batch of T columns, padding included, a ring holds min(T, window) rows. Sessions, batches, files, memory estimates
+and graphs go over these descriptions and ask nothing else about a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+
+SORTS = ("rows", "ring", "state")
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1}
+LARGEST = 1 << 24  # sizes above are mistakes, and would only show as exhausted memory
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class CacheTensor:
+    """One tensor of a layer's cache, as it is stored.
+
+    Attributes:
+        name: The end of its name in the graphs, ``past_key_values.{layer}.{name}``, such as ``key``.
+        dtype: Its type, as numpy spells it (``bfloat16`` included).
+        shape: Of one batch row without the token axis: ``(heads, width)`` of rows and rings, all of a state.
+        sort: ``rows``, ``ring`` or ``state``.
+        window: Of a ring, the most tokens it holds.
+
+    Raises:
+        ValueError: Values that fit no tensor.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sort: str = "rows"
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sort not in SORTS or self.dtype not in ITEM_SIZES or not self.name.isidentifier():
+            raise ValueError(f"cache tensor {self.name!r} is {self.sort!r} of {self.dtype!r}")
+        sizes = (*self.shape, *((self.window,) if self.sort == "ring" else ()))
+        if any(type(size) is not int or not 0 < size <= LARGEST for size in sizes):
+            raise ValueError(f"cache tensor {self.name!r} has shape {self.shape} and window {self.window}")
+        if (self.sort != "state" and len(self.shape) != 2) or (self.sort == "ring") != (self.window is not None):
+            raise ValueError(f"cache tensor {self.name!r} has shape {self.shape} and window {self.window}")
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether it has a token axis, which is axis 2."""
+        return self.sort != "state"
+
+    def held(self, tokens: int) -> int:
+        """Return the length of the token axis after so many columns of a batch."""
+        return min(tokens, self.window) if self.window is not None else tokens
+
+    def batch_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
+        """Return the shape of the whole tensor for so many batch rows and columns."""
+        if not self.has_tokens:
+            return (batch, *self.shape)
+        heads, width = self.shape
+        return (batch, heads, self.held(tokens), width)
+
+    def axes(self, tokens: int | str, prefix: str = "") -> tuple[int | str, ...]:
+        """Return the shape with names of dynamic axes, as graphs declare it.
+
+        Args:
+            tokens: Length or name of the token axis of rows.
+            prefix: Put before the name of a ring's axis: ``past_`` of what a call is given.
+        """
+        if not self.has_tokens:
+            return ("batch", *self.shape)
+        heads, width = self.shape
+        return ("batch", heads, tokens if self.window is None else f"{prefix}window_{self.window}", width)
+
+    def size(self, tokens: int) -> int:
+        """Return the bytes of one batch row after so many tokens."""
+        return int(np.prod(self.batch_shape(1, tokens), dtype=np.int64)) * ITEM_SIZES[self.dtype]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        data = {**asdict(self), "shape": list(self.shape)}
+        return data if self.sort == "ring" else {key: value for key, value in data.items() if key != "window"}
+
+
+LayerLayout: TypeAlias = tuple[CacheTensor, ...]
+CacheLayout: TypeAlias = tuple[LayerLayout, ...]  # a layer each
+
+
+def layout_bytes(layout: CacheLayout, tokens: int) -> int:
+    """Return the bytes that the caches of all layers take in one batch row after so many tokens."""
+    return sum(tensor.size(tokens) for layer in layout for tensor in layer)
+
+
+def bytes_per_token(layout: CacheLayout) -> int:
+    """Return the bytes by which the caches of all layers grow with a token, in one batch row: those of rows."""
+    return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "rows")
+
+
+def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
+    """Return what one batch row holds, padding left out.
+
+    Args:
+        tensor: Its description.
+        array: The whole tensor.
+        mask: Bool ``(batch, T)``, False at padding.
+        row: Which row.
+
+    Returns:
+        ``(heads, tokens held, width)``, or ``shape`` of a state.
+    """
+    if not tensor.has_tokens:
+        return array[row]
+    if tensor.sort == "rows":
+        return array[row][:, mask[row]]
+    count = tensor.held(int(mask[row].sum()))
+    return array[row][:, array.shape[2] - count :]
+
+
+def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Array:
+    """Put contents of single rows together as a batch, shorter ones padded on the left with zeros.
+
+    Args:
+        tensor: Its description.
+        contents: As :func:`row_content` gives them.
+        tokens: Columns of the batch: the most tokens of any row.
+    """
+    if not tensor.has_tokens:
+        return np.stack(contents)
+    heads, _, width = contents[0].shape
+    held = tensor.held(tokens)
+    whole = np.zeros((len(contents), heads, held, width), dtype=contents[0].dtype)
+    for row, content in enumerate(contents):
+        whole[row, :, held - content.shape[1] :] = content
+    return whole
+
+
+def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
+    """Check that a cache can be cut back exactly.
+
+    Args:
+        layout: What it is made of.
+        length: Columns to keep.
+        tokens: Columns it holds.
+
+    Raises:
+        LucidError: A tensor of it cannot be cut back; the first one is named, with the reason.
+    """
+    if length == tokens:
+        return
+    for index, layer in enumerate(layout):
+        for tensor in layer:
+            if tensor.sort == "state":
+                raise LucidError(
+                    f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} is a "
+                    "state, into which every token is mixed, so that later ones cannot be taken out again. Fork the "
+                    "cache at the length to return to, or run the text again."
+                )
+            if tensor.sort == "ring" and tensor.window is not None and tokens > tensor.window:
+                raise LucidError(
+                    f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} holds "
+                    f"the last {tensor.window} tokens only, and those before them are gone. Fork the cache at the "
+                    "length to return to, or run the text again."
+                )
+
+
+def first_tokens(tensor: CacheTensor, array: Array, length: int) -> Array:
+    """Cut a tensor back to its first tokens; :func:`check_truncation` says whether that is exact."""
+    return array[:, :, :length] if tensor.has_tokens else array
+
+
+def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:
+    """Return what is in use of a buffer after so many columns, as a view: rows lie in front, a ring at the end.
+
+    Args:
+        tensor: Its description.
+        buffer: ``(batch, heads, room, width)``, room at least what is held; a state as it is.
+        tokens: Columns of the batch.
+    """
+    if not tensor.has_tokens:
+        return buffer
+    return buffer[:, :, :tokens] if tensor.sort == "rows" else buffer[:, :, buffer.shape[2] - tensor.held(tokens) :]
+
+
+def new_buffer(tensor: CacheTensor, batch: int, room: int, dtype: Any) -> Array:
+    """Return a buffer of zeros for so many columns; a ring's has room for its whole window."""
+    if not tensor.has_tokens:
+        return np.zeros((batch, *tensor.shape), dtype=dtype)
+    heads, width = tensor.shape
+    return np.zeros((batch, heads, tensor.window or room, width), dtype=dtype)

@@ -1,0 +1,77 @@
+"""Options for checkpoints of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.hub import HubOptions
+
+NAMES = ("revision", "token_file", "hub_cache", "offline", "hub_endpoint")
+
+
+def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command; its function gets them by :data:`NAMES`."""
+    for option in (
+        click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror."),
+        click.option("--offline", is_flag=True, help="Take what was downloaded from the Hub before, and ask nobody."),
+        click.option("--hub-cache", type=click.Path(), metavar="DIR", help="Where downloads go and are looked for."),
+        click.option(
+            "--token-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Token for private models of the Hub; default: the one that hf auth login stored.",
+        ),
+        click.option("--revision", metavar="NAME", help="Branch, tag or commit of a model of the Hub; default: main."),
+    ):
+        command = option(command)
+    return command
+
+
+def read_hub_options(values: dict[str, Any]) -> HubOptions:
+    """Return the options as the command line gave them.
+
+    Args:
+        values: By :data:`NAMES`.
+
+    Raises:
+        LucidError: An empty name, an address that is none, or a token that cannot be read.
+    """
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.model.hub import HubOptions
+
+    endpoint, token = values["hub_endpoint"], values["token_file"]
+    if values["revision"] == "":
+        raise LucidError("--revision is empty: name a branch, a tag or a commit, or leave it out.")
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise LucidError(f"--hub-endpoint {endpoint} is no address: it begins with https:// or http://")
+    return HubOptions(
+        revision=values["revision"],
+        token=None if token is None else _read_token(Path(token)),
+        cache=None if values["hub_cache"] is None else Path(values["hub_cache"]),
+        offline=values["offline"],
+        endpoint=None if endpoint is None else endpoint.rstrip("/"),
+    )
+
+
+def _read_token(path: Path) -> str:
+    from lucid_deploy.errors import LucidError
+
+    try:
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise LucidError(f"--token-file {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise LucidError(f"--token-file {path} holds no token: a token is ASCII.") from error
+    if os.name == "posix" and mode & stat.S_IROTH:
+        raise LucidError(f"--token-file {path} can be read by every user of this machine; run: chmod o-r {path}")
+    if not token.isprintable() or not token or " " in token:
+        raise LucidError(f"--token-file {path} holds no token: it is one line of ASCII without blanks.")
+    return token

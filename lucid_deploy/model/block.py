@@ -1,0 +1,72 @@
+"""One transformer layer: where the norms and residuals stand around a mixer and an MLP."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.families import family_named
+from lucid_deploy.model.layers import layer_kind
+from lucid_deploy.model.mixer import LayerCache, Mixer, Step
+from lucid_deploy.model.parts import MLP, RMSNorm
+
+
+class Layer(nn.Module):
+    """One transformer layer: a mixer (attention) and an MLP, each after a norm and beside a residual."""
+
+    def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
+        super().__init__()
+        kind = layer_kind(config.kinds[index])
+        self._attribute, self._multiplier = kind.attribute, config.residual_multiplier
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.add_module(kind.attribute, kind.mixer(config, index, implementation))
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    @property
+    def mixer(self) -> Mixer:
+        """What mixes tokens: attention, or what stands in its place."""
+        mixer = self.get_submodule(self._attribute)
+        assert isinstance(mixer, Mixer)
+        return mixer
+
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """``(B, N, C)`` and the layer's cache to the same with the new tokens, see :class:`Mixer`."""
+        mixed, present = self.mixer(self.input_layernorm(x), step, past)
+        x = x + self.scaled(mixed)
+        return x + self.scaled(self.mlp(self.post_attention_layernorm(x))), present
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return what is added to the residual stream, by the family's multiplier; same shape."""
+        return x if self._multiplier == 1 else x * self._multiplier
+
+    @property
+    def mlp_norm(self) -> nn.Module:
+        """The norm before the MLP: its input is the residual stream after attention."""
+        return self.post_attention_layernorm
+
+
+class SandwichLayer(Layer):
+    """Norms before and after attention and MLP alike, as in Gemma 2 and 3."""
+
+    def __init__(self, config: LucidConfig, index: int, implementation: str) -> None:
+        super().__init__(config, index, implementation)
+        self.pre_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_feedforward_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """See :meth:`Layer.forward`."""
+        mixed, present = self.mixer(self.input_layernorm(x), step, past)
+        x = x + self.post_attention_layernorm(mixed)
+        return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x))), present
+
+    @property
+    def mlp_norm(self) -> nn.Module:
+        """See :attr:`Layer.mlp_norm`."""
+        return self.pre_feedforward_layernorm
+
+
+def make_layer(config: LucidConfig, index: int, implementation: str) -> Layer:
+    """Make one layer as the model's family has it; arguments as :meth:`Family.layer`."""
+    own = family_named(config.family).layer(config, index, implementation)
+    return Layer(config, index, implementation) if own is None else own

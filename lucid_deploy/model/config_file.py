@@ -1,0 +1,150 @@
+"""The form of ``config.json``: which keys are computed, of what type and range, read strictly (true is no number)."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from lucid_deploy.errors import LucidError
+
+# Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.
+Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
+Whole = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number")]
+Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
+Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
+Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+Flag = Annotated[bool, Meta(description="true or false")]
+Text = Annotated[str, Meta(description="a string")]
+Block = Annotated[dict[str, Any], Meta(description="an object")]
+Names = Annotated[list[str], Meta(description="a list of names")]
+_Token = Annotated[int, Meta(ge=0)]
+Tokens = Annotated[_Token | list[_Token], Meta(description="a token id or a list of them")]
+
+
+class ConfigFile(msgspec.Struct, kw_only=True, frozen=True):
+    """The keys of ``config.json`` that are computed. What a Llama leaves out is what transformers fills in."""
+
+    vocab_size: Size
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size | UnsetType = UNSET  # as many as num_attention_heads
+    head_dim: Size | UnsetType = UNSET  # hidden_size // num_attention_heads
+    rms_norm_eps: Positive = 1e-6
+    max_position_embeddings: Context = 2048
+    tie_word_embeddings: Flag = False
+    attention_bias: Flag = False
+    mlp_bias: Flag = False
+    hidden_act: Text = "silu"
+    rope_theta: Positive = 10000.0
+    rope_scaling: Block = {}
+    rope_parameters: Block = {}
+    bos_token_id: Tokens = []
+    eos_token_id: Tokens = []
+    # LUCID's keys.
+    attention_type: Text = "llama"
+    which_rmsnorm: Text = "exp_k_norm"
+    use_rope: Flag = True
+    use_beta: Flag = False
+    # One kind a layer, and what those kinds need beyond Llama's settings.
+    layer_kinds: Names = []
+    layer_settings: Block = {}
+    use_qknorm: Flag | UnsetType = UNSET  # the tensors say
+
+
+class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
+    """The object ``rope_scaling`` (transformers 4) or ``rope_parameters`` (5)."""
+
+    rope_type: Text | UnsetType = UNSET
+    type: Text | UnsetType = UNSET
+    rope_theta: Positive | UnsetType = UNSET
+    factor: Positive | UnsetType = UNSET
+    low_freq_factor: Positive | UnsetType = UNSET
+    high_freq_factor: Positive | UnsetType = UNSET
+    original_max_position_embeddings: Context | UnsetType = UNSET
+    # yarn
+    attention_factor: Positive | UnsetType = UNSET
+    mscale: Positive | UnsetType = UNSET
+    mscale_all_dim: Positive | UnsetType = UNSET
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
+    truncate: Flag = True
+
+
+class GenerationFile(msgspec.Struct, kw_only=True, frozen=True):
+    """What is read of ``generation_config.json``: the tokens that end a text."""
+
+    eos_token_id: Tokens = []
+
+
+_Form = TypeVar("_Form", bound=msgspec.Struct)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        LucidError: It is not JSON, or not an object.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise LucidError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")
+    return raw
+
+
+def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
+    """Return the values in their form. A null is the same as nothing; keys that the form lacks are passed over.
+
+    Args:
+        values: A parsed JSON object.
+        form: What it has to look like.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: A key is missing, of another type, or out of range.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    try:
+        return msgspec.convert(given, form)
+    except msgspec.ValidationError as error:
+        raise LucidError(f"{where}: {_reason(str(error), given, form)}") from error
+
+
+def token_ids(tokens: int | list[int]) -> tuple[int, ...]:
+    """Return a token id or a list of them as a tuple."""
+    return tuple(tokens) if isinstance(tokens, list) else (tokens,)
+
+
+def _reason(said: str, values: dict[str, Any], form: type) -> str:
+    """Say in our words what msgspec found: it names the field, and its type says what it should be."""
+    missing = re.search(r"missing required field `(\w+)`", said)
+    if missing:
+        return f"{missing[1]} is missing."
+    key = re.search(r"`\$\.(\w+)", said)[1]  # type: ignore[index]
+    value, metas = values[key], list(_metas(get_type_hints(form, include_extras=True)[key]))
+    expected = re.search(r"Expected `([^`]+)`", said)  # a family's key may have no words for its type
+    wanted = next((meta.description for meta in metas if meta.description), f"of type {expected and expected[1]}")
+    largest = next((meta.le for meta in metas if meta.le), None)
+    if type(value) is int and largest is not None and value > largest:
+        return f"{key} is {value}; more than {largest} is not supported."
+    none = " Write [] or null if there is none." if "token" in key else ""
+    return f"{key} must be {wanted}, not {value!r}.{none}"
+
+
+def _metas(annotation: Any) -> Iterator[Meta]:
+    """Yield the constraints inside an annotation, the outermost first."""
+    for part in getattr(annotation, "__metadata__", ()):
+        yield part
+    for part in get_args(annotation):
+        yield from _metas(part)

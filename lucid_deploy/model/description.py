@@ -1,0 +1,79 @@
+"""One description a layer: its kind, the operators and weights it uses, and what it caches. Imports no torch.
+
+A configuration becomes a list of these, see :func:`describe`; the manifest of an artifact records it. Whatever goes
+over layers (graphs, sessions, batches, files, verification) goes over the descriptions; only the file of a layer's kind
+under :mod:`lucid_deploy.model.layers` knows more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.cache.layout import CacheLayout, LayerLayout
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.config import LucidConfig
+
+STAGES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """What is known about one layer without running it.
+
+    Attributes:
+        kind: Name of its kind, such as ``lucid``.
+        cache: The tensors it keeps between calls, in the order of the graphs' inputs.
+        operators: By stage, the operators of the domain ``ai.lucid`` that its graph uses.
+        weights: Names of the weights its mixer reads, without the layer's prefix: ``self_attn.k_proj.weight``.
+        solves: Whether its cached ``value`` solves the triangular system of its cached ``key``.
+        eviction: Why its oldest tokens cannot be dropped from a cache, as the end of a sentence.
+    """
+
+    kind: str
+    cache: LayerLayout
+    operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    solves: bool = False
+    eviction: str = "what is cached for the later tokens was computed from them"
+
+    def __post_init__(self) -> None:
+        if len({tensor.name for tensor in self.cache}) != len(self.cache):
+            raise ValueError(f"a layer of kind {self.kind!r} caches two tensors of one name")
+
+    def uses(self, operator: str, stage: str) -> bool:
+        """Whether its graph of a stage, ``prefill`` or ``decode``, uses an operator."""
+        return operator in self.operators.get(stage, ())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "kind": self.kind,
+            "cache": [tensor.to_dict() for tensor in self.cache],
+            "operators": {stage: list(names) for stage, names in self.operators.items()},
+            "weights": list(self.weights),
+            "solves": self.solves,
+            "eviction": self.eviction,
+        }
+
+
+def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, ...]:
+    """Describe every layer of a model.
+
+    Args:
+        config: The model.
+        cache_dtype: Type that rows are cached in: ``int8``, ``float16`` or the model's.
+
+    Raises:
+        LucidError: A layer is of a kind that is not known.
+    """
+    from lucid_deploy.model.layers import layer_kind
+
+    return tuple(layer_kind(name).describe(config, index, cache_dtype) for index, name in enumerate(config.kinds))
+
+
+def layout_of(layers: tuple[LayerDescription, ...]) -> CacheLayout:
+    """Return what all layers cache."""
+    return tuple(layer.cache for layer in layers)

@@ -1,0 +1,77 @@
+"""Families of models: one file each, with what its ``config.json``, its tensors and its layers have of their own.
+
+A family of one's own is a :class:`Family` handed to :func:`register_family`, or named by an installed package under the
+entry point group ``lucid_deploy.families`` with the ``model_type`` it reads. Everything a family leaves out is Llama's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.families.family import Family, NoKeys, Stored
+from lucid_deploy.plug import entry_points
+
+__all__ = ["Family", "NoKeys", "Stored", "families", "family_named", "family_of", "register_family"]
+
+GROUP = "lucid_deploy.families"
+_BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma3_text")
+_registered: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> None:
+    """Make a family known by its ``model_type``; a second one of that name takes its place.
+
+    Raises:
+        LucidError: The name is that of a family that comes with the toolkit.
+    """
+    if family.model_type in _BUILT_IN:
+        raise LucidError(f"The family {family.model_type!r} comes with lucid-deploy; give yours another model_type.")
+    _registered[family.model_type] = family
+
+
+def family_named(model_type: str) -> Family:
+    """Return the family that reads a ``model_type``.
+
+    Raises:
+        LucidError: There is none.
+    """
+    found = _find(model_type)
+    if found is None:
+        raise LucidError(
+            f"Models of the family {model_type!r} are not known; known are {', '.join(families())}. Install the "
+            "package that defines them, or register them with lucid_deploy.model.families.register_family."
+        )
+    return found
+
+
+def families() -> tuple[str, ...]:
+    """Return the ``model_type`` of every family known so far, those that come with the toolkit first."""
+    return (*_BUILT_IN, *_registered)
+
+
+def family_of(raw: dict[str, Any]) -> Family | None:
+    """Return the family of a ``config.json``; None for a ``model_type`` that nobody reads.
+
+    Without ``model_type`` the class in ``architectures`` says it, and without both it is Llama.
+    """
+    kind = raw.get("model_type")
+    if kind is not None:
+        return _find(kind) if isinstance(kind, str) else None
+    named = raw.get("architectures")
+    for model_type in families():
+        family = family_named(model_type)
+        if isinstance(named, list) and set(named) & set(family.architectures):
+            return family
+    return family_named("llama")
+
+
+def _find(model_type: str) -> Family | None:
+    if model_type in _BUILT_IN:
+        family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
+        return family
+    if model_type not in _registered:
+        for found in entry_points(GROUP, model_type):
+            register_family(found)
+    return _registered.get(model_type)

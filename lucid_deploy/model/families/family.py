@@ -1,0 +1,141 @@
+"""What a family says of itself. The defaults are Llama's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.block import Layer
+    from lucid_deploy.model.config import LucidConfig
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """The keys of a family that computes none beyond Llama's."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter of the model lies in a checkpoint.
+
+    Attributes:
+        name: The stored tensor.
+        rows: First row and the one behind the last, of a tensor in which several parameters lie fused; None: all.
+        plus: What is added to the stored numbers: 1 for norms that scale by 1 + w.
+    """
+
+    name: str
+    rows: tuple[int, int] | None = None
+    plus: float = 0.0
+
+
+class Family:
+    """A family of models. Subclass it, and override what differs from Llama.
+
+    Attributes:
+        model_type: Of the ``config.json`` that it reads.
+        architectures: Classes that may stand in ``architectures``.
+        defaults: What the family's own code takes for keys that are left out, where Llama's takes something else.
+        keys: The keys that it computes beyond Llama's: a msgspec structure, with types and defaults.
+        refused: Llama's keys that its code leaves unused, by the sentence that refuses values other than false.
+        ignored: Keys of other families that its code leaves unused, whatever they say.
+        about: One line for the table of supported models: what it has that Llama lacks.
+    """
+
+    model_type: ClassVar[str]
+    architectures: ClassVar[tuple[str, ...]]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    keys: ClassVar[type[msgspec.Struct]] = NoKeys
+    refused: ClassVar[Mapping[str, str]] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
+    about: ClassVar[str] = ""
+
+    @property
+    def computed(self) -> frozenset[str]:
+        """The keys that it computes beyond Llama's."""
+        return frozenset(self.keys.__struct_fields__)
+
+    def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return ``config.json`` in Llama's spelling, where the family has another for the same.
+
+        Args:
+            raw: The content of the file.
+            where: Its name, for messages.
+
+        Raises:
+            LucidError: It says something that Llama's spelling cannot.
+        """
+        return raw
+
+    def layer_types(self, keys: Any, layers: int) -> list[str]:
+        """Return ``full_attention`` or ``sliding_attention`` for every layer.
+
+        Args:
+            keys: The family's own keys, an instance of :attr:`keys`.
+            layers: How many layers there are.
+        """
+        return [FULL] * layers
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        """Complete a configuration by what the family's own keys say.
+
+        Args:
+            config: As Llama's keys say it.
+            keys: The family's own keys, an instance of :attr:`keys`.
+            where: Name of the file, for messages.
+
+        Raises:
+            LucidError: Values that do not fit together.
+        """
+        return config
+
+    def stored(self, name: str, config: LucidConfig) -> Stored:
+        """Return where a parameter of the model lies in a checkpoint.
+
+        Args:
+            name: As the model has it: ``model.layers.0.self_attn.q_proj.weight``.
+            config: The model.
+        """
+        return Stored(name)
+
+    def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
+        """Make the PyTorch module of one layer, which says where norms and residuals are; None: it is Llama's.
+
+        Args:
+            config: The model.
+            index: Which layer it is.
+            implementation: ``blocked`` or ``reference``, as for
+                :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
+        """
+        return None
+
+
+def listed_types(given: list[str], layers: int, window: int | None, where: str) -> list[str]:
+    """Check ``layer_types``.
+
+    Args:
+        given: The key's value.
+        layers: How many layers there are.
+        window: What ``sliding_attention`` attends over; None: nothing says it.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: Another number of entries, a type that is not computed, or windows of no size.
+    """
+    if len(given) != layers:
+        raise LucidError(f"{where}: layer_types names {len(given)} layers, num_hidden_layers is {layers}.")
+    other = sorted(set(given) - {FULL, SLIDING})
+    if other:
+        raise LucidError(
+            f"{where}: layer_types names {other[0]!r}, which is not supported; supported are {FULL} and {SLIDING}."
+        )
+    if SLIDING in given and window is None:
+        raise LucidError(f"{where}: layer_types names {SLIDING}, and sliding_window does not say over how many tokens.")
+    return given

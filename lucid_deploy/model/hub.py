@@ -1,0 +1,225 @@
+"""Checkpoints of the Hugging Face Hub: which files are fetched, where they lie then, and what can go wrong.
+
+Files go through huggingface_hub into its own cache, so what other programs downloaded is there already. The token and
+the place of the cache are those of huggingface_hub too, unless they are given.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import DEMO, TOKENIZER_FILES
+from lucid_deploy.model.config import load_config
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_FILES = ("config.json", *TOKENIZER_FILES, "model.safetensors", "model.safetensors.index.json")
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to reach a checkpoint of the Hub.
+
+    Attributes:
+        revision: Branch, tag or commit; None: ``main``.
+        token: For private and gated models; None: the one that huggingface_hub is logged in with, if any.
+        cache: Directory of downloads; None: huggingface_hub's own.
+        offline: Take what was downloaded before, and ask nobody.
+        endpoint: Address of the Hub; None: huggingface_hub's own. Another one gets no token unless one is given here.
+    """
+
+    revision: str | None = None
+    token: str | None = None
+    cache: Path | None = None
+    offline: bool = False
+    endpoint: str | None = None
+
+
+def is_on_hub(checkpoint: str | Path, options: HubOptions) -> bool:
+    """Say whether a checkpoint is to be fetched: it is named ``org/name``, and nothing here has that name.
+
+    A missing directory inside one that exists is a slip in a path, unless options for the Hub are given.
+
+    Raises:
+        LucidError: Options for the Hub, and a checkpoint that is not there.
+    """
+    name = str(checkpoint)
+    here = name == DEMO or Path(name).exists()
+    if not here and _NAME.fullmatch(name) and (options != HubOptions() or not Path(name).parent.exists()):
+        return True
+    if options != HubOptions():
+        what = "is on this machine" if here else "is no name of a model there, such as org/name"
+        raise LucidError(f"The options for the Hugging Face Hub are not for {name}, which {what}. Leave them out.")
+    return False
+
+
+def fetch(
+    name: str, options: HubOptions, assume_unused: Collection[str] = (), progress: Progress | None = None
+) -> tuple[Path, dict[str, str]]:
+    """Bring a checkpoint of the Hub onto this machine: ``config.json``, tokenizer and safetensors, nothing else.
+
+    The configuration comes first, and is checked before any weights are asked for.
+
+    Args:
+        name: The repository, ``org/name``.
+        options: See :class:`HubOptions`.
+        assume_unused: As :func:`~lucid_deploy.model.config.parse_config`.
+        progress: Called with (what is being done, bytes done, bytes in all).
+
+    Returns:
+        The directory in the cache, and repository, revision and commit for the manifest.
+
+    Raises:
+        LucidError: No such model or revision, no access, no network, a download that broke off, a checkpoint without
+            safetensors, or a configuration that is not computed.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    revision, token = options.revision or "main", _token(options)
+    with _explained(name, options), _quiet():
+        if options.offline:
+            config = hf_hub_download(
+                name, "config.json", revision=revision, cache_dir=options.cache, local_files_only=True
+            )
+            return Path(config).parent, _record(name, revision, Path(config).parent)
+        info = HfApi(options.endpoint, token=token).model_info(name, revision=revision)
+        files = _wanted([item.rfilename for item in info.siblings or []], f"{name} at {revision}")
+        load_config(_download(name, ["config.json"], options, progress), assume_unused)
+        directory = _download(name, files, options, progress)
+    if directory.name != info.sha or not all((directory / file).is_file() for file in files):
+        raise LucidError(f"{name} changed at {revision} while it was downloaded. Run the command again.")
+    return directory, _record(name, revision, directory)
+
+
+def _download(name: str, files: list[str], options: HubOptions, progress: Progress | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            name,
+            revision=options.revision or "main",
+            cache_dir=options.cache,
+            allow_patterns=files,
+            token=_token(options),
+            endpoint=options.endpoint,
+            tqdm_class=_bar(name, progress),
+        )
+    )
+
+
+def _record(name: str, revision: str, directory: Path) -> dict[str, str]:
+    return {"repository": name, "revision": revision, "commit": directory.name}
+
+
+def _token(options: HubOptions) -> str | bool | None:
+    """Return the token to send: one that was stored for the Hub is not for whoever else is named as endpoint."""
+    if options.token is None and options.endpoint is not None:
+        return False
+    return options.token
+
+
+def _wanted(files: list[str], where: str) -> list[str]:
+    """Choose the files of a checkpoint in the published layout.
+
+    Raises:
+        LucidError: No configuration, or no safetensors.
+    """
+    found = [file for file in files if file in _FILES or _SHARD.fullmatch(file)]
+    if "config.json" not in found:
+        raise LucidError(f"{where} has no config.json on the Hub: it is no checkpoint.")
+    if "model.safetensors.index.json" not in found:
+        found = [file for file in found if not _SHARD.fullmatch(file)]
+        if "model.safetensors" not in found:
+            weights = [file for file in files if file.endswith((".bin", ".pt", ".pth", ".gguf", ".safetensors"))]
+            beside = f" It has {', '.join(weights[:3])}." if weights else ""
+            raise LucidError(
+                f"{where} has neither model.safetensors nor model.safetensors.index.json on the Hub.{beside}"
+            )
+        return found
+    return [file for file in found if file != "model.safetensors"]  # the index says which shards count
+
+
+@contextmanager
+def _explained(name: str, options: HubOptions) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence with a remedy."""
+    from huggingface_hub import constants, errors
+
+    hub = options.endpoint or constants.ENDPOINT
+    login = "Log in with: hf auth login; or give a token with --token-file."
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise LucidError(f"{name} is gated on {hub}: accept its terms there. {login}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise LucidError(
+            f"{hub} has no model {name}, or it is private and the token may not read it. Check the name; no directory "
+            f"of this machine has it. {login}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise LucidError(f"{name} has no revision {options.revision or 'main'} on {hub}.") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise LucidError(_not_here(name, options, hub)) from error
+    except errors.HFValidationError as error:
+        raise LucidError(f"{name} cannot be a name on the Hugging Face Hub: {_first_line(error)}") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        remedy = login if status in (401, 403) else "Try again later."
+        raise LucidError(f"{hub} answered {status} when it was asked for {name}. {remedy}") from error
+    except (errors.HTTPError, OSError) as error:  # connections, files that came short, and a full disk
+        raise LucidError(
+            f"{name} could not be downloaded from {hub}: {_first_line(error)}. Check the network and run the command "
+            "again, which goes on where it broke off; --offline takes what was downloaded before."
+        ) from error
+
+
+def _not_here(name: str, options: HubOptions, hub: str) -> str:
+    if options.offline:
+        return (
+            f"{name} at revision {options.revision or 'main'} was not downloaded before. Run the command without "
+            "--offline where there is a network, or name the cache that it is in with --hub-cache."
+        )
+    return (
+        f"{hub} could not be reached to download {name}. Check the network; --offline takes what was downloaded before."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub's warnings about attempts that it repeats off stderr: their end is an error, or none."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _bar(name: str, progress: Progress | None) -> type:
+    """Return a progress bar that shows nothing itself and reports bytes."""
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.counts_bytes = options.get("unit") == "B"
+            super().__init__(*arguments, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            if progress is not None and self.counts_bytes and self.total:
+                progress(f"Downloading {name}", int(self.n), int(self.total))
+
+    return Bar

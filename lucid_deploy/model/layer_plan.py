@@ -1,0 +1,86 @@
+"""Which layers of a model are LUCID, which attend to all tokens and which over a window."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config_file import Names, Size, checked
+from lucid_deploy.model.families.family import FULL, SLIDING, Family, listed_types
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.config import LucidConfig
+
+LUCID, STANDARD, WINDOW = "lucid", "standard", "window"
+LARGEST_WINDOW = 2**20
+_Indices = Annotated[list[Annotated[int, Meta(ge=0)]], Meta(description="a list of layers, counted from 0")]
+
+
+class _Keys(msgspec.Struct, kw_only=True, frozen=True):
+    sliding_window: Size | None = None
+    layer_types: Names | None = None
+    lucid_layers: _Indices | None = None
+
+
+def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family, where: str) -> LucidConfig:
+    """Complete a configuration by the kind of every layer.
+
+    ``layer_types`` says which layers attend over a window. With ``attention_type: lucid`` the others are LUCID, or
+    those of them that ``lucid_layers`` names.
+
+    Args:
+        config: As its other keys say.
+        given: The keys of ``config.json`` and the family's defaults.
+        family: The model's.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: Names of layers that do not fit the model, or each other.
+    """
+    keys = checked(given, _Keys, where)
+    named = keys.layer_types is not None or keys.lucid_layers is not None
+    if config.layer_kinds:
+        if named:
+            raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers say the same; keep one of them.")
+        return dataclasses.replace(config, sliding_window=keys.sliding_window if WINDOW in config.layer_kinds else None)
+    types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
+    if keys.layer_types is not None and "layer_types" not in family.computed:  # LUCID's way to say it
+        types = keys.layer_types
+    types = listed_types(types, config.num_hidden_layers, keys.sliding_window, where)
+    full = _full_kinds(config, keys, types, where)
+    kinds = tuple(WINDOW if kind == SLIDING else full[index] for index, kind in enumerate(types))
+    window = keys.sliding_window if WINDOW in kinds else None
+    if len(set(kinds)) == 1 and kinds[0] != WINDOW and keys.lucid_layers is None:
+        return config  # all are what attention_type says
+    return dataclasses.replace(config, layer_kinds=kinds, sliding_window=window)
+
+
+def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) -> list[str]:
+    """Return what each layer is if it attends to all tokens."""
+    if not config.is_lucid:
+        return [STANDARD] * len(types)
+    if keys.lucid_layers is None:
+        if FULL not in types:
+            raise LucidError(
+                f"{where}: attention_type is {config.attention_type}, and all layers attend over a window, so that "
+                "none is LUCID. Name layers full_attention in layer_types, or set sliding_window to null."
+            )
+        return [LUCID] * len(types)
+    chosen = keys.lucid_layers
+    beyond = [index for index in chosen if index >= len(types)]
+    if beyond or len(set(chosen)) < len(chosen) or not chosen:
+        what = f"layer {beyond[0]}" if beyond else "a layer twice" if chosen else "no layer"
+        raise LucidError(
+            f"{where}: lucid_layers names {what}; it lists layers, counted from 0, of {len(types)} (num_hidden_layers)."
+        )
+    windowed = [index for index in chosen if types[index] == SLIDING]
+    if windowed:
+        raise LucidError(
+            f"{where}: lucid_layers names layer {windowed[0]}, which attends over a window; LUCID attention needs all "
+            "tokens. Name it full_attention in layer_types, or take it out of lucid_layers."
+        )
+    return [LUCID if index in chosen else STANDARD for index in range(len(types))]

@@ -1,0 +1,87 @@
+"""Kinds of layers: one file each, with its PyTorch module, its cache and everything else that only it knows.
+
+A kind of one's own is a :class:`LayerKind` handed to :func:`register_layer_kind`, or named by an installed package
+under the entry point group ``lucid_deploy.layers``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plug import entry_points
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.config import LucidConfig
+    from lucid_deploy.model.description import LayerDescription
+    from lucid_deploy.model.mixer import Mixer
+
+GROUP = "lucid_deploy.layers"
+_BUILT_IN = {name: f"lucid_deploy.model.layers.{name}" for name in ("lucid", "standard", "window")}
+_registered: dict[str, LayerKind] = {}
+
+
+class LayerKind(ABC):
+    """A kind of layer: what stands between the norm and the residual in place of attention.
+
+    Attributes:
+        name: What configurations call it.
+        attribute: Name of the mixer within its layer, the beginning of its weights' names: ``self_attn``.
+    """
+
+    name: str
+    attribute: str = "self_attn"
+
+    @abstractmethod
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        """Describe one layer of this kind.
+
+        Args:
+            config: The model.
+            index: Which layer it is.
+            cache_dtype: Type that rows are cached in: ``int8``, ``float16`` or the model's.
+        """
+
+    @abstractmethod
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        """Make the PyTorch module of one layer.
+
+        Args:
+            config: The model.
+            index: Which layer it is.
+            implementation: ``blocked`` or ``reference`` (readable formulas, for checking the other).
+        """
+
+
+def register_layer_kind(kind: LayerKind) -> None:
+    """Make a kind of layer known by its name; a second one of that name takes its place.
+
+    Raises:
+        LucidError: The name is that of a kind that comes with the toolkit.
+    """
+    if kind.name in _BUILT_IN:
+        raise LucidError(f"The layer kind {kind.name!r} comes with lucid-deploy; give yours another name.")
+    _registered[kind.name] = kind
+
+
+def layer_kind(name: str) -> LayerKind:
+    """Return a kind of layer by its name.
+
+    Raises:
+        LucidError: There is none of that name.
+    """
+    if name in _BUILT_IN:
+        kind: LayerKind = importlib.import_module(_BUILT_IN[name]).KIND
+        return kind
+    if name not in _registered:
+        for found in entry_points(GROUP, name):
+            register_layer_kind(found)
+    if name not in _registered:
+        known = ", ".join([*_BUILT_IN, *_registered])
+        raise LucidError(
+            f"Layers of kind {name!r} are not known; known are {known}. Install the package that defines them, or "
+            "register them with lucid_deploy.model.layers.register_layer_kind."
+        )
+    return _registered[name]

@@ -1,0 +1,154 @@
+"""What attention layers have in common: projections, rotary positions, and the cache of keys and values."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from lucid_deploy.cache.codecs import CacheCodec, codec_for
+from lucid_deploy.cache.layout import LayerLayout
+from lucid_deploy.cache.storage import cache_tensors
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.mixer import LayerCache, Mixer, Step
+from lucid_deploy.model.parts import RMSNorm
+from lucid_deploy.model.rope import rotate
+
+WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
+    """Return the cache of an attention layer: a row of ``key`` and ``value`` for every token and key/value head."""
+    return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
+
+
+def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
+    """Return the names of the projections' weights within a layer, and of the norms of queries and keys."""
+    biased = {*(WEIGHTS[:3] if config.attention_bias else ()), *(WEIGHTS[3:] if config.has_output_bias else ())}
+    names = [f"{name}.{part}" for name in WEIGHTS for part in ("weight", "bias") if part == "weight" or name in biased]
+    norms = ["q_norm.weight", "k_norm.weight"] if config.qk_norm != "none" else []
+    return tuple(f"{attribute}.{name}" for name in (*names, *norms))
+
+
+class GroupedQueryAttention(Mixer):
+    """Grouped-query attention over cached keys and values; what the values are, a kind of its own says.
+
+    Shapes: B batch, N new tokens, P cached tokens, T = P + N, H query heads, KV key/value heads, D head width, C hidden
+    width.
+    """
+
+    def __init__(self, config: LucidConfig, implementation: str) -> None:
+        super().__init__()
+        self.config, self.implementation = config, implementation
+        self.codec = CacheCodec()
+        heads, kv, d, bias = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.attention_bias,
+        )
+        self.q_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
+        self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.has_output_bias)
+        if config.qk_norm != "none":
+            self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
+        batch, n, _ = x.shape
+        q, k, v = self.project(x, step)
+        if step.cache_length is not None:
+            o, buffers = self.attend_static(q, k, v, past, step.mask, step.cache_length)
+            return self.o_proj(o.transpose(1, 2).reshape(batch, 1, -1)), buffers
+        k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, P, D)
+        keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
+        o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
+        present: LayerCache = (keys, values)
+        if not self.codec.exact:
+            stored = zip(past, self.codec.encode(k, v), strict=True)
+            present = tuple(torch.cat(rows, dim=2) for rows in stored)  # (B, KV, T, ·) each
+        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
+
+    def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.
+
+        Keys are as the cache holds them: normed and rotated, as the configuration says. Queries carry the family's
+        scale of the scores, since the operators divide by √D.
+        """
+        batch, n, _ = x.shape
+        d = self.config.head_dim
+        q = self.q_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, H, N, D)
+        k = self.k_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        v = self.v_proj(x).view(batch, n, -1, d).transpose(1, 2)  # (B, KV, N, D)
+        if self.config.qk_norm == "before_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if step.rope is not None:
+            q, k = rotate(q, *step.rope), rotate(k, *step.rope)
+        if self.config.qk_norm == "after_rope":
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.config.attention_scale is not None:
+            q = q * (self.config.attention_scale * math.sqrt(d))
+        return q, k, v
+
+    @abstractmethod
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend over the past and the new tokens.
+
+        Args:
+            q: Queries ``(B, H, N, D)``.
+            k: New keys ``(B, KV, N, D)``.
+            v: New values ``(B, KV, N, D)``.
+            keys: Past and new keys ``(B, KV, T, D)``.
+            k_past: Cached keys ``(B, KV, P, D)``.
+            v_past: Cached values ``(B, KV, P, D)``.
+            step: What the layers of this call share.
+
+        Returns:
+            Attended ``(B, H, N, D)``; the new values as they are cached ``(B, KV, N, D)``; all values
+            ``(B, KV, T, D)``.
+        """
+
+    @abstractmethod
+    def attend_static(
+        self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
+    ) -> tuple[Tensor, LayerCache]:
+        """Attend with one token per row over buffers ``(B, KV, M, ·)``, and write its row into them.
+
+        Args:
+            q: Queries ``(B, H, 1, D)``.
+            k: Its key ``(B, KV, 1, D)``.
+            v: Its value ``(B, KV, 1, D)``.
+            past: The buffers.
+            mask: Bool ``(B, M + 1)``: which rows hold a token, the last column for the new one.
+            cache_length: Int64 ``(B,)``: the row to write.
+
+        Returns:
+            Attended ``(B, H, 1, D)``, and the buffers with the row.
+        """
+
+    def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
+        """See :meth:`Mixer.empty_cache`: no rows, ``(B, KV, 0, ·)``."""
+        return self.codec.empty((batch, self.config.num_key_value_heads, 0, self.config.head_dim), like)
+
+    def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
+        """See :meth:`Mixer.store_cache_as`."""
+        self.codec = codec_for(cache_dtype, dtype)
+
+    def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
+        """See :meth:`Mixer.decode_cache`: keys and values ``(B, KV, T, D)``."""
+        return self.codec.decode(stored, dtype)
+
+    def encode_cache(self, decoded: LayerCache) -> LayerCache:
+        """See :meth:`Mixer.encode_cache`."""
+        k, v = decoded
+        return self.codec.encode(k, v)
+
+    @property
+    def value_projection(self) -> nn.Module | None:
+        """See :attr:`Mixer.value_projection`."""
+        return self.v_proj

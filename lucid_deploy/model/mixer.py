@@ -1,0 +1,65 @@
+"""What every layer's mixer (attention or what stands in its place) is given, and what it gives back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+LayerCache: TypeAlias = tuple[Tensor, ...]  # the tensors of a layer's layout, in order
+
+
+@dataclass(frozen=True)
+class Step:
+    """What all layers of one call share.
+
+    Shapes: B batch, N new tokens, P cached columns, M rows of a static cache's buffers, D head width.
+
+    Attributes:
+        mask: Bool ``(B, P + N)``, False at padding; None: no padding. With a static cache ``(B, M + 1)``, the last
+            column for the new token.
+        decode: Whether to take the single-token path; N = 1.
+        rope: Cosine and sine of the new tokens' rotary angles, ``(B, 1, N, D/2)`` each; None: no rotary positions.
+        cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer hold a token.
+    """
+
+    mask: Tensor | None = None
+    decode: bool = False
+    rope: tuple[Tensor, Tensor] | None = None
+    cache_length: Tensor | None = None
+
+
+class Mixer(nn.Module):
+    """Mixes tokens of a sequence with those before them."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """Mix new tokens ``(B, N, C)``; return the output, of the same shape, and the cache with them in it."""
+
+    @abstractmethod
+    def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
+        """Return the cache before the first token, on the device and in the type of ``like`` where stored so."""
+
+    def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
+        """Keep cached rows in another type than the model's, see :mod:`lucid_deploy.cache.storage`.
+
+        Args:
+            cache_dtype: ``auto``, ``float16``, ``int8`` or the model's type.
+            dtype: The model's type.
+        """
+
+    def decode_cache(self, stored: LayerCache, dtype: torch.dtype) -> LayerCache:
+        """Return what a stored cache means, without scales, in a type."""
+        return stored
+
+    def encode_cache(self, decoded: LayerCache) -> LayerCache:
+        """Bring what :meth:`decode_cache` returns into the stored form."""
+        return decoded
+
+    @property
+    def value_projection(self) -> nn.Module | None:
+        """The part that makes V, what a solve is given; None where nothing is solved."""
+        return None

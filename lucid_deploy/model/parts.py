@@ -1,0 +1,74 @@
+"""Parts that layers of every kind share: norm, feed-forward layer, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.plugins.shared.keys import compute_dtype
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · weight, computed in float32 for half-precision x."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis; same shape and type as ``x``."""
+        if x.dtype in (torch.float32, torch.float64):
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu_pytorch_tanh": _gelu_tanh}
+
+
+class MLP(nn.Module):
+    """The gated feed-forward layer: down(act(gate(x)) · up(x)), with silu or another activation."""
+
+    def __init__(self, config: LucidConfig) -> None:
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self._activation = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` to ``(B, N, C)``."""
+        work = compute_dtype(x.dtype)  # activations hold exponentials
+        product = self._activation(self.gate_proj(x).to(work)) * self.up_proj(x).to(work)  # (B, N, inner)
+        return self.down_proj(product.to(x.dtype))
+
+
+class Head(nn.Linear):
+    """The product with the vocabulary: logits in float32, or in float64 in a float64 model.
+
+    Attributes:
+        in_float32: Whether the product of a half-precision model is taken in float32. Its logits are 10 or more in
+            magnitude, so rounded to bfloat16 they are 1/16 apart, and the best ones tie. A quantized head has a
+            product of the model's type, whose result is cast.
+    """
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__(width, vocab_size, bias=False)
+        self.in_float32 = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``(…, width)`` of the model's type to ``(…, vocab)``."""
+        if self.weight.dtype == torch.float64:
+            return super().forward(input)
+        if self.in_float32:
+            return F.linear(input.float(), self.weight.float())
+        return super().forward(input).float()

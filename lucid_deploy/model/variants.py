@@ -1,0 +1,88 @@
+"""What a configuration alone does not say: which variant the tensors of a checkpoint belong to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+
+# Tensors of variants that are refused, by a part of their name. What they do in the result is published nowhere.
+_VARIANT_TENSORS = {
+    "beta": "use_beta",
+    "forget_gate": "use_forget_gate",
+    "fgate": "use_forget_gate",
+    "self_attn.g_proj.": "use_forget_gate",
+}
+_QK_NORMS = (".self_attn.q_norm.", ".self_attn.k_norm.")
+
+
+def settle(
+    config: LucidConfig, raw: dict[str, Any], names: Collection[str], where: str
+) -> tuple[LucidConfig, tuple[str, ...]]:
+    """Complete a configuration by what the checkpoint holds.
+
+    Args:
+        config: As parsed from ``raw``.
+        raw: The content of ``config.json``.
+        names: Of all tensors, without wrappers' prefixes.
+        where: The checkpoint, for messages.
+
+    Returns:
+        The configuration, and sentences for the user: each says what was decided that no key says.
+
+    Raises:
+        LucidError: Tensors of a variant that is not computed.
+    """
+    _refuse_variants(names, where)
+    notes = []
+    if raw.get("use_beta"):
+        notes.append(
+            "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
+            "published code does."
+        )
+    if config.qk_norm != "none":  # the family says it
+        return config, tuple(notes)
+    norm, note = _qk_norm(config, raw, [name for name in names if any(part in name for part in _QK_NORMS)], where)
+    return dataclasses.replace(config, qk_norm=norm), (*notes, *([note] if note else []))
+
+
+def _refuse_variants(names: Collection[str], where: str) -> None:
+    found = sorted(name for name in names if any(part in name for part in _VARIANT_TENSORS))
+    if found:
+        keys = sorted({key for part, key in _VARIANT_TENSORS.items() for name in found if part in name})
+        raise LucidError(
+            f"{where} holds tensors of the variants {', '.join(keys)}, which are not supported: {listed(found)}. What "
+            "they do in the result is not published, and without them the answers would be wrong."
+        )
+
+
+def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: str) -> tuple[str, str]:
+    """Decide whether queries and keys are normed; return the word for it, and a sentence if no key says so.
+
+    The authors' code makes the norms for ``attention_type: llama`` unless ``use_qknorm`` is false, and never for LUCID.
+    """
+    wanted = raw.get("use_qknorm")
+    if norms and (config.is_lucid or raw.get("attention_type") is None or wanted is False):
+        given = f"use_qknorm is {str(wanted).lower()}" if wanted is not None else "use_qknorm is not given"
+        raise LucidError(
+            f"{where} holds {listed(sorted(norms), 4)}, but attention_type is {raw.get('attention_type')!r} and "
+            f"{given}: norms of queries and keys are not supported there, and whether they come before or after rotary "
+            "embedding is not known. If this is the authors' standard baseline, set attention_type to llama and "
+            "use_qknorm to true."
+        )
+    if config.is_lucid:
+        return "none", "use_qknorm is true; LUCID attention has no such norms." if wanted else ""
+    if wanted is None and raw.get("attention_type") is not None:
+        if norms:
+            return "after_rope", "The checkpoint has q_norm and k_norm: they are applied after rotary embedding."
+        return "none", "The checkpoint has no q_norm and k_norm: standard attention is computed without them."
+    return ("after_rope" if wanted else "none"), ""
+
+
+def listed(names: list[str], limit: int = 20) -> str:
+    """Return names with commas between; of many, the first and how many there are beside."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,54 @@
+"""How much a verification runs: everything, or what fits into a minute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What is run, in length and in number.
+
+    Attributes:
+        prompt_tokens: Tokens of every prompt that is made up; fewer where the model's context is short.
+        steps: Decode steps after each prompt; fewer likewise.
+        schedules: Ways to feed a prompt.
+        scenarios: Names of the token sequences that are made up; None: all. The greedy one always runs.
+        explained: Token sequences that are looked into for causes, at most.
+    """
+
+    prompt_tokens: int = PROMPT_TOKENS
+    steps: int = DECODE_STEPS
+    schedules: tuple[Schedule, ...] = SCHEDULES
+    scenarios: tuple[str, ...] | None = None
+    explained: int = 3
+
+    def left_out(self) -> Iterator[str]:
+        """Yield what more a whole verification does, one sentence each; nothing if this is one."""
+        if self.prompt_tokens < PROMPT_TOKENS:
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}: no block of 256 is crossed."
+        if self.steps < DECODE_STEPS:
+            yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
+        if self.scenarios is not None:
+            yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
+        missing = [schedule.name for schedule in SCHEDULES if schedule not in self.schedules]
+        if missing:
+            yield f"Prompts are not fed {' or '.join(missing)}."
+        if not any(schedule.token_by_token for schedule in self.schedules):
+            yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
+
+
+FULL = Extent()
+
+# 140 tokens end inside the second block of 128. Correlated and repeated tokens are where a wrong solve shows; the
+# greedy sequence has random ones. What is fed in many small calls takes a whole verification most of its time.
+QUICK = Extent(
+    prompt_tokens=140,
+    steps=8,
+    schedules=tuple(schedule for schedule in SCHEDULES if schedule.name in ("one-shot", "chunks", "padded")),
+    scenarios=("one token", CORRELATED),
+    explained=1,
+)

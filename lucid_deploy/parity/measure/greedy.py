@@ -1,0 +1,74 @@
+"""What a model generates greedily: drafted by one, decided by another, and compared as long as the tokens agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.compare import Rows, Tick, no_tick
+from lucid_deploy.runtimes.session import Array, Session
+
+
+def follow(session: Session[Any], prompt: Array, draft: Callable[[Array, int], Array], steps: int) -> Array:
+    """Return what a session generates greedily, asking it for one token at a time only where a draft is wrong.
+
+    Args:
+        session: The model whose choice it is.
+        prompt: Int64 ``(P,)``.
+        draft: Returns a guess at how tokens go on, ``(tokens, n)`` to ``(n,)``; any will do, a good one is fast.
+        steps: Tokens to generate.
+
+    Returns:
+        Int64 ``(steps,)``.
+    """
+    cache, chosen, fed = session.empty_cache(), np.zeros(0, dtype=np.int64), prompt
+    while len(chosen) < steps:
+        guess = draft(np.concatenate([prompt, chosen]), steps - len(chosen))
+        new = session.prefill_all(np.concatenate([fed, guess[:-1]])[None], cache)[0, len(fed) - 1 :]  # (count, vocab)
+        wanted = new.argmax(axis=-1)
+        right = int(np.argmin(np.append(wanted == guess, False)))  # the first wrong one, or all
+        chosen = np.concatenate([chosen, wanted[: right + 1]])
+        fed = chosen[-1:]
+        session.truncate(cache, len(prompt) + len(chosen) - 1)
+    return chosen
+
+
+def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None = None) -> Array:
+    """Continue a prompt greedily; return the tokens, int64 ``(steps,)``. The last one is not fed back."""
+    tick = tick or no_tick
+    cache = session.empty_cache()
+    logits = session.prefill(prompt[None], cache)
+    tick()
+    tokens = [int(logits[0, -1].argmax())]
+    for _ in range(steps - 1):
+        logits = session.decode(np.array([tokens[-1:]]), cache)
+        tick()
+        tokens.append(int(logits[0, -1].argmax()))
+    return np.array(tokens, dtype=np.int64)
+
+
+def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Rows:
+    """Let a session generate freely; return its logits up to the first token that leaves the forced ones.
+
+    Behind that token the contexts differ and nothing can be compared. The last row is the one that chose it, or, if the
+    session never leaves, the one after the last forced token.
+
+    Args:
+        session: Any runtime.
+        scenario: One whose forced tokens are the reference's own choice.
+        tick: Called after every call of the session.
+    """
+    tick = tick or no_tick
+    cache = session.empty_cache()
+    rows = [session.prefill(scenario.prompt[None], cache)]
+    tick()
+    for token in scenario.forced:
+        chosen = rows[-1][0, -1].argmax()
+        if chosen != token:
+            break
+        rows.append(session.decode(np.array([[chosen]]), cache))
+        tick()
+    return Rows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)

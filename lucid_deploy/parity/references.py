@@ -1,0 +1,164 @@
+"""The PyTorch models that a session is held against: reference, baseline, and the checkpoint before quantization.
+
+The float64 reference casts its weights while it uses them, so it takes little memory beside the baseline. Only where
+the cache rounds, a second reference has all of its weights in float64, for it runs token by token.
+
+A quantized artifact is held against the model on its own, dequantized weights; what quantization cost against the
+checkpoint is measured beside that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, resolve
+from lucid_deploy.parity.measure import phases
+from lucid_deploy.parity.measure.progress import Progress
+from lucid_deploy.runtimes.session import Session
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.runtimes.torch.session import TorchSession
+
+
+def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
+    """Open the checkpoint to verify against, and check that it is of the artifact's model.
+
+    Args:
+        artifact: The artifact.
+        checkpoint: What the user named; None: the source in the manifest.
+
+    Raises:
+        LucidError: The source is gone, or the configurations differ (all differing fields are named).
+    """
+    name = checkpoint or artifact.manifest.source
+    if checkpoint is None and not resolve(name).exists():
+        hub, again = artifact.manifest.hub, ""
+        if hub is not None:
+            again = f" This brings it back: hf download {hub['repository']} --revision {hub['commit']}"
+        raise LucidError(
+            f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
+            f"--checkpoint DIR.{again}"
+        )
+    source = Checkpoint(name, artifact.manifest.assumed_unused)
+    differing = [
+        f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
+        f"{getattr(source.config, field.name)} in the checkpoint"
+        for field in fields(artifact.config)
+        if getattr(artifact.config, field.name) != getattr(source.config, field.name)
+    ]
+    if differing:
+        raise LucidError(
+            f"{artifact.directory} was not exported from {source.directory}: {'; '.join(differing)}. Name the right "
+            "checkpoint with --checkpoint, or export again."
+        )
+    return source
+
+
+@dataclass(frozen=True)
+class ReferenceModels:
+    """Opens the PyTorch models that a candidate is held against.
+
+    Attributes:
+        candidate: The session under test; the models take its limits.
+        source: The checkpoint.
+        artifact: What the session runs, if it is known; without it, it is taken for one that is not quantized.
+        progress: Called while weights are loaded.
+    """
+
+    candidate: Session[Any]
+    source: Checkpoint
+    artifact: Artifact | None = None
+    progress: Progress | None = None
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the models run on dequantized weights."""
+        return self.artifact is not None and self.artifact.manifest.quantization is not None
+
+    def baseline(self) -> TorchSession:
+        """Open PyTorch in the candidate's precision, its cache in the candidate's type."""
+        return self._open(self.candidate.dtype, self.candidate.cache_dtype)
+
+    def reference(self) -> TorchSession:
+        """Open PyTorch in float64, its weights cast while they are used."""
+        from lucid_deploy.model.on_demand import float64_on_demand
+
+        return self._session(float64_on_demand(self.source.config, _weights(self.source, self.artifact)))
+
+    def rounded(self) -> TorchSession:
+        """Open PyTorch in float64 with a cache that rounds as the candidate's does."""
+        return self._open("float64", self.candidate.cache_dtype)
+
+    def original(self) -> TorchSession:
+        """Open the checkpoint as it was before quantization, in float64."""
+        from lucid_deploy.model.on_demand import float64_on_demand
+
+        return self._session(float64_on_demand(self.source.config, _weights(self.source, None)))
+
+    def _open(self, dtype: str, cache_dtype: str) -> TorchSession:
+        import torch
+
+        from lucid_deploy.model.checkpoint import load_model
+
+        def loading(done: int, total: int) -> None:
+            if self.progress is not None:
+                self.progress(phases.loading(dtype), done, total)
+
+        if self.artifact is not None and self.quantized:
+            model = _quantized_model(self.artifact, self.candidate, dtype)
+        else:
+            model = load_model(self.source, getattr(torch, dtype), progress=loading)
+        return self._session(model.store_cache_as(cache_dtype))
+
+    def _session(self, model: LucidForCausalLM) -> TorchSession:
+        from lucid_deploy.runtimes.torch.session import TorchSession
+
+        session = TorchSession(model)
+        session.config = self.candidate.config  # engines may take less context than the model: prompts must fit both
+        return session
+
+
+def _quantized_model(artifact: Artifact, candidate: Session[Any], dtype: str) -> LucidForCausalLM:
+    """Return the PyTorch model that a quantized artifact is held against, as exactly as a type goes.
+
+    In float64 it is the model on the dequantized weights. In the artifact's own type it sets the gates, so it does what
+    the runtime does: on the CPU onnxruntime rounds the inputs of quantized products to 8 bits, if the artifact says so.
+    """
+    from lucid_deploy.model.quantized_activations import quantize_activations
+    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+
+    record = artifact.manifest.quantization
+    model = load_artifact_model(artifact, dtype=dtype)
+    rounds = candidate.capabilities.rounds_activations
+    if record is None or record.activations != "int8" or dtype == "float64" or not rounds:
+        return model
+    return quantize_activations(model, record.block_sizes(artifact.config.tie_word_embeddings))
+
+
+def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], Tensor]:
+    """Return a function giving weights by name: the checkpoint's, or a quantized artifact's dequantized ones."""
+    import torch
+
+    from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
+
+    record = None if artifact is None else artifact.manifest.quantization
+    parts = {}
+    if record is not None and artifact is not None:
+        parts = {name: (packed, scales) for name, packed, scales in stored_parts(artifact)}
+
+    def load(name: str) -> Tensor:
+        name = source.stored_name(name)
+        if record is None or artifact is None:
+            return source.tensor(name)
+        if name in parts:
+            return torch.from_numpy(record.dequantize(name, *parts[name]))
+        return source.tensor(name).to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
+
+    return load

@@ -1,0 +1,175 @@
+"""What a comparison gave, in sentences: for the terminal, the page and error messages alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from lucid_deploy.parity.causes.conditioning import NORM_BOUND, HeadStats
+from lucid_deploy.parity.measure.gate import Comparison
+from lucid_deploy.parity.measure.growth import Growth
+from lucid_deploy.parity.measure.measurement import FreeRun, Measurement
+from lucid_deploy.parity.measure.perplexity import Perplexity
+
+
+def coverage_line(found: Measurement) -> str:
+    """Say how much was judged, and against what."""
+    coverage = found.coverage
+    words = f"Judged {coverage.judged:,} of {coverage.total:,} comparisons against {found.reference.words}."
+    return words if not found.left_out else f"{words} Parts of a whole verification were left out."
+
+
+def verdict(found: Measurement) -> str:
+    """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
+    return _tolerance_note(found) + (_failure(found) or _unproven(found) or _success(found))
+
+
+def advice(found: Measurement) -> str:
+    """Say what to do about a failure; empty if no gate failed."""
+    if found.failure is None:
+        return ""
+    weights = "export again, or name the checkpoint it came from with --checkpoint"
+    if not found.runs_graphs:
+        return (
+            f"What to do: {found.runtime} ran the artifact's weights without its graphs, so they are not the "
+            f"checkpoint's; {weights}."
+        )
+    plainer = "" if found.plainer is None else f"; {found.plainer}"
+    return (
+        "What to do: verify with --runtime torch, which runs the artifact's weights without its graphs. If that "
+        f"fails too, the weights are not the checkpoint's: {weights}. If it passes, the graphs or what runs them "
+        f"are wrong{plainer}."
+    )
+
+
+def unjudged_lines(found: Measurement) -> Iterator[str]:
+    """Say which comparisons, and which positions of the others, could not have failed."""
+    coverage = found.coverage
+    items = [item for item in found.comparisons if not item.judged]
+    if items:
+        worst = max(items, key=lambda item: item.gate.limit)
+        many = f"{len(items)} comparisons were" if len(items) > 1 else "1 comparison was"
+        yield (
+            f"{many} not judged, since a tensor of zeros would have passed: PyTorch itself loses these values in "
+            f"{found.dtype}. The widest gate is that of {worst.tensor} ({worst.scenario}, {worst.schedule}), "
+            f"{worst.gate.limit:.2g}: 4 times PyTorch's own error of {worst.gate.baseline:.2g}."
+        )
+    if coverage.blind_positions:
+        yield (
+            f"At {coverage.blind_positions:,} of {coverage.positions:,} positions that were compared, zeros would have "
+            "passed: what PyTorch computes there is next to nothing beside the rows before."
+        )
+
+
+def top_token_line(found: Measurement) -> str:
+    """Say how often the preferred token is the reference's, and how far the distributions are apart."""
+    items = [comparison.logits for comparison in found.comparisons if comparison.logits is not None]
+    positions, agreed = sum(item.positions for item in items), sum(item.agreed for item in items)
+    ties, other = sum(item.near_ties for item in items), sum(item.disagreed for item in items)
+    divergence = max((item.kl_max for item in items), key=lambda kl: math.inf if math.isnan(kl) else kl)
+    return (
+        f"Top-1 token: {agreed} of {positions} positions agree, {ties} differ over a near-tie, {other} differ. "
+        f"KL divergence at most {divergence:.1e} nats."
+    )
+
+
+def free_run_line(run: FreeRun) -> str:
+    """Say how far a free generation went along with the reference."""
+    if run.agreed == run.tokens:
+        return f"Generating freely ({run.scenario}): all {run.tokens} tokens are the reference's."
+    return (
+        f"Generating freely ({run.scenario}): {run.agreed} of {run.tokens} tokens are the reference's before the first "
+        "other one."
+    )
+
+
+def growth_line(items: Sequence[Comparison]) -> str:
+    """Say whether errors grow along the sequence; empty where no trend could be fitted."""
+    fitted = [(trend, item) for item in items if (trend := item.growth) is not None]
+    if not fitted:
+        return ""
+    count = sum(trend.grows for trend, _ in fitted)
+    trend, worst = max(fitted, key=lambda pair: pair[0].exponent)
+    return (
+        f"The error grows along the sequence in {count} of {len(fitted)} comparisons; most in {worst.tensor} "
+        f"({worst.scenario}, {worst.schedule}), about as position^{trend.exponent:.2f}: {_quarters(trend)}."
+    )
+
+
+def caches_of(found: Measurement) -> list[Comparison]:
+    """Return the comparisons of K and Y: logits are known from the last prompt token on and show no trend."""
+    return [item for item in found.comparisons if not item.tensor.is_logits]
+
+
+def conditioning_line(heads: Sequence[HeadStats]) -> str:
+    """Say how well the solves are conditioned; empty with standard attention."""
+    if not heads:
+        return ""
+    largest = max(heads, key=lambda head: head.largest_inverse)
+    norm, condition = max(head.inverse_norm for head in heads), max(head.condition for head in heads)
+    mean, most = max(head.correlation_mean for head in heads), max(head.correlation_max for head in heads)
+    return (
+        f"Conditioning: |L⁻¹| off the diagonal at most {largest.largest_inverse:.2f} (layer {largest.layer}, head "
+        f"{largest.head}, {largest.scenario}), ‖L⁻¹‖₂ at most {norm:.2f} (bound {NORM_BOUND:g}), condition of L at "
+        f"most {condition:.1f}; keys correlate by up to {mean:.2f} on average, {most:.2f} at most (first "
+        f"{max(head.tokens for head in heads)} tokens)."
+    )
+
+
+def perplexity_line(item: Perplexity) -> str:
+    """One sentence about a text."""
+    return (
+        f"Perplexity of {item.tokens} tokens: {item.candidate:.6g}, PyTorch in float64 {item.reference:.6g}, "
+        f"difference {item.difference:+.2g} (PyTorch in the same precision: {item.baseline - item.reference:+.2g})."
+    )
+
+
+def _quarters(trend: Growth) -> str:
+    return f"the mean error over the last quarter of positions is {trend.ratio:.1f} times that over the first quarter"
+
+
+def _tolerance_note(found: Measurement) -> str:
+    if found.tolerance is None:
+        return ""
+    derived = "they would have held" if found.within_derived else "by them it would have failed"
+    return (
+        f"The tolerance of {found.tolerance:g} was set by hand; the gates derived from PyTorch did not count "
+        f"({derived}). "
+    )
+
+
+def _failure(found: Measurement) -> str:
+    failure = found.failure
+    if failure is None:
+        return ""
+    return (
+        f"{failure.tensor} leaves the gate at position {failure.failed_at} ({failure.scenario}, {failure.schedule}): "
+        f"relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in {found.dtype}{_times(failure)}."
+    )
+
+
+def _unproven(found: Measurement) -> str:
+    if not found.unproven:
+        return ""
+    names = ", ".join(map(str, found.unproven))
+    return f"In {found.dtype} PyTorch itself loses {names}: nothing was proven. Use a wider type."
+
+
+def _success(found: Measurement) -> str:
+    coverage = found.coverage
+    worst = max((item.severity for item in found.comparisons if item.judged), default=0.0)
+    same = "stays within the tolerance of" if found.tolerance is not None else "computes"
+    rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
+    return (
+        f"{found.label} {same} what PyTorch computes: {coverage.judged} comparisons in {found.dtype}, the worst error "
+        f"is {worst:.2f} of its gate{rest}."
+    )
+
+
+def _times(failure: Comparison) -> str:
+    """How far beyond its gate, in words; nothing where the error is no number."""
+    times = failure.error / failure.gate.limit
+    if not math.isfinite(times):
+        return ""
+    shown = f"{times:.2f}" if times < 10 else f"{times:,.0f}" if times < 1e6 else f"{times:.0e}"
+    return f", {shown} times that"

@@ -1,0 +1,162 @@
+"""The bodies of requests, as structs: what each field may be is said here, and published at ``/openapi.json``."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct, inspect
+
+from lucid_deploy.json_fields import FieldError
+
+MOST_LOGPROBS = 20
+MOST_STOPS = 16
+STOP_LENGTH = 1000  # characters
+SALT_LENGTH = 256  # characters
+
+StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
+PromptItem = Annotated[
+    str | int | list[int], Meta(extra={"expected": "a text, a whole number (a token id), or a list of token ids"})
+]
+_SALT = "Kept prefixes are reused under the same salt only."
+Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
+
+
+def _only(*neutral: Any) -> Meta:
+    """Return what says that a field is not supported, and which values of it have no effect; null always is one."""
+    accepted = "".join(f", {value!r}" for value in neutral)
+    return Meta(description=f"Not supported: null{accepted} only.", extra={"neutral": neutral})
+
+
+class StreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a stream ends."""
+
+    include_usage: Annotated[bool, Meta(description="Whether a last chunk has the counts of tokens.")] | None = None
+    include_obfuscation: Harmless = None
+
+
+class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What completions and chats have in common."""
+
+    model: Annotated[str, Meta(description="The name of the served model.")]
+    n: Annotated[int, Meta(description="Generations of each prompt; 1 if not given.")] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy; 1 if not given.")] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1, description="Sample among the likeliest up to this sum.")] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2**31, description="Sample among the K likeliest; 0 is all.")] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="The same seed gives the same tokens.")] | None = (
+        None
+    )
+    stop: Annotated[
+        StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None,
+        Meta(
+            description="Texts that end an answer.",
+            extra={"expected": f"a text or a list of at most {MOST_STOPS} texts"},
+        ),
+    ] = None
+    stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: Annotated[bool, Meta(description="Go on after an end-of-sequence token.")] | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)] | None = None
+    user: Harmless = None
+    metadata: Harmless = None
+    store: Harmless = None
+    service_tier: Harmless = None
+    safety_identifier: Harmless = None
+    prompt_cache_key: Harmless = None
+    prompt_cache_retention: Harmless = None
+    parallel_tool_calls: Harmless = None
+    presence_penalty: Annotated[Any, _only(0, 0.0)] = None
+    frequency_penalty: Annotated[Any, _only(0, 0.0)] = None
+    logit_bias: Annotated[Any, _only({})] = None
+
+
+class CompletionRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/completions``."""
+
+    prompt: Annotated[
+        str | list[PromptItem],
+        Meta(
+            description="What to continue.",
+            extra={"expected": "a text, a list of texts, token ids, or a list of lists of token ids"},
+        ),
+    ]
+    max_tokens: Annotated[int, Meta(description="Most new tokens; 16 if not given.")] | None = None
+    logprobs: (
+        Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description="Report log-probabilities of so many tokens.")] | None
+    ) = None
+    echo: Annotated[bool, Meta(description="Put the prompt in front of the answer.")] | None = None
+    best_of: Annotated[int, Meta(description="Not supported: as many as n only.")] | None = None
+    suffix: Annotated[Any, _only("")] = None
+
+
+class TextPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part of a message."""
+
+    type: Annotated[Literal["text"], Meta(extra={"expected": '"text", the only kind that this server takes'})]
+    text: str
+
+
+class Message(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A message of a chat."""
+
+    role: str
+    content: str | list[TextPart]
+    name: str | None = None
+    refusal: Harmless = None
+    annotations: Harmless = None
+    tool_calls: Annotated[Any, _only([])] = None
+    function_call: Annotated[Any, _only()] = None
+    audio: Annotated[Any, _only()] = None
+
+
+class ChatRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Meta(min_length=1, extra={"expected": "a list of at least one message"})]
+    max_tokens: Annotated[int, Meta(description="The older name of max_completion_tokens, which wins.")] | None = None
+    max_completion_tokens: Annotated[int, Meta(description="Most new tokens; all that fit if not given.")] | None = None
+    logprobs: Annotated[bool, Meta(description="Report log-probabilities.")] | None = None
+    top_logprobs: (
+        Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description="Alternatives to report for each token.")] | None
+    ) = None
+    tools: Annotated[Any, _only([])] = None
+    functions: Annotated[Any, _only([])] = None
+    tool_choice: Annotated[Any, _only("none", "auto")] = None
+    function_call: Annotated[Any, _only("none", "auto")] = None
+    response_format: Annotated[Any, _only({"type": "text"})] = None
+    modalities: Annotated[Any, _only(["text"])] = None
+    audio: Annotated[Any, _only()] = None
+    prediction: Annotated[Any, _only()] = None
+    reasoning_effort: Annotated[Any, _only()] = None
+    verbosity: Annotated[Any, _only()] = None
+    web_search_options: Annotated[Any, _only()] = None
+
+
+def refuse_unsupported(body: Struct, where: str = "") -> None:
+    """Refuse fields that would change the result and are not supported, unless they have a value without effect.
+
+    Args:
+        body: A body, or a part of one.
+        where: Path of that part, such as ``messages[0].``.
+
+    Raises:
+        FieldError: A field has another value.
+    """
+    for name, neutral in _unsupported(type(body)).items():
+        value = getattr(body, name)
+        if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
+            message = f"{where}{name} is not supported by this server; leave it out."
+            raise FieldError(message, where + name, "unsupported_parameter")
+
+
+@cache
+def _unsupported(form: type[Struct]) -> dict[str, tuple[Any, ...]]:
+    """Return the fields that are not supported, each with its values without effect."""
+    found = inspect.type_info(form)
+    assert isinstance(found, inspect.StructType)
+    kinds = {field.name: field.type for field in found.fields}
+    return {
+        name: kind.extra["neutral"]
+        for name, kind in kinds.items()
+        if isinstance(kind, inspect.Metadata) and kind.extra and "neutral" in kind.extra
+    }

@@ -1,0 +1,141 @@
+"""Around every request: who may ask, a line in the log, a count in the metrics, and an answer in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from lucid_deploy.json_fields import shown
+from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
+from lucid_deploy.serving.security import host_allowed
+from lucid_deploy.serving.service import Service
+
+log = logging.getLogger("lucid_deploy.serving")
+OPEN_PATHS = ("/healthz",)
+METRICS = "/metrics"
+DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that nobody wants
+
+
+class RequestGuard:
+    """Middleware.
+
+    Args:
+        app: The application.
+        service: Its state.
+    """
+
+    def __init__(self, app: Any, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; called by the server."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        scope.setdefault("state", {})["started"] = started
+        exchange = Exchange(self._service, scope, receive, send)
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await error_response(self._service, refusal)(scope, exchange.receive, exchange.send)
+                return
+            await self._app(scope, exchange.receive, exchange.send)
+        except (ClientGone, OSError):  # OSError: noticed while sending
+            exchange.status = 499
+        except Exception:
+            log.exception("A request failed by a fault of the server.")
+            if exchange.status != 499:
+                raise
+            error = ApiError(500, "The server failed on this request; see its log.", "internal_error")
+            await error_response(self._service, error)(scope, exchange.receive, exchange.send)
+        finally:
+            self._note(scope, scope["state"].get("status", exchange.status), time.perf_counter() - started)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        if scope["state"].get("reserved") and scope["path"] not in OPEN_PATHS:
+            error = unavailable("The server has too many connections. Try again.", "too_many_connections")
+            error.headers["Connection"] = "close"
+            return error
+        settings = self._service.settings
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        if b"transfer-encoding" in headers and b"content-length" in headers:  # servers differ on which one counts
+            message = "Send Content-Length or Transfer-Encoding, not both."
+            return ApiError(400, message, "invalid_request", headers={"Connection": "close"})
+        if settings.hosts is not None and not host_allowed(headers.get(b"host"), settings.hosts):
+            message = "This server answers under the name of its own machine only; see --allow-host."
+            return ApiError(403, message, "host_not_allowed")
+        keys = settings.metrics_keys if scope["path"] == METRICS and settings.metrics_keys else settings.keys
+        key = keys.identify(headers.get(b"authorization"))
+        scope["state"]["key"] = key
+        if scope["path"] in OPEN_PATHS or key is not None:
+            return None
+        message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
+        return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")  # a bounded set of labels, whatever is asked for
+        self._service.metrics.requests.labels(route, str(status)).inc()
+        if scope["method"] == "POST" and status == 200:
+            self._service.metrics.whole.observe(seconds)
+        client = (scope.get("client") or ("-",))[0]
+        log.info("%s %s %s %d %.0f ms", client, scope["method"], shown(scope["path"]), status, 1e3 * seconds)
+
+
+class Exchange:
+    """One request and its answer, as they go through.
+
+    An error that comes before the body was taken in waits until a bounded rest of the body has arrived and was
+    dropped: a client that is still sending when the connection closes does not get to read why.
+
+    Attributes:
+        status: Of the answer; 499, which is counted if the client leaves, before there is one.
+    """
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self.status = 499
+        self._service = service
+        self._receive = receive
+        self._send = send
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        self._body_left = b"content-length" in headers or b"transfer-encoding" in headers
+        self._body_waits = b"expect" in headers  # the client sends it when it is asked to
+
+    async def receive(self) -> Message:
+        """Pass on what the client sends."""
+        message = await self._receive()
+        self._body_left = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass on the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.status >= 400 and self._body_left:
+                await self._drain()
+            if self._body_left or self._service.draining:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await self._send(message)
+
+    async def _drain(self) -> None:
+        if self._body_waits:
+            return
+        size = 0
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._body_left and size <= DRAIN_BYTES:
+                    size += len((await self.receive()).get("body", b""))
+        except TimeoutError:
+            return  # _body_left says so
+
+
+def error_response(service: Service, error: ApiError) -> Response:
+    """Return an error as an answer, and count it."""
+    service.metrics.rejected.labels(error.code or "invalid_request").inc()
+    return JSONResponse(error.body(), error.status, error.headers)

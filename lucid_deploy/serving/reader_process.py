@@ -1,0 +1,196 @@
+"""A process that reads bodies: JSON, chat template and tokenizer, within bounds of processor time and memory.
+
+What comes from strangers (bodies) or came with the model (templates, a tokenizer's regular expressions) may take any
+time and any memory. Here it is interrupted, or the process dies alone. Run as ``python -m`` by :mod:`readers`, with
+which it talks in frames over stdin and stdout: four bytes of length, then MessagePack.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, BinaryIO
+
+import msgspec
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+
+HEADER_BYTES = 4
+SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
+UNINTERRUPTED_SECONDS = 2.0  # beyond the limit, for code that Python cannot interrupt; then the process ends
+
+
+class ReaderSetup(msgspec.Struct, frozen=True):
+    """The first frame: what to read for."""
+
+    directory: str
+    model: str
+    limits: Limits
+
+
+class ReadTask(msgspec.Struct, frozen=True):
+    """Every further frame: a body of ``/v1/completions`` or of ``/v1/chat/completions``."""
+
+    chat: bool
+    body: bytes
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The answer to the setup."""
+
+
+class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+    """The answer to a body that can be run."""
+
+    request: PreparedRequest
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The answer to a body that is wrong or too costly, or to a setup that cannot be read."""
+
+    status: int
+    message: str
+    code: str | None
+    param: str | None
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The answer if this code has a fault."""
+
+    trace: str
+
+
+Reply = Ready | Prepared | Refused | Failed
+
+
+class _TimeIsUp(BaseException):
+    """Raised by a signal in the middle of anything, so nothing but this module may take it for an error of its own."""
+
+
+def main() -> None:
+    """Read bodies until stdin ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which closes stdin when it is done
+        signal.signal(number, signal.SIG_IGN)
+    source, target = _own_pipes()
+    setup = msgspec.msgpack.decode(read_frame(source), type=ReaderSetup)
+    try:
+        with _bounded_time(SETUP_SECONDS):
+            reader = _open(setup)
+    except (LucidError, _TimeIsUp) as error:
+        reason = str(error) or f"Tokenizer and chat template took more than {SETUP_SECONDS:g} s to load."
+        write_frame(target, Refused(500, reason, None, None))
+        return
+    write_frame(target, Ready())
+    gc.freeze()
+    gc.disable()  # a body of a million lists would be gone through again and again while it is parsed
+    while frame := read_frame(source):
+        write_frame(target, answer(reader, msgspec.msgpack.decode(frame, type=ReadTask), setup.limits))
+        gc.collect()
+
+
+def answer(reader: RequestReader, task: ReadTask, limits: Limits) -> Reply:
+    """Read one body within its bounds."""
+    try:
+        with _bounded_time(limits.reading_seconds):
+            return Prepared((reader.chat if task.chat else reader.completion)(task.body))
+    except ApiError as error:
+        return Refused(error.status, error.message, error.code, error.param)
+    except _TimeIsUp:
+        return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
+    except MemoryError:
+        return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
+    except Exception:  # noqa: BLE001 (whatever it is, the server logs it and answers)
+        return Failed(traceback.format_exc())
+
+
+def too_costly(what: str) -> Refused:
+    """Return the refusal of a body that cannot be read within bounds."""
+    message = f"Reading this request (parsing, chat template, tokenizing) {what}. Shorten it."
+    return Refused(400, message, "too_costly", None)
+
+
+def read_frame(source: BinaryIO) -> bytes:
+    """Return the next frame; empty at the end."""
+    header = source.read(HEADER_BYTES)
+    return source.read(int.from_bytes(header, "big")) if len(header) == HEADER_BYTES else b""
+
+
+def write_frame(target: BinaryIO, reply: Reply) -> None:
+    """Write a frame."""
+    data = msgspec.msgpack.encode(reply)
+    target.write(len(data).to_bytes(HEADER_BYTES, "big") + data)
+    target.flush()
+
+
+def _open(setup: ReaderSetup) -> RequestReader:
+    directory = Path(setup.directory)
+    tokenizer = TextTokenizer(directory)
+    _bound_memory(setup.limits.reading_bytes)  # before the template: compiling it computes what is constant in it
+    return RequestReader(setup.model, setup.limits, tokenizer, load_chat_template(directory))
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Return stdin and stdout, and leave nothing in their places that a library could write to.
+
+    A panic of the tokenizers library writes a page to stderr, as often as a client likes.
+    """
+    source, target = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for place in (0, 1, 2):
+        os.dup2(nowhere, place)
+    os.close(nowhere)
+    return source, target
+
+
+def _bound_memory(more: int) -> None:
+    """Bound the address space to what it is now and so many bytes; Linux only."""
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+
+
+@contextmanager
+def _bounded_time(seconds: float) -> Iterator[None]:
+    """Interrupt the body of the ``with`` after so much processor time, and end the process if that does not help.
+
+    Processor time, so that a busy machine refuses nothing. Where there are no such timers (Windows) the server's own
+    patience is the bound.
+    """
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    running = True
+
+    def on_signal(_number: int, _frame: FrameType | None) -> Any:
+        if running:
+            raise _TimeIsUp
+
+    signal.signal(signal.SIGPROF, on_signal)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds + UNINTERRUPTED_SECONDS)  # SIGVTALRM ends a process
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""A fixed number of reader processes, and the queue in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.reader_process import (
+    HEADER_BYTES,
+    Prepared,
+    ReaderSetup,
+    ReadTask,
+    Ready,
+    Refused,
+    Reply,
+    too_costly,
+)
+from lucid_deploy.serving.requests import PreparedRequest
+
+log = logging.getLogger("lucid_deploy.serving")
+LARGE = 64 << 10  # bytes of body from which it may not take the last reader
+ABANDONED_SECONDS = 1.0  # that a reader gets to finish what nobody waits for
+WALL_SECONDS = 60.0  # for a body, however busy the machine is
+RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
+COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
+
+
+class ReaderDied(Exception):
+    """The process ended without a reply; ``status`` is its exit status, as :mod:`subprocess` has it."""
+
+    def __init__(self, status: int | None) -> None:
+        super().__init__(f"exit status {status}")
+        self.status = status
+
+
+class Reader:
+    """One reader process.
+
+    Args:
+        setup: What it reads for.
+    """
+
+    def __init__(self, setup: ReaderSetup) -> None:
+        self._setup = setup
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def pid(self) -> int | None:
+        """The process's id; None before the start."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises:
+            LucidError: The tokenizer or the chat template cannot be read.
+        """
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(*COMMAND, stdin=pipe, stdout=pipe)
+        try:
+            reply = await self._ask(self._setup)
+        except ReaderDied as error:
+            raise LucidError(f"A reader process did not start: {error}.") from error
+        if not isinstance(reply, Ready):
+            raise LucidError(reply.message if isinstance(reply, Refused) else str(reply))
+
+    async def read(self, task: ReadTask) -> Reply:
+        """Have a body read. Do not cancel this: the process would still be at it.
+
+        Raises:
+            ReaderDied: The process ended.
+        """
+        return await self._ask(task)
+
+    async def stop(self, kill: bool = False) -> None:
+        """End the process: at the end of what it does, or at once."""
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await process.wait()
+
+    async def _ask(self, message: msgspec.Struct) -> Reply:
+        process = self._process
+        assert process is not None and process.stdin is not None and process.stdout is not None
+        data = msgspec.msgpack.encode(message)
+        try:
+            process.stdin.write(len(data).to_bytes(HEADER_BYTES, "big"))
+            process.stdin.write(data)
+            await process.stdin.drain()
+            size = int.from_bytes(await process.stdout.readexactly(HEADER_BYTES), "big")
+            return msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Reply)
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            raise ReaderDied(await process.wait()) from error
+
+
+async def check_setup(setup: ReaderSetup) -> None:
+    """Try whether a reader starts.
+
+    Raises:
+        LucidError: The tokenizer or the chat template cannot be read.
+    """
+    reader = Reader(setup)
+    try:
+        await reader.start()
+    finally:
+        await reader.stop(kill=True)
+
+
+class ReaderPool:
+    """Reads bodies, as many at once as there are processes; others wait in order, and leave the queue when cancelled.
+
+    Large bodies leave one reader to the others, if there are several.
+
+    Args:
+        setup: What is read for.
+        count: Processes.
+    """
+
+    def __init__(self, setup: ReaderSetup, count: int) -> None:
+        self._setup = setup
+        self._readers = [Reader(setup) for _ in range(count)]
+        self._free: asyncio.Queue[Reader] = asyncio.Queue()
+        self._large = asyncio.Semaphore(max(1, count - 1))
+        self._background: set[asyncio.Task[None]] = set()
+
+    @property
+    def pids(self) -> list[int | None]:
+        """The processes' ids."""
+        return [reader.pid for reader in self._readers]
+
+    async def start(self) -> None:
+        """Start all processes.
+
+        Raises:
+            LucidError: The tokenizer or the chat template cannot be read.
+        """
+        await asyncio.gather(*(reader.start() for reader in self._readers))
+        for reader in self._readers:
+            self._free.put_nowait(reader)
+
+    def start_in_background(self) -> None:
+        """Start all processes, again and again until they start; requests wait for them."""
+        for reader in self._readers:
+            self._in_background(self._restart_and_free(reader))
+
+    async def close(self) -> None:
+        """End all processes."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await asyncio.gather(*(reader.stop(kill=True) for reader in self._readers))
+
+    async def read(self, body: bytes, chat: bool) -> PreparedRequest:
+        """Read a body of ``/v1/completions``, or of ``/v1/chat/completions``.
+
+        Raises:
+            ApiError: It is wrong, or too costly to read.
+        """
+        async with self._large if len(body) >= LARGE else contextlib.nullcontext():
+            reader = await self._free.get()
+            work = asyncio.ensure_future(self._read(reader, ReadTask(chat, body)))
+            try:
+                reply = await asyncio.shield(work)
+            finally:
+                self._give_back(reader, work)
+        if isinstance(reply, Prepared):
+            return reply.request
+        if isinstance(reply, Refused):
+            raise ApiError(reply.status, reply.message, reply.code, reply.param)
+        log.error("A reader failed by a fault of its own: %s", reply)
+        raise ApiError(500, "The server failed on this request; see its log.", "internal_error")
+
+    async def _read(self, reader: Reader, task: ReadTask) -> Reply:
+        limits = self._setup.limits
+        try:
+            async with asyncio.timeout(WALL_SECONDS):
+                return await reader.read(task)
+        except TimeoutError:
+            await reader.stop(kill=True)
+            return too_costly(f"took more than {WALL_SECONDS:g} s")
+        except ReaderDied as error:
+            log.warning("A reader process ended while it read a request (%s); another one starts.", error)
+            if error.status == -signal.SIGVTALRM:
+                return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
+            return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
+
+    def _give_back(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
+        if work.done() and reader.alive:
+            self._free.put_nowait(reader)
+        else:
+            self._in_background(self._recover(reader, work))
+
+    async def _recover(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
+        """Make a reader free again that is still at work for nobody, or that has died."""
+        await asyncio.wait([work], timeout=ABANDONED_SECONDS)
+        if not (work.done() and reader.alive):
+            work.cancel()
+            await reader.stop(kill=True)
+            await self._restart_and_free(reader)
+        else:
+            self._free.put_nowait(reader)
+
+    async def _restart_and_free(self, reader: Reader) -> None:
+        while True:
+            try:
+                await reader.start()
+                self._free.put_nowait(reader)
+                return
+            except (LucidError, OSError) as error:
+                log.error("A reader process does not start: %s", error)
+                await reader.stop(kill=True)
+                await asyncio.sleep(RESTART_SECONDS)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,97 @@
+"""The state of the application, which everything that answers requests shares."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from lucid_deploy.serving.errors import no_such_model, unavailable
+from lucid_deploy.serving.http_body import BODIES, BodyMemory
+from lucid_deploy.serving.jobs import Backend
+from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.metrics import Metrics
+from lucid_deploy.serving.readers import ReaderPool
+from lucid_deploy.serving.security import NO_KEYS, ApiKeys
+
+
+@dataclass
+class Settings:
+    """What an application serves, and to whom.
+
+    Attributes:
+        model: Name that requests must give.
+        fingerprint: Names the artifact.
+        limits: What a request may ask for.
+        keys: Who may ask.
+        hosts: Names besides this machine's under which a server without keys answers; None: any.
+        created: When the artifact was made, seconds since 1970.
+        metrics_keys: Who may read exact metrics; None of them: whoever may ask reads coarse ones.
+        share_prefixes: Whether kept prefixes are reused among different keys.
+    """
+
+    model: str
+    fingerprint: str
+    limits: Limits
+    keys: ApiKeys
+    hosts: frozenset[str] | None
+    created: int = 0
+    metrics_keys: ApiKeys = NO_KEYS
+    share_prefixes: bool = False
+
+
+class Service:
+    """The application's state. Make it in an event loop.
+
+    Attributes:
+        draining: Whether new requests are refused because the server will end.
+        ending: Set when grace is over: running requests end with an error.
+        busy: Requests that generate.
+
+    Args:
+        settings: What it serves, and to whom.
+        backend: Runs the jobs.
+        readers: Read the bodies.
+    """
+
+    def __init__(self, settings: Settings, backend: Backend, readers: ReaderPool) -> None:
+        self.settings = settings
+        self.backend = backend
+        self.readers = readers
+        self.metrics = Metrics(backend.gauges)
+        self.body_memory = BodyMemory(BODIES * settings.limits.body_bytes)
+        self.draining = False
+        self.ending = asyncio.Event()
+        self.busy = 0
+
+    def check_ready(self) -> None:
+        """Refuse requests while loading, stopping or broken.
+
+        Raises:
+            ApiError: 503.
+        """
+        if self.draining:
+            raise unavailable("The server is shutting down.", "shutting_down")
+        if self.backend.state == "loading":
+            raise unavailable("The model is still loading.", "loading")
+        if self.backend.state != "ready":
+            raise unavailable("The engine ended by an error; see the server's log.", "engine_down")
+
+    def check_model(self, name: str) -> None:
+        """Refuse other models' names.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name != self.settings.model:
+            raise no_such_model(name, self.settings.model)
+
+    def model_json(self) -> dict[str, Any]:
+        """Return the model as ``/v1/models`` lists it."""
+        return {
+            "id": self.settings.model,
+            "object": "model",
+            "created": self.settings.created,
+            "owned_by": "lucid-deploy",
+            "max_model_len": self.settings.limits.context,
+        }

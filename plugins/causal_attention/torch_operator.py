@@ -1,0 +1,48 @@
+"""Causal attention as PyTorch's custom operator ``lucid::causal_attention``, which tracing keeps whole.
+
+Softmax attention of new tokens over a cache: LUCID's when the values are Y, standard when they are V.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.causal_attention.fused import causal_attention_fused
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION
+
+
+def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attend from the last N of T tokens to all that came before them and themselves.
+
+    Args:
+        q: Queries of the new tokens, ``(B, H·G, N, D)``.
+        k: Raw keys of all tokens, ``(B, H, T, D)``, T ≥ N; the new ones are the last N.
+        y: Their preconditioned values (LUCID) or plain values (standard attention), ``(B, H, T, D)``.
+        mask: ``(B, T)``, False at padding. A token always sees itself, so a padded row is finite. None: no padding.
+
+    Returns:
+        ``(B, H·G, N, D)`` in the type of ``q``.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    batch, heads, total, width = k.shape
+    if y.shape != k.shape or q.shape[0] != batch or q.shape[1] % heads or q.shape[2] > total or q.shape[3] != width:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
+    if mask is not None and mask.shape != (batch, total):
+        raise ValueError(f"mask must be (batch, tokens) = {(batch, total)}, not {tuple(mask.shape)}")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, y)):
+        return causal_attention_fused(q, k, y, mask)
+    return causal_attention_operator(q, k, y, mask)
+
+
+@torch.library.custom_op(CAUSAL_ATTENTION.torch_name, mutates_args=())
+def causal_attention_operator(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    """See :func:`causal_attention`."""
+    return causal_attention_fused(q, k, y, mask).contiguous()
+
+
+@causal_attention_operator.register_fake
+def _causal_attention_shape(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)

@@ -1,0 +1,28 @@
+// Arguments of decode attention on the CPU.
+//
+// B batch, H key/value heads, G query heads per key/value head, N new tokens, P past, T = P + N, D head width.
+// Tensors are contiguous; T is float or Half.
+#pragma once
+
+#include "shared/cpu_types.h"
+
+namespace lucid {
+
+// S is the type of the cache: T, Half or int8_t. A number of int8 stands for itself times the scale of its row.
+template <class T, class S>
+struct DecodeArguments {
+    const T* q;       // [B, H·G, 1, D]
+    const T* k_new;   // [B, H, 1, D]
+    const T* v_new;   // [B, H, 1, D]
+    const S* k;       // [B, H, P, D]
+    const S* y;       // [B, H, P, D]
+    const float* k_scale; // [B, H, P, 1], for int8_t alone, else null
+    const float* y_scale; // [B, H, P, 1]
+    const bool* mask; // [B, P + 1]
+    T* o;             // [B, H·G, 1, D]
+    T* y_new;         // [B, H, 1, D]
+    size_t batch, heads, groups, past, width;
+    float epsilon;
+};
+
+} // namespace lucid

@@ -1,0 +1,62 @@
+// DecodeAttention, and its forms that read a cache as it is stored, for onnxruntime.
+// Shapes are checked, the CPU kernel computes.
+#pragma once
+
+#include "hosts/onnxruntime/context.h"
+#include "hosts/operators_generated.h"
+
+namespace lucid {
+
+// K and Y are of type S: T, or what the cache is stored in. int8_t comes with the scales of K and Y before the mask.
+template <class T, class S = T>
+struct DecodeAttention {
+    static constexpr bool kScaled = std::is_same_v<S, int8_t>;
+    using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
+    using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
+    using In = typename Table::In;
+    static constexpr bool kEpsilon = true;
+    using Type = T;
+
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        if (index == In::K || index == In::Y) return element_type<S>();
+        return index > In::Y ? element_type<float>() : element_type<T>(); // the scales
+    }
+
+    static void compute(const Context& context, float epsilon) {
+        auto q = context.input<T>(In::Q, 4);
+        auto k_new = context.input<T>(In::K_new, 4), v_new = context.input<T>(In::V_new, 4);
+        auto k = context.input<S>(In::K, 4), y = context.input<S>(In::Y, 4);
+        auto mask = context.input<bool>(In::mask, 2);
+        context.require(y.shape == k.shape, "K and Y differ in shape");
+        std::vector<int64_t> row = k.shape, column = k.shape;
+        row[2] = column[3] = 1;
+        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new is not one row");
+        context.require(
+            q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
+            "Q and K do not fit together");
+        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1, "mask is not [batch, past_sequence + 1]");
+        const float *k_scale = nullptr, *y_scale = nullptr;
+        if constexpr (kScaled) {
+            auto of_k = context.input<float>(In::K_scale, 4), of_y = context.input<float>(In::Y_scale, 4);
+            context.require(of_k.shape == column && of_y.shape == column, "K_scale or Y_scale is not one number a row");
+            k_scale = of_k.data;
+            y_scale = of_y.data;
+        }
+        T *o = context.output<T>(Table::Out::O, q.shape), *y_new = context.output<T>(Table::Out::Y_new, row);
+        run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
+             q.at(1) / k.at(1), k.at(2), k.at(3), epsilon},
+            SessionPool(context));
+    }
+
+private:
+    static void run(const DecodeArguments<T, S>& arguments, const Pool& pool) {
+        if constexpr (kScaled)
+            kernels<T>().decode_int8(arguments, pool);
+        else if constexpr (std::is_same_v<S, T>)
+            kernels<T>().decode(arguments, pool);
+        else
+            kernels<T>().decode_half(arguments, pool);
+    }
+};
+
+} // namespace lucid

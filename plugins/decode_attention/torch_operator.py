@@ -1,0 +1,77 @@
+"""Decode attention as PyTorch's custom operator ``lucid::decode_attention``, which tracing keeps whole.
+
+Softmax attention of one new token over the cache, and its own preconditioned value, together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.decode_attention.fused import decode_attention_fused
+from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
+from lucid_deploy.plugins.table import DECODE_ATTENTION
+
+IMPLEMENTATIONS = {"reference": decode_attention_reference, "fused": decode_attention_fused}
+
+
+def decode_attention(
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None = None,
+    eps: float = 1e-5,
+    implementation: str = "fused",
+) -> tuple[Tensor, Tensor]:
+    """Attend from one new token to the cache and itself.
+
+    Args:
+        q: Queries of the new token, ``(B, H·G, 1, D)``.
+        k_new: Its raw key, ``(B, H, 1, D)``.
+        v_new: Its value, ``(B, H, 1, D)``.
+        k: Cached raw keys, ``(B, H, P, D)``.
+        y: Cached preconditioned values, ``(B, H, P, D)``.
+        mask: ``(B, P + 1)``, False at padding; the last column is the new token. None: no padding.
+        eps: Added to the mean square of a key before the root.
+        implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache; on
+            CUDA tensors the Triton kernels, as for :func:`~lucid_deploy.plugins.precondition.precondition`).
+
+    Returns:
+        The heads' outputs ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, in the type of ``q``.
+
+    Raises:
+        ValueError: Shapes that do not fit, or an unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
+    _check_shapes(q, k_new, v_new, k, y, mask)
+    return decode_attention_operator(q, k_new, v_new, k, y, mask, eps, implementation)
+
+
+def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> None:
+    batch, heads, past, width = k.shape
+    if y.shape != k.shape:
+        raise ValueError(f"k and y must have one shape, not {tuple(k.shape)} and {tuple(y.shape)}")
+    if k_new.shape != (batch, heads, 1, width) or v_new.shape != k_new.shape:
+        raise ValueError(f"k_new and v_new must be {(batch, heads, 1, width)}, one new token")
+    if q.shape[0] != batch or q.shape[1] % heads or q.shape[2:] != (1, width):
+        raise ValueError(f"q must be (batch, a multiple of {heads}, 1, {width}), not {tuple(q.shape)}")
+    if mask is not None and mask.shape != (batch, past + 1):
+        raise ValueError(f"mask must be (batch, past + 1) = {(batch, past + 1)}, not {tuple(mask.shape)}")
+
+
+@torch.library.custom_op(DECODE_ATTENTION.torch_name, mutates_args=())
+def decode_attention_operator(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> tuple[Tensor, Tensor]:
+    """See :func:`decode_attention`."""
+    return IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps)
+
+
+@decode_attention_operator.register_fake
+def _decode_attention_shape(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(v_new.shape)

@@ -1,0 +1,80 @@
+"""The C++ compiler, and where headers are looked for."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from lucid_deploy.errors import LucidError
+
+COMPILERS = ("g++", "c++", "clang++")
+
+
+def find_compiler() -> str:
+    """Return the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
+
+    Raises:
+        LucidError: There is none.
+    """
+    chosen = os.environ.get("CXX")
+    for name in (chosen,) if chosen else COMPILERS:
+        if found := shutil.which(name):
+            return found
+    looked = f"CXX={chosen}" if chosen else ", ".join(COMPILERS)
+    raise LucidError(
+        f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++ or clang++."
+    )
+
+
+def run_compiler(command: Sequence[str]) -> None:
+    """Run the compiler.
+
+    Raises:
+        LucidError: It cannot be run or fails; the message has what it said.
+    """
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
+    if result.returncode != 0:
+        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{result.stderr.strip()}")
+
+
+def find_header(header: str, variable: str, places: Sequence[Path], purpose: str) -> Path:
+    """Return the folder of a header.
+
+    Args:
+        header: Its name.
+        variable: An environment variable; where it is set, the header is looked for below it and nowhere else.
+        places: Folders to look into.
+        purpose: What the header is, for the message.
+
+    Raises:
+        LucidError: It is in none of them.
+    """
+    root = os.environ.get(variable)
+    for place in [Path(root) / "include"] if root else places:
+        if (place / header).is_file():
+            return place
+    if root:
+        raise LucidError(f"{variable} is {root}, where there is no include/{header}. Correct or unset it.")
+    raise LucidError(
+        f"Building the plugin needs {purpose} ({header}), which were not found. "
+        f'Set {variable}, or run: pip install "lucid-deploy[kernels]"'
+    )
+
+
+def system_includes() -> list[Path]:
+    """Return the system's folders of headers."""
+    names = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/include/aarch64-linux-gnu", "/usr/local/include")
+    return [Path(name) for name in names]
+
+
+def package_folders(name: str) -> list[Path]:
+    """Return the folders of an installed package without importing it; none when it is not installed."""
+    spec = importlib.util.find_spec(name)
+    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]

@@ -1,0 +1,117 @@
+// A call of a custom operator: its inputs and outputs, refusing them, and onnxruntime's threads.
+#pragma once
+
+#include "hosts/operators_generated.h"
+#include "operators.h"
+
+#include <string>
+#include <type_traits>
+
+namespace lucid {
+
+// Holds what an input is: its data and its dimensions.
+template <class T>
+struct Input {
+    const T* data = nullptr;
+    std::vector<int64_t> shape;
+
+    size_t at(size_t axis) const { return static_cast<size_t>(shape[axis]); }
+};
+
+struct Failure {
+    OrtStatus* status;
+};
+
+class Context {
+public:
+    Context(const OrtApi& api, OrtKernelContext* context, const char* name)
+        : api_(api), context_(context), name_(name) {}
+
+    template <class T>
+    Input<T> input(size_t index, size_t rank) const {
+        const OrtValue* value = nullptr;
+        check(api_.KernelContext_GetInput(context_, index, &value));
+        if (value == nullptr) refuse("input " + std::to_string(index) + " is missing");
+        OrtTensorTypeAndShapeInfo* info = nullptr;
+        check(api_.GetTensorTypeAndShape(value, &info));
+        Input<T> input;
+        size_t count = 0;
+        OrtStatus* status = api_.GetDimensionsCount(info, &count);
+        if (status == nullptr) {
+            input.shape.resize(count);
+            status = api_.GetDimensions(info, input.shape.data(), count);
+        }
+        api_.ReleaseTensorTypeAndShapeInfo(info);
+        check(status);
+        if (count != rank)
+            refuse("input " + std::to_string(index) + " has " + std::to_string(count) + " axes, not " +
+                   std::to_string(rank));
+        void* data = nullptr;
+        check(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+        input.data = static_cast<const T*>(data);
+        return input;
+    }
+
+    template <class T>
+    T* output(size_t index, const std::vector<int64_t>& shape) const {
+        OrtValue* value = nullptr;
+        check(api_.KernelContext_GetOutput(context_, index, shape.data(), shape.size(), &value));
+        void* data = nullptr;
+        check(api_.GetTensorMutableData(value, &data));
+        return static_cast<T*>(data);
+    }
+
+    void require(bool fits, const char* what) const {
+        if (!fits) refuse(what);
+    }
+
+    [[noreturn]] void refuse(const std::string& what) const {
+        const std::string message = std::string(table::kDomain) + ": " + name_ + ": " + what;
+        throw Failure{api_.CreateStatus(ORT_INVALID_ARGUMENT, message.c_str())};
+    }
+
+    void check(OrtStatus* status) const {
+        if (status != nullptr) throw Failure{status};
+    }
+
+    const OrtApi& api() const { return api_; }
+    OrtKernelContext* raw() const { return context_; }
+
+private:
+    const OrtApi& api_;
+    OrtKernelContext* context_;
+    const char* name_; // of the operator
+};
+
+// onnxruntime's threads, those of the session's intra_op_num_threads.
+class SessionPool : public Pool {
+public:
+    explicit SessionPool(const Context& context) : context_(context) {}
+
+    void run(void (*task)(void*, size_t), size_t count, void* data) const override {
+        context_.check(context_.api().KernelContext_ParallelFor(context_.raw(), task, count, 0, data));
+    }
+
+private:
+    const Context& context_;
+};
+
+template <class T>
+constexpr ONNXTensorElementDataType element_type() {
+    if constexpr (std::is_same_v<T, float>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    else if constexpr (std::is_same_v<T, int8_t>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    else
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
+}
+
+template <class T>
+const KernelsOf<T>& kernels() {
+    if constexpr (std::is_same_v<T, float>)
+        return current_kernels().single;
+    else
+        return current_kernels().half;
+}
+
+} // namespace lucid

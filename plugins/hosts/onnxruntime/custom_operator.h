@@ -1,0 +1,61 @@
+// onnxruntime's callbacks for an operator. An operator says which tensors it has and computes; see */onnxruntime.h.
+#pragma once
+
+#include "context.h"
+#include "hosts/operators_generated.h"
+
+#include <exception>
+
+namespace lucid {
+
+struct Instance {
+    const OrtApi* api;
+    float epsilon;
+};
+
+// The callbacks of one operator for one type.
+template <class Operator>
+struct CustomOperator : OrtCustomOp {
+    CustomOperator() : OrtCustomOp{} {
+        version = kOrtApiVersion;
+        GetName = [](const OrtCustomOp*) { return Operator::Table::kName; };
+        GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; }; // the CPU
+        GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::In::kCount; };
+        GetInputType = [](const OrtCustomOp*, size_t index) {
+            bool is_mask = index == Operator::In::mask;
+            return is_mask ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : Operator::input_type(index);
+        };
+        GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::Table::Out::kCount; };
+        GetOutputType = [](const OrtCustomOp*, size_t) { return element_type<typename Operator::Type>(); };
+        GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+        GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+        GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+        GetStartVersion = [](const OrtCustomOp*) { return table::kVersion; };
+        GetEndVersion = [](const OrtCustomOp*) { return table::kVersion; };
+        CreateKernelV2 = create;
+        KernelComputeV2 = compute;
+        KernelDestroy = [](void* kernel) { delete static_cast<Instance*>(kernel); };
+    }
+
+    static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+        float epsilon = 0.0f;
+        if (Operator::kEpsilon)
+            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kEpsilon, &epsilon)) return status;
+        *kernel = new Instance{api, epsilon};
+        return nullptr;
+    }
+
+    static OrtStatus* compute(void* kernel, OrtKernelContext* context) {
+        const Instance& instance = *static_cast<Instance*>(kernel);
+        try {
+            Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.epsilon);
+        } catch (const Failure& failure) {
+            return failure.status;
+        } catch (const std::exception& error) { // no memory
+            return instance.api->CreateStatus(ORT_FAIL, (std::string(table::kDomain) + ": " + error.what()).c_str());
+        }
+        return nullptr;
+    }
+};
+
+} // namespace lucid

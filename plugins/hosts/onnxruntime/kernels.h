@@ -1,0 +1,30 @@
+// The operators' CPU kernels: one table of functions per instruction set.
+#pragma once
+
+#include "causal_attention/cpu.h"
+#include "decode_attention/cpu.h"
+#include "precondition/cpu.h"
+
+namespace lucid {
+
+template <class T>
+struct KernelsOf {
+    void (*precondition)(const PreconditionArguments<T>&, const Pool&);
+    void (*attention)(const AttentionArguments<T>&, const Pool&);
+    void (*decode)(const DecodeArguments<T, T>&, const Pool&);
+    void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
+    void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
+};
+
+struct Kernels {
+    const char* name;
+    bool (*supported)();
+    KernelsOf<float> single;
+    KernelsOf<Half> half;
+};
+
+extern const Kernels kAvx512;
+extern const Kernels kAvx2;
+extern const Kernels kPortable;
+
+} // namespace lucid

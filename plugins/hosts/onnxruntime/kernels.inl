@@ -1,0 +1,23 @@
+// All kernels for one instruction set. The file that includes this has set LUCID_*; everything but the table is local.
+namespace lucid {
+namespace {
+#include "shared/cpu_vectors.inl"
+#include "shared/cpu_products.inl"
+#include "shared/cpu_tiles.inl"
+
+#include "precondition/cpu.inl"
+
+#include "causal_attention/cpu.inl"
+
+#include "decode_attention/cpu_rows.inl"
+
+#include "decode_attention/cpu.inl"
+} // namespace
+
+const Kernels LUCID_TABLE = {
+    LUCID_NAME,
+    [] { return static_cast<bool>(LUCID_SUPPORTED); },
+    {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>},
+    {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>},
+};
+} // namespace lucid

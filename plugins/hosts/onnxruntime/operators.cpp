@@ -1,0 +1,60 @@
+#include "operators.h"
+
+#include "causal_attention/onnxruntime.h"
+#include "custom_operator.h"
+#include "decode_attention/onnxruntime.h"
+#include "precondition/onnxruntime.h"
+
+#include <atomic>
+#include <string>
+
+namespace lucid {
+namespace {
+
+#if defined(__x86_64__)
+constexpr const Kernels* kBestFirst[] = {&kAvx512, &kAvx2, &kPortable};
+#else
+constexpr const Kernels* kBestFirst[] = {&kPortable};
+#endif
+
+const Kernels* best() {
+    for (const Kernels* kernels : kBestFirst)
+        if (kernels->supported()) return kernels;
+    return &kPortable;
+}
+
+std::atomic<const Kernels*>& chosen() {
+    static std::atomic<const Kernels*> kernels{best()};
+    return kernels;
+}
+
+} // namespace
+
+const Kernels& current_kernels() { return *chosen().load(); }
+
+bool select_kernels(const char* name) {
+    for (const Kernels* kernels : kBestFirst)
+        if (std::string(name) == kernels->name && kernels->supported()) {
+            chosen() = kernels;
+            return true;
+        }
+    return false;
+}
+
+const std::vector<const OrtCustomOp*>& custom_operators() {
+    static const CustomOperator<Precondition<float>> precondition;
+    static const CustomOperator<Precondition<Half>> precondition_half;
+    static const CustomOperator<CausalAttention<float>> attention;
+    static const CustomOperator<CausalAttention<Half>> attention_half;
+    static const CustomOperator<DecodeAttention<float>> decode;
+    static const CustomOperator<DecodeAttention<Half>> decode_half;
+    static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
+    static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
+    static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
+    static const std::vector<const OrtCustomOp*> all{&precondition,     &precondition_half, &attention,
+                                                     &attention_half,   &decode,            &decode_half,
+                                                     &decode_from_half, &decode_from_int8,  &decode_half_from_int8};
+    return all;
+}
+
+} // namespace lucid

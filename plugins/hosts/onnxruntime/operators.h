@@ -1,0 +1,29 @@
+// Our operators as onnxruntime's custom operators.
+#pragma once
+
+#include "kernels.h"
+
+#ifdef LUCID_ORT_HEADER
+#include <onnxruntime_c_api.h>
+#else
+#include "ort_abi.h"
+#endif
+
+#include <vector>
+
+namespace lucid {
+
+// The oldest version with everything used here: onnxruntime 1.18. Every later one provides it.
+constexpr uint32_t kOrtApiVersion = 18;
+
+// Returns Precondition, CausalAttention and DecodeAttention for float and float16, and DecodeAttentionFloat16 and
+// DecodeAttentionInt8, which read a cache as it is stored; they live as long as the library.
+const std::vector<const OrtCustomOp*>& custom_operators();
+
+// The kernels that operators run with: at first the fastest that the processor has.
+const Kernels& current_kernels();
+
+// Chooses kernels by name; false when there are none of that name or the processor lacks their instructions.
+bool select_kernels(const char* name);
+
+} // namespace lucid

@@ -1,0 +1,62 @@
+// Made from plugins/table.py. After a change: python -m lucid_deploy.plugins.hosts.operators_header
+// In and Out hold the positions of an operator's tensors; kCount is how many there are.
+#pragma once
+
+namespace lucid::table {
+
+constexpr char const* kDomain = "ai.lucid";
+constexpr int kVersion = 1;
+constexpr char const* kVersionText = "1";
+constexpr char const* kEpsilon = "epsilon";
+
+struct Precondition {
+    static constexpr char const* kName = "Precondition";
+    struct In {
+        enum : int { K, V, K_past, Y_past, mask, kCount };
+    };
+    struct Out {
+        enum : int { Y, kCount };
+    };
+};
+
+struct DecodeAttention {
+    static constexpr char const* kName = "DecodeAttention";
+    struct In {
+        enum : int { Q, K_new, V_new, K, Y, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, Y_new, kCount };
+    };
+};
+
+struct CausalAttention {
+    static constexpr char const* kName = "CausalAttention";
+    struct In {
+        enum : int { Q, K, Y, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
+struct DecodeAttentionFloat16 {
+    static constexpr char const* kName = "DecodeAttentionFloat16";
+    struct In {
+        enum : int { Q, K_new, V_new, K, Y, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, Y_new, kCount };
+    };
+};
+
+struct DecodeAttentionInt8 {
+    static constexpr char const* kName = "DecodeAttentionInt8";
+    struct In {
+        enum : int { Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, Y_new, kCount };
+    };
+};
+
+} // namespace lucid::table

@@ -1,0 +1,151 @@
+"""Compile the TensorRT plugin library: one compiler call, with the compiled kernels embedded."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.compiler import (
+    find_compiler,
+    find_header,
+    package_folders,
+    run_compiler,
+    system_includes,
+)
+
+if TYPE_CHECKING:
+    from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+
+PLUGIN_ABI = 1  # raise it when what engines store about the plugins changes, or what the library exports
+LIBRARY_NAME = "liblucid_tensorrt.so"
+HOST = Path(__file__).parent
+PLUGINS = HOST.parents[1]
+CUDA_TOOLKIT = Path("/usr/local/cuda/include")
+FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
+
+
+def build_plugin(
+    output: Path,
+    kernels: Sequence[CompiledKernel],
+    *,
+    compiler: str | None = None,
+    tensorrt_include: Path | None = None,
+    cuda_include: Path | None = None,
+) -> Path:
+    """Build the plugin library.
+
+    Args:
+        output: The library to write. It appears only when it is complete.
+        kernels: The compiled kernels to embed, from :func:`lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
+        compiler: C++ compiler; None finds one.
+        tensorrt_include: Folder of ``NvInferRuntime.h``; None finds it.
+        cuda_include: Folder of ``cuda.h``; None finds it.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        LucidError: No kernels, no compiler, no headers, or the compiler fails.
+    """
+    if not kernels:
+        raise LucidError("There are no compiled kernels to put into the plugin library.")
+    compiler = find_compiler() if compiler is None else compiler
+    tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
+    cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Absolute: the compiler looks for the embedded files from where the sources are.
+    with tempfile.TemporaryDirectory(dir=output.parent.absolute(), prefix=".lucid-build-") as folder:
+        data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
+        data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
+        table.write_text("".join(_table_rows(kernels)))
+        command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
+        command += [f'-DLUCID_KERNEL_DATA="{data}"', f'-DLUCID_KERNEL_TABLE="{table}"']
+        # -isystem: warnings in other people's headers are not ours to fix.
+        command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]
+        command += map(str, sources())
+        command += ["-o", str(library), "-ldl", "-Wl,--no-undefined"]
+        run_compiler(command)
+        os.replace(library, output)
+    return output
+
+
+def sources() -> list[Path]:
+    """Return what is compiled: the host's files, and every operator's part of the plugin."""
+    return [*sorted(HOST.glob("*.cpp")), *sorted(PLUGINS.glob("*/tensorrt.cpp"))]
+
+
+def plugin_abi(library: Path) -> int:
+    """Return the ABI number of a built library.
+
+    Raises:
+        LucidError: It cannot be loaded or is not a plugin library of ours.
+    """
+    try:
+        function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi
+    except (OSError, AttributeError) as error:
+        raise LucidError(
+            f"{library} is not a usable plugin library ({error}). Run: lucid-deploy plugin build"
+        ) from error
+    return int(function())
+
+
+def check_plugin(library: Path) -> None:
+    """Check that a library exists and was built for this version.
+
+    Raises:
+        LucidError: It is missing, damaged, or has another ABI.
+    """
+    if not library.is_file():
+        raise LucidError(f"There is no plugin library {library}. Run: lucid-deploy plugin build")
+    if (abi := plugin_abi(library)) != PLUGIN_ABI:
+        raise LucidError(
+            f"The plugin library {library} has ABI {abi} and this version needs {PLUGIN_ABI}. "
+            "Run: lucid-deploy plugin build"
+        )
+
+
+def find_tensorrt_headers() -> Path:
+    """Return the folder of TensorRT's headers: ``TENSORRT_ROOT``, else the system's, else kernel-lens's.
+
+    Raises:
+        LucidError: There are none, or ``TENSORRT_ROOT`` has none.
+    """
+    return find_header(
+        "NvInferRuntime.h",
+        "TENSORRT_ROOT",
+        [*system_includes(), *(folder / "include" / "tensorrt" for folder in package_folders("kernel_lens"))],
+        "TensorRT's headers",
+    )
+
+
+def find_cuda_headers() -> Path:
+    """Return the folder of ``cuda.h``: ``CUDA_HOME``, else the toolkit's, else nvidia-cuda-runtime's.
+
+    Raises:
+        LucidError: There is none, or ``CUDA_HOME`` has none.
+    """
+    wheels = [path for folder in package_folders("nvidia") for path in sorted(folder.glob("*/include"), reverse=True)]
+    places = [CUDA_TOOLKIT, *system_includes(), *wheels]
+    return find_header("cuda.h", "CUDA_HOME", places, "CUDA's headers")
+
+
+def _module(kernel: CompiledKernel) -> bytes:
+    """Return a module as it is embedded: PTX is a C string, and every module starts at a multiple of 16."""
+    image = kernel.image + b"\0" if kernel.is_ptx else kernel.image
+    return image + b"\0" * (-len(image) % 16)
+
+
+def _table_rows(kernels: Sequence[CompiledKernel]) -> Iterator[str]:
+    """Yield one initialiser of the C++ struct Kernel per kernel."""
+    offset = 0
+    for kernel in kernels:
+        is_ptx = str(kernel.is_ptx).lower()
+        blocks = f"{kernel.constants.get('BLOCK_M', 0)}, {kernel.constants.get('BLOCK_N', 0)}"
+        names = f'"{kernel.variant}", {kernel.arch}, {is_ptx}, "{kernel.entry}"'
+        yield f"{{{names}, {kernel.shared_bytes}, {kernel.num_warps}, {blocks}, {offset}}},\n"
+        offset += len(_module(kernel))

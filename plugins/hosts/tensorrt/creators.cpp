@@ -1,0 +1,101 @@
+// Plugin creators and the functions that TensorRT's registry looks for in a plugin library.
+#include "logging.h"
+#include "operator_plugin.h"
+
+#include <cstring>
+#include <stdexcept>
+
+using namespace nvinfer1;
+
+namespace lucid
+{
+namespace
+{
+
+using Make = std::unique_ptr<IPluginV3> (*)(float);
+
+PluginField const* findField(PluginFieldCollection const* fields, char const* name, PluginFieldType type)
+{
+    for (int32_t i = 0; fields != nullptr && i < fields->nbFields; ++i)
+    {
+        PluginField const& field = fields->fields[i];
+        if (std::strcmp(field.name, name) == 0)
+        {
+            require(field.type == type && field.length == 1 && field.data != nullptr,
+                (std::string("attribute ") + name + " has the wrong type").c_str());
+            return &field;
+        }
+    }
+    return nullptr;
+}
+
+void checkAbi(PluginFieldCollection const* fields)
+{
+    PluginField const* const field = findField(fields, "abi", PluginFieldType::kINT32);
+    int32_t const abi = field != nullptr ? *static_cast<int32_t const*>(field->data) : 0;
+    if (abi != LUCID_PLUGIN_ABI)
+    {
+        throw std::invalid_argument("the engine was built with plugin ABI " + std::to_string(abi)
+            + " and this library has " + std::to_string(LUCID_PLUGIN_ABI)
+            + ": build the engine again with lucid-deploy build");
+    }
+}
+
+class Creator final : public IPluginCreatorV3One
+{
+public:
+    Creator(char const* name, Make make)
+        : mName(name)
+        , mMake(make)
+    {
+    }
+
+    IPluginV3* createPlugin(char const*, PluginFieldCollection const* fields, TensorRTPhase phase) noexcept override
+    {
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] {
+            if (phase == TensorRTPhase::kRUNTIME)
+            {
+                checkAbi(fields);
+            }
+            PluginField const* const epsilon = findField(fields, table::kEpsilon, PluginFieldType::kFLOAT32);
+            require(epsilon != nullptr, (std::string(mName) + " needs the attribute " + table::kEpsilon).c_str());
+            return mMake(*static_cast<float const*>(epsilon->data)).release();
+        });
+    }
+
+    PluginFieldCollection const* getFieldNames() noexcept override { return &mFields; }
+    char const* getPluginName() const noexcept override { return mName; }
+    char const* getPluginVersion() const noexcept override { return table::kVersionText; }
+    char const* getPluginNamespace() const noexcept override { return table::kDomain; }
+
+private:
+    char const* const mName;
+    Make const mMake;
+    PluginField const mEpsilon{table::kEpsilon, nullptr, PluginFieldType::kFLOAT32, 1};
+    PluginFieldCollection const mFields{1, &mEpsilon};
+};
+
+} // namespace
+} // namespace lucid
+
+#define LUCID_EXPORT extern "C" __attribute__((visibility("default")))
+
+LUCID_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
+{
+    static lucid::Creator precondition{lucid::table::Precondition::kName, lucid::makePrecondition};
+    static lucid::Creator decodeAttention{lucid::table::DecodeAttention::kName, lucid::makeDecodeAttention};
+    static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention};
+    count = 2;
+    return creators;
+}
+
+LUCID_EXPORT void setLoggerFinder(ILoggerFinder* finder) noexcept
+{
+    lucid::setLoggerFinder(finder);
+}
+
+//! Version of what engines store about the plugins and of how the library is called.
+LUCID_EXPORT int32_t lucidPluginAbi() noexcept
+{
+    return LUCID_PLUGIN_ABI;
+}

@@ -1,0 +1,95 @@
+// What all plugins share: TensorRT's V3ONE interfaces in terms of sizes, checks and launches.
+#pragma once
+
+#include "plan.h"
+
+#include "hosts/operators_generated.h"
+
+#include <NvInferRuntime.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace lucid
+{
+
+//! Base of the plugins, which stand in the operators' tensorrt.cpp. They say which tensors there are; nothing here throws
+//! to TensorRT.
+class OperatorPlugin : public nvinfer1::IPluginV3,
+                       public nvinfer1::IPluginV3OneCore,
+                       public nvinfer1::IPluginV3OneBuild,
+                       public nvinfer1::IPluginV3OneRuntime
+{
+public:
+    OperatorPlugin(char const* name, float epsilon);
+
+    // IPluginV3
+    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+
+    // IPluginV3OneCore
+    char const* getPluginName() const noexcept override { return mName; }
+    char const* getPluginVersion() const noexcept override { return table::kVersionText; }
+    char const* getPluginNamespace() const noexcept override { return table::kDomain; }
+
+    // IPluginV3OneBuild
+    int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* in, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* out, int32_t nbOutputs) noexcept override;
+    int32_t getOutputDataTypes(nvinfer1::DataType* outputTypes, int32_t nbOutputs,
+        nvinfer1::DataType const* inputTypes, int32_t nbInputs) const noexcept override;
+    bool supportsFormatCombination(int32_t pos, nvinfer1::DynamicPluginTensorDesc const* inOut, int32_t nbInputs,
+        int32_t nbOutputs) noexcept override;
+    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t nbInputs,
+        nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t nbOutputs) const noexcept override;
+
+    // IPluginV3OneRuntime
+    int32_t onShapeChange(nvinfer1::PluginTensorDesc const* in, int32_t nbInputs, nvinfer1::PluginTensorDesc const* out,
+        int32_t nbOutputs) noexcept override;
+    int32_t enqueue(nvinfer1::PluginTensorDesc const* inputDesc, nvinfer1::PluginTensorDesc const* outputDesc,
+        void const* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
+    nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
+
+protected:
+    using Shapes = std::vector<nvinfer1::Dims>;
+
+    virtual int32_t inputCount() const = 0;
+
+    //! Sizes from the inputs' shapes. Throws std::invalid_argument when they do not fit together.
+    virtual Sizes readSizes(Shapes const& inputs) const = 0;
+
+    virtual size_t workspaceBytes(Sizes const& sizes) const = 0;
+
+    //! How much of the workspace must be zero before the first launch.
+    virtual size_t zeroedBytes(Sizes const& sizes) const = 0;
+
+    virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
+        int32_t arch) const = 0;
+
+    //! Index of the boolean input.
+    int32_t maskInput() const { return inputCount() - 1; }
+
+    float const mEpsilon;
+
+private:
+    Sizes sizesOf(nvinfer1::PluginTensorDesc const* inputs) const;
+
+    char const* const mName;
+    int32_t mAbi;
+    std::vector<nvinfer1::PluginField> mFields;
+    nvinfer1::PluginFieldCollection mFieldCollection{};
+};
+
+//! Throws std::invalid_argument with `message` unless `holds`.
+void require(bool holds, char const* message);
+
+//! The address of a tensor as launches take it.
+inline CUdeviceptr address(void const* pointer)
+{
+    return reinterpret_cast<CUdeviceptr>(pointer);
+}
+
+std::unique_ptr<nvinfer1::IPluginV3> makePrecondition(float epsilon);
+std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttention(float epsilon);
+
+} // namespace lucid

@@ -1,0 +1,50 @@
+// From sizes to launches, as shared/plan.py does it for PyTorch: what the operators' plans have in common.
+#pragma once
+
+#include "kernels.h"
+
+namespace lucid
+{
+
+constexpr int64_t kCompiledUnit = 4; // head widths are multiples of this; the library holds no other kernels
+
+enum class Type
+{
+    kFloat32,
+    kFloat16,
+    kBFloat16
+};
+
+//! Sizes of one call; `newTokens` is 1 and `groups` counts when decoding.
+struct Sizes
+{
+    int64_t batch;
+    int64_t heads; //!< key/value heads
+    int64_t groups; //!< query heads per key/value head
+    int64_t newTokens;
+    int64_t past;
+    int64_t width;
+    Type type;
+    float epsilon;
+};
+
+//! Throws std::invalid_argument that says which size is not supported.
+void checkSizes(Sizes const& sizes);
+
+int64_t ceilDiv(int64_t a, int64_t b);
+
+//! Elements of the widest aligned load: the divisor of the width that kernels are compiled with.
+int64_t widthUnit(Sizes const& sizes);
+
+//! What turns a product of keys into the exponent of 2: the factor, and what is subtracted for E.
+float scale(Sizes const& sizes);
+float shift(Sizes const& sizes);
+
+//! Name of the compiled form of a kernel; `rows` is 0 for kernels without query rows.
+std::string variant(char const* kernel, Sizes const& sizes, int64_t unit, int64_t rows);
+
+//! Throws std::invalid_argument when the value does not fit.
+int32_t narrow(int64_t value);
+uint32_t programs(int64_t count);
+
+} // namespace lucid

@@ -1,0 +1,182 @@
+"""Compile the kernels ahead of time, for every supported GPU and with none present.
+
+Each compiled form ("variant") is one type, padded head width and width unit; the plugin picks one by the shapes it is
+given. Compiling is done in processes of its own, so that neither Triton nor its settings reach the caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.plugins.decode_attention import plan as decode_attention
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
+from lucid_deploy.plugins.hosts.triton.kernel_functions import SOURCES, kernel_functions
+from lucid_deploy.plugins.precondition import plan as precondition
+from lucid_deploy.plugins.shared.plan import Variant
+
+PLUGINS = Path(__file__).parents[2]
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities with machine code of their own
+PTX_ARCHITECTURE = 86  # whose PTX every newer chip can compile; 8.6's shared memory fits all of them, 8.0's does not
+# Shared memory a program may use, bytes: CUDA C++ Programming Guide, technical specifications by compute capability.
+SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+POINTER_TYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
+JOBS = 2
+
+Progress = Callable[[int, int, str], None]
+
+
+Item = tuple[Variant, int]  # what is compiled, and for which architecture
+
+
+def variants(arch: int) -> list[Variant]:
+    """Return what is compiled for one architecture: head widths 16 to 256 that are multiples of 4, all three types."""
+    return [*precondition.variants(arch), *decode_attention.variants(arch)]
+
+
+def compile_kernels(
+    archs: Sequence[int] = ARCHITECTURES,
+    *,
+    ptx: bool = True,
+    select: Callable[[Variant], bool] = lambda variant: True,
+    cache: Path | None = None,
+    jobs: int = JOBS,
+    progress: Progress = lambda done, total, name: None,
+) -> list[CompiledKernel]:
+    """Compile every variant for every architecture, or take it from the cache.
+
+    Args:
+        archs: Compute capabilities, 90 for 9.0.
+        ptx: Also keep PTX of compute capability 8.6, for chips newer than all in the list.
+        select: Which variants; all by default.
+        cache: Folder of earlier results; None is the user's cache folder.
+        jobs: Processes that compile at the same time.
+        progress: Called with (finished, total, name of the last) at the start and as variants finish.
+
+    Returns:
+        The compiled kernels, ordered by architecture and variant, PTX last.
+
+    Raises:
+        LucidError: An architecture that is not supported, Triton is not installed, or it fails on a kernel.
+    """
+    unknown = [arch for arch in archs if arch not in ARCHITECTURES]
+    if unknown or not archs:
+        names = ", ".join(map(str, ARCHITECTURES))
+        raise LucidError(f"Kernels cannot be compiled for {unknown or 'no architecture'}; choose from: {names}.")
+    cache = default_cache() if cache is None else cache
+    wanted = sorted({*archs, PTX_ARCHITECTURE} if ptx else set(archs))
+    work = [(variant, arch) for arch in wanted for variant in variants(arch) if select(variant)]
+    found = {item: kernels for item in work if (kernels := load(cache / cache_key(*item)))}
+    progress(len(found), len(work), "")
+    for item, kernels in _compile_all([item for item in work if item not in found], jobs):
+        save(cache / cache_key(*item), kernels)
+        found[item] = kernels
+        progress(len(found), len(work), kernels[0].variant)
+    everything = [kernel for item in work for kernel in found[item]]
+    code = [kernel for kernel in everything if kernel.arch in archs and not kernel.is_ptx]
+    return code + [kernel for kernel in everything if kernel.is_ptx and ptx]
+
+
+def cache_key(variant: Variant, arch: int) -> str:
+    """Return a hash of all that the compiled code depends on: sources, Triton, architecture, constants."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        digest.update((PLUGINS / source).read_bytes())
+    digest.update(json.dumps([_triton_version(), asdict(variant), arch], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _triton_version() -> str:
+    try:
+        return version("triton")
+    except PackageNotFoundError:
+        raise missing_extra("triton", "kernels", "compile the GPU kernels") from None
+
+
+def _compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[CompiledKernel]]]:
+    """Yield every variant and architecture with its result, as processes finish."""
+    if not work:
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
+        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), _start_compiler, (scratch,)) as pool,
+    ):
+        futures = {pool.submit(compile_variant, *item): item for item in work}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_compiler(scratch: str) -> None:
+    """Settle what Triton reads from the environment when it is imported, in a compiling process."""
+    os.environ["TRITON_CACHE_DIR"] = scratch
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    os.environ.pop("TRITON_INTERPRET", None)
+
+
+def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
+    """Compile one variant in this process: to machine code and, for one architecture, to PTX as well.
+
+    Raises:
+        LucidError: Triton fails, with its message.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function = kernel_functions("compile the GPU kernels")[variant.kernel]
+    constants = dict(variant.constants)
+    signature = {name: "constexpr" if name in constants else _type(name, variant) for name in function.arg_names}
+    # TensorRT's and PyTorch's buffers start at multiples of 256 bytes; no other argument is assumed to be a multiple.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name.startswith("p_")}
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
+    source = ASTSource(function, signature, constants, aligned)
+    try:
+        compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    except Exception as error:
+        raise LucidError(f"Triton failed to compile {variant.name} for sm_{arch}: {error}") from error
+    metadata = compiled.metadata
+    if metadata.global_scratch_size or metadata.profile_scratch_size:
+        raise LucidError(f"{variant.name}: Triton asks for scratch memory, which the plugin does not provide.")
+    if metadata.shared > SHARED_LIMITS[arch]:
+        raise LucidError(
+            f"{variant.name} needs {metadata.shared} bytes of shared memory and sm_{arch} has {SHARED_LIMITS[arch]}. "
+            "Choose smaller blocks or fewer stages in the operator's tuned.json."
+        )
+    kernel = CompiledKernel(
+        variant=variant.name,
+        arch=arch,
+        is_ptx=False,
+        entry=metadata.name,
+        shared_bytes=metadata.shared,
+        num_warps=variant.num_warps,
+        constants=constants,
+        arguments=[name for name in function.arg_names if name not in constants],
+        image=compiled.asm["cubin"],
+    )
+    if arch != PTX_ARCHITECTURE:
+        return [kernel]
+    return [kernel, replace(kernel, is_ptx=True, image=compiled.asm["ptx"].encode())]
+
+
+def _type(argument: str, variant: Variant) -> str:
+    """Return Triton's type of an argument, which its name tells: p_ pointers, n_ and width_units integers."""
+    if argument == "p_mask":
+        return "*u8"
+    if argument == "p_work":
+        return "*i32" if variant.kernel == "precondition_kernel" else "*fp32"
+    if argument.startswith("p_"):
+        return POINTER_TYPES[variant.dtype]
+    return "i32" if argument.startswith("n_") or argument == "width_units" else "fp32"

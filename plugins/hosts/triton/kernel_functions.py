@@ -1,0 +1,30 @@
+"""The operators' Triton functions by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lucid_deploy.errors import missing_extra
+
+# Everything that compiled code is made of, as paths below the folder of the plugins.
+SOURCES = ("shared/kernel.py", "block_inverse/kernel.py", "precondition/kernel.py", "decode_attention/kernel.py")
+
+
+def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
+    """Return the Triton functions by name.
+
+    Args:
+        purpose: What they are for, as the end of "… is needed to …".
+
+    Raises:
+        LucidError: Triton is not installed.
+    """
+    try:
+        from lucid_deploy.plugins.decode_attention.kernel import decode_combine_kernel, decode_split_kernel
+        from lucid_deploy.plugins.precondition.kernel import precondition_kernel
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise missing_extra("triton", "kernels", purpose) from None
+    functions = (precondition_kernel, decode_split_kernel, decode_combine_kernel)
+    return {function.__name__: function for function in functions}

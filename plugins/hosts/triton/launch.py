@@ -1,0 +1,189 @@
+"""Run the kernels on PyTorch tensors, on a GPU or in Triton's interpreter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.hosts.triton.kernel_functions import kernel_functions
+from lucid_deploy.plugins.precondition.plan import plan_precondition
+from lucid_deploy.plugins.shared.plan import Choice, Plan
+from lucid_deploy.plugins.table import FLOATS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INTERPRETER_ARCH = 80  # whose choices the interpreter takes when none are given
+
+
+def precondition(
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor | None = None,
+    y_past: Tensor | None = None,
+    mask: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    out: Tensor | None = None,
+    workspace: Tensor | None = None,
+    tuned: Choice | None = None,
+) -> Tensor:
+    """Solve ``L Y = V`` with the kernel; the contract of :mod:`lucid_deploy.plugins.precondition`, without derivatives.
+
+    Args:
+        k: Raw keys of the new tokens, ``(B, H, N, D)``.
+        v: Their values, ``(B, H, N, D)``.
+        k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None is P = 0.
+        y_past: Their preconditioned values, ``(B, H, P, D)``.
+        mask: bool ``(B, P + N)``, False at padding; None: no padding.
+        eps: Added to the mean square of a key.
+        out: Where to write Y, ``(B, H, N, D)``, contiguous; None: new memory.
+        workspace: Scratch bytes (uint8), at least the plan's; None: new memory.
+        tuned: Constants to use instead of the tuned ones.
+
+    Returns:
+        Y ``(B, H, N, D)`` in the type of ``v``.
+
+    Raises:
+        ValueError: Shapes, types or a device that the kernel does not take.
+    """
+    import torch
+
+    k_past = k[:, :, :0] if k_past is None else k_past
+    y_past = v[:, :, :0] if y_past is None else y_past
+    batch, heads, new, width = k.shape
+    past = k_past.shape[2]
+    if v.shape != k.shape or k_past.shape != (batch, heads, past, width) or y_past.shape != k_past.shape:
+        raise ValueError("k and v must have one shape, k_past and y_past another that differs in the tokens only")
+    plan = plan_precondition(batch, heads, new, past, width, _dtype(k), eps, _arch(k), tuned)
+    tensors = {"K": k, "V": v, "K_past": k_past, "Y_past": y_past, "mask": _mask(mask, k, past + new)}
+    tensors["Y"] = torch.empty_like(v, memory_format=torch.contiguous_format) if out is None else out
+    execute(plan, tensors, workspace)
+    return tensors["Y"]
+
+
+def decode_attention(
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
+    workspace: Tensor | None = None,
+    tuned: Choice | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attend from one new token with the kernels; the contract of :mod:`lucid_deploy.plugins.decode_attention`.
+
+    Args:
+        q: Queries, ``(B, H·G, 1, D)``.
+        k_new: The new token's raw key, ``(B, H, 1, D)``.
+        v_new: Its value, ``(B, H, 1, D)``.
+        k: Cached raw keys, ``(B, H, P, D)``.
+        y: Cached preconditioned values, ``(B, H, P, D)``. Rows that the mask hides may hold anything, NaN included.
+        mask: bool ``(B, P + 1)``; None: no padding.
+        eps: Added to the mean square of a key.
+        out: Where to write O and Y_new; None: new memory.
+        workspace: As in :func:`precondition`.
+        tuned: Constants to use instead of the tuned ones.
+
+    Returns:
+        O ``(B, H·G, 1, D)`` and Y_new ``(B, H, 1, D)``, in the type of ``q``.
+
+    Raises:
+        ValueError: Shapes, types or a device that the kernels do not take.
+    """
+    import torch
+
+    batch, heads, past, width = k.shape
+    groups = q.shape[1] // heads
+    if q.shape != (batch, heads * groups, 1, width) or y.shape != k.shape:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
+    if k_new.shape != (batch, heads, 1, width) or v_new.shape != k_new.shape:
+        raise ValueError(f"k_new and v_new must be {(batch, heads, 1, width)}, one new token")
+    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned)
+    tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + 1)}
+    new = torch.contiguous_format
+    o, y_new = out or (torch.empty_like(q, memory_format=new), torch.empty_like(v_new, memory_format=new))
+    tensors |= {"O": o, "Y_new": y_new}
+    execute(plan, tensors, workspace)
+    return o, y_new
+
+
+def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
+    """Launch a plan's steps on the current stream.
+
+    Args:
+        plan: What to launch.
+        tensors: The operator's tensors by name, one floating-point type, all on one device.
+        workspace: uint8, at least ``plan.workspace_bytes`` long, contents arbitrary; None: new memory.
+
+    Raises:
+        ValueError: Several types, tensors not on a GPU, an output that is not contiguous, or too small a workspace.
+        LucidError: Triton is not installed.
+    """
+    import torch
+
+    kernels = kernel_functions()
+    floats = {name: tensor.dtype for name, tensor in tensors.items() if name != "mask"}
+    if len(set(floats.values())) != 1:
+        raise ValueError(f"all tensors must have one type, not {floats}")
+    if not all(tensors[name].is_contiguous() for name in plan.outputs):
+        raise ValueError(f"the outputs {plan.outputs} must be contiguous")
+    device = tensors["mask"].device
+    if device.type != "cuda" and not _interpreted():
+        raise ValueError(f"the kernels run on CUDA tensors, not on {device.type}; TRITON_INTERPRET=1 interprets them")
+    if workspace is None:
+        workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+    if workspace.numel() < plan.workspace_bytes:
+        raise ValueError(f"the workspace has {workspace.numel()} bytes and {plan.workspace_bytes} are needed")
+    workspace = workspace[: plan.workspace_bytes]
+    workspace[: plan.zeroed_bytes].zero_()
+    is_counters = plan.zeroed_bytes > 0
+    bound = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    bound["workspace"] = workspace.view(torch.int32 if is_counters else torch.float32)
+    with torch.cuda.device_of(workspace):
+        for step in plan.steps:
+            kernels[step.kernel][step.grid](
+                *(bound[name] for name in step.pointers),
+                *step.scalars.values(),
+                **step.constants,
+                num_warps=step.num_warps,
+                num_stages=step.num_stages,
+            )
+
+
+def _interpreted() -> bool:
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def _dtype(tensor: Tensor) -> str:
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in FLOATS:
+        raise ValueError(f"the kernels take {', '.join(FLOATS)}, not {name}")
+    return name
+
+
+def _arch(tensor: Tensor) -> int:
+    import torch
+
+    if tensor.device.type != "cuda":
+        return INTERPRETER_ARCH
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor
+
+
+def _mask(mask: Tensor | None, like: Tensor, tokens: int) -> Tensor:
+    """Return the mask as bytes, which is how the kernels and TensorRT read booleans."""
+    import torch
+
+    batch = like.shape[0]
+    if mask is None:
+        return torch.ones(batch, tokens, dtype=torch.uint8, device=like.device)
+    if mask.shape != (batch, tokens) or mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool {(batch, tokens)}, not {mask.dtype} {tuple(mask.shape)}")
+    return mask.contiguous().view(torch.uint8)

@@ -1,0 +1,73 @@
+"""The kernels as PyTorch's implementation of the custom operators on CUDA tensors; importing this puts them in place.
+
+What the kernels do not take is computed by PyTorch's versions, on the GPU too; :func:`why_not` says what that is.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.decode_attention import torch_operator as decode
+from lucid_deploy.plugins.hosts.triton import launch
+from lucid_deploy.plugins.precondition import torch_operator as solve
+from lucid_deploy.plugins.precondition.plan import TUNED
+from lucid_deploy.plugins.shared.plan import MAX_WIDTH, MIN_WIDTH, architectures
+from lucid_deploy.plugins.table import FLOATS
+
+
+def use_kernels(device_type: str = "cuda") -> None:
+    """Let the custom operators run the kernels on tensors of a device type; ``cpu`` is for Triton's interpreter."""
+    solve.precondition_operator.register_kernel(device_type, _precondition)
+    decode.decode_attention_operator.register_kernel(device_type, _decode_attention)
+
+
+def why_not(*tensors: Tensor) -> str | None:
+    """Return why the kernels do not take an operator's floating-point tensors ``(B, H, T, D)``; None if they do."""
+    first = tensors[0]
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors}
+    if len(kinds) > 1 or not kinds <= set(FLOATS):
+        return f"the kernels take one of {', '.join(FLOATS)}, not {' and '.join(sorted(kinds))}"
+    if not MIN_WIDTH <= first.shape[3] <= MAX_WIDTH:
+        return f"the kernels take head widths of {MIN_WIDTH} to {MAX_WIDTH}, not {first.shape[3]}"
+    if first.numel() == 0:
+        return "there is nothing to compute"
+    return _device_lacks(first.device) if first.device.type == "cuda" else None
+
+
+@functools.cache
+def _device_lacks(device: torch.device) -> str | None:
+    """Return why no kernel runs on a device, None if they do; asked once, so that a warning comes once."""
+    if importlib.util.find_spec("triton") is None:
+        reason = 'Triton is not installed; pip install "lucid-deploy[kernels]" brings it for Linux'
+        warnings.warn(f"PyTorch computes LUCID's operators on {device}, which is slower: {reason}.", stacklevel=2)
+        return reason
+    if torch.version.hip is not None:
+        return "the kernels are for NVIDIA GPUs"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < architectures(TUNED)[0]:
+        return f"compute capability {major}.{minor} is older than the kernels'"
+    return None
+
+
+def _precondition(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> Tensor:
+    if implementation == "reference" or why_not(k, v, k_past, y_past):
+        return solve.IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps).contiguous()
+    return launch.precondition(k, v, k_past, y_past, mask, eps)
+
+
+def _decode_attention(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> tuple[Tensor, Tensor]:
+    if implementation == "reference" or why_not(q, k_new, v_new, k, y):
+        return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps)
+    return launch.decode_attention(q, k_new, v_new, k, y, mask, eps)
+
+
+use_kernels()

@@ -1,0 +1,47 @@
+"""The preconditioner in PyTorch, block row by block row: memory grows with the tokens, not with their square."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.shared.keys import compute_dtype, normalize_keys
+
+BLOCK = 128  # rows solved at once: E of one block row is BLOCK × (P + N), the only memory beyond the output
+
+
+def precondition_blocked(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float
+) -> Tensor:
+    """Solve one block of rows after the other; E is made block row by block row and never kept.
+
+    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), with the past as the blocks before the first.
+    """
+    work = compute_dtype(v.dtype)
+    n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
+    # Half of 1/√d on each side of the product: scores then come out of the matrix product ready for exp.
+    k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps) / math.sqrt(root_d)  # (B, H, P+N, D)
+    values = v.to(work)
+    if mask is not None:
+        # A key row of padding must neither send (its Y row is zeroed in y) nor receive (its row of E is dropped).
+        token = mask[:, None, :, None].to(work)  # (B, 1, P+N, 1)
+    y = [y_past.to(work) if mask is None else y_past.to(work) * token[:, :, :past]]
+    out = [values[:, :, :0]]  # no new tokens, no rows
+    for start in range(0, n, BLOCK):
+        rows = slice(past + start, past + min(start + BLOCK, n))
+        k_i = k_hat[:, :, rows]  # (B, H, b, D)
+        before = torch.cat(y, dim=2) if len(y) > 1 else y[0]  # (B, H, P+start, D)
+        y = [before]
+        received = torch.exp(k_i @ k_hat[:, :, : rows.start].mT - root_d) @ before  # (B, H, b, D)
+        diagonal = torch.exp(k_i @ k_i.mT - root_d).tril(-1)  # (B, H, b, b); the unit diagonal is implied
+        if mask is not None:
+            received = received * token[:, :, rows]
+            diagonal = diagonal * (token[:, :, rows] * token[:, :, rows].mT)
+        y_i = torch.linalg.solve_triangular(
+            diagonal, values[:, :, start : start + BLOCK] - received, upper=False, unitriangular=True
+        )
+        out.append(y_i)
+        y.append(y_i if mask is None else y_i * token[:, :, rows])
+    return torch.cat(out, dim=2).to(v.dtype)

@@ -1,0 +1,25 @@
+"""The preconditioner as it stands on paper: the readable reference, dense, float64-capable."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.shared.keys import compute_dtype, normalize_keys
+
+
+def precondition_reference(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float
+) -> Tensor:
+    """Solve the whole triangular system at once: the formula, as it stands on paper."""
+    work = compute_dtype(v.dtype)
+    n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
+    k_hat = normalize_keys(torch.cat([k_past, k], dim=2).to(work), eps)  # (B, H, P+N, D)
+    e = torch.exp(k_hat[:, :, past:] @ k_hat.mT / root_d - root_d)  # (B, H, N, P+N)
+    if mask is not None:
+        e = e * (mask[:, None, past:, None] & mask[:, None, None, :])
+    rhs = v.to(work) - e[..., :past] @ y_past.to(work)  # (B, H, N, D)
+    lower = e[..., past:].tril(-1) + torch.eye(n, dtype=work, device=k.device)  # (B, H, N, N), unit diagonal
+    return torch.linalg.solve_triangular(lower, rhs, upper=False, unitriangular=True).to(v.dtype)

@@ -1,0 +1,89 @@
+// Precondition(K [B,H,N,D], V [B,H,N,D], K_past [B,H,P,D], Y_past [B,H,P,D], mask [B,P+N]) -> Y [B,H,N,D]
+#include "hosts/tensorrt/logging.h"
+#include "hosts/tensorrt/operator_plugin.h"
+
+using namespace nvinfer1;
+
+namespace lucid
+{
+namespace
+{
+
+using In = table::Precondition::In;
+using Out = table::Precondition::Out;
+
+class PreconditionPlugin final : public OperatorPlugin
+{
+public:
+    explicit PreconditionPlugin(float epsilon)
+        : OperatorPlugin(table::Precondition::kName, epsilon)
+    {
+    }
+
+    IPluginV3* clone() noexcept override
+    {
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mEpsilon).release(); });
+    }
+
+    int32_t getNbOutputs() const noexcept override { return Out::kCount; }
+
+    int32_t getOutputShapes(DimsExprs const* inputs, int32_t nbInputs, DimsExprs const*, int32_t, DimsExprs* outputs,
+        int32_t, IExprBuilder&) noexcept override
+    {
+        return guarded(-1, [&] {
+            require(nbInputs == inputCount() && inputs[In::K].nbDims == 4, "K must be (batch, heads, tokens, width)");
+            outputs[Out::Y] = inputs[In::V];
+            return 0;
+        });
+    }
+
+protected:
+    int32_t inputCount() const override { return In::kCount; }
+
+    Sizes readSizes(Shapes const& inputs) const override
+    {
+        Dims const& k = inputs[In::K];
+        Dims const& past = inputs[In::K_past];
+        require(k.nbDims == 4 && past.nbDims == 4 && inputs[In::mask].nbDims == 2,
+            "K and K_past must have 4 dimensions and mask 2");
+        for (int32_t i = 0; i < 4; ++i)
+        {
+            require(inputs[In::V].nbDims == 4 && inputs[In::V].d[i] == k.d[i], "K and V must have one shape");
+            require(inputs[In::Y_past].nbDims == 4 && inputs[In::Y_past].d[i] == past.d[i],
+                "K_past and Y_past must have one shape");
+            require(i == 2 || past.d[i] == k.d[i], "K and K_past may differ in their tokens only");
+        }
+        return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mEpsilon};
+    }
+
+    //! A ticket, and a counter for each head.
+    size_t workspaceBytes(Sizes const& sizes) const override
+    {
+        return static_cast<size_t>(1 + sizes.batch * sizes.heads) * sizeof(int32_t);
+    }
+
+    size_t zeroedBytes(Sizes const& sizes) const override { return workspaceBytes(sizes); }
+
+    //! As plan.py.
+    std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
+        int32_t arch) const override
+    {
+        int64_t const unit = widthUnit(sizes);
+        int64_t const batchHeads = sizes.batch * sizes.heads;
+        Kernel const& kernel = findKernel(variant("precondition", sizes, unit, 0), arch);
+        return {Step{&kernel, {programs(ceilDiv(sizes.newTokens, kernel.blockM) * batchHeads), 1, 1},
+            {address(inputs[In::K]), address(inputs[In::V]), address(inputs[In::K_past]), address(inputs[In::Y_past]),
+                address(inputs[In::mask]), address(outputs[Out::Y]), address(workspace), narrow(sizes.newTokens),
+                narrow(sizes.past), narrow(sizes.heads), narrow(batchHeads), narrow(sizes.width / unit), sizes.epsilon,
+                scale(sizes), shift(sizes)}}};
+    }
+};
+
+} // namespace
+
+std::unique_ptr<IPluginV3> makePrecondition(float epsilon)
+{
+    return std::make_unique<PreconditionPlugin>(epsilon);
+}
+
+} // namespace lucid

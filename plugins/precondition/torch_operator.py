@@ -1,0 +1,91 @@
+"""The preconditioner as PyTorch's custom operator ``lucid::precondition``, which tracing keeps whole.
+
+    L Y = V,      L = tril(exp(K̂K̂ᵀ/√d − √d))        (arXiv 2602.10410, eq. 8)
+
+with RMS-normalised keys K̂ and a diagonal of exactly 1. With a past, its rows are known already, so only the new rows
+are solved:
+
+    Y_new = L_new⁻¹ ( V_new − exp(K̂_new K̂_pastᵀ/√d − √d) Y_past )
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.precondition.blocked import precondition_blocked
+from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.table import PRECONDITION
+
+IMPLEMENTATIONS = {"reference": precondition_reference, "blocked": precondition_blocked}
+
+
+def precondition(
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor | None = None,
+    y_past: Tensor | None = None,
+    mask: Tensor | None = None,
+    eps: float = 1e-5,
+    implementation: str = "blocked",
+) -> Tensor:
+    """Precondition the values of new tokens, given the cache of the tokens before them.
+
+    Args:
+        k: Raw keys of the new tokens, ``(B, H, N, D)``; rotary embedding, if any, already applied.
+        v: Their values, ``(B, H, N, D)``.
+        k_past: Raw keys of the cached tokens, ``(B, H, P, D)``; None is P = 0.
+        y_past: Preconditioned values of the cached tokens, ``(B, H, P, D)``; given exactly when ``k_past`` is.
+        mask: ``(B, P + N)``, False at padding: such a token takes no part and its own Y is its V. None: no padding.
+        eps: Added to the mean square of a key before the root.
+        implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory; on CUDA tensors the
+            Triton kernel where it takes them, once :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` is imported,
+            as the model does).
+
+    Returns:
+        Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.
+        Differentiable.
+
+    Raises:
+        ValueError: Shapes that do not fit, half a past, or an unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
+    _check_shapes(k, v, k_past, y_past, mask)
+    if k_past is None or y_past is None:
+        k_past, y_past = k[:, :, :0], v[:, :, :0]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (k, v, k_past, y_past)):
+        return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps)
+    return precondition_operator(k, v, k_past, y_past, mask, eps, implementation)
+
+
+def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | None, mask: Tensor | None) -> None:
+    if k.dim() != 4 or k.shape != v.shape:
+        raise ValueError(f"k and v must both be (batch, heads, tokens, width), not {tuple(k.shape)}, {tuple(v.shape)}")
+    if (k_past is None) != (y_past is None):
+        raise ValueError("k_past and y_past go together: give both or neither")
+    past = 0
+    if k_past is not None and y_past is not None:
+        past = k_past.shape[2]
+        wanted = (k.shape[0], k.shape[1], past, k.shape[3])
+        if k_past.shape != wanted or y_past.shape != wanted:
+            raise ValueError(f"k_past {tuple(k_past.shape)} and y_past {tuple(y_past.shape)} must both be {wanted}")
+    if mask is not None and mask.shape != (k.shape[0], past + k.shape[2]):
+        raise ValueError(
+            f"mask must be (batch, past + new) = {(k.shape[0], past + k.shape[2])}, not {tuple(mask.shape)}"
+        )
+
+
+@torch.library.custom_op(PRECONDITION.torch_name, mutates_args=())
+def precondition_operator(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> Tensor:
+    """See :func:`precondition`."""
+    return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps).contiguous()
+
+
+@precondition_operator.register_fake
+def _precondition_shape(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+) -> Tensor:
+    return v.new_empty(v.shape)

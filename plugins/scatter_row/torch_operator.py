@@ -1,0 +1,39 @@
+"""Writing rows into a cache buffer as PyTorch's custom operator ``lucid::scatter_row``, which tracing keeps whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
+from lucid_deploy.plugins.table import SCATTER_ROW
+
+
+def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """Return the buffer with one row replaced; ONNX's ``TensorScatter``, which runtimes do in place.
+
+    Args:
+        cache: ``(B, H, M, D)``, M rows of room.
+        row: ``(B, H, 1, D)``.
+        index: Int64 ``(B,)``: where the row goes, below M.
+
+    Raises:
+        ValueError: Shapes that do not fit.
+    """
+    batch, heads, _, width = cache.shape
+    if row.shape != (batch, heads, 1, width) or index.shape != (batch,):
+        raise ValueError(
+            f"cache {tuple(cache.shape)}, row {tuple(row.shape)} and index {tuple(index.shape)} do not fit together"
+        )
+    return scatter_row_operator(cache, row, index)
+
+
+@torch.library.custom_op(SCATTER_ROW.torch_name, mutates_args=())
+def scatter_row_operator(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    """See :func:`scatter_row`."""
+    return scatter_row_reference(cache, row, index)
+
+
+@scatter_row_operator.register_fake
+def _scatter_row_shape(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
+    return cache.new_empty(cache.shape)

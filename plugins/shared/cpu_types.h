@@ -1,0 +1,21 @@
+// What the operators' CPU kernels are called with besides tensors; free of any host.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lucid {
+
+// A float16 number as it lies in memory; all arithmetic is in float32.
+struct Half {
+    uint16_t bits;
+};
+
+// Runs task(data, 0) … task(data, count - 1) on the threads of whoever calls a kernel, in any order, and waits.
+class Pool {
+public:
+    virtual ~Pool() = default;
+    virtual void run(void (*task)(void* data, size_t index), size_t count, void* data) const = 0;
+};
+
+} // namespace lucid

@@ -1,0 +1,48 @@
+"""Device functions that the operators' kernels share: loading rows, key norms, the product of weights with values.
+
+Names in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask, ``b_`` block of values, ``n_`` count.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_rows(p_rows, o_n, m_n, width, BLOCK_D: tl.constexpr):
+    """Load ``(len(o_n), BLOCK_D)``; rows outside ``m_n`` and columns beyond ``width`` are 0 whatever memory holds."""
+    o_d = tl.arange(0, BLOCK_D)
+    return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
+
+
+@triton.jit
+def load_tokens(p_mask, o_n, m_n):
+    """Return where there is a token: inside ``m_n`` and not padding."""
+    return m_n & (tl.load(p_mask + o_n, mask=m_n, other=0) != 0)
+
+
+@triton.jit
+def inverse_norms(b_k, m_n, width, epsilon):
+    """Return 1 / sqrt(mean(K²) + ε) of each row, 0 outside ``m_n`` (where ε = 0 would give infinity)."""
+    b_square = b_k.to(tl.float32) * b_k.to(tl.float32)
+    return tl.where(m_n, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
+
+
+@triton.jit
+def add_product(b_e, b_y, b_acc):
+    """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in the tensors' type.
+
+    bfloat16 values take the weights in two bfloat16 parts, 16 significant bits together: one part alone (8 bits) loses
+    a digit on correlated keys, and tf32 (11 bits) costs as much as two parts but needs the values converted.
+    """
+    if b_y.dtype == tl.bfloat16:
+        b_high = b_e.to(tl.bfloat16)
+        b_low = (b_e - b_high.to(tl.float32)).to(tl.bfloat16)
+        b_acc = tl.dot(b_high, b_y, b_acc)
+        b_acc = tl.dot(b_low, b_y, b_acc)
+    elif b_y.dtype == tl.float16:
+        b_acc = tl.dot(b_e.to(tl.float16), b_y, b_acc)
+    else:
+        b_acc = tl.dot(b_e, b_y, b_acc, input_precision="tf32x3")
+    return b_acc

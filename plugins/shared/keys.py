@@ -1,0 +1,16 @@
+"""Keys as LUCID's exponents see them, and the type that operators compute in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type the operators compute in: float64 stays, everything else is float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def normalize_keys(k: Tensor, eps: float) -> Tensor:
+    """Return K̂ = K / sqrt(mean(K²) + eps), shape and type of ``k``."""
+    return k * torch.rsqrt(k.square().mean(-1, keepdim=True) + eps)

@@ -1,0 +1,193 @@
+"""The one table of our operators: domain, version, names, inputs, outputs, attributes and types.
+
+Everything that names an operator takes the name from here: ONNX schemas and nodes, PyTorch's custom operators, graph
+passes, engines, and the C++ sources by way of ``hosts/operators_generated.h``. The table imports nothing, so that
+reading it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DOMAIN = "ai.lucid"  # of the ONNX operators, and the namespace of TensorRT's plugins
+VERSION = 1  # of the domain's operators, and of the plugins
+FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output.
+
+    Attributes:
+        name: Its name.
+        shape: Its axes.
+        text: What it holds.
+        type: ``T`` is one of the operator's types, the same for every such tensor of a node; else the type itself.
+    """
+
+    name: str
+    shape: str
+    text: str
+    type: str = "T"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A float attribute."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator.
+
+    Attributes:
+        name: Of the ONNX operator and of TensorRT's plugin.
+        text: What it computes.
+        inputs: In order.
+        outputs: In order.
+        types: What ``T`` may be.
+        attributes: Its attributes, all required.
+        torch_name: Of PyTorch's custom operator; empty where PyTorch has none.
+    """
+
+    name: str
+    text: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    types: tuple[str, ...] = FLOATS
+    attributes: tuple[Attribute, ...] = ()
+    torch_name: str = ""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in order."""
+        return tuple(each.name for each in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(each.name for each in self.outputs)
+
+    def place(self, name: str) -> int:
+        """Return the position of an input; ValueError if there is none of that name."""
+        return self.input_names.index(name)
+
+
+EPSILON = Attribute("epsilon", "added to the mean square of a key before the root")
+
+_NEW = "[batch, kv_heads, sequence, head_dim]"
+_CACHE = "[batch, kv_heads, past_sequence, head_dim]"
+_ONE = "[batch, kv_heads, 1, head_dim]"
+_SCALE = "[batch, kv_heads, past_sequence, 1]"
+
+PRECONDITION = Operator(
+    name="Precondition",
+    text="Solve L Y = V for new tokens, given the cache of those before; L = tril(exp(K̂K̂ᵀ/√d − √d)), unit diagonal.",
+    inputs=(
+        Tensor("K", _NEW, "raw keys of the new tokens"),
+        Tensor("V", _NEW, "their values"),
+        Tensor("K_past", _CACHE, "raw keys of the cache, past_sequence ≥ 0"),
+        Tensor("Y_past", _CACHE, "preconditioned values of the cache"),
+        Tensor("mask", "[batch, past_sequence + sequence]", "false at padding", "bool"),
+    ),
+    outputs=(Tensor("Y", _NEW, "preconditioned values of the new tokens"),),
+    attributes=(EPSILON,),
+    torch_name="lucid::precondition",
+)
+CAUSAL_ATTENTION = Operator(
+    name="CausalAttention",
+    text="Softmax attention of the last tokens over all tokens before them and themselves.",
+    inputs=(
+        Tensor("Q", "[batch, heads, sequence, head_dim]", "queries of the new tokens"),
+        Tensor("K", "[batch, kv_heads, total_sequence, head_dim]", "raw keys of all tokens"),
+        Tensor("Y", "[batch, kv_heads, total_sequence, head_dim]", "their (preconditioned) values"),
+        Tensor("mask", "[batch, total_sequence]", "false at padding; a token always sees itself", "bool"),
+    ),
+    outputs=(Tensor("O", "[batch, heads, sequence, head_dim]", "the heads' outputs"),),
+    torch_name="lucid::causal_attention",
+)
+_QUERY = (
+    Tensor("Q", "[batch, heads, 1, head_dim]", "queries of the new token"),
+    Tensor("K_new", _ONE, "its raw key"),
+    Tensor("V_new", _ONE, "its value"),
+)
+_MASK = Tensor("mask", "[batch, past_sequence + 1]", "false at padding; the last column is the new token", "bool")
+_ATTENDED = (
+    Tensor("O", "[batch, heads, 1, head_dim]", "the heads' outputs"),
+    Tensor("Y_new", _ONE, "preconditioned value of the new token"),
+)
+DECODE_ATTENTION = Operator(
+    name="DecodeAttention",
+    text="Softmax attention of one new token, and its own preconditioned value, in one pass over the cache.",
+    inputs=(
+        *_QUERY,
+        Tensor("K", _CACHE, "raw keys of the cache"),
+        Tensor("Y", _CACHE, "preconditioned values of the cache"),
+        _MASK,
+    ),
+    outputs=_ATTENDED,
+    attributes=(EPSILON,),
+    torch_name="lucid::decode_attention",
+)
+# Never in an artifact: a session puts these into the decode graph that it loads, to read a cache as it is stored.
+DECODE_ATTENTION_FLOAT16 = Operator(
+    name="DecodeAttentionFloat16",
+    text="DecodeAttention over a cache that is stored in float16.",
+    inputs=(
+        *_QUERY,
+        Tensor("K", _CACHE, "raw keys of the cache", "float16"),
+        Tensor("Y", _CACHE, "preconditioned values of the cache", "float16"),
+        _MASK,
+    ),
+    outputs=_ATTENDED,
+    types=("float32",),
+    attributes=(EPSILON,),
+)
+DECODE_ATTENTION_INT8 = Operator(
+    name="DecodeAttentionInt8",
+    text="DecodeAttention over a cache that is stored in int8, a row of which stands for itself times its scale.",
+    inputs=(
+        *_QUERY,
+        Tensor("K", _CACHE, "raw keys of the cache over their scales", "int8"),
+        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", "int8"),
+        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
+        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
+        _MASK,
+    ),
+    outputs=_ATTENDED,
+    types=("float32", "float16"),
+    attributes=(EPSILON,),
+)
+# Never in an artifact: a graph pass makes it the standard TensorScatter.
+SCATTER_ROW = Operator(
+    name="ScatterRow",
+    text="A cache buffer with one row per batch row replaced.",
+    inputs=(
+        Tensor("cache", "[batch, kv_heads, max_context, head_dim]", "the buffer"),
+        Tensor("row", _ONE, "the new rows"),
+        Tensor("index", "[batch]", "where each goes", "int64"),
+    ),
+    outputs=(Tensor("present", "[batch, kv_heads, max_context, head_dim]", "the buffer afterwards"),),
+    types=(*FLOATS, "int8"),
+    torch_name="lucid::scatter_row",
+)
+
+OPERATORS = (
+    PRECONDITION,
+    CAUSAL_ATTENTION,
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_FLOAT16,
+    DECODE_ATTENTION_INT8,
+    SCATTER_ROW,
+)
+IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION)  # what the plugin library has
+IN_ONNXRUNTIME = (  # what the library of CPU kernels has
+    PRECONDITION,
+    CAUSAL_ATTENTION,
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_FLOAT16,
+    DECODE_ATTENTION_INT8,
+)

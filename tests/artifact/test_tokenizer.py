@@ -1,0 +1,34 @@
+"""The tokenizer beside a model: rules that fail."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from tests.generation.sample_tokenizers import make
+
+
+def test_a_rule_that_backtracks_for_ever_is_an_error(tmp_path: Path) -> None:
+    """The library panics there, with an exception that is none of Python's."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("^(a+)+$"), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = TextTokenizer(tmp_path)
+    with pytest.raises(LucidError, match="The tokenizer failed on this text"):
+        text.encode("a" * 40 + "b")
+    assert text.encode("hello") == [0]
+
+
+def test_an_interruption_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def encode(self, *_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+    text = make("word level", tmp_path)
+    monkeypatch.setattr(text, "_tokenizer", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        text.encode("a")

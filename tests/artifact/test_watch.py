@@ -1,0 +1,50 @@
+"""An artifact whose files change under the one who uses it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.artifact.watch import ArtifactWatch
+from lucid_deploy.errors import CheckFailed
+
+
+def write_in_place(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"x")
+    os.utime(path)  # a coarse clock might not have moved on
+
+
+def replace(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.rename(path)
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 10)
+
+
+@pytest.mark.parametrize("change", [write_in_place, replace, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["weights.bin", "lucid.json", "decode.onnx"])
+def test_changes_are_noticed(change: Any, name: str, artifact_copy: Path) -> None:
+    watch = ArtifactWatch(open_artifact(artifact_copy))
+    watch.check()
+    change(artifact_copy / name)
+    with pytest.raises(CheckFailed, match=f"{name} changed while it was in use"):
+        watch.check()
+
+
+def test_what_is_no_change(artifact_copy: Path) -> None:
+    watch = ArtifactWatch(open_artifact(artifact_copy))
+    (artifact_copy / "more.txt").write_text("x")
+    (artifact_copy / "weights.bin").chmod(0o444)
+    os.link(artifact_copy / "weights.bin", artifact_copy / "linked")
+    (artifact_copy / "weights.bin").read_bytes()
+    watch.check()

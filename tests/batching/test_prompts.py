@@ -1,0 +1,121 @@
+"""Files of prompts: what lines may be, what holds for lines that do not say, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.batching.prompts import Prompt, PromptDefaults, check_prompts, read_prompts
+from lucid_deploy.batching.request import Request
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.generate import Sampling
+from tests.generation.sample_tokenizers import make
+
+DEFAULTS = PromptDefaults(7, Sampling(0.5, 3, 0.9, 11), ("end",), stop_at_eos=False)
+
+
+def read(folder: Path, *lines: Any, defaults: PromptDefaults = DEFAULTS) -> list[Prompt]:
+    path = folder / "prompts.jsonl"
+    path.write_bytes(b"".join((x.encode() if isinstance(x, str) else json.dumps(x).encode()) + b"\n" for x in lines))
+    return read_prompts(path, defaults).prompts
+
+
+def refusal(folder: Path, *lines: Any) -> str:
+    with pytest.raises(LucidError) as caught:
+        read(folder, *lines)
+    return str(caught.value)
+
+
+def test_what_a_line_does_not_say_is_the_default(tmp_path: Path) -> None:
+    sampling = Sampling(0.5, 3, 0.9, 11)
+    assert read(tmp_path, {"prompt": "a"}, "", " ", {"prompt_ids": [1], "seed": None, "stop": None}) == [
+        Prompt(1, None, "a", None, 7, sampling, ("end",), False),
+        Prompt(4, None, None, (1,), 7, sampling, ("end",), False),
+    ]
+
+
+def test_what_a_line_says_counts(tmp_path: Path) -> None:
+    fields = {"id": 5, "max_new_tokens": 1, "temperature": 0, "top_k": 0, "top_p": 1, "seed": 0, "stop": "x"}
+    (prompt,) = read(tmp_path, {"prompt": "a", **fields})
+    assert prompt == Prompt(1, 5, "a", None, 1, Sampling(0.0, 0, 1.0, 0), ("x",), False)
+    assert read(tmp_path, {"prompt": "a", "stop": ["x", "y"], "id": "i"})[0].stop == ("x", "y")
+    assert read(tmp_path, {"prompt": "a", "stop": []})[0].stop == ()
+    assert read(tmp_path, {"prompt": "a", "temperature": 5.5})[0].sampling.temperature == 5.5
+
+
+def test_a_prompt_becomes_a_request(tmp_path: Path) -> None:
+    prompts = read(tmp_path, {"prompt": "the fox"}, {"prompt_ids": [4, 5]})
+    tokenizer = make("word piece", tmp_path)
+    ids = [prompt.request(tokenizer) for prompt in prompts]
+    assert ids[1] == Request([4, 5], 7, Sampling(0.5, 3, 0.9, 11), stop_at_eos=False)
+    assert ids[0].prompt_ids == tokenizer.encode("the fox")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 3: The line is not valid JSON"),
+        ("[1]", "line 3: The line must be a JSON object"),
+        ("{}", "line 3: give either prompt or prompt_ids"),
+        ('{"prompt": "w1", "prompt_ids": [1]}', "either"),
+        ('{"prompt": "w1", "max_tokens": 5}', 'Unknown field: "max_tokens". Leave it out. Known are id, prompt,'),
+        ('{"prompt": 5}', "prompt must be a text, not 5"),
+        ('{"prompt": "  "}', "prompt must be text that is not empty"),
+        ('{"prompt": "\\ud800"}', "prompt has half a character (a lone surrogate) at 0"),
+        ('{"prompt_ids": [1, true]}', "prompt_ids[1] must be a whole number, not true"),
+        ('{"prompt_ids": 5}', "prompt_ids must be a list of token ids, not 5"),
+        ('{"prompt": "w1", "max_new_tokens": "5"}', "whole number"),
+        ('{"prompt": "w1", "temperature": NaN}', "NaN is not a JSON number"),
+        ('{"prompt": "w1", "temperature": -1}', "line 3: The temperature must be 0 or more"),
+        ('{"prompt": "w1", "top_p": 0}', "top_p must be above 0"),
+        ('{"prompt": "w1", "seed": 1.5}', "seed must be a whole number"),
+        ('{"prompt": "w1", "stop": [""]}', "stop[0] must be a text that is not empty"),
+        ('{"prompt": "w1", "stop": 3}', "stop must be"),
+        ('{"prompt": "w1", "id": [1]}', "id must be"),
+        ('{"prompt": "w1", "id": "\\ud800"}', "id has half a character"),
+        ('{"prompt": "w1", "id": "a"}', "lines 1 and 3 have the same id, 'a'"),
+        ("[" * 100_000, "line 3: The line is not valid JSON: it is nested too deeply"),
+    ],
+)
+def test_bad_lines_are_named(line: str, message: str, tmp_path: Path) -> None:
+    assert message in refusal(tmp_path, {"prompt": "w1", "id": "a"}, "", line, {"prompt": "w2"})
+
+
+def test_all_bad_lines_are_named_up_to_a_number(tmp_path: Path) -> None:
+    said = refusal(tmp_path, *["{}"] * 13)
+    assert "line 1:" in said and "line 10:" in said and "line 11:" not in said and "and 3 more" in said
+
+
+def test_files_without_prompts(tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match="cannot be read: No such file"):
+        read_prompts(tmp_path / "missing", DEFAULTS)
+    with pytest.raises(LucidError, match="cannot be read: Is a directory"):
+        read_prompts(tmp_path, DEFAULTS)
+    assert "has no prompts" in refusal(tmp_path)
+    assert "has no prompts" in refusal(tmp_path, "", "  ")
+
+
+def test_an_empty_stop_string_is_refused_before_anything_runs() -> None:
+    with pytest.raises(LucidError, match="stop string must not be empty"):
+        PromptDefaults(7, Sampling(), ("",))
+
+
+def test_the_hash_is_of_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    hashes = []
+    for content in (b'{"prompt": "a"}', b'{"prompt": "a"}\n', b'{"prompt": "b"}'):
+        path.write_bytes(content)
+        hashes.append(read_prompts(path, DEFAULTS).sha256)
+    assert len(set(hashes)) == 3
+
+
+def test_without_a_tokenizer_there_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    session: Any = None
+    for line in ({"prompt": "a"}, {"prompt_ids": [1], "stop": "x"}):
+        path.write_text(json.dumps(line))
+        with pytest.raises(LucidError, match=r"line 1: the artifact has no tokenizer\.json"):
+            check_prompts(read_prompts(path, PromptDefaults(7, Sampling())), session, None)

@@ -1,0 +1,103 @@
+"""What export, inspect and verify say about a checkpoint: what no key says is never silent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.bench.standard import export_standard
+from lucid_deploy.cli import main
+
+MakeCheckpoint = Callable[..., Path]
+BETA = "use_beta is true, and the checkpoint has no tensors of beta"
+# The keys that the authors' configuration file has beyond Llama's.
+THEIRS: dict[str, Any] = {
+    "attention_type": "oglucid",
+    "use_forget_gate": False,
+    "use_rope": False,
+    "use_token_grad_clip": False,
+    "key_scaling_exp": 0,
+    "which_rmsnorm": "exp_k_norm",
+    "use_beta": True,
+}
+
+
+def printed(*arguments: Any) -> str:
+    result = CliRunner().invoke(main, [str(item) for item in arguments])
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """An artifact of the authors' configuration with a key that nobody knows, and what its export printed."""
+    from tests.conftest import write_checkpoint
+
+    root = tmp_path_factory.mktemp("official")
+    checkpoint = write_checkpoint(root / "checkpoint", **THEIRS)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "zeta_gain": 3}))
+    facts = root / "facts.json"
+    words = ("export", checkpoint, "-o", root / "artifact", "--assume-unused", "zeta_gain", "--json", facts)
+    return root, printed(*words).splitlines()
+
+
+def test_export_says_attention_positions_and_layers(official: tuple[Path, list[str]]) -> None:
+    said = official[1]
+    assert said[0].endswith("; 2 LUCID layers, no rotary positions, float32, growing cache")
+    assert said[1].startswith(BETA)
+    assert said[2:] == ["Assumed unused: zeta_gain, which is 3."]
+
+
+def test_the_manifest_and_json_have_it_too(official: tuple[Path, list[str]]) -> None:
+    root, said = official
+    manifest = open_artifact(root / "artifact").manifest
+    assert manifest.assumed_unused == {"zeta_gain": 3}
+    assert [manifest.notes[0], manifest.hub] == [said[1], None]
+    facts = json.loads((root / "facts.json").read_text())
+    assert facts["summary"] == "2 LUCID layers, no rotary positions, float32, growing cache"
+    assert facts["remarks"] == said[1:]
+    assert facts["assumed_unused"] == {"zeta_gain": 3}
+
+
+def test_inspect_shows_it(official: tuple[Path, list[str]]) -> None:
+    root, said = official
+    shown = printed("inspect", root / "artifact").splitlines()
+    assert "2 LUCID layers, no rotary positions, float32, growing cache, hidden 64" in shown[0]
+    assert shown[1:3] == said[1:]
+    facts = json.loads(printed("inspect", root / "artifact", "--json", "-"))
+    assert (facts["remarks"], facts["assumed_unused"]) == (said[1:], {"zeta_gain": 3})
+
+
+def test_verify_and_the_standard_baseline_pass_over_the_same_key(
+    official: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    artifact = open_artifact(official[0] / "artifact")
+    assert "PASSED" in printed("verify", artifact.directory, "--steps", 2)
+    assert open_artifact(export_standard(artifact, tmp_path)).manifest.assumed_unused == {"zeta_gain": 3}
+
+
+def test_a_manifest_from_before_has_nothing_to_say(artifact_copy: Path) -> None:
+    manifest = artifact_copy / "lucid.json"
+    data = json.loads(manifest.read_text())
+    for key in ("notes", "assumed_unused", "hub"):
+        del data[key]
+    manifest.write_text(json.dumps(data))
+    read = open_artifact(artifact_copy).manifest
+    assert (read.notes, read.assumed_unused, read.hub) == ((), {}, None)
+
+
+def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(num_hidden_layers=1)
+    config = json.loads((checkpoint / "config.json").read_text())
+    for key in ("attention_type", "which_rmsnorm", "use_rope"):
+        del config[key]
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    (said,) = printed("export", checkpoint, "-o", tmp_path / "artifact").splitlines()
+    assert said.endswith("; 1 layer of standard attention, rotary positions (base 10000), float32, growing cache")

@@ -1,0 +1,254 @@
+"""``lucid-deploy verify`` on a real export, run by onnxruntime."""
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from lucid_deploy.artifact import MANIFEST, WEIGHTS
+from lucid_deploy.cli import main
+from tests.parity.faults import change_weight as change_element
+
+CONTEXT = 48  # prompts of 35 tokens with 8 steps
+
+
+@pytest.fixture
+def example(exported, tmp_path):
+    """A checkpoint and its artifact, both copies that a test may damage."""
+    checkpoint, artifact = exported(max_position_embeddings=CONTEXT)
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(artifact.directory, tmp_path / "artifact")
+    return tmp_path / "checkpoint", tmp_path / "artifact"
+
+
+@pytest.fixture
+def directory(exported, tmp_path):
+    """A copy of an artifact, with a tokenizer of 97 words that starts every text with w1."""
+    _, artifact = exported(max_position_embeddings=CONTEXT)
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact <b>")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    return copy
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["verify", *map(str, arguments), "--steps", "8"], catch_exceptions=False)
+
+
+def message(result):
+    """The error, on one line."""
+    return " ".join(result.stderr.split())
+
+
+def change_weight(checkpoint, name, factor):
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name] = tensors[name] * factor
+    save_file(tensors, path)
+
+
+def change_manifest(artifact, **changes):
+    path = artifact / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_fresh_export_passes(example):
+    _, artifact = example
+    result = run(artifact)
+    assert result.exit_code == 0, result.output
+    assert "PASSED" in result.stdout
+    assert "onnxruntime, float32" in result.stdout
+    assert "FAILED" not in result.output
+
+
+def test_the_checkpoint_can_be_elsewhere(example):
+    checkpoint, artifact = example
+    change_manifest(artifact, source="/no/such/place")
+    result = run(artifact)
+    assert result.exit_code == 2
+    assert "exported from /no/such/place" in message(result) and "--checkpoint" in message(result)
+    assert run(artifact, "--checkpoint", checkpoint, "--runtime", "torch").exit_code == 0
+
+
+def test_json_on_stdout_is_json_alone(example):
+    _, artifact = example
+    result = run(artifact, "--json", "-", "--seed", "3")
+    assert result.exit_code == 0
+    data = json.loads(result.stdout)
+    assert (data["passed"], data["runtime"], data["seed"], data["hashes_checked"]) == (True, "onnxruntime", 3, True)
+    assert data["artifact"] == str(artifact)
+
+
+def test_one_flipped_bit_in_the_weights_is_caught_by_its_hash(example):
+    _, artifact = example
+    path = artifact / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = run(artifact)
+    assert result.exit_code == 1
+    assert "sha256" in message(result) and WEIGHTS in message(result)
+
+
+def test_a_failed_gate_names_layer_tensor_and_position(example, tmp_path):
+    """The artifact is intact, but a weight of the checkpoint is another one."""
+    checkpoint, artifact = example
+    change_weight(checkpoint, "model.layers.1.self_attn.v_proj.weight", 1.01)
+    target = tmp_path / "report.json"
+    result = run(artifact, "--checkpoint", checkpoint, "--json", target)
+    assert result.exit_code == 1
+    assert "layer 1 Y leaves the gate at position 0 (random, one-shot): relative error 0.0099, allowed" in message(
+        result
+    )
+    assert "FAILED" in result.stdout
+    data = json.loads(target.read_text())
+    assert data["passed"] is False
+    assert data["first_failure"]["tensor"] == "layer 1 Y"
+
+
+def test_json_on_stdout_of_a_failure_is_json_alone(example):
+    checkpoint, artifact = example
+    change_weight(checkpoint, "lm_head.weight", 1.01)
+    result = run(artifact, "--checkpoint", checkpoint, "--json", "-", "--runtime", "torch")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["first_failure"]["tensor"] == "logits"
+    assert "logits leaves the gate at position 34" in message(result)
+
+
+def test_a_checkpoint_of_another_model_is_refused(example, make_checkpoint):
+    _, artifact = example
+    other = make_checkpoint("other", max_position_embeddings=CONTEXT, rope_theta=5e5, attention_type="llama")
+    result = run(artifact, "--checkpoint", other)
+    assert result.exit_code == 2
+    assert "rope_theta is 10000.0 in the artifact and 500000.0 in the checkpoint" in message(result)
+    assert "attention_type is lucid in the artifact and llama in the checkpoint" in message(result)
+    assert "vocab_size" not in message(result)
+
+
+def test_a_prompt_needs_a_tokenizer(example):
+    _, artifact = example
+    result = run(artifact, "--prompt", "hello")
+    assert result.exit_code == 2
+    assert "no tokenizer.json" in message(result)
+
+
+def test_a_real_prompt_is_verified(example):
+    _, artifact = example
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(artifact / "tokenizer.json"))
+    result = run(artifact, "--prompt", "w5 w9 w2", "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["scenarios"][-1] == {"name": "prompt", "prompt_tokens": 3, "decode_steps": 8}
+    assert run(artifact, "--prompt", " ").exit_code == 2
+
+
+@pytest.mark.parametrize("arguments", [["--steps", "0"], ["--runtime", "abacus"]])
+def test_bad_usage(example, arguments):
+    assert CliRunner().invoke(main, ["verify", str(example[1]), *arguments]).exit_code == 2
+
+
+def test_no_artifact(tmp_path):
+    result = run(tmp_path / "nothing")
+    assert result.exit_code == 2
+    assert "no artifact" in message(result)
+
+
+def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
+    data = json.loads(run(directory, "--json", "-").stdout)
+    assert data["explanation"] is None
+    assert len(data["heads"]) == 2 * 2 * 2 and data["error_against_position"]  # cheap: always there
+    data = json.loads(run(directory, "--explain", "--json", "-").stdout)
+    assert data["explanation"]["own_errors"] and data["explanation"]["perplexity"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompt", ""], "prompt to verify with is empty"),
+        (["--tolerance", "0"], "above 0 and below 1"),
+        (["--tolerance", "nan"], "above 0 and below 1"),
+        (["--tolerance", "1"], "above 0 and below 1"),
+        (["--tolerance", "much"], "not a valid float"),
+        (["--report", "{tmp}/none/page.html"], "file in a directory that exists"),
+        (["--report", "{tmp}"], "file in a directory that exists"),
+        (["--report", "-"], "file in a directory that exists"),
+        (["--text", "{tmp}/none.txt"], "cannot be read"),
+        (["--text", "{tmp}"], "cannot be read"),
+        (["--text", "{tmp}/empty.txt"], "takes at least 2"),
+        (["--text", "{tmp}/binary.txt"], "no UTF-8 text"),
+        (["--text", "{tmp}/empty.txt", "--text-tokens", "1"], "--text-tokens"),
+    ],
+)
+def test_bad_usage_is_refused_before_the_long_run(directory, tmp_path, arguments, words):
+    (tmp_path / "empty.txt").write_text(" \n")
+    (tmp_path / "binary.txt").write_bytes(b"w1 \xff\xfe")
+    result = run(directory, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == 2
+    assert words in message(result)
+
+
+def test_a_text_needs_a_tokenizer(directory, tmp_path):
+    (directory / "tokenizer.json").unlink()
+    (tmp_path / "text.txt").write_text("w1 w2")
+    result = run(directory, "--text", tmp_path / "text.txt")
+    assert result.exit_code == 2 and "no tokenizer.json" in message(result)
+
+
+# What a run says while it runs, and how much it does
+
+
+def test_phases_are_announced_with_an_estimate(example):
+    _, artifact = example
+    lines = [line for line in run(artifact).stderr.splitlines() if line.startswith("Phase ")]
+    names = [line.split(": ", 1)[1].split(";")[0] for line in lines]
+    for name in ("Files: sha256", "PyTorch in float64: the reference", "onnxruntime in float32: what is verified"):
+        assert name in names
+    assert all(line.endswith("left in all") for line in lines)
+    assert lines[0].startswith("Phase 1 of ")
+
+
+def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
+    _, artifact = exported(max_position_embeddings=200)
+    target, page = tmp_path / "data.json", tmp_path / "page.html"
+    arguments = ["verify", str(artifact.directory), "--quick", "--json", str(target), "--report", str(page)]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(target.read_text())
+    assert [s["name"] for s in data["scenarios"]] == ["one token", "correlated", "greedy"]
+    assert {s["prompt_tokens"] for s in data["scenarios"]} == {140}
+    assert {s["decode_steps"] for s in data["scenarios"]} == {8}
+    words = " ".join(result.stdout.split())
+    assert words.index("Parts of a whole verification were left out") < words.index("worst case of each tensor")
+    assert "Prompts are not fed by 7 or by token" in words
+    assert "Prompts are not fed by 7 or by token" in page.read_text() and len(data["left_out"]) == 5
+
+
+def test_a_quick_run_finds_a_fault_too(exported, tmp_path):
+    _, artifact = exported(max_position_embeddings=200)
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact")
+    change_element(copy, "model.layers.1.self_attn.v_proj.weight")
+    result = CliRunner().invoke(main, ["verify", str(copy), "--quick"], catch_exceptions=False)
+    assert result.exit_code == 1 and "The error starts in layer 1 Y" in message(result)
+
+
+def test_a_damaged_file_ends_the_verification_and_is_in_the_json(example, tmp_path):
+    _, artifact = example
+    with open(artifact / WEIGHTS, "r+b") as file:
+        file.write(b"damage")
+    target = tmp_path / "data.json"
+    result = run(artifact, "--json", target)
+    assert result.exit_code == 1
+    data = json.loads(target.read_text())
+    assert (data["passed"], data["hashes_checked"]) == (False, True)
+    outcomes = {check["name"]: check["outcome"] for check in data["checks"]}
+    assert outcomes["files"] == "failed" and outcomes["tensors"] == outcomes["weights"] == "not done"
+    assert "tensors, free generation, causes: a check before it failed" in " ".join(result.stdout.split())

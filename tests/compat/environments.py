@@ -1,0 +1,27 @@
+"""Python environments with one version of a runtime each; made once, below ``build/compat``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[2] / "build" / "compat"
+CHOICES = ("numpy>=1.26,<3",)
+
+
+def python_with(*packages: str) -> Path:
+    """Return the interpreter of an environment that has these packages, named as pip takes them, and numpy.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot install them.
+    """
+    directory = HOME / "_".join(package.replace("==", "-") for package in packages)
+    done = directory / ".done"
+    python = directory / "bin" / "python"
+    if not done.is_file():
+        venv.create(directory, clear=True, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages, *CHOICES], check=True, stdout=sys.stderr)
+        done.touch()
+    return python

@@ -1,0 +1,200 @@
+"""A kind of layer defined here, between LUCID layers, goes the whole way and no file of the product knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.layers import layer_kind, register_layer_kind
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.cache_files import load_cache, save_cache
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.conftest import TINY
+from tests.extension.toy_layer import WINDOW, ToyKind
+
+KINDS = ["lucid", "toy", "lucid"]
+CONFIG = {**TINY, "num_hidden_layers": 3, "layer_kinds": KINDS}
+FACTOR = 4.0  # float32 in two orders of operations, both against float64
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toy() -> None:
+    register_layer_kind(ToyKind())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as such a model's trainer would write it, with correlated keys."""
+    import json
+
+    directory = tmp_path_factory.mktemp("toy") / "checkpoint"
+    directory.mkdir()
+    torch.manual_seed(5)
+    model = LucidForCausalLM(parse_config(CONFIG, "test"))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(0.5).add_(torch.randn(64))
+        for layer in model.layers():
+            if layer.mixer.value_projection is not None:
+                layer.mixer.k_proj.weight.mul_(3)
+                layer.mixer.v_proj.weight.mul_(3)
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, directory / "model.safetensors")
+    return directory
+
+
+@pytest.fixture(scope="module", params=["growing", "static"])
+def artifact(checkpoint: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    target = tmp_path_factory.mktemp("artifact") / request.param
+    return export(checkpoint, target, ExportOptions(cache=request.param))
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Artifact) -> Session[Any]:
+    return open_session(artifact, "onnxruntime", kernels="functions")
+
+
+@pytest.fixture(scope="module")
+def exact(checkpoint: Path) -> TorchSession:
+    from lucid_deploy.model.checkpoint import load_model
+
+    return TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def allowed(checkpoint: Path, exact: TorchSession, ids: np.ndarray) -> float:
+    """What plain float32 costs on the same tokens, times a factor."""
+    from lucid_deploy.model.checkpoint import load_model
+
+    plain = TorchSession(load_model(checkpoint, torch.float32))
+    return FACTOR * error(plain.prefill_all(ids, plain.empty_cache()), exact.prefill_all(ids, exact.empty_cache()))
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    """Repeated ones among them."""
+    rng = np.random.default_rng(seed)
+    return rng.choice(rng.integers(0, 97, 11), (1, count))
+
+
+def test_the_kind_is_known_and_those_that_come_with_the_toolkit_stay():
+    assert layer_kind("toy").name == "toy"
+    with pytest.raises(LucidError, match="comes with lucid-deploy"):
+        register_layer_kind(type("Other", (ToyKind,), {"name": "lucid"})())
+    with pytest.raises(LucidError, match=r"Layers of kind 'toi' are not known; known are lucid, .*toy"):
+        layer_kind("toi")
+
+
+def test_the_manifest_describes_every_layer(artifact: Artifact):
+    described = [(layer.kind, [(t.name, t.sort, t.window) for t in layer.cache]) for layer in artifact.manifest.layers]
+    rows = [("key", "rows", None), ("value", "rows", None)]
+    toy = [("average", "state", None), ("recent", "ring", WINDOW)]
+    assert described == [("lucid", rows), ("toy", toy), ("lucid", rows)]
+    assert not (artifact.directory / "genai_config.json").exists()  # its runtime knows keys and values only
+
+
+@pytest.mark.parametrize("chunks", [(40,), (1, 2, 7, 30), (39, 1)])
+def test_one_shot_chunks_and_decoding_agree_with_float64(session, exact, checkpoint, chunks):
+    ids = tokens(60)
+    cache, mine = exact.empty_cache(), session.empty_cache()
+    start, gate = 0, allowed(checkpoint, exact, ids)
+    for size in chunks:
+        logits = session.prefill(ids[:, start : start + size], mine)
+        start += size
+        assert error(logits, exact.prefill(ids[:, start - size : start], cache)) <= gate
+    for position in range(start, 60):
+        column = ids[:, position : position + 1]
+        assert error(session.decode(column, mine), exact.decode(column, cache)) <= gate
+
+
+def test_padding_takes_no_part(session, exact, checkpoint):
+    ids = tokens(12)
+    left, right = np.pad(ids, ((0, 0), (5, 0))), np.pad(ids, ((0, 0), (0, 5)))
+    mask = np.ones((2, 17), bool)
+    mask[0, :5] = mask[1, 12:] = False
+    cache = session.empty_cache(2)
+    both = session.prefill(np.concatenate([left, right]), cache, mask)
+    more = session.decode(np.array([[3], [3]]), cache)
+    alone = exact.empty_cache()
+    gate = allowed(checkpoint, exact, ids)
+    for logits, wanted in ((both, exact.prefill(ids, alone)), (more, exact.decode(np.array([[3]]), alone))):
+        assert error(logits[0], wanted[0]) <= gate and error(logits[1], wanted[0]) <= gate
+
+
+def test_a_fork_goes_its_own_way(session):
+    ids = tokens(9)
+    cache = session.empty_cache()
+    session.prefill(ids, cache)
+    session.decode(np.array([[1]]), cache)
+    fork = session.fork(cache)
+    wanted = session.decode(np.array([[2]]), fork).copy()
+    session.decode(np.array([[50]]), cache)
+    again = session.empty_cache()
+    session.prefill(ids, again)
+    session.decode(np.array([[1]]), again)
+    np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
+
+
+def test_truncating_is_refused_with_the_reason(session):
+    cache = session.empty_cache()
+    session.prefill(tokens(9), cache)
+    with pytest.raises(LucidError, match="average of layer 1 is a state, into which every token is mixed"):
+        session.truncate(cache, 4)
+    session.truncate(cache, 9)  # nothing to take back
+
+
+def test_a_cache_is_saved_and_loaded(session, tmp_path):
+    cache = session.empty_cache()
+    ids = tokens(9)
+    session.prefill(ids, cache)
+    save_cache(session, cache, tmp_path / "cache.safetensors", ids[0].tolist())
+    loaded, known = load_cache(session, tmp_path / "cache.safetensors")
+    assert known == ids[0].tolist()
+    np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
+
+
+def answers(session: Session[Any], prompts: list[list[int]], rows: int) -> list[list[int]]:
+    """Run prompts through a batcher; with fewer rows than prompts, they join as others leave."""
+    batcher = Batcher(session, rows)
+    numbers = [batcher.submit(Request(prompt, 4 + 3 * i, stop_at_eos=False)) for i, prompt in enumerate(prompts)]
+    found: dict[int, list[int]] = {number: [] for number in numbers}
+    while not batcher.idle:
+        for event in batcher.step():
+            assert not isinstance(event, Finished) or event.reason == "length", event
+            if isinstance(event, Token):
+                found[event.request].append(event.token)
+    return [found[number] for number in numbers]
+
+
+def test_rows_of_a_batch_join_and_leave(session):
+    prompts = [tokens(n, seed=n)[0].tolist() for n in (5, 17, 2, 9)]
+    alone = [answers(session, [prompt], 1)[0] for prompt in prompts]
+    together = answers(session, prompts, 2)
+    assert [len(answer) for answer in together] == [4, 7, 10, 13]
+    for one, other in zip(alone, together, strict=True):
+        assert other[:4] == one
+
+
+def test_memory_is_counted_by_sort(artifact):
+    from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+    from lucid_deploy.model.description import layout_of
+
+    layout = layout_of(artifact.manifest.layers)
+    row = 2 * 2 * 36 * 4  # two tensors of two heads
+    assert bytes_per_token(layout) == 2 * row
+    assert layout_bytes(layout, 100) == 2 * 100 * row + 64 * 4 + WINDOW * 64 * 4
+    assert layout_bytes(layout, 2) == 2 * 2 * row + 64 * 4 + 2 * 64 * 4
+    assert dataclasses.replace(layout[1][1], window=7).held(5) == 5

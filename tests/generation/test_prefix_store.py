@@ -1,0 +1,70 @@
+"""Whose kept prefixes are found; what is found is tested with real sessions, beside the other operations on caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.prefix_store import PrefixStore
+from lucid_deploy.runtimes.session import Cache
+
+TEXT = list(range(1, 21))
+
+
+class CountingSession:
+    """The operations on caches that a store needs, on caches without layers."""
+
+    def fork(self, cache: Cache[Any]) -> Cache[Any]:
+        return Cache(cache.mask.copy(), [])
+
+    def truncate(self, cache: Cache[Any], length: int) -> None:
+        cache.mask = cache.mask[:, :length]
+
+
+def cache_of(tokens: int) -> Cache[Any]:
+    return Cache(np.ones((1, tokens), dtype=bool), [])
+
+
+def store(budget: int = 100) -> PrefixStore:
+    session: Any = CountingSession()
+    return PrefixStore(session, budget)
+
+
+def found(kept: PrefixStore, ids: list[int], owner: str = "") -> int:
+    """Return how many tokens are found."""
+    cache = kept.find(ids, owner=owner)
+    return 0 if cache is None else cache.length
+
+
+def test_owners_do_not_find_each_others_texts() -> None:
+    kept = store()
+    kept.add(TEXT, cache_of(20), "a")
+    assert found(kept, TEXT, "a") == 20
+    assert found(kept, [*TEXT[:7], 0], "a") == 7
+    for owner in ("b", "", "a "):
+        assert found(kept, TEXT, owner) == 0
+
+
+def test_the_same_text_of_two_owners_is_kept_twice() -> None:
+    kept = store()
+    kept.add(TEXT, cache_of(20), "a")
+    kept.add(TEXT[:10], cache_of(10), "b")
+    assert (len(kept), kept.tokens) == (2, 30)
+    assert (found(kept, TEXT, "a"), found(kept, TEXT, "b")) == (20, 10)
+    kept.add(TEXT, cache_of(20), "b")  # takes the place of its own beginning alone
+    assert (len(kept), kept.tokens) == (2, 40)
+
+
+def test_owners_share_the_budget() -> None:
+    kept = store(budget=45)
+    for owner in ("a", "b", "c"):
+        kept.add(TEXT, cache_of(20), owner)
+    assert [found(kept, TEXT, owner) for owner in ("a", "b", "c")] == [0, 20, 20]
+
+
+def test_a_budget_below_nothing_is_refused() -> None:
+    with pytest.raises(LucidError, match="0 tokens or more"):
+        store(-1)

@@ -1,0 +1,147 @@
+"""Every causal language model that transformers knows: computed and equal to transformers, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.config import load_config, parse_config
+from lucid_deploy.model.families import families
+from tests.model.family_shapes import SHAPES, SMALL, random_model
+
+CLASSES = sorted({config for config in MODEL_FOR_CAUSAL_LM_MAPPING}, key=lambda config: config.__name__)
+# Without arguments these make no configuration that they themselves take.
+NO_DEFAULT = {"Gemma4AssistantConfig"}
+# Their configurations have no key that Llama lacks: their model_type, and for most their tensors, say what they are.
+SAME_KEYS = {
+    "ernie4_5",
+    "exaone",
+    "helium",
+    "internlm3",
+    "iquestcoder",
+    "llama",
+    "olmo",
+    "olmo2",
+    "phi3",
+    "qwen2",
+    "qwen3",
+}
+
+
+def default_json(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """What ``config.json`` of a model with the class's defaults holds, nothing left out."""
+    config = {} if config_class.__name__ in NO_DEFAULT else json.loads(json.dumps(config_class().to_dict()))
+    kind = config_class.model_type
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, "UnknownForCausalLM")
+    return {**config, "model_type": kind, "architectures": [names] if isinstance(names, str) else list(names)[:1]}
+
+
+def test_the_installed_transformers_has_models() -> None:
+    assert len(CLASSES) > 150
+    assert {"LlamaConfig", "MistralConfig", "GraniteConfig"} <= {config.__name__ for config in CLASSES}
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
+def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig], tmp_path: Path) -> None:
+    raw = default_json(config_class)
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    if raw["model_type"] in families():  # equal to transformers: below
+        assert load_config(tmp_path).num_hidden_layers == raw["num_hidden_layers"]
+        return
+    for changed in (raw, {**raw, "architectures": None}):
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(LucidError) as caught:
+            load_config(tmp_path)
+        assert f"model_type {raw['model_type']!r}" in str(caught.value)
+        assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: ")
+
+
+@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
+def test_under_llamas_name_their_own_keys_give_them_away(config_class: type[PreTrainedConfig]) -> None:
+    raw = {**default_json(config_class), "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    if config_class.model_type not in SAME_KEYS:
+        with pytest.raises(LucidError):
+            parse_config(raw, "config.json")
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 50}
+COMPUTED: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "llama, tied, biases": lambda: LlamaConfig(**SMALL, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama, wide heads": lambda: LlamaConfig(**SMALL, head_dim=20, rms_norm_eps=1e-3),
+    "llama, llama3": lambda: LlamaConfig(**SMALL, rope_parameters=LLAMA3),
+    "llama, linear": lambda: LlamaConfig(**SMALL, rope_scaling={"type": "linear", "factor": 3.0}, rope_theta=7000.0),
+    "llama, an original context that linear leaves unused": lambda: LlamaConfig(
+        **SMALL,
+        rope_parameters={
+            "rope_type": "linear",
+            "factor": 3.0,
+            "rope_theta": 1e4,
+            "original_max_position_embeddings": 50,
+        },
+    ),
+    "llama, gelu": lambda: LlamaConfig(**SMALL, hidden_act="gelu_pytorch_tanh"),
+    "llama, yarn": lambda: LlamaConfig(**SMALL, rope_parameters=YARN),
+    "llama, yarn with all its settings": lambda: LlamaConfig(
+        **SMALL, rope_parameters={**YARN, "beta_fast": 8, "beta_slow": 2, "truncate": False, "attention_factor": 1.3}
+    ),
+    "llama, yarn with magnitudes": lambda: LlamaConfig(
+        **SMALL, rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 1.2}
+    ),
+    **{f"{name}, {shape}": make for name, shapes in SHAPES.items() for shape, make in shapes.items()},
+}
+
+
+def save(config: PreTrainedConfig, path: Path) -> Any:
+    """A random model whose weights are large enough that every part of it matters, in float64, and on disk."""
+    model = random_model(config)
+    model.save_pretrained(path)
+    return model
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path) -> None:
+    model = save(COMPUTED[name](), tmp_path)
+    ids = torch.randint(61, (2, 90), generator=torch.Generator().manual_seed(0))
+    ids[1, 20:60] = 7
+    with torch.no_grad():
+        wanted = model(ids).logits
+        ours, _ = load_model(tmp_path, torch.float64)(ids)
+        rounded = model.float()(ids).logits
+    # transformers' norms and rotary angles are float32 whatever the model's type: as close as its own float32 is.
+    assert (ours - wanted).norm() <= 3 * (rounded - wanted).norm() < 3e-5 * wanted.norm()
+
+
+def test_every_family_that_is_taken_is_compared() -> None:
+    assert {make().model_type for make in COMPUTED.values()} == set(families())
+
+
+def test_a_model_with_llamas_keys_and_tensors_is_refused_by_its_name(tmp_path: Path) -> None:
+    """Helium is Llama in all keys and tensors, and rotates pairs of neighbours: nothing but its name says so."""
+    config = AutoConfig.for_model("helium", **SMALL, head_dim=12)
+    model = save(config, tmp_path)
+    with pytest.raises(LucidError, match="model_type 'helium'"):
+        Checkpoint(tmp_path)
+    raw = {**json.loads((tmp_path / "config.json").read_text()), "model_type": "llama", "architectures": None}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        theirs, ours = model(ids).logits, load_model(tmp_path, torch.float64)(ids)[0]
+    assert (ours - theirs).abs().max() > 0.01 * theirs.abs().max()  # what the check of the name keeps out

@@ -1,0 +1,81 @@
+"""Own and inherited errors of layers, with small PyTorch models."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.parity import explained_scenarios
+from lucid_deploy.parity.causes.localise import (
+    Part,
+    WorstOwnError,
+    findings,
+    look_inside,
+    own_errors,
+    own_gates,
+    parts_of,
+    splits,
+)
+from lucid_deploy.parity.measure.gate import Gate
+from lucid_deploy.runtimes.layers import Tokens
+from tests.parity.small_models import LAYERS, layers
+
+
+def nothing():
+    pass
+
+
+@pytest.fixture(scope="module")
+def inside(model, targets):
+    target = explained_scenarios(targets)[0]
+    return look_inside(layers(model, torch.float64), target.scenario, target.reference)
+
+
+def test_the_insides_are_what_sessions_record(targets, inside):
+    target = explained_scenarios(targets)[0]
+    for tensor, rows in target.reference.tensors.items():
+        if not tensor.is_logits:
+            inside = parts_of(inside.states, inside.layers)[Part(tensor.layer, tensor.kind, LAYERS)]
+            np.testing.assert_allclose(inside, rows.values, rtol=1e-8, atol=1e-9)
+    np.testing.assert_allclose(inside.states.logits[:, 0], inside.logits[:, -1], rtol=1e-8, atol=1e-9)
+
+
+def test_the_reference_has_no_own_error(model, inside):
+    for feedings in own_errors(layers(model, torch.float64), inside, nothing).values():
+        assert set(feedings) == {"one prefill", "prefill after a past", "padded prefill", "decode"}
+        assert max(errors.max() for _, errors in feedings.values()) < 1e-11
+
+
+def test_own_and_inherited_add_up(model, inside):
+    broken = copy.deepcopy(model)
+    broken.model.layers[0].mlp.down_proj.weight.mul_(1.05)
+    candidate = layers(broken)
+    tokens = Tokens.after(inside.ids)
+    full = candidate.run(tokens, candidate.empty_past())
+    given = candidate.run(tokens, candidate.empty_past(), inside.residuals(slice(None)))
+    found = {str(item.part): item for item in splits(full, given, inside)}
+    assert found["layer 0 output"].own > 1e-3 > 1e-5 > found["layer 0 output"].inherited
+    for name in ("layer 1 K", "layer 2 Y", "logits"):
+        assert found[name].inherited > 1e-4 > 1e-5 > found[name].own
+        assert found[name].total == pytest.approx(found[name].inherited, rel=1e-2)
+
+
+def test_own_gates_are_derived_or_set(model, inside):
+    own = own_errors(layers(model), inside, nothing)
+    for part, gate in own_gates(own, "float32").items():
+        worst = max(errors.max() for _, errors in own[part].values())
+        assert gate.limit == max(4 * worst, 2 * 2.0**-23)
+    assert {gate.limit for gate in own_gates(own, "float32", tolerance=0.1).values()} == {0.1}
+
+
+def test_a_part_that_is_lost_to_pytorch_too_is_not_judged():
+    own = {Part(0, 0, 1): {"decode": (np.array([3, 4]), np.array([0.5, 1.5]))}}
+    (found,) = findings(own, {Part(0, 0, 1): Gate(8.0, 2.0)}, "random")
+    assert (found.failed, found.judged) == (False, False)
+    (found,) = findings(own, {Part(0, 0, 1): Gate(0.9, 0.225)}, "random")
+    assert (found.failed, found.judged, found.position) == (True, True, 4)
+
+
+def test_a_failure_beyond_a_vacuous_gate_is_judged():
+    assert WorstOwnError("x", Part(0, 0, 1), "decode", 0, 9.0, Gate(8.0, 2.0), failed=True).judged

@@ -1,0 +1,114 @@
+"""Recording a session: scenarios as rows of one batch give what each alone gives, in every way of feeding."""
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.scenarios import ONE_SHOT, SCHEDULES, Scenario, batches, synthetic_scenarios
+from lucid_deploy.parity.measure.compare import (
+    TensorId,
+    record,
+    record_at_once,
+    record_at_once_together,
+    record_drafting,
+    record_together,
+)
+from lucid_deploy.parity.measure.greedy import generate
+from tests.parity.small_models import VOCAB, assert_same, session
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    return session(model, torch.float64)
+
+
+@pytest.fixture(scope="module")
+def scenarios(model):
+    return synthetic_scenarios(model.config, steps=6, embeddings=model.model.embed_tokens.weight.numpy())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.name)
+def test_scenarios_of_a_batch_are_recorded_as_each_alone(exact, scenarios, schedule):
+    together = record_together(exact, scenarios, schedule)
+    for scenario, found in zip(scenarios, together, strict=True):
+        assert_same(found, record(exact, scenario, schedule))
+
+
+def test_one_prefill_of_everything_is_what_decoding_gives(exact, scenarios):
+    for scenario in scenarios:
+        assert_same(record_at_once(exact, scenario), record(exact, scenario))
+
+
+def test_the_greedy_scenario_and_one_shot_run_alone(scenarios):
+    greedy = Scenario("greedy", scenarios[0].prompt, scenarios[0].forced, greedy=True)
+    every = [*scenarios, greedy]
+    for schedule in SCHEDULES:
+        groups = batches(every, schedule)
+        names = sorted(item.name for group in groups for item in group)
+        assert names == sorted(item.name for item in every)
+        assert [greedy] in groups
+        assert max(map(len, groups)) == (1 if schedule == ONE_SHOT else 4)
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (8, 4)])
+def test_batches_keep_to_what_a_runtime_takes(scenarios, limit, rows):
+    for schedule in SCHEDULES[1:]:
+        most = max(1, rows if schedule.padding else min(limit, 4))
+        assert max(map(len, batches(scenarios, schedule, limit))) == most
+
+
+def test_only_prompts_of_one_length_share_a_batch(scenarios):
+    short = Scenario("short", scenarios[0].prompt[:-1], scenarios[0].forced)
+    groups = batches([*scenarios, short], SCHEDULES[1])
+    assert [short] in groups and len(groups) == 2
+
+
+def test_scenarios_fed_at_once_together_are_recorded_as_each_alone(exact, scenarios):
+    ticks = []
+    together = record_at_once_together(exact, scenarios, lambda: ticks.append(1))
+    assert len(ticks) == 2
+    for scenario, found in zip(scenarios, together, strict=True):
+        assert_same(found, record(exact, scenario))
+
+
+def test_a_prompt_of_one_token_can_be_fed_at_once(exact):
+    scenario = Scenario("short", np.array([5]), np.array([9, 2]))
+    assert_same(record_at_once(exact, scenario), record(exact, scenario))
+
+
+def test_a_draft_is_what_the_session_generates_and_is_recorded_so(exact, scenarios):
+    prompt, steps = scenarios[0].prompt, len(scenarios[0].forced)
+    unknown = Scenario("greedy", prompt, np.zeros(steps, dtype=np.int64), greedy=True)
+    found = record_drafting(exact, [*scenarios, unknown])
+    drafted, trace = found[-1]
+    np.testing.assert_array_equal(drafted.forced, generate(exact, prompt, steps))
+    assert_same(trace, record(exact, drafted))
+    for scenario, (same, other) in zip(scenarios, found[:-1], strict=True):
+        np.testing.assert_array_equal(same.forced, scenario.forced)
+        assert_same(other, record(exact, scenario))
+
+
+def test_logits_of_a_wrong_shape_are_refused(model, scenarios):
+    class Narrow(type(session(model))):
+        def _run_decode(self, *arguments):
+            logits, present = super()._run_decode(*arguments)
+            return logits[..., :-1], present
+
+        def _run_prefill(self, *arguments):
+            logits, present = super()._run_prefill(*arguments)
+            return logits[..., :-1], present
+
+    with pytest.raises(CheckFailed, match=f"logits have shape .*{VOCAB - 1}"):
+        record(Narrow(model), scenarios[0])
+
+
+def test_tensors_sort_in_the_order_of_computation():
+    logits, names = TensorId(2, 2), [TensorId(1, 1), TensorId(0, 1), TensorId(1, 0), TensorId(0, 0)]
+    assert [str(name) for name in sorted([logits, *names])] == [
+        "layer 0 K",
+        "layer 0 Y",
+        "layer 1 K",
+        "layer 1 Y",
+        "logits",
+    ]

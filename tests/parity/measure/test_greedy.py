@@ -1,0 +1,45 @@
+"""Greedy generation: drafts change nothing, and a free run is compared up to the first other token."""
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.greedy import follow, free_run, generate
+from tests.parity.small_models import VOCAB, session
+
+PROMPT = np.array([5, 9, 2, 9, 11])
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    return session(model, torch.float64)
+
+
+@pytest.mark.parametrize("wrong", [set(), {0}, {3}, {7}, {0, 1, 2, 3}, {2, 5, 7}, set(range(8))])
+def test_drafts_do_not_change_what_the_reference_generates(exact, wrong):
+    prompt = PROMPT
+    wanted = generate(exact, prompt, 8)
+    asked = []
+
+    def draft(tokens, count):
+        asked.append(count)
+        start = len(tokens) - len(prompt)
+        return np.array([(wanted[i] + (i in wrong)) % VOCAB for i in range(start, start + count)])
+
+    np.testing.assert_array_equal(follow(exact, prompt, draft, 8), wanted)
+    assert len(asked) == 1 + len(wrong - {7})  # behind the last token there is nothing to draft
+
+
+def test_nothing_is_generated_in_no_steps(exact):
+    assert len(follow(exact, PROMPT, lambda *_: pytest.fail("asked"), 0)) == 0
+
+
+def test_a_free_run_ends_with_the_token_that_leaves(exact):
+    wanted = generate(exact, PROMPT, 6)
+    same = free_run(exact, Scenario("x", PROMPT, wanted, greedy=True))
+    assert same.values.shape[1] == 7 and same.start == len(PROMPT) - 1
+    other = wanted.copy()
+    other[3] = (other[3] + 1) % VOCAB
+    left = free_run(exact, Scenario("x", PROMPT, other, greedy=True))
+    np.testing.assert_array_equal(left.values, same.values[:, :4])

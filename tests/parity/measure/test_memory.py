@@ -1,0 +1,54 @@
+"""A look at memory before a long run."""
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.parity.measure.memory import available, check_fits, explain_bytes, record_bytes, sequence_tokens
+from tests.parity.small_models import small_config
+
+
+def write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_free_memory_is_the_machines_or_the_containers(tmp_path):
+    assert available(tmp_path) is None
+    write(tmp_path, {"proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:   4000 kB\n"})
+    assert available(tmp_path) == 4000 * 1024
+    group = tmp_path / "sys/fs/cgroup"
+    write(group, {"memory.max": "max\n", "memory.current": "5\n"})
+    assert available(tmp_path) == 4000 * 1024
+    write(
+        group, {"memory.max": "3000000\n", "memory.current": "1000000\n", "memory.stat": "anon 1\ninactive_file 500\n"}
+    )
+    assert available(tmp_path) == 2000500
+    write(group, {"memory/memory.limit_in_bytes": "2000", "memory/memory.usage_in_bytes": "1500"})
+    assert available(tmp_path) == 500
+    assert (available() or 1) > 0
+
+
+def test_what_does_not_fit_is_refused_with_its_parts():
+    parts = {"one": 3 * 10**9, "crumbs": 1000, "other": 10**9}
+    check_fits("It", parts, None, "")
+    check_fits("It", parts, 4 * 10**9 + 1000, "")
+    with pytest.raises(
+        LucidError, match=r"It takes about 4.0 GB of memory \(one 3.0 GB, other 1.0 GB\), and 3.9 GB .* Do"
+    ):
+        check_fits("It", parts, 3_900_000_000, "Do.")
+
+
+def test_more_tokens_and_a_cache_that_rounds_take_more():
+    config = small_config()
+    plain = record_bytes(config, 100, 10, rounds=False)["recorded tensors"]
+    assert plain < record_bytes(config, 100, 10, rounds=True)["recorded tensors"]
+    assert 1.5 * plain < record_bytes(config, 200, 20, rounds=False)["recorded tensors"]
+    assert explain_bytes(config, 100)["states of all layers"] > 0
+
+
+def test_a_short_context_has_short_sequences():
+    assert sequence_tokens(small_config(), 32) == (332, 32)
+    assert sequence_tokens(small_config(), 8, 140) == (148, 8)
+    assert sequence_tokens(small_config(max_position_embeddings=48), 8) == (43, 8)

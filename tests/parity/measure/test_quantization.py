@@ -1,0 +1,52 @@
+"""What quantization cost, and whether weights are the checkpoint's: more of it is in tests/export/test_quantize.py."""
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
+from tests.parity.small_models import in_dtype, session
+
+
+def test_the_cost_is_that_of_the_models_themselves(model, targets):
+    """The candidate and the targets are of one model, the original is another: both columns say how far they are."""
+    original = in_dtype(model, torch.float64)
+    original.lm_head.weight.mul_(1.01)
+    seen = []
+    cost = measure_cost(lambda: session(original, torch.float64), session(model), targets, lambda *s: seen.append(s))
+    for part in (cost.weights, cost.as_run):
+        assert part.relative_error == pytest.approx(0.01 / 1.01, rel=1e-3)
+        assert part.relative_error_max == pytest.approx(0.01 / 1.01, rel=1e-2)
+        assert (part.top1_agreement, part.positions) == (1.0, 5 * 9)
+        assert 0 < part.kl_mean <= part.kl_max
+    done, total = seen[-1][1:]
+    assert done == total == 2 + 5 * 9
+    assert [step[1] for step in seen] == list(range(total + 1))
+
+
+def test_nothing_is_lost_against_oneself(model, targets):
+    cost = measure_cost(lambda: session(model, torch.float64), session(model), targets)
+    assert cost.weights.relative_error < 1e-12
+    assert np.isfinite(cost.as_run.kl_max) and cost.as_run.relative_error < 1e-4
+
+
+def test_every_element_of_a_weight_is_checked(quantized):
+    checkpoint, artifact = quantized("int8", changes={"max_position_embeddings": 48})
+    seen = []
+    source = Checkpoint(checkpoint)
+    check_weights(artifact, source, lambda *step: seen.append(step))
+    assert seen[-1][1] == seen[-1][2] == len(artifact.manifest.quantization.tensors)
+    name = next(iter(artifact.manifest.quantization.tensors))
+
+    class Changed(Checkpoint):
+        def tensor(self, wanted):
+            value = super().tensor(wanted)
+            if wanted == name:
+                value = value.clone()
+                value[3, 5] += 0.5 * value.abs().max()
+            return value
+
+    with pytest.raises(CheckFailed, match=f"{name} is not the checkpoint's weight quantized"):
+        check_weights(artifact, Changed(checkpoint))

@@ -1,0 +1,167 @@
+"""The page of a verification: self-contained, well-formed, and it says first what matters most."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+
+from lucid_deploy.cli import main
+from lucid_deploy.parity import check
+from lucid_deploy.parity.measure.gate import Gate
+from lucid_deploy.parity.show.page import TEMPLATES, render_page
+from tests.parity.faults import change_weight
+from tests.parity.pages import check_page
+from tests.parity.small_models import session
+
+CONTEXT = 48
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def directory(exported, tmp_path):
+    """A copy of an artifact, with a tokenizer of 97 words that starts every text with w1."""
+    _, artifact = exported(max_position_embeddings=CONTEXT)
+    copy = shutil.copytree(artifact.directory, tmp_path / "artifact <b>")
+    tokenizer = Tokenizer(WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    tokenizer.save(str(copy / "tokenizer.json"))
+    return copy
+
+
+def verify(directory, *arguments):
+    command = ["verify", str(directory), "--steps", "8", *map(str, arguments)]
+    return CliRunner().invoke(main, command, catch_exceptions=False)
+
+
+def message(result):
+    return " ".join(result.stderr.split())
+
+
+def test_the_page_of_a_sound_artifact(directory, tmp_path):
+    target = tmp_path / "page.html"
+    text = tmp_path / "text.txt"
+    text.write_text("w1 w2 w3 w4 w5 w6 w7 w1 w2 w3 w4")
+    result = verify(directory, "--report", target, "--text", text, "--text-tokens", 10, "--seed", 4, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    page = check_page(target.read_text(encoding="utf-8"))
+    words = " ".join("".join(page.text).split())
+    assert words.index("Passed") < words.index("What was compared")
+    assert "artifact <b>" in words
+    for part in ("Error against position", "Own and inherited error", "Where errors in Y come from", "Conditioning"):
+        assert part in words
+    assert "Perplexity of 9 tokens" in words
+    data = json.loads(result.stdout)
+    assert data["explanation"]["perplexity"]["tokens"] == 9
+    assert data["explanation"]["origin"] is None
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []  # nothing unfinished is left
+    assert str(data["seed"]) in words
+
+
+def test_the_page_of_a_failure_names_where_the_error_starts(directory, tmp_path):
+    change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
+    target = tmp_path / "page.html"
+    target.write_text("an older page")
+    result = verify(directory, "--report", target)
+    assert result.exit_code == 1
+    page = check_page(target.read_text(encoding="utf-8"))
+    words = " ".join("".join(page.text).split())
+    assert words.index("Failed") < words.index("The error starts in layer 1 Y") < words.index("What was compared")
+    assert "beyond" in words
+    assert "The error starts in layer 1 Y" in " ".join(result.stdout.split())
+    assert "v_proj" in message(result)
+
+
+def test_a_tolerance_is_said_first_everywhere(directory, tmp_path):
+    change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
+    target = tmp_path / "page.html"
+    result = verify(directory, "--tolerance", 0.5, "--report", target, "--json", tmp_path / "data.json")
+    assert result.exit_code == 0, result.stderr
+    assert "tolerance of 0.5 was set by hand" in " ".join(result.stdout.split())
+    words = " ".join("".join(check_page(target.read_text()).text).split())
+    assert words.index("A tolerance was set by hand") < words.index("Passed")
+    assert "By them this artifact would have failed" in words
+    gate = json.loads((tmp_path / "data.json").read_text())["gate"]
+    assert (gate["tolerance"], gate["within_derived"]) == (0.5, False)
+    tight = verify(directory, "--tolerance", 1e-9)
+    assert tight.exit_code == 1
+    assert "failed: The tolerance of 1e-09 was set by hand" in message(tight)
+
+
+# Pages of reports made without an artifact
+
+
+FACTS = {
+    "artifact": "somewhere",
+    "checkpoint": "elsewhere",
+    "device": "cpu",
+    "cache": "growing, float32",
+    "files": 8,
+    "bytes": 12345,
+    "exported_with": {"torch": "2.9"},
+}
+
+
+@pytest.fixture(scope="module")
+def report(model, targets):
+    return replace(check(session(model), targets), left_out=())  # fewer steps are taken to save time
+
+
+def page_of(report, model, **facts):
+    text = render_page(report, {**FACTS, "model": model.config.to_dict(), **facts})
+    return text, " ".join("".join(check_page(text).text).split())
+
+
+def test_the_first_line_says_how_much_was_judged(report, model):
+    _, words = page_of(report, model)
+    total = len(report.comparisons)
+    first = f"Judged {total} of {total} comparisons against this toolkit's own PyTorch model in float64."
+    assert words.index(first) < words.index("Passed") < words.index("What was checked")
+
+
+def test_every_check_has_a_row(report, model):
+    _, words = page_of(report, model)
+    for item in report.checks:
+        assert item.name in words and item.detail in words
+    assert words.index("Every check, made or not") < words.index("What was compared", words.index("Every check"))
+
+
+def test_what_was_not_judged_stands_beside_the_verdict(report, model):
+    wide = replace(report.comparisons[0], gate=Gate(1.5e8, 3e7), blind_positions=len(report.comparisons[0].errors))
+    text, words = page_of(replace(report, comparisons=(wide, *report.comparisons[1:])), model)
+    assert "Not everything could be judged." in words and "1 comparison was not judged" in words
+    assert '<td class="number unsure">not judged</td>' in text
+    assert "Not everything could be judged" not in page_of(report, model)[1]
+
+
+def test_what_was_left_out_stands_beside_the_verdict(report, model):
+    _, words = page_of(replace(report, left_out=("No prompt was fed backwards.",)), model)
+    assert words.index("No prompt was fed backwards.") < words.index("What was checked")
+
+
+def test_every_text_is_escaped(report, model):
+    wild = replace(
+        report,
+        label="<b>label</b>",
+        left_out=("<i>left</i>",),
+        comparisons=tuple(replace(item, schedule="<u>fed</u>") for item in report.comparisons),
+    )
+    text, words = page_of(wild, model, artifact="<s>artifact</s>", checkpoint='"quoted" & <em>')
+    for letter in ("<b>", "<i>", "<u>", "<s>", "<em>"):
+        assert letter not in text.replace("<b>K", "").replace("<b>Y", "").replace("<b>logits", "").replace("<b>E", "")
+        assert letter in words
+
+
+def test_the_templates_are_part_of_the_package():
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert settings["lucid_deploy.parity.show"] == ["templates/*"]
+    assert {path.name for path in TEMPLATES.iterdir()} == {"page.html.j2", "blocks.html.j2", "page.css"}

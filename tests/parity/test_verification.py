@@ -1,0 +1,173 @@
+"""One call that checks all there is to check of an artifact, and says what it did not."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.artifact import WEIGHTS, open_artifact
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.parity import VerifyOptions, verify_artifact
+from lucid_deploy.parity.measure import phases
+from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.parity.faults import change_weight, rehash
+
+CONTEXT = 48  # prompts of 35 tokens with 8 steps
+FEW = VerifyOptions(steps=8)
+
+
+@pytest.fixture
+def artifact(exported):
+    return exported(max_position_embeddings=CONTEXT)[1]
+
+
+@pytest.fixture
+def damaged(artifact, tmp_path):
+    return shutil.copytree(artifact.directory, tmp_path / "artifact")
+
+
+def outcomes(verification):
+    return {check.name: check.outcome for check in verification.checks}
+
+
+def test_everything_is_checked(artifact):
+    seen = []
+    found = verify_artifact(artifact, FEW, seen.append)
+    assert found.passed and found.failure == "" and found.raise_if_failed() is found
+    assert found.report.verdict().startswith("onnxruntime computes what PyTorch computes")
+    assert outcomes(found) == {
+        "files": "passed",
+        "memory": "passed",
+        "weights": "not done",
+        "tensors": "passed",
+        "free generation": "reported",
+        "causes": "not done",
+        "text": "not done",
+        "cost of quantization": "not done",
+        "whole verification": "not done",
+        "longer contexts": "not done",
+        "another implementation": "not done",
+    }
+    assert seen[0].phase == phases.FILES and found.seconds > 0
+
+
+def test_the_result_is_plain_data(artifact):
+    data = json.loads(json.dumps(verify_artifact(artifact, FEW).to_dict(), allow_nan=False))
+    assert (data["passed"], data["hashes_checked"], data["runtime"]) == (True, True, "onnxruntime")
+    assert data["artifact"] == str(artifact.directory)
+    assert data["coverage"]["judged"] == data["coverage"]["total"] == len(data["comparisons"])
+    assert [check["name"] for check in data["checks"]][:3] == ["files", "memory", "weights"]
+
+
+def test_a_damaged_file_is_a_result_and_nothing_is_run_on_it(damaged, monkeypatch):
+    with open(damaged / WEIGHTS, "r+b") as file:
+        file.write(b"damage")
+    monkeypatch.setattr("lucid_deploy.runtimes.open_session", None)  # nothing is opened
+    found = verify_artifact(open_artifact(damaged), FEW)
+    assert not found.passed and found.report is None
+    assert outcomes(found)["files"] == "failed" and outcomes(found)["tensors"] == "not done"
+    with pytest.raises(CheckFailed, match=f"sha256 of {WEIGHTS} differs"):
+        found.raise_if_failed()
+    assert json.dumps(found.to_dict()) and found.to_dict()["verdict"] == found.failure
+
+
+def test_a_wrong_weight_is_a_result_with_its_cause(damaged):
+    change_weight(damaged, "model.layers.1.self_attn.v_proj.weight")
+    found = verify_artifact(open_artifact(damaged), FEW)
+    assert not found.passed and outcomes(found)["tensors"] == "failed" and outcomes(found)["causes"] == "reported"
+    with pytest.raises(CheckFailed, match=r"layer 1 Y leaves the gate .* The error starts in layer 1 Y.*v_proj"):
+        found.raise_if_failed()
+    assert "\n" not in found.failure
+
+
+def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantized, tmp_path):
+    _, artifact = quantized("int8", changes={"max_position_embeddings": CONTEXT})
+    found = verify_artifact(artifact, VerifyOptions(steps=4))
+    assert found.passed and outcomes(found)["weights"] == "passed"
+    assert outcomes(found)["cost of quantization"] == "reported"
+    assert found.report.reference.kind == "own model, dequantized"
+    assert found.to_dict()["quantization"]["weights_checked"] is True
+    assert any("every element was checked" in line for line in found.report.quantization_lines())
+    bad = shutil.copytree(artifact.directory, tmp_path / "bad")
+    data = np.fromfile(bad / WEIGHTS, dtype=np.uint8)
+    data[len(data) // 2 : len(data) // 2 + 4096] ^= 0x40
+    data.tofile(bad / WEIGHTS)
+    rehash(bad)
+    found = verify_artifact(open_artifact(bad), VerifyOptions(steps=4))
+    assert outcomes(found)["weights"] == "failed" and outcomes(found)["tensors"] == "not done"
+    assert "is not the checkpoint's weight" in found.failure
+
+
+def test_a_report_that_rests_on_no_check_of_weights_does_not_claim_one(quantized):
+    checkpoint, artifact = quantized("int8", changes={"max_position_embeddings": CONTEXT})
+    from lucid_deploy.runtimes import open_session
+
+    report = verify_against(open_session(artifact), Checkpoint(checkpoint), VerifyOptions(steps=4), artifact)
+    assert report.to_dict()["quantization"]["weights_checked"] is False
+    assert not any("every element was checked" in line for line in report.quantization_lines())
+    assert {check.name: check.outcome for check in report.checks}["weights"] == "not done"
+
+
+def test_a_model_that_does_not_fit_into_its_type_is_a_result(artifact, monkeypatch):
+    def overflow(*arguments, **options):
+        raise CheckFailed("The PyTorch model gives NaN or infinity in float16 (layer 0 K).")
+
+    monkeypatch.setattr("lucid_deploy.parity.verification.prepare", overflow)
+    found = verify_artifact(artifact, FEW)
+    assert outcomes(found)["tensors"] == "failed" and "float16" in found.failure and found.report is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (VerifyOptions(tolerance=1.0), "above 0 and below 1"),
+        (VerifyOptions(prompt=""), "prompt to verify with is empty"),
+        (VerifyOptions(prompt="hello"), "no tokenizer.json"),
+        (VerifyOptions(text="hello"), "no tokenizer.json"),
+        (VerifyOptions(checkpoint="/no/such/place"), "no checkpoint"),
+        (VerifyOptions(steps=0), "at least one decode step"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_verified_is_an_error(artifact, options, words):
+    with pytest.raises(LucidError, match=words) as caught:
+        verify_artifact(artifact, options)
+    assert not isinstance(caught.value, CheckFailed)
+
+
+def test_tokens_can_be_given_as_ids(artifact):
+    options = VerifyOptions(steps=4, prompt=np.array([5, 9, 2]), text=np.arange(1, 30))
+    found = verify_artifact(artifact, options)
+    assert found.passed and found.report.scenarios[-1].name == "prompt"
+    assert outcomes(found)["text"] == "reported" and found.report.explanation.perplexity.tokens == 28
+    assert outcomes(found)["causes"] == "not done"
+
+
+def test_what_was_left_out_is_among_the_checks(exported):
+    _, artifact = exported(max_position_embeddings=200)
+    found = verify_artifact(artifact, VerifyOptions(quick=True))
+    assert found.passed
+    missing = [check.detail for check in found.checks if check.name == "whole verification"]
+    assert missing == list(VerifyOptions(quick=True).extent.left_out()) == found.to_dict()["left_out"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_held_to_a_baseline_of_that_precision(make_checkpoint, dtype):
+    source = Checkpoint(make_checkpoint(max_position_embeddings=CONTEXT))
+    candidate = TorchSession(load_model(source, getattr(torch, dtype), implementation="reference"))
+    loaded = []
+    report = verify_against(candidate, source, VerifyOptions(steps=8), progress=lambda what, *_: loaded.append(what))
+    assert report.passed, report.verdict()
+    assert report.dtype == dtype
+    assert list(dict.fromkeys(loaded)) == [
+        phases.loading(dtype),
+        phases.baseline(dtype),
+        phases.REFERENCE,
+        phases.candidate("torch", dtype),
+        phases.CONDITIONING,
+    ]
+    assert max(item.gate.limit for item in report.comparisons) > 1e-3  # not the gates of float32

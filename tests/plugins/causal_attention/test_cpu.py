@@ -1,0 +1,52 @@
+"""The CPU library's attention of a prompt against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION
+from tests.plugins.cpu_sessions import attention_problem as problem
+from tests.plugins.cpu_sessions import check, poison, run, runnable, session
+
+
+@pytest.mark.parametrize("past", [0, 1, 100])
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 127, 200, 257, 1000])
+def test_prompt_sizes(library, fastest, tokens, past):
+    q, k, y = problem(tokens, past, 64, 2)
+    mask = torch.ones(1, past + tokens, dtype=torch.bool)
+    exact, dense = causal_attention(q.double(), k.double(), y.double()), causal_attention(q, k, y)
+    for name in runnable(library):
+        kernels_name(library, name)
+        for threads in (1, 2):
+            check(run(session(CAUSAL_ATTENTION, library, threads), q, k, y, mask)[0], dense, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("width", "groups"), [(16, 1), (36, 3), (64, 4), (68, 8), (80, 1), (128, 2), (256, 1)])
+def test_prompt_widths_groups_and_padding(library, fastest, width, groups, dtype):
+    tokens, past = 150, 110
+    q, k, y = problem(tokens, past, width, groups, batch=2, dtype=getattr(torch, dtype))
+    mask = torch.ones(2, past + tokens, dtype=torch.bool)
+    mask[0, :205] = False  # past a tile, and into the new tokens
+    mask[1, -40:] = False
+    mask[1, past + 7] = False
+    exact = causal_attention(q.double(), k.double(), y.double(), mask)
+    dense = causal_attention(q.float(), k.float(), y.float(), mask).to(q.dtype)
+    token = mask[:, None, past:, None]
+    for name in runnable(library):
+        kernels_name(library, name)
+        (clean,) = run(session(CAUSAL_ATTENTION, library, 2, dtype), q, k, y, mask)
+        check(clean, dense, exact, dtype)  # a padded row sees itself and what is before it
+        (o,) = run(session(CAUSAL_ATTENTION, library, 2, dtype), q, poison(k, mask), poison(y, mask), mask)
+        assert torch.equal(o.where(token, clean), clean), "what padding holds must not matter"
+
+
+def test_large_scores(library):
+    q, k, y = problem(300, 0, 64, 1)
+    q = 30 * q  # weights that differ by more than float32 can hold
+    mask = torch.ones(1, 300, dtype=torch.bool)
+    exact, dense = causal_attention(q.double(), k.double(), y.double()), causal_attention(q, k, y)
+    check(run(session(CAUSAL_ATTENTION, library), q, k, y, mask)[0], dense, exact)

@@ -1,0 +1,27 @@
+"""The ONNX body in onnxruntime, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION
+from tests.plugins.onnx_bodies import error, inputs, run, single_operator
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def of_type(request: pytest.FixtureRequest):
+    return request.param, single_operator(CAUSAL_ATTENTION, request.param)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("n", "past"), [(1, 0), (1, 300), (2, 0), (255, 0), (256, 1), (257, 40), (600, 0)])
+def test_causal_attention(of_type, n: int, past: int, padded: bool) -> None:
+    dtype, session = of_type
+    q, k, y, mask = inputs(past + n, 0.9, padded, dtype)
+    arguments = (q[:, :, past:], k, y)
+    exact = causal_attention(*(x.double() for x in arguments), mask)
+    baseline = error(causal_attention(*arguments, mask), exact)
+    (out,) = run(session, **dict(zip(("Q", "K", "Y"), arguments, strict=True)), mask=mask)
+    assert error(out, exact) <= 4 * baseline + torch.finfo(k.dtype).eps

@@ -1,0 +1,48 @@
+"""Processes in which Triton interprets kernels on the CPU (see ``interpreter``), and the library of CPU kernels."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from tests.patience import PATIENCE
+from tests.plugins import interpreter
+
+
+@pytest.fixture(scope="session")
+def interpreter_pool() -> Iterator[Pool]:
+    pytest.importorskip("triton", reason='the kernel tests need Triton: pip install -e ".[kernels]"')
+    pool = multiprocessing.get_context("spawn").Pool(2, initializer=interpreter.start)
+    yield pool
+    pool.terminate()
+    pool.join()
+
+
+@pytest.fixture
+def interpret(interpreter_pool: Pool) -> Callable[..., Any]:
+    """Call a function of a module in an interpreter's process."""
+
+    def call(function: Callable[..., Any], *arguments: Any) -> Any:
+        return interpreter_pool.apply_async(function, arguments).get(timeout=PATIENCE)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def library(cpu_library: Path) -> Path:
+    """Return the library of CPU kernels."""
+    return cpu_library
+
+
+@pytest.fixture
+def fastest(library: Path):
+    """Give back the kernels the library started with, after a test that chose others."""
+    name = kernels_name(library)
+    yield name
+    kernels_name(library, name)

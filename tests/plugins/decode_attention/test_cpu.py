@@ -1,0 +1,75 @@
+"""The CPU library's attention of one token against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.table import DECODE_ATTENTION
+from tests.plugins.cpu_sessions import attention_problem, check, poison, run, runnable, session
+
+
+def token_problem(past, width, groups, batch=1, dtype=torch.float32, correlation=0.9):
+    q, k, y = attention_problem(past + 1, 0, width, groups, correlation, batch, dtype=dtype)
+    v_new = y[:, :, past:]
+    return q[:, :, past:], k[:, :, past:], v_new, k[:, :, :past], y[:, :, :past]
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("past", [0, 1, 63, 64, 65, 127, 200, 257, 1000, 1024, 2500])
+def test_token_sizes(library, fastest, past, correlation):
+    inputs = token_problem(past, 64, 4, correlation=correlation)
+    mask = torch.ones(1, past + 1, dtype=torch.bool)
+    exact = decode_attention(*(x.double() for x in inputs), implementation="reference")
+    dense = decode_attention(*inputs, implementation="reference")
+    for name in runnable(library):
+        kernels_name(library, name)
+        for threads in (1, 2):
+            for got, plain, true in zip(
+                run(session(DECODE_ATTENTION, library, threads), *inputs, mask), dense, exact, strict=True
+            ):
+                check(got, plain, true)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("width", "groups"), [(16, 1), (36, 3), (64, 4), (68, 8), (80, 15), (128, 16), (128, 40), (256, 5)]
+)
+def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype):
+    past = 1300
+    q, k_new, v_new, k, y = token_problem(past, width, groups, batch=3, dtype=getattr(torch, dtype))
+    mask = torch.ones(3, past + 1, dtype=torch.bool)
+    mask[0, :1100] = False  # a whole chunk is padding
+    mask[1, 150:past] = False  # as in a static buffer that is filled up to 150
+    mask[2, [3, 700, past]] = False  # the new token is padding: its Y is its V
+    inputs = (q, k_new, v_new, k, y)
+    exact = decode_attention(*(x.double() for x in inputs), mask=mask, implementation="reference")
+    dense = [
+        x.to(q.dtype) for x in decode_attention(*(x.float() for x in inputs), mask=mask, implementation="reference")
+    ]
+    garbage = (q, k_new, v_new, poison(k, mask[:, :past]), poison(y, mask[:, :past]))
+    for name in runnable(library):
+        kernels_name(library, name)
+        clean = run(session(DECODE_ATTENTION, library, 2, dtype), *inputs, mask)
+        for got, plain, true in zip(clean, dense, exact, strict=True):
+            check(got, plain, true, dtype)
+        assert torch.equal(clean[1][2], v_new[2])
+        for got, same in zip(run(session(DECODE_ATTENTION, library, 2, dtype), *garbage, mask), clean, strict=True):
+            assert torch.equal(got, same), "what padding holds must not matter"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y[:, :, 1:], m), "K and Y differ"),
+        (lambda q, kn, vn, k, y, m: (q, kn[:, :, :0], vn, k, y, m), "not one row"),
+        (lambda q, kn, vn, k, y, m: (q[:, :3], kn, vn, k, y, m), "Q and K do not fit"),
+        (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y, m[:, 1:]), "mask is not"),
+    ],
+)
+def test_shapes_that_do_not_fit(library, change, message):
+    mask = torch.ones(1, 21, dtype=torch.bool)
+    with pytest.raises(Exception, match=message):
+        run(session(DECODE_ATTENTION, library), *change(*token_problem(20, 64, 4), mask))

@@ -1,0 +1,178 @@
+"""Decoding from a cache as it is stored, against float64 on the same stored numbers.
+
+Gates come from the path without these kernels: the rows converted to the model's type, then the dense operator.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.cache.storage import cache_tensors, encode_layer
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8
+from tests.plugins.cpu_sessions import check, error, keys, poison, run, runnable, session
+
+OPERATORS = {"float16": DECODE_ATTENTION_FLOAT16, "int8": DECODE_ATTENTION_INT8}
+# Types of model and cache; a float16 model whose cache is float16 too needs no other operator.
+TYPES = [("float32", "int8"), ("float32", "float16"), ("float16", "int8")]
+
+
+def problem(past, width, groups, batch=1, dtype="float32", correlation=0.9, heads=2):
+    """Return Q, K_new, V_new in the model's type, and K, Y of the past in float32."""
+    generator = torch.Generator().manual_seed(past + width + groups)
+    k = keys(generator, batch, heads, past + 1, width, correlation)
+    y = torch.randn(batch, heads, past + 1, width, generator=generator)
+    q = 2 * torch.randn(batch, heads * groups, 1, width, generator=generator)
+    kind = getattr(torch, dtype)
+    return (q.to(kind), k[:, :, past:].to(kind), y[:, :, past:].to(kind)), k[:, :, :past], y[:, :, :past]
+
+
+def store(k, y, cache_dtype):
+    return tuple(
+        map(torch.from_numpy, encode_layer((k.numpy(), y.numpy()), cache_tensors(cache_dtype, *k.shape[1::2])))
+    )
+
+
+def read(stored, dtype, work=None):
+    """Return K and Y of stored rows, multiplied out in ``work`` and rounded to ``dtype``."""
+    rows = [x.to(work or dtype) for x in stored[:2]]
+    return (
+        [(x * scale.to(x.dtype)).to(dtype) for x, scale in zip(rows, stored[2:], strict=True)] if stored[2:] else rows
+    )
+
+
+def paths(new, stored, mask):
+    """Return what float64 and what the path without these kernels make of stored rows."""
+    kind, double = new[0].dtype, torch.float64
+    exact = decode_attention(*(x.double() for x in new), *read(stored, double), mask=mask, implementation="reference")
+    k, y = read(stored, kind, torch.float32)
+    plain = decode_attention(
+        *(x.float() for x in (*new, k, y)),
+        mask=mask,
+        implementation="reference",
+    )
+    return exact, [x.to(kind) for x in plain]
+
+
+def decode(library, new, stored, mask, threads=2):
+    dtype, cache_dtype = ("float32" if new[0].dtype == torch.float32 else "float16"), str(stored[0].dtype)[6:]
+    return run(session(OPERATORS[cache_dtype], library, threads, dtype), *new, *stored, mask)
+
+
+def check_all(library, new, stored, mask):
+    exact, plain = paths(new, stored, mask)
+    dtype = "float32" if new[0].dtype == torch.float32 else "float16"
+    for name in runnable(library):
+        kernels_name(library, name)
+        for got, dense, true in zip(decode(library, new, stored, mask), plain, exact, strict=True):
+            check(got, dense, true, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+def test_sizes_and_correlations(library, fastest, correlation, dtype, cache_dtype):
+    for past in (0, 1, 15, 17, 63, 96, 97, 200, 1000, 1024, 2500):
+        # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
+        batch = 12 if past < 20 else 4 if correlation == 1.0 else 1
+        new, k, y = problem(past, 64, 4, batch, dtype, correlation)
+        check_all(library, new, store(k, y, cache_dtype), torch.ones(batch, past + 1, dtype=torch.bool))
+
+
+def padded_mask(past):
+    """Return a mask of four rows: padding on the left, a buffer that is filled in part, holes, and nothing at all."""
+    mask = torch.ones(4, past + 1, dtype=torch.bool)
+    mask[0, :1100] = False  # a whole chunk and more
+    mask[1, 150:past] = False
+    mask[2, [3, 700, past]] = False  # the new token is padding: its Y is its V
+    mask[3, :past] = False
+    return mask
+
+
+@pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
+@pytest.mark.parametrize(
+    ("width", "groups"), [(2, 1), (8, 3), (16, 1), (36, 3), (64, 4), (68, 8), (128, 2), (128, 16), (256, 5)]
+)
+def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache_dtype):
+    past = 1300
+    new, k, y = problem(past, width, groups, 4, dtype)
+    mask, stored = padded_mask(past), store(k, y, cache_dtype)
+    exact, plain = paths(new, stored, mask)
+    hidden = ~mask[:, None, :past, None]
+    garbage = [x.masked_fill(hidden, -128) if x.dtype == torch.int8 else poison(x, mask[:, :past]) for x in stored]
+    for name in runnable(library):
+        kernels_name(library, name)
+        clean = decode(library, new, stored, mask)
+        for got, dense, true in zip(clean, plain, exact, strict=True):
+            check(got, dense, true, dtype)
+        assert torch.equal(clean[1][2:], new[2][2:])
+        for got, same in zip(decode(library, new, garbage, mask, threads=1), clean, strict=True):
+            assert torch.equal(got, same), "what padding holds must not matter, nor the number of threads"
+
+
+def scaled(past, of_k, of_y, seed=0):
+    """Return a problem whose rows have sizes that lie far apart: 10 to the power of up to ``of_k`` and ``of_y``."""
+    new, k, y = problem(past, 64, 4, 2)
+    generator = torch.Generator().manual_seed(seed)
+    low_k, low_y = (10.0 ** (span * torch.rand(2, 2, past, 1, generator=generator)) for span in (of_k, of_y))
+    return new, k * low_k, y * low_y
+
+
+@pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-3.0, -3.0), (-30.0, 30.0), (0.5, -30.0), (-40.0, -40.0)])
+def test_sizes_of_rows_far_apart(library, fastest, of_k, of_y):
+    new, k, y = scaled(500, of_k, of_y)
+    check_all(library, new, store(k, y, "int8"), torch.ones(2, 501, dtype=torch.bool))
+
+
+def test_keys_whose_squares_are_beyond_float32(library, fastest):
+    """The new row of Y does not depend on how long keys are. Scores do: one key gets all the weight."""
+    past, mask = 500, torch.ones(2, 501, dtype=torch.bool)
+    new, k, y = problem(past, 64, 4, 2)
+    numbers, values, k_scale, y_scale = store(k, y, "int8")
+    _, plain = paths(new, (numbers, values, k_scale, y_scale), mask)
+    huge = (numbers, values, k_scale * 2.0**100, y_scale)
+    exact, _ = paths(new, huge, mask)
+    for name in runnable(library):
+        kernels_name(library, name)
+        o, y_new = decode(library, new, huge, mask)
+        check(y_new, plain[1], exact[1])
+        check(o, plain[0], exact[0])
+
+
+@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
+def test_rows_of_zeros_and_full_scale(library, fastest, cache_dtype):
+    """Rows of zeros have the scale 0; rows of ±1 are all ±127 in int8."""
+    new, k, y = problem(300, 36, 3, 2)
+    k[:, :, ::3], y[:, :, 1::3] = k[:, :, ::3].sign(), y[:, :, 1::3].sign()
+    k[:, :, 5::7], y[:, :, 5::11] = 0.0, 0.0
+    stored = store(k, y, cache_dtype)
+    if cache_dtype == "int8":
+        assert (stored[2] == 0).any() and stored[0].abs().float().mean(-1).max() == 127
+    check_all(library, new, stored, torch.ones(2, 301, dtype=torch.bool))
+    check_all(library, new, store(0 * k, 0 * y, cache_dtype), torch.ones(2, 301, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, y, ks, ys: (k, y[:, :, 1:], ks, ys), "DecodeAttentionInt8: K and Y differ"),
+        (lambda k, y, ks, ys: (k, y, ks[:, :, 1:], ys), "K_scale or Y_scale is not one number a row"),
+        (lambda k, y, ks, ys: (k, y, ks, ys.expand(-1, -1, -1, 64)), "K_scale or Y_scale is not one number a row"),
+    ],
+)
+def test_shapes_that_do_not_fit(library, change, message):
+    new, k, y = problem(20, 64, 4)
+    with pytest.raises(Exception, match=message):
+        decode(library, new, change(*store(k, y, "int8")), torch.ones(1, 21, dtype=torch.bool))
+
+
+def test_the_gate_would_see_one_scale_for_another(library):
+    """A scale of the row beside it, or K's in the place of Y's, is far beyond every gate above."""
+    new, k, y = scaled(500, 1.0, 1.0)
+    stored, mask = store(k, y, "int8"), torch.ones(2, 501, dtype=torch.bool)
+    exact, plain = paths(new, stored, mask)
+    numbers, values, k_scale, y_scale = stored
+    for wrong in ((k_scale.roll(1, 2), y_scale), (k_scale, y_scale.roll(1, 2)), (y_scale, k_scale)):
+        o, _ = decode(library, new, (numbers, values, *wrong), mask)
+        assert error(o, exact[0]) > 1000 * error(plain[0], exact[0])

@@ -1,0 +1,35 @@
+"""Both versions of decode attention against prefill of one token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.causal_attention import causal_attention
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.precondition import precondition
+from tests.plugins.problems import keys
+
+
+@pytest.mark.parametrize("implementation", ["reference", "fused"])
+@pytest.mark.parametrize("past", [0, 1, 64, 300])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_decode_is_prefill_of_one_token(implementation: str, past: int, groups: int) -> None:
+    k, v = keys(0.95, 2, 2, past + 1, 20), torch.randn(2, 2, past + 1, 20, dtype=torch.float64)
+    q = torch.randn(2, 2 * groups, 1, 20, dtype=torch.float64)
+    mask = torch.ones(2, past + 1, dtype=torch.bool)
+    mask[1, : past // 3] = False
+    y = precondition(k, v, mask=mask, implementation="reference")
+    wanted = causal_attention(q, k, y, mask)
+    out, y_new = decode_attention(
+        q, k[:, :, -1:], v[:, :, -1:], k[:, :, :-1], y[:, :, :-1], mask, implementation=implementation
+    )
+    torch.testing.assert_close(y_new, y[:, :, -1:], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(out, wanted, rtol=1e-9, atol=1e-11)
+
+
+def test_decode_with_large_scores_does_not_overflow() -> None:
+    q = torch.full((1, 1, 1, 16), 60.0)
+    k = torch.full((1, 1, 3, 16), 60.0)
+    out, _ = decode_attention(q, k[:, :, :1], k[:, :, :1], k, torch.ones_like(k))
+    assert out.isfinite().all()

@@ -1,0 +1,49 @@
+"""The decode kernels in Triton's interpreter against float64."""
+
+import pytest
+
+from tests.plugins.decode_attention.kernel_runs import run_decode
+from tests.plugins.kernel_cases import Case, within_gate
+
+CASES = [
+    Case(new=1, past=0),
+    Case(new=1, past=0, dtype="bfloat16", groups=1),
+    Case(new=1, past=1, dtype="float16", keys=0.99),
+    Case(new=1, past=63, keys=0.99),
+    Case(new=1, past=64, dtype="bfloat16", keys="repeated", groups=7),
+    Case(new=1, past=65, dtype="float16", keys=0.9, groups=15),
+    Case(new=1, past=200, dtype="bfloat16", keys=0.99, groups=16),
+    Case(new=1, past=257, keys="repeated"),
+    Case(new=1, past=100, dtype="float16", keys=0.9, groups=40),
+    Case(new=1, past=257, dtype="float16", keys=0.99, groups=1),
+    Case(new=1, past=2100, dtype="bfloat16", keys=0.9, heads=1, tuned=(0, 16)),
+    Case(new=1, past=100, keys=0.0),
+    Case(new=1, past=100, dtype="float16", keys=0.9, batch=2, padded=True),
+    Case(new=1, past=257, dtype="bfloat16", keys=0.99, batch=2, padded=True, groups=8),
+    Case(new=1, past=65, keys=0.9, batch=2, padded=True, static=200),
+    Case(new=1, past=3, dtype="float16", keys=0.9, batch=2, padded=True, static=509),
+    Case(new=1, past=0, dtype="float16", keys=0.9, static=128),
+]
+WIDTHS = [
+    Case(new=1, past=100, width=width, dtype=dtype, keys=0.9, heads=1)
+    for width, dtype in [
+        (16, "bfloat16"),
+        (36, "float32"),
+        (68, "float16"),
+        (68, "bfloat16"),
+        (80, "float32"),
+        (96, "float16"),
+        (128, "bfloat16"),
+        (255, "float16"),
+        (256, "float32"),
+    ]
+]
+
+
+@pytest.mark.parametrize("case", CASES + WIDTHS, ids=str)
+def test_error_is_that_of_rounding(case, interpret):
+    result = interpret(run_decode, case)
+    assert within_gate(result["error"], result["plain"], case.dtype), result
+    assert within_gate(result["y_error"], result["y_plain"], case.dtype), result
+    assert result["guards_intact"], "the kernel wrote outside its outputs or its workspace"
+    assert result["padding_is_v"]

@@ -1,0 +1,68 @@
+"""The launches of decode attention's kernels. Needs no Triton."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.plugins.decode_attention.plan import MAX_SPLITS, plan_decode_attention, query_rows, variants
+from lucid_deploy.plugins.shared.plan import Plan
+from lucid_deploy.plugins.table import DECODE_ATTENTION
+
+
+def decode(**changes) -> Plan:
+    sizes = {"batch": 2, "heads": 3, "groups": 4, "past": 1000, "width": 68, "dtype": "float16", "epsilon": 1e-5}
+    return plan_decode_attention(**sizes | {"arch": 90} | changes)
+
+
+def test_tensors_are_those_of_the_table():
+    known = {*DECODE_ATTENTION.input_names, *DECODE_ATTENTION.output_names, "workspace"}
+    assert {name for step in decode().steps for name in step.pointers} == known
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    assert decode(past=1 << 20).workspace_bytes == decode(past=1).workspace_bytes
+
+
+def test_splits_fill_the_device():
+    assert decode(batch=1, heads=4, past=32768).steps[0].grid == (4, 64, 1)
+    assert decode(batch=1, heads=1, past=32768).steps[0].grid == (1, MAX_SPLITS, 1)
+    assert decode(batch=64, heads=8, past=32768).steps[0].grid == (512, 1, 1)
+    assert decode(past=0).steps[0].grid == (6, 1, 1)
+    assert decode(groups=71).steps[0].grid[2] == 3  # 31 query heads and the new key a tile
+
+
+@pytest.mark.parametrize("past", [0, 1, 100, 5000, 100_000])
+@pytest.mark.parametrize("batch_heads", [1, 3, 7, 128, 255, 256, 300])
+def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch_heads):
+    planned = decode(batch=batch_heads, heads=1, past=past)
+    splits = planned.steps[0].scalars["n_splits"]
+    assert batch_heads * splits * 5 * (68 + 2) * 4 <= planned.workspace_bytes
+    assert planned.workspace_bytes <= decode(batch=300, heads=1, past=past).workspace_bytes
+
+
+@pytest.mark.parametrize(("groups", "rows"), [(1, 16), (15, 16), (16, 32), (31, 32), (32, 32), (71, 32)])
+def test_a_tile_holds_the_query_heads_and_the_new_key(groups, rows):
+    assert query_rows(groups) == rows
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 257}, "head width 257 is not supported"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"arch": 75}, "compute capability 7.5 is too old"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        decode(**changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("width", [16, 36, 64, 128, 256])
+@pytest.mark.parametrize("groups", [4, 16])
+def test_every_plan_finds_its_compiled_forms(width, dtype, groups):
+    for step in decode(width=width, dtype=dtype, groups=groups).steps:
+        [variant] = [each for each in variants(90) if each.name == step.variant]
+        assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)
+        assert variant.num_stages == step.num_stages

@@ -1,0 +1,165 @@
+"""Building the library for onnxruntime, and every way in which it can be unusable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.compiler import find_compiler
+from lucid_deploy.plugins.hosts.onnxruntime import build
+from tests.plugins.cpu_sessions import INSTRUCTIONS, runnable
+
+
+@pytest.fixture
+def copy(library: Path, tmp_path: Path) -> Path:
+    """Return a copy of the library, with its record, that a test may damage."""
+    shutil.copy(library.with_name(library.name + ".json"), tmp_path)
+    return Path(shutil.copy(library, tmp_path))
+
+
+def test_a_built_library_is_kept(library):
+    build.check_ort_library(library)
+    before = library.stat().st_mtime_ns
+    assert build.build_ort_library(library) == (library, False)
+    assert library.stat().st_mtime_ns == before
+
+
+def test_the_fastest_kernels_that_can_run_are_chosen(library, fastest):
+    assert fastest == runnable(library)[0]
+    assert [name for name in INSTRUCTIONS if name in runnable(library)][-1] == "portable"
+    with pytest.raises(LucidError, match="cannot run the kernels 'avx1024'"):
+        build.kernels_name(library, "avx1024")
+
+
+def test_a_missing_library(tmp_path):
+    with pytest.raises(LucidError, match=r"no library of kernels .*plugin build --target onnxruntime"):
+        build.check_ort_library(tmp_path / "none.so")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "changed", "no record", "not a record", "half a record"])
+def test_a_damaged_library(copy, damage):
+    record = copy.with_name(copy.name + ".json")
+    data = copy.read_bytes()
+    if damage == "truncated":
+        copy.write_bytes(data[: len(data) // 2])  # loading it would end the process
+    elif damage == "empty":
+        copy.write_bytes(b"")
+    elif damage == "changed":
+        copy.write_bytes(data[:5000] + b"\0" + data[5001:] if data[5000] else data[:5000] + b"\1" + data[5001:])
+    elif damage == "no record":
+        record.unlink()
+    else:
+        record.write_text("[1" if damage == "not a record" else '{"abi": 1}')
+    with pytest.raises(LucidError, match=r"is damaged.*plugin build --target onnxruntime.*--kernels functions"):
+        build.check_ort_library(copy)
+
+
+@pytest.mark.parametrize("field", ["abi", "sources"])
+def test_a_library_of_another_version(copy, field):
+    record = copy.with_name(copy.name + ".json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), field: 0}))
+    with pytest.raises(LucidError, match="from the sources of another version"):
+        build.check_ort_library(copy)
+
+
+def test_something_else_that_loads(tmp_path):
+    other = tmp_path / "other.so"
+    subprocess.run([find_compiler(), "-shared", "-fPIC", "-x", "c++", "/dev/null", "-o", other], check=True)
+    with pytest.raises(LucidError, match="not a usable library of kernels"):
+        build.kernels_name(other)
+
+
+def test_no_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(LucidError, match="CXX=no-such-compiler"):
+        build.build_ort_library(tmp_path / "library.so")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_build_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "library.so").write_text("the one before")
+    monkeypatch.setattr(build, "FLAGS", ("-no-such-flag",))
+    with pytest.raises(LucidError, match="does not compile"):
+        build.build_ort_library(tmp_path / "library.so")
+    assert (tmp_path / "library.so").read_text() == "the one before"
+    assert [path.name for path in tmp_path.iterdir()] == ["library.so"]
+
+
+def test_the_header_that_is_named_is_the_one_that_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNXRUNTIME_ROOT", str(tmp_path))
+    with pytest.raises(LucidError, match=r"ONNXRUNTIME_ROOT is .*no include/onnxruntime_c_api\.h"):
+        build.find_ort_headers()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / build.HEADER).touch()
+    assert build.find_ort_headers() == tmp_path / "include"
+
+
+def test_without_a_header_its_own_declarations_do(monkeypatch):
+    monkeypatch.delenv("ONNXRUNTIME_ROOT", raising=False)
+    monkeypatch.setattr(build, "system_includes", list)
+    assert build.find_ort_headers() is None
+
+
+CHECK = """
+#include "ort_abi.h"
+#include <cstddef>
+#define AT(member, place) static_assert(offsetof(OrtApi, member) == (place) * sizeof(void*), #member)
+AT(CreateStatus, 0); AT(CreateCustomOpDomain, 26); AT(CustomOpDomain_Add, 27); AT(AddCustomOpDomain, 28);
+AT(GetTensorMutableData, 51); AT(GetDimensionsCount, 61); AT(GetDimensions, 62); AT(GetTensorTypeAndShape, 65);
+AT(KernelInfoGetAttribute_float, 85); AT(KernelContext_GetInput, 90); AT(KernelContext_GetOutput, 91);
+AT(ReleaseTensorTypeAndShapeInfo, 99); AT(KernelContext_ParallelFor, 274);
+static_assert(offsetof(OrtCustomOp, KernelComputeV2) == 18 * sizeof(void*), "KernelComputeV2");
+static_assert(sizeof(OrtCustomOp) == 26 * sizeof(void*), "OrtCustomOp");
+"""
+
+
+@pytest.mark.parametrize("header", ["own", "system"])
+def test_the_places_in_onnxruntimes_table(tmp_path, header):
+    """Hold the places against our declarations, and against the real header where one is installed."""
+    include = build.HOST if header == "own" else build.find_ort_headers()
+    if include is None:
+        pytest.skip("no onnxruntime_c_api.h here; the operators' tests ran through the declarations instead")
+    source = tmp_path / "check.cpp"
+    source.write_text(CHECK if header == "own" else CHECK.replace("ort_abi.h", build.HEADER))
+    command = [find_compiler(), "-std=c++17", "-fsyntax-only", "-isystem", str(include), str(source)]
+    assert subprocess.run(command, capture_output=True, text=True).stderr == ""
+
+
+def test_the_command(built_library):
+    result = CliRunner().invoke(main, ["plugin", "build", "--target", "onnxruntime", "--json", "-"])
+    assert result.exit_code == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert facts["library"] == str(built_library) and not facts["compiled"] and facts["abi"] == build.ORT_ABI
+    result = CliRunner().invoke(main, ["plugin", "build", "--target", "onnxruntime"])
+    assert result.stdout.startswith(f"Kept {built_library}: ") and facts["instructions"] in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "onnxruntime", "--arch", "8.6"], "for --target tensorrt"),
+        (["--target", "all", "-o", "x.so"], "--output names one library"),
+    ],
+)
+def test_options_that_do_not_go_together(arguments, message):
+    result = CliRunner().invoke(main, ["plugin", "build", *arguments])
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_shared_code_is_for_every_processor(tmp_path):
+    """No function that the linker may take from any file is compiled for instructions that may not be there."""
+    for name in ("avx512", "avx2"):
+        source, target = build.HOST / f"isa_{name}.cpp", tmp_path / f"{name}.o"
+        compiler = find_compiler()
+        flags = [flag for flag in build.FLAGS if flag != "-shared"]
+        subprocess.run([compiler, *flags, "-I", str(build.PLUGINS), "-c", str(source), "-o", str(target)], check=True)
+        listed = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout
+        weak = [line for line in listed.splitlines() if " W " in line and "lucid::kAvx" not in line]
+        assert weak == []

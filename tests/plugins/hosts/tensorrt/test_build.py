@@ -1,0 +1,96 @@
+"""Building the plugin library: every way it can fail is one clear message."""
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.tensorrt import build
+from tests.plugins.hosts.tensorrt.plugin_tools import stand_ins
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return stand_ins((90,), ptx=False)[:3]
+
+
+def test_the_library_carries_this_versions_abi(tools):
+    build.check_plugin(tools.plugin)
+    assert build.plugin_abi(tools.plugin) == build.PLUGIN_ABI
+
+
+def test_an_output_named_from_the_working_folder(kernels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert build.build_plugin(build.Path("plugin.so"), kernels) == build.Path("plugin.so")
+    build.check_plugin(build.Path("plugin.so"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plugin.so"]
+
+
+def test_no_compiler(kernels, tmp_path, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LucidError, match=r"needs a C\+\+17 compiler and none was found .* Install g\+\+"):
+        build.build_plugin(tmp_path / "plugin.so", kernels)
+
+
+def test_a_compiler_that_does_not_exist(kernels, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(LucidError, match="CXX=no-such-compiler"):
+        build.build_plugin(tmp_path / "plugin.so", kernels)
+
+
+@pytest.mark.parametrize("find", [build.find_tensorrt_headers, build.find_cuda_headers])
+def test_no_headers(find, monkeypatch):
+    for name in ("TENSORRT_ROOT", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(build, "system_includes", list)
+    monkeypatch.setattr(build, "package_folders", lambda name: [])
+    monkeypatch.setattr(build, "CUDA_TOOLKIT", build.Path("/nowhere"))
+    with pytest.raises(LucidError, match=r'were not found\. Set \w+, or run: pip install "lucid-deploy\[kernels\]"'):
+        find()
+
+
+@pytest.mark.parametrize(
+    ("find", "variable", "header"),
+    [
+        (build.find_tensorrt_headers, "TENSORRT_ROOT", "NvInferRuntime.h"),
+        (build.find_cuda_headers, "CUDA_HOME", "cuda.h"),
+    ],
+)
+def test_a_root_that_is_named_is_the_one_that_is_used(find, variable, header, tmp_path, monkeypatch):
+    monkeypatch.setenv(variable, str(tmp_path))
+    with pytest.raises(LucidError, match=f"{variable} is .*where there is no include/{header}"):
+        find()
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / header).touch()
+    assert find() == tmp_path / "include"
+
+
+def test_a_failed_build_leaves_nothing_behind(kernels, tmp_path):
+    (tmp_path / "plugin.so").write_text("the one before")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(LucidError, match=r"does not compile(.|\n)*NvInferRuntime\.h"):
+        build.build_plugin(tmp_path / "plugin.so", kernels, tensorrt_include=empty)
+    assert (tmp_path / "plugin.so").read_text() == "the one before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "plugin.so"]
+
+
+def test_no_kernels(tmp_path):
+    with pytest.raises(LucidError, match="no compiled kernels"):
+        build.build_plugin(tmp_path / "plugin.so", [])
+
+
+def test_a_missing_library(tmp_path):
+    with pytest.raises(LucidError, match=r"no plugin library .*lucid-deploy plugin build"):
+        build.check_plugin(tmp_path / "plugin.so")
+
+
+def test_something_else_than_a_library(tmp_path):
+    (tmp_path / "plugin.so").write_text("not a library")
+    with pytest.raises(LucidError, match="not a usable plugin library"):
+        build.check_plugin(tmp_path / "plugin.so")
+
+
+def test_a_library_of_another_abi(tools, monkeypatch):
+    monkeypatch.setattr(build, "PLUGIN_ABI", 999)
+    with pytest.raises(LucidError, match=r"has ABI \d+ and this version needs 999\. Run: lucid-deploy plugin build"):
+        build.check_plugin(tools.plugin)

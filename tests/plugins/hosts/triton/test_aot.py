@@ -1,0 +1,116 @@
+"""Ahead-of-time compilation with no GPU: one small variant of each kernel, for real."""
+
+import re
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.hosts.triton import aot, compiled_kernel
+from lucid_deploy.plugins.precondition.plan import plan_precondition
+from lucid_deploy.plugins.shared.plan import Variant
+
+pytest.importorskip("triton", reason='compiling the kernels needs Triton: pip install -e ".[kernels]"')
+
+WIDTH = 32
+STEPS = {
+    step.variant: step
+    for plan in (
+        plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
+        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
+    )
+    for step in plan.steps
+}
+
+
+def compile_three(cache, **options):
+    return aot.compile_kernels([90], select=lambda variant: variant.name in STEPS, cache=cache, **options)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def compiled(cache):
+    seen = []
+    kernels = compile_three(cache, progress=lambda done, total, name: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(7)]  # three for sm_90, three for sm_86, where the PTX comes from
+    return kernels
+
+
+def test_machine_code_and_ptx_come_out(compiled):
+    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 3 + [(86, True)] * 3
+    for kernel in compiled:
+        assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
+        assert kernel.entry == STEPS[kernel.variant].kernel and kernel.entry.encode() in kernel.image
+        assert kernel.num_warps == STEPS[kernel.variant].num_warps
+
+
+def test_arguments_are_the_plans(compiled):
+    names = {"workspace": "p_work"}
+    for kernel in compiled:
+        step = STEPS[kernel.variant]
+        pointers = [names.get(name, f"p_{name.lower()}") for name in step.pointers]
+        assert kernel.arguments == pointers + list(step.scalars)
+        if kernel.is_ptx:
+            signature = kernel.image.decode().split(".entry")[1].split(")")[0]
+            kinds = re.findall(r"\.param \.(\w+)", signature)
+            scalars = ["f32" if isinstance(value, float) else "u32" for value in step.scalars.values()]
+            assert kinds == ["u64"] * len(pointers) + scalars + ["u64"] * 2, "two scratch pointers come last"
+        else:
+            assert kernel.constants == step.constants
+
+
+def test_rows_are_written_before_they_are_counted_up_and_read_after_they_are_seen(compiled):
+    text = next(k.image.decode() for k in compiled if k.is_ptx and k.variant.startswith("precondition"))
+    written, counted = text.rindex("st.global"), text.rindex("red.global.gpu.release")
+    assert written < text.rindex("bar.sync") < counted
+    seen = text.index("gpu.acquire")
+    assert "bar.sync" in text[seen : text.index("cp.async", seen)]
+
+
+def test_no_debug_information_is_left(compiled):
+    for kernel in compiled:
+        assert b".debug_line" not in kernel.image and b".loc" not in kernel.image
+        assert b"lucid_deploy" not in kernel.image, "a path of the building machine"
+
+
+def test_a_second_time_all_comes_from_the_cache(compiled, cache, monkeypatch):
+    monkeypatch.setattr(aot, "compile_variant", None)
+    monkeypatch.setattr(aot, "_compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
+    assert compile_three(cache) == compiled
+
+
+def test_a_damaged_cache_entry_is_compiled_again(compiled, cache):
+    variant = next(v for v in aot.variants(90) if v.name == compiled[2].variant)
+    entry = cache / aot.cache_key(variant, 90)
+    entry.write_bytes(entry.read_bytes()[:-10])
+    assert compile_three(cache) == compiled
+    assert not [path for path in cache.iterdir() if len(path.name) != 64], "temporary files are left behind"
+
+
+def test_the_cache_key_follows_the_sources(monkeypatch):
+    variant = aot.variants(90)[0]
+    before = aot.cache_key(variant, 90)
+    monkeypatch.setattr(aot, "SOURCES", aot.SOURCES[:-1])
+    assert aot.cache_key(variant, 90) != before != aot.cache_key(variant, 100)
+
+
+def test_more_shared_memory_than_the_chip_has_is_an_error():
+    constants = (("ROWS", 32), ("BLOCK_N", 64), ("BLOCK_D", 256), ("WIDTH_UNIT", 4))
+    variant = Variant("decode_split_kernel", "float32", constants, 4, 3)
+    with pytest.raises(LucidError, match=r"bytes of shared memory and sm_86 has 101376.*tuned\.json"):
+        list(aot._compile_all([(variant, 86)], jobs=1))
+
+
+@pytest.mark.parametrize("archs", [[75], [90, 91], []])
+def test_an_unknown_architecture_is_an_error(archs):
+    with pytest.raises(LucidError, match="choose from: 80, 86, 89, 90, 100, 120"):
+        aot.compile_kernels(archs)
+
+
+def test_size_is_reported(compiled):
+    size, compressed = compiled_kernel.total_size(compiled)
+    assert size == sum(len(kernel.image) for kernel in compiled) > compressed > 1000

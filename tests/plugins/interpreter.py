@@ -1,0 +1,20 @@
+"""A process in which Triton interprets kernels on the CPU.
+
+Triton reads TRITON_INTERPRET when it is imported, for the whole process, so the kernel tests send their cases to
+processes of their own and the other tests never notice. This module is imported there too.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def start() -> None:
+    """Make this process an interpreter of kernels that rounds as a GPU does."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+    from tests.plugins.faithful_interpreter import round_like_a_gpu
+
+    round_like_a_gpu()

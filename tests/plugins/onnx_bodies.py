@@ -1,0 +1,65 @@
+"""Sessions of one operator that its ONNX body computes, and inputs for them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+
+from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.export.operators import OPSET
+from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
+
+H, G, D = 2, 3, 20
+TYPES = {"float32": (onnx.TensorProto.FLOAT, np.float32), "float16": (onnx.TensorProto.FLOAT16, np.float16)}
+
+
+def single_operator(operator: Operator, dtype: str = "float32") -> ort.InferenceSession:
+    """Return a session of one node of the domain."""
+    make, element = onnx.helper, TYPES[dtype][0]
+    name, inputs, outputs = operator.name, operator.input_names, operator.output_names
+    attributes = {each.name: 1e-5 for each in operator.attributes}
+    infos = [
+        make.make_tensor_value_info(item, onnx.TensorProto.BOOL, ["b", "t"])
+        if item == "mask"
+        else make.make_tensor_value_info(item, element, ["b", f"{item}_h", f"{item}_n", f"{item}_d"])
+        for item in inputs
+    ]
+    outs = [make.make_tensor_value_info(item, element, ["b", "h", "n", "d"]) for item in outputs]
+    node = make.make_node(name, inputs, outputs, domain=DOMAIN, **attributes)
+    model = make.make_model(
+        make.make_graph([node], name, infos, outs),
+        functions=[FUNCTIONS[name].to_function_proto()],
+        opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def inputs(tokens: int, correlation: float, padded: bool, dtype: str):
+    generator = torch.Generator().manual_seed(tokens)
+    common = torch.randn(D, generator=generator)
+    k = math.sqrt(correlation) * common + math.sqrt(1 - correlation) * torch.randn(2, H, tokens, D, generator=generator)
+    v = torch.randn(2, H, tokens, D, generator=generator)
+    q = torch.randn(2, H * G, tokens, D, generator=generator)
+    mask = torch.ones(2, tokens, dtype=torch.bool)
+    if padded:
+        mask[0, : tokens // 3] = False
+        mask[1, tokens - tokens // 4 :] = False
+    kind = getattr(torch, dtype)
+    return q.to(kind), k.to(kind), v.to(kind), mask
+
+
+def run(session, **feed: torch.Tensor):
+    return [torch.from_numpy(out) for out in session.run(None, {name: x.numpy().copy() for name, x in feed.items()})]
+
+
+def error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    assert got.isfinite().all()
+    return float((got.double() - exact).norm() / exact.norm().clamp_min(1e-30))

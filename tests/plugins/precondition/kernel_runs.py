@@ -1,0 +1,150 @@
+"""What runs inside of an interpreter's process: the preconditioner's kernel, and its error against float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.hosts.triton.launch import precondition
+from lucid_deploy.plugins.precondition.plan import plan_precondition
+from lucid_deploy.plugins.precondition.reference import precondition_reference
+from tests.plugins.kernel_cases import (
+    EPS,
+    Case,
+    make_keys,
+    make_mask,
+    poisoned,
+    poisoned_workspace,
+    relative_error,
+    round_weights,
+    tuned_choice,
+)
+
+
+def exact_precondition(k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor) -> Tensor:
+    return precondition_reference(k.double(), v.double(), k_past.double(), y_past.double(), mask, EPS)
+
+
+def plain_precondition(k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor) -> Tensor:
+    """Row by row in float32 with E and every stored row of Y rounded: what a careful plain implementation loses."""
+    keys, values, root_d = torch.cat([k_past, k], 2).float(), v.float(), math.sqrt(k.shape[3])
+    norms = torch.rsqrt(keys.square().mean(-1) + EPS)
+    e = torch.exp(keys @ keys.mT * norms[..., None] * norms[..., None, :] / root_d - root_d)
+    e = round_weights(e * (mask[:, None, :, None] & mask[:, None, None, :]), k.dtype)
+    past, y = k_past.shape[2], torch.cat([y_past.float(), torch.zeros_like(values)], 2)
+    for i in range(k.shape[2]):
+        row = values[:, :, i] - (e[:, :, past + i, None, : past + i] @ y[:, :, : past + i])[:, :, 0]
+        y[:, :, past + i] = row.to(k.dtype).float()
+    return y[:, :, past:].to(k.dtype)
+
+
+def precondition_inputs(case: Case) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(case.new + 1000 * case.past + case.width)
+    keys = make_keys(case, case.past + case.new, generator).to(case.torch_dtype)
+    values = torch.randn(keys.shape, generator=generator, dtype=torch.float64).to(case.torch_dtype)
+    mask = make_mask(case, case.past + case.new)
+    k_past, k, v_past, v = keys[:, :, : case.past], keys[:, :, case.past :], values[:, :, : case.past], values
+    empty = k_past[:, :, :0]
+    y_past = exact_precondition(k_past, v_past, empty, empty, mask[:, : case.past]) if case.past else v_past
+    v = v[:, :, case.past :]
+    return {"k": k, "v": v, "k_past": k_past, "y_past": y_past.to(case.torch_dtype), "mask": mask}
+
+
+def hide_padding(inputs: dict[str, Tensor], past: int) -> dict[str, Tensor]:
+    """Fill what the mask hides with NaN: keys, and the past's Y; a padded row's own V is its result and stays."""
+    hidden = ~inputs["mask"][:, None, :, None]
+    poison = {"k": hidden[:, :, past:], "k_past": hidden[:, :, :past], "y_past": hidden[:, :, :past]}
+    return inputs | {name: inputs[name].masked_fill(where, torch.nan).contiguous() for name, where in poison.items()}
+
+
+def run_precondition(case: Case) -> dict[str, Any]:
+    """Return the kernel's and the plain implementation's error, and what else a test checks."""
+    inputs = precondition_inputs(case)
+    exact, plain = exact_precondition(*inputs.values()), plain_precondition(*inputs.values())
+    out, guard = poisoned(inputs["v"])
+    sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
+    plan = plan_precondition(*sizes)
+    workspace, workspace_guard = poisoned_workspace(plan.workspace_bytes)
+    hidden = hide_padding(inputs, case.past)
+    precondition(**hidden, eps=EPS, out=out, workspace=workspace, tuned=tuned_choice(case))
+    padding = ~inputs["mask"][:, None, case.past :, None].expand_as(out)
+    return {
+        "error": relative_error(out, exact),
+        "plain": relative_error(plain, exact),
+        "guards_intact": bool(guard.isnan().all() and (workspace_guard == 0xFF).all()),
+        "padding_is_v": bool(torch.equal(out[padding], inputs["v"][padding])),
+    }
+
+
+def run_in_given_order(case: Case, seed: int) -> dict[str, bool]:
+    """Run the programs one by one, in a random order in which every program follows those it waits for."""
+    from lucid_deploy.plugins.precondition.kernel import precondition_kernel
+
+    inputs = precondition_inputs(case)
+    expected = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
+    sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
+    plan = plan_precondition(*sizes)
+    step = plan.steps[0]
+    out, _ = poisoned(inputs["v"])
+    workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32)
+    tensors = {"K": inputs["k"].contiguous(), "V": inputs["v"].contiguous(), "K_past": inputs["k_past"].contiguous()}
+    tensors |= {"Y_past": inputs["y_past"].contiguous(), "mask": inputs["mask"].view(torch.uint8), "Y": out}
+    arguments = [(tensors | {"workspace": workspace})[name] for name in step.pointers]
+    generator = torch.Generator().manual_seed(seed)
+    batch_heads = case.batch * case.heads
+    next_row, rows = [0] * batch_heads, step.grid[0] // batch_heads
+    order = []
+    while open_heads := [head for head in range(batch_heads) if next_row[head] < rows]:
+        head = open_heads[int(torch.randint(len(open_heads), (1,), generator=generator))]
+        order.append(next_row[head] * batch_heads + head)
+        next_row[head] += 1
+    for ticket in order:
+        workspace[0] = ticket
+        precondition_kernel[(1, 1, 1)](*arguments, *step.scalars.values(), **step.constants)
+    return {"shuffled": order != sorted(order), "equal": torch.equal(out, expected)}
+
+
+def shared_problem(case: Case) -> dict[str, Tensor]:
+    """Return a problem in memory that two processes can work on, and its exact solution."""
+    inputs = precondition_inputs(case)
+    workspace = torch.zeros(1 + case.batch * case.heads, dtype=torch.int32)
+    problem = inputs | {"y": torch.full_like(inputs["v"], torch.nan), "workspace": workspace}
+    problem["exact"] = exact_precondition(*inputs.values())
+    return {name: tensor.contiguous().share_memory_() for name, tensor in problem.items()}
+
+
+def run_next_program(case: Case, problem: dict[str, Tensor]) -> bool:
+    """Run one program on a shared problem: it takes the next ticket and waits for the rows before its own."""
+    from lucid_deploy.plugins.precondition.kernel import precondition_kernel
+
+    sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
+    step = plan_precondition(*sizes).steps[0]
+    names = ("k", "v", "k_past", "y_past", "mask", "y", "workspace")
+    arguments = [problem[name].view(torch.uint8) if name == "mask" else problem[name] for name in names]
+    precondition_kernel[(1, 1, 1)](*arguments, *step.scalars.values(), **step.constants)
+    return True
+
+
+def run_far_away(dtype: str, offset_bits: int) -> float:
+    """Return the error of the first rows of a head that starts beyond element 2^offset_bits of its tensors."""
+    from lucid_deploy.plugins.precondition.kernel import precondition_kernel
+
+    tokens, width = 1 << 20, 64
+    heads = (1 << offset_bits) // (tokens * width) + 2
+    step = plan_precondition(1, heads, tokens, 0, width, dtype, EPS, 80).steps[0]
+    rows = step.constants["BLOCK_M"]
+    case = Case(new=rows, dtype=dtype, keys=0.9, heads=1)
+    inputs = precondition_inputs(case)
+    size, first = heads * tokens * width, (heads - 1) * tokens * width
+    place = slice(first, first + rows * width)
+    k, y = torch.empty(size, dtype=case.torch_dtype), torch.empty(size, dtype=case.torch_dtype)  # pages stay untouched
+    k[place] = inputs["k"].flatten()
+    inputs["v"] = inputs["k"]
+    workspace = torch.zeros(1 + heads, dtype=torch.int32)
+    workspace[0] = heads - 1  # the ticket of the last head's first rows
+    mask = torch.ones(tokens, dtype=torch.uint8)
+    precondition_kernel[(1, 1, 1)](k, k, k, k, mask, y, workspace, *step.scalars.values(), **step.constants)
+    return relative_error(y[place].view(1, 1, rows, width), exact_precondition(*inputs.values()))

@@ -1,0 +1,124 @@
+"""The library's solve against float64: its error is held against that of the dense float32 path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.table import PRECONDITION
+from tests.plugins.cpu_sessions import check, error, keys, poison, run, runnable, session
+
+
+def solve(k, v, k_past, y_past, mask, dtype="float32"):
+    """Return the float64 solution on these inputs, and the dense path's."""
+    exact = precondition(*(x.double() for x in (k, v, k_past, y_past)), mask=mask, implementation="reference")
+    return exact, precondition(k, v, k_past, y_past, mask, implementation="reference")
+
+
+def problem(tokens, past, width, correlation, batch=1, heads=2, dtype=torch.float32):
+    """Return K, V of the new tokens and K, Y of the past, with a Y that a solve gave."""
+    generator = torch.Generator().manual_seed(tokens + past + width)
+    k = keys(generator, batch, heads, past + tokens, width, correlation).to(dtype)
+    v = torch.randn(batch, heads, past + tokens, width, generator=generator).to(dtype)
+    y_past = precondition(k[:, :, :past], v[:, :, :past])
+    return k[:, :, past:], v[:, :, past:], k[:, :, :past], y_past
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("past", [0, 1, 100])
+def test_sizes_and_correlations(library, fastest, past, correlation):
+    for tokens in (1, 2, 63, 64, 65, 96, 97, 127, 200, 257, 1000):
+        # The error of a few rows, or of few distinct keys, is a matter of luck, the dense path's too.
+        batch = 24 if tokens <= 2 else 6 if correlation == 1.0 and tokens <= 257 else 1
+        k, v, k_past, y_past = problem(tokens, past, 64, correlation, batch)
+        mask = torch.ones(batch, past + tokens, dtype=torch.bool)
+        exact, dense = solve(k, v, k_past, y_past, mask)
+        for name in runnable(library):
+            kernels_name(library, name)
+            for threads in (1, 2):
+                (y,) = run(session(PRECONDITION, library, threads), k, v, k_past, y_past, mask)
+                check(y, dense, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("width", [16, 36, 64, 68, 80, 128, 256])
+def test_widths_padding_and_batches(library, fastest, width, dtype):
+    tokens, past = 150, 110
+    k, v, k_past, y_past = problem(tokens, past, width, 0.9, batch=2, dtype=getattr(torch, dtype))
+    mask = torch.ones(2, past + tokens, dtype=torch.bool)
+    mask[0, :98] = False  # left, a whole tile and more
+    mask[1, -40:] = False  # right
+    mask[1, past + 7] = False
+    exact, dense = solve(k, v, k_past, y_past, mask)
+    token = mask[:, None, past:, None]
+    for name in runnable(library):
+        kernels_name(library, name)
+        (clean,) = run(session(PRECONDITION, library, 2, dtype), k, v, k_past, y_past, mask)
+        assert torch.equal(clean.where(~token, v), v), "a padded row's Y is its V"
+        garbage = [poison(x, mask[:, part]) for x, part in zip((k, v, k_past, y_past), _parts(past), strict=True)]
+        (y,) = run(session(PRECONDITION, library, 2, dtype), *garbage, mask)
+        assert torch.equal(y.where(token, clean), clean), "what padding holds must not matter"
+        check(y.where(token, v), dense, exact, dtype)
+
+
+def _parts(past):
+    new, old = slice(past, None), slice(None, past)
+    return new, new, old, old
+
+
+def test_chunks_are_the_whole(library):
+    k, v, k_past, y_past = problem(400, 0, 64, 0.9)
+    mask = torch.ones(1, 400, dtype=torch.bool)
+    exact, dense = solve(k, v, k_past, y_past, mask)
+    pieces = y_past
+    for start, end in ((0, 1), (1, 130), (130, 131), (131, 400)):
+        part = slice(start, end)
+        inputs = k[:, :, part], v[:, :, part], k[:, :, :start], pieces, mask[:, :end]
+        (y,) = run(session(PRECONDITION, library), *inputs)
+        pieces = torch.cat([pieces, y], dim=2)
+    check(pieces, dense, exact)
+
+
+def test_a_row_alone_is_its_value(library):
+    k, v, k_past, y_past = problem(1, 0, 64, 0.9)
+    (y,) = run(session(PRECONDITION, library), k, v, k_past, y_past, torch.ones(1, 1, dtype=torch.bool))
+    assert torch.equal(y, v), "the diagonal is exactly one"
+
+
+def test_repeated_runs_agree_bit_for_bit(library):
+    k, v, k_past, y_past = problem(1000, 100, 64, 0.99, heads=1)
+    mask = torch.ones(1, 1100, dtype=torch.bool)
+    one = run(session(PRECONDITION, library, 1), k, v, k_past, y_past, mask)[0]
+    for _ in range(5):  # tiles of one head wait for each other in an order of the pool's choice
+        assert torch.equal(run(session(PRECONDITION, library, 2), k, v, k_past, y_past, mask)[0], one)
+
+
+def test_nothing_to_solve(library):
+    k, v, k_past, y_past = problem(5, 3, 64, 0.9)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    (y,) = run(session(PRECONDITION, library), k[:, :, :0], v[:, :, :0], k_past, y_past, mask)
+    assert y.shape == (1, 2, 0, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda k, v, kp, yp, m: (k, v[:, :, 1:], kp, yp, m), "K and V differ in shape"),
+        (lambda k, v, kp, yp, m: (k, v, kp, yp[:, :, 1:], m), "K_past and Y_past differ"),
+        (lambda k, v, kp, yp, m: (k, v, kp[..., :8], yp[..., :8], m), "differ in batch, heads or width"),
+        (lambda k, v, kp, yp, m: (k, v, kp, yp, m[:, 1:]), "mask is not"),
+    ],
+)
+def test_shapes_that_do_not_fit(library, change, message):
+    k, v, k_past, y_past = problem(5, 3, 64, 0.9)
+    with pytest.raises(Exception, match=message):
+        run(session(PRECONDITION, library), *change(k, v, k_past, y_past, torch.ones(1, 8, dtype=torch.bool)))
+
+
+def test_the_gate_would_see_independent_keys_pass(library):
+    """With independent keys even Y = V is close; with correlated ones it is far off, so the tests above can fail."""
+    k, v, k_past, y_past = problem(257, 0, 64, 0.9)
+    exact, _ = solve(k, v, k_past, y_past, None)
+    assert error(v, exact) > 0.1

@@ -1,0 +1,108 @@
+"""The preconditioner kernel in Triton's interpreter against float64."""
+
+import time
+
+import pytest
+
+from tests.patience import PATIENCE
+from tests.plugins.kernel_cases import Case, relative_error, within_gate
+from tests.plugins.precondition.kernel_runs import (
+    run_far_away,
+    run_in_given_order,
+    run_next_program,
+    run_precondition,
+    shared_problem,
+)
+
+SIZES = [
+    Case(new=1),
+    Case(new=1, past=1, dtype="bfloat16", keys=0.99),
+    Case(new=1, past=100, dtype="float16", keys=0.99),
+    Case(new=2),
+    Case(new=2, past=1, dtype="float16", keys="repeated"),
+    Case(new=63, keys=0.99),
+    Case(new=63, past=100, dtype="bfloat16", keys=0.9),
+    Case(new=64, dtype="float16", keys=0.99),
+    Case(new=64, past=1, keys="repeated"),
+    Case(new=65, past=100, keys=0.9),
+    Case(new=65, dtype="bfloat16", keys=0.99),
+    Case(new=200, dtype="float16", keys=0.9),
+    Case(new=200, past=1, dtype="bfloat16", keys="repeated"),
+    Case(new=257, keys=0.99),
+    Case(new=257, past=100, dtype="float16", keys=0.99),
+    Case(new=257, past=100, dtype="bfloat16", keys=0.9),
+    Case(new=257, dtype="bfloat16", keys=0.99),
+    Case(new=200, past=100, keys=0.0),
+    Case(new=65, dtype="float16", keys=0.0),
+]
+WIDTHS = [
+    Case(new=65, past=1, width=width, dtype=dtype, keys=0.9, heads=1)
+    for width, dtype in [
+        (16, "float32"),
+        (16, "bfloat16"),
+        (36, "float16"),
+        (36, "float32"),
+        (68, "bfloat16"),
+        (68, "float16"),
+        (68, "float32"),
+        (80, "float16"),
+        (80, "bfloat16"),
+        (96, "float32"),
+        (96, "bfloat16"),
+        (128, "float16"),
+        (128, "float32"),
+        (255, "float32"),
+        (256, "bfloat16"),
+    ]
+]
+PADDED = [
+    Case(new=new, past=past, dtype=dtype, keys=keys, padded=True, batch=2)
+    for new, past, dtype, keys in [
+        (1, 0, "float32", 0.9),
+        (2, 1, "float16", 0.9),
+        (65, 100, "float32", 0.99),
+        (65, 0, "bfloat16", 0.9),
+        (200, 100, "float16", "repeated"),
+        (129, 100, "bfloat16", 0.99),
+    ]
+]
+BLOCKS = [
+    Case(new=130, past=33, dtype=dtype, keys=0.9, heads=1, tuned=tuned)
+    for tuned, dtype in [((16, 16), "float16"), ((32, 16), "float32"), ((128, 64), "bfloat16"), ((128, 32), "float32")]
+]
+
+
+@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS, ids=str)
+def test_error_is_that_of_rounding(case, interpret):
+    result = interpret(run_precondition, case)
+    assert within_gate(result["error"], result["plain"], case.dtype), result
+    assert result["guards_intact"], "the kernel wrote outside its output or its workspace"
+    assert result["padding_is_v"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_launch_order_does_not_matter(seed, interpret):
+    case = Case(new=130, past=20, heads=2, batch=2, tuned=(32, 16), padded=True)
+    assert interpret(run_in_given_order, case, seed) == {"shuffled": True, "equal": True}
+
+
+def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool):
+    case = Case(new=48, past=20, heads=1, tuned=(16, 16))
+    problem = shared_problem(case)
+    problem["workspace"][0] = 1
+    second = interpreter_pool.apply_async(run_next_program, (case, problem))
+    deadline = time.monotonic() + PATIENCE
+    while problem["workspace"][0] == 1 and time.monotonic() < deadline:  # until it has its ticket
+        second.wait(0.1)
+    second.wait(1)
+    assert not second.ready(), "block row 1 did not wait for block row 0"
+    problem["workspace"][0] = 0
+    first = interpreter_pool.apply_async(run_next_program, (case, problem))
+    assert first.get(timeout=PATIENCE) and second.get(timeout=PATIENCE)
+    assert problem["workspace"].tolist() == [1, 2]
+    assert relative_error(problem["y"][:, :, :32], problem["exact"][:, :, :32]) < 1e-4
+    assert problem["y"][:, :, 32:].isnan().all()
+
+
+def test_tensors_of_more_than_2_to_the_31_elements(interpret):
+    assert interpret(run_far_away, "float16", 31) < 1e-3

@@ -1,0 +1,54 @@
+"""The launches of the preconditioner's kernel. Needs no Triton."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.plugins.precondition.plan import plan_precondition, variants
+from lucid_deploy.plugins.shared.plan import Plan, padded_width
+
+
+def solve(**changes) -> Plan:
+    sizes = {"batch": 2, "heads": 3, "new": 130, "past": 7, "width": 68, "dtype": "float16", "epsilon": 1e-5}
+    return plan_precondition(**sizes | {"arch": 90} | changes)
+
+
+def test_one_program_for_each_block_row_and_head():
+    [step] = solve().steps
+    assert step.grid == (-(-130 // step.constants["BLOCK_M"]) * 6, 1, 1)
+    assert solve().workspace_bytes == solve().zeroed_bytes == 4 * (1 + 6)
+
+
+def test_memory_does_not_grow_with_the_tokens():
+    assert solve(new=1 << 20, past=1 << 20).workspace_bytes == solve(new=1, past=0).workspace_bytes
+
+
+@pytest.mark.parametrize("width", [16, 36, 68, 255])
+def test_the_width_is_passed_in_units(width):
+    [step] = solve(width=width).steps
+    assert step.constants["BLOCK_D"] == padded_width(width)
+    assert step.scalars["width_units"] * step.constants["WIDTH_UNIT"] == width
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 15}, "head width 15 is not supported"),
+        ({"width": 257}, "head width 257 is not supported"),
+        ({"new": 0}, "new must be at least 1"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"arch": 75}, "compute capability 7.5 is too old"),
+    ],
+)
+def test_what_the_kernel_does_not_take_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        solve(**changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("width", [16, 36, 64, 80, 128, 256])
+def test_every_plan_finds_its_compiled_form(width, dtype):
+    [step] = solve(width=width, dtype=dtype).steps
+    [variant] = [each for each in variants(90) if each.name == step.variant]
+    assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)
+    assert variant.num_stages == step.num_stages

@@ -1,0 +1,51 @@
+"""Sizes, limits and tuned constants that all plans share. Needs no Triton."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.plugins.decode_attention.plan import TUNED as DECODE_TUNED
+from lucid_deploy.plugins.precondition.plan import TUNED as SOLVE_TUNED
+from lucid_deploy.plugins.shared import plan
+from lucid_deploy.plugins.table import FLOATS
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+
+@pytest.mark.parametrize(("width", "padded"), [(16, 32), (32, 32), (36, 64), (68, 128), (128, 128), (255, 256)])
+def test_widths_are_padded_to_a_power_of_two(width, padded):
+    assert plan.padded_width(width) == padded
+
+
+@pytest.mark.parametrize("width", [0, 15, 257])
+def test_other_widths_are_refused(width):
+    with pytest.raises(ValueError, match=f"head width {width} is not supported: the kernels take 16 to 256"):
+        plan.padded_width(width)
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "unit"), [(64, "float16", 8), (68, "bfloat16", 4), (64, "float32", 4), (17, "float16", 1)]
+)
+def test_the_unit_is_the_widest_aligned_load(width, dtype, unit):
+    assert plan.width_unit(width, dtype) == unit
+    assert unit == 1 or unit in plan.compiled_units(dtype)
+
+
+def test_every_choice_is_there_and_its_blocks_divide():
+    for arch in ARCHITECTURES:
+        for dtype in FLOATS:
+            for padded in plan.PADDED_WIDTHS:
+                choice = plan.choice(SOLVE_TUNED, arch, dtype, padded)
+                assert choice.block_m % choice.block_n == 0 and choice.block_m % 16 == 0
+                assert plan.choice(DECODE_TUNED, arch, dtype, padded).block_n >= 16
+
+
+def test_a_device_takes_the_choices_of_the_next_older_one():
+    assert plan.choice(DECODE_TUNED, 121, "float16", 64) == plan.choice(DECODE_TUNED, 120, "float16", 64)
+    with pytest.raises(ValueError, match=r"compute capability 7\.5 is too old: the oldest supported is 8\.0"):
+        plan.choice(DECODE_TUNED, 75, "float16", 64)
+
+
+def test_sizes_below_one_are_named():
+    with pytest.raises(ValueError, match="new must be at least 1, not 0"):
+        plan.check_sizes(batch=1, new=0)

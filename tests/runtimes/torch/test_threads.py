@@ -1,0 +1,97 @@
+"""A session's number of threads holds during its own runs: the process that opens it keeps the number it had."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.runtimes.options import RuntimeOptions
+from tests.patience import PATIENCE
+
+Exported = Callable[..., tuple[Path, Artifact]]
+PROMPT = np.array([[5, 6, 7]])
+
+
+def run(session: Session[Any]) -> None:
+    cache = session.empty_cache()
+    session.prefill(PROMPT, cache)
+    session.decode(PROMPT[:, :1], cache)
+
+
+def watch(session: Any, seen: list[int]) -> None:
+    """Note the number of threads in each run of the session's model."""
+    session._model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+
+
+def in_a_new_thread() -> int:
+    """What a thread gets that uses PyTorch for the first time: the process's own number."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("kind", ["artifact", "torch-dense", "torch-blocked", "transformers"])
+def test_the_number_holds_in_runs_and_nowhere_else(exported: Exported, kind: str) -> None:
+    torch.set_num_threads(2)
+    options = RuntimeOptions("torch", threads=3)
+    session = open_contender(Contender("it", kind, str(exported()[1].directory), options))
+    seen: list[int] = []
+    watch(session, seen)
+    assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "opened"
+    run(session)
+    assert seen == [3, 3]
+    assert (torch.get_num_threads(), in_a_new_thread()) == (2, 2), "run"
+
+
+def test_the_number_is_restored_when_a_run_fails(exported: Exported) -> None:
+    session: Any = open_session(exported()[1], "torch", threads=3)
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    session._model.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        session.prefill(PROMPT, session.empty_cache())
+    assert torch.get_num_threads() == 1
+
+
+def test_without_a_number_a_session_uses_the_process_s(exported: Exported) -> None:
+    session: Any = open_session(exported()[1], "torch")
+    seen: list[int] = []
+    watch(session, seen)
+    torch.set_num_threads(2)
+    run(session)
+    assert seen == [2, 2] and torch.get_num_threads() == 2
+
+
+def test_sessions_in_two_threads_run_with_a_number_each(exported: Exported) -> None:
+    both_run, both_ready = threading.Barrier(2, timeout=PATIENCE), threading.Barrier(2, timeout=PATIENCE)
+    seen: dict[int, int] = {}
+
+    def work(number: int) -> int:
+        torch.get_num_threads()
+        both_ready.wait()
+        session: Any = open_session(exported()[1], "torch", threads=number)
+
+        def meet(*_: Any) -> None:
+            both_run.wait()
+            seen[number] = torch.get_num_threads()
+
+        session._model.register_forward_pre_hook(meet)
+        session.prefill(PROMPT, session.empty_cache())
+        return torch.get_num_threads()
+
+    exported()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(work, (2, 3))) == [1, 1]
+    assert seen == {2: 2, 3: 3}
+    assert (torch.get_num_threads(), in_a_new_thread()) == (1, 1)

@@ -1,0 +1,73 @@
+"""A service without processes: bodies are read here, and a script says what an engine would."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.app import build_app
+from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.jobs import Event, Job
+from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.security import ApiKeys
+from lucid_deploy.serving.service import Service, Settings
+from tests.serving.reader_tools import write_setup
+
+
+class ScriptedBackend:
+    """Gives the same events to every job.
+
+    Attributes:
+        jobs: Those that came.
+        closed: How many of them were closed.
+    """
+
+    def __init__(self, *script: list[Event] | Exception, state: str = "ready") -> None:
+        self.script, self.state = script, state
+        self.jobs: list[Job] = []
+        self.closed = 0
+
+    def gauges(self) -> dict[str, float]:
+        return {"rows": 4.0, "active_rows": 1.0}
+
+    async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
+        self.jobs.append(job)
+        try:
+            for events in self.script:
+                if isinstance(events, Exception):
+                    raise events
+                yield events
+        finally:
+            self.closed += 1
+
+
+class ReaderHere:
+    """Reads bodies in this process."""
+
+    def __init__(self, setup: ReaderSetup) -> None:
+        folder = Path(setup.directory)
+        self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+
+    async def read(self, body: bytes, chat: bool) -> PreparedRequest:
+        return (self._reader.chat if chat else self._reader.completion)(body)
+
+
+def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None, **more: Any) -> Service:
+    """Return a service; call it in an event loop. ``more`` are settings."""
+    setup = write_setup(folder)
+    fixed: dict[str, Any] = {"model": setup.model, "fingerprint": "f", "limits": setup.limits, "hosts": None}
+    settings = Settings(**{**fixed, "keys": keys or ApiKeys(), **more})
+    readers: Any = ReaderHere(setup)
+    return Service(settings, backend, readers)
+
+
+def client(of: Service) -> httpx.AsyncClient:
+    """Return a client of the application, without a network."""
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(build_app(of), raise_app_exceptions=False), base_url="http://localhost"
+    )

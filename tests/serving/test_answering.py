@@ -1,0 +1,102 @@
+"""From events to answers, whole and streamed, and what ends them early."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.serving.jobs import Event, Piece, Refusal, RowEnd
+from tests.serving.reader_tools import completion
+from tests.serving.stand_ins import ScriptedBackend, client, service
+
+GOOD: list[list[Event]] = [[Piece(0, "a", 1)], [Piece(0, "", 1)], [Piece(0, "bé", 1), RowEnd(0, "stop")]]
+HEADERS = {"Content-Type": "application/json"}
+
+
+def ask(folder: Path, *script: Any, change: Any = None, **fields: Any) -> tuple[Any, ScriptedBackend]:
+    """Send a completion to an application whose engine does what the script says."""
+    backend = ScriptedBackend(*script)
+
+    async def run() -> Any:
+        made = service(folder, backend)
+        async with client(made) as http:
+            if change is not None:
+                change(made)
+            answer = await http.post("/v1/completions", content=completion("w1 w2", **fields), headers=HEADERS)
+            assert made.busy == 0
+            assert made.body_memory.taken == 0
+            return answer
+
+    return asyncio.run(run()), backend
+
+
+def events_of(answer: Any) -> list[Any]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def test_a_whole_answer(tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, *GOOD)
+    assert answer.json()["choices"][0]["text"] == "abé"
+    assert answer.json()["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert backend.closed == 1
+    assert backend.jobs[0].cache_owner == ""
+
+
+def test_a_stream(tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, *GOOD, stream=True, stream_options={"include_usage": True})
+    *chunks, counts, done = events_of(answer)
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["a", "bé", ""]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert (counts["usage"]["completion_tokens"], done) == (3, "[DONE]")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert backend.closed == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("event", "status", "code"),
+    [
+        (Refusal("queue_full", retry_after=3), 429, "queue_full"),
+        (Refusal("down", "gone"), 503, "engine_down"),
+        (Refusal("invalid", "too long"), 400, None),
+        (RowEnd(0, "invalid", "no"), 400, None),
+        (RowEnd(0, "error", "not finite"), 500, "engine_error"),
+    ],
+)
+def test_refusals_before_anything_was_sent_have_a_status(
+    event: Event, status: int, code: str | None, stream: bool, tmp_path: Path
+) -> None:
+    answer, backend = ask(tmp_path, [event], stream=stream)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert backend.closed == 1
+
+
+def test_an_error_within_a_stream_is_its_last_event(tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, GOOD[0], [RowEnd(0, "error", "broken")], stream=True)
+    assert answer.status_code == 200
+    first, last = events_of(answer)
+    assert first["choices"][0]["text"] == "a"
+    assert last["error"]["code"] == "engine_error"
+    assert backend.closed == 1
+
+
+def test_a_fault_of_ours(tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, KeyError("x"))
+    assert (answer.status_code, answer.json()["error"]["code"], backend.closed) == (500, "internal_error", 1)
+
+
+def test_who_owns_what_is_kept(tmp_path: Path) -> None:
+    salted = ask(tmp_path, *GOOD, cache_salt="s")[1].jobs[0].cache_owner
+    other = ask(tmp_path, *GOOD, cache_salt="t")[1].jobs[0].cache_owner
+    assert salted != other and salted and salted != "s"
+
+
+def test_requests_are_refused_while_the_server_ends(tmp_path: Path) -> None:
+    answer, backend = ask(tmp_path, *GOOD, change=lambda made: setattr(made, "draining", True))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "shutting_down")
+    assert (answer.headers["connection"], backend.jobs) == ("close", [])

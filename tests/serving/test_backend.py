@@ -1,0 +1,71 @@
+"""Text with stop strings and log-probabilities from an engine's events, without a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.batching import Finished, Token
+from lucid_deploy.generation.token_text import TokenTexts
+from lucid_deploy.serving.backend import RowText
+from lucid_deploy.serving.engine import EngineFault
+from lucid_deploy.serving.jobs import Job, Piece, RowEnd
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> TextTokenizer:
+    """Every byte is a token of its own: id = place in the byte-level alphabet."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return TextTokenizer(tmp_path)
+
+
+def run_row(tokenizer: TextTokenizer, text: str, reason: str, *stops: str) -> tuple[list[Any], Job]:
+    job = Job(((1,),), stops=stops, top_logprobs=1)
+    row, out = RowText(0, job, tokenizer, TokenTexts(tokenizer)), []
+    for token in tokenizer.encode(text):
+        events, done = row.take(Token(5, token, -0.5, ((token, -0.5),)))
+        out += events
+        if done:
+            return out, job
+    events, done = row.take(Finished(5, reason, "why" if reason == "error" else None))
+    assert done
+    return out + events, job
+
+
+@pytest.mark.parametrize("text", ["abcdef", "aé漢b", "漢字"])
+def test_pieces_together_are_the_text(byte_level: TextTokenizer, text: str) -> None:
+    events, _ = run_row(byte_level, text, "eos")
+    pieces = [event for event in events if isinstance(event, Piece)]
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(piece.tokens for piece in pieces) == len(text.encode())
+    logprobs = [item for piece in pieces for item in piece.logprobs]
+    assert b"".join(item.chosen.data or b"" for item in logprobs) == text.encode()
+    assert [item.offset for item in logprobs] == [i for i, letter in enumerate(text) for _ in letter.encode()]
+    assert events[-1] == RowEnd(0, "stop")
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"), [("cd", "ab"), ("é", "abcd"), ("f", "abcdé"), ("a", ""), ("zz", "abcdéfg"), ("gh", "abcdéfg")]
+)
+def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, stop: str, shown: str) -> None:
+    events, _ = run_row(byte_level, "abcdéfg", "length", stop)
+    pieces = [event for event in events if isinstance(event, Piece)]
+    assert "".join(piece.text for piece in pieces) == shown
+    assert b"".join(item.chosen.data or b"" for piece in pieces for item in piece.logprobs) == shown.encode()
+    assert events[-1] == RowEnd(0, "stop" if len(shown) < 7 else "length")
+
+
+def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
+    assert run_row(byte_level, "a", "error")[0][-1] == RowEnd(0, "error", "why")
+    assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")
+    row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
+    assert row.take(EngineFault("invalid", "too long")) == ([RowEnd(0, "invalid", "too long")], True)
+    assert row.take(EngineFault("down", "gone")) == ([RowEnd(0, "error", "gone")], True)

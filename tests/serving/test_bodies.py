@@ -1,0 +1,50 @@
+"""The schemas of bodies, held against what the reader takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, Message, refuse_unsupported
+
+BASE: dict[str, Any] = {"model": "m", "prompt": "p"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"suffix": "x"}, "suffix"),
+        ({"presence_penalty": False}, "presence_penalty"),
+        ({"presence_penalty": 0.5}, "presence_penalty"),
+        ({"logit_bias": {"1": 1}}, "logit_bias"),
+    ],
+)
+def test_what_would_change_the_result_is_refused(fields: dict[str, Any], name: str) -> None:
+    with pytest.raises(FieldError, match=f"{name} is not supported") as error:
+        refuse_unsupported(msgspec.convert({**BASE, **fields}, CompletionRequest))
+    assert (error.value.param, error.value.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"suffix": ""}, {"presence_penalty": 0}, {"presence_penalty": 0.0}, {"logit_bias": {}}]
+)
+def test_values_without_effect_are_taken(fields: dict[str, Any]) -> None:
+    refuse_unsupported(msgspec.convert({**BASE, **fields}, CompletionRequest))
+
+
+def test_a_part_is_named_with_its_place() -> None:
+    message = Message(role="assistant", content="", tool_calls=[1])
+    with pytest.raises(FieldError, match=r"messages\[2\]\.tool_calls is not supported"):
+        refuse_unsupported(message, "messages[2].")
+
+
+@pytest.mark.parametrize("form", [CompletionRequest, ChatRequest])
+def test_every_field_is_described(form: Any) -> None:
+    _, schemas = msgspec.json.schema_components((form,))
+    fields = schemas[form.__name__]["properties"]
+    bare = {name for name, schema in fields.items() if "description" not in str(schema) and "$ref" not in str(schema)}
+    assert bare == set()
+    assert schemas[form.__name__]["additionalProperties"] is False

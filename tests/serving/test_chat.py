@@ -1,0 +1,87 @@
+"""Chat templates: as in transformers, and in a sandbox."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.chat import ChatTemplate, load_chat_template
+from tests.serving.serving_tools import TEMPLATE
+
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": "  Be brief. "},
+    {"role": "user", "content": "1 < 2 & 'é'?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "Why?"},
+]
+TEMPLATES = [
+    TEMPLATE,
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    "{%- set ns = namespace(count=0) -%}\n{%- for m in messages %}\n"
+    "    {%- if m.role == 'system' %}{% continue %}{% endif %}\n"
+    "    {%- set ns.count = ns.count + 1 %}\n{{ ns.count }}: {{ m | tojson }}\n{% endfor %}{{ ns.count }}",
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}[{{ m.content.strip().upper() }}]{% endif %}{% endfor %}",
+    "{% if tools %}tools{% endif %}{% if messages[0].name is defined %}named{% else %}nameless{% endif %}",
+]
+
+
+def settings(directory: Path, **more: Any) -> Path:
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": {"content": "<s>"}, "eos_token": "</s>", **more})
+    )
+    return directory
+
+
+@pytest.mark.parametrize("source", TEMPLATES)
+def test_a_template_renders_as_in_transformers(source: str, tmp_path: Path) -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source)
+    expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    ours = load_chat_template(settings(tmp_path, chat_template=source))
+    assert ours is not None
+    assert ours.render(MESSAGES) == expected
+
+
+def test_where_a_template_comes_from(tmp_path: Path) -> None:
+    assert load_chat_template(tmp_path) is None
+    assert load_chat_template(settings(tmp_path)) is None
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes {{ bos_token }}"}]
+    found = load_chat_template(settings(tmp_path, chat_template=named))
+    assert found is not None and found.render(MESSAGES) == "yes <s>"
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    found = load_chat_template(tmp_path)
+    assert found is not None and found.render(MESSAGES) == "from the file"
+
+
+@pytest.mark.parametrize("source", ["{% for", "{{ ", 7, {"a": 1}])
+def test_a_template_that_is_none(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match=r"chat template in .*tokenizer_config\.json"):
+        load_chat_template(settings(tmp_path, chat_template=source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__()[0] }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].content.undefined.more }}",
+        "{{ 'x' * 5 + 5 }}",
+        "{{ raise_exception('no') }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ 1 // (messages | length - messages | length) }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+        "{{ 'a b'.split()[7].upper() }}",
+    ],
+)
+def test_a_template_that_fails_or_wants_out(source: str) -> None:
+    with pytest.raises(LucidError, match="chat template refuses these messages"):
+        ChatTemplate(source, {}, "a test").render(MESSAGES)

@@ -1,0 +1,168 @@
+"""The thread with the batcher: admission, cancelling, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from lucid_deploy.batching import Finished, Request, Token
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
+
+
+class ScriptedBatcher:
+    """Gives each request a token a step, its prompt's length counted down, and then its end."""
+
+    cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
+
+    def __init__(self) -> None:
+        self.left: dict[int, int] = {}
+        self.cancelled: list[int] = []
+        self.fault: Exception | None = None
+        self.held = threading.Event()
+        self.held.set()
+
+    @property
+    def idle(self) -> bool:
+        return not self.left
+
+    @property
+    def waiting(self) -> int:
+        return 0
+
+    @property
+    def active(self) -> int:
+        return len(self.left)
+
+    def submit(self, request: Request) -> int:
+        if not request.prompt_ids:
+            raise LucidError("The prompt is empty.")
+        number = len(self.left) + 100 * len(self.cancelled)
+        self.left[number] = len(request.prompt_ids)
+        return number
+
+    def cancel(self, number: int) -> None:
+        self.cancelled.append(number)
+        self.left.pop(number, None)
+
+    def step(self) -> list[Token | Finished]:
+        self.held.wait(10)
+        if self.fault is not None:
+            raise self.fault
+        events: list[Token | Finished] = []
+        for number in list(self.left):
+            self.left[number] -= 1
+            events.append(Token(number, 7))
+            if not self.left[number]:
+                del self.left[number]
+                events.append(Finished(number, "length"))
+        return events
+
+
+def with_engine(test: Callable[[Engine, ScriptedBatcher], Awaitable[None]], rows: int = 2, max_queue: int = 1) -> None:
+    async def run() -> None:
+        batcher: Any = ScriptedBatcher()
+        engine, loaded = Engine(lambda: batcher, rows, max_queue), threading.Event()
+        engine.start(loaded.set)
+        await asyncio.to_thread(loaded.wait, 10)
+        try:
+            await test(engine, batcher)
+        finally:
+            batcher.held.set()
+            engine.stop()
+
+    asyncio.run(run())
+
+
+async def everything(stream: Any, rows: int) -> list[tuple[int, Any]]:
+    """Return the events of a job up to the end of all its rows."""
+    out: list[tuple[int, Any]] = []
+    while rows:
+        new = await asyncio.wait_for(stream.next(), 10)
+        rows -= sum(not isinstance(event, Token) for _, event in new)
+        out += new
+    return out
+
+
+def test_events_go_to_who_asked() -> None:
+    async def test(engine: Engine, _: ScriptedBatcher) -> None:
+        streams = [engine.submit([Request([1, 2], 5)]), engine.submit([Request([1], 5), Request([1, 2, 3], 5)])]
+        first, second = [await everything(stream, rows) for stream, rows in zip(streams, (1, 2), strict=True)]
+        assert [type(event) for _, event in first] == [Token, Token, Finished]
+        assert [row for row, event in second if isinstance(event, Finished)] == [0, 1]
+
+    with_engine(test)
+
+
+def test_admission_is_all_or_nothing() -> None:
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        stream = engine.submit([Request([1], 5)] * 2)
+        with pytest.raises(QueueFullError) as error:
+            engine.submit([Request([1], 5)] * 2)
+        assert 1 <= error.value.retry_after <= 60
+        batcher.held.set()
+        await everything(stream, 2)
+        await everything(engine.submit([Request([1], 5)] * 3), 3)  # their places are free again
+
+    with_engine(test)
+
+
+def test_a_cancelled_row_frees_its_place_and_says_nothing_more() -> None:
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        stream = engine.submit([Request([1] * 1000, 5)] * 3)
+        stream.close()
+        batcher.held.set()
+        while len(batcher.cancelled) < 3:
+            await asyncio.sleep(0.01)
+        await everything(engine.submit([Request([1], 5)] * 3), 3)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(stream.next(), 0.05)
+
+    with_engine(test)
+
+
+def test_what_the_batcher_refuses() -> None:
+    async def test(engine: Engine, _: ScriptedBatcher) -> None:
+        for _attempt in range(5):  # no place is lost
+            assert await everything(engine.submit([Request([], 5)]), 1) == [
+                (0, EngineFault("invalid", "The prompt is empty."))
+            ]
+
+    with_engine(test, rows=1, max_queue=0)
+
+
+def test_a_fault_ends_everything_and_everyone_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        batcher.fault = RuntimeError("broken")
+        stream = engine.submit([Request([1], 5)])
+        batcher.held.set()
+        ((_, fault),) = await everything(stream, 1)
+        assert isinstance(fault, EngineFault) and fault.kind == "down"
+        assert engine.state == "dead"
+        with pytest.raises(EngineDownError):
+            engine.submit([Request([1], 5)])
+        assert engine.gauges()["active_rows"] == 0
+
+    with_engine(test)
+
+
+def test_a_model_that_does_not_load() -> None:
+    async def run() -> None:
+        def fail() -> Any:
+            raise LucidError("no such artifact")
+
+        engine, loaded = Engine(fail, 1, 1), threading.Event()
+        with pytest.raises(EngineDownError, match="still loading"):
+            engine.submit([Request([1], 5)])
+        engine.start(loaded.set)
+        await asyncio.to_thread(loaded.wait, 10)
+        assert (engine.state, str(engine.error)) == ("dead", "no such artifact")
+
+    asyncio.run(run())

@@ -1,0 +1,132 @@
+"""Around every request: refusals, the rest of a body, faults."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.serving.guard import DRAIN_BYTES, RequestGuard
+from lucid_deploy.serving.security import ApiKeys
+from tests.serving.stand_ins import ScriptedBackend, service
+
+Sent = list[dict[str, Any]]
+
+
+def run(
+    folder: Path,
+    app: Any = None,
+    parts: list[bytes] | None = None,
+    headers: dict[str, str] | None = None,
+    path: str = "/v1/models",
+    change: Any = lambda _: None,
+    **settings: Any,
+) -> tuple[Sent, int]:
+    """Send a request through the guard; return what was sent back, and how many bytes of the body were taken in."""
+    left = list(parts or [])
+    taken = 0
+    sent: Sent = []
+
+    async def receive() -> Any:
+        nonlocal taken
+        if not left:
+            await asyncio.sleep(60)
+        part = left.pop(0)
+        taken += len(part)
+        return {"type": "http.request", "body": part, "more_body": bool(left) or part == b"more"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def go() -> None:
+        made = service(folder, ScriptedBackend(), **settings)
+        change(made)
+        raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        state = {"reserved": path == "/reserved"}
+        scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "state": state, "client": ("c", 1)}
+        await RequestGuard(app or answering(200), made)(scope, receive, send)
+
+    asyncio.run(go())
+    return sent, taken
+
+
+def answering(status: int, read: bool = False) -> Any:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        while read and (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    return app
+
+
+def closes(sent: Sent) -> bool:
+    return (b"connection", b"close") in [(name.lower(), value) for name, value in sent[0]["headers"]]
+
+
+@pytest.mark.parametrize("status", [401, 404, 413])
+def test_an_error_waits_for_the_rest_of_the_body(status: int, tmp_path: Path) -> None:
+    length = {"content-length": "30"}
+    sent, taken = run(tmp_path, answering(status), [b"x" * 10] * 3, length)
+    assert (sent[0]["status"], taken, closes(sent)) == (status, 30, False)
+
+
+def test_not_for_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = b"x" * (1 << 20)
+    sent, taken = run(tmp_path, answering(404), [part] * 100, {"transfer-encoding": "chunked"})
+    assert DRAIN_BYTES <= taken <= DRAIN_BYTES + 2 * len(part)
+    assert closes(sent)
+    monkeypatch.setattr("lucid_deploy.serving.guard.DRAIN_SECONDS", 0.01)
+    sent, _ = run(tmp_path, answering(404), [b"more"], {"content-length": "30"})  # and then nothing
+    assert sent[0]["status"] == 404 and closes(sent)
+
+
+def test_a_body_that_waits_to_be_asked_for_is_not_asked_for(tmp_path: Path) -> None:
+    sent, taken = run(tmp_path, answering(404), [b"x"], {"content-length": "1", "expect": "100-continue"})
+    assert (taken, closes(sent)) == (0, True)
+
+
+def test_a_body_that_was_read_is_not_waited_for(tmp_path: Path) -> None:
+    sent, taken = run(tmp_path, answering(400, read=True), [b"a", b"b"], {"content-length": "2"})
+    assert (taken, closes(sent)) == (2, False)
+
+
+def test_connections_close_while_the_server_ends(tmp_path: Path) -> None:
+    sent, _ = run(tmp_path, change=lambda made: setattr(made, "draining", True))
+    assert sent[0]["status"] == 200 and closes(sent)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    both = {"content-length": "1", "transfer-encoding": "chunked"}
+    assert run(tmp_path, headers=both, parts=[b"x"])[0][0]["status"] == 400
+    assert run(tmp_path, path="/reserved")[0][0]["status"] == 503
+    assert run(tmp_path, headers={"host": "evil.example"}, hosts=frozenset())[0][0]["status"] == 403
+    keys = ApiKeys((b"x" * 32,))
+    assert run(tmp_path, keys=keys)[0][0]["status"] == 401
+    assert run(tmp_path, keys=keys, path="/healthz")[0][0]["status"] == 200
+
+
+def test_keys_for_metrics_are_others(tmp_path: Path) -> None:
+    keys, metrics_keys = ApiKeys(), ApiKeys((b"x" * 32,))
+    assert run(tmp_path, keys=keys, metrics_keys=metrics_keys, path="/metrics")[0][0]["status"] == 401
+    assert run(tmp_path, keys=keys, metrics_keys=metrics_keys)[0][0]["status"] == 200
+
+
+def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def app(*_: Any) -> None:
+        raise KeyError("secret")
+
+    sent, _ = run(tmp_path, app)
+    assert sent[0]["status"] == 500
+    assert b"internal_error" in sent[1]["body"] and b"secret" not in sent[1]["body"]
+
+
+def test_a_fault_within_an_answer_ends_it(tmp_path: Path) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise KeyError("secret")
+
+    with pytest.raises(KeyError):
+        run(tmp_path, app)

@@ -1,0 +1,114 @@
+"""Bodies: sizes, types, and the memory that all of them share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+
+from lucid_deploy.serving.errors import ApiError, ClientGone
+from lucid_deploy.serving.http_body import FREE_BYTES, BodyMemory, read_body
+from tests.serving.reader_tools import limits
+
+JSON = {"content-type": "application/json"}
+
+
+def read(parts: list[bytes], headers: dict[str, str] = JSON, memory: BodyMemory | None = None, **bounds: Any) -> bytes:
+    """Return the body that arrives in parts; after the last one nothing comes."""
+    messages = [{"type": "http.request", "body": part, "more_body": i < len(parts) - 1} for i, part in enumerate(parts)]
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+
+    async def receive() -> Any:
+        if not messages:
+            await asyncio.sleep(60)
+        return messages.pop(0)
+
+    async def run() -> bytes:
+        request = Request({"type": "http", "headers": raw}, receive)
+        with (memory or BodyMemory(1 << 30)).share() as share:
+            return await read_body(request, limits(**bounds), time.perf_counter(), share)
+
+    return asyncio.run(run())
+
+
+def refused(status: int, *arguments: Any, **more: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(*arguments, **more)
+    assert caught.value.status == status
+    return caught.value
+
+
+def test_a_body_in_parts() -> None:
+    assert read([b"a", b"", b"bc"]) == b"abc"
+    assert read([b"abc"], {"content-type": "Application/JSON; charset=utf-8", "content-length": "3"}) == b"abc"
+
+
+def test_other_types_are_refused() -> None:
+    for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/jsonp"}):
+        refused(415, [b"{}"], headers)
+
+
+@pytest.mark.parametrize("length", ["11", "9" * 5000, "-1", "x", "²"])
+def test_lengths_that_are_too_large_or_none(length: str) -> None:
+    refused(413, [b"{}"], {**JSON, "content-length": length}, body_bytes=10)
+
+
+def test_a_body_may_be_larger_than_it_said() -> None:
+    assert read([b"12345", b"67890"], {**JSON, "content-length": "1"}, body_bytes=10) == b"1234567890"
+    refused(413, [b"12345", b"678901"], {**JSON, "content-length": "1"}, body_bytes=10)
+
+
+def test_a_body_that_does_not_arrive() -> None:
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+        with BodyMemory(1).share() as share:
+            await read_body(request, limits(seconds=0.05), time.perf_counter(), share)
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(run())
+    assert (caught.value.status, caught.value.code) == (408, "timeout")
+
+
+def test_a_client_that_leaves() -> None:
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        request = Request({"type": "http", "headers": [(b"content-type", b"application/json")]}, receive)
+        with BodyMemory(1).share() as share:
+            await read_body(request, limits(), time.perf_counter(), share)
+
+    with pytest.raises(ClientGone):
+        asyncio.run(run())
+
+
+def test_memory_is_shared_and_given_back() -> None:
+    memory = BodyMemory(100)
+    with memory.share() as first:
+        first.grow(FREE_BYTES + 60)
+        first.grow(FREE_BYTES + 90)
+        assert memory.taken == 90
+        with memory.share() as second:
+            second.grow(FREE_BYTES)  # small ones get in
+            with pytest.raises(ApiError, match="Too many large requests"):
+                second.grow(FREE_BYTES + 11)
+            second.grow(FREE_BYTES + 10)
+            assert memory.taken == 100
+        assert memory.taken == 90
+    assert memory.taken == 0
+
+
+def test_large_bodies_are_refused_while_others_hold_the_memory() -> None:
+    memory = BodyMemory(FREE_BYTES)
+    with memory.share() as other:
+        other.grow(2 * FREE_BYTES)
+        error = refused(503, [b"x" * FREE_BYTES, b"y"], memory=memory)
+        assert (error.code, error.headers["Retry-After"]) == ("too_many_bodies", "5")
+        assert read([b"x" * FREE_BYTES], memory=memory)
+    assert read([b"x" * FREE_BYTES, b"y"], memory=memory)

@@ -1,0 +1,16 @@
+"""Jobs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from lucid_deploy.serving.jobs import Job
+
+
+def test_rows_are_prompts_times_n() -> None:
+    assert Job(((1,), (2, 3)), n=3).rows == 6
+
+
+def test_a_job_travels_between_processes() -> None:
+    job = Job(((1,), (2, 3)), n=2, seed=2**64 - 1, stops=("é",), top_logprobs=0, cache_owner="o")
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job

@@ -1,0 +1,39 @@
+"""Metrics: coarse and exact, and the times of tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.serving.metrics import Metrics, TokenClock
+
+GAUGES = {"rows": 4.0, "cache_tokens": 1234.0, "prefix_cache_tokens": 1999.0, "prompt_tokens_reused": 2500.0}
+
+
+def values(metrics: Metrics, exact: bool) -> dict[str, float]:
+    lines = [line.split() for line in metrics.text(exact).decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def test_counts_of_kept_tokens_are_coarse_unless_asked_for() -> None:
+    metrics = Metrics(lambda: GAUGES)
+    exact, coarse = values(metrics, True), values(metrics, False)
+    assert (exact["lucid_prefix_cache_tokens"], coarse["lucid_prefix_cache_tokens"]) == (1999, 1000)
+    assert (exact["lucid_prompt_tokens_reused_total"], coarse["lucid_prompt_tokens_reused_total"]) == (2500, 2000)
+    assert exact["lucid_cache_tokens"] == coarse["lucid_cache_tokens"] == 1234
+    assert set(exact) == set(coarse)
+
+
+def test_the_clock_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(dict)
+    now = 10.0
+    monkeypatch.setattr("lucid_deploy.serving.metrics.time.perf_counter", lambda: now)
+    clock = TokenClock(metrics, started=8.0)
+    clock.tick(0)
+    now = 10.5
+    clock.tick(1)  # another generation's first token is neither the request's first nor after one of its own
+    now = 11.0
+    clock.tick(0)
+    found = values(metrics, True)
+    assert (found["lucid_time_to_first_token_seconds_sum"], found["lucid_time_to_first_token_seconds_count"]) == (2, 1)
+    assert (found["lucid_time_between_tokens_seconds_sum"], found["lucid_time_between_tokens_seconds_count"]) == (1, 1)
+    assert found["lucid_generated_tokens_total"] == 3

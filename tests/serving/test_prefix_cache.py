@@ -1,0 +1,88 @@
+"""What one client can learn of another's prompts from kept prefixes: with keys of their own, nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+
+from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
+
+SECRET = PROMPT.replace("owl has blue", "swan has heavy")
+REUSED, COMPUTED = "lucid_prompt_tokens_reused_total", "lucid_prompt_tokens_computed_total"
+
+
+def write_keys(path: Path, *keys: str) -> Path:
+    path.write_text("".join(f"{key}\n" for key in keys))
+    path.chmod(0o600)
+    return path
+
+
+def key(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {name}"}
+
+
+def metric(server: Server, name: str, reader: str = "metrics-key") -> float:
+    text = httpx.get(f"{server.url}/metrics", headers=key(reader)).text
+    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
+
+
+class Counted:
+    """A server whose exact counters tell how many tokens of a prompt were reused."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+
+    def reused(self, owner: str, prompt: str = SECRET, salt: str | None = None) -> int:
+        before = metric(self.server, REUSED)
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 1, "cache_salt": salt}
+        answer = httpx.post(f"{self.server.url}/v1/completions", json=body, headers=key(owner))
+        assert answer.status_code == 200, answer.text
+        return int(metric(self.server, REUSED) - before)
+
+
+def test_prefixes_belong_to_a_key_and_a_salt(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
+    files += ["--metrics-key-file", write_keys(tmp_path / "metrics", "metrics-key")]
+    counted = Counted(start(artifacts["static"], "--prefix-cache-tokens", 1000, *files))
+    assert counted.reused("alice") == 0
+    assert counted.reused("alice") > 10
+    assert counted.reused("bob") == 0  # neither in the counter nor, therefore, in the time that it takes
+    assert counted.reused("bob") > 10
+    assert counted.reused("bob", salt="x") == 0
+    assert counted.reused("bob", salt="y") == 0
+    assert counted.reused("bob", salt="x") > 10
+    assert counted.reused("alice", salt="x") == 0
+
+    server = counted.server
+    for reader in ("alice", "bob", "nobody"):  # those who may ask may not read the counters
+        assert httpx.get(f"{server.url}/metrics", headers=key(reader)).status_code == 401
+    ask = httpx.post(f"{server.url}/v1/completions", json={"model": MODEL}, headers=key("metrics-key"))
+    assert ask.status_code == 401
+
+
+def test_prefixes_are_shared_on_request(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    files = ["--api-key-file", write_keys(tmp_path / "keys", "alice", "bob")]
+    files += ["--metrics-key-file", write_keys(tmp_path / "metrics", "metrics-key")]
+    counted = Counted(start(artifacts["static"], "--prefix-cache-tokens", 1000, "--share-prefix-cache", *files))
+    assert counted.reused("alice") == 0
+    assert counted.reused("bob") > 10
+    assert counted.reused("bob", salt="x") == 0  # a salt still keeps a request to itself
+
+
+def test_without_a_key_for_metrics_the_counters_are_coarse(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["static"], "--prefix-cache-tokens", 5000)
+    url, seen = f"{server.url}/v1/completions", set()
+    for i in range(80):
+        body = {"model": MODEL, "prompt": f"{PROMPT} {i} {i}", "max_tokens": 1}
+        assert httpx.post(url, json=body).status_code == 200
+        seen.add(metric(server, COMPUTED) + metric(server, REUSED))
+    assert seen == {0.0, 1000.0}
+
+
+def test_salts_that_are_none(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["static"])
+    for salt in ("", "x" * 257, 5):
+        body = {"model": MODEL, "prompt": PROMPT, "cache_salt": salt}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "cache_salt")

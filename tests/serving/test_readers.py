@@ -1,0 +1,203 @@
+"""Reader processes: bodies that take for ever, all memory or the process, and clients that leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.reader_process import ReaderSetup
+from lucid_deploy.serving.readers import Reader, ReaderPool, check_setup
+from tests.serving.reader_tools import PANIC, chat, completion, write_setup
+
+
+def with_pool(setup: ReaderSetup, test: Callable[[ReaderPool], Awaitable[None]], count: int = 1) -> None:
+    """Run a test on a pool that afterwards still reads."""
+
+    async def run() -> None:
+        pool = ReaderPool(setup, count)
+        await pool.start()
+        try:
+            await test(pool)
+            assert (await pool.read(completion("w5"), chat=False)).job.prompts == ((5,),)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+async def refusal(pool: ReaderPool, body: bytes, chat: bool = True) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await pool.read(body, chat)
+    return caught.value
+
+
+def test_good_bodies(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        read = await pool.read(
+            completion(["w1 w2", "w3"], n=2, stop=["x"], seed=-1, echo=True, stream=True), chat=False
+        )
+        assert (read.job.prompts, read.job.n, read.job.stops) == (((1, 2), (3,)), 2, ("x",))
+        assert (read.job.seed, read.echo, read.stream, read.chat) == (2**64 - 1, ("w1 w2", "w3"), True, False)
+        read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), chat=True)
+        assert (read.job.prompts, read.job.top_logprobs, read.chat) == (((1, 7),), 3, True)
+        assert read.job.max_new_tokens == 100
+
+    with_pool(write_setup(tmp_path), test)
+
+
+def test_bad_bodies(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        error = await refusal(pool, completion(5), chat=False)
+        assert (error.status, error.param, error.code) == (400, "prompt", "invalid_value")
+        error = await refusal(pool, chat("w1", model="other"))
+        assert (error.status, error.code) == (404, "model_not_found")
+
+    with_pool(write_setup(tmp_path), test)
+
+
+def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        before = pool.pids
+        error = await refusal(pool, chat("endless"))
+        assert (error.status, error.code) == (400, "too_costly")
+        assert "took more than 0.4 s of processor time" in error.message
+        assert pool.pids == before  # the process lives on
+
+    with_pool(write_setup(tmp_path), test)
+
+
+def test_code_that_cannot_be_interrupted_ends_the_process_alone(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        before = pool.pids
+        error = await refusal(pool, completion("a" * 500_000), chat=False)
+        assert (error.status, error.code) == (400, "too_costly")
+        assert (await pool.read(completion("w1"), chat=False)).job.prompts == ((1,),)
+        assert pool.pids != before
+
+    with_pool(write_setup(tmp_path, rule="a.*b"), test)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
+@pytest.mark.parametrize(
+    "template", ["{{ 'x' * 10 ** 10 }}", "{% for i in range(100000) %}{{ 'x' * 10 ** 6 }}{% endfor %}"]
+)
+def test_a_template_that_takes_all_memory_is_refused(template: str, tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        error = await refusal(pool, chat("w1"))
+        assert (error.status, error.code) == (400, "too_costly")
+        assert "needed more than 256 MiB of memory" in error.message
+
+    with_pool(write_setup(tmp_path, template, reading_seconds=20.0), test)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
+def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
+    worst = b'{"model": "m", "prompt": [' + b"[]," * ((4 << 20) // 3) + b"[]]}"
+
+    async def test(pool: ReaderPool) -> None:
+        error = await refusal(pool, worst, chat=False)
+        assert error.code == "invalid_value" and "prompts are too many" in error.message
+        error = await refusal(pool, worst * 4, chat=False)  # twice broken, and parsed before that shows
+        assert error.code in ("too_costly", "invalid_json")
+
+    with_pool(write_setup(tmp_path, reading_seconds=20.0), test)
+
+
+@pytest.mark.parametrize("template", ["{{ '\\ud800' }}", "a{{ '\\udc00\\ud800' }}b"])
+def test_half_a_character_from_a_template_is_refused(template: str, tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        error = await refusal(pool, chat("w1"))
+        assert (error.status, error.param) == (400, "messages")
+        assert "wrote half a character" in error.message
+
+    with_pool(write_setup(tmp_path, template), test)
+
+
+def test_a_tokenizer_that_panics_refuses_the_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def test(pool: ReaderPool) -> None:
+        error = await refusal(pool, completion("a" * 40 + "b"), chat=False)
+        assert (error.status, error.param, error.code) == (400, "prompt", "tokenizer_failed")
+
+    with_pool(write_setup(tmp_path, rule=PANIC), test)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_long_texts_are_refused_before_they_are_tokenized_or_rendered(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        for body, is_chat in ((completion("a" * 101 + "b"), False), (chat("a" * 101), True)):
+            error = await refusal(pool, body, is_chat)
+            assert error.code == "context_length_exceeded" and "characters; this server takes 100" in error.message
+        error = await refusal(pool, chat("w1"))
+        assert "The prompt has 500 characters" in error.message
+
+    setup = write_setup(tmp_path, "{{ 'w' * 500 }}", prompt_characters=100)
+    with_pool(setup, test)
+
+
+def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        before = pool.pids
+        running = asyncio.ensure_future(pool.read(chat("endless"), chat=True))
+        queued = [asyncio.ensure_future(pool.read(chat("endless"), chat=True)) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        for task in [running, *queued]:
+            task.cancel()
+        await asyncio.wait([running, *queued])
+        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)  # and not after 51 times 60 s
+        assert pool.pids != before
+
+    with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
+
+
+def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        large = [asyncio.ensure_future(pool.read(chat("endless", user="x" * (64 << 10)), chat=True)) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        assert (await pool.read(completion("w1"), chat=False)).job.prompts == ((1,),)
+        assert not any(task.done() for task in large)
+        for task in large:
+            task.cancel()
+        await asyncio.wait(large)
+
+    with_pool(write_setup(tmp_path, reading_seconds=60.0), test, count=2)
+
+
+def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
+    async def test(pool: ReaderPool) -> None:
+        task = asyncio.ensure_future(pool.read(chat("endless"), chat=True))
+        await asyncio.sleep(0.1)
+        os.kill(pool.pids[0] or 0, signal.SIGKILL)
+        with pytest.raises(ApiError):
+            await task
+        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)
+
+    with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
+
+
+def test_a_template_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
+    """It is compiled in the reader too: compiling computes what is constant."""
+    with pytest.raises(LucidError, match="is not valid"):
+        asyncio.run(check_setup(write_setup(tmp_path, "{% for")))
+    asyncio.run(check_setup(write_setup(tmp_path, None)))
+
+
+def test_a_reader_ends_when_its_server_does(tmp_path: Path) -> None:
+    """Its stdin is closed then, even if the server was killed."""
+
+    async def run() -> int:
+        reader = Reader(write_setup(tmp_path))
+        await reader.start()
+        pid = reader.pid
+        assert pid is not None and reader.alive
+        await reader.stop()
+        return pid
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(asyncio.run(run()), 0)

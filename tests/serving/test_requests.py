@@ -1,0 +1,147 @@
+"""From bodies to jobs: what a request means, and what does not fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.jobs import Job
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from tests.serving.reader_tools import chat, completion, write_setup
+
+
+def reader(folder: Path, template: str | None = "w1 {{ messages[0].content }}", **more: Any) -> RequestReader:
+    setup = write_setup(folder, template, **more)
+    return RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+
+
+def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> ApiError:
+    read = reader(folder, **more)
+    with pytest.raises(ApiError) as caught:
+        (read.chat if is_chat else read.completion)(body)
+    return caught.value
+
+
+def test_defaults_of_a_completion(tmp_path: Path) -> None:
+    assert reader(tmp_path).completion(completion("w3 w4")) == PreparedRequest(
+        Job(((3, 4),), n=1, max_new_tokens=16, temperature=1.0), stream=False, include_usage=False, chat=False
+    )
+
+
+def test_everything_of_a_completion(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {
+        "n": 2,
+        "max_tokens": 9,
+        "temperature": 0,
+        "top_p": 0.5,
+        "top_k": 3,
+        "seed": 5,
+        "stop": ["a", "b"],
+        "ignore_eos": True,
+        "logprobs": 20,
+        "stream": True,
+        "stream_options": {"include_usage": True, "include_obfuscation": False},
+        "cache_salt": "s",
+        "user": "me",
+        "best_of": 2,
+    }
+    read = reader(tmp_path).completion(completion([[5], [6, 7]], **fields))
+    assert read.job == Job(((5,), (6, 7)), 2, 9, 0.0, 3, 0.5, 5, ("a", "b"), False, 20)
+    assert (read.stream, read.include_usage, read.cache_salt, read.prompt_tokens) == (True, True, "s", 3)
+
+
+def test_nulls_are_defaults(tmp_path: Path) -> None:
+    names = ("n", "max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "logprobs", "stream", "suffix", "echo")
+    read = reader(tmp_path)
+    assert read.completion(completion("w3", **dict.fromkeys(names))) == read.completion(completion("w3"))
+
+
+def test_an_echo_is_the_prompt_or_the_text_of_its_tokens(tmp_path: Path) -> None:
+    read = reader(tmp_path)
+    assert read.completion(completion(["w3  w4", "w5"], echo=True)).echo == ("w3  w4", "w5")
+    assert read.completion(completion([3, 4], echo=True)).echo == ("w3 w4",)
+
+
+def test_a_chat_may_fill_the_context(tmp_path: Path) -> None:
+    read = reader(tmp_path, context=50)
+    assert read.chat(chat("w7")).job == Job(((1, 7),), max_new_tokens=48)
+    assert read.chat(chat("w7", max_tokens=5)).job.max_new_tokens == 5
+    assert read.chat(chat("w7", max_tokens=5, max_completion_tokens=6)).job.max_new_tokens == 6
+    assert read.chat(chat("w7", logprobs=True)).job.top_logprobs == 0
+    assert read.chat(chat("w7", logprobs=False)).job.top_logprobs is None
+
+
+def test_parts_of_a_message_become_one_text(tmp_path: Path) -> None:
+    content: Any = [{"type": "text", "text": "w"}, {"type": "text", "text": "7"}]
+    assert reader(tmp_path).chat(chat(content)).job.prompts == ((1, 7),)
+
+
+def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
+    import json
+
+    template = "{% for m in messages %}{{ m.role }}{{ m.name if m.name is defined else '' }} {% endfor %}"
+    messages = [{"role": "w1", "content": ""}, {"role": "w", "name": "2", "content": "", "refusal": None}]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    assert reader(tmp_path, template).chat(body).job.prompts == ((1, 2),)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "code"),
+    [
+        (completion(""), "The prompt is empty.", "empty_prompt"),
+        (completion("   "), "it has no tokens", "empty_prompt"),
+        (completion([]), "The prompt is empty.", "empty_prompt"),
+        (completion([[1], []]), "it has no tokens", "empty_prompt"),
+        (completion([1, 100]), "Token id 100 is outside the vocabulary (0 to 99)", "invalid_value"),
+        (completion([10**30]), "outside the vocabulary", "invalid_value"),
+        (completion(["w1", [1]]), "a mixture", "invalid_value"),
+        (completion([[1]] * 9), "9 prompts are too many; this server takes 8", "invalid_value"),
+        (completion([[1]] * 3, n=3), "3 prompts with n 3 are 9 generations", "invalid_value"),
+        (completion("w1", n=9), "n must be 1 to 8", "invalid_value"),
+        (completion("w1 " * 41), "41 tokens; this server takes 40", "context_length_exceeded"),
+        (completion("w1", max_tokens=50), "1 of the prompt and 50 new ones are 51", "context_length_exceeded"),
+        (completion("w1", max_tokens=101), "max_tokens must be 1 to 100", "invalid_value"),
+        (completion("x" * 1001), "1001 characters; this server takes 1000", "context_length_exceeded"),
+        (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
+        (completion("w1", echo=True, logprobs=1), "echo together with logprobs", "unsupported_parameter"),
+        (completion("w1", stream_options={}), "stream_options needs stream", "invalid_value"),
+        (completion("w1", model="x"), "does not exist here", "model_not_found"),
+    ],
+)
+def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, body, context=50, prompt_tokens=40, prompt_characters=1000)
+    assert (message in error.message, error.code) == (True, code)
+
+
+def test_a_context_that_a_prompt_fills(tmp_path: Path) -> None:
+    assert "the model's context is 40" in refused(tmp_path, completion("w1 " * 40), context=40).message
+
+
+def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
+    assert "do not fit together" in refused(tmp_path, completion("w50"), vocabulary=50).message
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "message", "param"),
+    [
+        (None, {}, "has no chat template", None),
+        ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
+        ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
+        ("x", {"tools": [1]}, "tools is not supported", "tools"),
+        ("", {}, "it has no tokens", "messages"),
+    ],
+)
+def test_chats_that_do_not_fit(
+    template: str | None, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path
+) -> None:
+    error = refused(tmp_path, chat("w1", **fields), is_chat=True, template=template)
+    assert (message in error.message, error.param) == (True, param)
+
+
+def test_more_logprobs_than_words(tmp_path: Path) -> None:
+    assert reader(tmp_path, vocabulary=10).completion(completion("w1", logprobs=20)).job.top_logprobs == 10

@@ -1,0 +1,256 @@
+"""Loading, leaving clients, time limits, engines that end, and shutting down."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
+from tests.serving.slow_server import FATAL
+
+STEP = 0.25  # seconds, until the server is told to hurry; the longest generation takes at least 100
+
+
+def body(count: int = 400, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": PROMPT, "max_tokens": count, "ignore_eos": True, "temperature": 0, **more}
+
+
+def metric(server: Server, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics").text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+class Asking(threading.Thread):
+    """A request in a thread; ``answer`` or ``error`` afterwards."""
+
+    def __init__(self, server: Server, data: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.server, self.data = server, data
+        self.answer: httpx.Response | None = None
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.answer = httpx.post(f"{self.server.url}/v1/completions", json=self.data, timeout=PATIENCE)
+        except httpx.TransportError as error:
+            self.error = error
+
+    def result(self) -> httpx.Response:
+        self.join(PATIENCE)
+        assert self.answer is not None, self.error
+        return self.answer
+
+
+def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["static"], "--rows", 1, "--max-queue", 2, slow=STEP)
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body(stream=True), timeout=PATIENCE) as stream:
+        lines = stream.iter_lines()  # the stream is closed when this is dropped
+        next(lines)
+        waiting = Asking(server, body(2))
+        wait_for(lambda: metric(server, "lucid_queue_length") == 1)
+        assert metric(server, "lucid_active_rows") == 1
+        assert metric(server, "lucid_cache_tokens") > 18
+    assert waiting.result().status_code == 200
+    assert metric(server, "lucid_generated_tokens_total") < 400  # not after all tokens of the one that left
+    wait_for(lambda: metric(server, "lucid_active_rows") == 0)
+    assert metric(server, "lucid_cache_tokens") == 0
+
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:  # not streamed: nothing was sent yet
+        data = json.dumps(body()).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data)
+        wait_for(lambda: metric(server, "lucid_active_rows") == 1)
+    wait_for(lambda: metric(server, "lucid_active_rows") == 0)
+    assert 'status="499"' in httpx.get(f"{server.url}/metrics").text
+
+    queued = [Asking(server, body(100)) for _ in range(3)]
+    wait_for(lambda: metric(server, "lucid_queue_length") == 2)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(openai.RateLimitError) as error:
+            client.completions.create(model=MODEL, prompt=PROMPT)
+        assert 1 <= int(error.value.response.headers["Retry-After"]) <= 60
+    server.hurry()
+    assert [asking.result().status_code for asking in queued] == [200] * 3
+    assert server.stop() == 0
+
+
+def test_time_is_up_in_the_queue_and_in_a_row(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["growing"], "--rows", 1, "--timeout", 4, slow=STEP)
+    running, queued = Asking(server, body()), Asking(server, body())
+    for asking in (running, queued):
+        answer = asking.result()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+    streamed = httpx.post(f"{server.url}/v1/completions", json=body(stream=True), timeout=PATIENCE)
+    events = [line for line in streamed.text.split("\n\n") if line]  # of tokens, as far as they came, and the error
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+    assert "[DONE]" not in streamed.text
+    options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 400, "stream": True}
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        stream: Any = client.completions.create(**options, extra_body={"ignore_eos": True})
+        with pytest.raises(openai.APIError, match="longer than"):
+            list(stream)
+    wait_for(lambda: metric(server, "lucid_active_rows") == 0)
+    server.hurry()
+    wait_for(lambda: httpx.post(f"{server.url}/v1/completions", json=body(3)).status_code == 200)
+
+
+def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["growing"], "--rows", 2, slow=STEP)
+    assert httpx.get(f"{server.url}/healthz").status_code == 200
+    running, streamed, queued = Asking(server, body()), Asking(server, body(stream=True)), Asking(server, body())
+    wait_for(lambda: metric(server, "lucid_active_rows") == 2 and metric(server, "lucid_queue_length") == 1)
+    last = Asking(server, body(FATAL))
+    assert last.result().status_code == 500  # it may still be a command that nobody has taken
+    assert (running.result().status_code, queued.result().status_code) == (500, 500)
+    assert '"code":"engine_error"' in streamed.result().text
+    health = httpx.get(f"{server.url}/healthz")
+    assert (health.status_code, health.json()) == (503, {"status": "engine_down"})
+    for more in ({}, {"stream": True}):
+        refused = httpx.post(f"{server.url}/v1/completions", json=body(3, **more))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_down")
+    gauges = ("lucid_queue_length", "lucid_active_rows", "lucid_cache_tokens")
+    assert [metric(server, name) for name in gauges] == [0, 0, 0]
+    assert server.process.poll() is None  # it stays, to say why
+    assert server.stop() == 0
+    assert any("this engine was told to end" in line for line in server.errors)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_running_requests_finish_and_new_ones_are_told(
+    start: Start, artifacts: dict[str, Path], number: signal.Signals
+) -> None:
+    server = start(artifacts["growing"], slow=STEP)
+    whole, streamed = Asking(server, body(60)), Asking(server, body(60, stream=True))
+    wait_for(lambda: metric(server, "lucid_active_rows") == 2)
+    server.process.send_signal(number)
+    wait_for(lambda: httpx.get(f"{server.url}/healthz").status_code == 503)
+    refused = httpx.post(f"{server.url}/v1/completions", json=body(3))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+    server.hurry()
+    assert server.process.wait(PATIENCE) == 0
+    assert whole.result().json()["usage"]["completion_tokens"] == 60
+    assert streamed.result().text.endswith("data: [DONE]\n\n")
+
+
+def test_after_grace_requests_end_with_an_error(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["growing"], "--grace", 0.5, slow=STEP)
+    whole, streamed = Asking(server, body()), Asking(server, body(stream=True))
+    wait_for(lambda: metric(server, "lucid_active_rows") == 2)
+    assert server.stop() == 0
+    assert whole.result().status_code == 503  # and not 200, with all tokens
+    assert '"code":"shutting_down"' in streamed.result().text
+    assert "[DONE]" not in streamed.result().text
+
+
+def test_a_port_in_use(artifacts: dict[str, Path]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["serve", str(artifacts["growing"]), "--port", str(port)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"Error: Port {port} on 127.0.0.1 cannot be used: Address already in use.")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "no.such.host.invalid"], "is not an address of this machine"),
+        (["--api-key-file", "missing"], "--api-key-file missing cannot be read: No such file"),
+        (["--api-key-file", "."], "is not a file"),
+        (["--replicas", "2"], "--replicas is for --engine ray"),
+        (["--engine", "ray", "--replicas", "2", "--max-replicas", "3"], "not both"),
+        (["--engine", "ray", "--min-replicas", "3", "--max-replicas", "2"], "is more than"),
+        (["--engine", "ray", "--min-replicas", "3"], "go together"),
+        (["--threads", "0"], "number of threads"),
+        (["--device", "cuda"], "runs on cpu"),
+        (["--rows", "0"], "not in the range"),
+    ],
+)
+def test_options_that_cannot_be(artifacts: dict[str, Path], options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["serve", str(artifacts["growing"]), "--port", "0", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_key_files(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    def message(text: bytes, mode: int = 0o600) -> str:
+        keys.write_bytes(text)
+        keys.chmod(mode)
+        arguments = ["serve", str(artifacts["growing"]), "--port", "0", "--api-key-file", str(keys)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "has no keys" in message(b"# nothing\n\n")
+    assert "can be read by every user" in message(b"key\n", 0o644)
+    assert "line 2: a key is printable ASCII" in message("key\nschlüssel\n".encode())
+    assert "line 1: a key is printable ASCII" in message(b"two words\n")
+    assert "not text in UTF-8" in message(b"\xff\xfe")
+
+
+def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) -> None:
+    assert CliRunner().invoke(main, ["serve", str(tmp_path)]).exit_code == 2
+    result = CliRunner().invoke(main, ["serve", str(artifact_copy)])
+    assert (result.exit_code, "has no tokenizer.json" in result.stderr) == (2, True)
+
+
+def test_names_and_networks(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["plain"], "--allow-host", "Model.Example")
+    models = f"{server.url}/v1/models"
+    for name, status in [
+        ("evil.example", 403),
+        ("model.example:80", 200),
+        ("localhost", 200),
+        ("[::1]:5", 200),
+        ("127.0.0.1.evil.example", 403),
+    ]:
+        assert httpx.get(models, headers={"Host": name}).status_code == status, name
+    answer = httpx.post(
+        f"{server.url}/v1/chat/completions", json={"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_chat_template")
+    assert server.stop() == 0
+    assert not any("WARNING: listening" in line for line in server.errors)
+    wide = start(artifacts["plain"], "--host", "0.0.0.0", ready=False)
+    wait_for(lambda: any("WARNING: listening on 0.0.0.0 without API keys" in line for line in wide.errors))
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "extra"),
+    [("fastapi", [], "serve"), ("uvicorn", [], "serve"), ("ray", ["--engine", "ray"], "ray")],
+)
+def test_a_missing_package_names_its_extra(
+    artifacts: dict[str, Path], package: str, options: list[str], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from lucid_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(artifacts["plain"]), *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"Error: The package {package} is needed to serve")
+    assert f'pip install "lucid-deploy[{extra}]"' in result.stderr

@@ -1,0 +1,85 @@
+"""The Python API: its names, and the way from a checkpoint to an answer."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lucid_deploy as ld
+from lucid_deploy.model.checkpoint import DEMO
+
+PROMPT = "fox has red lamp, owl has blue cup, bear has green key. owl has blue"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> ld.Artifact:
+    return ld.export(DEMO, tmp_path_factory.mktemp("api") / "out", cache="static")
+
+
+def test_the_names_of_the_api_are_these_and_they_load_nothing_before_they_are_used():
+    assert ld.__all__ == [
+        "Answer",
+        "Artifact",
+        "CheckFailed",
+        "LucidError",
+        "Model",
+        "__version__",
+        "export",
+        "open",
+        "verify",
+    ]
+    code = "import sys, lucid_deploy; print([name for name in ('torch', 'onnx', 'numpy') if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+    assert all(hasattr(ld, name) for name in ld.__all__) and dir(ld) == ld.__all__
+    with pytest.raises(AttributeError, match="no attribute 'exprot'"):
+        ld.exprot  # noqa: B018
+
+
+def test_export_is_the_function_and_the_package_whichever_is_used_first():
+    for first in ("import lucid_deploy.export", "lucid_deploy.export"):
+        code = f"import lucid_deploy\n{first}\nimport lucid_deploy.export.trace\nprint(callable(lucid_deploy.export))"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == "True"
+
+
+def test_a_model_answers_streams_and_stops(artifact: ld.Artifact):
+    with ld.open(artifact.directory, runtime="auto") as model:
+        answer = model.generate(PROMPT, max_new_tokens=6)
+        assert answer.ids and answer.text and answer.prompt_tokens > 10
+        assert "".join(model.stream(PROMPT, max_new_tokens=6)) == answer.text
+        assert model.generate(model.encode(PROMPT), max_new_tokens=6) == answer
+        word = answer.text.split()[0]
+        stopped = model.generate(PROMPT, max_new_tokens=6, stop=[word])
+        assert (stopped.finish_reason, word in stopped.text) == ("stop", False)
+        sampled = [model.generate(PROMPT, 6, temperature=2.0, seed=7).ids for _ in range(2)]
+        assert sampled[0] == sampled[1]
+
+
+def test_the_commands_run_and_the_api_answer_alike(artifact: ld.Artifact):
+    command = [sys.executable, "-m", "lucid_deploy.cli", "run", str(artifact.directory), "--prompt", PROMPT, "--json"]
+    run = subprocess.run([*command, "--max-new-tokens", "6"], capture_output=True, text=True, check=True)
+    with artifact.open() as model:
+        assert json.loads(run.stdout)["ids"] == model.generate(PROMPT, 6).ids
+
+
+def test_what_cannot_be_is_one_error(artifact: ld.Artifact, tmp_path: Path):
+    with pytest.raises(ld.LucidError, match=r"There is no option 'cashe'; there are dtype, .*cache"):
+        ld.export(DEMO, tmp_path / "other", cashe="static")
+    with pytest.raises(ld.LucidError, match="There is no option 'thread'"):
+        ld.open(artifact, thread=2)
+    with artifact.open() as model:
+        with pytest.raises(ld.LucidError, match="The prompt is empty"):
+            model.generate([])
+        with pytest.raises(ld.LucidError, match="temprature is no option of generation"):
+            model.generate(PROMPT, temprature=1)
+        model.tokenizer = None
+        with pytest.raises(ld.LucidError, match="give the prompt as token ids"):
+            model.generate(PROMPT)
+        with pytest.raises(ld.LucidError, match="no text to stream"):
+            model.stream([1, 2])
+        assert model.generate([1, 2, 3], 2).text == ""

@@ -1,0 +1,81 @@
+"""A test that never returns fails, and where C code looks at no signal the process ends: no run waits for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST = """
+import collections, itertools, time
+import pytest
+
+def hang_in_python():
+    while True:
+        time.sleep(0.01)
+
+def hang_in_c():  # endless, without a look at signals, and no other Python code runs meanwhile
+    collections.deque(itertools.repeat(0), maxlen=0)
+
+@pytest.fixture
+def slow_start():
+    {hang}()
+
+@pytest.fixture
+def slow_end():
+    yield
+    {hang}()
+"""
+TESTS = {
+    "test_call": "def test_call():\n    {hang}()\n",
+    "test_set_up": "def test_set_up(slow_start):\n    pass\n",
+    "test_clean_up": "def test_clean_up(slow_end):\n    assert False\n",
+    "test_last_clean_up": "def test_last_clean_up(slow_end):\n    pass\n",
+    "test_good": "def test_good():\n    pass\n",
+}
+
+
+def run(folder: Path, hang: str, *tests: str, workers: int = 0) -> str:
+    """Run tests of a file with the project's options and short limits; return what a red run says."""
+    source = "\n".join([FIRST, *(TESTS[name] for name in tests)])
+    (folder / "test_it.py").write_text(source.replace("{hang}", hang))
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
+    command += ["-p", "no:cacheprovider", "-p", "tests.last_guard", "-o", "timeout=3", "-o", "faulthandler_timeout=5"]
+    command += ["-n", str(workers), "--dist", "loadfile", str(folder / "test_it.py")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    assert result.returncode == 1, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_python_code_that_hangs_fails_and_the_next_test_runs(tmp_path: Path, workers: int) -> None:
+    told = run(tmp_path, "hang_in_python", "test_call", "test_set_up", "test_good", workers=workers)
+    assert "Timeout (>3.0s)" in told and "1 passed" in told
+
+
+@pytest.mark.parametrize("test", ["test_call", "test_set_up", "test_clean_up", "test_last_clean_up"])
+def test_c_code_that_hangs_ends_the_process(tmp_path: Path, test: str) -> None:
+    told = run(tmp_path, "hang_in_c", test, "test_good")
+    assert "Timeout (0:00:05)!" in told and "in hang_in_c" in told and "passed in" not in told
+
+
+def test_a_worker_that_ends_is_a_failure_and_the_rest_runs(tmp_path: Path) -> None:
+    told = run(tmp_path, "hang_in_c", "test_call", "test_set_up", "test_good", workers=1)
+    for crashed in ("test_call", "test_set_up"):
+        assert told.count(f"crashed while running 'test_it.py::{crashed}'") == 1
+    assert "2 failed, 1 passed" in told
+
+
+@pytest.mark.parametrize("test", ["test_clean_up", "test_last_clean_up"])
+def test_a_worker_that_ends_behind_its_last_test_is_a_failure(tmp_path: Path, test: str) -> None:
+    told = run(tmp_path, "hang_in_c", "test_good", test, workers=1)
+    assert "worker gw0: Not properly terminated" in told and "in hang_in_c" in told
+
+
+def test_the_limits_are_in_this_order(request: pytest.FixtureRequest) -> None:
+    """The process ends only where the test could not be failed."""
+    limit, last = (float(request.config.getini(name)) for name in ("timeout", "faulthandler_timeout"))
+    assert 0 < limit < last and request.config.getini("faulthandler_exit_on_timeout")

@@ -1,0 +1,124 @@
+"""Strict JSON: what is taken, and what messages say of the rest."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+import pytest
+from msgspec import Meta, Struct
+
+from lucid_deploy.json_fields import FieldError, clipped, decode, half_character, shown
+
+
+class Inner(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["text"]
+    text: str = ""
+
+
+class Form(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    name: str
+    count: Annotated[int, Meta(ge=1, le=9)] | None = None
+    big: int | None = None
+    share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    least: Annotated[float, Meta(ge=0)] | None = None
+    flag: bool | None = None
+    words: Annotated[list[Annotated[str, Meta(min_length=1, max_length=50)]], Meta(max_length=3)] | None = None
+    inner: Inner | None = None
+    items: list[Inner] | None = None
+    either: Annotated[str | list[int] | None, Meta(extra={"expected": "a text or token ids"})] = None
+    anything: Any = None
+
+
+def refused(data: str | bytes | dict[str, Any]) -> FieldError:
+    if isinstance(data, dict):
+        data = json.dumps({"name": "n", **data})
+    with pytest.raises(FieldError) as caught:
+        decode(data.encode() if isinstance(data, str) else data, Form, "line")
+    assert len(str(caught.value)) < 300
+    return caught.value
+
+
+def test_good_values() -> None:
+    text = '{"name": "é", "count": 9, "share": 1, "flag": false, "inner": {"kind": "text"}, "either": [1], "big": null}'
+    form = decode(text.encode(), Form)
+    assert form == Form(name="é", count=9, share=1.0, flag=False, inner=Inner(kind="text"), either=[1])
+    assert isinstance(form.share, float)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "The line is not valid JSON: Expecting value"),
+        ("{", "The line is not valid JSON"),
+        ('{"name": "n"} x', "Extra data"),
+        ("[1]", "The line must be a JSON object."),
+        ("null", "The line must be a JSON object."),
+        (b'{"name": "\xff"}', "The line is not UTF-8: invalid start byte at byte 10."),
+        ('{"a":' * 20_000, "it is nested too deeply"),
+        ('{"anything":' + "[" * 900 + "1" + "]" * 900 + ', "x": 1}', 'Unknown field: "x"'),
+        ('{"name": "n", "share": NaN}', "NaN is not a JSON number"),
+        ('{"name": "n", "big": ' + "9" * 5000 + "}", "not valid JSON"),
+        ('{"name": "n", "count": true, "count": 1}', "an object has the same name twice"),
+        ('{"name": "n", "\\ud800": 1}', "not valid JSON"),
+    ],
+)
+def test_texts_that_are_no_objects(data: str | bytes, message: str) -> None:
+    error = refused(data)
+    assert message in str(error)
+    assert error.code in ("invalid_json", "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "param"),
+    [
+        ({"name": None}, "The field name is missing.", "name"),
+        ({"count": True}, "count must be a whole number, not true.", "count"),
+        ({"count": 5.0}, "count must be a whole number, not 5.0.", "count"),
+        ({"count": "5"}, 'count must be a whole number, not "5".', "count"),
+        ({"count": 0}, "count must be 1 to 9, not 0.", "count"),
+        ({"count": 10**60}, "count must be 1 to 9, not a number of 61 digits.", "count"),
+        ({"share": 0}, "share must be above 0 and at most 1, not 0.", "share"),
+        ({"share": 10**400}, "share must be above 0 and at most 1, not a number of 401 digits.", "share"),
+        ({"share": "much"}, 'share must be a number, not "much".', "share"),
+        ({"share": False}, "share must be a number, not false.", "share"),
+        ({"least": -1}, "least must be 0 or more, not -1.", "least"),
+        ({"flag": 1}, "flag must be true or false, not 1.", "flag"),
+        ({"words": ["a", None]}, "words[1] must be a text, not null.", "words[1]"),
+        ({"words": ["a"] * 4}, "words must be a list of at most 3, not a list of 4.", "words"),
+        ({"words": [""]}, 'words[0] must be a text of at most 50 characters that is not empty, not "".', "words[0]"),
+        ({"words": ["x" * 99]}, "that is not empty, not one of 99.", "words[0]"),
+        ({"inner": []}, "inner must be an object, not a list.", "inner"),
+        ({"inner": {}}, "The field inner.kind is missing.", "inner.kind"),
+        ({"inner": {"kind": "image"}}, 'inner.kind must be "text", not "image".', "inner.kind"),
+        ({"items": [{"kind": "text"}, {"kind": "text", "text": 1}]}, "items[1].text must be a text", "items[1].text"),
+        ({"items": [{"kind": "text", "a b": 1}]}, 'Unknown field: items[0]."a b". Leave it out.', "items[0].a b"),
+        ({"either": 5}, "either must be a text or token ids, not 5.", "either"),
+        ({"either": [1, "a"]}, 'either[1] must be a whole number, not "a".', "either[1]"),
+        ({"x" * 5000: 1}, 'Unknown field: "' + "x" * 40 + '…". Leave it out.', "x" * 40 + "…"),
+        ({"a`b\n": 1}, 'Unknown field: "a`b?". Leave it out.', "a`b?"),
+        ({"name": "half \ud800"}, "name has half a character (a lone surrogate) at 5.", "name"),
+        ({"anything": [{"a": "\udfff"}]}, "anything[0].a has half a character", "anything[0].a"),
+    ],
+)
+def test_fields_that_are_wrong(data: dict[str, Any], message: str, param: str) -> None:
+    error = refused(data)
+    assert message in str(error)
+    assert error.param == param
+
+
+def test_a_missing_field() -> None:
+    error = refused("{}")
+    assert (str(error), error.param, error.code) == ("The field name is missing.", "name", "missing_field")
+
+
+def test_values_in_messages_are_short_and_printable() -> None:
+    assert shown("a\n\x1b[1m") == '"a??[1m"'
+    assert shown("x" * 100) == '"' + "x" * 40 + '…"'
+    assert (shown([1]), shown({}), shown(None), shown(1.5)) == ("a list", "an object", "null", "1.5")
+    assert clipped("é漢") == "é漢"
+
+
+def test_half_characters() -> None:
+    assert half_character("ab\ud800c") == 2
+    assert half_character("ab🦊") is None
