@@ -78,18 +78,23 @@ def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifa
                 f"{_title(options)} runs {what} {_listed(accepted)}, and {artifact.directory} has {kind}. Export with "
                 f"{option} {_listed(accepted)}, or choose another --runtime."
             )
-    for index, layer in enumerate(manifest.layers):
-        for tensor in layer.cache:
-            if tensor.sort not in can.cache_sorts:
-                raise LucidError(
-                    f"{_title(options)} keeps caches of {_listed(can.cache_sorts)}; {tensor.name} of layer {index} "
-                    f"({layer.kind}) in {artifact.directory} is a {tensor.sort}. Choose another --runtime."
-                )
+    _check_layers(can, options, artifact)
     if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
         raise LucidError(
             f"{_title(options)} keeps the cache in the model's type, and that of {artifact.directory} is "
             f"{manifest.cache_dtype}. Export with --cache-dtype auto, or choose another --runtime."
         )
+
+
+def _check_layers(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
+    for index, layer in enumerate(artifact.manifest.layers):
+        for tensor in layer.cache:
+            if tensor.sort not in can.cache_sorts:
+                raise LucidError(
+                    f"{_title(options)} keeps cached tensors of the sort {_listed(can.cache_sorts)}; {tensor.name} of "
+                    f"layer {index} ({layer.kind}) in {artifact.directory} is of the sort {tensor.sort}. Choose "
+                    "another --runtime."
+                )
 
 
 def _title(options: RuntimeOptions) -> str:

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.cache.layout import SORTS
 from lucid_deploy.errors import LucidError, missing_package
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Capabilities:
     devices: tuple[str, ...] = ("cpu",)
     caches: tuple[str, ...] = ("growing",)
     cache_dtypes: tuple[str, ...] = ()
-    cache_sorts: tuple[str, ...] = SORTS
+    cache_sorts: tuple[str, ...] = ("rows",)
     builds_engines: bool = False
     runs_graphs: bool = True
     reads_layers: bool = False

@@ -116,6 +116,7 @@ def test_the_documentation_shows_what_is_declared() -> None:
             f"`{runtime.name}`",
             *(", ".join(items) for items in (can.devices, can.dtypes, can.caches)),
             ", ".join(("the model's", *can.cache_dtypes)),
+            ", ".join(can.cache_sorts),
             "yes" if can.reads_layers else "no",
             "built with the engines" if can.builds_engines else "none",
             f'`pip install "{can.install}"`',

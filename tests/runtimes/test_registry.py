@@ -152,6 +152,12 @@ def test_a_cache_type_is_refused_unless_declared(registered: Any, exported: Expo
         open_session(artifact, "recording")
 
 
+def test_sorts_of_cached_tensors_are_refused_unless_declared(registered: Any, exported: Exported) -> None:
+    registered(Capabilities(cache_sorts=("state",)))
+    with pytest.raises(LucidError, match=r"of the sort state; key of layer 0 \(\w+\) in .* is of the sort rows"):
+        open_session(exported()[1], "recording")
+
+
 def test_a_runtime_without_a_cpu_takes_the_default_as_its_own(registered: Any, exported: Exported) -> None:
     runtime = registered(Capabilities(devices=("npu",)))
     with pytest.raises(LucidError, match="That was all"):

@@ -10,6 +10,7 @@ from lucid_deploy.runtimes.runtime import Capabilities
 _GPU = Capabilities(
     dtypes=("float32", "float16"),  # tensors go through numpy, which has no bfloat16
     devices=("cuda",),
+    cache_sorts=("rows", "ring", "state"),
     reads_layers=True,
     packages=("onnxruntime",),
     install="lucid-deploy[cpu]",

@@ -9,6 +9,7 @@ CAPABILITIES = Capabilities(
     devices=("cpu", "cuda"),
     caches=("growing", "static"),
     cache_dtypes=("float16", "int8"),
+    cache_sorts=("rows", "ring", "state"),
     runs_graphs=False,
     reads_layers=True,
     copies_weights=False,
