@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, Schedule
@@ -196,13 +197,13 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
         raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
-    whole: dict[TensorId, Array] = {}
+    whole: dict[TensorId, Rows] = {}
     for index, (layout, arrays) in enumerate(zip(session.layout, layers, strict=True)):
         for kind, (tensor, array) in enumerate(zip(decoded_layout(layout), arrays, strict=True)):
             name, shape = TensorId(index, kind), tensor.batch_shape(cache.batch, cache.length)
             if array.shape != shape:
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
-            whole[name] = _token_rows(array, cache.mask)
+            whole[name] = _token_rows(tensor, array, cache.mask)
     wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
     if logits.shape != wanted:
         raise CheckFailed(f"The logits have shape {logits.shape}, the model's configuration asks for {wanted}.")
@@ -210,16 +211,24 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
     traces = []
     for index, scenario in enumerate(scenarios):
         own = slice(index * each, (index + 1) * each)
-        tensors = {name: Rows(array[own]) for name, array in whole.items()}
+        tensors = {name: Rows(rows.values[own], start=rows.start) for name, rows in whole.items()}
         tensors[last] = Rows(logits[own], start=len(scenario.prompt) - 1)
         traces.append(Trace(tensors))
     return traces
 
 
-def _token_rows(array: Array, mask: Array) -> Array:
-    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens."""
-    rows = array.transpose(0, 2, 1, 3).reshape(*mask.shape, -1)  # (B, T, KV·D)
-    return rows[mask].reshape(mask.shape[0], -1, rows.shape[-1])
+def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> Rows:
+    """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
+
+    Of a ring these are the last tokens, as many as it holds.
+    """
+    if not tensor.has_tokens:
+        raise CheckFailed(f"{tensor.name} is a state, and states are not compared yet.")
+    tokens, rows = int(mask[0].sum()), array.transpose(0, 2, 1, 3)  # (B, T, KV, D)
+    if tensor.sort == "ring":
+        held = tensor.held(tokens)
+        return Rows(rows[:, rows.shape[1] - held :].reshape(len(rows), held, -1), start=tokens - held)
+    return Rows(rows.reshape(*mask.shape, -1)[mask].reshape(len(rows), tokens, -1))
 
 
 def _no_tick() -> None:

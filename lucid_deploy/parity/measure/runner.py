@@ -220,16 +220,16 @@ def check(
         label=session.label,
         runs_graphs=session.capabilities.runs_graphs,
         plainer=session.plainer,
-        heads=tuple(conditioning(targets, session.config)) if session.config.is_lucid else (),
+        heads=tuple(conditioning(targets, session.config, [layer.solves for layer in session.layers])),
         tolerance=targets.tolerance,
     )
 
 
-def conditioning(targets: Targets, config: LucidConfig) -> Iterator[HeadStats]:
+def conditioning(targets: Targets, config: LucidConfig, solves: Sequence[bool]) -> Iterator[HeadStats]:
     """Measure every head's preconditioner on the reference's keys, in the scenarios worth a closer look."""
     for target in explained_scenarios(targets):
         for tensor, rows in target.reference.tensors.items():
-            if KINDS[tensor.kind] == "K":
+            if KINDS[tensor.kind] == "K" and solves[tensor.layer]:
                 keys = rows.values[0].reshape(-1, config.num_key_value_heads, config.head_dim).swapaxes(0, 1)
                 yield from head_stats(target.scenario.name, tensor.layer, keys, config.rms_norm_eps)
 

@@ -1,0 +1,196 @@
+"""Families and layers over windows, against transformers' own classes and against a solve put into them, in float64.
+
+One-shot, chunked, token by token and padded, in PyTorch and through onnxruntime.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers.masking_utils import eager_mask
+from transformers.models.llama import modeling_llama
+
+from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.description import layout_of
+from lucid_deploy.parity.verification import verify_against
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.model.family_shapes import MIXED, SHAPES, SMALL, THREE, random_model
+
+LENGTH = 60
+GATE = 1e-4  # relative, of logits in float32
+
+
+def lucid_attention(
+    module: Any, query: Any, key: Any, value: Any, *_: Any, sliding_window: int | None = None, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """LUCID where the configuration says so, else softmax; shares nothing with the product."""
+    n, d, groups = key.shape[2], key.shape[3], query.shape[1] // key.shape[1]
+    if module.layer_idx in module.config.solved:
+        k_hat = key / torch.sqrt((key * key).mean(-1, keepdim=True) + module.config.rms_norm_eps)
+        e = torch.exp(k_hat @ k_hat.mT / math.sqrt(d) - math.sqrt(d))
+        system = e.tril(-1) + torch.eye(n, dtype=key.dtype)
+        value = torch.stack([torch.linalg.inv(one) for one in system.flatten(0, 1)]).view(system.shape) @ value
+    scores = query @ key.repeat_interleave(groups, 1).mT * (options.get("scaling") or d**-0.5)
+    age = torch.arange(n)[:, None] - torch.arange(n)  # of each key to each query
+    scores = scores.masked_fill((age < 0) | (age >= (sliding_window or n)), -torch.inf)
+    return (scores.softmax(-1) @ value.repeat_interleave(groups, 1)).transpose(1, 2).contiguous(), None
+
+
+def normed_after_rotation(module: Any, query: Any, key: Any, *rest: Any, **options: Any) -> tuple[torch.Tensor, None]:
+    """The authors' standard baseline: norms with weights behind the rotary embedding."""
+
+    def normed(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + module.config.rms_norm_eps) * weight
+
+    query, key = normed(query, module.q_norm.weight), normed(key, module.k_norm.weight)
+    return modeling_llama.eager_attention_forward(module, query, key, *rest, **options)[0], None
+
+
+AttentionInterface.register("lucid_dense", lucid_attention)
+AttentionMaskInterface.register("normed_after_rotation", eager_mask)
+AttentionInterface.register("normed_after_rotation", normed_after_rotation)
+
+
+def baseline() -> Any:
+    model = random_model(LlamaConfig(**SMALL, attention_type="llama", use_qknorm=True))
+    for layer in model.model.layers:
+        for name in ("q_norm", "k_norm"):
+            layer.self_attn.add_module(name, modeling_llama.LlamaRMSNorm(12).double())
+            getattr(layer.self_attn, name).weight.data.add_(0.5 * torch.randn(12))
+    return model
+
+
+MODELS: dict[str, Any] = {
+    name: lambda shapes=shapes: random_model(list(shapes.values())[-1]())
+    for name, shapes in SHAPES.items()
+    if name != "mistral"
+}
+MODELS["mistral"] = lambda: random_model(SHAPES["mistral"]["window"]())
+MODELS["the authors' baseline"] = baseline
+# LUCID in the layers that attend to all tokens: by layer_types, or named one by one.
+LUCID: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "lucid gemma3_text": (
+        lambda: Gemma3TextConfig(
+            **THREE, head_dim=16, sliding_window=6, layer_types=MIXED, query_pre_attn_scalar=20, attention_type="lucid"
+        ),
+        (0, 2),
+    ),
+    "lucid qwen3": (
+        lambda: Qwen3Config(**THREE, head_dim=12, attention_type="lucid", lucid_layers=[1]),
+        (1,),
+    ),
+}
+FAST = ("mistral", "lucid gemma3_text")
+
+
+def make(name: str, path: Path) -> Any:
+    """Write a checkpoint, and return transformers' float64 model."""
+    if name in LUCID:
+        config, solved = LUCID[name]
+        model = random_model(config())
+        with torch.no_grad():
+            for layer in model.model.layers:
+                layer.self_attn.k_proj.weight.add_(0.5)  # and keys point one way
+    else:
+        model = MODELS[name]()
+    model.save_pretrained(path)
+    if name in LUCID:
+        model.config.solved = solved
+        model.set_attn_implementation("lucid_dense")
+    elif name == "the authors' baseline":
+        model.set_attn_implementation("normed_after_rotation")
+    return model
+
+
+def ids() -> np.ndarray:
+    found = np.random.default_rng(0).integers(1, 61, (2, LENGTH))
+    found[1, 15:40] = 7  # one token repeated
+    return found
+
+
+def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens), use_cache=False).logits.double().numpy()
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+def check(session: Session[Any], exact: np.ndarray, gate: float) -> None:
+    """One-shot, chunked and decoded logits of the last token, and a batch with padding left, right and between."""
+    tokens = ids()
+    for chunks in ((LENGTH,), (1, 4, 23, 12), (7,)):
+        cache, start, logits = session.empty_cache(2), 0, np.zeros(0)
+        for size in chunks:
+            logits = session.prefill(tokens[:, start : start + size], cache)
+            start += size
+        for position in range(start, LENGTH):
+            logits = session.decode(tokens[:, position : position + 1], cache)
+        assert error(logits[:, -1], exact[:, -1]) <= gate, chunks
+    half = LENGTH // 2
+    places = [np.arange(half) + 9, np.arange(half), np.r_[np.arange(5) + 1, np.arange(half - 5) + 9]]
+    padded, mask = np.zeros((3, half + 9), np.int64), np.zeros((3, half + 9), bool)
+    for row, columns in enumerate(places):
+        padded[row, columns], mask[row, columns] = tokens[1, :half], True
+    cache = session.empty_cache(3)
+    logits = session.prefill(padded[:, :20], cache, mask[:, :20])
+    logits = session.prefill(padded[:, 20:], cache, mask[:, 20:])
+    assert error(logits[:, -1], np.repeat(exact[1:, half - 1], 3, 0)) <= gate
+    for position in range(half, LENGTH):
+        logits = session.decode(np.repeat(tokens[1:, position : position + 1], 3, 0), cache)
+    assert error(logits[:, -1], np.repeat(exact[1:, -1], 3, 0)) <= gate
+
+
+@pytest.mark.parametrize("name", [*MODELS, *LUCID])
+def test_a_family_is_transformers_own_in_float64(name: str, tmp_path: Path) -> None:
+    model = make(name, tmp_path)
+    exact = logits_of(model, ids())
+    # transformers' norms and rotary angles are float32 whatever the model's type: as close as its own float32 is.
+    gate = 4 * error(logits_of(model.float(), ids()), exact)
+    assert gate < GATE
+    check(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
+
+
+GRAPHS = [(name, "growing") for name in (*MODELS, *LUCID)] + [(name, "static") for name in FAST]
+
+
+@pytest.mark.parametrize(("name", "cache"), GRAPHS)
+def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) -> None:
+    exact = logits_of(make(name, tmp_path / "checkpoint"), ids())
+    artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache=cache))
+    session = open_session(artifact, "onnxruntime", kernels="functions")
+    check(session, exact, GATE)
+    if name in FAST and cache == "growing":
+        assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), 6, 0, None, lambda *_: None).passed
+
+
+def test_a_window_does_not_grow(tmp_path: Path) -> None:
+    make("lucid gemma3_text", tmp_path)
+    model = load_model(tmp_path)
+    session = TorchSession(model)
+    cache = session.empty_cache(1)
+    session.prefill(ids()[:1], cache)
+    layout = layout_of(session.layers)
+    assert [[(t.sort, t.window) for t in layer] for layer in layout][1] == [("ring", 6)] * 2
+    row = 2 * 16 * 4  # of two heads, float32
+    assert bytes_per_token(layout) == 2 * 2 * row
+    assert layout_bytes(layout, 32768) == 2 * 2 * row * 32768 + 2 * row * 6
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_ring_that_rounds_errs_by_its_rounding(dtype: str, tmp_path: Path) -> None:
+    """Cached rows are rounded and new ones are not: what one-shot prefill gives is exact, decoding is near it."""
+    exact = logits_of(make("mistral", tmp_path), ids())
+    session = TorchSession(load_model(tmp_path, torch.float64).store_cache_as(dtype))
+    check(session, exact, 0.2 if dtype == "int8" else 2e-2)
