@@ -6,21 +6,24 @@ from collections import Counter
 
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 
-_KINDS = {"lucid": "LUCID {layers}", "standard": "{layers} of standard attention"}
-
 
 def summarize(config: LucidConfig) -> str:
     """Return attention, layers and positions in words, such as ``22 LUCID layers, no rotary positions``."""
-    layers = " and ".join(_layers(kind, count) for kind, count in Counter(config.kinds).items())
+    counts = Counter(config.kinds)
+    layers = " and ".join(_layers(kind, counts[kind], config) for kind in dict.fromkeys(config.kinds))
     parts = [layers, _positions(config)]
-    if config.qk_norm == "after_rope":
-        parts.append("norms of queries and keys after rotation")
+    if config.qk_norm != "none":
+        parts.append(f"norms of queries and keys {'after' if config.qk_norm == 'after_rope' else 'before'} rotation")
     return ", ".join(parts)
 
 
-def _layers(kind: str, count: int) -> str:
-    words = _KINDS.get(kind, f"{{layers}} of kind {kind}")
-    return f"{count} {words.format(layers='layer' if count == 1 else 'layers')}"
+def _layers(kind: str, count: int, config: LucidConfig) -> str:
+    layers = f"{count} {{}}layer{'' if count == 1 else 's'}"
+    if kind == "lucid":
+        return layers.format("LUCID ")
+    if kind == "window":
+        return f"{layers.format('')} over the last {config.sliding_window} tokens"
+    return f"{layers.format('')} of {'standard attention' if kind == 'standard' else f'kind {kind}'}"
 
 
 def _positions(config: LucidConfig) -> str:
@@ -28,4 +31,6 @@ def _positions(config: LucidConfig) -> str:
         return "no rotary positions"
     scaling = "" if config.rope_scaling == RopeScaling() else f", {config.rope_scaling.rope_type} scaling by "
     factor = f"{config.rope_scaling.factor:g}" if scaling else ""
-    return f"rotary positions (base {config.rope_theta:g}{scaling}{factor})"
+    local = "" if config.window_rope_theta is None else f", {config.window_rope_theta:g} over windows"
+    bare = f" in {sum(config.rope_layers)} of them" if config.rope_layers else ""
+    return f"rotary positions{bare} (base {config.rope_theta:g}{scaling}{factor}{local})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.layers import layer_kind, register_layer_kind
 from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import TINY
 from tests.extension.toy_layer import WINDOW, ToyKind
+from tests.parity.faults import change_weight
 
 KINDS = ["lucid", "toy", "lucid"]
 CONFIG = {**TINY, "num_hidden_layers": 3, "layer_kinds": KINDS}
@@ -198,3 +201,23 @@ def test_memory_is_counted_by_sort(artifact):
     assert layout_bytes(layout, 100) == 2 * 100 * row + 64 * 4 + WINDOW * 64 * 4
     assert layout_bytes(layout, 2) == 2 * 2 * row + 64 * 4 + 2 * 64 * 4
     assert dataclasses.replace(layout[1][1], window=7).held(5) == 5
+
+
+def test_verify_passes_and_judges_rings_and_states(artifact):
+    verification = verify_artifact(artifact, VerifyOptions(quick=True, explain=True))
+    assert verification.passed, verification.failure
+    report = verification.report
+    compared = {str(item.tensor) for item in report.comparisons if item.judged}
+    assert {"layer 1 average", "layer 1 recent", "layer 0 K", "layer 2 Y", "logits"} <= compared
+    assert {item.layer for item in report.heads} == {0, 2}  # what is solved, and nothing else, has a conditioning
+
+
+def test_a_fault_in_the_layer_is_found_there(artifact, tmp_path):
+    directory = Path(shutil.copytree(artifact.directory, tmp_path / "broken"))
+    change_weight(directory, "model.layers.1.toy.u_proj.weight", 1.01)
+    verification = verify_artifact(open_artifact(directory), VerifyOptions(quick=True))
+    assert not verification.passed
+    assert str(verification.report.failure.tensor).startswith("layer 1 ")
+    first = next(item for item in verification.report.explanation.findings if item.failed)
+    assert (first.part.layer, first.part.word) == (1, "output")
+    assert "layer of kind toy" in verification.report.cause()

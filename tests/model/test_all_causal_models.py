@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import load_config, parse_config
-from lucid_deploy.model.families import families
+from lucid_deploy.model.families import BUILT_IN
 from tests.model.family_shapes import SHAPES, SMALL, random_model
 
 CLASSES = sorted({config for config in MODEL_FOR_CAUSAL_LM_MAPPING}, key=lambda config: config.__name__)
@@ -54,7 +54,7 @@ def test_the_installed_transformers_has_models() -> None:
 def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig], tmp_path: Path) -> None:
     raw = default_json(config_class)
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    if raw["model_type"] in families():  # equal to transformers: below
+    if raw["model_type"] in BUILT_IN:  # equal to transformers: below
         assert load_config(tmp_path).num_hidden_layers == raw["num_hidden_layers"]
         return
     for changed in (raw, {**raw, "architectures": None}):
@@ -130,7 +130,7 @@ def test_what_is_taken_equals_transformers_in_float64(name: str, tmp_path: Path)
 
 
 def test_every_family_that_is_taken_is_compared() -> None:
-    assert {make().model_type for make in COMPUTED.values()} == set(families())
+    assert {make().model_type for make in COMPUTED.values()} == set(BUILT_IN)
 
 
 def test_a_model_with_llamas_keys_and_tensors_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.families.family import Family, NoKeys, Stored
 from lucid_deploy.plug import entry_points
 
-__all__ = ["Family", "NoKeys", "Stored", "families", "family_named", "family_of", "register_family"]
+__all__ = ["BUILT_IN", "Family", "NoKeys", "Stored", "families", "family_named", "family_of", "register_family"]
 
 GROUP = "lucid_deploy.families"
-_BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma3_text")
+BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma3_text")
 _registered: dict[str, Family] = {}
 
 
@@ -26,7 +26,7 @@ def register_family(family: Family) -> None:
     Raises:
         LucidError: The name is that of a family that comes with the toolkit.
     """
-    if family.model_type in _BUILT_IN:
+    if family.model_type in BUILT_IN:
         raise LucidError(f"The family {family.model_type!r} comes with lucid-deploy; give yours another model_type.")
     _registered[family.model_type] = family
 
@@ -48,7 +48,7 @@ def family_named(model_type: str) -> Family:
 
 def families() -> tuple[str, ...]:
     """Return the ``model_type`` of every family known so far, those that come with the toolkit first."""
-    return (*_BUILT_IN, *_registered)
+    return (*BUILT_IN, *_registered)
 
 
 def family_of(raw: dict[str, Any]) -> Family | None:
@@ -68,7 +68,7 @@ def family_of(raw: dict[str, Any]) -> Family | None:
 
 
 def _find(model_type: str) -> Family | None:
-    if model_type in _BUILT_IN:
+    if model_type in BUILT_IN:
         family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
         return family
     if model_type not in _registered:
