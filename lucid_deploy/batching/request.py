@@ -16,7 +16,8 @@ class Request:
     Attributes:
         prompt_ids: Its token ids.
         max_new_tokens: Upper bound of new tokens.
-        sampling: How tokens are chosen. A seed gives the tokens that it gives alone, whoever else is in the batch.
+        sampling: How tokens are chosen. A seed gives the tokens that it gives alone, regardless of the other requests
+            in the batch.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Kept prefixes are reused among requests of one owner only.

@@ -63,10 +63,12 @@ class ScriptedBatcher:
         return events
 
 
-def with_engine(test: Callable[[Engine, ScriptedBatcher], Awaitable[None]], rows: int = 2, max_queue: int = 1) -> None:
+def with_engine(
+    test: Callable[[Engine, ScriptedBatcher], Awaitable[None]], rows: int = 2, max_queue: int = 1, **more: Any
+) -> None:
     async def run() -> None:
         batcher: Any = ScriptedBatcher()
-        engine, loaded = Engine(lambda: batcher, rows, max_queue), threading.Event()
+        engine, loaded = Engine(lambda: batcher, rows, max_queue, **more), threading.Event()
         engine.start(loaded.set)
         await asyncio.to_thread(loaded.wait, 10)
         try:
@@ -151,6 +153,26 @@ def test_a_fault_ends_everything_and_everyone_hears_of_it(caplog: pytest.LogCapt
         assert engine.gauges()["active_rows"] == 0
 
     with_engine(test)
+
+
+def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.serving.engine.CHECK_SECONDS", 0.0)
+    sound = True
+
+    def check() -> None:
+        if not sound:
+            raise LucidError("weights.bin changed.")
+
+    async def test(engine: Engine, _: ScriptedBatcher) -> None:
+        nonlocal sound
+        await everything(engine.submit([Request([1], 5)]), 1)
+        sound = False
+        assert await everything(engine.submit([Request([1], 5)]), 1) == [
+            (0, EngineFault("down", "The engine ended: weights.bin changed."))
+        ]
+        assert engine.state == "dead"
+
+    with_engine(test, check=check)
 
 
 def test_a_model_that_does_not_load() -> None:

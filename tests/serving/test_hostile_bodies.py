@@ -89,6 +89,15 @@ def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[
         assert last.result().status_code in (400, 503)
 
 
+def test_the_time_limit_of_a_request_counts_while_it_is_read(
+    start: Start, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    server = start(with_template(artifacts, tmp_path / "endless", ENDLESS), "--timeout", 1)
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+
+
 @pytest.mark.parametrize("kind", ["long text", "many lists"])
 def test_many_of_the_largest_bodies_at_once(kind: str, start: Start, artifacts: dict[str, Path]) -> None:
     """Forty clients at once: each is told why, others are answered meanwhile, and memory stays within what is said."""

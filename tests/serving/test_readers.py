@@ -68,6 +68,7 @@ def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
         error = await refusal(pool, chat("endless"))
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message
+        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)
         assert pool.pids == before  # the process lives on
 
     with_pool(write_setup(tmp_path), test)
@@ -78,6 +79,7 @@ def test_code_that_cannot_be_interrupted_ends_the_process_alone(tmp_path: Path) 
         before = pool.pids
         error = await refusal(pool, completion("a" * 500_000), chat=False)
         assert (error.status, error.code) == (400, "too_costly")
+        assert "took more than 0.4 s of processor time" in error.message  # and not a minute by the clock
         assert (await pool.read(completion("w1"), chat=False)).job.prompts == ((1,),)
         assert pool.pids != before
 

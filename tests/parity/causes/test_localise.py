@@ -36,8 +36,8 @@ def test_the_insides_are_what_sessions_record(targets, inside):
     target = explained_scenarios(targets)[0]
     for tensor, rows in target.reference.tensors.items():
         if not tensor.is_logits:
-            inside = parts_of(inside.states, inside.layers)[Part(tensor.layer, tensor.kind, LAYERS)]
-            np.testing.assert_allclose(inside, rows.values, rtol=1e-8, atol=1e-9)
+            rows_inside = parts_of(inside.states, inside.layers)[Part(tensor.layer, tensor.kind, LAYERS)]
+            np.testing.assert_allclose(rows_inside, rows.values, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(inside.states.logits[:, 0], inside.logits[:, -1], rtol=1e-8, atol=1e-9)
 
 
