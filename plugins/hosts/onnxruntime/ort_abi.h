@@ -1,7 +1,7 @@
 // The part of onnxruntime's C interface that the library uses, for machines without onnxruntime_c_api.h.
 //
 // The interface is a table that only ever grows: an entry keeps its place from the version that brought it. The
-// numbers below are those places; check_abi.cpp holds them against the real header where there is one.
+// numbers below are those places; a test holds them against the real header where there is one.
 #pragma once
 
 #include <cstddef>
