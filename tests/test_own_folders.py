@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plugins import aot, ort_build
+from lucid_deploy.plugins.hosts.onnxruntime.build import LIBRARY_NAME, default_ort_library
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ def test_folders_are_those_of_this_run() -> None:
     home, temporary = Path.home(), Path(tempfile.gettempdir())
     assert home != Path(pwd.getpwuid(os.getuid()).pw_dir)
     assert home.parent == temporary.parent
-    for cache in (ort_build.default_ort_library(), aot.default_cache()):
+    for cache in (default_ort_library(), default_cache()):
         assert home.parent in cache.parents
     told = subprocess.run([sys.executable, "-c", FOLDERS], capture_output=True, text=True, check=True, timeout=PATIENCE)
     assert json.loads(told.stdout) == [str(home), str(temporary)]
@@ -44,7 +45,7 @@ def test_a_library_that_the_user_built_is_not_seen(tmp_path: Path, workers: int)
     user = {name: str(tmp_path / name) for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR")}
     for folder in (tmp_path / "HOME" / ".cache", tmp_path / "XDG_CACHE_HOME"):
         (folder / "lucid-deploy").mkdir(parents=True)
-        (folder / "lucid-deploy" / ort_build.LIBRARY_NAME).write_bytes(b"")
+        (folder / "lucid-deploy" / LIBRARY_NAME).write_bytes(b"")
     (tmp_path / "TMPDIR").mkdir()
     (tmp_path / "test_it.py").write_text(INNER)
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path)]

@@ -87,7 +87,8 @@ def test_a_manifest_without_one_of_its_keys(
     refused_run: Refused, artifact_copy: Path, change_manifest: ChangeManifest, key: str
 ) -> None:
     change_manifest(artifact_copy, lambda data: data.pop(key))
-    assert f"lucid.json is damaged: KeyError('{key}')" in refused_run(artifact_copy)
+    message = refused_run(artifact_copy)
+    assert "lucid.json is damaged" in message and key in message.partition("is damaged")[2]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_manifest_with_an_impossible_value(
 def test_a_manifest_that_names_files_outside(
     refused: Refused, artifact_copy: Path, change_manifest: ChangeManifest, outside: str
 ) -> None:
-    change_manifest(artifact_copy, lambda data: data["files"].update({outside: {"size": 1, "sha256": ""}}))
+    change_manifest(artifact_copy, lambda data: data["files"].update({outside: {"size": 1, "sha256": 64 * "0"}}))
     assert f"file '{outside}' lies outside the artifact" in refused("inspect", artifact_copy, "--check")
 
 
@@ -211,4 +212,4 @@ def test_a_graph_that_the_runtime_rejects(refused_run: Refused, artifact_copy: P
 
 def test_bfloat16_in_onnxruntime(refused_run: Refused, exported: Callable[..., tuple[Path, Any]]) -> None:
     _, artifact = exported(dtype="bfloat16")
-    assert "onnxruntime has no CPU kernels for bfloat16. Export with --dtype" in refused_run(artifact.directory)
+    assert "onnxruntime runs models in float32 or float16, and" in refused_run(artifact.directory)

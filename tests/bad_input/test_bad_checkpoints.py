@@ -143,10 +143,9 @@ def test_a_key_that_cannot_be_assumed_unused(
 
 def test_another_kind_of_model(refused_export: Refused, make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
-    edit_config(checkpoint, model_type="granite", embedding_multiplier=12.0)
+    edit_config(checkpoint, model_type="cohere", logit_scale=0.0625)
     message = refused_export(checkpoint)
-    assert "model_type 'granite' is not supported; supported are llama, mistral" in message
-    assert "embedding_multiplier is 12.0. It scales the embeddings" in message
+    assert "model_type 'cohere' is not supported; supported are llama, mistral" in message
 
 
 @pytest.mark.parametrize(

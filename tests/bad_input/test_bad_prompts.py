@@ -107,7 +107,7 @@ def test_a_broken_tokenizer(refused: Refused, artifact_copy: Path, content: str)
         ("--top-p", "nan", "top_p must be above 0"),
         ("--top-k", "-1", "top_k must be 0 (all) or more"),
         ("--seed", "-1", "seed must be 0 or more"),
-        ("--device", "cuda", "needs --runtime torch"),
+        ("--device", "cuda", "For it there is --runtime torch"),
     ],
 )
 def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: str, value: str, said: str) -> None:
@@ -117,7 +117,7 @@ def test_an_option_out_of_range(refused: Refused, artifact_copy: Path, option: s
 @pytest.mark.parametrize("device", ["tpu", "cuda:x", "meta"])
 def test_an_unknown_device(refused: Refused, artifact_copy: Path, device: str) -> None:
     message = refused("run", artifact_copy, "--prompt-ids", "5", "--runtime", "torch", "--device", device)
-    assert f"Device '{device}' is not known" in message
+    assert f"Runtime torch runs on cpu or cuda, not on '{device}'." in message
 
 
 def test_a_result_file_that_cannot_be_written(refused: Refused, artifact_copy: Path, tmp_path: Path) -> None:

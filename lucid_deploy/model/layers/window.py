@@ -19,7 +19,7 @@ from lucid_deploy.model.layers import LayerKind
 from lucid_deploy.model.layers.grouped_query import projection_names, rows_layout
 from lucid_deploy.model.layers.standard import StandardAttention
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.ops.precondition import compute_dtype
+from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:

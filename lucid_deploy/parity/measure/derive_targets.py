@@ -75,14 +75,14 @@ def prepare(
     exact, own = _record_reference(reference, session, drafted, progress)
     gates = [derive_gates(trace, own[scenario.name], session.dtype) for scenario, trace in exact]
     items = [
-        Target(scenario, trace, _gates_of(scenario, found, gates))
+        Target(scenario, trace, _gates_of(scenario, found, gates, extent))
         for (scenario, trace), found in zip(exact, gates, strict=True)
     ]
     if cache_gates.rounds(session):
         if rounded is None:
             raise ValueError(f"a cache in {session.cache_dtype} needs a float64 reference that rounds its cache, too")
         items = _add_rounded(rounded, session.cache_dtype, items, extent.schedules, progress)
-        items = _add_schedules(session, items, own, extent.schedules, progress)
+        items = _add_schedules(session, items, own, extent, progress)
     return Targets(tuple(items), session.dtype, seed, cache_dtype=session.cache_dtype, extent=extent)
 
 
@@ -152,10 +152,14 @@ def _in_order(found: Recorded, scenarios: Sequence[Scenario]) -> Recorded:
 
 
 def _gates_of(
-    scenario: Scenario, own: dict[TensorId, Gate], every: Sequence[dict[TensorId, Gate]]
+    scenario: Scenario, own: dict[TensorId, Gate], every: Sequence[dict[TensorId, Gate]], extent: Extent
 ) -> dict[TensorId, Gate]:
-    """Return a scenario's gates: its own, or, where it may be too short for those, the widest of all scenarios."""
-    if not scenario.greedy and scenario.length >= 2 * MIN_PROMPT:
+    """Return a scenario's gates: its own, or, where it may be too short for those, the widest of all scenarios.
+
+    The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few and short, as a
+    quick verification's are, share their gates.
+    """
+    if extent.has_all_sequences and not scenario.greedy and scenario.length >= 2 * MIN_PROMPT:
         return own
     return {tensor: gate if own[tensor].judges else own[tensor] for tensor, gate in widest(every).items()}
 
@@ -201,10 +205,11 @@ def _add_schedules(
     session: Session[Any],
     targets: list[Target],
     one_shot: dict[str, Trace],
-    schedules: Sequence[Schedule],
+    extent: Extent,
     progress: Progress | None,
 ) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
+    schedules = extent.schedules
     others = [schedule for schedule in schedules if schedule != ONE_SHOT]
     total = sum(schedule.calls(group[0]) for schedule in others for group in _groups(targets))
     total += sum(given_cache.calls(target.scenario) for target in targets)
@@ -226,7 +231,7 @@ def _add_schedules(
         targets = [
             replace(
                 target,
-                by_schedule={**target.by_schedule, schedule.name: _gates_of(target.scenario, own, gates)},
+                by_schedule={**target.by_schedule, schedule.name: _gates_of(target.scenario, own, gates, extent)},
                 sizes={**target.sizes, schedule.name: sizes},
             )
             for target, (own, sizes) in zip(targets, found, strict=True)

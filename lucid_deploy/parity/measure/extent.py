@@ -26,6 +26,11 @@ class Extent:
     scenarios: tuple[str, ...] | None = None
     explained: int = 3
 
+    @property
+    def has_all_sequences(self) -> bool:
+        """Whether every token sequence is run, in its whole length."""
+        return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
+
     def left_out(self) -> Iterator[str]:
         """Yield what more a whole verification does, one sentence each; nothing if this is one."""
         if self.prompt_tokens < PROMPT_TOKENS:

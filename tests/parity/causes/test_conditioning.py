@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from lucid_deploy.model.description import describe
 from lucid_deploy.parity.causes.conditioning import conditioning, head_stats, largest_singular_value
 from lucid_deploy.parity.causes.solve_analysis import TOKENS
 from tests.parity.correlated_keys import EPS, keys
@@ -68,7 +69,9 @@ def test_the_largest_singular_value_is_that_of_a_full_decomposition(n, kind):
 
 def test_every_layer_of_the_scenarios_worth_a_look_is_measured(model, targets):
     seen = []
-    found = list(conditioning(targets, model.config, lambda *step: seen.append(step)))
+    found = list(
+        conditioning(targets, model.config, describe(model.config, "float32"), lambda *step: seen.append(step))
+    )
     heads = model.config.num_key_value_heads
     assert [(s.scenario, s.layer, s.head) for s in found] == [
         (name, layer, head) for name in ("correlated", "greedy") for layer in range(LAYERS) for head in range(heads)

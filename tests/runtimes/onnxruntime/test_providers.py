@@ -27,6 +27,7 @@ from lucid_deploy.runtimes.onnxruntime import providers
 from lucid_deploy.runtimes.onnxruntime.providers import CPU, choose_provider, plan_provider
 from lucid_deploy.runtimes.options import PROVIDERS
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from tests.phase_lines import error_line
 from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -248,7 +249,7 @@ def test_a_provider_that_does_not_start_is_an_error(
         rest = ["--prompt-ids", "5"] if name == "run" else []
         result = CliRunner().invoke(main, [name, str(artifact.directory), "--provider", provider, *rest])
         assert (result.exit_code, result.stdout) == (2, "")
-        assert result.stderr.startswith(f"Error: {NAMES[provider]} does not start") and result.stderr.count("\n") == 1
+        assert error_line(result.stderr).startswith(f"Error: {NAMES[provider]} does not start")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +268,7 @@ def test_a_provider_that_is_not_there_is_one_line(
     rest = ["--prompt-ids", "5"] if name == "run" else []
     result = CliRunner().invoke(main, [name, str(exported()[1].directory), "--provider", provider, *rest])
     assert (result.exit_code, result.stdout, fake.asked) == (2, "", [])
-    assert result.stderr == (
+    assert error_line(result.stderr) == (
         f"Error: onnxruntime {real.__version__} has no {NAMES[provider]}; it has AzureExecutionProvider, {CPU}. "
         f"Run: {install}\n"
     )

@@ -28,6 +28,7 @@ from lucid_deploy.runtimes.tensorrt.load_engines import check_capability, load_e
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from tests.patience import PATIENCE
+from tests.phase_lines import error_line
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -278,7 +279,7 @@ def test_without_a_gpu_there_is_one_message(name: str, built: Artifact) -> None:
     rest = ["--prompt-ids", "5"] if name == "run" else []
     result = CliRunner().invoke(main, [name, str(built.directory), "--runtime", "tensorrt", *rest])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == (
+    assert error_line(result.stderr) == (
         "Error: No CUDA driver was found on this machine. Running TensorRT engines needs an NVIDIA GPU and its driver "
         "(libcuda.so.1).\n"
     )

@@ -123,7 +123,7 @@ def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
         path = artifact.graph_path(stage)
         onnx.save(inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
         with pytest.raises(LucidError, match=rf"{stage}\.onnx has 0 nodes ai\.lucid::{wanted} where the model has 2"):
-            prepare_graph(artifact, stage, 64)
+            prepare_graph(Artifact(artifact.directory, artifact.manifest), stage, 64)
 
 
 def test_an_operator_nobody_knows(artifact_copy: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_operator_nobody_knows(artifact_copy: Path) -> None:
     next(node for node in model.graph.node if node.op_type == "Precondition").op_type = "Postcondition"
     onnx.save(model, str(artifact.graph_path("prefill")))
     with pytest.raises(LucidError, match="operators that the plugin library does not have: Postcondition"):
-        prepare_graph(artifact, "prefill", 64)
+        prepare_graph(Artifact(artifact.directory, artifact.manifest), "prefill", 64)
 
 
 @pytest.mark.parametrize("width", [12, 66, 260])
