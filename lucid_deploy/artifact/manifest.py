@@ -156,8 +156,6 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
     recorded: dict[str, Any] = {"layers": file.layers, "transposed": file.transposed, "float32_head": file.float32_head}
     if file.format_version == 1:
         recorded = format1.recorded(config, cache_dtype, quantization)
-    elif len(file.layers) != config.num_hidden_layers:
-        raise ValueError(f"there are {len(file.layers)} layers, num_hidden_layers is {config.num_hidden_layers}")
     return Manifest(
         config=config,
         dtype=file.dtype,

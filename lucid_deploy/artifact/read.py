@@ -14,6 +14,7 @@ from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, 
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import describe
 
 if TYPE_CHECKING:
     import onnx
@@ -83,6 +84,7 @@ def open_artifact(directory: str | Path) -> Artifact:
                 "Export it again."
             )
     artifact = Artifact(directory, manifest)
+    _check_layers(manifest, directory)
     for stage in STAGES:
         _check_contract(artifact, stage, artifact.graph(stage))
         _check_quantization(artifact, stage, artifact.graph(stage))
@@ -115,6 +117,16 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
         raise CheckFailed(
             f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
             "Export it again."
+        )
+
+
+def _check_layers(manifest: Manifest, directory: Path) -> None:
+    """Compare what the layers cache, as the manifest lists it, with what the manifest's model caches."""
+    recorded = [(layer.kind, layer.cache) for layer in manifest.layers]
+    if recorded != [(layer.kind, layer.cache) for layer in describe(manifest.config, manifest.cache_dtype)]:
+        raise CheckFailed(
+            f"{directory}: what the layers cache does not fit {MANIFEST}'s configuration, which was changed after the "
+            "export. Export it again."
         )
 
 

@@ -46,7 +46,7 @@ class Acceptor:
             await self._task  # not cancelled: a connection that was just accepted would be lost
         with contextlib.suppress(OSError):  # nobody is left, or there are no descriptors
             while True:
-                break
+                await self._serve(self._accept(), reserved=False)
         self._listener.close()
         loop = asyncio.get_running_loop()
         end = loop.time() + LINGER_SECONDS

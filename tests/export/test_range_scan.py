@@ -168,4 +168,4 @@ def test_export_and_inspect_show_it(tmp_path: Path) -> None:
     ranges = json.loads(facts.read_text())["ranges"]
     assert ranges["skipped"] is False and ranges["peaks"]["layer 2"]["y"] > 0
     shown = CliRunner().invoke(main, ["inspect", target])
-    assert shown.exit_code == 0 and "gate·up product" in shown.output and "cache in float16" in shown.output
+    assert shown.exit_code == 0 and "gate·up product" in shown.output and "float16, growing cache" in shown.output

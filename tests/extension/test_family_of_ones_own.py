@@ -28,6 +28,7 @@ from lucid_deploy.model.config import LucidConfig, parse_config
 from lucid_deploy.model.families import Family, Stored, family_named, register_family
 from lucid_deploy.model.mixer import LayerCache, Step
 from lucid_deploy.model.parts import RMSNorm
+from lucid_deploy.parity import VerifyOptions
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes import open_session
 
@@ -200,7 +201,7 @@ def test_the_graphs_are_the_original(artifact: Artifact, chunks: tuple[int, ...]
 
 def test_it_is_verified(artifact: Artifact, checkpoint: Path) -> None:
     session = open_session(artifact, "onnxruntime", kernels="functions")
-    assert verify_against(session, Checkpoint(checkpoint), 6, 0, None, lambda *_: None).passed
+    assert verify_against(session, Checkpoint(checkpoint), VerifyOptions(steps=6)).passed
 
 
 def test_its_keys_are_checked_and_its_tensors_named(checkpoint: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 @dataclass
 class Repository:
@@ -50,8 +52,16 @@ class Hub:
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """Run a stand-in on a free port of 127.0.0.1."""
-    hub = Hub()
+    """Run a stand-in on a free port of 127.0.0.1, reached even where other tests have forbidden the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        with _serving(Hub()) as hub:
+            yield hub
+
+
+@contextmanager
+def _serving(hub: Hub) -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -25,6 +25,7 @@ NO_DEFAULT = {"Gemma4AssistantConfig"}
 SAME_KEYS = {
     "ernie4_5",
     "exaone",
+    "gemma",
     "helium",
     "internlm3",
     "iquestcoder",

@@ -20,6 +20,7 @@ from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import layout_of
+from lucid_deploy.parity import VerifyOptions
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
@@ -172,7 +173,7 @@ def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) 
     session = open_session(artifact, "onnxruntime", kernels="functions")
     check(session, exact, GATE)
     if name in FAST and cache == "growing":
-        assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), 6, 0, None, lambda *_: None).passed
+        assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), VerifyOptions(steps=6)).passed
 
 
 def test_a_window_does_not_grow(tmp_path: Path) -> None:

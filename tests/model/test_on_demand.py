@@ -26,7 +26,7 @@ def test_weights_cast_in_use_give_what_a_float64_model_gives(changes, stored):
     assert_same(record(found, scenario), record(plain, scenario), 1e-12)
     layers = [TorchLayers(each) for each in (cast, in_dtype(model, torch.float64))]
     a, b = (each.run(Tokens.after(ids), each.empty_past()) for each in layers)
-    np.testing.assert_allclose(a.values[-1], b.values[-1], atol=1e-12)
+    np.testing.assert_allclose(a.cached[-1]["value"], b.cached[-1]["value"], atol=1e-12)
     np.testing.assert_allclose(a.logits, b.logits, atol=1e-12)
 
 

@@ -68,6 +68,8 @@ def conditioning(
         progress: Called with (what runs, layers done, in all).
     """
     scenarios = explained_scenarios(targets)
+    if not any(layer.solves for layer in layers):
+        return  # a phase in which nothing runs would be announced
     meter = Meter(progress, phases.CONDITIONING, len(scenarios) * sum(layer.solves for layer in layers))
     for target in scenarios:
         for tensor, rows in target.reference.tensors.items():

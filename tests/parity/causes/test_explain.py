@@ -11,6 +11,7 @@ import torch
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.parity import check, explain, explained_scenarios, prepare
+from lucid_deploy.runtimes import RuntimeOptions, find_runtime
 from lucid_deploy.runtimes.open_layers import open_layers
 from tests.parity.small_models import LAYERS, VOCAB, in_dtype, layers, session, small_model
 
@@ -98,10 +99,11 @@ def test_layers_that_cannot_be_run_are_said_to_be_so(model, targets):
     assert replace(report, explanation=found).cause() == "One piece."
 
 
-@pytest.mark.parametrize(("runtime", "provider"), [("tensorrt", None), ("onnxruntime", "nv-tensorrt-rtx")])
+@pytest.mark.parametrize(("runtime", "provider"), [("tensorrt", "cpu"), ("onnxruntime", "nv-tensorrt-rtx")])
 def test_runtimes_of_whole_graphs_say_that_they_are(model, runtime, provider):
     candidate = session(model)
-    candidate.runtime, candidate.provider = runtime, provider
+    candidate.runtime = runtime
+    candidate.capabilities = find_runtime(runtime).capabilities(RuntimeOptions(runtime, provider=provider))
     with pytest.raises(LucidError, match=f"{runtime}.* runs a graph as one piece"):
         open_layers(candidate, None)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.model.scenarios import DECODE_STEPS, SCHEDULES, synthetic_scenarios
+from lucid_deploy.parity.measure import given_cache
 from lucid_deploy.parity.measure.compare import TensorId, record
 from lucid_deploy.parity.measure.derive_targets import prepare
 from lucid_deploy.parity.measure.gate import FLOOR_UNITS, UNIT
@@ -112,7 +113,10 @@ def test_the_reference_must_be_float64(model):
 
 
 def test_a_cache_that_rounds_needs_few_calls_of_float64(model):
-    """All scenarios share a batch in each schedule, which takes as many calls as one of them alone."""
+    """All scenarios share a batch in each schedule, which takes as many calls as one of them alone.
+
+    Then each goes on from given rows, which are its own.
+    """
 
     def rounding(dtype):
         return Counting(in_dtype(model, dtype).store_cache_as("int8"))
@@ -121,6 +125,7 @@ def test_a_cache_that_rounds_needs_few_calls_of_float64(model):
     targets = prepare(baseline, session(model, torch.float64), steps=6, rounded=rounded)
     scenario = targets.items[0].scenario
     calls = sum(schedule.calls(scenario) for schedule in SCHEDULES)
+    calls += sum(given_cache.calls(target.scenario) for target in targets.items)
     assert rounded.calls == calls and baseline.calls == calls  # the baseline's one-shot run was its draft
 
 

@@ -81,9 +81,9 @@ def test_a_free_run_is_a_sentence():
 def test_advice_follows_a_failure_only(report):
     assert words.advice(report) == ""
     failed = replace(report, comparisons=(replace(report.comparisons[0], failed_at=3), *report.comparisons[1:]))
-    assert "PyTorch ran the artifact's own weights" in words.advice(failed)
+    assert "torch ran the artifact's weights without its graphs" in words.advice(failed)
     assert "--kernels functions" in words.advice(
-        replace(failed, runtime="onnxruntime", label="onnxruntime (library kernels)")
+        replace(failed, runtime="onnxruntime", runs_graphs=True, plainer="try --kernels functions")
     )
 
 
