@@ -18,6 +18,7 @@ from lucid_deploy.artifact.quantization import (
     SCHEMES,
     Quantization,
     QuantizedTensor,
+    round_blocks,
 )
 from lucid_deploy.errors import LucidError, missing_extra
 
@@ -180,7 +181,7 @@ def quantize_matrix(
     for start in range(0, count, step):
         rows = weight[start : start + step].float().numpy()
         if least_scale is not None:
-            yield _round_to_int8(rows, tensor, least_scale)
+            yield round_blocks(rows, tensor, least_scale)
             continue
         columns = np.zeros((blocks * size, len(rows)), dtype=np.float32)
         columns[:width] = rows.T
@@ -189,37 +190,6 @@ def quantize_matrix(
         unused = np.zeros((len(rows), -(-blocks * bits // 8)), dtype=np.uint8)  # zero points; the scheme is symmetric
         kernel(packed, columns, scales, unused, size, len(rows), width, True)
         yield packed, scales
-
-
-def _round_to_int8(
-    rows: np.ndarray[Any, Any], tensor: QuantizedTensor, least_scale: float
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Round float32 rows ``(n, in)`` to whole multiples of (largest magnitude of the block) / 127."""
-    padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
-    blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
-    scales = np.maximum(np.abs(blocks).max(axis=-1) / np.float32(127), np.float32(least_scale))
-    numbers = np.clip(np.rint(blocks / scales[..., None]), -127, 127)
-    return (numbers + 128).astype(np.uint8), scales
-
-
-def to_qdq(packed: np.ndarray[Any, Any], width: int, bits: int) -> np.ndarray[Any, Any]:
-    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
-
-    Args:
-        packed: From :func:`quantize_matrix`, all rows.
-        width: Elements of a row.
-        bits: 4 or 8.
-
-    Returns:
-        Flat bytes; int4 two in a byte, the lower half first.
-    """
-    if bits == 8:
-        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ 128).T).reshape(-1)
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ 8  # offset to signed
-    flat = np.ascontiguousarray(numbers.T).reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return flat[::2] | (flat[1::2] << 4)
 
 
 def _kernel(scheme: str) -> Any:

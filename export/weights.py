@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, Quantization
+from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, Quantization, to_qdq
+from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor without copying it
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ def plan_weights(
         if quantization is not None and name in quantization.tensors:
             packed, scales = (quantization.part_shape(name, part) for part in (PACKED, SCALES))
             add(name, packed, quantization.packed_size(name), quantization.packed_dtype, PACKED)
-            add(name, scales, math.prod(scales) * ITEM_SIZE[dtype], dtype, SCALES)
+            add(name, scales, math.prod(scales) * ITEM_SIZES[dtype], dtype, SCALES)
         else:
             stored = shape[::-1] if name in transposed else shape
-            add(name, stored, math.prod(shape) * ITEM_SIZE[dtype], dtype, turned=name in transposed)
+            add(name, stored, math.prod(shape) * ITEM_SIZES[dtype], dtype, turned=name in transposed)
     return plan
 
 
@@ -140,7 +140,7 @@ class _Contents:
         import numpy as np
         import torch
 
-        from lucid_deploy.export.quantize import quantize_matrix, to_qdq
+        from lucid_deploy.export.quantize import quantize_matrix
 
         quantization = self._quantization
         assert quantization is not None

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lucid_deploy.cache.storage import LEVELS
+
 SCHEMES = {"int8": 8, "int4": 4}  # bits
 FORMATS = ("matmulnbits", "qdq")
 ACTIVATIONS = ("int8", "float")
@@ -167,6 +169,47 @@ class Quantization:
         """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
         numbers, factors = self.unpack(name, packed, scales)
         return numbers * spread(factors, self.tensors[name])
+
+
+def round_blocks(
+    rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """Round to 8 bits with positive scales, as the format ``qdq`` wants them.
+
+    Args:
+        rows: Float32 ``(n, in)`` of a weight.
+        tensor: Its shape and blocks.
+        least_scale: Of a block of zeros.
+
+    Returns:
+        Whole numbers −127 … 127 plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the largest
+        magnitude of the block / 127.
+    """
+    padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
+    blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
+    scales = np.maximum(np.abs(blocks).max(axis=-1) / np.float32(LEVELS), np.float32(least_scale))
+    numbers = np.clip(np.rint(blocks / scales[..., None]), -LEVELS, LEVELS)
+    return (numbers + 128).astype(np.uint8), scales
+
+
+def to_qdq(packed: Bytes, width: int, bits: int) -> Bytes:
+    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
+
+    Args:
+        packed: ``(out, blocks, block_size · bits / 8)``, as the format ``matmulnbits`` stores them.
+        width: Elements of a row.
+        bits: 4 or 8.
+
+    Returns:
+        Flat bytes; int4 two in a byte, the lower half first.
+    """
+    if bits == 8:
+        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ 128).T).reshape(-1)
+    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ 8  # offset to signed
+    flat = np.ascontiguousarray(numbers.T).reshape(-1)
+    if flat.size % 2:
+        flat = np.append(flat, np.uint8(0))
+    return flat[::2] | (flat[1::2] << 4)
 
 
 def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:

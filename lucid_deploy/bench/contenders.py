@@ -34,7 +34,7 @@ class Contender:
     options: RuntimeOptions = DEFAULTS
 
     @property
-    def is_lucid(self) -> bool:
+    def runs_artifact(self) -> bool:
         """Whether it computes the artifact's own function, so that its outputs can be compared."""
         return self.kind != "transformers"
 

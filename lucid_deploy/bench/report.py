@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
-from lucid_deploy.cache.layout import layout_bytes
+from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
 from lucid_deploy.errors import missing_extra
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
-from lucid_deploy.runtimes.inspection import ITEM_SIZE
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +78,7 @@ def decode_bytes(
     config: LucidConfig, dtype: str, weights: int, batch: int, context: int, cache_dtype: str | None = None
 ) -> int:
     """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
-    size = ITEM_SIZE[dtype]
+    size = ITEM_SIZES[dtype]
     cache = layout_bytes(layout_of(describe(config, cache_dtype or dtype)), context) * batch
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * size
     return weights - embedding + cache

@@ -183,7 +183,7 @@ def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
     first: dict[str, tuple[str, Any]] = {}
     for worker in workers:
         contender = worker.contender
-        if not contender.is_lucid:
+        if not contender.runs_artifact:
             continue
         logits = np.asarray(worker.ask("logits", seed=1, length=150)["logits"])
         name, wanted = first.setdefault(contender.artifact, (contender.name, logits))

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.model.lucid import LucidForCausalLM
 
 
@@ -21,7 +22,7 @@ def round_to_int8(x: Tensor, block_size: int) -> Tensor:
     """
     width = x.shape[-1]
     blocks = F.pad(x.float(), (0, -width % block_size)).unflatten(-1, (-1, block_size))  # (…, blocks, block)
-    scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / LEVELS
     rounded = torch.where(scale == 0, blocks, (blocks / scale).round() * scale)
     return rounded.flatten(-2)[..., :width].to(x.dtype)
 

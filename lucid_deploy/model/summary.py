@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from lucid_deploy.model.config import LucidConfig, RopeScaling
+from lucid_deploy.model.layers import layer_kind
 
 
 def summarize(config: LucidConfig) -> str:
@@ -18,12 +19,7 @@ def summarize(config: LucidConfig) -> str:
 
 
 def _layers(kind: str, count: int, config: LucidConfig) -> str:
-    layers = f"{count} {{}}layer{'' if count == 1 else 's'}"
-    if kind == "lucid":
-        return layers.format("LUCID ")
-    if kind == "window":
-        return f"{layers.format('')} over the last {config.sliding_window} tokens"
-    return f"{layers.format('')} of {'standard attention' if kind == 'standard' else f'kind {kind}'}"
+    return f"{count} {layer_kind(kind).words(config).format('layer' if count == 1 else 'layers')}"
 
 
 def _positions(config: LucidConfig) -> str:

@@ -115,7 +115,7 @@ def model_config(artifact: Artifact, stage: str, name: str, options: TritonOptio
         *(_tensor("input", info) for info in graph.inputs),
         *(_tensor("output", info) for info in graph.outputs),
         f"instance_group [ {{ count: {options.instances} kind: {kind} }} ]",
-        _parameter("lucid_deploy.model", artifact.manifest.config.attention_type),
+        _parameter("lucid_deploy.layers", "+".join(dict.fromkeys(artifact.config.kinds))),
         _parameter("lucid_deploy.stage", stage),
     ]
     if plugin is not None:

@@ -14,6 +14,7 @@ from typing import Any
 from lucid_deploy.artifact import Artifact, check_hashes
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.model.summary import summarize
 from lucid_deploy.parity.causes.explain import explain
 from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases
@@ -272,6 +273,7 @@ def _facts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> di
         "provider": None,
         "kernels": None,
         "model": manifest.config.to_dict(),
+        "summary": summarize(manifest.config),
         "cache": f"{manifest.cache}, {manifest.cache_dtype}",
         "files": len(manifest.files),
         "bytes": sum(int(item["size"]) for item in manifest.files.values()),

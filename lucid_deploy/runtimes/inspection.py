@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
 from lucid_deploy.plugins.table import DOMAIN
@@ -18,8 +18,6 @@ from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
 _DECODED = 4  # K and Y of a layer in float32, before and after their scales
-
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def remarks(artifact: Artifact) -> list[str]:
 
 def compression(artifact: Artifact) -> float:
     """Return how many times larger the weights would be if none were quantized; 1 if none is."""
-    record, size = artifact.manifest.quantization, ITEM_SIZE[artifact.manifest.dtype]
+    record, size = artifact.manifest.quantization, ITEM_SIZES[artifact.manifest.dtype]
     stored = sum(weight_types(artifact).values())
     if record is None:
         return 1.0
@@ -90,7 +88,7 @@ def compression(artifact: Artifact) -> float:
 
 def quantized_size(artifact: Artifact) -> int:
     """Return the bytes of all quantized weights, scales included."""
-    record, size = artifact.manifest.quantization, ITEM_SIZE[artifact.manifest.dtype]
+    record, size = artifact.manifest.quantization, ITEM_SIZES[artifact.manifest.dtype]
     if record is None:
         return 0
     return sum(

@@ -44,6 +44,10 @@ class LayerKind(ABC):
             cache_dtype: Type that rows are cached in: ``int8``, ``float16`` or the model's.
         """
 
+    def words(self, config: LucidConfig) -> str:
+        """Say for people what such layers are, ``{}`` in the place of ``layers`` or ``layer``: ``{} of kind delta``."""
+        return f"{{}} of kind {self.name}"
+
     @abstractmethod
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         """Make the PyTorch module of one layer.

@@ -66,6 +66,10 @@ class _Lucid(LayerKind):
             "is left would be no cache of the remaining text",
         )
 
+    def words(self, config: LucidConfig) -> str:
+        """See :meth:`LayerKind.words`."""
+        return "LUCID {}"
+
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         """See :meth:`LayerKind.mixer`."""
         return LucidAttention(config, implementation)

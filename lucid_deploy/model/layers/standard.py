@@ -65,6 +65,10 @@ class _Standard(LayerKind):
             eviction="keys and values of the later tokens were computed from them",
         )
 
+    def words(self, config: LucidConfig) -> str:
+        """See :meth:`LayerKind.words`."""
+        return "{} of standard attention"
+
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         """See :meth:`LayerKind.mixer`."""
         return StandardAttention(config, implementation)

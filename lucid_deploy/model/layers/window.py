@@ -147,6 +147,10 @@ class _Window(LayerKind):
             eviction="what lies before its window is dropped already",
         )
 
+    def words(self, config: LucidConfig) -> str:
+        """See :meth:`LayerKind.words`."""
+        return f"{{}} over the last {config.sliding_window} tokens"
+
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         """See :meth:`LayerKind.mixer`."""
         return WindowAttention(config, implementation)

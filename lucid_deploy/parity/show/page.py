@@ -88,14 +88,14 @@ def _checks(checks: Sequence[Check]) -> Block:
 def _compared(report: Report, facts: dict[str, Any]) -> list[Block]:
     model, versions = facts["model"], report.environment["versions"]
     shape = (
-        f"{model['num_hidden_layers']} layers, {model['num_attention_heads']} heads, {model['num_key_value_heads']} "
+        f"{model['num_attention_heads']} heads, {model['num_key_value_heads']} "
         f"key/value heads of width {model['head_dim']}, hidden {model['hidden_size']}, vocabulary {model['vocab_size']}"
     )
     machine = report.environment["machine"]
     rows = [
         ("Artifact", f"{facts['artifact']} ({facts['files']} files, {facts['bytes']:,} bytes)"),
         ("Checkpoint", str(facts["checkpoint"])),
-        ("Model", f"{model['attention_type']}: {shape}"),
+        ("Model", f"{facts['summary']}; {shape}"),
         ("Runs in", f"{report.label}, {report.dtype}, cache {facts['cache']}, device {facts['device']}"),
         ("Held against", f"{report.reference.words}, on the CPU"),
         ("Exported with", ", ".join(f"{name} {version}" for name, version in facts["exported_with"].items())),

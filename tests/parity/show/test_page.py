@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.cli import main
+from lucid_deploy.model.summary import summarize
 from lucid_deploy.parity import check
 from lucid_deploy.parity.measure.gate import Gate
 from lucid_deploy.parity.show.page import TEMPLATES, render_page
@@ -115,7 +116,7 @@ def report(model, targets):
 
 
 def page_of(report, model, **facts):
-    text = render_page(report, {**FACTS, "model": model.config.to_dict(), **facts})
+    text = render_page(report, {**FACTS, "model": model.config.to_dict(), "summary": summarize(model.config), **facts})
     return text, " ".join("".join(check_page(text).text).split())
 
 
