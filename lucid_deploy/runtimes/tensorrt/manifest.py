@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -159,19 +161,13 @@ def _read(artifact: Artifact, backend: str, folder: Path, again: str) -> EngineM
 
 
 def _parse(data: dict[str, Any]) -> EngineManifest:
-    def shapes(item: list[list[int]]) -> Range:
-        least, best, most = (tuple(int(size) for size in shape) for shape in item)
-        return least, best, most
-
-    engines = {
-        stage: EngineFile(**{**entry, "profile": {name: shapes(item) for name, item in entry["profile"].items()}})
-        for stage, entry in data["engines"].items()
-    }
-    if set(engines) != set(STAGES):
-        raise ValueError(f"engines are {sorted(engines)}, not {sorted(STAGES)}")
-    plugin = None if data["plugin"] is None else PluginFile(**data["plugin"])
-    for file in [*(entry.file for entry in engines.values()), *([plugin.file] if plugin is not None else [])]:
+    if unknown := data.keys() - {field.name for field in fields(EngineManifest)}:
+        raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
+    manifest = msgspec.convert(data, EngineManifest)  # exact types: a bool is no number
+    if set(manifest.engines) != set(STAGES):
+        raise ValueError(f"engines are {sorted(manifest.engines)}, not {sorted(STAGES)}")
+    plugin = [] if manifest.plugin is None else [manifest.plugin.file]
+    for file in [*(entry.file for entry in manifest.engines.values()), *plugin]:
         if Path(file).name != file:
             raise ValueError(f"file {file!r} lies outside the folder")
-    changed = {"limits": Limits(**data["limits"]), "capabilities": tuple(data["capabilities"])}
-    return EngineManifest(**{**data, **changed, "engines": engines, "plugin": plugin})
+    return manifest
