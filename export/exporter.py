@@ -71,6 +71,12 @@ class ExportOptions:
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says of them: all that decides what is exported."""
+        left_out = {"overwrite", "hub"}  # where a checkpoint of the Hub comes from is recorded in its own field
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
+
 
 def export(
     checkpoint: str | Path, output: str | Path, options: ExportOptions | None = None, progress: Progress | None = None
@@ -289,6 +295,7 @@ def _build(
         notes=source.notes,
         assumed_unused=source.assumed_unused,
         hub=hub,
+        options=options.recorded(),
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ HARNESS = "lm_eval:"
 DEFAULT_LIMIT = 200
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @artifact_argument
 @click.option(
     "--task",
