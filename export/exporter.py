@@ -25,6 +25,7 @@ from lucid_deploy.artifact import (
 )
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.tokenizer import check_tokenizer, copy_companions
 from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
 from lucid_deploy.version import __version__
 
@@ -105,7 +106,7 @@ def export(
     source = Checkpoint(checkpoint, options.assume_unused)
     _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
-    _check_tokenizer(source.directory)
+    check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.functions
     import lucid_deploy.export.trace  # noqa: F401
@@ -182,14 +183,6 @@ def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
             f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
             f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
         )
-
-
-def _check_tokenizer(checkpoint: Path) -> None:
-    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text."""
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
-
-    if (checkpoint / "tokenizer.json").is_file():
-        TextTokenizer(checkpoint)
 
 
 def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
@@ -275,7 +268,7 @@ def _build(
         file = f"{stage}.onnx"
         _write_graph(building / file, graph.model, plan)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
-    _copy_companions(source.directory, building)
+    tokenizer_notes = copy_companions(source.directory, building)
     manifest = Manifest(
         config=source.config,
         dtype=options.dtype,
@@ -292,7 +285,7 @@ def _build(
         layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
-        notes=source.notes,
+        notes=(*source.notes, *tokenizer_notes),
         assumed_unused=source.assumed_unused,
         hub=hub,
         options=options.recorded(),
@@ -372,14 +365,6 @@ def _strip_traces(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
     for node in proto.graph.node:
         node.doc_string = ""
-
-
-def _copy_companions(checkpoint: Path, building: Path) -> None:
-    from lucid_deploy.model.checkpoint import TOKENIZER_FILES
-
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, building / name)
 
 
 def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:

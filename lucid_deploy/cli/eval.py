@@ -120,11 +120,8 @@ def command(
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Tokens]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes import open_session
 
-    if not artifact.path("tokenizer.json").is_file():
-        raise LucidError(f"{artifact.directory} has no tokenizer.json; without it no text can be put to the model.")
     tokenizer = TextTokenizer(artifact.directory)
     with progress("Loading the model"):
         return open_session(artifact, runtime), tokenizer

@@ -109,8 +109,9 @@ def command(
 
     Example: lucid-deploy export demo --output ./artifact
     """
+    from lucid_deploy.artifact.tokenizer import advice
     from lucid_deploy.cli._command import is_verbose
-    from lucid_deploy.cli._console import console_out, human_size, progress, write_json
+    from lucid_deploy.cli._console import console_out, human_size, note, progress, write_json
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
@@ -132,9 +133,12 @@ def command(
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)
     manifest, files = artifact.manifest, artifact.manifest.files
+    if not artifact.path("tokenizer.json").is_file():
+        note(f"Note: {advice(artifact.directory)}")
     if json_target is not None:
         facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
         facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
+        facts |= {"takes_text": artifact.path("tokenizer.json").is_file()}
         facts |= {"assumed_unused": manifest.assumed_unused}
         facts |= {"cache_dtype": manifest.cache_dtype, "ranges": manifest.ranges}
         write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
