@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,20 +119,27 @@ def export(
     ranges = _scan_ranges(source, options, quantization, progress)
     made = missing_directories(output.parent)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        building = partial_directory(output)
-    except OSError as error:
-        raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
-    try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
-        _check_request(output, options)  # again: tracing and writing took a while
-        put_in_place(building, output)
+        with _made(output) as building:
+            _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
+            _check_request(output, options)  # again: tracing and writing took a while
+            put_in_place(building, output)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
         remove_empty(made)
     return open_artifact(output)
+
+
+@contextmanager
+def _made(output: Path) -> Iterator[Path]:
+    """Yield the directory to fill in place of the output; it is gone at the end, whatever happens."""
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            building = stack.enter_context(partial_directory(output))
+        except OSError as error:
+            raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
+        yield building
 
 
 def _check_request(output: Path, options: ExportOptions) -> None:

@@ -29,6 +29,7 @@ COMMANDS = {
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "doctor": "Show what is installed, what works, and what to install.",
+    "clean": "Remove what killed commands left half-written.",
     "completion": "Print what makes a shell complete commands and options.",
 }
 

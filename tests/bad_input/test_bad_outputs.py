@@ -144,8 +144,12 @@ def test_an_interrupted_export(
     assert (stdout, stderr) == ("", said)
     assert process.returncode in statuses
     assert not output.exists()
-    if number != signal.SIGKILL:  # after which nobody can tidy up
+    if number != signal.SIGKILL:  # after which the next one tidies up
         assert not output.parent.exists()
+        return
+    assert len(list(output.parent.iterdir())) == 1
+    assert CliRunner().invoke(main, command[3:]).exit_code == 0
+    assert [path.name for path in output.parent.iterdir()] == ["artifact"]
 
 
 def test_overwriting_an_artifact_when_all_goes_well(
