@@ -168,6 +168,8 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+    if source in target.parents:
+        raise LucidError(f"The output {output} lies inside the checkpoint {checkpoint}. Choose another output.")
 
 
 def _fetched(

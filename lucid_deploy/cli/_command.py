@@ -41,7 +41,10 @@ class Command(click.Command):
             raise click.BadParameter(message, ctx, named) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See :class:`click.Command`; with ``--verbose``, says first which options the command line does not show."""
+        """See :class:`click.Command`; checks outputs, and with ``--verbose`` says which options come from elsewhere."""
+        from lucid_deploy.cli._outputs import check_outputs
+
+        check_outputs(ctx.params, ctx.meta.get(_CONFIG))
         if ctx.meta.get(_VERBOSE):
             _show_sources(self, ctx)
         return super().invoke(ctx)

@@ -46,7 +46,7 @@ def test_overwriting_the_checkpoint(refused: Refused, make_checkpoint: MakeCheck
     checkpoint = make_checkpoint()
     (checkpoint / "lucid.json").write_text("{}")  # so that it could pass for an artifact
     message = refused("export", checkpoint, "--output", checkpoint, "--overwrite")
-    assert "would replace the checkpoint" in message
+    assert f"would replace {checkpoint}" in message
 
 
 def test_overwriting_an_artifact_that_holds_the_checkpoint(
