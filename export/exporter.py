@@ -6,8 +6,8 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from lucid_deploy.artifact import (
 )
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.tokenizer import check_tokenizer, copy_companions
 from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
 from lucid_deploy.version import __version__
 
@@ -71,6 +72,12 @@ class ExportOptions:
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None
 
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says of them: all that decides what is exported."""
+        left_out = {"overwrite", "hub"}  # where a checkpoint of the Hub comes from is recorded in its own field
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
+
 
 def export(
     checkpoint: str | Path, output: str | Path, options: ExportOptions | None = None, progress: Progress | None = None
@@ -99,7 +106,7 @@ def export(
     source = Checkpoint(checkpoint, options.assume_unused)
     _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
-    _check_tokenizer(source.directory)
+    check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.functions
     import lucid_deploy.export.trace  # noqa: F401
@@ -112,20 +119,27 @@ def export(
     ranges = _scan_ranges(source, options, quantization, progress)
     made = missing_directories(output.parent)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        building = partial_directory(output)
-    except OSError as error:
-        raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
-    try:
-        _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
-        _check_request(output, options)  # again: tracing and writing took a while
-        put_in_place(building, output)
+        with _made(output) as building:
+            _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
+            _check_request(output, options)  # again: tracing and writing took a while
+            put_in_place(building, output)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
         remove_empty(made)
     return open_artifact(output)
+
+
+@contextmanager
+def _made(output: Path) -> Iterator[Path]:
+    """Yield the directory to fill in place of the output; it is gone at the end, whatever happens."""
+    with ExitStack() as stack:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            building = stack.enter_context(partial_directory(output))
+        except OSError as error:
+            raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
+        yield building
 
 
 def _check_request(output: Path, options: ExportOptions) -> None:
@@ -154,6 +168,8 @@ def _check_target(checkpoint: Path, output: Path) -> None:
     source, target = checkpoint.resolve(), output.resolve()
     if source == target or target in source.parents:
         raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+    if source in target.parents:
+        raise LucidError(f"The output {output} lies inside the checkpoint {checkpoint}. Choose another output.")
 
 
 def _fetched(
@@ -176,14 +192,6 @@ def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
             f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
             f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
         )
-
-
-def _check_tokenizer(checkpoint: Path) -> None:
-    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text."""
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
-
-    if (checkpoint / "tokenizer.json").is_file():
-        TextTokenizer(checkpoint)
 
 
 def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
@@ -269,7 +277,7 @@ def _build(
         file = f"{stage}.onnx"
         _write_graph(building / file, graph.model, plan)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
-    _copy_companions(source.directory, building)
+    tokenizer_notes = copy_companions(source.directory, building)
     manifest = Manifest(
         config=source.config,
         dtype=options.dtype,
@@ -286,9 +294,10 @@ def _build(
         layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
-        notes=source.notes,
+        notes=(*source.notes, *tokenizer_notes),
         assumed_unused=source.assumed_unused,
         hub=hub,
+        options=options.recorded(),
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
@@ -365,14 +374,6 @@ def _strip_traces(proto: onnx.ModelProto) -> None:
         del item.metadata_props[:]
     for node in proto.graph.node:
         node.doc_string = ""
-
-
-def _copy_companions(checkpoint: Path, building: Path) -> None:
-    from lucid_deploy.model.checkpoint import TOKENIZER_FILES
-
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, building / name)
 
 
 def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:

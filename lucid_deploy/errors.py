@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class LucidError(Exception):
     """Bad usage or bad input: says what is wrong, where, and what to do. The command line exits with 2."""
@@ -26,8 +28,32 @@ def missing_extra(package: str, extra: str, purpose: str) -> LucidError:
     return missing_package(package, f"lucid-deploy[{extra}]", purpose)
 
 
+def spelled_out(text: str) -> str:
+    """Replace ``"lucid-deploy[extra]"`` in a line for pip by the packages of the extra.
+
+    lucid-deploy may be installed from a checkout or a wheel and is then on no index; its packages are.
+    """
+    return re.sub(r'"lucid-deploy\[(\w+)\]"', lambda found: _packages(found[1]), text)
+
+
+def _packages(extra: str) -> str:
+    """Return what pip takes for an extra, each in quotes; the extra of a checkout if the installation does not say."""
+    import importlib.metadata
+
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in importlib.metadata.requires("lucid-deploy") or ()]
+    except importlib.metadata.PackageNotFoundError:
+        wanted = []
+    named = [item for item in wanted if item.marker is not None and "extra" in str(item.marker)]
+    chosen = [item for item in named if item.marker is not None and item.marker.evaluate({"extra": extra})]
+    words = [f"{item.name}[{','.join(item.extras)}]" if item.extras else item.name for item in chosen]
+    quoted = [f'"{word}{item.specifier}"' for word, item in zip(words, chosen, strict=True)]
+    return " ".join(quoted) or f'-e ".[{extra}]"'
+
+
 def missing_package(package: str, install: str, purpose: str) -> LucidError:
     """As :func:`missing_extra`, for a package that comes with no extra: ``install`` is what pip installs."""
-    return LucidError(
-        f'The package {package} is needed to {purpose} and is not installed. Run: pip install "{install}"'
-    )
+    line = spelled_out(f'pip install "{install}"')
+    return LucidError(f"The package {package} is needed to {purpose} and is not installed. Run: {line}")

@@ -1,22 +1,44 @@
-"""Output that appears whole or not at all: made under a temporary name beside its own, then renamed."""
+"""Output that appears whole or not at all: made under a temporary name beside its own, then renamed.
+
+Temporary names are locked while their process lives, so that what a killed process left can be told from what another
+one is making: the system lets go of a lock when its process ends, however it ends.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked and nothing removed
+    fcntl = None  # type: ignore[assignment]
 
-def partial_directory(target: Path) -> Path:
-    """Make an empty directory beside the target, hidden and on the same file system, to be filled and renamed to it.
+_PARTIAL, _OLD = ".lucid.partial", ".lucid.old"
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<kind>\.lucid\.partial|\.lucid\.old)", re.DOTALL)
+
+
+@contextmanager
+def partial_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory beside the target, hidden and on the same file system, to be filled and renamed to it.
+
+    It is removed at the end if it still has its temporary name. What killed processes left beside it is removed first.
 
     Raises:
         OSError: The target's parent is missing or cannot be written.
     """
-    return Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    remove_leftovers(target.parent)
+    with _held_directory(target, _PARTIAL) as building:
+        try:
+            yield building
+        finally:
+            shutil.rmtree(building, ignore_errors=True)  # gone already if all went well
 
 
 def put_in_place(building: Path, target: Path) -> None:
@@ -36,18 +58,18 @@ def put_in_place(building: Path, target: Path) -> None:
     if not target.exists():
         os.rename(building, target)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-    aside = old / target.name
-    try:
-        os.rename(target, aside)
-        os.rename(building, target)
-    except BaseException:  # Ctrl-C too
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            os.rename(aside, target)
-        raise
-    finally:
-        if os.path.lexists(target) or not os.path.lexists(aside):  # else it holds the only copy
-            shutil.rmtree(old, ignore_errors=True)
+    with _held_directory(target, _OLD) as old:
+        aside = old / target.name
+        try:
+            os.rename(target, aside)
+            os.rename(building, target)
+        except BaseException:  # Ctrl-C too
+            if os.path.lexists(aside) and not os.path.lexists(target):
+                os.rename(aside, target)
+            raise
+        finally:
+            if os.path.lexists(target) or not os.path.lexists(aside):  # else it holds the only copy
+                shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -57,12 +79,9 @@ def whole_directory(target: Path) -> Iterator[Path]:
     Raises:
         OSError: As :func:`partial_directory` and :func:`put_in_place`.
     """
-    building = partial_directory(target)
-    try:
+    with partial_directory(target) as building:
         yield building
         put_in_place(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)  # gone already if all went well
 
 
 def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
@@ -76,16 +95,114 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
     Raises:
         OSError: It cannot be written; a file that was there is unchanged.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
     try:
         with os.fdopen(handle, "wb") as file:
+            _lock(handle)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, mode)
-        os.replace(name, path)
+            os.chmod(name, mode)
+            os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)  # gone already if all went well
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What was found under temporary names in a directory.
+
+    Attributes:
+        removed: What processes left that are no more.
+        restored: What such a process had moved aside and not replaced; it has its name again.
+        in_use: What a running process is making.
+    """
+
+    removed: tuple[Path, ...] = ()
+    restored: tuple[Path, ...] = ()
+    in_use: tuple[Path, ...] = ()
+
+
+def remove_leftovers(directory: Path, dry_run: bool = False) -> Leftovers:
+    """Remove what killed processes left under temporary names in a directory; links are not followed.
+
+    Args:
+        directory: Where to look; not in its subdirectories.
+        dry_run: Only say what would be done.
+    """
+    removed, restored, in_use = [], [], []
+    with suppress(OSError):
+        for path in sorted(directory.iterdir()):
+            found = _LEFT.fullmatch(path.name)
+            if found is None or path.is_symlink():
+                continue
+            with _lock_of_another(path) as free:
+                aside, target = path / found["name"], path.parent / found["name"]
+                if not free:
+                    in_use.append(path)
+                elif found["kind"] == _OLD and os.path.lexists(aside) and not os.path.lexists(target):
+                    restored.append(target)
+                    if not dry_run:
+                        os.rename(aside, target)
+                        shutil.rmtree(path, ignore_errors=True)
+                else:
+                    removed.append(path)
+                    if not dry_run:
+                        _remove(path)
+    return Leftovers(tuple(removed), tuple(restored), tuple(in_use))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held_directory(target: Path, kind: str) -> Iterator[Path]:
+    """Yield a new directory beside the target that is locked until the block ends."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=kind, dir=target.parent))
+        handle = os.open(made, os.O_RDONLY)
+        _lock(handle)
+        if made.exists():
+            break
+        os.close(handle)  # another process took it for a leftover before it was locked
+    try:
+        yield made
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    if fcntl is not None:
+        with suppress(OSError):  # a file system without locks: nobody removes anything there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _lock_of_another(path: Path) -> Iterator[bool]:
+    """Lock what another process may be making; yield whether it could be locked, so that none is."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        yield _is_free(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_free(handle: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def missing_directories(path: Path) -> list[Path]:

@@ -6,13 +6,24 @@ import errno
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lucid_deploy.files import partial_directory, put_in_place, whole_directory, write_whole
+from lucid_deploy import files
+from lucid_deploy.files import (
+    Leftovers,
+    partial_directory,
+    put_in_place,
+    remove_leftovers,
+    whole_directory,
+    write_whole,
+)
+from tests.patience import PATIENCE
 
 StopAt = Callable[..., None]
 READ_ONLY = PermissionError(errno.EACCES, "Permission denied")
@@ -34,8 +45,9 @@ def hidden(directory: Path) -> list[str]:
 
 
 @pytest.fixture
-def building(tmp_path: Path) -> Path:
-    return filled(partial_directory(tmp_path / "target"), "new")
+def building(tmp_path: Path) -> Iterator[Path]:
+    with partial_directory(tmp_path / "target") as made:
+        yield filled(made, "new")
 
 
 @pytest.fixture
@@ -258,3 +270,118 @@ def test_a_link_to_a_file_is_replaced(tmp_path: Path) -> None:
     write_whole(tmp_path / "link", b"new")
     assert (tmp_path / "elsewhere").read_bytes() == b"old"
     assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_bytes() == b"new"
+
+
+KILLED = """
+import sys, os, pathlib
+from lucid_deploy import files
+target = pathlib.Path(sys.argv[1])
+rename = os.rename
+
+def killed(*arguments):
+    rename(*arguments)
+    os.kill(os.getpid(), 9)
+
+with files.partial_directory(target) as building:
+    (building / "file").write_text("half")
+    if sys.argv[2] == "wait":
+        print("ready", flush=True)
+        sys.stdin.read()
+    if sys.argv[2] == "replace":
+        os.rename = killed
+        files.put_in_place(building, target)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def start(target: Path, what: str) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", KILLED, str(target), what], stdin=pipe, stdout=pipe, text=True)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    with start(tmp_path / "target", "kill") as process:
+        assert process.wait(PATIENCE) == -9
+    [left] = hidden(tmp_path)
+    assert remove_leftovers(tmp_path, dry_run=True).removed == (tmp_path / left,)
+    assert hidden(tmp_path) == [left]
+    assert remove_leftovers(tmp_path) == Leftovers(removed=(tmp_path / left,))
+    assert hidden(tmp_path) == []
+
+
+def test_what_a_running_process_makes_stays(tmp_path: Path) -> None:
+    with start(tmp_path / "target", "wait") as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "ready\n"
+        [making] = hidden(tmp_path)
+        with partial_directory(tmp_path / "other") as other:  # its own, and beside it another one's
+            assert remove_leftovers(tmp_path).in_use == tuple(sorted([tmp_path / making, other]))
+            assert hidden(tmp_path) == sorted([making, other.name])
+        process.stdin.close()
+        process.wait(PATIENCE)
+    assert remove_leftovers(tmp_path).removed == (tmp_path / making,)
+
+
+def test_what_was_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
+    filled(tmp_path / "target", "old")
+    with start(tmp_path / "target", "replace") as process:
+        process.wait(PATIENCE)
+    assert not (tmp_path / "target").exists() and len(hidden(tmp_path)) == 2
+    with partial_directory(tmp_path / "target"):  # the next one tidies up first
+        assert content(tmp_path / "target") == "old"
+    assert hidden(tmp_path) == []
+
+
+def test_the_next_one_removes_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:  # as if the process had been killed: nothing is tidied up
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            write_whole(tmp_path / "file", b"half")
+    assert len(hidden(tmp_path)) == 1
+    with whole_directory(tmp_path / "target") as building:
+        filled(building, "new")
+    assert hidden(tmp_path) == []
+
+
+def test_names_of_others_stay(tmp_path: Path) -> None:
+    names = [".target.partial", ".target.abcdefgh.partial", ".a.abcdefg.lucid.partial", "a.abcdefgh.lucid.partial"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".link.abcdefgh.lucid.partial").symlink_to(filled(tmp_path / "elsewhere", "precious"))
+    assert remove_leftovers(tmp_path) == Leftovers()
+    assert content(tmp_path / "elsewhere") == "precious"
+    assert {*names, ".link.abcdefgh.lucid.partial"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_directory_that_is_taken_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def taken(**named: object) -> str:
+        made.append(make(**named))  # type: ignore[call-overload]
+        return str(made[-1])
+
+    lock = files._lock
+
+    def late(handle: int) -> None:
+        if len(made) == 1:
+            shutil.rmtree(made[0])
+        lock(handle)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", taken)
+    monkeypatch.setattr(files, "_lock", late)
+    with partial_directory(tmp_path / "target") as building:
+        assert len(made) == 2 and str(building) == made[1]
+        assert building.is_dir()
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    left = tmp_path / ".target.abcdefgh.lucid.partial"
+    left.mkdir()
+    assert remove_leftovers(tmp_path).in_use == (left,)
+    with whole_directory(tmp_path / "target") as building:
+        filled(building, "new")
+    assert hidden(tmp_path) == [left.name]

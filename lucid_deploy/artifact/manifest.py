@@ -69,6 +69,8 @@ class Manifest:
         notes: Sentences about what was decided when the checkpoint was read, and no key of its configuration says.
         assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
             they change nothing.
+        options: What the export was asked for, by the fields of ``ExportOptions``, whether the command line, the
+            environment or a file said so; empty in manifests from before.
         hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
     """
 
@@ -91,6 +93,7 @@ class Manifest:
     notes: tuple[str, ...] = ()
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
@@ -173,6 +176,7 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         notes=file.notes,
         assumed_unused=file.assumed_unused,
         hub=data.get("hub"),
+        options=file.options,
         **recorded,
     )
 

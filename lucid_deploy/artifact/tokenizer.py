@@ -10,7 +10,22 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 
+_CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
+
+
+def advice(directory: Path) -> str:
+    """Return what to do about an artifact or checkpoint without ``tokenizer.json``, which cannot be given text."""
+    missing = f"{directory} has no tokenizer.json, without which it takes no text."
+    if (directory / "tokenizer.model").is_file():
+        return f"{missing} Export makes it from tokenizer.model. {_CONVERTERS} Then export again."
+    if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+        line = "AutoTokenizer.from_pretrained('.').save_pretrained('.')"
+        return (
+            f"{missing} Make it in the checkpoint, which has vocab.json and merges.txt, and export again: "
+            f'python -c "from transformers import AutoTokenizer; {line}"'
+        )
+    return f"{missing} Put the model's tokenizer.json into the checkpoint, and export again."
 
 
 class TextTokenizer:
@@ -31,7 +46,7 @@ class TextTokenizer:
 
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
-            raise LucidError(f"{directory} has no tokenizer.json; give the prompt as token ids: --prompt-ids 1,2,3")
+            raise LucidError(f"{advice(Path(directory))} Prompts can be token ids: --prompt-ids 1,2,3")
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -28,6 +29,8 @@ COMMANDS = {
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "doctor": "Show what is installed, what works, and what to install.",
+    "clean": "Remove what killed commands left half-written.",
+    "completion": "Print what makes a shell complete commands and options.",
 }
 
 
@@ -39,7 +42,7 @@ class _ReportedError(click.ClickException):
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -59,6 +62,7 @@ class _Commands(click.Group):
             with _unwinding_on_signals():
                 return super().invoke(ctx)
         except LucidError as error:
+            show_where(ctx, error)
             raise _ReportedError(error) from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
@@ -94,7 +98,7 @@ def _unwinding_on_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX})
 @click.version_option(__version__, prog_name="lucid-deploy")
 def main() -> None:
     """Take models with LUCID attention from PyTorch to production.

@@ -29,7 +29,7 @@ class BatchOptions:
     overwrite: bool
     prefix_tokens: int
     prefill_chunk: int | None
-    as_json: bool
+    json_target: str | None
 
 
 def run_batch(
@@ -91,8 +91,8 @@ def run_batch(
         "seconds": seconds,
         **session.facts(),
     }
-    if options.as_json:
-        write_json(summary, "-")
+    if options.json_target is not None:
+        write_json(summary, options.json_target)
     console_err.print(
         f"{total - before} of {total} prompts answered"
         + (f", {before} had been before" if before else "")
@@ -112,16 +112,20 @@ def note_greedy(top_k: int, top_p: float) -> None:
         console_err.print("Note: --top-k and --top-p do nothing at temperature 0; give --temperature to sample.")
 
 
-def batch_options(
-    batch: str, output: str | None, prompt: str | None, prompt_ids: str | None, **rest: Any
-) -> BatchOptions:
+def batch_options(batch: str, output: str | None, prompts: tuple[str | None, ...], **rest: Any) -> BatchOptions:
     """Check what goes with ``--batch``.
+
+    Args:
+        batch: The file of prompts.
+        output: The file for the answers.
+        prompts: A single prompt in any of its forms; there must be none.
+        rest: The other fields.
 
     Raises:
         LucidError: A prompt beside it, or no output.
     """
-    if prompt is not None or prompt_ids is not None:
-        raise LucidError("--batch brings its own prompts; leave out --prompt and --prompt-ids.")
+    if any(prompt is not None for prompt in prompts):
+        raise LucidError("--batch brings its own prompts; leave out --prompt, --prompt-file and --prompt-ids.")
     if output is None:
         raise LucidError("--batch needs a file for the answers: --output answers.jsonl")
     return BatchOptions(batch, output, **rest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,30 @@ from lucid_deploy.files import write_whole
 
 console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
 console_err = Console(stderr=True, highlight=False)
+
+
+def set_output(quiet: bool, no_color: bool) -> Callable[[], None]:
+    """Set up both consoles for a command; return the function that puts them back as they were.
+
+    Args:
+        quiet: Write nothing to stderr; errors do not go through the console.
+        no_color: Write no colours, as with the variable NO_COLOR.
+    """
+    before = [(console, console.quiet, console.no_color) for console in (console_out, console_err)]
+    console_err.quiet = quiet
+    for console in (console_out, console_err):
+        console.no_color = no_color or bool(os.environ.get("NO_COLOR"))
+
+    def restore() -> None:
+        for console, was_quiet, had_no_color in before:
+            console.quiet, console.no_color = was_quiet, had_no_color
+
+    return restore
+
+
+def note(text: str) -> None:
+    """Write a remark to stderr, unless the command is to be quiet."""
+    console_err.print(text, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lucid_deploy.runtimes.registry import is_built_in, runtime_names
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+SHORT_TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -22,15 +23,28 @@ def choice_option(name: str, choices: Sequence[str], *, help: str) -> Decorator:
     return click.option(name, type=click.Choice(choices), default=choices[0], show_default=True, help=help)
 
 
-def json_option(what: str, note: str = "") -> Decorator:
-    """Return ``--json FILE``, the parameter ``json_target``.
+def json_option(what: str) -> Decorator:
+    """Return ``--json [FILE]``, the parameter ``json_target``: a file beside the usual output, or ``-``.
 
     Args:
         what: What is written, as the help says it.
-        note: What the help adds about stdout.
     """
-    text = f"Write {what} as JSON to FILE; - is stdout{note}."
-    return click.option("--json", "json_target", metavar="FILE", help=text)
+    text = f"Write {what} as JSON to FILE. Without FILE, or with -, JSON is all that goes to stdout."
+    return click.option("--json", "json_target", metavar="[FILE]", is_flag=False, flag_value="-", help=text)
+
+
+class TypeName(click.Choice):
+    """A type of numbers; short names are taken too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See :class:`click.Choice`."""
+        return super().convert(SHORT_TYPES.get(value, value), param, ctx)
+
+
+def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:
+    """Return an option that is one of several types of numbers; the first one is the default."""
+    text = f"{help} Also: {', '.join(short for short, full in SHORT_TYPES.items() if full in types)}."
+    return click.option(name, type=TypeName(types), default=types[0], show_default=True, help=text)
 
 
 class RuntimeName(click.ParamType):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import choice_option, json_option, runtime_options
 from lucid_deploy.runtimes.options import KERNELS
 
@@ -37,7 +38,7 @@ class _Numbers(click.ParamType):
         return numbers
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path())
 @click.option("--lengths", type=_Numbers(), default="512,2048", show_default=True, help="Prompt lengths and contexts.")
 @click.option("--batches", type=_Numbers(), default="1", show_default=True, help="Numbers of rows.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class _Size(click.ParamType):
         return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
-@click.command("build")
+@click.command("build", cls=Command)
 @artifact_argument
 @click.option(
     "--backend",
@@ -59,7 +60,7 @@ class _Size(click.ParamType):
     "--plugin", type=click.Path(path_type=Path), help="The plugin library; default: the one from plugin build."
 )
 @click.option("--overwrite", is_flag=True, help="Replace engines that are there.")
-@json_option("the report", ", no table")
+@json_option("the report")
 def command(
     artifact: str,
     backend: str | None,

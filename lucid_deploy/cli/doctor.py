@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import json_option
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 @json_option("the findings")
 def command(json_target: str | None) -> None:
     """Show what is installed, what works, and what to install.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ HARNESS = "lm_eval:"
 DEFAULT_LIMIT = 200
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @artifact_argument
 @click.option(
     "--task",
@@ -119,11 +120,8 @@ def command(
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Tokens]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
-    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes import open_session
 
-    if not artifact.path("tokenizer.json").is_file():
-        raise LucidError(f"{artifact.directory} has no tokenizer.json; without it no text can be put to the model.")
     tokenizer = TextTokenizer(artifact.directory)
     with progress("Loading the model"):
         return open_session(artifact, runtime), tokenizer

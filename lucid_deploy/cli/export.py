@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
-from lucid_deploy.cli._options import choice_option, json_option
+from lucid_deploy.cli._options import choice_option, json_option, type_option
 
 if TYPE_CHECKING:
     from lucid_deploy.export.quantize import QuantizeOptions
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Directory to make, such as ./artifact.")
-@choice_option(
+@type_option(
     "--dtype",
     ["float32", "float16", "bfloat16"],
     help="Type of weights and arithmetic. The solve, norms and softmax are computed in float32 in any case.",
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     ["growing", "static"],
     help="growing: present tensors are past ones plus the new rows. static: decode writes in place into buffers.",
 )
-@choice_option(
+@type_option(
     "--cache-dtype",
     ["auto", "float16", "int8"],
     help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
@@ -41,8 +42,11 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="With float16: a text file whose lines the range scan runs, besides random and repeated tokens.",
 )
-@click.option("--skip-range-scan", is_flag=True, help="Export float16 without looking whether values overflow.")
-@click.option("--verbose", is_flag=True, help="Show the largest magnitudes that the range scan found.")
+@click.option(
+    "--skip-range-scan",
+    is_flag=True,
+    help="Export float16 without looking whether values overflow.",
+)
 @click.option(
     "--quantize",
     type=click.Choice(["int8", "int4"]),
@@ -93,7 +97,6 @@ def command(
     cache_dtype: str,
     calibration: str | None,
     skip_range_scan: bool,
-    verbose: bool,
     assume_unused: tuple[str, ...],
     overwrite: bool,
     json_target: str | None,
@@ -106,7 +109,9 @@ def command(
 
     Example: lucid-deploy export demo --output ./artifact
     """
-    from lucid_deploy.cli._console import console_out, human_size, progress, write_json
+    from lucid_deploy.artifact.tokenizer import advice
+    from lucid_deploy.cli._command import is_verbose
+    from lucid_deploy.cli._console import console_out, human_size, note, progress, write_json
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
@@ -128,9 +133,12 @@ def command(
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)
     manifest, files = artifact.manifest, artifact.manifest.files
+    if not artifact.path("tokenizer.json").is_file():
+        note(f"Note: {advice(artifact.directory)}")
     if json_target is not None:
         facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
         facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
+        facts |= {"takes_text": artifact.path("tokenizer.json").is_file()}
         facts |= {"assumed_unused": manifest.assumed_unused}
         facts |= {"cache_dtype": manifest.cache_dtype, "ranges": manifest.ranges}
         write_json({**facts, "quantization": quantization_facts(artifact)}, json_target)
@@ -144,7 +152,7 @@ def command(
         if manifest.quantization is not None:
             console_out.print(quantization_sentence(artifact), soft_wrap=True, markup=False)
         if manifest.ranges is not None:
-            show_ranges(manifest.ranges, table=verbose)
+            show_ranges(manifest.ranges, table=is_verbose())
 
 
 def _quantize_options(

@@ -6,10 +6,11 @@ from typing import Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @artifact_argument
 @click.option("--check", is_flag=True, help="Read every file and compare its sha256 with the manifest.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Rows to compute memory for.")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
 
 
-@click.command("package")
+@click.command("package", cls=Command)
 @artifact_argument
 @click.option("--target", type=click.Choice(["triton"]), required=True, help="Whose layout to write.")
 @click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, such as ./models.")

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from lucid_deploy.cli._options import choice_option, json_option
+from lucid_deploy.cli._command import Command, Group
+from lucid_deploy.cli._options import TypeName, choice_option, json_option
 
 
-@click.group("plugin")
+@click.group("plugin", cls=Group)
 def command() -> None:
     """Build the libraries that compute our operators natively: TensorRT's plugin, and kernels for onnxruntime's CPU.
 
@@ -18,7 +19,7 @@ def command() -> None:
     """
 
 
-@command.command("build")
+@command.command("build", cls=Command)
 @choice_option(
     "--target",
     ["tensorrt", "onnxruntime", "all"],
@@ -35,7 +36,7 @@ def command() -> None:
     "--dtype",
     "dtypes",
     multiple=True,
-    type=click.Choice(["float32", "float16", "bfloat16"]),
+    type=TypeName(["float32", "float16", "bfloat16"]),
     help="For tensorrt: compile for artifacts of this type only, which is quicker; may be repeated; default: all.",
 )
 @click.option(

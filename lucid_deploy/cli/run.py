@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.cli._options import artifact_argument, runtime_options
+from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
+@click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object (text, ids, timings) instead of a stream.")
-@click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file; see below.")
+@json_option("text, ids and timings")
+@click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file, as described above.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
 @click.option("--rows", type=int, default=8, show_default=True, help="With --batch: prompts that run at once.")
 @click.option(
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 def command(
     artifact: str,
     prompt: str | None,
+    prompt_file: str | None,
     prompt_ids: str | None,
     runtime: RuntimeOptions,
     max_new_tokens: int,
@@ -63,7 +66,7 @@ def command(
     prefill_chunk: int | None,
     ignore_eos: bool,
     check: bool,
-    as_json: bool,
+    json_target: str | None,
     batch: str | None,
     output: str | None,
     rows: int,
@@ -100,8 +103,10 @@ def command(
         return open_session(opened, runtime)
 
     if batch is not None:
-        shared: dict[str, Any] = dict(rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, as_json=as_json)
-        options = batch_options(batch, output, prompt, prompt_ids, prefill_chunk=prefill_chunk, **shared)
+        shared: dict[str, Any] = dict(
+            rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, json_target=json_target
+        )
+        options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
         defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
@@ -111,11 +116,11 @@ def command(
         note_greedy(top_k, top_p)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop))
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
-    ids = _prompt_ids(prompt, prompt_ids, tokenizer)
+    ids = _prompt_ids(prompt, prompt_file, prompt_ids, tokenizer)
     with progress("Loading the model"):
         session = load()
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
-    _generate(generation, stream, as_json)
+    _generate(generation, stream, json_target)
 
 
 def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
@@ -124,23 +129,21 @@ def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
     return TextTokenizer(directory) if required or (directory / "tokenizer.json").is_file() else None
 
 
-def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextTokenizer | None) -> list[int]:
+def _prompt_ids(
+    prompt: str | None, prompt_file: str | None, prompt_ids: str | None, tokenizer: TextTokenizer | None
+) -> list[int]:
     from lucid_deploy.errors import LucidError
 
-    if (prompt is None) == (prompt_ids is None):
-        raise LucidError("Give the prompt once: --prompt TEXT, or --prompt-ids 1,2,3.")
+    if [prompt, prompt_file, prompt_ids].count(None) != 2:
+        raise LucidError("Give the prompt once: --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3.")
     if prompt_ids is not None:
         try:
             ids = [int(item) for item in prompt_ids.split(",") if item.strip()]
         except ValueError as error:
             raise LucidError(f"--prompt-ids takes whole numbers separated by commas, not {prompt_ids!r}.") from error
     else:
-        assert prompt is not None and tokenizer is not None
-        try:
-            text = sys.stdin.read() if prompt == "-" else prompt
-            text.encode()
-        except UnicodeError as error:
-            raise LucidError(f"The prompt is not valid UTF-8 text: {error}.") from error
+        assert tokenizer is not None
+        text = _prompt_text(prompt, prompt_file)
         if not text.strip():
             raise LucidError("The prompt is empty.")
         ids = tokenizer.encode(text)
@@ -149,8 +152,29 @@ def _prompt_ids(prompt: str | None, prompt_ids: str | None, tokenizer: TextToken
     return ids
 
 
-def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) -> None:
+def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
+    """Return the prompt; one from stdin or a file without the line break at its end, which shells and editors add."""
+    from lucid_deploy.errors import LucidError
+
+    try:
+        if prompt_file is not None:
+            text = Path(prompt_file).read_text(encoding="utf-8").removesuffix("\n")
+        elif prompt == "-":
+            text = sys.stdin.read().removesuffix("\n")
+        else:
+            text = prompt or ""
+        text.encode()
+    except UnicodeError as error:
+        raise LucidError(f"The prompt is not valid UTF-8 text: {error}.") from error
+    except OSError as error:
+        raise LucidError(f"--prompt-file {prompt_file} cannot be read: {error.strerror or error}.") from error
+    return text
+
+
+def _generate(generation: Generation, stream: AnswerText | None, json_target: str | None) -> None:
     from lucid_deploy.cli._console import console_err, progress, write_json
+
+    shown = json_target != "-"
 
     ids: list[int] = []
     text = ""
@@ -163,7 +187,7 @@ def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) 
         piece = stream.push(token) if stream is not None else ("," if ids else "") + str(token)
         ids.append(token)
         text += piece
-        if not as_json:
+        if shown:
             click.echo(piece, nl=False)
             sys.stdout.flush()
         if stream is not None and stream.stopped:
@@ -172,7 +196,7 @@ def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) 
     if stream is not None:
         text += (piece := stream.finish())
         generation.finish_reason = "stop" if stream.stopped else generation.finish_reason
-        if not as_json:
+        if shown:
             click.echo(piece, nl=False)
     ended = time.perf_counter()
     facts: dict[str, Any] = {
@@ -184,8 +208,9 @@ def _generate(generation: Generation, stream: AnswerText | None, as_json: bool) 
         "seconds_to_first_token": first - started if ids else None,
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
     }
-    if as_json:
-        write_json(facts, "-")
+    if json_target is not None:
+        write_json(facts, json_target)
+    if not shown:
         return
     click.echo()
     rate = facts["tokens_per_second"]

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
 
 
-@click.command("serve")
+@click.command("serve", cls=Command)
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
@@ -80,9 +81,8 @@ if TYPE_CHECKING:
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="Least important message to log to stderr; info has a line per request.",
+    help="Least important message to log to stderr; info has a line per request.  [default: info; warning with "
+    "--quiet, debug with --verbose]",
 )
 @choice_option("--engine", ["local", "ray"], help="One process, or replicas on a Ray cluster.")
 @click.option("--replicas", type=click.IntRange(1), help="With ray: engines; 1 if not given.")
@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     help="With ray: GPUs that an engine reserves.",
 )
 @click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; one on this machine if not given.")
-def command(artifact: str, engine: str, log_level: str, **options: Any) -> None:
+def command(artifact: str, engine: str, log_level: str | None, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 
     Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM or Ctrl-C once
@@ -118,12 +118,20 @@ def command(artifact: str, engine: str, log_level: str, **options: Any) -> None:
     open_checked(artifact)
     engine_options, api = _engine_options(artifact, options), _api_options(options)
     _warn_if_open(options["host"], bool(api.keys))
+    log_level = log_level or _log_level()
     set_up_logging(log_level)
     if engine == "ray":
         _serve_on_ray(engine_options, api, log_level, options)
     else:
         _check_no_ray_options(options)
         _serve_here(engine_options, api, options)
+
+
+def _log_level() -> str:
+    from lucid_deploy.cli._command import is_verbose
+    from lucid_deploy.cli._console import console_err
+
+    return "debug" if is_verbose() else "warning" if console_err.quiet else "info"
 
 
 def _check_extra() -> None:
@@ -183,6 +191,7 @@ def _warn_if_open(host: str, has_keys: bool) -> None:
 
 
 def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any]) -> None:
+    from lucid_deploy.cli._console import note
     from lucid_deploy.serving.backend import LocalBackend
     from lucid_deploy.serving.loading import make_backend, make_service
     from lucid_deploy.serving.server import ListenOptions, bind, serve
@@ -196,13 +205,14 @@ def _serve_here(engine: EngineOptions, api: ApiOptions, options: dict[str, Any])
         return make_service(engine, api, backend), backend
 
     with opened:
-        click.echo(f"Loading {engine.directory}", err=True)
+        note(f"Loading {engine.directory}")
         listening = ListenOptions(opened, options["grace"], options["max_connections"], options["idle_timeout"])
         serve(make, listening, lambda: click.echo(f"Serving on {url}"))
-    click.echo("Stopped.", err=True)
+    note("Stopped.")
 
 
 def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, options: dict[str, Any]) -> None:
+    from lucid_deploy.cli._console import note
     from lucid_deploy.errors import missing_extra
 
     try:
@@ -223,7 +233,7 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
         log_level,
     )
     serve_on_ray(engine, api, cluster, lambda: click.echo(f"Serving on {url}"))
-    click.echo("Stopped.", err=True)
+    note("Stopped.")
 
 
 def _replicas(options: dict[str, Any]) -> tuple[int, int]:

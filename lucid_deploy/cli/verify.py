@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
 
 
-@click.command("verify")
+@click.command("verify", cls=Command)
 @artifact_argument
 @click.option(
     "--checkpoint",
@@ -56,7 +57,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     help="Tokens of the text at most.",
 )
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
-@json_option("all results", ", no table")
+@json_option("all results")
 def command(
     artifact: str,
     checkpoint: str | None,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, spelled_out
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def run_check(check: Check) -> Finding:
     try:
         return Finding(check.name, "ok", version, check.purpose, check.try_it(), check.required)
     except ImportError as error:
-        remark = check.hint if not version else f"installed but does not import: {error}"
+        remark = spelled_out(check.hint) if not version else f"installed but does not import: {error}"
         return Finding(check.name, "broken" if version else "missing", version, check.purpose, remark, check.required)
     except LucidError as error:
         return Finding(

@@ -36,6 +36,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "remarks": remarks(artifact),
         "assumed_unused": manifest.assumed_unused,
         "hub": manifest.hub,
+        "options": manifest.options,
         "dtype": manifest.dtype,
         "cache": manifest.cache,
         "cache_dtype": manifest.cache_dtype,

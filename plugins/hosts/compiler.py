@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, spelled_out
 
 COMPILERS = ("g++", "c++", "clang++")
 
@@ -64,7 +64,7 @@ def find_header(header: str, variable: str, places: Sequence[Path], purpose: str
         raise LucidError(f"{variable} is {root}, where there is no include/{header}. Correct or unset it.")
     raise LucidError(
         f"Building the plugin needs {purpose} ({header}), which were not found. "
-        f'Set {variable}, or run: pip install "lucid-deploy[kernels]"'
+        f"Set {variable}, or run: " + spelled_out('pip install "lucid-deploy[kernels]"')
     )
 
 

@@ -46,7 +46,7 @@ def test_overwriting_the_checkpoint(refused: Refused, make_checkpoint: MakeCheck
     checkpoint = make_checkpoint()
     (checkpoint / "lucid.json").write_text("{}")  # so that it could pass for an artifact
     message = refused("export", checkpoint, "--output", checkpoint, "--overwrite")
-    assert "would replace the checkpoint" in message
+    assert f"would replace {checkpoint}" in message
 
 
 def test_overwriting_an_artifact_that_holds_the_checkpoint(
@@ -144,8 +144,12 @@ def test_an_interrupted_export(
     assert (stdout, stderr) == ("", said)
     assert process.returncode in statuses
     assert not output.exists()
-    if number != signal.SIGKILL:  # after which nobody can tidy up
+    if number != signal.SIGKILL:  # after which the next one tidies up
         assert not output.parent.exists()
+        return
+    assert len(list(output.parent.iterdir())) == 1
+    assert CliRunner().invoke(main, command[3:]).exit_code == 0
+    assert [path.name for path in output.parent.iterdir()] == ["artifact"]
 
 
 def test_overwriting_an_artifact_when_all_goes_well(

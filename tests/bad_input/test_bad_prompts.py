@@ -79,7 +79,7 @@ def test_neither_text_nor_ids(refused: Refused, with_tokenizer: Path) -> None:
 
 
 def test_text_without_a_tokenizer(refused: Refused, artifact_copy: Path) -> None:
-    assert "has no tokenizer.json; give the prompt as token ids" in refused("run", artifact_copy, "--prompt", "w1")
+    assert "Prompts can be token ids: --prompt-ids 1,2,3" in refused("run", artifact_copy, "--prompt", "w1")
 
 
 @pytest.mark.parametrize("content", ["", "{", "{}", "[]"])

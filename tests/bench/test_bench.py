@@ -40,7 +40,7 @@ def test_bytes_of_a_decode_step(exported: Exported) -> None:
 
 
 def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason='plots need: pip install "lucid-deploy[bench]"')
+    pytest.importorskip("matplotlib", reason='plots need: pip install ".[bench]"')
     _, artifact = exported()
     target = tmp_path / "out.json"
     arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]

@@ -59,7 +59,9 @@ def test_without_any_of_the_packages() -> None:
     result = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     # Square brackets are not markup, and paths and commands are not cut off.
-    assert 'install "lucid-deploy[trt]"' in " ".join(result.stdout.replace("│", " ").split())
+    assert 'pip install "tensorrt<12,>=10.14" "cuda-bindings<14,>=13"' in " ".join(
+        result.stdout.replace("│", " ").split()
+    )
     assert "…" not in result.stdout
 
 

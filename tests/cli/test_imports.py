@@ -78,7 +78,7 @@ def test_run_without_onnxruntime_says_which_extra_to_install(exported: Exported)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "Error: The package onnxruntime is needed to run an exported artifact and is not installed. "
-        'Run: pip install "lucid-deploy[cpu]"\n'
+        'Run: pip install "onnxruntime<2,>=1.23.1"\n'
     )
 
 

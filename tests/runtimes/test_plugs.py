@@ -119,7 +119,7 @@ def test_the_documentation_shows_what_is_declared() -> None:
             ", ".join(can.cache_sorts),
             "yes" if can.reads_layers else "no",
             "built with the engines" if can.builds_engines else "none",
-            f'`pip install "{can.install}"`',
+            f'`pip install "{can.install.replace("lucid-deploy[", ".[")}"`',
         ]
         assert f"| {' | '.join(cells)} |" in page
         assert f"- `{runtime.name}`: {runtime.description}" in page

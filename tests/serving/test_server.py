@@ -242,15 +242,15 @@ def test_names_and_networks(start: Start, artifacts: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "options", "extra"),
-    [("fastapi", [], "serve"), ("uvicorn", [], "serve"), ("ray", ["--engine", "ray"], "ray")],
+    ("package", "options", "first"),
+    [("fastapi", [], "fastapi<"), ("uvicorn", [], "fastapi<"), ("ray", ["--engine", "ray"], "ray[serve]<")],
 )
 def test_a_missing_package_names_its_extra(
-    artifacts: dict[str, Path], package: str, options: list[str], extra: str
+    artifacts: dict[str, Path], package: str, options: list[str], first: str
 ) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from lucid_deploy.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(artifacts["plain"]), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"Error: The package {package} is needed to serve")
-    assert f'pip install "lucid-deploy[{extra}]"' in result.stderr
+    assert f'Run: pip install "{first}' in result.stderr

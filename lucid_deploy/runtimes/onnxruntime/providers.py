@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, spelled_out
 from lucid_deploy.runtimes.onnxruntime.provider_graphs import plugin_graph, profile_options, provider_folder
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits
 
@@ -145,7 +145,7 @@ def check_available(ort: Any, name: str) -> None:
     Raises:
         LucidError: It has not.
     """
-    provider, install = _KNOWN[name]
+    provider, install = _KNOWN[name][0], spelled_out(_KNOWN[name][1])
     available = ort.get_available_providers()
     packaged = name == "nv-tensorrt-rtx" and importlib.util.find_spec(_RTX_MODULE) is not None
     if provider not in available and not packaged:

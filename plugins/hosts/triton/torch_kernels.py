@@ -12,6 +12,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from lucid_deploy.errors import spelled_out
 from lucid_deploy.plugins.decode_attention import torch_operator as decode
 from lucid_deploy.plugins.hosts.triton import launch
 from lucid_deploy.plugins.precondition import torch_operator as solve
@@ -43,7 +44,8 @@ def why_not(*tensors: Tensor) -> str | None:
 def _device_lacks(device: torch.device) -> str | None:
     """Return why no kernel runs on a device, None if they do; asked once, so that a warning comes once."""
     if importlib.util.find_spec("triton") is None:
-        reason = 'Triton is not installed; pip install "lucid-deploy[kernels]" brings it for Linux'
+        line = spelled_out('pip install "lucid-deploy[kernels]"')
+        reason = f"Triton is not installed; {line} brings it for Linux"
         warnings.warn(f"PyTorch computes LUCID's operators on {device}, which is slower: {reason}.", stacklevel=2)
         return reason
     if torch.version.hip is not None:

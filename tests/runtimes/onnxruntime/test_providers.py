@@ -256,7 +256,10 @@ def test_a_provider_that_does_not_start_is_an_error(
     ("provider", "install"),
     [
         ("cuda", "pip uninstall onnxruntime && pip install onnxruntime-gpu"),
-        ("tensorrt", 'pip uninstall onnxruntime && pip install onnxruntime-gpu "lucid-deploy[trt]"'),
+        (
+            "tensorrt",
+            'pip uninstall onnxruntime && pip install onnxruntime-gpu "tensorrt<12,>=10.14" "cuda-bindings<14,>=13"',
+        ),
         ("nv-tensorrt-rtx", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
     ],
 )

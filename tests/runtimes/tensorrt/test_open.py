@@ -55,7 +55,7 @@ def test_without_tensorrt_the_extra_is_named(arguments: list[str], exported: Exp
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "Error: The package tensorrt_rtx is needed to build and run TensorRT engines and is not installed. "
-        'Run: pip install "lucid-deploy[rtx]"\n'
+        'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings<14,>=13"\n'
     )
 
 
@@ -289,7 +289,7 @@ def test_without_cuda_bindings_the_extra_is_named(built: Artifact) -> None:
     result = command(("cuda",), "run", built.directory, "--runtime", "tensorrt", "--prompt-ids", "5")
     assert result.returncode == 2
     assert "The package cuda-bindings is needed to run TensorRT engines and is not installed." in result.stderr
-    assert 'Run: pip install "lucid-deploy[rtx]"' in result.stderr
+    assert 'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings' in result.stderr
 
 
 @pytest.mark.gpu

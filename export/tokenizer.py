@@ -1,0 +1,95 @@
+"""The tokenizer of an artifact: copied from the checkpoint, or made from its ``tokenizer.model``.
+
+Runtimes and the server read ``tokenizer.json``. An old checkpoint may have SentencePiece's file only; transformers
+converts it, and the result is held against SentencePiece itself, since a class of transformers may split texts in its
+own way.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.model.checkpoint import TOKENIZER_FILES
+
+# Blanks in a row, line breaks, digits, marks, letters of several scripts, and what a vocabulary may lack.
+_SAMPLES = (
+    "Once upon a time, there was a fox.",
+    "  two  blanks and a third ",
+    "first\nsecond\n\n\tthird\r\nfourth",
+    "1234 and 5,678.90 % of x_1 == y[2];",
+    "Straße, naïve, Žluťoučký; e\u0301 beside é",
+    "日本語のテキスト, русский текст, نص",
+    "\N{FOX FACE} and \N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}",
+    "x" * 70,
+)
+
+
+def check_tokenizer(checkpoint: Path) -> None:
+    """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text.
+
+    Raises:
+        LucidError: ``tokenizer.json`` is there and cannot be read.
+    """
+    if (checkpoint / "tokenizer.json").is_file():
+        TextTokenizer(checkpoint)
+
+
+def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
+    """Copy what lies beside the weights into an artifact, and make ``tokenizer.json`` if it is missing and can be made.
+
+    Returns:
+        Sentences for the user about a conversion, done or failed.
+    """
+    for name in ("config.json", *TOKENIZER_FILES):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, building / name)
+    if (building / "tokenizer.json").is_file() or not (building / "tokenizer.model").is_file():
+        return ()
+    return _convert(building)
+
+
+def _convert(directory: Path) -> tuple[str, ...]:
+    """Write ``tokenizer.json`` beside ``tokenizer.model``; nothing without the packages, which the advice names."""
+    try:
+        import sentencepiece
+        from transformers.tokenization_utils_tokenizers import TokenizersBackend
+    except ImportError:
+        return ()
+    path = directory / "tokenizer.model"
+    try:
+        original = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        # Not AutoTokenizer: it may choose a class that replaces the file's own rules, and it may run code.
+        converted = TokenizersBackend.from_pretrained(str(directory), local_files_only=True)
+        differing = _differing(original, converted)
+    except Exception as error:  # noqa: BLE001 (two libraries that raise what they like; the reason is passed on)
+        reason = " ".join(str(error).split())
+        return (f"tokenizer.model could not be converted to tokenizer.json: {reason[:200]}",)
+    if differing is not None:
+        return (
+            f"tokenizer.model was not converted to tokenizer.json: the result would split {differing!r} differently.",
+        )
+    converted.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    first = [str(converted.convert_ids_to_tokens(token)) for token in converted("").input_ids]
+    versions = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("transformers", "sentencepiece"))
+    return (
+        f"tokenizer.json was made from tokenizer.model with {versions}. "
+        + (f"It puts {' '.join(first)} before a text." if first else "It puts no token before a text.")
+        + ("" if first else " If the model was trained with one, set add_bos_token in tokenizer_config.json."),
+    )
+
+
+def _differing(original: Any, converted: Any) -> str | None:
+    """Return a text that the converted tokenizer splits or puts together otherwise than the original one."""
+    pieces = [original.id_to_piece(token) for token in range(0, original.get_piece_size(), 97)]
+    spelled = " ".join(piece.replace("\u2581", " ") for piece in pieces if not piece.startswith("<"))
+    for text in (*_SAMPLES, spelled):
+        ids = original.encode(text)
+        if converted(text, add_special_tokens=False).input_ids != ids:
+            return text[:40]
+        if original.unk_id() not in ids and converted.backend_tokenizer.decode(ids) != original.decode(ids):
+            return text[:40]
+    return None

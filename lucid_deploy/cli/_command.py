@@ -1,0 +1,199 @@
+"""What every command has: options for its output, options from a file or the environment, and hints at near names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from lucid_deploy.errors import LucidError
+
+PREFIX = "LUCID_DEPLOY"  # of the environment variables
+_VERBOSE, _CONFIG = "lucid_deploy.verbose", "lucid_deploy.config"  # in click's meta
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was given ``--verbose``."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_VERBOSE))
+
+
+class Command(click.Command):
+    """A command with the options that all have; its function does not get them."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.params = [*self.params, *_common_options()]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See :class:`click.Command`; what a wrong value came from is said too."""
+        self._check_environment(ctx)
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            named = error.param
+            if named is None or ctx.get_parameter_source(named.name or "") != ParameterSource.ENVIRONMENT:
+                raise
+            message = f"{error.message} It comes from the environment variable {_variable(ctx, named)}."
+            raise click.BadParameter(message, ctx, named) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """See :class:`click.Command`; checks outputs, and with ``--verbose`` says which options come from elsewhere."""
+        from lucid_deploy.cli._outputs import check_outputs
+
+        check_outputs(ctx.params, ctx.meta.get(_CONFIG))
+        if ctx.meta.get(_VERBOSE):
+            _show_sources(self, ctx)
+        return super().invoke(ctx)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Say where options can come from besides the command line."""
+        named = [item for item in self.params if isinstance(item, click.Option) and item.name not in _common_names()]
+        if ctx.auto_envvar_prefix and named:
+            formatter.write_paragraph()
+            formatter.write_text(
+                f"Each option can also be set in the environment, as in {_variable(ctx, named[0])} for "
+                f"{named[0].opts[-1]}, or in a file: see --config."
+            )
+        super().format_epilog(ctx, formatter)
+
+    def _check_environment(self, ctx: click.Context) -> None:
+        """Refuse variables of this command that are no option: a misspelt one would have no effect.
+
+        Raises:
+            LucidError: There is one.
+        """
+        if not ctx.auto_envvar_prefix:
+            return
+        known = {_variable(ctx, item) for item in self.params}
+        start = f"{ctx.auto_envvar_prefix}_"
+        if unknown := sorted(name for name in os.environ if name.startswith(start) and name not in known):
+            raise LucidError(
+                f"The environment variable {unknown[0]} is no option of {ctx.command_path}.{near(unknown[0], known)}"
+            )
+
+
+def near(name: str, known: Collection[str]) -> str:
+    """Return a question after the known name that is probably meant, with a blank before it; empty if there is none."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, known, n=1)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+class Group(click.Group):
+    """A group of commands that knows near names of an unknown one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See :class:`click.Group`."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            message = f"No such command '{args[0]}'.{near(args[0], self.list_commands(ctx))}"
+            raise click.UsageError(message, error.ctx) from error
+
+
+def show_where(ctx: click.Context, error: BaseException) -> None:
+    """With ``--verbose``, write to stderr where in the code an expected error was raised."""
+    import traceback
+
+    if ctx.meta.get(_VERBOSE):
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+def _common_options() -> list[click.Option]:
+    return [
+        click.Option(
+            ["--config"],
+            metavar="FILE",
+            envvar=f"{PREFIX}_CONFIG",
+            is_eager=True,
+            expose_value=False,
+            callback=_read_config,
+            help="A TOML file with options: a table named like the command, in it names without dashes in front.",
+        ),
+        click.Option(
+            ["-q", "--quiet"],
+            is_flag=True,
+            envvar=f"{PREFIX}_QUIET",
+            expose_value=False,
+            callback=_remember("quiet"),
+            help="Neither progress nor remarks on stderr; errors and results stay.",
+        ),
+        click.Option(
+            ["-v", "--verbose"],
+            is_flag=True,
+            envvar=f"{PREFIX}_VERBOSE",
+            expose_value=False,
+            callback=_remember("verbose"),
+            help="More on stderr: options from elsewhere, and where in the code an error was raised.",
+        ),
+        click.Option(
+            ["--no-color"],
+            is_flag=True,
+            envvar=f"{PREFIX}_NO_COLOR",
+            expose_value=False,
+            callback=_remember("no_color"),
+            help="No colours; the variable NO_COLOR does the same.",
+        ),
+    ]
+
+
+def _common_names() -> set[str | None]:
+    return {option.name for option in _common_options()}
+
+
+def _read_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    from lucid_deploy.cli._config_file import read_defaults
+
+    if value is not None and not ctx.resilient_parsing:
+        ctx.default_map = read_defaults(value, ctx)
+        ctx.meta[_CONFIG] = value
+
+
+def _remember(name: str) -> Any:
+    """Return the callback of a flag for the output; together they act once all three are known."""
+
+    def callback(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        from lucid_deploy.cli._console import set_output
+
+        given = ctx.meta.setdefault("lucid_deploy.output", {})
+        given[name] = value
+        if len(given) < 3 or ctx.resilient_parsing:
+            return
+        del ctx.meta["lucid_deploy.output"]
+        if given["quiet"] and given["verbose"]:
+            raise LucidError("Give --quiet or --verbose, not both.")
+        ctx.meta[_VERBOSE] = given["verbose"]
+        ctx.call_on_close(set_output(given["quiet"], given["no_color"]))
+        ctx.color = False if given["no_color"] else ctx.color
+
+    return callback
+
+
+def _variable(ctx: click.Context, parameter: click.Parameter) -> str:
+    """Return the name of an option's environment variable, as click makes it."""
+    if parameter.envvar:
+        return str(parameter.envvar)
+    return f"{ctx.auto_envvar_prefix}_{(parameter.name or '').upper()}"
+
+
+def _show_sources(command: click.Command, ctx: click.Context) -> None:
+    from lucid_deploy.cli._console import console_err
+
+    for parameter in command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if source == ParameterSource.ENVIRONMENT:
+            where = f"the environment variable {_variable(ctx, parameter)}"
+        elif source == ParameterSource.DEFAULT_MAP:
+            where = ctx.meta[_CONFIG]
+        else:
+            continue
+        name = max(parameter.opts, key=len)
+        value = ctx.params.get(parameter.name or "", True)
+        console_err.print(f"{name} is {value}, from {where}", markup=False, soft_wrap=True)

@@ -1,0 +1,118 @@
+"""No command writes onto what it reads: the files stay as they were, byte by byte."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import COMMANDS, main
+from lucid_deploy.cli._outputs import MODELS, OUTPUTS, READ, REST
+
+Exported = Callable[..., tuple[Path, Artifact]]
+PATHS = ("FILE", "DIR", "[FILE]", "OTHER")
+
+
+@pytest.fixture
+def place(exported: Exported, tmp_path: Path) -> Path:
+    """A folder with a copy of an artifact, of its checkpoint, and of prompts with other names for the file."""
+    checkpoint, artifact = exported()
+    shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    shutil.copytree(artifact.directory, tmp_path / "artifact")
+    manifest = tmp_path / "artifact" / "lucid.json"
+    manifest.write_text(manifest.read_text().replace(str(checkpoint), str(tmp_path / "checkpoint")))
+    (tmp_path / "p.jsonl").write_text('{"prompt_ids": [5]}\n')
+    (tmp_path / "run.toml").write_text("[run]\nrows = 1\n")
+    (tmp_path / "symlink").symlink_to("p.jsonl")
+    (tmp_path / "out.run.json").symlink_to("p.jsonl")
+    (tmp_path / "inside").symlink_to(tmp_path / "artifact" / "new")
+    os.link(tmp_path / "p.jsonl", tmp_path / "hard")
+    os.link(tmp_path / "artifact" / "weights.bin", tmp_path / "weights")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+BATCH = "run artifact --batch p.jsonl --overwrite --output"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (f"{BATCH} p.jsonl", "--output p.jsonl would overwrite p.jsonl, which is read"),
+        (f"{BATCH} ./checkpoint/../p.jsonl", "would overwrite p.jsonl"),
+        (f"{BATCH} symlink", "would overwrite p.jsonl"),
+        (f"{BATCH} hard", "would overwrite p.jsonl"),
+        (f"{BATCH} out", "--output out.run.json would overwrite p.jsonl"),
+        (f"{BATCH} weights", "would overwrite artifact/weights.bin"),
+        (f"{BATCH} artifact/answers.jsonl", "lies inside artifact, which is read"),
+        (f"{BATCH} inside", "lies inside artifact, which is read"),
+        (f"{BATCH} out2 --json p.jsonl", "--json p.jsonl would overwrite p.jsonl"),
+        (f"{BATCH} out2 --json out2", "--output out2 is what --json writes too"),
+        (f"{BATCH} run.toml --config run.toml", "would overwrite run.toml"),
+        ("run artifact --prompt-ids 5 --json artifact/lucid.json", "lies inside artifact"),
+        ("run artifact --prompt-file p.jsonl --json p.jsonl", "would overwrite p.jsonl"),
+        ("inspect artifact --json artifact", "--json artifact would replace artifact"),
+        ("verify artifact --json checkpoint/config.json", "/checkpoint, which is read"),
+        ("verify artifact --report page.html --json page.html", "--report page.html is what --json writes too"),
+        ("verify artifact --text p.jsonl --report hard", "would overwrite p.jsonl"),
+        ("eval artifact --against checkpoint --json checkpoint/facts.json", "lies inside checkpoint"),
+        ("bench artifact --plot artifact/plots", "lies inside artifact"),
+        ("package artifact --target triton --output artifact/models", "lies inside artifact"),
+        ("export checkpoint --output checkpoint/artifact", "lies inside checkpoint"),
+        ("export checkpoint --output new --json checkpoint/config.json", "lies inside checkpoint"),
+        ("export checkpoint --output new --calibration p.jsonl --dtype fp16 --json hard", "would overwrite p.jsonl"),
+        ("build artifact --json artifact/report.json", "lies inside artifact"),
+    ],
+)
+def test_it_is_refused_and_nothing_changes(place: Path, line: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    before = contents(place)
+    result = CliRunner().invoke(main, line.split())
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
+    assert said in result.stderr
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("extra", ["--json facts.json", "--json /dev/null", "--json -", "-q --json ./artifact.json"])
+def test_other_outputs_are_written(place: Path, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    line = f"run artifact --batch p.jsonl --output answers.jsonl -n 1 --ignore-eos {extra}"
+    for _ in range(2):  # the second time the answers are there
+        result = CliRunner().invoke(main, line.split(), catch_exceptions=False)
+        assert result.exit_code == 0, result.stderr
+
+
+def test_the_python_api_exports_into_no_checkpoint(place: Path) -> None:
+    import lucid_deploy as ld
+
+    with pytest.raises(ld.LucidError, match="lies inside the checkpoint"):
+        ld.export(place / "checkpoint", place / "checkpoint" / "artifact")
+
+
+def parameters() -> dict[str, Any]:
+    """All parameters of all commands that name a file or a directory."""
+    found: dict[str, Any] = {}
+    context = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(context, name)
+        inner = command.commands.values() if isinstance(command, click.Group) else [command]
+        for parameter in (parameter for each in inner if each is not None for parameter in each.params):
+            if isinstance(parameter.type, click.Path) or getattr(parameter, "metavar", None) in PATHS:
+                found[str(parameter.name)] = parameter
+    return found
+
+
+def test_every_parameter_with_a_path_is_known_as_read_or_written() -> None:
+    known = {*OUTPUTS, *MODELS, *READ, *REST}
+    assert parameters().keys() <= known
+    assert known - parameters().keys() <= {"checkpoint"}  # which has no type: it may be a model of the Hub
