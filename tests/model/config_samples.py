@@ -22,6 +22,7 @@ LLAMA: dict[str, Any] = {
 
 
 LUCID = {**LLAMA, "attention_type": "lucid"}
+GEMMA = {**LLAMA, "model_type": "gemma3_text"}
 
 
 # The configuration file that the authors published, as it stands.

@@ -11,10 +11,9 @@ import torch
 from lucid_deploy.model.block import SandwichLayer
 from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.families import family_named
-from tests.model.config_samples import LLAMA, refusal
+from tests.model.config_samples import GEMMA, refusal
 from tests.model.families.read_both import FULL, SLIDING, read_both
 
-GEMMA = {**LLAMA, "model_type": "gemma3_text"}
 LOCAL = {"rope_type": "default", "rope_theta": 1e3}
 GLOBAL = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
 
