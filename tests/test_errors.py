@@ -1,4 +1,4 @@
-"""What to install is said so that pip can do it, from a checkout and from a wheel: neither is on an index."""
+"""Errors a user can cause: their exit status, and what to install, said so that pip can do it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from lucid_deploy.errors import missing_extra, missing_package, spelled_out
+from lucid_deploy.errors import CheckFailed, LucidError, missing_extra, missing_package, spelled_out
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -26,6 +26,12 @@ def strings(path: Path) -> list[str]:
 def named(line: str) -> dict[str, Requirement]:
     """The packages of a line for pip, by name; each must be what pip reads."""
     return {item.name: item for item in map(Requirement, re.findall(r'"([^"]+)"', line))}
+
+
+def test_whoever_catches_errors_catches_failed_checks_too() -> None:
+    assert (LucidError.exit_code, CheckFailed.exit_code) == (2, 1)
+    with pytest.raises(LucidError):
+        raise CheckFailed("sha256 differs")
 
 
 @pytest.mark.parametrize("extra", ["cpu", "serve", "ray", "eval", "bench", "trt"])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import tokenizers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -23,12 +26,22 @@ def test_a_rule_that_backtracks_for_ever_is_an_error(tmp_path: Path) -> None:
     assert text.encode("hello") == [0]
 
 
-def test_an_interruption_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted:
-        def encode(self, *_: object, **__: object) -> None:
-            raise KeyboardInterrupt
+class Interrupted:
+    """A tokenizer in whose encoding the user presses Ctrl-C."""
 
-    text = make("word level", tmp_path)
-    monkeypatch.setattr(text, "_tokenizer", Interrupted())
+    def __init__(self, path: str) -> None:
+        self.whole = Tokenizer.from_file(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.whole, name)
+
+    def encode(self, *_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("word level", tmp_path)
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_file=Interrupted))
+    text = TextTokenizer(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         text.encode("a")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -254,3 +254,34 @@ def test_a_broken_configuration_file_is_named(
 def test_a_missing_directory_and_a_file_are_told_apart(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     assert "the directory does not exist" in refusal(tmp_path / "nothing")
     assert "is a file" in refusal(make_checkpoint() / "model.safetensors")
+
+
+def test_only_the_head_of_a_tied_pair_may_be_stored(make_checkpoint: MakeCheckpoint) -> None:
+    """safetensors' own save_model keeps the first name of tensors that share memory: the head."""
+    checkpoint = make_checkpoint(tie_word_embeddings=True)
+    path, model = checkpoint / "model.safetensors", load_model(checkpoint)
+    save_model(model, str(path))
+    assert "model.embed_tokens.weight" not in load_file(path)
+    opened = Checkpoint(checkpoint)
+    assert torch.equal(load_model(opened).model.embed_tokens.weight, model.model.embed_tokens.weight)
+    assert opened.notes == ("lm_head.weight is stored and model.embed_tokens.weight is not: tied, it is both.",)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (["zero_to_fp32.py", "latest", "global_step5/mp_rank_00_model_states.pt"], "python zero_to_fp32.py . OUTPUT"),
+        (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
+        (["__0_0.distcp"], "accelerate merge-weights"),
+    ],
+)
+def test_shards_of_trainers_are_named_with_what_makes_safetensors(
+    make_checkpoint: MakeCheckpoint, files: list[str], said: str
+) -> None:
+    checkpoint = make_checkpoint()
+    (checkpoint / "model.safetensors").unlink()
+    for name in files:
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(b"")
+    with pytest.raises(LucidError, match=said):
+        Checkpoint(checkpoint)

@@ -16,10 +16,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, Gemma3TextC
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
-from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.model.description import layout_of
 from lucid_deploy.parity import VerifyOptions
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes import open_session
@@ -174,19 +172,6 @@ def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) 
     check(session, exact, GATE)
     if name in FAST and cache == "growing":
         assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), VerifyOptions(steps=6)).passed
-
-
-def test_a_window_does_not_grow(tmp_path: Path) -> None:
-    make("lucid gemma3_text", tmp_path)
-    model = load_model(tmp_path)
-    session = TorchSession(model)
-    cache = session.empty_cache(1)
-    session.prefill(ids()[:1], cache)
-    layout = layout_of(session.layers)
-    assert [[(t.sort, t.window) for t in layer] for layer in layout][1] == [("ring", 6)] * 2
-    row = 2 * 16 * 4  # of two heads, float32
-    assert bytes_per_token(layout) == 2 * 2 * row
-    assert layout_bytes(layout, 32768) == 2 * 2 * row * 32768 + 2 * row * 6
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

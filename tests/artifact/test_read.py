@@ -1,0 +1,79 @@
+"""Opening an artifact, and the checks of its files, from Python; the command line's are in bad_input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.errors import CheckFailed
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_opening_returns_the_manifest_that_was_written(exported: Exported) -> None:
+    _, artifact = exported()
+    text = (artifact.directory / "lucid.json").read_text()
+    assert artifact.manifest.to_json() == text
+    assert open_artifact(str(artifact.directory)) == artifact
+
+
+def test_every_file_but_the_manifest_is_listed(exported: Exported) -> None:
+    _, artifact = exported()
+    files = {path.name for path in artifact.directory.iterdir()}
+    assert files - {"lucid.json"} == artifact.manifest.files.keys()
+
+
+def test_all_files_that_differ_are_named(artifact_copy: Path) -> None:
+    for name in ("weights.bin", "prefill.onnx"):
+        path = artifact_copy / name
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    artifact = open_artifact(artifact_copy)
+    with pytest.raises(CheckFailed, match=r"sha256 of prefill\.onnx, weights\.bin differs"):
+        check_hashes(artifact)
+
+
+def test_hashing_reports_its_progress(exported: Exported) -> None:
+    _, artifact = exported()
+    reports: list[tuple[int, int]] = []
+    check_hashes(artifact, lambda done, total: reports.append((done, total)))
+    total = sum(facts["size"] for facts in artifact.manifest.files.values())
+    assert reports[-1] == (total, total)
+    assert reports == sorted(reports)
+
+
+def test_the_identity_is_that_of_model_type_and_weights(exported: Exported, tmp_path: Path) -> None:
+    """Whatever else differs, a cache of one artifact can go on in another of the same identity."""
+    _, artifact = exported()
+    identity = artifact.identity
+
+    def changed(**fields: object) -> str:
+        return Artifact(tmp_path, dataclasses.replace(artifact.manifest, **fields)).identity
+
+    assert changed(cache="static", logits="all", source="elsewhere", versions={}) == identity
+    config = dataclasses.replace(artifact.config, rope_theta=5e5)
+    weights = {**artifact.manifest.files, "weights.bin": {"size": 1, "sha256": "0" * 64}}
+    others = {changed(config=config), changed(dtype="float16"), changed(files=weights)}
+    assert len({identity, *others}) == 4
+
+
+def test_a_graph_is_read_once_and_its_weights_are_the_files(artifact_copy: Path) -> None:
+    opened = open_artifact(artifact_copy)
+    whole = onnx.load(str(opened.graph_path("decode")))  # reads the data itself
+    model = opened.graph("decode")
+    opened.graph_path("decode").unlink()
+    assert opened.graph("decode") is model
+    numbers = np.fromfile(opened.path("weights.bin"), np.float32)
+    data = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
+    found = opened.weights("decode")
+    assert len(found) > 10
+    for weight in found:
+        mine = numbers[weight.offset // 4 :][: weight.size // 4].reshape(weight.shape)
+        np.testing.assert_array_equal(mine, data[weight.name])

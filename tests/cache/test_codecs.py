@@ -1,0 +1,49 @@
+"""How PyTorch stores K and Y: as numpy does, number for number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.cache.codecs import CacheCodec, Float16Codec, Int8Codec, codec_for
+from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
+from tests.cache.rows import rows_far_apart
+
+
+@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
+def test_it_stores_and_reads_what_numpy_does(cache_dtype: str) -> None:
+    rows = np.clip(rows_far_apart(), -6e4, 6e4) if cache_dtype == "float16" else rows_far_apart()
+    codec, layout = codec_for(cache_dtype, torch.float32), cache_tensors(cache_dtype, *rows.shape[1::2])
+    stored = codec.encode(torch.from_numpy(rows), torch.from_numpy(-rows))
+    wanted = encode_layer((rows, -rows), layout)
+    assert not codec.exact
+    for ours, theirs in zip(stored, wanted, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+    for ours, theirs in zip(codec.decode(stored, torch.float32), decode_layer(wanted, layout), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_a_cache_in_the_models_type_is_left_alone() -> None:
+    k, y = torch.randn(2, 3, 5, 8).half(), torch.randn(2, 3, 5, 8).half()
+    codec = codec_for("float16", torch.float16)
+    assert type(codec) is type(codec_for("float32", torch.float32)) is CacheCodec and codec.exact
+    assert codec.encode(k, y) == (k, y) == codec.decode((k, y), torch.float16)
+
+
+def test_a_half_precision_models_int8_rows_are_multiplied_out_in_float32() -> None:
+    """Scales that float16 lacks must not become zero on the way."""
+    rows = torch.full((1, 1, 1, 4), 6e-8).half()
+    rows[..., 0] = 6e-6
+    k, _ = Int8Codec().decode(Int8Codec().encode(rows, rows), torch.float16)
+    assert k.dtype == torch.float16
+    assert (k - rows).abs().max() <= 6e-6 / 127
+
+
+@pytest.mark.parametrize("codec", [CacheCodec(), Float16Codec(), Int8Codec()], ids=lambda codec: type(codec).__name__)
+def test_an_empty_cache_goes_on(codec: CacheCodec) -> None:
+    k, y = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    stored = codec.encode(k, y)
+    empty = codec.empty((2, 3, 0, 8), k)
+    for before, new in zip(empty, stored, strict=True):
+        assert torch.equal(torch.cat([before, new], dim=2), new) and before.dtype == new.dtype

@@ -1,0 +1,83 @@
+"""Rows in the types of the cache, in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import (
+    cache_tensors,
+    decode_layer,
+    decoded_layout,
+    encode_layer,
+    resolve_cache_dtype,
+)
+from lucid_deploy.errors import LucidError
+from tests.cache.rows import rows_far_apart
+
+HALF_STEP = 0.5 / 127  # largest rounding error of a value in int8, relative to its row's largest
+
+
+def test_rows_are_rounded_by_their_own_scale() -> None:
+    rows = rows_far_apart()
+    layout = cache_tensors("int8", *rows.shape[1::2])
+    stored = encode_layer((rows, -rows), layout)
+    assert [str(array.dtype) for array in stored] == ["int8", "int8", "float32", "float32"]
+    k, y = decode_layer(stored, layout)
+    largest = np.abs(rows).max(-1, keepdims=True)
+    assert (np.abs(k - rows) <= HALF_STEP * 1.001 * largest + 1e-40).all()
+    assert np.array_equal(y, -k) and (k[0, 0, 0] == 0).all()
+    assert stored[0].min() == -127 and stored[0].max() == 127
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_float_types_round_as_numpy_does(dtype: str) -> None:
+    rows = np.random.default_rng(0).standard_normal((2, 3, 5, 16))
+    layout = cache_tensors(dtype, 3, 16)
+    stored = encode_layer((rows, 2 * rows), layout)
+    kind = "float32" if dtype == "bfloat16" else dtype  # numpy has none: the values are those of bfloat16 already
+    decoded = decode_layer(stored, layout)
+    for array, given, meant in zip(stored, (rows, 2 * rows), decoded, strict=True):
+        np.testing.assert_array_equal(array, given.astype(kind))
+        assert array.flags.c_contiguous and meant.dtype == (np.float64 if dtype == "float64" else np.float32)
+        np.testing.assert_array_equal(meant, array)
+
+
+def test_what_is_stored_is_stored_again_as_it_is() -> None:
+    """Saving and loading a cache over and over loses nothing."""
+    rows = rows_far_apart()
+    for dtype in ("int8", "float16", "float32"):
+        layout = cache_tensors(dtype, *rows.shape[1::2])
+        values = np.clip(rows, -6e4, 6e4)
+        once = decode_layer(encode_layer((values, -values), layout), layout)
+        again = decode_layer(encode_layer(once, layout), layout)
+        for first, second in zip(once, again, strict=True):
+            np.testing.assert_allclose(second, first, rtol=1e-6, atol=1e-44)
+
+
+def test_tensors_of_other_kinds_of_layers_pass_through_in_the_order_of_the_layout() -> None:
+    state = CacheTensor("average", "float32", (7,), "state")
+    layout = (state, *cache_tensors("int8", 2, 8))
+    assert decoded_layout(layout) == layout[:3]
+    rng = np.random.default_rng(0)
+    arrays = (rng.standard_normal((3, 7)).astype(np.float32), *rng.standard_normal((2, 3, 2, 4, 8)))
+    stored = encode_layer(arrays, layout)
+    assert [array.shape[-1] for array in stored] == [7, 8, 8, 1, 1]
+    decoded = decode_layer(stored, layout)
+    np.testing.assert_array_equal(decoded[0], arrays[0])
+    np.testing.assert_allclose(decoded[2], arrays[2], atol=0.05)
+
+
+def test_a_name_that_ends_in_scale_is_no_scale_by_itself() -> None:
+    layout = (CacheTensor("time_scale", "float32", (7,), "state"),)
+    assert decoded_layout(layout) == layout
+
+
+def test_types_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(LucidError, match="bfloat16 model keeps"):
+        resolve_cache_dtype("int8", "bfloat16")
+    with pytest.raises(LucidError, match="cache dtype must be auto, float16, int8"):
+        resolve_cache_dtype("int4", "float32")
+    assert [item.name for item in cache_tensors("int8", 2, 8)] == ["key", "value", "key_scale", "value_scale"]
+    assert [resolve_cache_dtype(*pair) for pair in (("auto", "bfloat16"), ("int8", "float16"))] == ["bfloat16", "int8"]

@@ -1,0 +1,208 @@
+"""A configuration is taken whole or refused by the names of its keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lucid_deploy.model.config_check import check_keys, unknown_keys, value_of
+from tests.model.config_samples import LLAMA, LUCID, OFFICIAL, parse, refusal
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "does"),
+    [
+        ("embedding_multiplier", 12.0, "It scales the embeddings"),
+        ("logits_scaling", 8, "It scales the logits"),
+        ("residual_multiplier", 0.22, "It scales the residuals"),
+        ("attention_multiplier", 0.015625, "It scales the attention scores"),
+        ("final_logit_softcapping", 30.0, "It caps the logits"),
+        ("sliding_window", 128, "Attention over a window is another model"),
+        ("layer_types", ["full_attention", "sliding_attention"], "It makes layers of several kinds"),
+        ("no_rope_layers", [1, 0], "It leaves layers without positions"),
+        ("partial_rotary_factor", 0.5, "It rotates a part of each head only"),
+        ("use_qk_norm", True, "It normalises queries and keys"),
+        ("hidden_activation", "gelu_pytorch_tanh", "It makes MLPs of another kind"),
+        ("num_local_experts", 8, "mixtures of experts"),
+        ("is_causal", False, "Attention to later tokens is another model"),
+        ("quantization_config", {"bits": 4}, "Its weights are quantized"),
+        ("auto_map", {"AutoModelForCausalLM": "m.M"}, "A file of code that comes with the checkpoint"),
+        ("text_config", {"vocab_size": 3}, "It describes a model inside of another"),
+        ("embedding_multiplier", True, "It scales the embeddings"),
+    ],
+)
+def test_a_key_that_changes_the_numbers_is_refused(key: str, value: Any, does: str) -> None:
+    message = refusal(**{key: value})
+    assert f"{key} is {value!r}" in message
+    assert does in message
+    assert "not supported" in message
+    assert "Remove a key from the file only if" in message
+    assert "known to change the numbers" in refusal(assume_unused=(key,), **{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("embedding_multiplier", 1.0),
+        ("logits_scaling", 1),
+        ("sliding_window", None),
+        ("layer_types", ["full_attention", "full_attention"]),
+        ("no_rope_layers", [1, 1]),
+        ("partial_rotary_factor", 1.0),
+        ("use_qk_norm", False),
+        ("is_causal", True),
+        ("quantization_config", None),
+        ("num_experts", 0),
+        ("key_scaling_exp", 0.0),
+    ],
+)
+def test_a_value_that_asks_for_nothing_is_taken(key: str, value: Any) -> None:
+    assert parse(**{key: value}) == parse()
+
+
+def test_all_refused_keys_are_in_one_message() -> None:
+    message = refusal(embedding_multiplier=12.0, logits_scaling=8.0, sliding_window=4)
+    assert all(name in message for name in ("embedding_multiplier is 12.0", "logits_scaling is 8.0", "sliding_window"))
+
+
+def test_a_key_that_no_table_lists_is_refused_and_the_way_past_it_is_named() -> None:
+    message = refusal(zeta_gain=3, another={"a": "b" * 100})
+    assert "another is {'a': 'bbb" in message
+    assert len(message) < 500
+    assert "; zeta_gain is 3." in message
+    assert message.endswith("export with --assume-unused another --assume-unused zeta_gain")
+
+
+def test_an_unknown_key_can_be_assumed_unused() -> None:
+    assert parse(assume_unused=("zeta_gain",), zeta_gain=3) == parse()
+    assert "eta_gain is 4" in refusal(assume_unused=("zeta_gain",), zeta_gain=3, eta_gain=4)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("attention_typ", "attention_type"),
+        ("attentiontype", "attention_type"),
+        ("use_ropes", "use_rope"),
+        ("rms_norm_epsilon", "rms_norm_eps"),
+        ("num_key_value_head", "num_key_value_heads"),
+        ("slidingwindow", "sliding_window"),
+        ("embeddings_multiplier", "embedding_multiplier"),
+        ("pad_tokenid", "pad_token_id"),
+        ("rope_parameter", "rope_parameters"),
+    ],
+)
+def test_a_near_miss_is_named_with_the_key_that_is_meant(key: str, meant: str) -> None:
+    assert f"(is {meant} meant?)" in refusal(**{key: None})
+    assert f"(is {meant} meant?)" in refusal(LUCID, **{key: 3})
+
+
+def test_a_misspelt_attention_type_is_not_standard_attention() -> None:
+    message = refusal(attention_typ="lucid", which_rmsnorm="exp_k_norm")
+    assert "attention_type is missing, beside which_rmsnorm" in message
+    assert "Is attention_typ a misspelling of it?" in message
+
+
+@pytest.mark.parametrize("key", ["use_beta", "use_rope", "which_rmsnorm", "use_token_grad_clip", "use_qknorm"])
+def test_lucids_keys_need_the_one_that_says_which_attention(key: str) -> None:
+    assert f"attention_type is missing, beside {key}" in refusal(**{key: OFFICIAL.get(key, True)})
+
+
+BLOCKS = pytest.mark.parametrize("block", ["rope_scaling", "rope_parameters"])
+
+
+@BLOCKS
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ({"rope_type": "default", "factor": 8.0}, "factor is 8.0. rope_type default has no such setting"),
+        ({"type": "linear", "factor": 2.0, "beta_fast": 32}, "beta_fast is 32"),
+        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 0.7}, "attention_factor is 0.7"),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"rope_type": "linear", "type": "mrope", "factor": 2.0}, "has rope_type 'linear' and type 'mrope'"),
+        ({"rope_type": "default", "mrope_section": [2, 2]}, "mrope_section is [2, 2]"),
+        ({"full_attention": {"rope_type": "default"}}, "full_attention is {"),
+        ({"rope_type": "default", "zeta": 1}, "zeta is 1. This key is not known here"),
+        ({"rope_type": "default", "rope_thet": 1}, "rope_thet is 1 (is rope_theta meant?)"),
+        ({"rope_type": ["linear"]}, "rope_type must be a string, not ['linear']"),
+        ({"rope_type": "linear", "factor": True}, "factor must be a positive number, not True"),
+    ],
+)
+def test_keys_of_rope_blocks_are_checked_too(block: str, inside: dict[str, Any], said: str) -> None:
+    message = refusal(**{block: inside})
+    assert said in message
+
+
+@BLOCKS
+def test_an_unknown_key_of_a_rope_block_can_be_assumed_unused(block: str) -> None:
+    inside = {"rope_type": "linear", "factor": 2.0}
+    plain = parse(**{block: inside})
+    assert parse(assume_unused=(f"{block}.zeta",), **{block: {**inside, "zeta": 1}}) == plain
+    assert "known to change the numbers" in refusal(assume_unused=(f"{block}.beta_fast",), **{block: inside})
+
+
+def test_two_rope_blocks_that_differ_are_refused() -> None:
+    linear, other = {"rope_type": "linear", "factor": 2.0}, {"rope_type": "linear", "factor": 4.0}
+    assert parse(rope_scaling=linear, rope_parameters=linear) == parse(rope_scaling=linear)
+    assert "rope_scaling and rope_parameters differ" in refusal(rope_scaling=linear, rope_parameters=other)
+    assert parse(rope_scaling=None, rope_parameters=other) == parse(rope_parameters=other)
+
+
+def test_an_original_context_outside_of_the_block_must_be_the_same() -> None:
+    block = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    assert parse(rope_parameters=block, original_max_position_embeddings=64) == parse(rope_parameters=block)
+    message = refusal(rope_parameters=block, original_max_position_embeddings=32)
+    assert "original_max_position_embeddings is 32, and another in rope_parameters" in message
+
+
+@pytest.mark.parametrize("kind", ["falcon", "lucid_path_attn", "Llama", "", 7, ["llama"]])
+def test_another_model_type_is_refused(kind: Any) -> None:
+    assert f"model_type {kind!r} is not supported; supported are llama, mistral" in refusal(model_type=kind)
+
+
+def test_another_model_type_names_the_keys_that_would_be_wrong() -> None:
+    message = refusal(model_type="minicpm", architectures=["MiniCPMForCausalLM"], embedding_multiplier=12)
+    assert "model_type 'minicpm' (MiniCPMForCausalLM) is not supported" in message
+    assert "embedding_multiplier is 12" in message
+
+
+def test_a_model_type_may_be_missing_where_another_key_says_the_same() -> None:
+    bare = {key: value for key, value in LLAMA.items() if key != "model_type"}
+    assert parse(bare, attention_type="lucid") == parse(LUCID)
+    assert parse(bare, architectures=["LlamaForCausalLM"]) == parse()
+    message = refusal(bare)
+    assert "model_type is missing" in message
+    assert 'Add "model_type": "llama"' in message
+
+
+@pytest.mark.parametrize("names", [["LlamaForSequenceClassification"], ["LlamaModel"], ["MistralForCausalLM"]])
+def test_other_architectures_are_refused(names: list[str]) -> None:
+    message = refusal(architectures=names)
+    assert f"architectures {names!r} is not supported with model_type 'llama'; supported is LlamaForCausalLM" in message
+
+
+@pytest.mark.parametrize("names", ["LlamaForCausalLM", [3], {"a": 1}])
+def test_architectures_are_a_list_of_names(names: Any) -> None:
+    assert f"architectures must be a list of names, not {names!r}" in refusal(architectures=names)
+
+
+def test_unknown_keys_are_named_with_their_block() -> None:
+    raw = {**LLAMA, "zeta": 1, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "eta": 3}}
+    assert unknown_keys(raw) == {"zeta", "rope_scaling.eta"}
+    assert [value_of(raw, key) for key in ("zeta", "rope_scaling.eta", "vocab_size")] == [1, 3, 61]
+    assert check_keys(raw, "config.json", unknown_keys(raw)).model_type == "llama"
+    granite = {**raw, "model_type": "granite", "embedding_multiplier": 2.0, "logits_scaling": 3.0}
+    assert unknown_keys(granite) == unknown_keys(raw)
+
+
+def test_a_familys_own_keys_are_computed_in_that_family_alone() -> None:
+    multiplied = {**LLAMA, "embedding_multiplier": 2.0}
+    assert check_keys({**multiplied, "model_type": "granite"}, "config.json").model_type == "granite"
+    assert "embedding_multiplier is 2.0. It scales the embeddings" in refusal(multiplied)

@@ -1,0 +1,71 @@
+"""Descriptions of layers hold what the PyTorch model has and caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.model.description import LayerDescription, describe, layout_of
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
+from tests.model.config_samples import GEMMA, LLAMA, LUCID, parse
+
+MODELS: dict[str, dict[str, Any]] = {
+    "lucid": LUCID,
+    "standard with biases": {**LLAMA, "attention_bias": True},
+    "biases but the output's": {**LLAMA, "model_type": "qwen2"},
+    "norms, lucid over windows": {
+        **GEMMA,
+        "attention_type": "lucid",
+        "layer_types": ["sliding_attention", "full_attention"],
+        "sliding_window": 3,
+    },
+}
+EACH = pytest.mark.parametrize("name", MODELS)
+
+
+@EACH
+def test_the_weights_of_a_layer_are_all_that_its_mixer_has(name: str) -> None:
+    config = parse(MODELS[name])
+    for index, layer in enumerate(describe(config, "float32")):
+        prefix = f"model.layers.{index}."
+        names = [key.removeprefix(prefix) for key in expected_shapes(config) if key.startswith(f"{prefix}self_attn.")]
+        assert sorted(layer.weights) == sorted(names)
+
+
+@EACH
+@pytest.mark.parametrize("cache_dtype", ["float32", "float16", "int8"])
+def test_the_cache_of_a_layer_is_what_the_model_gives(name: str, cache_dtype: str) -> None:
+    config = parse(MODELS[name])
+    model = LucidForCausalLM(config).store_cache_as(cache_dtype)
+    with torch.no_grad():
+        _, present = model(torch.arange(2 * 5).view(2, 5))
+    for tensors, layer in zip(present, layout_of(describe(config, cache_dtype)), strict=True):
+        for found, tensor in zip(tensors, layer, strict=True):
+            assert tuple(found.shape) == tensor.batch_shape(2, 5), tensor.name
+            assert str(found.dtype) == f"torch.{tensor.dtype}"
+
+
+def test_kinds_and_operators() -> None:
+    lucid, standard = (describe(parse(base), "float32")[0] for base in (LUCID, LLAMA))
+    assert (lucid.kind, lucid.solves, standard.kind, standard.solves) == ("lucid", True, "standard", False)
+    assert lucid.uses(PRECONDITION.name, "prefill") and lucid.uses(DECODE_ATTENTION.name, "decode")
+    assert standard.uses(CAUSAL_ATTENTION.name, "prefill") and not standard.uses(PRECONDITION.name, "prefill")
+    assert not lucid.uses(PRECONDITION.name, "decode") and not standard.uses(DECODE_ATTENTION.name, "decode")
+
+
+def test_an_unknown_kind_is_refused_with_those_that_are_known() -> None:
+    config = parse(layer_kinds=["standard", "linear"])
+    with pytest.raises(LucidError, match="kind 'linear' are not known; known are lucid, standard, window"):
+        describe(config, "float32")
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    key = CacheTensor("key", "float32", (2, 3))
+    with pytest.raises(ValueError, match="a layer of kind 'own' caches two tensors of one name"):
+        LayerDescription("own", (key, key))

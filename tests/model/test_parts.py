@@ -1,0 +1,66 @@
+"""Norm, feed-forward layer and head, against transformers' own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from lucid_deploy.model.parts import MLP, Head, RMSNorm
+from tests.model.config_samples import GEMMA, LLAMA, parse
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_the_norm_is_transformers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ours, theirs = RMSNorm(48, 1e-2).to(dtype), LlamaRMSNorm(48, 1e-2).to(dtype)
+    ours.weight.data.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    x = (torch.randn(2, 5, 48) * torch.logspace(-3, 2, 5)[:, None]).to(dtype)
+    got = ours(x)
+    assert got.dtype == dtype
+    # transformers rounds once more, between the norm and its weight
+    torch.testing.assert_close(got.float(), theirs(x).float(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_the_norm_of_large_half_precision_numbers_does_not_overflow() -> None:
+    x = torch.full((1, 48), 6e4, dtype=torch.float16)
+    torch.testing.assert_close(RMSNorm(48, 1e-5).half()(x), torch.ones_like(x))
+
+
+@pytest.mark.parametrize(
+    ("base", "activation", "bias"),
+    [(LLAMA, "silu", False), (LLAMA, "silu", True), (GEMMA, "gelu_pytorch_tanh", False)],
+)
+def test_the_feed_forward_layer_is_transformers(base: dict, activation: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    ours = MLP(parse(base, mlp_bias=bias)).double()
+    theirs = LlamaMLP(LlamaConfig(**LLAMA, mlp_bias=bias, hidden_act=activation)).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 5, 48).double()
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_a_half_precision_layer_multiplies_in_float32() -> None:
+    """The product of the two halves is beyond float16; what is rounded to it fits again."""
+    layer = MLP(parse()).half()
+    layer.gate_proj.weight.data.fill_(8.0)
+    layer.up_proj.weight.data.fill_(8.0)
+    layer.down_proj.weight.data.fill_(1e-7)
+    assert layer(torch.full((1, 1, 48), 0.5).half()).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_logits_of_a_half_precision_model_are_float32(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    head, x = Head(48, 61).to(dtype), torch.randn(1, 3, 48).to(dtype)
+    exact = x.double() @ head.weight.double().T
+    logits = head(x)
+    assert logits.dtype == torch.float32 and Head(48, 61).double()(x.double()).dtype == torch.float64
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-4, atol=1e-6)
+    head.in_float32 = False  # as a quantized head's
+    rounded = head(x)
+    assert rounded.dtype == torch.float32 and torch.equal(rounded, rounded.to(dtype).float())
