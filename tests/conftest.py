@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.last_guard",
     "tests.nothing_skipped",
     "tests.own_folders",
+    "tests.slow_tests",
 ]
 
 TINY: dict[str, Any] = {
