@@ -8,6 +8,7 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._outside import OutsideOptions, outside_options
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.verification import Verification
@@ -56,6 +57,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     show_default=True,
     help="Tokens of the text at most.",
 )
+@outside_options
 @click.option("--report", "page", metavar="FILE", help="Write everything, causes included, as one HTML page to FILE.")
 @json_option("all results")
 def command(
@@ -70,6 +72,7 @@ def command(
     explain: bool,
     text: str | None,
     text_tokens: int,
+    outside: OutsideOptions,
     page: str | None,
     json_target: str | None,
 ) -> None:
@@ -79,7 +82,8 @@ def command(
     token by token, teacher-forced decoding and free greedy generation, on random, repeated and correlated tokens. The
     allowed error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of every file is checked
     too. A quantized artifact is held against the model on its dequantized weights, these against the checkpoint's, and
-    what quantization cost is reported. Exit status 1 if anything fails; then, and with --explain or --report, every
+    what quantization cost is reported. That model is this toolkit's own: --golden and --against add numbers that others
+    computed. Exit status 1 if anything fails; then, and with --explain or --report, every
     layer is also run on the inputs that the reference has there, which tells its own error from what it inherits.
 
     Example: lucid-deploy verify ./artifact --report report.html
@@ -105,6 +109,8 @@ def command(
         explain=explain or page is not None,
         text=None if text is None else _read_text(text, text_tokens),
         text_tokens=text_tokens,
+        golden=outside.golden,
+        against=outside.against,
         quick=quick,
     )
     with shown_phases() as listener:

@@ -39,17 +39,24 @@ class Scenario:
         prompt: Int64 ``(P,)``, P ≥ 1.
         forced: Int64 ``(S,)``, fed one by one after the prompt.
         greedy: Whether ``forced`` is what the reference itself would generate, so that a free run can be compared too.
+        one_shot_only: Whether the prompt is fed in one way only: it is one token, and others would be the same.
     """
 
     name: str
     prompt: Array
     forced: Array
     greedy: bool = False
+    one_shot_only: bool = False
 
     @property
     def length(self) -> int:
         """Tokens in all."""
         return len(self.prompt) + len(self.forced)
+
+    @property
+    def ids(self) -> Array:
+        """All tokens, int64 ``(P + S,)``."""
+        return np.concatenate([self.prompt, self.forced])
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from lucid_deploy.parity.measure.extent import Extent
 from lucid_deploy.parity.measure.plan import Phase
 from lucid_deploy.parity.measure.speed import Speed
 from lucid_deploy.parity.options import VerifyOptions
+from lucid_deploy.parity.outside import OutsideReferences, needs_run, recording_type
 from lucid_deploy.runtimes import find_runtime
 
 PER_LAYER = 1e-3  # seconds of a call beside its products: attention, norms, and what calls them
 CAST = 3  # times the memory of a float32 weight that is moved when it is cast to float64 and read
+Rates = tuple[float, float, int]  # operations and bytes a second, and bytes of a weight
 DEVICE = 0.1  # share of the CPU's time that an accelerator takes, so that its phase is not the longest
 
 
@@ -73,8 +75,8 @@ class Work:
         yield from self.calls(ONE_SHOT, 1)  # generating freely
 
 
-def work_of(artifact: Artifact, source: Checkpoint, extent: Extent) -> Work:
-    """Return what a verification of an artifact runs."""
+def work_of(artifact: Artifact, source: Checkpoint, extent: Extent, outside: OutsideReferences | None = None) -> Work:
+    """Return what a verification of an artifact runs; sequences of a golden file count as those that are made up."""
     config = artifact.config
     counts = {name: math.prod(shape) for name, shape in source.stored_shapes().items()}
     table = config.vocab_size * config.hidden_size
@@ -83,10 +85,17 @@ def work_of(artifact: Artifact, source: Checkpoint, extent: Extent) -> Work:
     chosen = [item for item in made if extent.scenarios is None or item.name in extent.scenarios]
     prompt, steps = fit_lengths(config.max_position_embeddings, extent.steps, extent.prompt_tokens)
     weights = max(sum(counts.values()) - tables, 1)
-    return Work(weights, table, config.num_hidden_layers, len(chosen) + 1, prompt, steps)
+    more = [] if outside is None else outside.scenarios(config, extent)
+    return Work(weights, table, config.num_hidden_layers, len(chosen) + 1 + len(more), prompt, steps)
 
 
-def planned_phases(artifact: Artifact, source: Checkpoint, options: VerifyOptions, speed: Speed) -> list[Phase]:
+def planned_phases(
+    artifact: Artifact,
+    source: Checkpoint,
+    options: VerifyOptions,
+    speed: Speed,
+    outside: OutsideReferences | None = None,
+) -> list[Phase]:
     """Return the phases of a verification with estimates; causes are among them only if they are looked for anyway.
 
     Args:
@@ -94,10 +103,12 @@ def planned_phases(artifact: Artifact, source: Checkpoint, options: VerifyOption
         source: Its checkpoint.
         options: What was asked for.
         speed: Of this machine.
+        outside: What else it is verified against.
     """
+    outside = outside or OutsideReferences()
     extent, dtype, cache_dtype = options.extent, artifact.manifest.dtype, artifact.manifest.cache_dtype
     runtime = find_runtime(options.runtime.runtime).name
-    work = work_of(artifact, source, extent)
+    work = work_of(artifact, source, extent, outside)
     size = (work.weights + work.head) * 4 / speed.memory
     double, single = (speed.float64, speed.memory, 8), (speed.float32, speed.memory, 4)
     at_once = [(work.sequences * (work.prompt - 1), work.sequences), (work.sequences * (work.steps + 1),) * 2]
@@ -120,6 +131,7 @@ def planned_phases(artifact: Artifact, source: Checkpoint, options: VerifyOption
             Phase(phases.rounded(cache_dtype), work.seconds(every, *double)),
             Phase(phases.schedules(dtype, cache_dtype), work.seconds(every, *single)),
         ]
+    found += _outside_phases(outside, work, dtype, double, single)
     found.append(Phase(phases.candidate(runtime, dtype), own))
     solving = sum(layer.solves for layer in artifact.manifest.layers)
     if solving:
@@ -136,4 +148,21 @@ def planned_phases(artifact: Artifact, source: Checkpoint, options: VerifyOption
             Phase(phases.inside_baseline(dtype), 2 * work.seconds(inside, *single)),
             Phase(phases.INSIDE_CANDIDATE, 4 * work.seconds(inside, *single)),
         ]
+    return found
+
+
+def _outside_phases(outside: OutsideReferences, work: Work, dtype: str, double: Rates, single: Rates) -> list[Phase]:
+    """Return the phases in which other references, and what rounding cost them, are computed."""
+    found = []
+    if outside.golden is not None and needs_run(outside.golden, dtype):
+        precision = recording_type(outside.golden)
+        calls = list(work.calls(ONE_SHOT, len(outside.golden.ids)))
+        found += [
+            Phase(phases.loading(precision), (work.weights + work.head) * 4 / single[1]),
+            Phase(phases.recording(precision), work.seconds(calls, *single)),
+        ]
+    if outside.model is not None:
+        calls = [(work.prompt + work.steps,) * 2] * work.sequences
+        load = (work.weights + work.head) * 8 * CAST / double[1]
+        found.append(Phase(phases.TRANSFORMERS, load + work.seconds(calls, *double)))
     return found

@@ -8,13 +8,16 @@ from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure import memory
 from lucid_deploy.parity.options import VerifyOptions
+from lucid_deploy.parity.outside import OutsideReferences
 from lucid_deploy.runtimes import find_runtime
 from lucid_deploy.runtimes.runtime import Capabilities
 
 SMALL_WEIGHTS = 1 << 30  # bytes
 
 
-def memory_parts(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> memory.Parts:
+def memory_parts(
+    artifact: Artifact, source: Checkpoint, options: VerifyOptions, outside: OutsideReferences | None = None
+) -> memory.Parts:
     """Return what a verification takes beyond mapped files, by part, in bytes."""
     extent = options.extent
     tokens, decoded = memory.sequence_tokens(artifact.config, extent.steps, extent.prompt_tokens)
@@ -27,6 +30,7 @@ def memory_parts(artifact: Artifact, source: Checkpoint, options: VerifyOptions)
     if runtime.copies_weights:
         parts["the artifact in its runtime"] = sizes["runtime"]
     parts |= memory.record_bytes(artifact.config, tokens, decoded, rounds)
+    parts |= {} if outside is None else _outside(artifact, sizes["float64"], options, outside)
     return parts | (_explaining(artifact, tokens, runtime) if options.explain else {})
 
 
@@ -53,6 +57,18 @@ def _explaining(artifact: Artifact, tokens: int, runtime: Capabilities) -> memor
     parts = memory.explain_bytes(artifact.config, tokens)
     cut = runtime.reads_layers and runtime.copies_weights
     return {**parts, "the graphs cut into layers": _runtime_bytes(artifact)} if cut else parts
+
+
+def _outside(artifact: Artifact, model: int, options: VerifyOptions, outside: OutsideReferences) -> memory.Parts:
+    """Return what other references take: a model in float64 as large as ``model``, a file, and sequences of its own."""
+    parts = {} if outside.model is None else {"transformers' model in float64": model}
+    golden = outside.golden
+    if golden is not None:
+        tokens = golden.tokens_used(artifact.config.max_position_embeddings, options.extent)
+        made = memory.record_bytes(artifact.config, tokens, tokens, rounds=False)
+        parts["the golden file"] = sum(rows.values.nbytes for rows in golden.tensors.values())
+        parts["its sequences"] = len(golden.ids) * sum(made.values())
+    return parts
 
 
 def _runtime_bytes(artifact: Artifact) -> int:

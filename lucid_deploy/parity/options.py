@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from lucid_deploy.parity.measure.extent import FULL, QUICK, Extent
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -23,6 +24,8 @@ class VerifyOptions:
         explain: Look for causes even if nothing fails.
         text: A text, or its token ids ``(N,)``, to take the perplexity of.
         text_tokens: Most tokens of that text.
+        golden: A golden file: what the model's own code recorded.
+        against: ``transformers``: hold the artifact against the class of transformers too.
         quick: Run fewer and shorter sequences, see :data:`~lucid_deploy.parity.measure.extent.QUICK`.
     """
 
@@ -35,6 +38,8 @@ class VerifyOptions:
     explain: bool = False
     text: str | Array | None = None
     text_tokens: int = 512
+    golden: str | Path | None = None
+    against: str | None = None
     quick: bool = False
 
     @property

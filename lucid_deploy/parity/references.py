@@ -96,6 +96,10 @@ class ReferenceModels:
         """Open PyTorch in float64 with a cache that rounds as the candidate's does."""
         return self._open("float64", self.candidate.cache_dtype)
 
+    def in_precision(self, dtype: str) -> TorchSession:
+        """Open PyTorch in some type, its cache in the same."""
+        return self._open(dtype, dtype)
+
     def original(self) -> TorchSession:
         """Open the checkpoint as it was before quantization, in float64."""
         from lucid_deploy.model.on_demand import float64_on_demand

@@ -27,6 +27,7 @@ from lucid_deploy.parity.measure.speed import measure_speed
 from lucid_deploy.parity.measure.targets import Targets, check_tolerance, explained_scenarios
 from lucid_deploy.parity.memory_estimate import check_memory, memory_parts
 from lucid_deploy.parity.options import VerifyOptions
+from lucid_deploy.parity.outside import OutsideReferences, open_references
 from lucid_deploy.parity.references import ReferenceModels, find_checkpoint
 from lucid_deploy.parity.sessions import check
 from lucid_deploy.parity.show.checks import FAILED, PASSED, Check, not_done
@@ -123,8 +124,9 @@ def verify_artifact(
         prompt=prompt_ids(options.prompt, artifact),
         text=text_ids(options.text, artifact, options.text_tokens),
     )
-    fits = _check_memory(artifact, source, options)
-    plan = Plan(planned_phases(artifact, source, options, measure_speed()), progress)
+    outside = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)
+    fits = _check_memory(artifact, source, options, outside)
+    plan = Plan(planned_phases(artifact, source, options, measure_speed(), outside), progress)
     files = _check_files(artifact, plan.update)
     facts = _facts(artifact, source, options)
     if files.outcome == FAILED:
@@ -137,7 +139,7 @@ def verify_artifact(
         return _stopped(facts, (files, fits, weights), started)
     layers = _layers_of(candidate, artifact)
     try:
-        report = verify_against(candidate, source, options, artifact, plan.update, layers)
+        report = verify_against(candidate, source, options, artifact, plan.update, layers, outside)
     except CheckFailed as failure:  # shapes that are not the model's, or a model that does not fit into the type
         return _stopped(facts, (files, fits, weights, Check("tensors", FAILED, str(failure))), started)
     report = replace(report, before=(files, fits, weights))
@@ -151,6 +153,7 @@ def verify_against(
     artifact: Artifact | None = None,
     progress: Progress | None = None,
     layers: Callable[[], Layers] | None = None,
+    outside: OutsideReferences | None = None,
 ) -> Report:
     """Hold a session against its checkpoint: parity and causes, none of the checks that an artifact is needed for.
 
@@ -162,8 +165,11 @@ def verify_against(
         progress: Called with (what is being done, done, in all).
         layers: Opens the candidate's layers; raises LucidError with the reason if they cannot be run by themselves.
             None: no causes are looked for.
+        outside: What else it is held against; None: what the options name.
     """
     options = options or VerifyOptions()
+    if outside is None:
+        outside = open_references(options.golden, options.against, source, candidate.layers, artifact)
     models = ReferenceModels(candidate, source, artifact, progress)
     targets = prepare(
         models.baseline,
@@ -173,8 +179,10 @@ def verify_against(
         embeddings=source.tensor("model.embed_tokens.weight").float().numpy(),
         rounded=models.rounded,
         extent=options.extent,
+        more=outside.scenarios(candidate.config, options.extent),
         progress=progress,
     )
+    targets = outside.add_to(targets, models.in_precision, progress)
     if options.tolerance is not None:
         targets = targets.with_tolerance(options.tolerance)
     report = check(candidate, targets, progress=progress)
@@ -195,7 +203,9 @@ def _look_closer(
     from lucid_deploy.runtimes.torch.layers import TorchLayers
 
     text = text_ids(options.text, models.artifact, options.text_tokens)
-    causes = opener is not None and (options.explain or not report.passed)
+    # Against others' numbers our own layers explain nothing: they are what the candidate agrees with.
+    wrong = report.own_failure is not None or bool(report.unproven)
+    causes = opener is not None and (options.explain or wrong)
     if not causes and text is None:
         return report
     layers, unavailable = None, None
@@ -204,7 +214,7 @@ def _look_closer(
             layers = opener()
         except LucidError as error:  # a reason, which the report gives
             unavailable = str(error)
-    failing = None if report.failure is None else report.failure.scenario
+    failing = None if report.own_failure is None else report.own_failure.scenario
     explanation = explain(
         explained_scenarios(targets, failing),
         models.candidate,
@@ -225,8 +235,8 @@ def _layers_of(candidate: Session[Any], artifact: Artifact) -> Callable[[], Laye
     return lambda: open_layers(candidate, artifact)
 
 
-def _check_memory(artifact: Artifact, source: Checkpoint, options: VerifyOptions) -> Check:
-    parts, free = memory_parts(artifact, source, options), memory.available()
+def _check_memory(artifact: Artifact, source: Checkpoint, options: VerifyOptions, outside: OutsideReferences) -> Check:
+    parts, free = memory_parts(artifact, source, options, outside), memory.available()
     check_memory(artifact, parts, options.explain, free)
     needed = f"about {sum(parts.values()) / 1e9:.1f} GB beyond mapped files"
     if free is None:

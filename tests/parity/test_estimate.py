@@ -3,6 +3,8 @@
 from itertools import groupby
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.scenarios import ONE_SHOT, SCHEDULES, Scenario, batches, greedy_prompt, synthetic_scenarios
@@ -11,6 +13,7 @@ from lucid_deploy.parity.estimate import planned_phases, work_of
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.extent import FULL, QUICK
 from lucid_deploy.parity.measure.speed import Speed
+from lucid_deploy.parity.outside import open_references
 
 SPEED = Speed(1e11, 5e10, 1e10, 1e9)
 KINDS = [{}, {"cache_dtype": "int8"}, {"attention_type": "llama"}]
@@ -32,6 +35,20 @@ def test_the_phases_that_are_planned_are_those_that_run(exported, changes, expla
     assert [name for name, _ in groupby(step.phase for step in seen)] == planned
     assert {step.phases for step in seen} == {len(planned)}
     assert seen[-1].left < 60
+
+
+def test_other_references_are_planned_too(exported, tmp_path):
+    source, artifact = made(exported, attention_type="llama")
+    ids = torch.arange(24).reshape(2, 12)
+    tensors = {"input_ids": ids, "logits": torch.zeros(2, 12, 97)}
+    save_file(tensors, tmp_path / "g.safetensors", {"golden_version": "1", "computed_in": "bfloat16"})
+    options = VerifyOptions(steps=4, golden=tmp_path / "g.safetensors", against="transformers")
+    outside = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)
+    planned = [phase.name for phase in planned_phases(artifact, source, options, SPEED, outside)]
+    assert {phases.recording("bfloat16"), phases.TRANSFORMERS} < set(planned)
+    seen = []
+    assert not verify_artifact(artifact, options, lambda step: seen.append(step)).passed  # logits of zeros
+    assert [name for name, _ in groupby(step.phase for step in seen)] == planned
 
 
 @pytest.mark.parametrize("extent", [FULL, QUICK], ids=["full", "quick"])

@@ -78,6 +78,7 @@ def measure(
         left_out=tuple(targets.extent.left_out()),
         runs_graphs=session.capabilities.runs_graphs,
         plainer=session.plainer,
+        outside=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.outside)),
     )
 
 
@@ -94,17 +95,24 @@ def _recorded(
     session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: Meter
 ) -> Iterator[tuple[Target, Trace]]:
     """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
-    scenarios, traces = [target.scenario for target in targets], {}
+    scenarios, traces = _fed([target.scenario for target in targets], schedule), {}
     for batch in batches(scenarios, schedule, session.batch_limit):
         found = record_together(session, batch, schedule, meter.tick)
         traces.update({scenario.name: trace for scenario, trace in zip(batch, found, strict=True)})
     for target in targets:
-        yield target, traces.pop(target.scenario.name)
+        if target.scenario.name in traces:
+            yield target, traces.pop(target.scenario.name)
+
+
+def _fed(scenarios: Sequence[Scenario], schedule: Schedule) -> list[Scenario]:
+    """Return the scenarios that are fed in this way."""
+    return [scenario for scenario in scenarios if schedule == ONE_SHOT or not scenario.one_shot_only]
 
 
 def _calls(scenarios: Sequence[Scenario], schedules: Sequence[Schedule], limit: int | None) -> int:
     """Return how often :func:`_recorded` calls a session in all these schedules."""
-    return sum(schedule.calls(group[0]) for schedule in schedules for group in batches(scenarios, schedule, limit))
+    groups = ((way, group) for way in schedules for group in batches(_fed(scenarios, way), way, limit))
+    return sum(schedule.calls(group[0]) for schedule, group in groups)
 
 
 def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:
@@ -116,6 +124,8 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
     if schedule.name in target.sizes:
         sizes, rounded = target.sizes[schedule.name], target.rounded[schedule.name]
         found += cache_gates.compare_sizes(trace, rounded, sizes, target.scenario, schedule)
+    for outside in target.outside:
+        found += outside.compare(trace, gates, name, schedule.name)
     return found
 
 

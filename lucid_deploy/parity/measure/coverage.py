@@ -44,11 +44,11 @@ class Coverage:
 def unproven(comparisons: Iterable[Comparison]) -> tuple[TensorId, ...]:
     """Return the tensors that were not judged in any scenario of some schedule: passing there proves nothing.
 
-    Generating freely does not count, since it is one scenario alone.
+    Each reference counts for itself. Generating freely does not count, since it is one scenario alone.
     """
-    best: dict[tuple[TensorId, str], bool] = {}
+    best: dict[tuple[TensorId, str, str], bool] = {}
     for item in comparisons:
         if item.schedule != FREE_RUNNING:
-            key = (item.tensor, item.schedule)
+            key = (item.tensor, item.schedule, item.against)
             best[key] = best.get(key, False) or item.judged
-    return tuple(sorted({tensor for (tensor, _), judged in best.items() if not judged}))
+    return tuple(sorted({tensor for (tensor, _, _), judged in best.items() if not judged}))

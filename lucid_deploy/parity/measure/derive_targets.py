@@ -49,6 +49,7 @@ def prepare(
     embeddings: Array | None = None,
     rounded: Source | None = None,
     extent: Extent = FULL,
+    more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
     """Run baseline and reference through all scenarios, those of equal lengths as rows of one batch.
@@ -62,6 +63,7 @@ def prepare(
         embeddings: ``(vocab, hidden)``, to choose correlated tokens by.
         rounded: PyTorch in float64 with its cache in the candidate's type; needed where that type rounds.
         extent: How much to run.
+        more: Scenarios beside those that are made up.
         progress: Called with (what runs, session calls done, in all).
 
     Raises:
@@ -71,7 +73,8 @@ def prepare(
     """
     session = opened(baseline)
     extent = extent if steps is None else replace(extent, steps=steps)
-    drafted = _draft(session, _scenarios(session.config, extent, seed, prompt, embeddings), progress)
+    scenarios = [*_scenarios(session.config, extent, seed, prompt, embeddings), *more]
+    drafted = _draft(session, scenarios, progress)
     exact, own = _record_reference(reference, session, drafted, progress)
     gates = [derive_gates(trace, own[scenario.name], session.dtype) for scenario, trace in exact]
     items = [

@@ -95,6 +95,8 @@ class Comparison:
         start: Position in the sequence of the first row.
         errors: Relative L2 error of every row's position, ``(T,)``.
         blind_positions: How many of them a row of zeros would have passed, though the reference's is another.
+        against: The kind of the reference, if it is another than our own model; see
+            :class:`~lucid_deploy.parity.measure.measurement.Reference`.
     """
 
     scenario: str
@@ -108,6 +110,12 @@ class Comparison:
     start: int = 0
     errors: Array = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
     blind_positions: int = 0
+    against: str = ""
+
+    @property
+    def where(self) -> str:
+        """Scenario, schedule, and the reference if it is another than our own model."""
+        return f"{self.scenario}, {self.schedule}" + (f", against {self.against}" if self.against else "")
 
     @property
     def judged(self) -> bool:

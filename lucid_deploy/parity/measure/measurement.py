@@ -44,11 +44,13 @@ class Reference:
         words: For people, to follow "against".
         independent: Whether somebody else wrote it. Ours shares this toolkit's reading of the configuration, so what
             that gets wrong is wrong on both sides and does not show.
+        left_out: What of it was not compared, as a sentence; empty if nothing was left out.
     """
 
     kind: str
     words: str
     independent: bool
+    left_out: str = ""
 
 
 OWN_MODEL = Reference("own model", "this toolkit's own PyTorch model in float64", independent=False)
@@ -78,6 +80,7 @@ class Measurement:
         reference: What the candidate was held against.
         runs_graphs: Whether the candidate ran the artifact's graphs, not its weights alone.
         plainer: How the candidate is run with less code of ours, if it can be, as the end of a sentence.
+        outside: What else the candidate was held against; comparisons name its kind in ``against``.
     """
 
     runtime: str
@@ -94,11 +97,30 @@ class Measurement:
     reference: Reference = OWN_MODEL
     runs_graphs: bool = True
     plainer: str | None = None
+    outside: tuple[Reference, ...] = ()
 
     @property
     def failure(self) -> Comparison | None:
-        """The first failed comparison, in the order layer, tensor, position; None if every gate held."""
-        return first_failure(self.comparisons)
+        """The first failed comparison, in the order layer, tensor, position; None if every gate held.
+
+        One against our own model comes before all others, since what it finds is nearer to the cause.
+        """
+        return self.own_failure or first_failure(self.comparisons)
+
+    @property
+    def own_failure(self) -> Comparison | None:
+        """The same of comparisons with our own model alone."""
+        return first_failure(self.against())
+
+    def against(self, kind: str = "") -> tuple[Comparison, ...]:
+        """Return the comparisons with one reference, by its kind; empty: with our own model."""
+        return tuple(item for item in self.comparisons if item.against == kind)
+
+    def coverage_by_reference(self) -> Iterator[tuple[Reference, Coverage]]:
+        """Yield every reference with how many of the comparisons with it could have failed, our own model first."""
+        yield self.reference, Coverage.of(self.against())
+        for reference in self.outside:
+            yield reference, Coverage.of(self.against(reference.kind))
 
     @property
     def passed(self) -> bool:
@@ -121,13 +143,13 @@ class Measurement:
         return max(info.prompt_tokens + info.decode_steps for info in self.scenarios)
 
     def worst_by_tensor(self, along_positions: bool = False) -> dict[TensorId, Comparison]:
-        """Return every tensor's worst comparison, in the order of computation; judged ones before others.
+        """Return every tensor's worst comparison with our own model, in the order of computation; judged ones first.
 
         Args:
             along_positions: Only comparisons of more than one position count.
         """
         worst: dict[TensorId, Comparison] = {}
-        for item in self.comparisons:
+        for item in self.against():
             if along_positions and len(item.errors) < 2:
                 continue
             if item.tensor not in worst or _rank(item) > _rank(worst[item.tensor]):

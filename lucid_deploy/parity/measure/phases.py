@@ -3,6 +3,7 @@
 FILES = "Files: sha256"
 WEIGHTS = "Weights: every element"
 REFERENCE = "PyTorch in float64: the reference"
+TRANSFORMERS = "transformers in float64: the other reference"
 CONDITIONING = "Conditioning of the solves"
 COST = "Cost of quantization"
 INSIDE_REFERENCE = "Causes: the reference's layers"
@@ -28,6 +29,11 @@ def rounded(cache_dtype: str) -> str:
 def schedules(dtype: str, cache_dtype: str) -> str:
     """The baseline in every schedule, where a cache rounds."""
     return f"PyTorch in {dtype} with a cache in {cache_dtype}: the gates"
+
+
+def recording(dtype: str) -> str:
+    """Our own model in the type of a golden file."""
+    return f"PyTorch in {dtype}: what recording in it cost"
 
 
 def candidate(runtime: str, dtype: str) -> str:

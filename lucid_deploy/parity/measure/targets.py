@@ -10,6 +10,7 @@ from lucid_deploy.parity.measure.cache_gates import SizeGates
 from lucid_deploy.parity.measure.compare import TensorId, Trace
 from lucid_deploy.parity.measure.extent import FULL, Extent
 from lucid_deploy.parity.measure.gate import VACUOUS, Gate
+from lucid_deploy.parity.measure.outside_trace import OutsideTrace
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Target:
         given: With such a cache, what float64 answers from given rows; see
             :mod:`lucid_deploy.parity.measure.given_cache`.
         given_gates: How far from it the candidate's answers may be.
+        outside: What others than our own model computed for the same tokens.
     """
 
     scenario: Scenario
@@ -37,6 +39,7 @@ class Target:
     sizes: dict[str, SizeGates] = field(default_factory=dict)
     given: dict[str, Trace] = field(default_factory=dict)
     given_gates: dict[str, dict[TensorId, Gate]] = field(default_factory=dict)
+    outside: tuple[OutsideTrace, ...] = ()
 
 
 @dataclass(frozen=True)

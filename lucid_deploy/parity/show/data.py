@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from lucid_deploy.parity.measure.coverage import Coverage
 from lucid_deploy.parity.measure.gate import Comparison
-from lucid_deploy.parity.measure.measurement import Measurement
+from lucid_deploy.parity.measure.measurement import OWN_MODEL, Measurement
 from lucid_deploy.parity.measure.metrics import Divergence
 from lucid_deploy.parity.measure.plain_data import plain
 
@@ -18,6 +19,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     return {
         "scenario": comparison.scenario,
         "schedule": comparison.schedule,
+        "against": comparison.against or OWN_MODEL.kind,
         "tensor": str(comparison.tensor),
         "layer": None if comparison.tensor.is_logits else comparison.tensor.layer,
         "passed": comparison.failed_at is None if comparison.judged else None,
@@ -44,7 +46,8 @@ def divergence_class(comparison: Comparison, item: Divergence) -> str:
 
 def divergence_dict(comparison: Comparison, item: Divergence) -> dict[str, Any]:
     """Return one position at which another token is preferred."""
-    where = {"scenario": comparison.scenario, "schedule": comparison.schedule}
+    against = comparison.against or OWN_MODEL.kind
+    where = {"scenario": comparison.scenario, "schedule": comparison.schedule, "against": against}
     return {**where, "class": divergence_class(comparison, item), **plain(asdict(item))}
 
 
@@ -61,5 +64,13 @@ def curve_dict(item: Comparison) -> dict[str, Any]:
 
 def coverage_dict(found: Measurement) -> dict[str, Any]:
     """Return how much was judged, and against what."""
-    coverage = found.coverage
-    return {**asdict(coverage), "unjudged": coverage.unjudged, "reference": asdict(found.reference)}
+    each = found.coverage_by_reference()
+    return {
+        **_counts(found.coverage),
+        "reference": asdict(found.reference),
+        "references": [{**asdict(reference), **_counts(coverage)} for reference, coverage in each],
+    }
+
+
+def _counts(coverage: Coverage) -> dict[str, int]:
+    return {**asdict(coverage), "unjudged": coverage.unjudged}

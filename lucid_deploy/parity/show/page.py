@@ -98,6 +98,7 @@ def _compared(report: Report, facts: dict[str, Any]) -> list[Block]:
         ("Model", f"{facts['summary']}; {shape}"),
         ("Runs in", f"{report.label}, {report.dtype}, cache {facts['cache']}, device {facts['device']}"),
         ("Held against", f"{report.reference.words}, on the CPU"),
+        *(("And against", reference.words) for reference in report.outside),
         ("Exported with", ", ".join(f"{name} {version}" for name, version in facts["exported_with"].items())),
         ("Verified with", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Machine", f"{machine['system']}, {machine['processor']}, {machine['cpus']} processors"),

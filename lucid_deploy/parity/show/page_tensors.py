@@ -134,7 +134,7 @@ def _layers(report: Report) -> list[Block]:
 
 
 def _tokens(report: Report) -> list[Block]:
-    lines = [words.top_token_line(report), *map(words.free_run_line, report.free_runs)]
+    lines = [*words.outside_lines(report), words.top_token_line(report), *map(words.free_run_line, report.free_runs)]
     if report.explanation is not None and report.explanation.perplexity is not None:
         lines.append(words.perplexity_line(report.explanation.perplexity))
     rows = []
@@ -142,7 +142,7 @@ def _tokens(report: Report) -> list[Block]:
         name = divergence_class(comparison, item)
         rows.append(
             (
-                f"{comparison.scenario}, {comparison.schedule}",
+                comparison.where,
                 str(item.position),
                 str(item.wanted),
                 str(item.chosen),
@@ -164,7 +164,7 @@ def _all(report: Report) -> Block:
     rows = [
         (
             str(item.tensor),
-            f"{item.scenario}, {item.schedule}",
+            item.where,
             f"{item.metrics.relative_l2:.1e}",
             f"{item.metrics.worst_position_error:.1e}",
             f"{item.gate.baseline:.1e}",

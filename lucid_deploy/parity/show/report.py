@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.parity.causes.conditioning import HeadStats
 from lucid_deploy.parity.causes.explanation import Explanation
+from lucid_deploy.parity.measure.coverage import Coverage
 from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT
 from lucid_deploy.parity.measure.measurement import Measurement
 from lucid_deploy.parity.measure.plain_data import plain
@@ -70,6 +71,7 @@ class Report(Measurement):
         return (
             *before,
             self._tensors(),
+            *self._outside(),
             self._free_generation(),
             self._causes(),
             self._text(),
@@ -132,15 +134,27 @@ class Report(Measurement):
         }
 
     def _tensors(self) -> Check:
-        coverage = self.coverage
-        failed = sum(item.failed_at is not None for item in self.comparisons)
+        coverage = Coverage.of(self.against())
+        failed = sum(item.failed_at is not None for item in self.against())
         lost = f", and all of {', '.join(map(str, self.unproven))} is among them" if self.unproven else ""
         return Check(
             "tensors",
-            verdict_of(self.passed),
+            verdict_of(self.own_failure is None and not self.unproven),
             f"logits, K and Y of every layer: {coverage.total:,} comparisons, of which {failed:,} failed and "
             f"{coverage.unjudged:,} could not be judged{lost}",
         )
+
+    def _outside(self) -> Iterator[Check]:
+        """Yield a check for each reference that others wrote."""
+        for reference in self.outside:
+            items = self.against(reference.kind)
+            failed, unjudged = sum(item.failed_at is not None for item in items), Coverage.of(items).unjudged
+            yield Check(
+                reference.kind,
+                verdict_of(not failed and unjudged < len(items)),
+                f"against {reference.words}: {len(items):,} comparisons, of which {failed:,} failed and {unjudged:,} "
+                "could not be judged",
+            )
 
     def _free_generation(self) -> Check:
         if not self.free_runs:
@@ -150,7 +164,8 @@ class Report(Measurement):
     def _causes(self) -> Check:
         found = self.explanation
         if found is None:
-            return not_done("causes", "nothing failed, and --explain or --report was not given")
+            nothing = "nothing failed" if self.failure is None else "our own model has no other numbers"
+            return not_done("causes", f"{nothing}, and --explain or --report was not given")
         if found.unavailable is not None:
             return not_done("causes", found.unavailable)
         if not found.findings:
@@ -181,11 +196,13 @@ class Report(Measurement):
             found.append(
                 not_done("longer contexts", f"the longest sequence had {self.longest:,} of {self.context:,} tokens")
             )
-        if not self.reference.independent:
+        found += [not_done(f"whole {item.kind}", item.left_out) for item in self.outside if item.left_out]
+        if not self.outside:
             found.append(
                 not_done(
                     "another implementation",
-                    "the reference reads config.json as the export does: what both get wrong does not show",
+                    "the reference reads config.json as the export does: what both get wrong does not show "
+                    "(--golden, --against)",
                 )
             )
         return found

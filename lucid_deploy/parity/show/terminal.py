@@ -31,6 +31,7 @@ def render(report: Report) -> RenderableType:
     from rich.text import Text
 
     lines = [
+        *words.outside_lines(report),
         *words.unjudged_lines(report),
         words.top_token_line(report),
         *map(words.free_run_line, report.free_runs),
@@ -95,7 +96,7 @@ def _table(report: Report) -> Table:
 
 def _worst_rows(report: Report) -> Iterator[tuple[str, Comparison]]:
     """Yield label and worst comparison of each row; neighbouring layers share rows when there are many."""
-    layers = max(comparison.tensor.layer for comparison in report.comparisons)  # the logits' layer is their number
+    layers = max(comparison.tensor.layer for comparison in report.against())  # the logits' layer is their number
     rows: dict[str, Comparison] = {}
     for tensor, item in report.worst_by_tensor().items():
         label = str(tensor) if tensor.is_logits else band_label(tensor.layer, layers, tensor.word)
@@ -118,7 +119,7 @@ def _divergence_lines(report: Report) -> Iterator[str]:
     found = list(report.divergences())
     for comparison, item in found[:DIVERGENCES]:
         yield (
-            f"Position {item.position} ({comparison.scenario}, {comparison.schedule}): token {item.chosen} in place of "
+            f"Position {item.position} ({comparison.where}): token {item.chosen} in place of "
             f"{item.wanted}, {CLASSES[divergence_class(comparison, item)]}: the reference's margin is "
             f"{item.margin:.2g}, up to {item.allowed:.2g} may flip."
         )

@@ -14,9 +14,25 @@ from lucid_deploy.parity.measure.perplexity import Perplexity
 
 def coverage_line(found: Measurement) -> str:
     """Say how much was judged, and against what."""
-    coverage = found.coverage
-    words = f"Judged {coverage.judged:,} of {coverage.total:,} comparisons against {found.reference.words}."
+    parts = [
+        f"{coverage.judged:,} of {coverage.total:,} {'comparisons ' if index == 0 else ''}against {reference.words}"
+        for index, (reference, coverage) in enumerate(found.coverage_by_reference())
+    ]
+    words = f"Judged {', and '.join(parts)}."
     return words if not found.left_out else f"{words} Parts of a whole verification were left out."
+
+
+def outside_lines(found: Measurement) -> Iterator[str]:
+    """Say how far the candidate is from each reference that others wrote."""
+    for reference in found.outside:
+        items = [item for item in found.against(reference.kind) if item.judged]
+        if items:
+            worst = max(items, key=lambda item: item.severity)
+            yield (
+                f"Against {reference.words}: the worst error is {worst.metrics.worst_position_error:.2g} in "
+                f"{worst.tensor} ({worst.scenario}, {worst.schedule}), {worst.severity:.2f} of its gate of "
+                f"{worst.gate.limit:.2g}."
+            )
 
 
 def verdict(found: Measurement) -> str:
@@ -28,6 +44,13 @@ def advice(found: Measurement) -> str:
     """Say what to do about a failure; empty if no gate failed."""
     if found.failure is None:
         return ""
+    if found.own_failure is None:
+        return (
+            "What to do: the artifact computes what this toolkit's own model does, so both read the checkpoint "
+            "otherwise than the code that it is held against here. Look for what that code computes besides or "
+            "otherwise: keys of config.json, the order of norms and rotation, the diagonal of L. Or the numbers are of "
+            "other weights."
+        )
     weights = "export again, or name the checkpoint it came from with --checkpoint"
     if not found.runs_graphs:
         return (
@@ -51,7 +74,7 @@ def unjudged_lines(found: Measurement) -> Iterator[str]:
         many = f"{len(items)} comparisons were" if len(items) > 1 else "1 comparison was"
         yield (
             f"{many} not judged, since a tensor of zeros would have passed: PyTorch itself loses these values in "
-            f"{found.dtype}. The widest gate is that of {worst.tensor} ({worst.scenario}, {worst.schedule}), "
+            f"{found.dtype}. The widest gate is that of {worst.tensor} ({worst.where}), "
             f"{worst.gate.limit:.2g}: 4 times PyTorch's own error of {worst.gate.baseline:.2g}."
         )
     if coverage.blind_positions:
@@ -63,7 +86,7 @@ def unjudged_lines(found: Measurement) -> Iterator[str]:
 
 def top_token_line(found: Measurement) -> str:
     """Say how often the preferred token is the reference's, and how far the distributions are apart."""
-    items = [comparison.logits for comparison in found.comparisons if comparison.logits is not None]
+    items = [comparison.logits for comparison in found.against() if comparison.logits is not None]
     positions, agreed = sum(item.positions for item in items), sum(item.agreed for item in items)
     ties, other = sum(item.near_ties for item in items), sum(item.disagreed for item in items)
     divergence = max((item.kl_max for item in items), key=lambda kl: math.inf if math.isnan(kl) else kl)
@@ -98,7 +121,7 @@ def growth_line(items: Sequence[Comparison]) -> str:
 
 def caches_of(found: Measurement) -> list[Comparison]:
     """Return the comparisons of K and Y: logits are known from the last prompt token on and show no trend."""
-    return [item for item in found.comparisons if not item.tensor.is_logits]
+    return [item for item in found.against() if not item.tensor.is_logits]
 
 
 def conditioning_line(heads: Sequence[HeadStats]) -> str:
@@ -143,7 +166,7 @@ def _failure(found: Measurement) -> str:
     if failure is None:
         return ""
     return (
-        f"{failure.tensor} leaves the gate at position {failure.failed_at} ({failure.scenario}, {failure.schedule}): "
+        f"{failure.tensor} leaves the gate at position {failure.failed_at} ({failure.where}): "
         f"relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in {found.dtype}{_times(failure)}."
     )
 
@@ -160,9 +183,11 @@ def _success(found: Measurement) -> str:
     worst = max((item.severity for item in found.comparisons if item.judged), default=0.0)
     same = "stays within the tolerance of" if found.tolerance is not None else "computes"
     rest = f"; {coverage.unjudged} more could not be judged" if coverage.unjudged else ""
+    others = ", ".join(reference.kind for reference in found.outside)
+    others = f"PyTorch and the other references ({others}) compute" if others else "PyTorch computes"
     return (
-        f"{found.label} {same} what PyTorch computes: {coverage.judged} comparisons in {found.dtype}, the worst error "
-        f"is {worst:.2f} of its gate{rest}."
+        f"{found.label} {same} what {others}: {coverage.judged} comparisons in {found.dtype}, the "
+        f"worst error is {worst:.2f} of its gate{rest}."
     )
 
 

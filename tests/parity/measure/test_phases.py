@@ -9,5 +9,5 @@ def test_no_two_phases_have_one_name():
     for dtype in ("float32", "float64"):
         names += [phases.loading(dtype), phases.baseline(dtype), phases.inside_baseline(dtype)]
         names += [phases.schedules(dtype, "int8"), phases.candidate("onnxruntime", dtype)]
-    names += [phases.rounded("int8"), phases.text("onnxruntime")]
+    names += [phases.rounded("int8"), phases.text("onnxruntime"), phases.recording("float32")]
     assert len(set(names)) == len(names)

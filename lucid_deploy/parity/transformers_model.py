@@ -1,0 +1,209 @@
+"""A checkpoint in Hugging Face's own class: a reference that this toolkit did not write.
+
+What a class of transformers calls float64 is not: norms, softmax and rotary angles are cast to float32 whatever the
+model's type. Here they are cast to float64 instead, so that what is left between its numbers and ours is a difference
+in what is computed. Rotary frequencies are computed in float64 and then rounded to float32 once, as checkpoints were
+trained with and :mod:`lucid_deploy.model.rope` has them: transformers' own may be off by two units in the last place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.model.config_file import read_object
+from lucid_deploy.model.config_keys import CHANGES, NO_EFFECT
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.parity.measure.compare import KINDS, Rows, TensorId, Trace
+from lucid_deploy.parity.measure.measurement import Reference
+from lucid_deploy.runtimes.session import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = "transformers"
+INSTEAD = "Verify without --against, or with --golden and a file that the model's own code has written."
+# Keys of LUCID and of older transformers, and the values with which they say what the class of transformers does.
+_SAME: dict[str, Callable[[Any], bool]] = {
+    "attention_type": lambda value: True,  # the layers say what it means
+    "which_rmsnorm": lambda value: True,  # of the solve; the layers have none
+    "use_rope": lambda value: value is True,
+    "use_beta": lambda value: value is False,
+    "use_qknorm": lambda value: value is False,
+    "rope_theta": lambda value: True,  # read into rope_parameters
+    "rope_scaling": lambda value: True,
+    "architectures": lambda value: True,
+    "model_type": lambda value: True,
+}
+
+
+class TransformersModel:
+    """A checkpoint in the class of transformers that its ``model_type`` names; weights are read at the first run.
+
+    Args:
+        source: The checkpoint.
+        layers: What its layers are.
+
+    Attributes:
+        class_name: Of the class, such as ``Qwen3ForCausalLM``.
+
+    Raises:
+        LucidError: transformers is not installed, has no such class, or its class computes another model: layers that
+            are not standard attention, or a key that it does not read. Each is named.
+    """
+
+    def __init__(self, source: Checkpoint, layers: tuple[LayerDescription, ...]) -> None:
+        self._source, self._layers = source, layers
+        self._model: Any = None
+        _check_layers(source, layers)
+        self._config, self.class_name = _config_and_class(source)
+        _check_keys(source, self._config, self.class_name)
+
+    @property
+    def reference(self) -> Reference:
+        """What a candidate is then held against."""
+        words = f"transformers' {self.class_name} in float64 with eager attention"
+        return Reference(KIND, words, independent=True)
+
+    def trace(self, ids: Array) -> Trace:
+        """Run tokens, int64 ``(T,)``, in one call; return logits, K and V of every position that is kept.
+
+        Raises:
+            LucidError: The weights are not those of the class.
+        """
+        import torch
+
+        if self._model is None:
+            self._model = self._load()
+        with torch.no_grad(), all_in_float64():
+            found = self._model(torch.from_numpy(np.asarray(ids, dtype=np.int64))[None], use_cache=True)
+        tensors: dict[TensorId, Rows] = {}
+        for index, (layer, kept) in enumerate(zip(self._layers, found.cache.layers, strict=True)):
+            for place, tensor in enumerate(decoded_layout(layer.cache)):
+                x = kept.keys if tensor.name == "key" else kept.values
+                tensors[TensorId.of(index, place, tensor)] = _rows(x, len(ids))
+        tensors[TensorId(len(self._layers), KINDS.index("logits"))] = Rows(found.logits.numpy())
+        return Trace(tensors)
+
+    def _load(self) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with _quiet():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self._source.directory,
+                config=self._config,
+                dtype=torch.float64,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        model, report = loaded
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            names = sorted(map(str, report.get(what) or ()))
+            if names:
+                raise LucidError(
+                    f"transformers' {self.class_name} does not read {self._source.directory} as it stands: "
+                    f"{what.replace('_keys', '')} weights, such as {names[0]}. {INSTEAD}"
+                )
+        _exact_frequencies(model)
+        return model.eval()
+
+
+def all_in_float64() -> Any:
+    """Return a context in which PyTorch code that casts to float32 casts to float64."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    def wider(value: Any) -> Any:
+        return torch.float64 if value is torch.float32 else value
+
+    class _Float64(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            func = torch.Tensor.double if func is torch.Tensor.float else func
+            named = {name: wider(value) for name, value in (kwargs or {}).items()}
+            return func(*map(wider, args), **named)
+
+    return _Float64()
+
+
+def _exact_frequencies(model: Any) -> None:
+    """Put rotary frequencies in place that were computed in float64 and rounded to float32 once."""
+    for module in list(model.modules()):
+        names = [name for name, _ in module.named_buffers(recurse=False) if name.endswith("inv_freq")]
+        if names:
+            with all_in_float64():
+                fresh = type(module)(model.config)
+            for name in names:
+                module.register_buffer(name, getattr(fresh, name).float().double(), persistent=False)
+
+
+def _rows(x: Tensor, tokens: int) -> Rows:
+    """Return ``(1, KV, held, D)`` as rows ``(1, held, KV·D)``: layers over a window keep the last ones only."""
+    held = x.shape[2]
+    return Rows(x.transpose(1, 2).reshape(1, held, -1).numpy(), tokens - held)
+
+
+def _check_layers(source: Checkpoint, layers: tuple[LayerDescription, ...]) -> None:
+    other = [index for index, layer in enumerate(layers) if layer.solves]
+    if other:
+        first = layers[other[0]].kind
+        raise LucidError(
+            f"transformers cannot compute {source.directory}: {len(other)} of its {len(layers)} layers are of the kind "
+            f"{first!r} (the first is layer {other[0]}), and its classes have standard attention. {INSTEAD}"
+        )
+
+
+def _config_and_class(source: Checkpoint) -> tuple[Any, str]:
+    try:
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+    except ImportError as error:
+        raise missing_extra("transformers", "transformers", "verify against it") from error
+    raw = read_object(source.directory / "config.json")
+    kind = raw.get("model_type", "")
+    if kind not in CLASSES:
+        named = "has no model_type" if not kind else f"has the model_type {kind!r}, of which it has no causal model"
+        raise LucidError(f"transformers cannot compute {source.directory}: its config.json {named}. {INSTEAD}")
+    with _quiet():
+        config = AutoConfig.from_pretrained(source.directory, local_files_only=True, trust_remote_code=False)
+    return config, str(CLASSES[kind])
+
+
+def _check_keys(source: Checkpoint, config: Any, class_name: str) -> None:
+    """Refuse keys that the class does not read although they change the numbers."""
+    form = type(config)
+    known = {*form().to_dict(), *vars(form()), *form.attribute_map, *inspect.signature(form.__init__).parameters}
+    code = inspect.getsource(inspect.getmodule(form) or form)  # keys of older files are read by name there
+    for key, value in read_object(source.directory / "config.json").items():
+        harmless = _SAME.get(key, CHANGES[key][1] if key in CHANGES else None)
+        if key in known or f'"{key}"' in code or key in NO_EFFECT or key in source.assumed_unused:
+            continue
+        if harmless is None or not harmless(value):
+            raise LucidError(
+                f"transformers' {class_name} computes another model than {source.directory}: it does not read the key "
+                f"{key} of config.json, which is {value!r}. {INSTEAD}"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and remarks off the terminal; what they say is checked."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,85 @@
+"""The script that training code pastes: run on models of transformers and of nobody's, without the toolkit."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from examples.dump_golden import dump_golden
+from tests.model.family_shapes import SHAPES, random_model
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "dump_golden.py"
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_it_needs_torch_and_safetensors_alone_and_is_short():
+    tree = ast.parse(SCRIPT.read_text())
+    names = [
+        node.names[0].name if isinstance(node, ast.Import) else node.module
+        for node in tree.body[:-1]
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert names == ["argparse", "torch", "safetensors.torch"]
+    assert len(SCRIPT.read_text().splitlines()) < 80
+
+
+def test_the_command_runs_a_checkpoint_in_transformers_own_class(tmp_path: Path):
+    model = random_model(SHAPES["qwen3"]["wide heads"]()).float()
+    model.save_pretrained(tmp_path / "checkpoint")
+    command = [sys.executable, SCRIPT, tmp_path / "checkpoint", "--output", tmp_path / "g.safetensors"]
+    subprocess.run([*map(str, command)], check=True, cwd=tmp_path, capture_output=True)
+    found = load_file(tmp_path / "g.safetensors")
+    assert set(found) == {"input_ids", "logits", *(f"layers.{i}.{name}" for i in range(2) for name in ("key", "value"))}
+    with torch.no_grad():
+        wanted = model(found["input_ids"])
+    torch.testing.assert_close(found["logits"], wanted.logits)
+    assert metadata(tmp_path / "g.safetensors") == {
+        "golden_version": "1",
+        "computed_in": "float32",
+        "model": "Qwen3ForCausalLM",
+    }
+
+
+class Own(torch.nn.Module):
+    """A model of nobody's: it returns logits alone, and is left in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(11, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        assert not self.training and not torch.is_grad_enabled()
+        return self.table(ids) @ self.table.weight.T
+
+
+def test_a_model_that_returns_logits_alone(tmp_path: Path):
+    model, ids = Own().train(), torch.arange(10).reshape(2, 5)
+    rows = torch.zeros(2, 1, 5, 4)
+    dump_golden(model, tmp_path / "g", input_ids=ids, layers=lambda: {3: (rows, rows)})
+    assert model.training
+    assert set(load_file(tmp_path / "g")) == {"input_ids", "logits", "layers.3.key", "layers.3.value"}
+    dump_golden(model, tmp_path / "g", vocabulary=11, tokens=8, rows=3)
+    found = load_file(tmp_path / "g")
+    assert set(found) == {"input_ids", "logits"} and found["input_ids"].shape == (3, 8)
+    assert (found["input_ids"][:, 2:4] == found["input_ids"][:, :1]).all()  # repeated tokens
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_type_that_it_computed_in_is_recorded(tmp_path: Path, dtype: torch.dtype):
+    ids = torch.arange(10).reshape(2, 5)
+    dump_golden(Own().to(dtype), tmp_path / "g", input_ids=ids)
+    assert metadata(tmp_path / "g")["computed_in"] == str(dtype).removeprefix("torch.")
+    with torch.autocast("cpu", torch.bfloat16):
+        dump_golden(Own(), tmp_path / "g", input_ids=ids)
+    assert metadata(tmp_path / "g")["computed_in"] == "bfloat16"
