@@ -7,7 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +29,9 @@ from lucid_deploy.files import missing_directories, partial_directory, put_in_pl
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
-
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
-    from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.hub import HubOptions
 
@@ -101,7 +97,7 @@ def export(
     _check_target(source.directory, output)
     _check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
-    import lucid_deploy.export.functions
+    import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
 
     quantization = None
@@ -229,6 +225,7 @@ def _build(
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
+    from lucid_deploy.export.graph_file import other_names, write_graph
     from lucid_deploy.export.operators import OPSET
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
@@ -255,7 +252,7 @@ def _build(
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
     if quantization is not None:
         for graph in traced.values():
-            quantize_weights(graph.model, quantization, _other_names(graph.model, shapes))
+            quantize_weights(graph.model, quantization, other_names(graph.model, shapes))
     plan = plan_weights(shapes, set(*transposed), options.dtype, quantization)
     digest = write_weights(
         building / WEIGHTS,
@@ -267,7 +264,7 @@ def _build(
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"
-        _write_graph(building / file, graph.model, plan)
+        write_graph(building / file, graph.model, plan)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
     _copy_companions(source.directory, building)
     manifest = Manifest(
@@ -295,76 +292,6 @@ def _build(
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the graph's names of stored weights where they differ: a tied embedding may be named after the head."""
-    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
-
-
-def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> None:
-    """Point the weights into the shared file, attach the operators' bodies, check, and write."""
-    import onnx
-    import onnx_ir as ir
-
-    from lucid_deploy.artifact.quantization import PACKED, ROWS
-
-    types = {"float32": ir.DataType.FLOAT}
-    for value in model.graph.initializers.values():
-        if value.const_value is None:
-            name = str(value.name)
-            view = name.endswith(ROWS)  # the same bytes in another shape
-            tensor = plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
-            kind = types.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()]
-            value.const_value = ir.ExternalTensor(
-                WEIGHTS,
-                tensor.offset,
-                tensor.size,
-                kind,
-                shape=value.shape if view and value.shape is not None else ir.Shape(tensor.shape),
-                name=name,
-                base_dir=str(path.parent),
-            )
-    proto = ir.serde.serialize_model(model)
-    _attach_functions(proto)
-    _strip_traces(proto)
-    onnx.save(proto, str(path))
-    onnx.checker.check_model(str(path), full_check=True)
-
-
-def _stored_name(name: str, plan: Collection[str]) -> str:
-    """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
-    return name if name in plan else "model.embed_tokens.weight"
-
-
-def _attach_functions(proto: onnx.ModelProto) -> None:
-    from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.plugins.table import DOMAIN
-
-    used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
-    opset = next(item.version for item in proto.opset_import if item.domain == "")
-    for name in used:
-        function = FUNCTIONS[name].to_function_proto()
-        for item in function.opset_import:
-            if item.domain == "":
-                item.version = opset  # a runtime inlines a function only into a graph of its own opset
-        proto.functions.append(function)
-
-
-def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
-    proto.producer_name, proto.producer_version = "lucid-deploy", __version__
-    for item in (
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.value_info,
-        *proto.graph.input,
-        *proto.graph.output,
-    ):
-        del item.metadata_props[:]
-    for node in proto.graph.node:
-        node.doc_string = ""
 
 
 def _copy_companions(checkpoint: Path, building: Path) -> None:

@@ -91,7 +91,7 @@ def _onnxruntime() -> str:
     import onnx
     import onnxruntime as ort
 
-    from lucid_deploy.export.functions import FUNCTIONS
+    from lucid_deploy.export.functions import function_proto
     from lucid_deploy.export.operators import OPSET
     from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 
@@ -105,7 +105,7 @@ def _onnxruntime() -> str:
     node = make.make_node(PRECONDITION.name, [*names, mask], [solved], domain=DOMAIN, epsilon=0.0)
     model = make.make_model(
         make.make_graph([node], "doctor", inputs, [output]),
-        functions=[FUNCTIONS[PRECONDITION.name].to_function_proto()],
+        functions=[function_proto(PRECONDITION.name)],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )
