@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.description import LayerDescription
     from lucid_deploy.model.hub import HubOptions
 
 Progress = Callable[[str, int, int], None]
@@ -53,6 +54,7 @@ class ExportOptions:
         range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
         calibration: A text file whose lines the scan runs too.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
@@ -66,6 +68,7 @@ class ExportOptions:
     calibration: Path | None = None
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None
+    inline: bool = False
 
 
 def export(
@@ -231,7 +234,6 @@ def _build(
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
-    from lucid_deploy.model.description import describe
     from lucid_deploy.plugins.table import VERSION
 
     shapes = source.stored_shapes()
@@ -264,7 +266,7 @@ def _build(
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"
-        write_graph(building / file, graph.model, plan)
+        write_graph(building / file, graph.model, plan, options.inline)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
     _copy_companions(source.directory, building)
     manifest = Manifest(
@@ -280,18 +282,27 @@ def _build(
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=ranges,
         quantization=quantization,
-        layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
+        layers=_described(source, options),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
         notes=source.notes,
         assumed_unused=source.assumed_unused,
         hub=hub,
+        inline=options.inline,
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
+    """Describe the layers as the graphs have them: inlined ones use no operators of ours."""
+    from lucid_deploy.model.description import describe
+
+    layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
+    return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
 
 
 def _copy_companions(checkpoint: Path, building: Path) -> None:

@@ -10,6 +10,7 @@ import onnx
 
 from lucid_deploy.artifact import WEIGHTS
 from lucid_deploy.export.functions import function_proto
+from lucid_deploy.export.passes import pair_heads
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.version import __version__
 
@@ -26,13 +27,14 @@ def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str
     return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
 
 
-def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> None:
+def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inline: bool = False) -> None:
     """Write a graph whose weights lie in the artifact's weight file, and check it.
 
     Args:
         path: The file, beside the weights.
         model: The graph; weights are initializers without data. They get their places.
         plan: Where each weight lies.
+        inline: Put the operators' bodies in their places, rather than attach them as functions.
     """
     import onnx_ir as ir
 
@@ -54,8 +56,12 @@ def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> N
                 name=name,
                 base_dir=str(path.parent),
             )
+    if inline:
+        pair_heads(model)
     proto = ir.serde.serialize_model(model)
     _attach_functions(proto)
+    if inline:
+        proto = _inlined(proto)
     _strip_traces(proto)
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path), full_check=True)
@@ -70,6 +76,17 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
     opset = next(item.version for item in proto.opset_import if item.domain == "")
     for name in sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN}):
         proto.functions.append(function_proto(name, opset))
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without functions: nodes of standard operators alone."""
+    import onnx.inliner
+
+    whole = onnx.inliner.inline_local_functions(proto)
+    kept = [item for item in whole.opset_import if item.domain != DOMAIN]
+    del whole.opset_import[:]
+    whole.opset_import.extend(kept)
+    return whole
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

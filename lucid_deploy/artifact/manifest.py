@@ -24,6 +24,7 @@ PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
 CACHES = ("growing", "static")
+GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Manifest:
         assumed_unused: Keys of its configuration, and their values, that were passed over because the user said that
             they change nothing.
         hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
+        inline: Whether the graphs have no functions, but the bodies of our operators in their places.
     """
 
     config: LucidConfig
@@ -91,9 +93,15 @@ class Manifest:
     notes: tuple[str, ...] = ()
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str] | None = None
+    inline: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+
+    @property
+    def graph_form(self) -> str:
+        """One of :data:`GRAPH_FORMS`: what a runtime must be able to load."""
+        return "inline" if self.inline else "functions"
 
     def uses(self, operators: tuple[str, ...]) -> bool:
         """Whether any layer's graphs use one of some operators of the domain ``ai.lucid``."""
@@ -175,6 +183,7 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         notes=file.notes,
         assumed_unused=file.assumed_unused,
         hub=data.get("hub"),
+        inline=file.inline,
         **recorded,
     )
 

@@ -90,6 +90,7 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     notes: tuple[str, ...] = ()
     assumed_unused: dict[str, Any] = {}
     hub: dict[str, str | None] | None = None
+    inline: bool = False
 
 
 def json_schema() -> dict[str, Any]:
