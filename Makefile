@@ -80,5 +80,5 @@ $(VENV)/.rtx: $(VENV)/.python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels,bench,serve,ray,eval,transformers,docs,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,rtx,kernels,bench,serve,ray,eval,transformers,docs,dev]"
 	@touch $@

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from common import write_result
 
 from lucid_deploy.bench.report import paired_ratio
-from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
 from lucid_deploy.plugins.precondition import precondition
@@ -41,7 +41,7 @@ def operator_session(threads: int, library: Path | None = None) -> ort.Inference
     node = make.make_node(PRECONDITION.name, [*names, mask], [solved], domain=DOMAIN, epsilon=1e-5)
     model = make.make_model(
         make.make_graph([node], "operator", inputs, [output]),
-        functions=[FUNCTIONS[PRECONDITION.name].to_function_proto()],
+        functions=[function_proto(PRECONDITION.name)],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,11 @@ from lucid_deploy.files import missing_directories, partial_directory, put_in_pl
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
-
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
-    from lucid_deploy.export.weights import StoredTensor
     from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.description import LayerDescription
     from lucid_deploy.model.hub import HubOptions
 
 Progress = Callable[[str, int, int], None]
@@ -58,6 +55,7 @@ class ExportOptions:
         range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
         calibration: A text file whose lines the scan runs too.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
@@ -71,6 +69,7 @@ class ExportOptions:
     calibration: Path | None = None
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None
+    inline: bool = False
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest says of them: all that decides what is exported."""
@@ -108,7 +107,7 @@ def export(
     _check_target(source.directory, output)
     check_tokenizer(source.directory)
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
-    import lucid_deploy.export.functions
+    import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
 
     quantization = None
@@ -237,12 +236,12 @@ def _build(
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
+    from lucid_deploy.export.graph_file import other_names, write_graph
     from lucid_deploy.export.operators import OPSET
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
     from lucid_deploy.model.checkpoint import DEMO
-    from lucid_deploy.model.description import describe
     from lucid_deploy.plugins.table import VERSION
 
     shapes = source.stored_shapes()
@@ -263,7 +262,7 @@ def _build(
     assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
     if quantization is not None:
         for graph in traced.values():
-            quantize_weights(graph.model, quantization, _other_names(graph.model, shapes))
+            quantize_weights(graph.model, quantization, other_names(graph.model, shapes))
     plan = plan_weights(shapes, set(*transposed), options.dtype, quantization)
     digest = write_weights(
         building / WEIGHTS,
@@ -275,7 +274,7 @@ def _build(
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"
-        _write_graph(building / file, graph.model, plan)
+        write_graph(building / file, graph.model, plan, options.inline)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
     tokenizer_notes = copy_companions(source.directory, building)
     manifest = Manifest(
@@ -291,13 +290,14 @@ def _build(
         cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
         ranges=ranges,
         quantization=quantization,
-        layers=describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype)),
+        layers=_described(source, options),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
         notes=(*source.notes, *tokenizer_notes),
         assumed_unused=source.assumed_unused,
         hub=hub,
         options=options.recorded(),
+        inline=options.inline,
     )
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
@@ -306,74 +306,12 @@ def _build(
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return the graph's names of stored weights where they differ: a tied embedding may be named after the head."""
-    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
+def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
+    """Describe the layers as the graphs have them: inlined ones use no operators of ours."""
+    from lucid_deploy.model.description import describe
 
-
-def _write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor]) -> None:
-    """Point the weights into the shared file, attach the operators' bodies, check, and write."""
-    import onnx
-    import onnx_ir as ir
-
-    from lucid_deploy.artifact.quantization import PACKED, ROWS
-
-    types = {"float32": ir.DataType.FLOAT}
-    for value in model.graph.initializers.values():
-        if value.const_value is None:
-            name = str(value.name)
-            view = name.endswith(ROWS)  # the same bytes in another shape
-            tensor = plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
-            kind = types.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()]
-            value.const_value = ir.ExternalTensor(
-                WEIGHTS,
-                tensor.offset,
-                tensor.size,
-                kind,
-                shape=value.shape if view and value.shape is not None else ir.Shape(tensor.shape),
-                name=name,
-                base_dir=str(path.parent),
-            )
-    proto = ir.serde.serialize_model(model)
-    _attach_functions(proto)
-    _strip_traces(proto)
-    onnx.save(proto, str(path))
-    onnx.checker.check_model(str(path), full_check=True)
-
-
-def _stored_name(name: str, plan: Collection[str]) -> str:
-    """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
-    return name if name in plan else "model.embed_tokens.weight"
-
-
-def _attach_functions(proto: onnx.ModelProto) -> None:
-    from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.plugins.table import DOMAIN
-
-    used = sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN})
-    opset = next(item.version for item in proto.opset_import if item.domain == "")
-    for name in used:
-        function = FUNCTIONS[name].to_function_proto()
-        for item in function.opset_import:
-            if item.domain == "":
-                item.version = opset  # a runtime inlines a function only into a graph of its own opset
-        proto.functions.append(function)
-
-
-def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
-    proto.producer_name, proto.producer_version = "lucid-deploy", __version__
-    for item in (
-        proto,
-        proto.graph,
-        *proto.graph.node,
-        *proto.graph.value_info,
-        *proto.graph.input,
-        *proto.graph.output,
-    ):
-        del item.metadata_props[:]
-    for node in proto.graph.node:
-        node.doc_string = ""
+    layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
+    return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
 
 
 def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:

@@ -1,7 +1,49 @@
 """Bodies of the ``ai.lucid`` operators in standard ONNX operators, so that every runtime can run an exported file."""
 
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+
+from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.causal_attention.onnx_body import CausalAttention
 from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention)}
+
+
+def function_proto(name: str, opset: int = OPSET) -> onnx.FunctionProto:
+    """Return an operator's body as it stands in a graph's file.
+
+    Args:
+        name: The operator.
+        opset: Version of the standard operators in the graph: a runtime inlines only a function of the same version.
+    """
+    function = FUNCTIONS[name].to_function_proto()
+    for item in function.opset_import:
+        if item.domain == "":
+            item.version = opset
+    _state_loop_conditions(function.node)
+    return function
+
+
+def _state_loop_conditions(nodes: Any) -> None:
+    """Give every loop without a condition a true one, in subgraphs too.
+
+    The standard lets it out where only the count ends a loop; ONNX's ReferenceEvaluator runs such a loop zero times.
+    """
+    stated = []
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _state_loop_conditions(attribute.g.node)
+        if node.op_type == "Loop" and not node.input[1]:
+            node.input[1] = f"{node.output[0]}_goes_on"
+            true = onnx.numpy_helper.from_array(np.array(True))
+            stated.append(onnx.helper.make_node("Constant", [], [node.input[1]], value=true))
+        stated.append(onnx.NodeProto.FromString(node.SerializeToString()))
+    del nodes[:]
+    nodes.extend(stated)

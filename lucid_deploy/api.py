@@ -197,7 +197,8 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
 
     Args:
         artifact: Its directory, or an opened artifact.
-        runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``torch``, ``tensorrt``, or one of your own.
+        runtime: ``auto`` (onnxruntime), ``onnxruntime``, ``openvino``, ``torch``, ``tensorrt``, or one of
+            your own.
         options: Fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`: ``device``, ``threads``,
             ``allow_extrapolation``, ``provider``, ``kernels``.
 

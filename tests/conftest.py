@@ -44,6 +44,14 @@ TINY: dict[str, Any] = {
     "eos_token_id": 1,
 }
 
+# One LUCID layer and one of each kind whose decode has Attention in the main graph, with grouped heads.
+MIXED: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+    "lucid_layers": [0],
+    "sliding_window": 9,
+}
+
 MakeCheckpoint = Callable[..., Path]
 
 
@@ -102,13 +110,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         logits: str = "last",
         cache: str = "growing",
         cache_dtype: str = "auto",
+        inline: bool = False,
         **changes: Any,
     ) -> tuple[Path, Artifact]:
-        key = json.dumps([dtype, logits, cache, cache_dtype, changes], sort_keys=True)
+        key = json.dumps([dtype, logits, cache, cache_dtype, inline, changes], sort_keys=True)
         if key not in done:
             checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
             target = root / f"artifact{len(done)}"
-            export(checkpoint, target, ExportOptions(dtype, logits, cache=cache, cache_dtype=cache_dtype))
+            options = ExportOptions(dtype, logits, cache=cache, cache_dtype=cache_dtype, inline=inline)
+            export(checkpoint, target, options)
             done[key] = (checkpoint, target)
         checkpoint, target = done[key]
         return checkpoint, open_artifact(target)

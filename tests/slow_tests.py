@@ -1,6 +1,6 @@
-"""A pytest plugin: marks as slow what exports a model, compiles kernels or starts a server, by the fixtures it asks for.
+"""A pytest plugin: marks as slow what exports a model, compiles kernels or starts a server, by its fixtures.
 
-`make test-fast` leaves out what is marked so, here or in a file (``pytestmark = pytest.mark.slow``): see CONTRIBUTING.md.
+`make test-fast` leaves out what is marked so, here or in a file (``pytestmark = pytest.mark.slow``).
 """
 
 from __future__ import annotations

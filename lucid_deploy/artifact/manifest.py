@@ -24,6 +24,7 @@ PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
 CACHES = ("growing", "static")
+GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Manifest:
         options: What the export was asked for, by the fields of ``ExportOptions``, whether the command line, the
             environment or a file said so; empty in manifests from before.
         hub: Of a checkpoint from the Hugging Face Hub: ``repository``, ``revision`` as asked for, and ``commit``.
+        inline: Whether the graphs have no functions, but the bodies of our operators in their places.
     """
 
     config: LucidConfig
@@ -94,9 +96,15 @@ class Manifest:
     assumed_unused: dict[str, Any] = field(default_factory=dict)
     hub: dict[str, str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    inline: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cache_dtype", self.cache_dtype or self.dtype)
+
+    @property
+    def graph_form(self) -> str:
+        """One of :data:`GRAPH_FORMS`: what a runtime must be able to load."""
+        return "inline" if self.inline else "functions"
 
     def uses(self, operators: tuple[str, ...]) -> bool:
         """Whether any layer's graphs use one of some operators of the domain ``ai.lucid``."""
@@ -177,6 +185,7 @@ def _parse_manifest(data: dict[str, Any]) -> Manifest:
         assumed_unused=file.assumed_unused,
         hub=data.get("hub"),
         options=file.options,
+        inline=file.inline,
         **recorded,
     )
 

@@ -91,6 +91,7 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     assumed_unused: dict[str, Any] = {}
     hub: dict[str, str | None] | None = None
     options: dict[str, Any] = {}
+    inline: bool = False
 
 
 def json_schema() -> dict[str, Any]:

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
 )
 @click.option(
+    "--inline",
+    is_flag=True,
+    help="Write graphs without functions, for runtimes that know none, such as OpenVINO. Our own kernels need them.",
+)
+@click.option(
     "--calibration",
     type=click.Path(),
     metavar="FILE",
@@ -95,6 +100,7 @@ def command(
     logits: str,
     cache: str,
     cache_dtype: str,
+    inline: bool,
     calibration: str | None,
     skip_range_scan: bool,
     assume_unused: tuple[str, ...],
@@ -129,6 +135,7 @@ def command(
         calibration=None if calibration is None else Path(calibration),
         assume_unused=assume_unused,
         hub=hub,
+        inline=inline,
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)
@@ -137,6 +144,7 @@ def command(
         note(f"Note: {advice(artifact.directory)}")
     if json_target is not None:
         facts = {"artifact": str(artifact.directory), "dtype": dtype, "logits": logits, "files": files}
+        facts |= {"inline": manifest.inline}
         facts |= {"summary": summary(artifact), "remarks": remarks(artifact), "hub": manifest.hub}
         facts |= {"takes_text": artifact.path("tokenizer.json").is_file()}
         facts |= {"assumed_unused": manifest.assumed_unused}

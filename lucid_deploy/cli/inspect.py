@@ -118,7 +118,7 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
     functions = ", ".join(f"{name} ({count} nodes)" for name, count in graph["functions"].items())
     operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
     console_out.print(f"operators: {operators}", soft_wrap=True)
-    console_out.print(f"functions: {functions}", soft_wrap=True)
+    console_out.print(f"functions: {functions or 'none'}", soft_wrap=True)
 
 
 def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

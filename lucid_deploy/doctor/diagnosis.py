@@ -87,35 +87,13 @@ def _torch() -> str:
 
 
 def _onnxruntime() -> str:
-    import numpy as np
-    import onnx
     import onnxruntime as ort
 
-    from lucid_deploy.export.functions import FUNCTIONS
-    from lucid_deploy.export.operators import OPSET
-    from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
+    from lucid_deploy.doctor.layer_check import check_layer
 
-    make = onnx.helper
-    *names, mask = PRECONDITION.input_names
-    floats = {name: [1, 1, length, 4] for name, length in zip(names, (3, 3, 0, 0), strict=True)}  # no past
-    inputs = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in floats.items()]
-    inputs.append(make.make_tensor_value_info(mask, onnx.TensorProto.BOOL, [1, 3]))
-    [solved] = PRECONDITION.output_names
-    output = make.make_tensor_value_info(solved, onnx.TensorProto.FLOAT, [1, 1, 3, 4])
-    node = make.make_node(PRECONDITION.name, [*names, mask], [solved], domain=DOMAIN, epsilon=0.0)
-    model = make.make_model(
-        make.make_graph([node], "doctor", inputs, [output]),
-        functions=[FUNCTIONS[PRECONDITION.name].to_function_proto()],
-        opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
-        ir_version=10,
-    )
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    feed = {name: np.ones(shape, np.float32) for name, shape in floats.items()}
-    feed["V"] *= np.array([1, 3, 6], np.float32).reshape(1, 1, 3, 1)
-    y = session.run(None, {**feed, mask: np.ones((1, 3), bool)})[0][0, 0, :, 0]
-    if not np.allclose(y, [1, 2, 3], atol=1e-4):
-        raise RuntimeError(f"the operator {PRECONDITION.name} gives {y.tolist()} instead of [1, 2, 3]")
-    return f"runs {DOMAIN} functions; providers: " + ", ".join(ort.get_available_providers())
+    error = check_layer()
+    providers = ", ".join(ort.get_available_providers())
+    return f"computes a layer rightly (relative error {error:.1e}); providers: {providers}"
 
 
 def _cpu_kernels() -> str:
@@ -123,7 +101,14 @@ def _cpu_kernels() -> str:
 
     library = default_ort_library()
     check_ort_library(library)
-    return f"{library}, {kernels_name(library)}"
+    found = f"{library}, {kernels_name(library)}"
+    try:
+        import onnxruntime  # noqa: F401
+    except ImportError:
+        return f"{found}; not tried, without onnxruntime"
+    from lucid_deploy.doctor.layer_check import check_layer
+
+    return f"{found}; computes a layer rightly (relative error {check_layer(library):.1e})"
 
 
 def importable(module: str) -> Callable[[], str]:

@@ -154,8 +154,9 @@ def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor) -> Tensor:
 
 def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
     """Pick each row's last token that is not padding: ``(B, N, C)``, mask ``(B, P + N)`` to ``(B, 1, C)``."""
-    n = x.shape[1]
+    batch, n, _ = x.shape
     if mask is None:
         return x[:, n - 1 :]
     index = (mask[:, mask.shape[1] - n :] * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
-    return torch.gather(x, 1, index[:, None, None].expand(-1, 1, x.shape[2]))
+    # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
+    return x.flatten(0, 1).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

@@ -42,6 +42,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "cache_dtype": manifest.cache_dtype,
         "ranges": manifest.ranges,
         "logits": manifest.logits,
+        "inline": manifest.inline,
         "opset": manifest.opset,
         "operators": {"domain": DOMAIN, "version": manifest.operators},
         "source": manifest.source,
@@ -65,7 +66,8 @@ def summary(artifact: Artifact) -> str:
         if manifest.cache_dtype == manifest.dtype
         else (f"{manifest.cache} cache in {manifest.cache_dtype}")
     )
-    return f"{summarize(manifest.config)}, {manifest.dtype}, {cache}"
+    form = ", inlined graphs" if manifest.inline else ""
+    return f"{summarize(manifest.config)}, {manifest.dtype}, {cache}{form}"
 
 
 def remarks(artifact: Artifact) -> list[str]:

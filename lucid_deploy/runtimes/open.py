@@ -78,12 +78,25 @@ def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifa
                 f"{_title(options)} runs {what} {_listed(accepted)}, and {artifact.directory} has {kind}. Export with "
                 f"{option} {_listed(accepted)}, or choose another --runtime."
             )
+    _check_form(can, options, artifact)
     _check_layers(can, options, artifact)
     if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
         raise LucidError(
             f"{_title(options)} keeps the cache in the model's type, and that of {artifact.directory} is "
             f"{manifest.cache_dtype}. Export with --cache-dtype auto, or choose another --runtime."
         )
+
+
+def _check_form(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:
+    if artifact.manifest.graph_form in can.graphs:
+        return
+    has, remedy = "functions that it does not know", "with --inline"
+    if artifact.manifest.inline:
+        has, remedy = "none of the operators that it has kernels for, since they were inlined", "without --inline"
+    raise LucidError(
+        f"{_title(options)} cannot run the graphs of {artifact.directory}: they have {has}. Export {remedy}, or choose "
+        "another --runtime."
+    )
 
 
 def _check_layers(can: Capabilities, options: RuntimeOptions, artifact: Artifact) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 GROUP = "lucid_deploy.runtimes"
 AUTO = "auto"
 DEFAULT = "onnxruntime"
-BUILT_IN = ("torch", "onnxruntime", "tensorrt")
+BUILT_IN = ("torch", "onnxruntime", "openvino", "tensorrt")
 
 _registered: dict[str, Runtime] = {}
 

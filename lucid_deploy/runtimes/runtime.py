@@ -25,6 +25,8 @@ class Capabilities:
         dtypes: Types of weights and arithmetic.
         devices: Kinds of devices, the preferred one first.
         caches: Kinds of cache that an artifact may have.
+        graphs: Forms of graphs: ``functions``, with our operators as functions that the file defines, and ``inline``,
+            as ``export --inline`` writes them.
         cache_dtypes: Types that its cache may have beside the model's own.
         cache_sorts: Sorts of tensors that layers may cache, see :mod:`lucid_deploy.cache.layout`.
         builds_engines: Whether it runs engines that ``lucid-deploy build`` made, with limits of rows and tokens chosen
@@ -40,6 +42,7 @@ class Capabilities:
     dtypes: tuple[str, ...] = ("float32",)
     devices: tuple[str, ...] = ("cpu",)
     caches: tuple[str, ...] = ("growing",)
+    graphs: tuple[str, ...] = ("functions", "inline")
     cache_dtypes: tuple[str, ...] = ()
     cache_sorts: tuple[str, ...] = ("rows",)
     builds_engines: bool = False

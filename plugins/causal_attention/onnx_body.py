@@ -3,7 +3,8 @@
 Compiled from the Python below to an ONNX function (never run as Python). It computes in float32 whatever the model's
 type, and holds no tensor with two token axes.
 
-``B`` batch, ``N`` new tokens, ``P`` past tokens, ``T`` all of them.
+``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past tokens, ``T`` all
+of them.
 """
 # mypy: ignore-errors
 
@@ -19,8 +20,16 @@ _LUCID = values.Opset(DOMAIN, VERSION)
 
 @script(_LUCID, default_opset=op)
 def CausalAttention(Q, K, Y, mask):
-    """Blocks of query rows, each against the keys up to its own last row: no mask or score with two token axes."""
+    """Blocks of query rows, each against the keys up to its own last row: no mask or score with two token axes.
+
+    Every pair of a row and a key/value head is a batch row of its own to ``Attention``, with one key/value head that
+    all of its query heads share: where there are several, some runtimes pair others, and some refuse.
+    """
     zero = op.Constant(value_ints=[0])
+    one = op.Constant(value_ints=[1])
+    rest = op.Constant(value_ints=[-1])
+    batch = op.Shape(K, start=0, end=1)
+    heads = op.Shape(K, start=1, end=2)
     n = op.Shape(Q, start=2, end=3)
     total = op.Shape(K, start=2, end=3)
     # 256 rows up to 8192 tokens, fewer beyond, down to 64: scores of a block stay below 2²¹ a head, then 64 a token.
@@ -28,9 +37,12 @@ def CausalAttention(Q, K, Y, mask):
     past = total - n
     index = op.Range(0, op.Squeeze(total), 1)
     token = op.Unsqueeze(mask, [1, 2])  # (B, 1, 1, T)
-    queries = op.Cast(Q, to=1)  # in half precision, Attention would round its scores and its softmax
-    keys = op.Cast(K, to=1)
-    values = op.Cast(Y, to=1)
+    width = op.Shape(Q, start=3, end=4)
+    shared = op.Concat(batch * heads, one, total, width, axis=0)
+    keys = op.Reshape(op.Cast(K, to=1), shared)  # (B·H, 1, T, D); in half precision, Attention would round its scores
+    values = op.Reshape(op.Cast(Y, to=1), shared)
+    queries = op.Reshape(op.Cast(Q, to=1), op.Concat(batch * heads, rest, n, width, axis=0))  # (B·H, G, N, D)
+    masks = op.Where(batch > 1, heads, one)  # the mask of a single row serves all of its heads as it is
     attended = op.Slice(queries, zero, zero, [2])
     for i_block in range(op.Squeeze((n + rows - 1) / rows)):
         start = op.Unsqueeze(i_block, [0]) * rows
@@ -38,10 +50,13 @@ def CausalAttention(Q, K, Y, mask):
         column = op.Slice(index, zero, past + end, [0])
         row = op.Unsqueeze(op.Slice(index, past + start, past + end, [0]), [1])
         earlier = op.And(op.Greater(row, column), op.Slice(token, zero, past + end, [3]))
-        visible = op.Or(earlier, op.Equal(row, column))  # (B, 1, rows, P+end)
+        seen = op.Or(earlier, op.Equal(row, column))  # (B, 1, rows, P+end)
+        tile = op.Concat(end - start, past + end, axis=0)
+        of_heads = op.Expand(seen, op.Concat(batch, masks, tile, axis=0))
+        visible = op.Reshape(of_heads, op.Concat(rest, one, tile, axis=0))  # (B·H or 1, 1, rows, P+end)
         k_seen = op.Slice(keys, zero, past + end, [2])
         y_seen = op.Slice(values, zero, past + end, [2])
         o_i = op.Attention(op.Slice(queries, start, end, [2]), k_seen, y_seen, visible)
         attended = op.Concat(attended, o_i, axis=2)
-    O = op.CastLike(attended, Q)  # noqa: E741
+    O = op.CastLike(op.Reshape(attended, op.Shape(Q)), Q)  # noqa: E741
     return O

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
 
@@ -32,7 +32,7 @@ def single_operator(operator: Operator, dtype: str = "float32") -> ort.Inference
     node = make.make_node(name, inputs, outputs, domain=DOMAIN, **attributes)
     model = make.make_model(
         make.make_graph([node], name, infos, outs),
-        functions=[FUNCTIONS[name].to_function_proto()],
+        functions=[function_proto(name)],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

@@ -6,11 +6,14 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 import torch
 
-from lucid_deploy.export.functions import FUNCTIONS
+import lucid_deploy.plugins.scatter_row  # noqa: F401 (registers PyTorch's operator)
+from lucid_deploy.export.functions import FUNCTIONS, function_proto
 from lucid_deploy.export.operators import schema
 from lucid_deploy.plugins.hosts.operators_header import HEADER, header_text
 from lucid_deploy.plugins.table import DOMAIN, FLOATS, OPERATORS, SCATTER_ROW, VERSION, Operator
@@ -96,3 +99,21 @@ def test_pytorchs_operators_have_the_tables_tensors(operator: Operator) -> None:
     assert len(found.returns) == len(operator.outputs)
     assert ("eps" in [each.name for each in found.arguments]) == bool(operator.attributes)
     assert set(operator.types) >= set(FLOATS)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_loops_of_bodies_say_that_they_go_on(name: str) -> None:
+    """ONNX's ReferenceEvaluator runs a loop without a condition zero times."""
+
+    def loops(nodes: Any) -> Iterator[tuple[Any, set[str]]]:
+        constants = (node for node in nodes if node.op_type == "Constant")
+        true = {node.output[0] for node in constants if node.attribute[0].t.data_type == onnx.TensorProto.BOOL}
+        for node in nodes:
+            if node.op_type == "Loop":
+                yield node, true
+            for attribute in node.attribute:
+                yield from loops(attribute.g.node)
+
+    found = list(loops(function_proto(name).node))
+    assert len(found) == {"Precondition": 5, "CausalAttention": 1, "DecodeAttention": 0}[name]
+    assert all(node.input[1] in true for node, true in found)

@@ -20,7 +20,7 @@ CHOICES = {"runtime", "provider", "kernels"}  # of a session or of options
 OTHER_NAMES = {"backend", "target"}
 DECLARING = {RUNTIMES / "options.py"}  # holds a name against those that there are
 # What a folder imports from the others: onnxruntime's TensorRT providers take profiles and graphs from tensorrt.
-MAY_IMPORT = {"torch": set(), "tensorrt": set(), "onnxruntime": {"tensorrt"}}
+MAY_IMPORT = {"torch": set(), "openvino": set(), "tensorrt": set(), "onnxruntime": {"tensorrt"}}
 
 
 def called(node: ast.expr) -> str:
@@ -114,7 +114,7 @@ def test_the_documentation_shows_what_is_declared() -> None:
         can = runtime.capabilities(RuntimeOptions())
         cells = [
             f"`{runtime.name}`",
-            *(", ".join(items) for items in (can.devices, can.dtypes, can.caches)),
+            *(", ".join(items) for items in (can.devices, can.dtypes, can.graphs, can.caches)),
             ", ".join(("the model's", *can.cache_dtypes)),
             ", ".join(can.cache_sorts),
             "yes" if can.reads_layers else "no",

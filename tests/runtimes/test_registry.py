@@ -102,7 +102,9 @@ def test_a_registered_runtime_is_opened_with_its_options(registered: Any, export
         open_session(artifact, RuntimeOptions("recording", "npu:3"), threads=2)
     assert runtime.opened == [RuntimeOptions("recording", "npu:3", threads=2)]
     unregister_runtime("recording")
-    with pytest.raises(LucidError, match="'recording' is not known; known are auto, torch, onnxruntime, tensorrt"):
+    with pytest.raises(
+        LucidError, match="'recording' is not known; known are auto, torch, onnxruntime, openvino, tensorrt"
+    ):
         open_session(artifact, "recording")
     with pytest.raises(LucidError, match="No runtime recording was registered"):
         unregister_runtime("recording")
@@ -193,7 +195,7 @@ def test_a_package_brings_a_runtime(package: Any) -> None:
     assert find_runtime("found").description == "Opens nothing."
     for command in ("run", "verify", "serve", "eval", "bench"):
         shown = CliRunner().invoke(main, [command, "--help"]).stdout
-        assert "[auto|torch|onnxruntime|tensorrt|found]" in "".join(shown.split())
+        assert "[auto|torch|onnxruntime|openvino|tensorrt|found]" in "".join(shown.split())
     wrong = CliRunner().invoke(main, ["run", "x", "--runtime", "lost"])
     assert wrong.exit_code == 2 and "'lost' is not one of" in wrong.stderr and "'found'" in wrong.stderr
 

@@ -22,7 +22,7 @@ _CPU = replace(
     cache_dtypes=("float16", "int8"),
     rounds_activations=True,
 )
-_WHOLE = replace(_GPU, reads_layers=False)  # these providers build engines of whole graphs
+_WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs
 _BY_PROVIDER = {"cpu": _CPU, "cuda": _GPU, "tensorrt": _WHOLE, "nv-tensorrt-rtx": _WHOLE}
 
 

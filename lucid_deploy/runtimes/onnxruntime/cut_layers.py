@@ -17,7 +17,7 @@ VALUE_INPUT = {each.name: each.place(name) for each, name in ((PRECONDITION, "V"
 _NORM = re.compile(r"model\.layers\.(\d+)\.input_layernorm\.weight")
 _FINAL_NORM = "model.norm.weight"
 # Before the final norm the last token is picked; the stream is what it is picked from.
-_LAST_TOKEN = ("Cast", "Gather", "GatherElements", "GatherND", "Slice")
+_LAST_TOKEN = ("Cast", "Gather", "GatherElements", "GatherND", "Reshape", "Slice", "Unsqueeze")
 
 
 def cut_layers(model: onnx.ModelProto, layers: int, cut: bool) -> None:

@@ -10,22 +10,28 @@ from pathlib import Path
 from lucid_deploy.errors import LucidError
 
 
-def choose_kernels(kernels: str, provider: str | None = "cpu") -> Path | None:
+def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
     """Return the library to register with a session, None where the graph's functions are to run.
 
     Args:
         kernels: As in :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
         provider: The execution provider; the library is for ``cpu``.
+        inline: Whether the graphs have the operators' bodies in their places, so that none is left to compute.
 
     Raises:
-        LucidError: ``library`` without one or with another provider; a library that is damaged or belongs to another
-            version, which is never passed over in silence.
+        LucidError: ``library`` without one, with another provider or with inlined graphs; a library that is damaged or
+            belongs to another version, which is never passed over in silence.
     """
     if provider != "cpu":
         if kernels == "library":
             raise LucidError("--kernels library is for onnxruntime on the CPU; leave it out here.")
         return None
-    if kernels == "functions":
+    if inline and kernels == "library":
+        raise LucidError(
+            "--kernels library computes operators that graphs of export --inline do not have. Leave it out, or export "
+            "without --inline."
+        )
+    if inline or kernels == "functions":
         return None
     from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library
 

@@ -40,8 +40,8 @@ class OrtLayers(Layers):
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
-        self._library = choose_kernels(options.kernels, options.provider)
         manifest = artifact.manifest
+        self._library = choose_kernels(options.kernels, options.provider, manifest.inline)
         super().__init__(artifact.config, manifest.dtype, manifest.cache_dtype, manifest.layers)
         self._artifact, self._provider, self._index = artifact, options.provider, device_index(options.device)
         self._loaded: tuple[tuple[str, bool], ort.InferenceSession] | None = None

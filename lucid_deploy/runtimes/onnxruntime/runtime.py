@@ -44,6 +44,11 @@ class OnnxRuntime(Runtime):
         assert isinstance(session, OrtSession)
         if artifact is None:
             raise LucidError("The layers of a graph are cut out of its file: name the artifact that the session runs.")
+        if artifact.manifest.inline:
+            raise LucidError(
+                "The solves of graphs that export --inline wrote are not to be told from other nodes, so that no layer "
+                "can be run by itself. Verify an artifact of the same checkpoint without --inline for causes."
+            )
         return OrtLayers(artifact, session.options)
 
 

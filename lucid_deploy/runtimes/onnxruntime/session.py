@@ -62,7 +62,7 @@ class OrtSession(Session[Any]):
         import onnxruntime as ort
 
         options, manifest = options or RuntimeOptions(), artifact.manifest
-        self._library = choose_kernels(options.kernels, options.provider)
+        self._library = choose_kernels(options.kernels, options.provider, manifest.inline)
         check_version(ort.__version__, artifact)
         super().__init__(
             artifact.config,

@@ -106,6 +106,11 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
             f"TensorRT engines keep the cache in the model's type, and this artifact's is "
             f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
         )
+    if artifact.manifest.inline:
+        raise LucidError(
+            f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
+            "exported with --inline. Export without it for engines."
+        )
     check_layout(artifact)
     check_head_width(artifact)
     needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)

@@ -8,6 +8,7 @@ CAPABILITIES = Capabilities(
     dtypes=("float32", "float16", "bfloat16"),
     devices=("cuda",),
     caches=("growing", "static"),
+    graphs=("functions",),  # a plugin computes our operators
     cache_sorts=("rows",),
     builds_engines=True,
     packages=("tensorrt_rtx", "tensorrt"),  # one of the two

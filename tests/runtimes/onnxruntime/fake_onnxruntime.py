@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import onnxruntime as real
 
-from lucid_deploy.export.functions import FUNCTIONS
+from lucid_deploy.export.functions import function_proto
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.providers import CPU
 
@@ -35,7 +35,7 @@ def for_the_cpu(path: str) -> bytes | str:
         node.domain = DOMAIN
     if not nodes:
         return path
-    model.functions.extend(FUNCTIONS[name].to_function_proto() for name in sorted({node.op_type for node in nodes}))
+    model.functions.extend(function_proto(name) for name in sorted({node.op_type for node in nodes}))
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return model.SerializeToString()
 

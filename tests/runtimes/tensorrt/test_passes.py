@@ -63,7 +63,7 @@ def test_standard_attention_computes_the_same(
     assert standard_attention(model) and not standard_attention(model)
     operators = [node.op_type for node in model.graph.all_nodes()]
     assert "CausalAttention" not in operators and operators.count("Attention") == 2
-    assert operators.count("Range") <= 3, "the mask is made once for all layers"
+    assert operators.count("Range") <= 4, "the mask is made once for all layers; picking the last token takes two"
     feed = inputs(artifact, "prefill", past, new)
     expected = ort.InferenceSession(str(artifact.graph_path("prefill"))).run(None, feed)
     for got, wanted in zip(open_model(model, artifact, tmp_path).run(None, feed), expected, strict=True):

@@ -1,0 +1,105 @@
+"""A traced graph's file: weights pointed into the shared file, bodies of the operators attached."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from lucid_deploy.artifact import WEIGHTS
+from lucid_deploy.export.functions import function_proto
+from lucid_deploy.export.passes import pair_heads
+from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.version import __version__
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from lucid_deploy.export.weights import StoredTensor
+
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+def other_names(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Return the graph's names of stored weights where they differ: a tied embedding may be named after the head."""
+    return {_stored_name(str(name), shapes): str(name) for name in model.graph.initializers if name == "lm_head.weight"}
+
+
+def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inline: bool = False) -> None:
+    """Write a graph whose weights lie in the artifact's weight file, and check it.
+
+    Args:
+        path: The file, beside the weights.
+        model: The graph; weights are initializers without data. They get their places.
+        plan: Where each weight lies.
+        inline: Put the operators' bodies in their places, rather than attach them as functions.
+    """
+    import onnx_ir as ir
+
+    from lucid_deploy.artifact.quantization import PACKED, ROWS
+
+    types = {"float32": ir.DataType.FLOAT}
+    for value in model.graph.initializers.values():
+        if value.const_value is None:
+            name = str(value.name)
+            view = name.endswith(ROWS)  # the same bytes in another shape
+            tensor = plan[_stored_name(name.removesuffix(ROWS) + PACKED if view else name, plan)]
+            kind = types.get(tensor.dtype) or ir.DataType[tensor.dtype.upper()]
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS,
+                tensor.offset,
+                tensor.size,
+                kind,
+                shape=value.shape if view and value.shape is not None else ir.Shape(tensor.shape),
+                name=name,
+                base_dir=str(path.parent),
+            )
+    if inline:
+        pair_heads(model)
+    proto = ir.serde.serialize_model(model)
+    _attach_functions(proto)
+    if inline:
+        proto = _inlined(proto)
+    _strip_traces(proto)
+    onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _stored_name(name: str, plan: Collection[str]) -> str:
+    """Map a graph's weight to the stored one: a tied head is the embedding, whichever name the tracer kept."""
+    return name if name in plan else _EMBEDDING
+
+
+def _attach_functions(proto: onnx.ModelProto) -> None:
+    opset = next(item.version for item in proto.opset_import if item.domain == "")
+    for name in sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN}):
+        proto.functions.append(function_proto(name, opset))
+
+
+def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph without functions: nodes of standard operators alone."""
+    import onnx.inliner
+
+    whole = onnx.inliner.inline_local_functions(proto)
+    kept = [item for item in whole.opset_import if item.domain != DOMAIN]
+    del whole.opset_import[:]
+    whole.opset_import.extend(kept)
+    return whole
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Drop the tracer's notes (stack traces with paths of this machine) and name the producer."""
+    proto.producer_name, proto.producer_version = "lucid-deploy", __version__
+    for item in (
+        proto,
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+    ):
+        del item.metadata_props[:]
+    for node in proto.graph.node:
+        node.doc_string = ""

@@ -1,0 +1,131 @@
+"""The inlined graphs in OpenVINO, behind the session interface. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.cache.layout import first_tokens
+from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.runtimes.last_token import last_token_logits
+from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.openvino.versions import check_version
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+if TYPE_CHECKING:
+    import openvino
+
+Layers = list[tuple[Array, ...]]
+DEVICE = "CPU"
+
+
+class OpenVinoSession(Session[Array]):
+    """Runs an artifact's prefill and decode graphs; the cache is numpy arrays.
+
+    Args:
+        artifact: An artifact whose graphs have no functions.
+        options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
+
+    Raises:
+        LucidError: A version that does not run the graphs.
+        CheckFailed: OpenVINO cannot load a graph.
+    """
+
+    def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
+        import openvino
+
+        check_version(openvino.__version__)
+        manifest = artifact.manifest
+        super().__init__(
+            artifact.config,
+            manifest.dtype,
+            "openvino",
+            options.allow_extrapolation,
+            CAPABILITIES,
+            manifest.cache_dtype,
+            manifest.layers,
+        )
+        self.identity = artifact.identity
+        self._all_logits = manifest.logits == "all"
+        self._graphs = {stage: _Graph(artifact, stage, options.threads) for stage in STAGES}
+
+    def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, ...]]:
+        """See :meth:`Session.layer_arrays`."""
+        return [decode_layer(layer, layout) for layout, layer in zip(self.layout, cache.layers, strict=True)]
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
+        return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
+
+    def _first_tokens(self, cache: Cache[Array], length: int) -> Layers:
+        return [
+            tuple(np.ascontiguousarray(first_tokens(t, x, length)) for t, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
+
+    @property
+    def gives_all_logits(self) -> bool:
+        """See :attr:`Session.gives_all_logits`."""
+        return self._all_logits
+
+    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run("prefill", input_ids, mask, positions, layers)
+
+    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        logits, present = self._run("prefill", input_ids, mask, positions, layers)
+        return last_token_logits(logits, mask), present
+
+    def _run_decode(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run("decode", input_ids, mask, positions, layers)
+
+    def _run(self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        feed = {
+            "input_ids": np.ascontiguousarray(input_ids),
+            "attention_mask": mask.astype(np.int64),
+            "position_ids": np.ascontiguousarray(positions),
+        }
+        for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
+            feed |= {f"past_key_values.{index}.{t.name}": array for t, array in zip(layout, layer, strict=True)}
+        logits, *present = self._graphs[stage].run(feed)
+        rest = iter(present)
+        return logits, [tuple(next(rest) for _ in layout) for layout in self.layout]
+
+
+class _Graph:
+    """One compiled graph."""
+
+    def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
+        import openvino
+
+        path = artifact.graph_path(stage)
+        # The hints and groups keep it from rounding to bfloat16, which it does where the processor has that, and the
+        # inputs of quantized products to 8 bits.
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            compiled: openvino.CompiledModel = openvino.Core().compile_model(str(path), DEVICE, settings)
+        except RuntimeError as error:
+            reason = _reason(str(error))
+            raise CheckFailed(f"OpenVINO {openvino.__version__} cannot load {path}: {reason}") from error
+        self._request = compiled.create_infer_request()
+        self._outputs = [compiled.output(item.name) for item in artifact.manifest.graphs[stage].outputs]
+
+    def run(self, feed: dict[str, Array]) -> list[Array]:
+        """Run once; return the outputs in the manifest's order, each memory of its own."""
+        found = self._request.infer(feed, share_inputs=True)
+        return [np.array(found[output]) for output in self._outputs]
+
+
+def _reason(message: str) -> str:
+    """Return what an error says in one line, without the places in OpenVINO's sources."""
+    lines = [line.strip(" -\t") for line in message.splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "Summary"))]
+    return "; ".join(said) or message

@@ -1,0 +1,120 @@
+"""Graphs without functions: the same contract and the same numbers, and refused where functions are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import STAGES, Artifact, open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes import RuntimeOptions, open_session
+from lucid_deploy.runtimes.open_layers import open_layers
+from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
+from tests.conftest import MIXED
+
+Exported = Callable[..., tuple[Path, Artifact]]
+MODELS = {"lucid": {}, "mixed": MIXED}
+
+
+def nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from nodes(attribute.g)
+
+
+@pytest.mark.parametrize(("name", "cache"), [("lucid", "growing"), ("mixed", "growing"), ("mixed", "static")])
+def test_they_compute_the_same_bit_for_bit(exported: Exported, name: str, cache: str) -> None:
+    whole, inlined = (exported(cache=cache, inline=inline, **MODELS[name])[1] for inline in (False, True))
+    rng = np.random.default_rng(1)
+    ids = rng.choice(rng.integers(0, 97, 9), (2, 50))
+    mask = np.ones(ids.shape, bool)
+    mask[1, :5] = False
+    found = []
+    for artifact in (whole, inlined):
+        session = open_session(artifact, kernels="functions", threads=1)
+        held = session.empty_cache(2)
+        logits = [session.prefill(ids[:, :40], held, mask[:, :40])]
+        logits += [session.decode(ids[:, column : column + 1], held) for column in range(40, 50)]
+        found.append([*logits, *(array for layer in session.layer_arrays(held) for array in layer)])
+    for wanted, got in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_have_standard_operators_alone_and_the_same_contract(exported: Exported, name: str) -> None:
+    whole, inlined = (exported(inline=inline, **MODELS[name])[1] for inline in (False, True))
+    assert inlined.manifest.inline and not whole.manifest.inline
+    assert inlined.manifest.graphs == whole.manifest.graphs and inlined.identity == whole.identity
+    assert not any(layer.operators for layer in inlined.manifest.layers)
+    for stage in STAGES:
+        model = inlined.graph(stage)
+        assert not model.functions and {node.domain for node in nodes(model.graph)} <= {"", "ai.onnx"}
+        assert [item.domain for item in model.opset_import] == [""]
+        model = onnx.shape_inference.infer_shapes(model)
+        heads = {
+            value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in model.graph.value_info
+        }
+        attentions = [node for node in model.graph.node if node.op_type == "Attention"]
+        for node in attentions:
+            assert heads[node.input[1]][1] in (1, heads[node.input[0]][1]), node.name
+        assert len(attentions) == (2 if (stage, name) == ("decode", "mixed") else int(name == "mixed"))
+
+
+def test_without_it_nothing_is_inlined(exported: Exported) -> None:
+    assert exported()[1].manifest.layers[0].operators and exported()[1].graph("decode").functions
+
+
+def test_command(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    command = [
+        "export",
+        str(make_checkpoint(num_hidden_layers=1)),
+        "-o",
+        str(tmp_path / "a"),
+        "--inline",
+        "--json",
+        "-",
+    ]
+    run = CliRunner().invoke(main, command, catch_exceptions=False)
+    facts = json.loads(run.stdout)
+    assert facts["inline"] and facts["summary"].endswith(", inlined graphs")
+    assert open_artifact(tmp_path / "a").manifest.inline
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "a")], catch_exceptions=False).stdout
+    assert "functions: none" in shown and "inlined graphs" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            RuntimeOptions(kernels="library"),
+            "--kernels library computes operators that graphs of export --inline do not",
+        ),
+        (RuntimeOptions(provider="tensorrt"), "none of the operators that it has kernels for, since they were inlined"),
+        (RuntimeOptions("tensorrt", "cuda"), "Export without --inline, or choose another --runtime"),
+    ],
+    ids=str,
+)
+def test_what_needs_functions_is_refused(exported: Exported, options: RuntimeOptions, message: str) -> None:
+    with pytest.raises(LucidError, match=message):
+        open_session(exported(inline=True)[1], options)
+
+
+def test_no_engines_are_built(exported: Exported) -> None:
+    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    with pytest.raises(LucidError, match=r"exported with --inline\. Export without it for engines"):
+        build_engines(exported(inline=True)[1], BuildOptions())
+
+
+def test_layers_are_not_run_one_by_one(exported: Exported) -> None:
+    artifact = exported(inline=True)[1]
+    with pytest.raises(LucidError, match="solves of graphs that export --inline wrote are not to be told"):
+        open_layers(open_session(artifact), artifact)

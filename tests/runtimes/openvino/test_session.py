@@ -1,0 +1,162 @@
+"""OpenVINO runs inlined graphs: verified, with the answers of onnxruntime; what it cannot run is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes import RuntimeOptions, open_session
+from lucid_deploy.runtimes.openvino.session import OpenVinoSession
+from lucid_deploy.runtimes.openvino.versions import check_version
+from lucid_deploy.runtimes.session import Array
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.conftest import MIXED
+
+pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
+
+Exported = Callable[..., tuple[Path, Artifact]]
+SMALL = {**MIXED, "max_position_embeddings": 96}
+
+
+@pytest.fixture
+def small(exported: Exported) -> Artifact:
+    """A LUCID layer, one of standard attention and one over a window, all with grouped heads."""
+    return exported(inline=True, **SMALL)[1]
+
+
+def lucid_deploy(*arguments: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_it_is_verified(small: Artifact) -> None:
+    run = lucid_deploy("verify", small.directory, "--runtime", "openvino", "--quick", "--explain", "--json", "-")
+    assert run.exit_code == 0, run.output
+    report = json.loads(run.stdout)
+    assert report["passed"] and report["runtime"] == "openvino" and report["environment"]["versions"]["openvino"]
+    assert {item["schedule"] for item in report["comparisons"]} >= {"one-shot", "chunks", "padded"}
+    assert "openvino runs a graph as one piece" in json.dumps(report["explanation"])
+
+
+def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded tokens are rotated as if they stood one place further on."""
+    run_graph = OpenVinoSession._run
+
+    def misplaced(self: OpenVinoSession, stage: str, ids: Array, mask: Array, positions: Array, layers: Any) -> Any:
+        return run_graph(self, stage, ids, mask, positions + (stage == "decode"), layers)
+
+    monkeypatch.setattr(OpenVinoSession, "_run", misplaced)
+    run = lucid_deploy("verify", small.directory, "--runtime", "openvino", "--quick", "--steps", "2")
+    assert run.exit_code == 1 and "layer 0 K" in run.stderr
+
+
+def test_it_answers_as_onnxruntime_does(small: Artifact) -> None:
+    asked = ["run", small.directory, "--prompt-ids", "5,9,9,9,40,3", "-n", "12", "--ignore-eos", "--json"]
+    ours = json.loads(lucid_deploy(*asked, "--runtime", "openvino", "--threads", 1).stdout)
+    other = json.loads(lucid_deploy(*asked, "--runtime", "onnxruntime").stdout)
+    assert ours["ids"] == other["ids"] and len(ours["ids"]) == 12
+    assert (ours["runtime"], ours["provider"], ours["kernels"]) == ("openvino", None, None)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache_dtype": "int8"}, {"logits": "all"}], ids=str)
+def test_types(exported: Exported, options: dict[str, str]) -> None:
+    """Its error against float64 is at most a small factor of onnxruntime's."""
+    checkpoint, artifact = exported(inline=True, num_hidden_layers=1, **options)
+    rng = np.random.default_rng(5)
+    ids = rng.choice(rng.integers(0, 97, 9), (2, 40))  # repeated tokens: their keys resemble each other
+    found = []
+    exact = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    for session in (exact, *(open_session(artifact, name) for name in ("openvino", "onnxruntime"))):
+        cache = session.empty_cache(2)
+        steps = [session.prefill(ids[:, :30], cache)]
+        steps += [session.decode(ids[:, column : column + 1], cache) for column in range(30, 40)]
+        session.truncate(cache, 20)
+        found.append(np.concatenate([*steps, session.prefill_all(ids[:, 20:24], cache)], axis=1, dtype=np.float64))
+    ours, other = (np.linalg.norm(logits - found[0]) / np.linalg.norm(found[0]) for logits in found[1:])
+    assert 0 < ours <= 4 * other
+
+
+def test_a_forked_cache_goes_on_by_itself(small: Artifact) -> None:
+    """Results are memory of their own, not OpenVINO's, which the next run writes over."""
+    session = open_session(small, "openvino")
+    cache = session.empty_cache()
+    session.prefill(np.array([[5, 9, 9, 40]]), cache)
+    fork = session.fork(cache)
+    first = session.decode(np.array([[3]]), cache)
+    kept = first.copy()
+    session.decode(np.array([[70]]), cache)
+    np.testing.assert_array_equal(session.decode(np.array([[3]]), fork), kept)
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inline": False}, "they have functions that it does not know. Export with --inline, or choose another"),
+        ({"dtype": "bfloat16"}, "runs models in float32 or float16, and .* has bfloat16. Export with --dtype float32"),
+        ({"cache": "static"}, "runs caches that are growing, and .* has static. Export with --cache growing"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_run_is_refused(small: Artifact, changes: dict[str, Any], message: str) -> None:
+    other = dataclasses.replace(small, manifest=dataclasses.replace(small.manifest, **changes))
+    with pytest.raises(LucidError, match=message):
+        open_session(other, "openvino")
+
+
+def test_options_of_others_are_refused(small: Artifact) -> None:
+    for options in (RuntimeOptions("openvino", provider="cuda"), RuntimeOptions("openvino", kernels="library")):
+        with pytest.raises(LucidError, match="is for onnxruntime; runtime openvino has none"):
+            open_session(small, options)
+    with pytest.raises(LucidError, match="Runtime openvino runs on cpu, not on 'cuda'"):
+        open_session(small, "openvino", device="cuda")
+
+
+def test_without_the_package(small: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    run = lucid_deploy("run", small.directory, "--prompt-ids", "5", "--runtime", "openvino")
+    assert (run.exit_code, run.stdout) == (2, "")
+    assert run.stderr == (
+        "Error: The package openvino is needed to run an exported artifact and is not installed. Run: pip install "
+        '"lucid-deploy[openvino]"\n'
+    )
+
+
+@pytest.mark.parametrize("version", ["2025.4.1-1-abc", "2026.3.1-22451-8a17657b995-releases/2026/3"])
+def test_old_versions_are_refused(version: str) -> None:
+    with pytest.raises(LucidError, match=r"does not run exported graphs rightly; the first that does is 2026\.4"):
+        check_version(version)
+
+
+def test_the_oldest_version_is_that_of_the_extra() -> None:
+    check_version("2026.4.0-22959-99c81491cc3-releases/2026/4")
+    root = Path(__file__).parents[3]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["openvino"] == ["openvino>=2026.4,<2027"]
+
+
+def test_a_graph_that_it_cannot_load_is_one_line(
+    small: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = onnx.helper
+    x, y = (make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ("x", "y"))
+    graph = make.make_graph([make.make_node("NoSuch", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(make.make_model(graph), tmp_path / "prefill.onnx")
+    monkeypatch.setattr(Artifact, "graph_path", lambda self, stage: tmp_path / "prefill.onnx")
+    with pytest.raises(CheckFailed, match=r"OpenVINO 2\S+ cannot load .*prefill.onnx: .*NoSuch") as failure:
+        open_session(small, "openvino")
+    assert "\n" not in str(failure.value)
