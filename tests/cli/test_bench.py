@@ -16,7 +16,7 @@ Exported = Callable[..., tuple[Path, Artifact]]
 
 
 def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason='plots need: pip install "lucid-deploy[bench]"')
+    pytest.importorskip("matplotlib", reason='plots need: pip install ".[bench]"')
     _, artifact = exported()
     target = tmp_path / "out.json"
     arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]

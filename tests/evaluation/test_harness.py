@@ -26,5 +26,5 @@ def test_options_without_sense(options: dict[str, Any], message: str) -> None:
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(LucidError, match=r'lm_eval is needed to .* pip install "lucid-deploy\[eval\]"'):
+    with pytest.raises(LucidError, match=r'lm_eval is needed to .* pip install "lm[_-]eval'):
         run_tasks(None, None, ["anything"])  # type: ignore[arg-type]

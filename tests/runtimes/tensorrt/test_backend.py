@@ -39,7 +39,7 @@ def test_tensorrt_is_taken_where_tensorrt_rtx_is_not(package: Install) -> None:
     package("tensorrt", "__version__ = '11'")
     found = load_backend()
     assert (found.name, found.version, found.trt.__name__) == ("tensorrt", "11", "tensorrt")
-    with pytest.raises(LucidError, match=r'tensorrt_rtx is needed .* pip install "lucid-deploy\[rtx\]"'):
+    with pytest.raises(LucidError, match=r'tensorrt_rtx is needed .* pip install "tensorrt-rtx-cu13'):
         load_backend("tensorrt-rtx")
     with pytest.raises(LucidError, match="'cuda' is not known; known are tensorrt-rtx, tensorrt"):
         load_backend("cuda")
