@@ -19,6 +19,7 @@ from lucid_deploy.model.lucid import LucidForCausalLM
 pytest_plugins = [
     "tests.byte_level_checkpoints",
     "tests.cpu_library",
+    "tests.demo_artifacts",
     "tests.last_guard",
     "tests.nothing_skipped",
     "tests.own_folders",

@@ -17,7 +17,7 @@ from lucid_deploy.runtimes.cache_rows import Row, cache_of_rows, row_layers
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-_GRAIN = 256  # tokens; buffers are a multiple of it …
+GRAIN = 256  # tokens; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
 _SHRINK = 2  # … and are made shorter when they are this many times too long: each step reads all of them
 
@@ -120,6 +120,11 @@ class StaticRows(Rows):
         self._bindings: dict[int, Any] = {}  # by number of rows
         self._rows = rows
 
+    @property
+    def room(self) -> int:
+        """Tokens that the buffers have room for in each row."""
+        return int(self._mask.shape[1])
+
     def join(self, key: int, cache: Cache[Any]) -> None:
         """See :meth:`Rows.join`."""
         slot = self._slots.index(None) if None in self._slots else len(self._slots)
@@ -193,9 +198,8 @@ class StaticRows(Rows):
         """Have buffers for the rows there are and one of so many tokens, of the types and widths of ``like``."""
         taken = [slot for slot, key in enumerate(self._slots) if key is not None]
         longest = max([tokens, *(int(self._lengths[slot]) + 1 for slot in taken)])
-        room = -(-(longest + max(longest // _SPARE, 1)) // _GRAIN) * _GRAIN
-        have = self._mask.shape[1]
-        if longest <= have <= _SHRINK * room:
+        room = -(-(longest + max(longest // _SPARE, 1)) // GRAIN) * GRAIN
+        if longest <= self.room <= _SHRINK * room:
             return
         self._bindings.clear()
         self._mask = np.ones((self._rows, room), np.int64)

@@ -32,6 +32,11 @@ class TransformersSession(Session[torch.Tensor]):
         shape._attn_implementation = "sdpa"
         self._model = LlamaForCausalLM(shape).to(getattr(torch, dtype)).eval().requires_grad_(False)
 
+    @property
+    def model(self) -> LlamaForCausalLM:
+        """The model that runs."""
+        return self._model
+
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         return [(k.float().numpy(), v.float().numpy()) for k, v in cache.layers]

@@ -46,19 +46,16 @@ def test_json_goes_through_pipes_and_links(exported: Exported, tmp_path: Path) -
     assert json.loads(read[0])["graphs"] and pipe.is_fifo()
 
 
-def test_what_appears_at_the_output_meanwhile_is_kept(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_appears_at_the_output_meanwhile_is_kept(exported: Exported, tmp_path: Path) -> None:
     checkpoint, _ = exported()
     output = tmp_path / "out"
 
-    def build(*_: object) -> None:
-        output.mkdir()
+    def meanwhile(*_: object) -> None:
+        output.mkdir(exist_ok=True)
         (output / "thesis.txt").write_text("precious")
 
-    monkeypatch.setattr(exporter, "_build", build)
     with pytest.raises(LucidError, match="exists already"):
-        exporter.export(checkpoint, output)
+        exporter.export(checkpoint, output, progress=meanwhile)
     assert (output / "thesis.txt").read_text() == "precious"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

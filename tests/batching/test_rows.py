@@ -82,24 +82,24 @@ def test_rows_come_and_go(session: Session[Any], lone: Lone) -> None:
 def test_buffers_grow_and_shrink_with_the_longest_row(
     exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows_module, "_GRAIN", 8)
+    monkeypatch.setattr(rows_module, "GRAIN", 8)
     session = open_session(exported(cache="static")[1])
     driver = Driver(session, rows := make_rows(session, 3))
     assert isinstance(rows, StaticRows)
     sizes = []
     for key in (2, 1, 0):  # 3, 39, 76 tokens
         driver.join(key)
-        sizes.append(rows._mask.shape[1])
+        sizes.append(rows.room)
     driver.step(FORCED)
-    sizes.append(rows._mask.shape[1])
+    sizes.append(rows.room)
     for key in (0, 1, 2):
         driver.finish(lone, key)
     driver.join(12)
-    sizes.append(rows._mask.shape[1])
+    sizes.append(rows.room)
     assert sizes == [8, 48, 88, 88, 8]
     driver.step(FORCED)
     driver.finish(lone, 12)
-    assert rows._mask.shape[1] == 16
+    assert rows.room == 16
 
 
 def test_a_step_runs_as_many_rows_as_there_are(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,16 +122,22 @@ def test_a_step_runs_as_many_rows_as_there_are(exported: Exported, monkeypatch: 
     assert counts == [1, 2, 3, 2]
 
 
-def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone) -> None:
-    session = open_session(exported(cache="static")[1])
-    driver = Driver(session, rows := make_rows(session, 3))
-    assert isinstance(rows, StaticRows)
+def test_a_joined_row_copies_no_other(exported: Exported, lone: Lone, monkeypatch: pytest.MonkeyPatch) -> None:
+    session: Any = open_session(exported(cache="static")[1])
+    bind, bound = session.bind_decode, []
+
+    def noted(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
+        bound.append((len(mask), [[buffer.ctypes.data for buffer in layer] for layer in layers]))
+        return bind(layers, mask, *rest)
+
+    monkeypatch.setattr(session, "bind_decode", noted)
+    driver = Driver(session, make_rows(session, 3))
     driver.join(0)
     driver.step(2)
-    before = [[buffer.ctypes.data for buffer in layer] for layer in rows._layers]
     driver.join(1)
     driver.step(FORCED - 2)
-    assert [[buffer.ctypes.data for buffer in layer] for layer in rows._layers] == before
+    assert [count for count, _ in bound] == [1, 2]
+    assert bound[0][1] == bound[1][1]
     driver.finish(lone, 0)
 
 

@@ -8,13 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.doctor.diagnosis import Check, run_check
-from lucid_deploy.doctor.gpu import CHECKS
-from lucid_deploy.errors import LucidError
 from tests.patience import PATIENCE
 
 FOR_TENSORRT = [
@@ -70,29 +66,3 @@ def test_a_library_of_another_version_is_broken_or_missing_never_ok(tmp_path: Pa
     (tmp_path / "lucid-deploy" / "liblucid_tensorrt.so").write_text("not a library")
     found = findings(XDG_CACHE_HOME=str(tmp_path))["plugin library"]
     assert found["status"] != "ok" and "is not a usable plugin library" in found["remark"]
-
-
-@pytest.mark.parametrize(
-    ("error", "package", "status", "remark"),
-    [
-        (ImportError("no module"), "no-such-distribution", "missing", "install it"),
-        (ImportError("no module"), "click", "broken", "installed but does not import: no module"),
-        (LucidError("It is not there. Do this."), None, "missing", "It is not there. Do this."),
-        (LucidError("It does not load."), "click", "broken", "It does not load."),
-        (OSError("a library is gone"), "click", "broken", "OSError: a library is gone"),
-    ],
-    ids=str,
-)
-def test_findings(error: Exception, package: str | None, status: str, remark: str) -> None:
-    def fail() -> str:
-        raise error
-
-    found = run_check(Check("thing", "tests", fail, "install it", package=package))
-    assert (found.status, found.remark, bool(found.version)) == (status, remark, package == "click")
-
-
-def test_a_version_is_shown_under_the_distributions_name() -> None:
-    [check] = [each for each in CHECKS if each.name == "TensorRT-RTX"]
-    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
-    found = run_check(check)
-    assert (found.status, found.version[:2]) == ("ok", "1.") and "8.6, 8.9, 12.0" in found.remark

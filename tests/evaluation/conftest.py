@@ -1,18 +1,16 @@
-"""Sessions whose answers are known, a tokenizer that writes any text, and the bundled model exported once."""
+"""Sessions whose answers are known, and a tokenizer that writes any text."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.evaluation import Task, recall_task
 from lucid_deploy.model.checkpoint import DEMO, resolve
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.runtimes.session import Array, Session
@@ -146,19 +144,11 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Return a function that exports the bundled model, with the logits of every token: ``demo(dtype="float32")``."""
-    root, done = tmp_path_factory.mktemp("demo"), {}
-
-    def get(dtype: str = "float32") -> Artifact:
-        if dtype not in done:
-            done[dtype] = export(DEMO, root / dtype, ExportOptions(dtype, logits="all"))
-        return done[dtype]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def demo_directory() -> Path:
-    """The bundled checkpoint."""
-    return resolve(DEMO)
+def mixed(oracle: Callable[..., Any], words: TextTokenizer) -> tuple[Task, Any]:
+    """The recall task, and a session that answers it all rightly but for three prompts."""
+    task = recall_task(words, 60)
+    answers = {q.prompt: q.answer for q in task.questions}
+    answers[task.questions[3].prompt] = task.questions[3].answer + " lamp"  # a word too many
+    answers[task.questions[30].prompt] = task.questions[30].answer.split()[0]  # a word too few
+    answers[task.questions[31].prompt] = ""
+    return task, oracle(answers, words)

@@ -195,8 +195,7 @@ def test_generation_options_that_cannot_be_kept_are_refused(lm: LucidLM, options
 def test_the_slow_path_gives_the_same_and_is_announced_once(
     lm: LucidLM, demo: Demo, words: TextTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    session = open_session(demo())
-    session._all_logits = False  # as in an artifact with the last token's logits only
+    session = open_session(demo(logits="last"))
     slow = LucidLM(session=session, tokenizer=words)
     prompt = recall.held_out(20)[-1].prompt
     asked = requests("loglikelihood", (prompt, " blue cup"), (prompt, " red"), ("owl has", " old red lamp."))

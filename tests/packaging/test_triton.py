@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Callable
@@ -12,10 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from click.testing import CliRunner
 
 from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.packaging.triton import TritonOptions, package_triton
 from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
@@ -208,18 +205,3 @@ def test_other_models_stay_and_own_ones_are_replaced_on_demand(exported: Exporte
     package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
     assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill", "other"]
     assert read_config(models / "lucid-decode").name == "lucid-decode"
-
-
-def test_the_command(exported: Exported, tmp_path: Path) -> None:
-    _, artifact = exported()
-    arguments = ["package", str(artifact.directory), "--target", "triton", "--output", str(tmp_path / "models")]
-    result = CliRunner().invoke(main, [*arguments, "--name", "lucid", "--json", "-"])
-    assert result.exit_code == 0, result.output
-    assert [Path(path).name for path in json.loads(result.stdout)["made"]] == ["lucid-prefill", "lucid-decode"]
-    result = CliRunner().invoke(main, [*arguments, "--name", "lucid"])
-    assert result.exit_code == 2
-    assert "exists already" in result.stderr
-    (tmp_path / "file").touch()
-    result = CliRunner().invoke(main, [*arguments[:-1], str(tmp_path / "file")])
-    assert result.exit_code == 2
-    assert "file is a file; a model repository is a directory" in result.stderr

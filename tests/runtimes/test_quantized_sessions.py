@@ -25,7 +25,6 @@ from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.parity.verification import VerifyOptions, verify_against
 from lucid_deploy.runtimes import RuntimeOptions, open_session
-from lucid_deploy.runtimes.inspection import describe
 
 BIASED = {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 Made = Callable[..., tuple[Path, Artifact]]
@@ -101,15 +100,6 @@ def test_the_emulated_inputs_are_what_onnxruntime_rounds() -> None:
     rounded = round_to_int8(x, 16)
     assert torch.equal(rounded[0, :16], torch.tensor([1.0, -2.0, 0.0, 127.0] * 4))
     assert (rounded[0, 16:32] == 0).all() and rounded[0, 32] == 3 and rounded.shape == x.shape
-
-
-def test_inspect_says_what_is_quantized(quantized: Made) -> None:
-    _, artifact = quantized("int4", "qdq")
-    facts = describe(artifact)
-    assert facts["quantization"]["scheme"] == "int4" and set(facts["weight_types"]) == {"int4", "float32"}
-    shapes = [tensor.shape for tensor in artifact.manifest.quantization.tensors.values()]
-    assert facts["weight_types"]["int4"] == sum(rows * width for rows, width in shapes) // 2
-    assert 2 < facts["compression"] < 8
 
 
 def test_contenders_accept_quantized_artifacts(quantized: Made) -> None:

@@ -43,7 +43,7 @@ def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model, dtype
     targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)
     assert measure(session(model, dtype), targets, schedules=[ONE_SHOT]).passed
     broken = session(model, dtype)
-    broken._model.model.layers[1].self_attn.v_proj.weight.mul_(1.1)
+    broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1.1)
     report = measure(broken, targets, schedules=[ONE_SHOT])
     assert str(report.failure.tensor) == "layer 1 Y"
 

@@ -50,7 +50,7 @@ def test_the_table_of_a_deep_model_is_short(report):
 
 def test_a_failure_is_named_in_table_and_verdict(model, targets):
     broken = session(model)
-    broken._model.model.layers[1].self_attn.v_proj.weight.mul_(1.01)
+    broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1.01)
     report = check(broken, targets)
     text = rendered(report, width=200)
     assert "FAILED layer 1 Y leaves the gate at position 0 (random, one-shot): relative error 0.01, allowed" in text

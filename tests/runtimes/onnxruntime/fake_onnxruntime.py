@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import onnx
 import onnxruntime as real
+import pytest
 
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.providers import CPU
@@ -121,3 +124,17 @@ class FakeOrt(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(real, name)
+
+
+def use_library(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    library = folder / "plugin.so"
+    library.write_bytes(b"stand-in")
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.default_library", lambda: library)
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.tensorrt.build.check_plugin", lambda path: None)
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.plugin_library.register", lambda path, trt: None)
+    backend = SimpleNamespace(name="tensorrt", trt=SimpleNamespace())
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.backend.load_backend", lambda name: backend)
+
+
+def copy_of(artifact: Artifact, folder: Path) -> Artifact:
+    return open_artifact(shutil.copytree(artifact.directory, folder / "artifact"))

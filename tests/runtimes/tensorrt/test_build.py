@@ -1,10 +1,9 @@
-"""Engines are built on a machine without a GPU, checked while they are, and found again only where they fit."""
+"""Engines are built on a machine without a GPU, and checked while they are."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,16 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.build import command as build_command
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt import build
 from lucid_deploy.runtimes.tensorrt.backend import Backend
-from lucid_deploy.runtimes.tensorrt.build import BuildOptions, BuildReport, build_engines
-from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, open_engines
+from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
+from lucid_deploy.runtimes.tensorrt.manifest import open_engines
+from tests.runtimes.tensorrt.engine_copies import SMALL, copy_of
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, has_gpu
 
 trt = pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
-
 Exported = Callable[..., tuple[Path, Artifact]]
-SMALL: dict[str, Any] = {"max_batch": 2, "max_context": 64, "prefill_chunk": 16}
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"cache": "static"},
@@ -33,33 +31,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"dtype": "float16", "head_dim": 68},
     {"dtype": "bfloat16", "cache": "static"},
 ]
-
-
-def copy_of(artifact: Artifact, target: Path) -> Artifact:
-    return open_artifact(shutil.copytree(artifact.directory, target, ignore=shutil.ignore_patterns("engines")))
-
-
-@pytest.fixture
-def artifact(exported: Exported, tmp_path: Path) -> Artifact:
-    return copy_of(exported()[1], tmp_path / "artifact")
-
-
-@pytest.fixture(scope="module")
-def built(
-    exported: Exported, plugin: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Artifact, BuildReport, list[tuple[str, int, int]]]:
-    """An artifact with engines, the report, and the progress; do not change the files."""
-    artifact = copy_of(exported()[1], tmp_path_factory.mktemp("built") / "artifact")
-    calls: list[tuple[str, int, int]] = []
-    report = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), lambda *call: calls.append(call))
-    return artifact, report, calls
-
-
-@pytest.fixture
-def damaged(built: Any, tmp_path: Path) -> tuple[Artifact, Path]:
-    """A copy with engines that a test may damage, and the engines' folder."""
-    directory = shutil.copytree(built[0].directory, tmp_path / "damaged")
-    return open_artifact(directory), directory / "engines" / "tensorrt-rtx"
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -82,8 +53,8 @@ def test_both_engines_are_built(changes: dict[str, Any], exported: Exported, plu
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
 
-def test_the_report_and_the_folder(built: Any) -> None:
-    artifact, report, calls = built
+def test_the_report_and_the_folder(built_engines: Any) -> None:
+    artifact, report, calls = built_engines
     names = sorted(path.name for path in report.directory.iterdir())
     assert names == ["decode.engine", "engines.json", "liblucid_tensorrt.so", "prefill.engine"]
     assert os.listdir(artifact.directory / "engines") == ["tensorrt-rtx"]
@@ -178,7 +149,7 @@ def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatc
 def test_bad_options_are_refused_before_the_build(
     options: dict[str, Any], message: str, artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("the build began"))
+    monkeypatch.setattr(build, "build_engine", lambda *_: pytest.fail("the build began"))
     with pytest.raises(LucidError, match=message):
         build_engines(artifact, BuildOptions(**{"plugin": plugin, **options}))
 
@@ -214,76 +185,3 @@ def test_tensorrt_without_a_gpu(artifact: Artifact, plugin: Path, monkeypatch: p
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", none)
     with pytest.raises(LucidError, match=r"TensorRT measures on the GPU .*No CUDA driver.*--backend tensorrt-rtx"):
         build_engines(artifact, BuildOptions(plugin=plugin))
-
-
-def change_manifest(folder: Path, **changes: Any) -> None:
-    data = json.loads((folder / MANIFEST).read_text())
-    for key, value in changes.items():
-        target, *rest = key.split("__")
-        (data[target] if rest else data)[rest[0] if rest else target] = value
-    (folder / MANIFEST).write_text(json.dumps(data))
-
-
-def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
-    with pytest.raises(LucidError, match=r"built with tensorrt-rtx .* and 9\.9 is.*lucid-deploy build .*--overwrite"):
-        open_engines(damaged[0], "tensorrt-rtx", "9.9")
-
-
-def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
-    change_manifest(damaged[1], plugin__abi=99)
-    with pytest.raises(LucidError, match=r"plugin ABI 99, and this version has 1\. Run: lucid-deploy plugin build"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_engines_of_another_model(damaged: tuple[Artifact, Path], exported: Exported, tmp_path: Path) -> None:
-    other = copy_of(exported(cache="static")[1], tmp_path / "other")
-    shutil.copytree(damaged[1].parent, other.directory / "engines")
-    with pytest.raises(LucidError, match=r"built from another model: decode\.onnx differ.*lucid-deploy build"):
-        open_engines(other, "tensorrt-rtx", trt.__version__)
-
-
-@pytest.mark.parametrize("name", ["prefill.engine", "liblucid_tensorrt.so"])
-def test_a_cut_file(damaged: tuple[Artifact, Path], name: str) -> None:
-    path = damaged[1] / name
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(CheckFailed, match=rf"{name} has \d+ bytes, its manifest says \d+: it was cut.*-deploy build"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_a_missing_file(damaged: tuple[Artifact, Path]) -> None:
-    (damaged[1] / "decode.engine").unlink()
-    with pytest.raises(CheckFailed, match=r"decode\.engine is missing\. Build them again"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_a_changed_plugin_library(damaged: tuple[Artifact, Path]) -> None:
-    path = damaged[1] / "liblucid_tensorrt.so"
-    path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(CheckFailed, match="was changed after the engines were built"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "engines": {}}'])
-def test_a_damaged_manifest(damaged: tuple[Artifact, Path], text: str) -> None:
-    (damaged[1] / MANIFEST).write_text(text)
-    with pytest.raises(CheckFailed, match=r"engines\.json is damaged.*Build them again"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_a_manifest_that_names_files_elsewhere(damaged: tuple[Artifact, Path]) -> None:
-    change_manifest(damaged[1], plugin__file="../../../plugin.so")
-    with pytest.raises(CheckFailed, match="lies outside the folder"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_a_newer_manifest(damaged: tuple[Artifact, Path]) -> None:
-    change_manifest(damaged[1], format_version=2)
-    with pytest.raises(LucidError, match="has format 2, this lucid-deploy reads 1"):
-        open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
-
-
-def test_no_engines(artifact: Artifact, damaged: tuple[Artifact, Path]) -> None:
-    with pytest.raises(LucidError, match=r"has no engines for tensorrt-rtx\. Build them: lucid-deploy build"):
-        open_engines(artifact, "tensorrt-rtx", trt.__version__)
-    with pytest.raises(LucidError, match=r"has no engines for tensorrt \(there are some for tensorrt-rtx\)"):
-        open_engines(damaged[0], "tensorrt", "11.0")

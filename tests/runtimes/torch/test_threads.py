@@ -30,7 +30,7 @@ def run(session: Session[Any]) -> None:
 
 def watch(session: Any, seen: list[int]) -> None:
     """Note the number of threads in each run of the session's model."""
-    session._model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    session.model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
 
 
 def in_a_new_thread() -> int:
@@ -58,7 +58,7 @@ def test_the_number_is_restored_when_a_run_fails(exported: Exported) -> None:
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    session._model.register_forward_pre_hook(fail)
+    session.model.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
         session.prefill(PROMPT, session.empty_cache())
     assert torch.get_num_threads() == 1
@@ -86,7 +86,7 @@ def test_sessions_in_two_threads_run_with_a_number_each(exported: Exported) -> N
             both_run.wait()
             seen[number] = torch.get_num_threads()
 
-        session._model.register_forward_pre_hook(meet)
+        session.model.register_forward_pre_hook(meet)
         session.prefill(PROMPT, session.empty_cache())
         return torch.get_num_threads()
 

@@ -1,8 +1,7 @@
-"""Opening engines, and the CUDA calls: every way it can fail is one clear message."""
+"""Opening engines: every way it can fail is one clear message."""
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import subprocess
@@ -21,18 +20,14 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.tensorrt import backend as backends
-from lucid_deploy.runtimes.tensorrt.backend import Backend, load_backend
-from lucid_deploy.runtimes.tensorrt.device import CudaDevice
+from lucid_deploy.runtimes.tensorrt.backend import load_backend
 from lucid_deploy.runtimes.tensorrt.load_engines import check_capability, load_engines, open_tensorrt
 from lucid_deploy.runtimes.tensorrt.manifest import open_engines
-from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from tests.patience import PATIENCE
 from tests.phase_lines import error_line
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines, has_gpu
 
 Exported = Callable[..., tuple[Path, Artifact]]
-
 BLOCK = """
 import sys
 for name in {names!r}:
@@ -59,35 +54,6 @@ def test_without_tensorrt_the_extra_is_named(arguments: list[str], exported: Exp
     )
 
 
-def test_a_backend_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(name: str) -> Any:
-        raise OSError("libtensorrt.so: cannot open shared object file")
-
-    monkeypatch.setattr(backends, "_installed", lambda name: True)
-    monkeypatch.setattr(backends.importlib, "import_module", broken)
-    with pytest.raises(LucidError, match=r"TensorRT-RTX is installed but does not load: libtensorrt\.so"):
-        load_backend()
-
-
-def test_tensorrt_is_taken_where_tensorrt_rtx_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_installed", lambda name: name == "tensorrt")
-    monkeypatch.setattr(backends.importlib, "import_module", lambda name: SimpleNamespace(__version__="11", name=name))
-    assert load_backend().trt.name == "tensorrt"
-
-
-def test_a_type_that_the_backend_lacks() -> None:
-    trt = SimpleNamespace(DataType=SimpleNamespace(FLOAT=0, HALF=1))
-    with pytest.raises(
-        LucidError, match=r"TensorRT 8 has no type bfloat16\. Export again with --dtype float32 or float16"
-    ):
-        Backend("tensorrt", "TensorRT", trt, "8").check_dtype("bfloat16")
-
-
-def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
-    with pytest.raises(LucidError, match="builds for the GPU of the building machine"):
-        Backend("tensorrt", "TensorRT", SimpleNamespace(), "11").capabilities(("8.6",), "float16", True)
-
-
 def test_an_unknown_device(exported: Exported) -> None:
     with pytest.raises(LucidError, match="Runtime tensorrt runs on cuda, not on 'tpu'"):
         open_session(exported()[1], "tensorrt", device="tpu")
@@ -99,112 +65,6 @@ def test_engines_for_other_gpus(exported: Exported) -> None:
     check_capability(manifest, device, artifact)
     with pytest.raises(LucidError, match=r"built for compute capability 8\.9, 12\.0; fake has 8\.6"):
         check_capability(replace(manifest, capabilities=(89, 120)), device, artifact)
-
-
-def test_memory_goes_back_to_the_device_with_the_session(exported: Exported) -> None:
-    artifact, device = exported()[1], FakeDevice()
-    session = TensorRtSession(artifact, fake_engines(artifact, device, max_context=64)[0], device)
-    cache = session.empty_cache(1)
-    session.prefill(np.array([[1, 2, 3]]), cache)
-    assert device.in_use() > 0
-    del session, cache
-    gc.collect()
-    assert device.in_use() == 0
-
-
-class Results(SimpleNamespace):
-    """``CUresult``: members with a name."""
-
-
-class FakeDriver:
-    """``cuda.bindings.driver``: every call succeeds, is noted, and returns a number, unless told otherwise."""
-
-    def __init__(self, **answers: Any) -> None:
-        names = ("CUDA_SUCCESS", "CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_LAUNCH_FAILED")
-        self.CUresult = Results(**{name: SimpleNamespace(name=name) for name in names})
-        self.CUdevice_attribute = SimpleNamespace(
-            CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR="major", CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR="minor"
-        )
-        self.CUstream_flags = SimpleNamespace(CU_STREAM_NON_BLOCKING=SimpleNamespace(value=1))
-        self.CUmemorytype = SimpleNamespace(CU_MEMORYTYPE_DEVICE=2)
-        self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
-        self.CUDA_MEMCPY2D = SimpleNamespace
-        self.calls: list[tuple[Any, ...]] = []
-        self.answers = {"cuDeviceGetCount": 2, "cuDeviceGetName": b"Test GPU\0\0", **answers}
-
-    def __getattr__(self, name: str) -> Callable[..., tuple[Any, ...]]:
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append((name, *arguments))
-            answer = self.answers.get(name, 7)
-            if name == "cuDeviceGetAttribute":
-                answer = {"major": 12, "minor": 1}[arguments[0]]
-            if isinstance(answer, Exception):
-                raise answer
-            if isinstance(answer, str):
-                return (getattr(self.CUresult, answer), None)
-            return (self.CUresult.CUDA_SUCCESS, answer)
-
-        return call
-
-    def names(self) -> list[str]:
-        return [name for name, *_ in self.calls]
-
-
-@pytest.mark.parametrize(
-    ("answers", "message"),
-    [
-        ({"cuInit": RuntimeError("libcuda.so.1 not found")}, r"No CUDA driver was found .* \(libcuda\.so\.1\)"),
-        ({"cuInit": "CUDA_ERROR_NO_DEVICE"}, r"does not start \(CUDA_ERROR_NO_DEVICE\).*nvidia-smi"),
-        ({"cuDeviceGetCount": 0}, "The CUDA driver finds no GPU"),
-        ({"cuDeviceGetCount": 1}, "There is no GPU 1; this machine has 1, numbered from 0"),
-    ],
-    ids=str,
-)
-def test_no_gpu(answers: dict[str, Any], message: str) -> None:
-    with pytest.raises(LucidError, match=message):
-        CudaDevice(FakeDriver(**answers), 1)
-
-
-def test_what_the_device_says_about_itself() -> None:
-    device = CudaDevice(FakeDriver(), 1)
-    assert (device.name, device.capability, device.stream) == ("Test GPU", 121, 7)
-
-
-def test_full_memory_and_failed_calls() -> None:
-    device = CudaDevice(
-        FakeDriver(cuMemAllocAsync="CUDA_ERROR_OUT_OF_MEMORY", cuGraphLaunch="CUDA_ERROR_LAUNCH_FAILED")
-    )
-    with pytest.raises(LucidError, match="The memory of Test GPU is full"):
-        device.allocate(10)
-    with pytest.raises(RuntimeError, match="cuGraphLaunch failed: CUDA_ERROR_LAUNCH_FAILED"):
-        device.replay(1)
-
-
-def test_recording_ends_even_if_the_work_fails() -> None:
-    driver = FakeDriver()
-    device = CudaDevice(driver)
-    with pytest.raises(ValueError, match="work"):
-        device.record(lambda: (_ for _ in ()).throw(ValueError("work")))
-    assert driver.names()[-2:] == ["cuStreamBeginCapture", "cuStreamEndCapture"]
-    assert device.record(lambda: None) == 7
-    assert driver.names()[-2:] == ["cuGraphInstantiate", "cuGraphDestroy"]
-
-
-def test_copies_name_their_sizes_and_wait_where_they_must() -> None:
-    driver = FakeDriver()
-    device, array = CudaDevice(driver), np.arange(6, dtype=np.int64)
-    device.upload(100, array)
-    assert driver.calls[-1] == ("cuMemcpyHtoDAsync", 100, array.ctypes.data, 48, 7)
-    device.download(array, 100)
-    assert driver.names()[-2:] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"]
-    device.copy_rows(1, 20, 2, 10, 8, 3)
-    copy = driver.calls[-1][1]
-    assert (copy.dstDevice, copy.dstPitch, copy.srcDevice, copy.srcPitch) == (1, 20, 2, 10)
-    assert (copy.WidthInBytes, copy.Height) == (8, 3)
-    before = len(driver.calls)
-    device.copy_rows(1, 20, 2, 10, 0, 3)  # an empty cache
-    device.upload(1, np.zeros(0, np.int64))
-    assert len(driver.calls) == before
 
 
 @pytest.fixture(scope="module")

@@ -126,10 +126,20 @@ def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
     assert np.isfinite(session.prefill(np.zeros((1, 513), np.int64), session.empty_cache(1), chunk=64)).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [({"runtime": "mxnet"}, "known are"), ({"device": "cuda"}, "runs on cpu")]
-)
-def test_open_session_refuses(exported: Exported, arguments: dict[str, str], message: str) -> None:
-    _, artifact = exported()
-    with pytest.raises(LucidError, match=message):
-        open_session(artifact, **arguments)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str) -> None:
+    """After a cached past, with padding: as decoding token by token gives them."""
+    session = open_session(exported(logits="all")[1], runtime)
+    rng = np.random.default_rng(0)
+    past, new = rng.integers(3, 97, (2, 5)), rng.integers(3, 97, (2, 6))
+    mask = np.array([[False, False, True, True, True, True], [True] * 6])
+    cache = session.empty_cache(2)
+    session.prefill(past, cache)
+    one, other = session.fork(cache), session.fork(cache)
+    found = session.prefill_all(new, one, mask)
+    steps = [session.decode(new[:, i : i + 1], other, mask[:, i : i + 1]) for i in range(6)]
+    assert found.shape == (2, 6, 97)
+    np.testing.assert_allclose(found[mask], np.concatenate(steps, axis=1)[mask], atol=1e-4)
+    assert one.length == other.length == 11
+    with pytest.raises(LucidError, match="mask"):
+        session.prefill_all(new, one, mask[:, :3])

@@ -1,0 +1,65 @@
+"""The baseline with standard attention differs from the artifact in nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench import standard
+from lucid_deploy.bench.standard import export_standard
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_the_same_checkpoint_with_another_attention(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, Path, ExportOptions]] = []
+    monkeypatch.setattr(standard, "export", lambda *given: asked.append(given))
+    checkpoint, artifact = exported()
+    target = export_standard(artifact, tmp_path)
+    [(source, output, options)] = asked
+    assert output == target and not target.is_relative_to(artifact.directory)
+    theirs, ours = (json.loads((folder / "config.json").read_text()) for folder in (checkpoint, source))
+    assert ours == {**theirs, "attention_type": "llama", "use_qknorm": False}
+    assert (source / "model.safetensors").samefile(checkpoint / "model.safetensors")
+    assert (options.dtype, options.logits, options.cache, options.cache_dtype) == ("float32", "last", "growing", "auto")
+    assert not options.range_scan
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"cache": "static", "cache_dtype": "int8"}, {"cache": "static", "cache_dtype": "int8"}),
+        ({"logits": "all", "assumed_unused": {"zeta": 3}}, {"logits": "all", "assume_unused": ("zeta",)}),
+    ],
+)
+def test_it_is_exported_as_the_artifact_was(
+    changes: dict[str, Any],
+    wanted: dict[str, Any],
+    exported: Exported,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[ExportOptions] = []
+    monkeypatch.setattr(standard, "export", lambda source, target, options: asked.append(options))
+    _, artifact = exported()
+    export_standard(Artifact(artifact.directory, replace(artifact.manifest, **changes)), tmp_path)
+    assert {name: getattr(asked[0], name) for name in wanted} == wanted
+
+
+def test_a_checkpoint_that_is_gone(exported: Exported, tmp_path: Path) -> None:
+    _, artifact = exported()
+    gone = Artifact(artifact.directory, replace(artifact.manifest, source=str(tmp_path / "gone")))
+    with pytest.raises(
+        LucidError, match=r"no longer there\. Export the artifact again, or leave out --baseline standard"
+    ):
+        export_standard(gone, tmp_path)

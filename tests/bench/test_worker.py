@@ -1,0 +1,66 @@
+"""A contender's process: commands in, answers out, memory as the kernel counts it."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.bench.worker import Worker, main, reset_peak, resident_bytes
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes import open_session
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_memory_is_the_kernels() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert abs(resident_bytes("VmRSS") - pages * resource.getpagesize()) < 1 << 24 < resident_bytes("VmHWM")
+    with pytest.raises(LucidError, match="has no VmNothing; memory is measured on Linux only"):
+        resident_bytes("VmNothing")
+
+
+def test_a_peak_holds_what_was_given_back_until_it_is_reset() -> None:
+    size = 1 << 27
+    block = np.ones(size, np.uint8)
+    del block
+    peak = resident_bytes("VmHWM")
+    reset_peak()
+    assert resident_bytes("VmHWM") < peak - size // 2
+
+
+def test_the_logits_are_the_sessions(exported: Exported) -> None:
+    _, artifact = exported()
+    found = Worker(Contender("it", "artifact", str(artifact.directory))).logits(seed=1, length=12)["logits"]
+    session, ids = open_session(artifact), np.random.default_rng(1).integers(0, 97, (1, 12))
+    cache = session.empty_cache()
+    wanted = [session.prefill(ids[:, :-1], cache), session.decode(ids[:, -1:], cache)]
+    np.testing.assert_allclose(found, np.concatenate(wanted, axis=1)[0], atol=1e-5)
+
+
+def test_commands_are_answered_one_by_one_and_faults_too(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contender = Contender("it", "artifact", str(exported()[1].directory))
+    commands = [
+        {"op": "open", **asdict(contender)},
+        {"op": "prefill", "batch": 2, "length": 9, "chunk": None},
+        {"op": "decode", "batch": 2, "context": 9, "steps": 2},
+        {"op": "decode", "batch": 2, "context": 9, "steps": 0},
+        {"op": "logits", "seed": 0, "length": 3},
+    ]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(each) + "\n" for each in commands)))
+    main()
+    opened, prefill, decode, fault, after = map(json.loads, capsys.readouterr().out.splitlines())
+    assert opened["runtime"] == "onnxruntime" and opened["seconds"] > 0 and opened["resident"] > 10**7
+    assert min(prefill["seconds"], decode["seconds"]) > 0 and min(prefill["peak"], decode["peak"]) > 10**7
+    assert fault == {"error": "ZeroDivisionError: float division by zero"}
+    assert len(after["logits"]) == 2

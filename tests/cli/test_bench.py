@@ -1,0 +1,55 @@
+"""``lucid-deploy bench`` measures what it was told to, and refuses what makes no sense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason='plots need: pip install ".[bench]"')
+    _, artifact = exported()
+    target = tmp_path / "out.json"
+    arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]
+    for baseline in ("standard", "torch-dense", "torch-blocked", "transformers"):
+        arguments += ["--baseline", baseline]
+    result = CliRunner().invoke(main, [*arguments, "--json", str(target), "--plot", str(tmp_path / "plots")])
+    assert result.exit_code == 0, result.output
+    report = json.loads(target.read_text())
+    names = [artifact.directory.name, "standard", "torch-dense", "torch-blocked", "transformers"]
+    points = {(row["contender"], row["stage"], row["length"]) for row in report["measurements"]}
+    assert points == {(name, stage, n) for name in names for stage in ("prefill", "decode") for n in (8, 40)}
+    for row in report["measurements"]:
+        assert len(row["seconds"]) == 2 and row["median"] > 0 and row["peak"] > 10**7
+    assert report["machine"]["versions"]["onnxruntime"] and report["machine"]["copy_bytes_per_second"] > 0
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"prefill.png", "decode.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lengths", "8,x"], "'8,x' is not a list of whole numbers such as 512,2048."),
+        (["--batches", "0"], "'0' must hold positive numbers"),
+        (["--stages", "train"], "--stages takes prefill, decode, or prefill,decode, not 'train'"),
+        (["--baseline", "vllm"], "'vllm' is not one of 'standard'"),
+        (["--repeats", "0"], "0 is not in the range"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(words: list[str], message: str, exported: Exported) -> None:
+    result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), *words])
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+def test_contenders_need_different_names(exported: Exported) -> None:
+    path = str(exported()[1].directory)
+    result = CliRunner().invoke(main, ["bench", path, path, "--lengths", "8"])
+    assert result.exit_code == 2 and "Contenders need different names; these are called" in result.stderr

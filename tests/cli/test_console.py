@@ -1,0 +1,59 @@
+"""Results go whole to stdout or to a file, or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.cli._console import human_size, progress, write_json, write_text
+from lucid_deploy.errors import LucidError
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (3 * 2**30, "3.0 GiB"),
+        (2**41, "2.0 TiB"),
+    ],
+)
+def test_sizes(size: int, shown: str) -> None:
+    assert human_size(size) == shown
+
+
+def test_json_to_stdout_or_a_file_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"ü": [1, 2.5, None]}
+    write_json(data, "-")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == data and printed.err == ""
+    write_json(data, str(tmp_path / "facts.json"))
+    assert (tmp_path / "facts.json").read_text() == printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_text("new", str(tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+
+
+@pytest.mark.parametrize("target", ["nowhere/file", "."])
+def test_what_cannot_be_written_is_named(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LucidError, match=f"{target} cannot be written: "):
+        write_text("text", target)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_is_silent_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("Working") as update:
+        update(1, 3)
+        update("Still working", 2, 3)
+    assert tuple(capsys.readouterr()) == ("", "")

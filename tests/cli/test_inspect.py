@@ -1,0 +1,53 @@
+"""``lucid-deploy inspect`` shows what is in an artifact's files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def run(*words: Any) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, words)])
+
+
+def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
+    _, artifact = exported()
+    result = run(artifact.directory, "--batch", 3, "--context", 100)
+    assert result.exit_code == 0, result.stderr
+    digest = hashlib.sha256(artifact.path("weights.bin").read_bytes()).hexdigest()
+    assert digest[:16] in result.stdout and "sha256 checked" not in result.stdout
+    for shown in ("past_key_values.{0..1}.key", "ai.lucid::Precondition 2", "vocabulary 97, context 512"):
+        assert shown in result.stdout
+    cache = 3 * 100 * 2 * 2 * 2 * 36 * 4  # rows, tokens, K and Y, layers, key/value heads, width, bytes
+    assert "Memory for batch 3, context 100: weights " in result.stdout
+    assert f"cache {cache / 1024:.1f} KiB" in result.stdout
+
+
+def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
+    assert "Files (sha256 checked)" in run(artifact_copy, "--check").stdout
+    with (artifact_copy / "weights.bin").open("r+b") as file:
+        file.write(b"\0\1\2\3")
+    assert run(artifact_copy).exit_code == 0
+    damaged = run(artifact_copy, "--check")
+    assert damaged.exit_code == 1 and "weights.bin" in damaged.stderr
+
+
+@pytest.mark.parametrize("words", [["--batch", 0], ["--context", -1], ["--batch", "two"]], ids=str)
+def test_wrong_numbers(words: list[Any], exported: Exported) -> None:
+    result = run(exported()[1].directory, *words)
+    assert result.exit_code == 2 and words[0] in result.stderr and result.stdout == ""
+
+
+def test_what_is_no_artifact(tmp_path: Path) -> None:
+    result = run(tmp_path / "nowhere")
+    assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,55 @@
+"""``lucid-deploy serve`` refuses what cannot be served before it loads a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "no.such.host.invalid"], "is not an address of this machine"),
+        (["--api-key-file", "missing"], "--api-key-file missing cannot be read: No such file"),
+        (["--api-key-file", "."], "is not a file"),
+        (["--replicas", "2"], "--replicas is for --engine ray"),
+        (["--engine", "ray", "--replicas", "2", "--max-replicas", "3"], "not both"),
+        (["--engine", "ray", "--min-replicas", "3", "--max-replicas", "2"], "is more than"),
+        (["--engine", "ray", "--min-replicas", "3"], "go together"),
+        (["--threads", "0"], "number of threads"),
+        (["--device", "cuda"], "runs on cpu"),
+        (["--rows", "0"], "not in the range"),
+    ],
+)
+def test_options_that_cannot_be(with_tokenizer: Path, options: list[str], message: str) -> None:
+    result = CliRunner().invoke(main, ["serve", str(with_tokenizer), "--port", "0", *options])
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_key_files(with_tokenizer: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    def message(text: bytes, mode: int = 0o600) -> str:
+        keys.write_bytes(text)
+        keys.chmod(mode)
+        arguments = ["serve", str(with_tokenizer), "--port", "0", "--api-key-file", str(keys)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2
+        return result.stderr
+
+    assert "has no keys" in message(b"# nothing\n\n")
+    assert "can be read by every user" in message(b"key\n", 0o644)
+    assert "line 2: a key is printable ASCII" in message("key\nschlüssel\n".encode())
+    assert "line 1: a key is printable ASCII" in message(b"two words\n")
+    assert "not text in UTF-8" in message(b"\xff\xfe")
+
+
+def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) -> None:
+    assert CliRunner().invoke(main, ["serve", str(tmp_path)]).exit_code == 2
+    result = CliRunner().invoke(main, ["serve", str(artifact_copy)])
+    assert (result.exit_code, "has no tokenizer.json" in result.stderr) == (2, True)

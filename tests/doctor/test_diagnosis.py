@@ -1,0 +1,48 @@
+"""A check tries the thing itself; what is missing or broken is its finding."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.doctor.diagnosis import CHECKS, Check, importable, run_check
+from lucid_deploy.errors import LucidError
+
+
+@pytest.mark.parametrize(
+    ("error", "package", "status", "remark"),
+    [
+        (ImportError("no module"), "no-such-distribution", "missing", "install it"),
+        (ImportError("no module"), "click", "broken", "installed but does not import: no module"),
+        (LucidError("It is not there. Do this."), None, "missing", "It is not there. Do this."),
+        (LucidError("It does not load."), "click", "broken", "It does not load."),
+        (OSError("a library is gone"), "click", "broken", "OSError: a library is gone"),
+    ],
+    ids=str,
+)
+def test_findings(error: Exception, package: str | None, status: str, remark: str) -> None:
+    def fail() -> str:
+        raise error
+
+    found = run_check(Check("thing", "tests", fail, "install it", package=package))
+    assert (found.status, found.remark, bool(found.version)) == (status, remark, package == "click")
+
+
+def test_what_works_is_tried_and_not_only_found() -> None:
+    """The solve of equal keys is known: each value less the one before it."""
+    found = {check.name: run_check(check) for check in CHECKS if check.name in ("torch", "onnxruntime")}
+    assert [finding.status for finding in found.values()] == ["ok", "ok"]
+    assert found["torch"].remark.startswith("solves") and "runs ai.lucid functions" in found["onnxruntime"].remark
+
+
+def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.plugins.precondition.precondition", lambda k, v, eps: v)
+    [check] = [each for each in CHECKS if each.name == "torch"]
+    found = run_check(check)
+    assert (found.status, found.required) == ("broken", True)
+    assert "gives [1.0, 3.0, 6.0] instead of [1, 2, 3]" in found.remark
+
+
+def test_a_module_that_does_not_import_is_missing() -> None:
+    check = Check("thing", "tests", importable("no_such_module"), "install it")
+    assert run_check(check).to_dict()["status"] == "missing"
+    assert importable("json")() == "imports"

@@ -1,0 +1,33 @@
+"""What TensorRT needs, line by line."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.doctor.diagnosis import run_check
+from lucid_deploy.doctor.gpu import CHECKS
+from lucid_deploy.errors import LucidError
+from tests.runtimes.tensorrt.fake_gpu import FakeDevice
+
+
+def test_a_version_is_shown_under_the_distributions_name() -> None:
+    [check] = [each for each in CHECKS if each.name == "TensorRT-RTX"]
+    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    found = run_check(check)
+    assert (found.status, found.version[:2]) == ("ok", "1.") and "8.6, 8.9, 12.0" in found.remark
+
+
+def test_a_gpu_is_named_with_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", FakeDevice)
+    [check] = [each for each in CHECKS if each.name == "CUDA driver, GPU"]
+    assert run_check(check).remark == "fake, compute capability 8.6"
+
+
+def test_a_driver_that_is_not_there_is_missing_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise LucidError("No CUDA driver was found. Do this.")
+
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", none)
+    [check] = [each for each in CHECKS if each.name == "CUDA driver, GPU"]
+    found = run_check(check)
+    assert (found.status, found.required, found.remark) == ("missing", False, "No CUDA driver was found. Do this.")

@@ -1,0 +1,64 @@
+"""Sessions of every cache and runtime, their gates, and runtimes of a test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.compare import TensorId, record
+from lucid_deploy.parity.measure.gate import derive_gates
+from lucid_deploy.runtimes import (
+    Capabilities,
+    Session,
+    open_session,
+    register_runtime,
+    runtime_names,
+    unregister_runtime,
+)
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.runtimes.cache_cases import CASES, IDS
+from tests.runtimes.recording import Recording
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(case))
+def session(request: pytest.FixtureRequest, exported: Exported) -> Session[Any]:
+    """A session of each cache and runtime."""
+    cache, runtime = request.param
+    return open_session(exported(cache=cache)[1], runtime)
+
+
+@pytest.fixture(scope="session")
+def gates(exported: Exported) -> dict[TensorId, Any]:
+    """The parity gate of these tokens: four times what PyTorch in float32 gets wrong against float64."""
+    import torch
+
+    checkpoint, _ = exported()
+    scenario = Scenario("tokens", IDS, IDS[:1])
+    sessions = [
+        TorchSession(load_model(checkpoint, dtype, implementation=kind))
+        for dtype, kind in ((torch.float64, "reference"), (torch.float32, "blocked"))
+    ]
+    reference, baseline = (record(each, scenario) for each in sessions)
+    return derive_gates(reference, baseline, "float32")
+
+
+@pytest.fixture
+def registered() -> Iterator[Callable[..., Recording]]:
+    """Return a function that registers a runtime which opens nothing; it is forgotten after the test."""
+
+    def register(can: Capabilities | None = None) -> Recording:
+        runtime = Recording(can)
+        register_runtime(runtime)
+        return runtime
+
+    yield register
+    if "recording" in runtime_names():
+        unregister_runtime("recording")

@@ -1,0 +1,67 @@
+"""Sessions of every provider compute the same, share what they can, and keep to a provider's profile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.onnxruntime.providers import CPU
+from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits
+from tests.runtimes.onnxruntime.fake_onnxruntime import NAMES, FakeOrt
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def everything(session: Any) -> list[np.ndarray]:
+    ids = np.random.default_rng(0).integers(0, 97, (2, 40))
+    cache = session.empty_cache(2)
+    results = [session.prefill(ids[:, :30], cache)]
+    return results + [session.decode(ids[:, i : i + 1], cache) for i in range(30, 40)]
+
+
+@pytest.mark.parametrize("provider", NAMES)
+def test_sessions_of_gpu_providers_compute_the_same(provider: str, fake: FakeOrt, artifact: Artifact) -> None:
+    """They load the weights themselves; TensorRT reads a copy of the graph, of which the plugin's nodes get bodies."""
+    session = open_session(artifact, provider=provider)
+    assert (session.runtime, session.provider) == ("onnxruntime", provider)
+    assert [asked[0][0] for asked in fake.asked] == [NAMES[provider]] * 2
+    others = [(NAMES["cuda"], {"device_id": "0", "use_tf32": "0"})] if provider == "tensorrt" else []
+    assert [asked[1:] for asked in fake.asked] == [[*others, CPU]] * 2
+    assert [(each.initializers, each.entries) for each in fake.options] == [([], [])] * 2
+    for ours, other in zip(everything(session), everything(open_session(artifact)), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exported: Exported) -> None:
+    assert open_session(exported()[1]).provider == "cpu"
+    assert fake.asked == [[CPU], [CPU]]
+    assert all(options.initializers for options in fake.options)
+    # A small model keeps packed weights.
+    assert all(options.entries == ["session.force_spinning_stop"] for options in fake.options)
+
+
+def test_other_runtimes_have_no_provider(exported: Exported) -> None:
+    _, artifact = exported()
+    assert open_session(artifact, "torch").provider is None
+    with pytest.raises(LucidError, match="--provider is for onnxruntime; runtime torch has none"):
+        open_session(artifact, "torch", provider="cuda")
+
+
+def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None:
+    session = open_session(artifact, provider="tensorrt")
+    assert session.limits == choose_limits(artifact)  # type: ignore[attr-defined]
+    with pytest.raises(LucidError, match="With --provider tensorrt up to 4 rows can be run, not 5"):
+        session.prefill(np.zeros((5, 2), np.int64), session.empty_cache(5))
+    session.limits = Limits(4, 512, 7)  # type: ignore[attr-defined]
+    seen: list[int] = []
+    session.prefill(np.zeros((1, 20), np.int64), session.empty_cache(1), progress=lambda done, total: seen.append(done))
+    assert seen == [7, 14, 20]
+    session.prefill(np.zeros((1, 6), np.int64), session.empty_cache(1), None, 5, lambda done, total: seen.append(done))
+    assert seen[3:] == [5, 6]

@@ -1,0 +1,64 @@
+"""TensorRT-RTX or TensorRT: which is taken, and what it cannot do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.tensorrt.backend import Backend, load_backend
+
+Install = Callable[[str, str], None]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return a function that installs a module in place of a TensorRT package; the two of them are gone before."""
+    for name in ("tensorrt_rtx", "tensorrt"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(name: str, code: str) -> None:
+        (tmp_path / f"{name}.py").write_text(code)
+        monkeypatch.delitem(sys.modules, name)
+
+    return install
+
+
+def test_a_backend_that_does_not_load(package: Install) -> None:
+    package("tensorrt_rtx", "raise OSError('libtensorrt.so: cannot open shared object file')")
+    with pytest.raises(LucidError, match=r"TensorRT-RTX is installed but does not load: libtensorrt\.so"):
+        load_backend()
+
+
+def test_tensorrt_is_taken_where_tensorrt_rtx_is_not(package: Install) -> None:
+    package("tensorrt", "__version__ = '11'")
+    found = load_backend()
+    assert (found.name, found.version, found.trt.__name__) == ("tensorrt", "11", "tensorrt")
+    with pytest.raises(LucidError, match=r'tensorrt_rtx is needed .* pip install "tensorrt-rtx-cu13'):
+        load_backend("tensorrt-rtx")
+    with pytest.raises(LucidError, match="'cuda' is not known; known are tensorrt-rtx, tensorrt"):
+        load_backend("cuda")
+
+
+def test_tensorrt_rtx_is_taken_where_both_are(package: Install) -> None:
+    package("tensorrt", "__version__ = '11'")
+    package("tensorrt_rtx", "__version__ = '1'")
+    assert load_backend().name == "tensorrt-rtx" and load_backend("tensorrt").name == "tensorrt"
+
+
+def test_a_type_that_the_backend_lacks() -> None:
+    trt = SimpleNamespace(DataType=SimpleNamespace(FLOAT=0, HALF=1))
+    with pytest.raises(
+        LucidError, match=r"TensorRT 8 has no type bfloat16\. Export again with --dtype float32 or float16"
+    ):
+        Backend("tensorrt", "TensorRT", trt, "8").check_dtype("bfloat16")
+
+
+def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
+    with pytest.raises(LucidError, match="builds for the GPU of the building machine"):
+        Backend("tensorrt", "TensorRT", SimpleNamespace(), "11").capabilities(("8.6",), "float16", True)

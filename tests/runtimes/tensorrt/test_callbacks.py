@@ -1,0 +1,85 @@
+"""What TensorRT calls: progress never goes back, and no exception goes through its C++ code."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lucid_deploy.runtimes.tensorrt.callbacks import STEPS, Kept, Progress, explain, make_logger, make_monitor
+
+
+class Interface:
+    """As TensorRT's classes that are derived from."""
+
+    INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+
+TRT = SimpleNamespace(ILogger=Interface, IProgressMonitor=Interface)
+
+
+def test_progress_of_nested_phases_grows_to_the_whole() -> None:
+    seen: list[tuple[int, int]] = []
+    progress = Progress(lambda *now: seen.append(now))
+    progress.start("build", None, 2)
+    for outer in range(2):
+        progress.start("tactics", "build", 4)
+        for inner in range(4):
+            progress.step("tactics", inner)
+        progress.finish("tactics")
+        progress.step("build", outer)
+    progress.step("unknown", 3)  # of a phase that nobody began
+    assert [done for done, _ in seen] == [125, 250, 375, 500, 625, 750, 875, 1000]
+    assert {total for _, total in seen} == {STEPS}
+
+
+def test_a_second_root_does_not_take_progress_back() -> None:
+    seen: list[int] = []
+    progress = Progress(lambda done, _: seen.append(done))
+    progress.start("first", None, 2)
+    progress.step("first", 0)
+    progress.finish("first")
+    progress.start("second", None, 0)  # TensorRT has phases of no steps
+    progress.start("third", None, 10)
+    for index in range(10):
+        progress.step("third", index)
+    assert seen == sorted(set(seen)) and seen[0] == 500 and seen[-1] == STEPS
+
+
+def test_the_logger_collects_errors_only() -> None:
+    kept = Kept()
+    logger = make_logger(TRT, kept)
+    logger.log(Interface.WARNING, "slow")
+    logger.log(Interface.ERROR, " it fails\n")
+    logger.log(Interface.ERROR, None)  # type: ignore[arg-type]
+    assert logger.errors == ["it fails"] and isinstance(kept.error, AttributeError)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("report")], ids=repr)
+def test_an_exception_stops_the_build_and_is_raised_once_by_the_caller(error: BaseException) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    kept = Kept()
+    monitor = make_monitor(TRT, fail, kept)
+    monitor.phase_start("build", None, 2)
+    assert monitor.step_complete("build", 0) is False
+    monitor.phase_finish("build")
+    with pytest.raises(type(error)) as caught:
+        kept.raise_again()
+    assert caught.value is error
+    kept.raise_again()  # nothing is left
+
+
+def test_a_build_that_reports_goes_on() -> None:
+    seen: list[int] = []
+    monitor = make_monitor(TRT, lambda done, _: seen.append(done), Kept())
+    monitor.phase_start("build", None, 4)
+    assert monitor.step_complete("build", 1) is True and seen == [500]
+
+
+def test_the_telling_error_is_the_one_that_is_not_of_the_driver() -> None:
+    driver = "no driver (cudaError 35)"
+    assert explain([driver, "--- context", "the node is wrong", "later"]) == "the node is wrong"
+    assert explain([driver]) == driver and explain([]) == "no reason given"

@@ -1,0 +1,85 @@
+"""Graphs are prepared for TensorRT, or refused with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
+from lucid_deploy.runtimes.tensorrt.callbacks import Kept, make_logger
+from lucid_deploy.runtimes.tensorrt.prepare import check_head_width, prepare_graph
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def test_weights_stay_in_their_file(exported: Exported) -> None:
+    artifact = exported()[1]
+    graph = prepare_graph(artifact, "prefill", 64)
+    assert graph.plugin_nodes == {"Precondition": 2}
+    assert len(graph.model) < artifact.path("prefill.onnx").stat().st_size
+
+
+def test_an_artifact_without_the_custom_operators(artifact_copy: Path) -> None:
+    """As a tool leaves it that inlines functions."""
+    from onnx import inliner
+
+    from lucid_deploy.artifact import open_artifact
+
+    artifact = open_artifact(artifact_copy)
+    for stage, wanted in (("prefill", "Precondition"), ("decode", "DecodeAttention")):
+        path = artifact.graph_path(stage)
+        onnx.save(inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
+        with pytest.raises(LucidError, match=rf"{stage}\.onnx has 0 nodes ai\.lucid::{wanted} where the model has 2"):
+            prepare_graph(Artifact(artifact.directory, artifact.manifest), stage, 64)
+
+
+def test_an_operator_nobody_knows(artifact_copy: Path) -> None:
+    from lucid_deploy.artifact import open_artifact
+
+    artifact = open_artifact(artifact_copy)
+    model = onnx.load(str(artifact.graph_path("prefill")), load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Precondition").op_type = "Postcondition"
+    onnx.save(model, str(artifact.graph_path("prefill")))
+    with pytest.raises(LucidError, match="operators that the plugin library does not have: Postcondition"):
+        prepare_graph(Artifact(artifact.directory, artifact.manifest), "prefill", 64)
+
+
+@pytest.mark.parametrize("width", [12, 66, 260])
+def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
+    from dataclasses import replace
+
+    artifact = exported()[1]
+    config = replace(artifact.config, head_dim=width)
+    changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
+    with pytest.raises(LucidError, match=f"head_dim is {width}; the TensorRT plugin takes multiples of 4"):
+        check_head_width(changed)
+
+
+def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugins(
+    exported: Exported, plugin: Path
+) -> None:
+    """With TensorRT-RTX's parser; without the attribute it looks for them in the domain's name and finds none."""
+    trt = pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    register_plugins(plugin, trt)
+    artifact = exported()[1]
+    for stage, count in (("prefill", 2), ("decode", 2)):
+        graph = prepare_graph(artifact, stage, 64, for_onnxruntime=True)
+        path = str(artifact.graph_path(stage))
+        logger = make_logger(trt, Kept())
+        network = trt.Builder(logger).create_network(0)
+        assert trt.OnnxParser(network, logger).parse(graph.model, path), logger.errors
+        layers = [network.get_layer(index).type for index in range(network.num_layers)]
+        assert layers.count(trt.LayerType.PLUGIN_V3) == count
+        assert graph.plugin_nodes == prepare_graph(artifact, stage, 64).plugin_nodes
+    model = onnx.load_from_string(graph.model)
+    for node in model.graph.node:
+        kept = [each for each in node.attribute if each.name != "plugin_namespace"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    network = trt.Builder(logger).create_network(0)
+    assert not trt.OnnxParser(network, logger).parse(model.SerializeToString(), path)

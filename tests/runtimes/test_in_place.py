@@ -1,0 +1,51 @@
+"""Decoding in the caller's buffers is decoding: the same logits, and one new row in each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.runtimes import open_session
+
+Exported = Callable[..., tuple[Path, Artifact]]
+ROOM = 16
+
+
+def test_steps_in_bound_buffers_are_decoding_steps(exported: Exported) -> None:
+    """Two rows of unlike lengths; the longer one is what a session's own cache gives."""
+    session = open_session(exported(cache="static")[1])
+    decoding = session.in_place
+    assert decoding is not None and decoding.layout == session.layout
+    prompts = [np.array([[5, 5, 5, 8, 5, 5, 9]]), np.array([[5, 5, 3]])]
+    caches = [session.empty_cache(1) for _ in prompts]
+    for prompt, cache in zip(prompts, caches, strict=True):
+        session.prefill(prompt, cache)
+    buffers = [
+        tuple(np.zeros((2, x.shape[1], ROOM, x.shape[3]), x.dtype) for x in layer)
+        for layer in session.layer_arrays(caches[0])
+    ]
+    for row, cache in enumerate(caches):
+        for layer, held in zip(buffers, session.layer_arrays(cache), strict=True):
+            for buffer, array in zip(layer, held, strict=True):
+                buffer[row, :, : cache.length] = array[0]
+    before = [tuple(buffer.copy() for buffer in layer) for layer in buffers]
+    length = np.array([cache.length for cache in caches])
+    ids, mask = np.array([[7], [5]]), np.ones((2, ROOM), np.int64)
+    binding = decoding.bind_decode(buffers, mask, ids, length[:, None].copy(), length)
+    logits = decoding.run_bound(binding)
+    for row, cache in enumerate(caches):
+        np.testing.assert_allclose(logits[row], session.decode(ids[row : row + 1], cache)[0], atol=1e-5)
+        for layer, old, held in zip(buffers, before, session.layer_arrays(cache), strict=True):
+            for buffer, then, array in zip(layer, old, held, strict=True):
+                np.testing.assert_allclose(buffer[row, :, : cache.length], array[0], atol=1e-5)
+                assert np.array_equal(buffer[row, :, cache.length :], then[row, :, cache.length :])
+                assert np.array_equal(buffer[row, :, : cache.length - 1], then[row, :, : cache.length - 1])
+
+
+@pytest.mark.parametrize(("cache", "runtime"), [("growing", "onnxruntime"), ("static", "torch")])
+def test_others_have_none(cache: str, runtime: str, exported: Exported) -> None:
+    assert open_session(exported(cache=cache)[1], runtime).in_place is None
