@@ -78,7 +78,7 @@ def compile_kernels(
     work = [(variant, arch) for arch in wanted for variant in variants(arch) if select(variant)]
     found = {item: kernels for item in work if (kernels := load(cache / cache_key(*item)))}
     progress(len(found), len(work), "")
-    for item, kernels in _compile_all([item for item in work if item not in found], jobs):
+    for item, kernels in compile_all([item for item in work if item not in found], jobs):
         save(cache / cache_key(*item), kernels)
         found[item] = kernels
         progress(len(found), len(work), kernels[0].variant)
@@ -103,7 +103,7 @@ def _triton_version() -> str:
         raise missing_extra("triton", "kernels", "compile the GPU kernels") from None
 
 
-def _compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[CompiledKernel]]]:
+def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[CompiledKernel]]]:
     """Yield every variant and architecture with its result, as processes finish."""
     if not work:
         return

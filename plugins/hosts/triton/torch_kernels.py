@@ -37,11 +37,11 @@ def why_not(*tensors: Tensor) -> str | None:
         return f"the kernels take head widths of {MIN_WIDTH} to {MAX_WIDTH}, not {first.shape[3]}"
     if first.numel() == 0:
         return "there is nothing to compute"
-    return _device_lacks(first.device) if first.device.type == "cuda" else None
+    return device_lacks(first.device) if first.device.type == "cuda" else None
 
 
 @functools.cache
-def _device_lacks(device: torch.device) -> str | None:
+def device_lacks(device: torch.device) -> str | None:
     """Return why no kernel runs on a device, None if they do; asked once, so that a warning comes once."""
     if importlib.util.find_spec("triton") is None:
         line = spelled_out('pip install "lucid-deploy[kernels]"')

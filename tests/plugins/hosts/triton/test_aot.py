@@ -79,7 +79,7 @@ def test_no_debug_information_is_left(compiled):
 
 def test_a_second_time_all_comes_from_the_cache(compiled, cache, monkeypatch):
     monkeypatch.setattr(aot, "compile_variant", None)
-    monkeypatch.setattr(aot, "_compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
+    monkeypatch.setattr(aot, "compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
     assert compile_three(cache) == compiled
 
 
@@ -102,7 +102,7 @@ def test_more_shared_memory_than_the_chip_has_is_an_error():
     constants = (("ROWS", 32), ("BLOCK_N", 64), ("BLOCK_D", 256), ("WIDTH_UNIT", 4))
     variant = Variant("decode_split_kernel", "float32", constants, 4, 3)
     with pytest.raises(LucidError, match=r"bytes of shared memory and sm_86 has 101376.*tuned\.json"):
-        list(aot._compile_all([(variant, 86)], jobs=1))
+        list(aot.compile_all([(variant, 86)], jobs=1))
 
 
 @pytest.mark.parametrize("archs", [[75], [90, 91], []])

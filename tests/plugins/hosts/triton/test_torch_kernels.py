@@ -70,9 +70,9 @@ def test_cuda_tensors_go_to_the_kernels_that_there_are(operator):
 @pytest.fixture
 def device() -> Iterator[None]:
     """Let a test say what the GPU is."""
-    torch_kernels._device_lacks.cache_clear()
+    torch_kernels.device_lacks.cache_clear()
     yield
-    torch_kernels._device_lacks.cache_clear()
+    torch_kernels.device_lacks.cache_clear()
 
 
 def gpu_tensor(dtype: torch.dtype = torch.float16, width: int = 64, tokens: int = 3) -> torch.Tensor:

@@ -1,59 +1,34 @@
-"""In float16 and bfloat16 graphs, whatever is sensitive is float32 in the graph itself, function bodies included."""
+"""Bodies of the operators: all are there, and what is sensitive in them is float32 in half-precision graphs too."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, inliner
 
-from lucid_deploy.artifact import STAGES
+from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.export.functions import FUNCTIONS, function_proto
+from lucid_deploy.plugins.table import DOMAIN, OPERATORS, SCATTER_ROW
+from tests.export.float32_islands import (
+    LAYERS,
+    LINEAR,
+    every_graph,
+    nodes,
+    products_in_half,
+    sensitive_in_half,
+    typed,
+    typed_model,
+)
 
-# Operators with an exponential, a norm, a root or a sum over many elements inside.
-SENSITIVE = {
-    *("Attention", "Exp", "Log", "Sigmoid", "Softmax", "LogSoftmax", "Gelu", "Swish", "Sqrt", "Reciprocal", "Pow"),
-    *("RMSNormalization", "LayerNormalization", "ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "ReduceMax"),
-    *("Sin", "Cos", "Tanh"),
-}
-LAYERS = 2
-LINEAR = 7 * LAYERS  # products with weights; the head's is float32
-HALF = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
-
-
-def nodes(graph: onnx.GraphProto, outer: dict[str, int] | None = None) -> Iterator[tuple[onnx.NodeProto, set[int]]]:
-    """Yield every node, those in loop bodies too, with the types of its inputs and outputs."""
-    types = dict(outer or {})
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        types[value.name] = value.type.tensor_type.elem_type
-    types |= {item.name: item.data_type for item in graph.initializer}
-    for node in graph.node:
-        yield node, {types.get(name, 0) for name in (*node.input, *node.output) if name}
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g, types)
+Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def typed(path: Path) -> onnx.ModelProto:
-    """Return a graph with its functions inlined and the types of all values known."""
-    return typed_model(onnx.load(str(path), load_external_data=False))
-
-
-def typed_model(model: onnx.ModelProto) -> onnx.ModelProto:
-    """See :func:`typed`."""
-    inlined = inliner.inline_local_functions(model)
-    return onnx.shape_inference.infer_shapes(inlined, check_type=True, strict_mode=True)
-
-
-def products_in_half(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node, kinds in nodes(model.graph) if kinds & HALF and node.op_type in ("MatMul", "Gemm")]
-
-
-def sensitive_in_half(model: onnx.ModelProto) -> list[str]:
-    found = list(nodes(model.graph))
-    assert all(0 not in kinds for node, kinds in found if node.op_type in SENSITIVE), "a type is not known"
-    return [node.op_type for node, kinds in found if node.op_type in SENSITIVE and kinds & HALF]
+def load(artifact: Artifact, stage: str) -> onnx.ModelProto:
+    return onnx.load(str(artifact.graph_path(stage)), load_external_data=False)
 
 
 @pytest.mark.parametrize(
@@ -75,28 +50,6 @@ def test_sensitive_operators_are_float32(attention: str, dtype: str, cache: str,
         assert logits.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_the_logits_are_a_float32_product(exported, dtype: str, tied: bool) -> None:
-    """Of the weight as it is stored, in the model's type, which nothing transposes on loading."""
-    _, artifact = exported(dtype, tie_word_embeddings=tied)
-    for stage in STAGES:
-        model = typed(artifact.graph_path(stage))
-        found = list(nodes(model.graph))
-        makers = {name: (node, kinds) for node, kinds in found for name in node.output}
-        node, kinds = makers["logits"]
-        while node.op_type == "Reshape":
-            node, kinds = makers[node.input[0]]
-        assert node.op_type in ("MatMul", "Gemm") and kinds == {TensorProto.FLOAT}
-        cast, _ = makers[node.input[1]]
-        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        weight = next(item for item in model.graph.initializer if item.name == cast.input[0])
-        assert cast.op_type == "Cast" and weight.data_type in HALF and weight.name in (name, "lm_head.weight")
-        assert len(products_in_half(model)) == LINEAR
-        weights = {item.name for item in model.graph.initializer} | {cast.output[0]}
-        assert not [node for node, _ in found if node.op_type == "Transpose" and node.input[0] in weights]
-
-
 def test_the_walk_sees_half_precision_inside_of_loops(exported) -> None:
     """Without the casts of a function's body, its loop computes in half precision, and that is found."""
     _, artifact = exported("float16")
@@ -108,15 +61,6 @@ def test_the_walk_sees_half_precision_inside_of_loops(exported) -> None:
             del node.attribute[:]
     inlined = inliner.inline_local_functions(model)
     assert set(sensitive_in_half(onnx.shape_inference.infer_shapes(inlined))) == {"Attention"}
-
-
-def every_graph(nodes: Sequence[onnx.NodeProto]) -> Iterator[list[onnx.NodeProto]]:
-    """Yield a body's nodes, and those of the loops in it."""
-    yield nodes
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from every_graph(attribute.g.node)
 
 
 @pytest.mark.parametrize(
@@ -161,3 +105,44 @@ def test_block_inverses_in_half_precision_are_found(exported) -> None:
     for cast in halves:
         graph.insert(place, cast)
     assert len(products_in_half(typed_model(model))) == LINEAR + LAYERS  # one more in each layer
+
+
+def test_operators_stay_whole_and_have_bodies(exported: Exported) -> None:
+    _, artifact = exported()
+    for stage, operators in (("prefill", {"Precondition", "CausalAttention"}), ("decode", {"DecodeAttention"})):
+        model = load(artifact, stage)
+        nodes = [node.op_type for node in model.graph.node if node.domain == "ai.lucid"]
+        assert set(nodes) == operators and len(nodes) == 2 * len(operators)
+        assert {fn.name for fn in model.functions} == operators
+        assert {node.domain for fn in model.functions for node in fn.node} <= {"", "ai.onnx"}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_bodies_have_the_tables_tensors(name: str) -> None:
+    [operator] = [each for each in OPERATORS if each.name == name]
+    body = FUNCTIONS[name].to_function_proto()
+    assert (body.domain, body.name) == (DOMAIN, operator.name)
+    assert (tuple(body.input), tuple(body.output)) == (operator.input_names, operator.output_names)
+    assert list(body.attribute) == [each.name for each in operator.attributes]
+
+
+def test_every_operator_of_an_artifact_has_a_body() -> None:
+    assert set(FUNCTIONS) == {each.name for each in OPERATORS if each.torch_name and each is not SCATTER_ROW}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_loops_of_bodies_say_that_they_go_on(name: str) -> None:
+    """ONNX's ReferenceEvaluator runs a loop without a condition zero times."""
+
+    def loops(nodes: Any) -> Iterator[tuple[Any, set[str]]]:
+        constants = (node for node in nodes if node.op_type == "Constant")
+        true = {node.output[0] for node in constants if node.attribute[0].t.data_type == onnx.TensorProto.BOOL}
+        for node in nodes:
+            if node.op_type == "Loop":
+                yield node, true
+            for attribute in node.attribute:
+                yield from loops(attribute.g.node)
+
+    found = list(loops(function_proto(name).node))
+    assert len(found) == {"Precondition": 5, "CausalAttention": 1, "DecodeAttention": 0}[name]
+    assert all(node.input[1] in true for node, true in found)

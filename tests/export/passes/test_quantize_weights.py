@@ -1,0 +1,98 @@
+"""Graphs read quantized weights, and compute what they would with the numbers that those stand for."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper
+
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization, QuantizedTensor
+from lucid_deploy.export.passes import quantize_weights
+from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
+
+OUT, WIDTH = 6, 64
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((2, 3, WIDTH)).astype(np.float32)
+GEMM = helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)
+
+
+def record(form: str, bits: int = 8, width: int = WIDTH, block: int = 32) -> Quantization:
+    tensors = {"w": QuantizedTensor((OUT, width), block)}
+    return Quantization(f"int{bits}", bits, form, "float", tensors, (), "a tool")
+
+
+def parts(quantization: Quantization) -> dict[str, np.ndarray]:
+    """Return random contents of the stored parts, in the shapes of the graph."""
+    packed = RNG.integers(0, 256, quantization.packed_size("w"), dtype=np.uint8)
+    scales = RNG.uniform(0.5, 2, quantization.part_shape("w", SCALES)).astype(np.float32)
+    kind = np.int8 if quantization.packed_dtype == "int8" else np.uint8
+    return {
+        f"w{PACKED}": packed.view(kind).reshape(quantization.part_shape("w", PACKED)),
+        f"w{SCALES}": scales,
+    }
+
+
+def product(node: str) -> ir.Model:
+    shape, x = ([OUT, WIDTH], [6, WIDTH]) if node == "Gemm" else ([WIDTH, OUT], ["batch", "sequence", WIDTH])
+    made = GEMM if node == "Gemm" else helper.make_node("MatMul", ["x", "w"], ["y"])
+    found = model([made], {"x": (FLOAT, x), "w": (FLOAT, shape)}, {"y": (FLOAT, None)})
+    weight_of(found.graph, "w")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("form", "node", "after"),
+    [
+        ("matmulnbits", "MatMul", ["MatMulNBits"]),
+        ("matmulnbits", "Gemm", ["MatMulNBits"]),
+        ("qdq", "MatMul", ["DequantizeLinear", "MatMul"]),
+    ],
+)
+def test_a_product_is_of_what_the_stored_numbers_mean(form: str, node: str, after: list[str]) -> None:
+    quantization, found = record(form), product(node)
+    quantize_weights(found, quantization)
+    assert operators(found) == after
+    assert set(found.graph.initializers) == {f"w{PACKED}", f"w{SCALES}"}
+    stored = parts(quantization)
+    weight = quantization.dequantize("w", stored[f"w{PACKED}"].view(np.uint8).ravel(), stored[f"w{SCALES}"].ravel())
+    x = X.reshape(6, WIDTH) if node == "Gemm" else X
+    np.testing.assert_allclose(run(found, {"x": x}, stored)[0], x @ weight.T, rtol=1e-4, atol=1e-3)
+    assert [value.name for value in found.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("width", [64, 48])
+def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> None:
+    """Rows whose last block is longer than what is left are cut."""
+    quantization = record("matmulnbits", bits=4, width=width)
+    gather = helper.make_node("Gather", ["w", "ids"], ["e"], axis=0)
+    inputs = {"x": (FLOAT, [6, width]), "w": (FLOAT, [OUT, width]), "ids": (INT64, ["count"])}
+    found = model([gather, GEMM], inputs, {"e": (FLOAT, None), "y": (FLOAT, None)})
+    weight_of(found.graph, "w")
+    quantize_weights(found, quantization)
+    assert "Gather" not in operators(found) and operators(found).count("Slice") == (width % 32 > 0)
+    stored = parts(quantization)
+    weight = quantization.dequantize("w", stored[f"w{PACKED}"].ravel(), stored[f"w{SCALES}"].ravel())
+    stored[f"w{ROWS}"] = stored[f"w{PACKED}"].reshape(quantization.part_shape("w", ROWS))
+    x = X.reshape(6, WIDTH)[:, :width]
+    e, y = run(found, {"x": x, "ids": np.array([5, 0])}, stored)
+    np.testing.assert_allclose(e, weight[[5, 0]], rtol=1e-6)
+    np.testing.assert_allclose(y, x @ weight.T, rtol=1e-4, atol=1e-3)
+
+
+def test_a_weight_may_have_another_name_in_the_graph() -> None:
+    found = product("MatMul")
+    quantization = Quantization("int8", 8, "qdq", "float", {"stored": QuantizedTensor((OUT, WIDTH), 32)}, (), "a tool")
+    quantize_weights(found, quantization, {"stored": "w"})
+    assert set(found.graph.initializers) == {f"stored{PACKED}", f"stored{SCALES}"}
+
+
+def test_a_weight_that_is_not_there_or_read_otherwise_is_an_error() -> None:
+    with pytest.raises(ValueError, match="the graph has no weight w"):
+        quantize_weights(model([], {"x": (FLOAT, [1])}, {}), record("qdq"))
+    with pytest.raises(ValueError, match="w is read by input 1 of Gemm, which is not quantized"):
+        quantize_weights(product("Gemm"), record("qdq"))
+    found = model([helper.make_node("Relu", ["w"], ["y"])], {"w": (FLOAT, [OUT, WIDTH])}, {"y": (FLOAT, None)})
+    weight_of(found.graph, "w")
+    with pytest.raises(ValueError, match="w is read by input 0 of Relu"):
+        quantize_weights(found, record("matmulnbits"))

@@ -1,0 +1,42 @@
+"""The placeholder of a write into a buffer becomes the standard operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx import helper
+
+from lucid_deploy.export.operators import OPSET, OPSET_STATIC
+from lucid_deploy.export.passes import use_tensor_scatter
+from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
+from tests.export.passes.graphs import FLOAT, INT64, model, operators, run
+
+SHAPE = ["batch", 2, "room", 4]
+
+
+def made() -> ir.Model:
+    node = helper.make_node(SCATTER_ROW.name, ["cache", "row", "index"], ["present"], domain=DOMAIN)
+    inputs = {"cache": (FLOAT, SHAPE), "row": (FLOAT, ["batch", 2, 1, 4]), "index": (INT64, ["batch"])}
+    return model([node], inputs, {"present": (FLOAT, SHAPE)}, OPSET)
+
+
+def test_it_writes_the_rows_that_pytorchs_operator_writes() -> None:
+    found = made()
+    use_tensor_scatter(found)
+    assert operators(found) == ["TensorScatter"]
+    assert found.opset_imports[""] == OPSET_STATIC > OPSET
+    rng = np.random.default_rng(0)
+    cache, row = (rng.standard_normal((3, 2, size, 4)).astype(np.float32) for size in (6, 1))
+    index = np.array([0, 5, 2])
+    [present] = run(found, {"cache": cache, "row": row, "index": index})
+    wanted = scatter_row(*map(torch.from_numpy, (cache, row, index)))
+    np.testing.assert_array_equal(present, wanted.numpy())
+
+
+def test_a_graph_without_the_placeholder_is_not_changed() -> None:
+    found = model([helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}, OPSET)
+    before = ir.serde.serialize_model(found).SerializeToString()
+    use_tensor_scatter(found)
+    assert ir.serde.serialize_model(found).SerializeToString() == before

@@ -1,0 +1,85 @@
+"""The C++ compiler, and where headers are looked for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.compiler import (
+    COMPILERS,
+    find_compiler,
+    find_header,
+    package_folders,
+    run_compiler,
+    system_includes,
+)
+
+
+def program(folder: Path, name: str, text: str = "#!/bin/sh\nexit 0\n") -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_cxx_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "bin"
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CXX", raising=False)
+    for name in reversed(COMPILERS):
+        path = program(folder, name)
+        assert find_compiler() == str(path), "the first of the list that is there"
+    own = program(tmp_path / "own", "clang-99")
+    monkeypatch.setenv("CXX", str(own))
+    assert find_compiler() == str(own)
+    monkeypatch.setenv("CXX", "clang-98")
+    with pytest.raises(LucidError, match=r"none was found \(CXX=clang-98\)"):
+        find_compiler()
+
+
+def test_without_any_compiler_it_says_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(LucidError, match=r"none was found \(g\+\+, c\+\+, clang\+\+\)\. Install g\+\+ or clang\+\+"):
+        find_compiler()
+
+
+def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
+    run_compiler([str(program(tmp_path / "bin", "good"))])
+    bad = program(tmp_path / "bin", "bad", "#!/bin/sh\necho 'error: no such thing' >&2\nexit 3\n")
+    with pytest.raises(LucidError, match=r"does not compile\. .*bad -c x\.cpp\nerror: no such thing$"):
+        run_compiler([str(bad), "-c", "x.cpp"])
+    with pytest.raises(LucidError, match=r"The compiler .*none cannot be run"):
+        run_compiler([str(tmp_path / "none")])
+
+
+def test_a_header_is_found_in_the_first_place_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_ROOT", raising=False)
+    places = [tmp_path / name for name in ("empty", "first", "second", "root/include")]
+    for place in places:
+        place.mkdir(parents=True)
+    for place in places[1:]:
+        (place / "some.h").touch()
+    assert find_header("some.h", "SOME_ROOT", places[:3], "its headers") == places[1]
+    monkeypatch.setenv("SOME_ROOT", str(tmp_path / "root"))
+    assert find_header("some.h", "SOME_ROOT", places[:3], "its headers") == places[3]
+    monkeypatch.setenv("SOME_ROOT", str(tmp_path / "empty"))  # nowhere else, then
+    with pytest.raises(LucidError, match=r"SOME_ROOT is .*empty, where there is no include/some\.h"):
+        find_header("some.h", "SOME_ROOT", places[:3], "its headers")
+    monkeypatch.delenv("SOME_ROOT")
+    with pytest.raises(LucidError, match=r"needs its headers \(some\.h\), which were not found\. Set SOME_ROOT"):
+        find_header("some.h", "SOME_ROOT", places[:1], "its headers")
+
+
+def test_folders_of_a_package_are_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "with_headers").mkdir()
+    (tmp_path / "with_headers" / "__init__.py").write_text("raise ImportError('needs a GPU')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert package_folders("with_headers") == [tmp_path / "with_headers"]
+    assert "with_headers" not in sys.modules
+    assert package_folders("no_such_package") == []
+    assert all(folder.is_absolute() for folder in system_includes())

@@ -1,0 +1,75 @@
+"""Compiled kernels on disk: all of them come back, or none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, load, save, total_size
+
+CODE = CompiledKernel(
+    variant="precondition_float16_d64_u8",
+    arch=86,
+    is_ptx=False,
+    entry="precondition_kernel",
+    shared_bytes=40960,
+    num_warps=4,
+    constants={"BLOCK_M": 64, "BLOCK_N": 32},
+    arguments=["p_k", "p_v", "n_new"],
+    image=b"\x7fELF\n\n" + bytes(range(256)) * 40,  # lines' ends inside
+)
+KERNELS = [CODE, replace(CODE, is_ptx=True, image=b".version 8.0\n.target sm_86\n"), replace(CODE, image=b"")]
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "entry"
+    save(path, KERNELS)
+    assert load(path) == KERNELS
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600, "code that runs later: nobody else may change it"
+    assert [each.name for each in path.parent.iterdir()] == ["entry"]
+    save(path, KERNELS[:1])
+    assert load(path) == KERNELS[:1]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 400, 5000, -1])
+def test_half_a_file_is_none(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "entry"
+    save(path, KERNELS)
+    path.write_bytes(path.read_bytes()[:cut])
+    assert load(path) is None
+
+
+@pytest.mark.parametrize("place", [-1, -5000])
+def test_a_changed_byte_of_code_is_none(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "entry"
+    save(path, KERNELS)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert load(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]\n", b"{}\n", b'{"sha256": 1, "kernels": []}\n', b"\xff\n", b"null\n"])
+def test_something_else_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "entry").write_bytes(content)
+    assert load(tmp_path / "entry") is None
+    assert load(tmp_path / "none") is None and load(tmp_path) is None
+
+
+def test_a_disk_that_takes_nothing_loses_the_cache_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    save(tmp_path / "entry", KERNELS)
+    assert load(tmp_path / "entry") is None and list(tmp_path.iterdir()) == []
+
+
+def test_sizes_are_those_of_all_images() -> None:
+    size, compressed = total_size(KERNELS)
+    assert size == sum(len(kernel.image) for kernel in KERNELS)
+    assert 256 < compressed < size / 4, "the same 256 bytes over and over"

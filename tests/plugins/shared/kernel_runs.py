@@ -1,0 +1,48 @@
+"""What runs inside of an interpreter's process: device functions that kernels share, on inputs that are hard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tests.plugins.problems import keys, relative
+
+ROWS, WIDTH, BLOCK, PADDED = 11, 20, 16, 32
+
+
+def run_norms(dtype: str, epsilon: float) -> dict[str, Any]:
+    """Load rows with NaN behind them; return what came out of each function, and what should."""
+    from tests.plugins.shared.shared_kernels import norms_kernel
+
+    memory = torch.full((BLOCK + 1, WIDTH), torch.nan, dtype=getattr(torch, dtype))
+    memory[:ROWS] = keys(0.9, ROWS, WIDTH).to(memory.dtype)
+    mask = torch.ones(BLOCK, dtype=torch.int8)
+    mask[[2, 5]] = 0
+    rows, tokens = torch.full((BLOCK, PADDED), torch.nan, dtype=memory.dtype), torch.full((BLOCK,), 9, dtype=torch.int8)
+    norms = torch.full((BLOCK,), torch.nan)
+    norms_kernel[(1,)](memory, mask, rows, tokens, norms, ROWS, WIDTH, epsilon, BLOCK=BLOCK, D=PADDED)
+    exact = torch.rsqrt(memory[:ROWS].double().square().mean(-1) + epsilon)
+    return {
+        "rows": torch.equal(rows[:ROWS, :WIDTH], memory[:ROWS]),
+        "beyond": bool((rows[ROWS:] == 0).all() and (rows[:, WIDTH:] == 0).all() and (norms[ROWS:] == 0).all()),
+        "tokens": tokens.tolist(),
+        "error": relative(norms[:ROWS], exact),
+    }
+
+
+def run_product(dtype: str) -> dict[str, float]:
+    """Multiply weights of at most 1, most of them near 1, with values that cancel; return errors against float64."""
+    from tests.plugins.shared.shared_kernels import product_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    e = torch.exp(-0.3 * torch.rand(BLOCK, BLOCK, generator=generator))
+    y = torch.randn(BLOCK, BLOCK, generator=generator).to(getattr(torch, dtype))
+    acc, out = torch.randn(BLOCK, BLOCK, generator=generator), torch.full((BLOCK, BLOCK), torch.nan)
+    product_kernel[(1,)](e, y, acc, out, BLOCK=BLOCK)
+    exact = acc.double() + e.double() @ y.double()
+    return {
+        "error": relative(out, exact),
+        "one part": relative(acc.double() + e.to(y.dtype).double() @ y.double(), exact),
+        "float32": relative(acc + e @ y.float(), exact),
+    }

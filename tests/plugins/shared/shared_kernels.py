@@ -1,0 +1,28 @@
+"""Kernels around the device functions, so that they can be tested alone. Imported in an interpreter's process."""
+
+# mypy: disallow-untyped-defs=False
+
+import triton
+import triton.language as tl
+
+from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens
+
+
+@triton.jit
+def norms_kernel(p_k, p_mask, p_rows, p_tokens, p_norms, n_rows, width, epsilon, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Load one block of rows and write it out with its tokens and norms."""
+    o_n, o_d = tl.arange(0, BLOCK), tl.arange(0, D)
+    m_n = o_n < n_rows
+    b_k = load_rows(p_k, o_n, m_n, width, D)
+    tl.store(p_rows + o_n[:, None] * D + o_d[None, :], b_k)
+    tl.store(p_tokens + o_n, load_tokens(p_mask, o_n, m_n).to(tl.int8))
+    tl.store(p_norms + o_n, inverse_norms(b_k, m_n, width, epsilon))
+
+
+@triton.jit
+def product_kernel(p_e, p_y, p_acc, p_out, BLOCK: tl.constexpr):
+    """Add the product of two blocks to a third."""
+    o = tl.arange(0, BLOCK)
+    o_block = o[:, None] * BLOCK + o[None, :]
+    b_acc = add_product(tl.load(p_e + o_block), tl.load(p_y + o_block), tl.load(p_acc + o_block))
+    tl.store(p_out + o_block, b_acc)
