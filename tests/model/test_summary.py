@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.layers import LayerKind, register_layer_kind
+from lucid_deploy.model.mixer import Mixer
 from lucid_deploy.model.summary import summarize
 from tests.model.config_samples import OFFICIAL
 
@@ -27,7 +30,20 @@ def test_a_model_in_one_line(changes: dict[str, Any], said: str) -> None:
     assert summarize(parse_config({**OFFICIAL, **changes}, "config.json")).startswith(said)
 
 
+class Gated(LayerKind):
+    """A kind that says nothing of itself but its name."""
+
+    name = "gated"
+
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        return LayerDescription(self.name, ())
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        raise NotImplementedError
+
+
 def test_layers_of_several_kinds_are_counted() -> None:
+    register_layer_kind(Gated())
     kinds = ["lucid", "standard", "gated", "standard"]
     config = parse_config({**OFFICIAL, "num_hidden_layers": 4, "layer_kinds": kinds}, "config.json")
     assert summarize(config).startswith("1 LUCID layer and 2 layers of standard attention and 1 layer of kind gated, ")
