@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._outside import OutsideOptions, outside_options
+from lucid_deploy.runtimes.options import KERNELS
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.verification import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
 
+BOTH = "both"
 TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens are shorter
 
 
@@ -23,11 +25,19 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     "--checkpoint",
     help="The checkpoint it was exported from, a directory or the word demo; default: the one its manifest names.",
 )
+@click.option(
+    "--kernels",
+    "chosen_kernels",
+    type=click.Choice((*KERNELS, BOTH)),
+    default="auto",
+    show_default=True,
+    help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, the graph's "
+    "functions, or both, one after the other; auto takes the library if there is one.",
+)
 @runtime_options(
     "runtime",
     "device",
     "provider",
-    "kernels",
     help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
 )
 @click.option(
@@ -64,6 +74,7 @@ def command(
     artifact: str,
     checkpoint: str | None,
     runtime: RuntimeOptions,
+    chosen_kernels: str,
     steps: int | None,
     prompt: str | None,
     seed: int,
@@ -84,13 +95,17 @@ def command(
     too. A quantized artifact is held against the model on its dequantized weights, these against the checkpoint's, and
     what quantization cost is reported. That model is this toolkit's own: --golden and --against add numbers that others
     computed. Exit status 1 if anything fails; then, and with --explain or --report, every
-    layer is also run on the inputs that the reference has there, which tells its own error from what it inherits.
+    layer is also run on the inputs that the reference has there, which tells its own error from what it inherits. With
+    --kernels both, all of it is done for the library of kernels and for the graph's functions, and both must pass.
 
     Example: lucid-deploy verify ./artifact --report report.html
     """
+    from dataclasses import replace
+
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import write_json, write_text
     from lucid_deploy.cli._phases import shown_phases
+    from lucid_deploy.errors import LucidError
     from lucid_deploy.parity.measure.targets import check_tolerance
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
 
@@ -113,17 +128,33 @@ def command(
         against=outside.against,
         quick=quick,
     )
-    with shown_phases() as listener:
-        verification = verify_artifact(opened, options, listener)
-    if page is not None and verification.report is not None:
+    choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
+    if page is not None and len(choices) > 1:
+        raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
+    found: dict[str, Verification] = {}
+    for kernels in choices:
+        with shown_phases() as listener:
+            found[kernels] = verify_artifact(
+                opened, replace(options, runtime=replace(runtime, kernels=kernels)), listener
+            )
+        if json_target != "-":
+            _show(found[kernels])
+    if page is not None and (report := found[chosen_kernels].report) is not None:
         from lucid_deploy.parity.show.page import render_page
 
-        write_text(render_page(verification.report, verification.facts), page)
+        write_text(render_page(report, found[chosen_kernels].facts), page)
     if json_target is not None:
-        write_json(verification.to_dict(), json_target)
-    if json_target != "-":
-        _show(verification)
-    verification.raise_if_failed()
+        write_json(_data(found), json_target)
+    for verification in found.values():
+        verification.raise_if_failed()
+
+
+def _data(found: dict[str, Verification]) -> dict[str, Any]:
+    """Return plain data for JSON: of one verification, or of several by their kernels."""
+    if len(found) == 1:
+        return next(iter(found.values())).to_dict()
+    runs = {kernels: verification.to_dict() for kernels, verification in found.items()}
+    return {"passed": all(verification.passed for verification in found.values()), "runs": runs}
 
 
 def _check_page(page: str) -> None:

@@ -13,6 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from lucid_deploy.artifact import MANIFEST, WEIGHTS
 from lucid_deploy.cli import main
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from tests.parity.faults import change_weight as change_element
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
@@ -252,3 +253,33 @@ def test_a_damaged_file_ends_the_verification_and_is_in_the_json(example, tmp_pa
     outcomes = {check["name"]: check["outcome"] for check in data["checks"]}
     assert outcomes["files"] == "failed" and outcomes["tensors"] == outcomes["weights"] == "not done"
     assert "tensors, free generation, causes: a check before it failed" in " ".join(result.stdout.split())
+
+
+def test_both_kernels_in_one_run(example, built_library, monkeypatch):
+    """Each passes or fails by itself; a fault in one of them fails the run and is told apart."""
+    _, artifact = example
+    result = run(artifact, "--kernels", "both", "--quick", "--json", "-")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["passed"] and list(found["runs"]) == ["library", "functions"]
+    assert [found["runs"][name]["kernels"] for name in found["runs"]] == list(found["runs"])
+    run_graph = OrtSession._run
+
+    def wrong(self, session, ids, mask, positions, layers):
+        return run_graph(self, session, ids, mask, positions + (self.kernels == "functions"), layers)
+
+    monkeypatch.setattr(OrtSession, "_run", wrong)
+    result = run(artifact, "--kernels", "both", "--quick")
+    assert result.exit_code == 1
+    assert 0 < result.stdout.index("PASSED onnxruntime (library kernels)") < result.stdout.index("FAILED")
+    assert "layer 0 K" in message(result)
+
+
+def test_both_kernels_without_the_library(example, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    result = run(example[1], "--kernels", "both")
+    assert result.exit_code == 2 and "lucid-deploy plugin build --target onnxruntime" in message(result)
+    result = run(example[1], "--kernels", "both", "--runtime", "torch")
+    assert result.exit_code == 2 and "--kernels is for onnxruntime; runtime torch has none" in message(result)
+    result = run(example[1], "--kernels", "both", "--report", tmp_path / "page.html")
+    assert result.exit_code == 2 and "--report is a page about one choice of kernels" in message(result)
