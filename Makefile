@@ -41,7 +41,7 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
 
-test-compat: $(VENV)/.dev # exported graphs in the oldest and newest runtimes, each in an environment of its own
+test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat
 
 lint: $(VENV)/.dev

@@ -1,4 +1,4 @@
-"""Python environments with one version of a runtime each; made once, below ``build/compat``."""
+"""Environments with one version of a runtime each, for Python and Node; made once, below ``build/compat``."""
 
 from __future__ import annotations
 
@@ -25,3 +25,21 @@ def python_with(*packages: str) -> Path:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages, *CHOICES], check=True, stdout=sys.stderr)
         done.touch()
     return python
+
+
+def node_with(package: str) -> Path:
+    """Return a folder in which Node finds a package, named as npm takes it.
+
+    Raises:
+        subprocess.CalledProcessError: npm cannot install it.
+    """
+    folder = HOME / package.replace("@", "-")
+    done = folder / ".done"
+    if not done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "package.json").write_text("{}")
+        # Without scripts: that of onnxruntime-node downloads libraries for GPUs.
+        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", package]
+        subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
+        done.touch()
+    return folder

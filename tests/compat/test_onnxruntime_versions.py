@@ -20,12 +20,11 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.compat.environments import python_with
+from tests.compat.tried import BETWEEN, NEWEST, OLDEST, STATIC_FROM
 
 pytestmark = pytest.mark.compat
 
 ROOT = Path(__file__).resolve().parents[2]
-OLDEST, BETWEEN, NEWEST = "1.23.1", "1.25.0", "1.32.0"
-STATIC_FROM = "1.25.0"  # the first with TensorScatter
 LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_ALL")
 ERROR = 1e-4  # relative, of a step's logits in float32; plain rounding gives some 1e-6
 CHUNKS = (7, 1, 30)
@@ -74,6 +73,15 @@ def test_logits_are_those_of_float64(exported: Exported, tmp_path: Path, version
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["version"] == version and found["error"] <= ERROR, found
+
+
+@pytest.mark.parametrize("version", [OLDEST, BETWEEN, NEWEST])
+def test_inlined_graphs_run_alike(exported: Exported, tmp_path: Path, version: str):
+    checkpoint, artifact = exported(inline=True)
+    write_case(checkpoint, tmp_path / "case.npz")
+    result = run(version, artifact, tmp_path / "case.npz", "ENABLE_ALL")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["error"] <= ERROR
 
 
 def test_the_version_below_the_oldest_is_found_to_be_wrong(exported: Exported, tmp_path: Path):

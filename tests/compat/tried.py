@@ -1,0 +1,100 @@
+"""What runs exported graphs, and what does not: the versions that tests run, and the table of docs/runtimes.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OLDEST, BETWEEN, NEWEST = "1.23.1", "1.25.0", "1.32.0"  # of onnxruntime
+STATIC_FROM = "1.25.0"  # the first onnxruntime with TensorScatter
+OPENVINO = ("2026.4.0", "2026.4.1")
+JAVASCRIPT = ("onnxruntime-node@1.30.0", "onnxruntime-web@1.30.0")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        runtime: Its name.
+        versions: That were run.
+        runs: What it runs, with the largest relative error of a step's logits in float32.
+        stops: What stops the rest; empty: nothing that was tried.
+        tested: By what, in this repository; empty: tried once, by hand.
+    """
+
+    runtime: str
+    versions: str
+    runs: str
+    stops: str
+    tested: str
+
+
+COMPAT = "`make test-compat`"
+ROWS = (
+    Row(
+        "onnxruntime",
+        f"{OLDEST}, {BETWEEN}, {NEWEST}, each with no, basic and all optimizations",
+        f"functions and inline, growing; static from {STATIC_FROM}; below 1e-6",
+        "1.23.0 pairs grouped heads wrongly, without an error. Below 1.25 there is no `TensorScatter`. "
+        "No bfloat16 on the CPU",
+        COMPAT,
+    ),
+    Row(
+        "onnxruntime-node",
+        JAVASCRIPT[0].split("@")[1],
+        "functions and inline, growing; 3e-7",
+        "",
+        COMPAT,
+    ),
+    Row(
+        "onnxruntime-web, WASM",
+        JAVASCRIPT[1].split("@")[1],
+        "functions and inline, growing; 3.2e-7",
+        "",
+        f"{COMPAT}, in Node",
+    ),
+    Row(
+        "OpenVINO",
+        ", ".join(OPENVINO),
+        "inline, growing; 2.9e-7",
+        "Functions. Static caches: no `TensorScatter`. 2026.3 gives logits without rows, 2026.2 has no "
+        "`RMSNormalization`, older ones refuse `Pad` with axes",
+        f"{COMPAT}; `--runtime openvino` in `make test`",
+    ),
+    Row(
+        "ONNX ReferenceEvaluator",
+        "1.23",
+        "functions and inline, growing; below 1e-5",
+        "Layers over a window with more than 64 tokens at once: its `GatherElements` ends there",
+        "`make test`",
+    ),
+    Row(
+        "TensorRT-RTX",
+        "1.7",
+        "functions: engines of `lucid-deploy build` are built, not run, without a GPU",
+        "Its parser without our graph passes: decode builds without the plugin, since the function's body wins; "
+        "prefill fails. Inlined graphs have nothing for the plugin",
+        "`make test`, building",
+    ),
+    Row(
+        "tract",
+        "0.23.9",
+        "inline: decode",
+        "Prefill: `Loop`. Functions",
+        "",
+    ),
+    Row("tinygrad", "", "", "It refuses or fails at the graphs", ""),
+)
+
+
+def table(rows: tuple[Row, ...]) -> str:
+    """Return the table in Markdown."""
+    lines = [
+        "| runtime | versions | runs; largest relative error | what stops the rest | tested by |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        tested = row.tested or "tried by hand, on an earlier form of the graphs"
+        cells = (row.runtime, row.versions, row.runs or "nothing", row.stops or "nothing that was tried", tested)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
