@@ -22,5 +22,5 @@ def check_version(version: str) -> None:
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < _FIRST:
         raise LucidError(
             f"OpenVINO {version} does not run exported graphs rightly; the first that does is 2026.4. Install another "
-            'version: pip install "lucid-deploy[openvino]"'
+            'version: pip install "openvino>=2026.4,<2027"'
         )

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import CheckFailed, LucidError, spelled_out
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.openvino.session import OpenVinoSession
@@ -131,9 +131,11 @@ def test_without_the_package(small: Artifact, monkeypatch: pytest.MonkeyPatch) -
     run = lucid_deploy("run", small.directory, "--prompt-ids", "5", "--runtime", "openvino")
     assert (run.exit_code, run.stdout) == (2, "")
     assert run.stderr == (
-        "Error: The package openvino is needed to run an exported artifact and is not installed. Run: pip install "
-        '"lucid-deploy[openvino]"\n'
+        "Error: The package openvino is needed to run an exported artifact and is not installed. Run: "
+        + spelled_out('pip install "lucid-deploy[openvino]"')
+        + "\n"
     )
+    assert "lucid-deploy[" not in run.stderr
 
 
 @pytest.mark.parametrize("version", ["2025.4.1-1-abc", "2026.3.1-22451-8a17657b995-releases/2026/3"])
