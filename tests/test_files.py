@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -363,15 +364,15 @@ def test_a_directory_that_is_taken_before_it_is_locked_is_made_again(
         made.append(make(**named))  # type: ignore[call-overload]
         return str(made[-1])
 
-    lock = files._lock
+    lock = fcntl.flock
 
-    def late(handle: int) -> None:
+    def late(handle: int, operation: int) -> None:
         if len(made) == 1:
             shutil.rmtree(made[0])
-        lock(handle)
+        lock(handle, operation)
 
     monkeypatch.setattr(tempfile, "mkdtemp", taken)
-    monkeypatch.setattr(files, "_lock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     with partial_directory(tmp_path / "target") as building:
         assert len(made) == 2 and str(building) == made[1]
         assert building.is_dir()

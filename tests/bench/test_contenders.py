@@ -20,8 +20,8 @@ IDS = np.array([[5, 5, 5, 9, 5, 5, 3]])
 def test_those_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
     directory = str(exported()[1].directory)
     contenders = [Contender(kind, kind, directory) for kind in KINDS]
-    assert [each.name for each in contenders if not each.is_lucid] == ["transformers"]
-    sessions = [open_contender(each) for each in contenders if each.is_lucid]
+    assert [each.name for each in contenders if not each.runs_artifact] == ["transformers"]
+    sessions = [open_contender(each) for each in contenders if each.runs_artifact]
     first, *others = [session.prefill(IDS, session.empty_cache()) for session in sessions]
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=1e-4)

@@ -199,6 +199,7 @@ def test_the_slow_path_gives_the_same_and_is_announced_once(
     slow = LucidLM(session=session, tokenizer=words)
     prompt = recall.held_out(20)[-1].prompt
     asked = requests("loglikelihood", (prompt, " blue cup"), (prompt, " red"), ("owl has", " old red lamp."))
+    caplog.clear()  # of what the export has said
     with caplog.at_level(logging.WARNING):
         found = [slow.loglikelihood(asked, disable_tqdm=True) for _ in range(2)]
         fast = lm.loglikelihood(asked, disable_tqdm=True)

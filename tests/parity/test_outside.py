@@ -123,12 +123,12 @@ def test_json_says_it_too(verified: Any):
 
 
 def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    configure = granite._Granite.configure
+    configure = type(granite.FAMILY).configure
 
     def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
         return dataclasses.replace(configure(self, config, keys, where), residual_multiplier=1.0)
 
-    monkeypatch.setattr(granite._Granite, "configure", ignoring)
+    monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     assert in_torch(checkpoint).passed
     for options in ({"golden": golden}, {"against": "transformers"}):
@@ -138,12 +138,12 @@ def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_key_that_only_the_logits_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    configure = granite._Granite.configure
+    configure = type(granite.FAMILY).configure
 
     def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
         return dataclasses.replace(configure(self, config, keys, where), logits_divisor=1.0)
 
-    monkeypatch.setattr(granite._Granite, "configure", ignoring)
+    monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     for options, position in (({"golden": golden}, 0), ({"against": "transformers"}, 139)):  # after prompts of 140
         found = in_torch(checkpoint, **options)
@@ -153,7 +153,7 @@ def test_a_key_that_only_the_logits_show(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_norms_after_rotation_in_place_of_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
-        qwen3._Qwen3, "configure", lambda self, config, *_: dataclasses.replace(config, qk_norm="after_rope")
+        type(qwen3.FAMILY), "configure", lambda self, config, *_: dataclasses.replace(config, qk_norm="after_rope")
     )
     checkpoint, golden = recorded(tmp_path, "qwen3", "wide heads")
     artifact = ld.export(checkpoint, tmp_path / "artifact")
