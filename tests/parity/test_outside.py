@@ -29,6 +29,8 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import SHAPES, random_model
 from tests.parity.recording_models import record_lucid
 
+pytestmark = pytest.mark.slow  # exports
+
 FEW: dict[str, Any] = {"quick": True, "steps": 4}
 TOKENS = 40
 

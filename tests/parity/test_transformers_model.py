@@ -139,5 +139,5 @@ def test_keys_that_the_user_passed_over_are_passed_over(tmp_path: Path):
 def test_without_transformers_the_message_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     source = Checkpoint(standard(tmp_path / "c"))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(LucidError, match=r'pip install "lucid-deploy\[transformers\]"'):
+    with pytest.raises(LucidError, match=r'transformers is needed to verify against it .* Run: pip install "'):
         opened(source)
