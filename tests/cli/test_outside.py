@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli._outside import OutsideOptions, outside_options
+from lucid_deploy.parity.outside import AGAINST
 
 seen: list[tuple[str, OutsideOptions]] = []
 
@@ -37,3 +38,8 @@ def test_another_library_is_bad_usage() -> None:
     seen.clear()
     result = CliRunner().invoke(command, ["artifact", "--against", "vllm"])
     assert result.exit_code == 2 and "'vllm' is not 'transformers'" in result.stderr and seen == []
+
+
+def test_the_command_offers_what_there_is() -> None:
+    (option,) = [item for item in command.params if item.name == "against"]
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == AGAINST

@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 
 import lucid_deploy as ld
 from examples.dump_golden import dump_golden
-from lucid_deploy.cli._outside import outside_options
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families import granite, qwen3
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.measure.golden import read_golden
-from lucid_deploy.parity.outside import AGAINST, needs_run, open_references, recording_type
+from lucid_deploy.parity.outside import needs_run, open_references, recording_type
 from lucid_deploy.parity.show.page import render_page
 from lucid_deploy.parity.show.terminal import render
 from lucid_deploy.parity.show.words import coverage_line
@@ -306,11 +305,3 @@ def test_nothing_is_opened_unless_it_is_asked_for(exported: Any):
     checkpoint, artifact = exported(max_position_embeddings=48)
     found = open_references(None, None, Checkpoint(checkpoint), artifact.manifest.layers, artifact)
     assert found.golden is found.model is None and found.scenarios(artifact.config, VerifyOptions().extent) == []
-
-
-def test_the_command_offers_what_there_is():
-    @outside_options
-    def command(outside: Any) -> None: ...
-
-    (option,) = [item for item in command.__click_params__ if item.name == "against"]  # type: ignore[attr-defined]
-    assert tuple(option.type.choices) == AGAINST
