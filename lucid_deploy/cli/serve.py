@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 @click.option(
     "--metrics-key-file", type=click.Path(), help="Keys that may read /metrics, as they alone then may; exact counts."
 )
-@click.option("--share-prefix-cache", is_flag=True, help="Reuse kept prefixes among different API keys.")
+@click.option("--share-prefix-cache", is_flag=True, help="Reuse stored prefixes among different API keys.")
 @click.option(
     "--allow-host", multiple=True, metavar="NAME", help="Without keys: a further name to be called by; may repeat."
 )

@@ -54,7 +54,7 @@ async def _read(service: Service, request: Request, patience: Patience, chat: bo
 
 
 def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
-    """Note in a job whose kept prefixes it may use."""
+    """Note in a job whose stored prefixes it may use."""
     key = "" if service.settings.share_prefixes else request.state.key
     return replace(prepared, job=replace(prepared.job, cache_owner=cache_owner(key, prepared.cache_salt)))
 

@@ -22,7 +22,7 @@ class Job:
         stops: Texts that end a generation and are not part of it.
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
-        cache_owner: Kept prefixes are reused among jobs of one owner only.
+        cache_owner: Stored prefixes are reused among jobs of one owner only.
     """
 
     prompts: tuple[tuple[int, ...], ...]

@@ -22,7 +22,7 @@ GAUGES = {
 COARSE = 1000  # tokens; of the counters that would show what one request found kept
 COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens that the model ran.",
-    "prompt_tokens_reused": "Prompt tokens that a kept prefix spared.",
+    "prompt_tokens_reused": "Prompt tokens that did not run, because a stored prefix held them.",
 }
 
 TELLTALE = ("prefix_cache_tokens", *COUNTERS)

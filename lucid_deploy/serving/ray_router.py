@@ -48,7 +48,7 @@ class PrefixTable:
 
 
 def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:
-    """Return the names of a prompt's whole blocks; they differ between owners, as kept prefixes do."""
+    """Return the names of a prompt's whole blocks; they differ between owners, as stored prefixes do."""
     names, digest = [], hashlib.blake2b(owner.encode(), digest_size=16)
     for start in range(0, min(len(prompt) - BLOCK, BLOCK * (MOST_BLOCKS - 1)) + 1, BLOCK):
         digest.update(",".join(map(str, prompt[start : start + BLOCK])).encode() + b";")
