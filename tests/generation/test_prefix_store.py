@@ -1,4 +1,4 @@
-"""Whose stored prefixes are found. What is found is tested beside the other operations on caches, with real sessions."""
+"""Whose stored prefixes are found. What is found is tested beside the other operations on caches, in sessions."""
 
 from __future__ import annotations
 
