@@ -62,7 +62,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """One more token of generation ``row``; its text may still be held back, then ``text`` is empty."""
 
     row: int
@@ -89,7 +89,7 @@ class Refusal:
     retry_after: int = 1
 
 
-Event = Piece | RowEnd | Refusal
+Event = TextPiece | RowEnd | Refusal
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""Routing by shared prefix on Ray Serve: prompts that begin alike go to the engine that has their beginning.
+"""Routing by shared prefix on Ray Serve: a prompt goes to the engine that has its beginning in the cache.
 
 Ray's own ``PrefixCacheAffinityRouter`` lives in ``ray.serve.llm``, which does not import without vLLM or SGLang. This
 one stands on the public interface for routers, ``ray.serve.request_router``.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RequestCancellation:
     """What ends the work for a request.
 
     Attributes:
