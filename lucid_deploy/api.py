@@ -244,7 +244,7 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
 
 
 def _check(options: dict[str, Any], kind: type[Any]) -> None:
-    """Refuse an option that is none, with those there are."""
+    """Refuse an unknown option; the message lists the known ones."""
     known = [item.name for item in fields(kind)]
     unknown = sorted(options.keys() - set(known))
     if unknown:

@@ -30,7 +30,7 @@ class AnswerFile:
         path: The file.
         facts: What the answers depend on.
         lines: Line numbers of all prompts.
-        overwrite: Start anew, whatever the file holds.
+        overwrite: Start anew, and replace what the file holds.
 
     Raises:
         LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.

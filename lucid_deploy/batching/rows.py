@@ -182,7 +182,7 @@ class StaticRows(Rows):
         return [pair for layout, layer in pairs for pair in zip(layout, layer, strict=True)]
 
     def _close_holes(self) -> None:
-        """Move the last rows into the holes that those who left have made."""
+        """Move the last rows into the places of the removed ones."""
         while None in self._slots:
             key = self._slots.pop()
             if key is None:

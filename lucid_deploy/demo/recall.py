@@ -83,7 +83,7 @@ class RecallLists:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Return every word and sign that prompts and answers are made of, in a fixed order."""
+    """Return every word and punctuation mark that prompts and answers are made of, in a fixed order."""
     return (COMMA, STOP, VERB, *ANIMALS, *ADJECTIVES, *THINGS)
 
 

@@ -1,4 +1,4 @@
-"""Hold a ``config.json`` against the tables of keys: taken whole, or refused by name."""
+"""Compare a ``config.json`` with the tables of keys: every key is known, or the file is refused by the key's name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold one session against others: whatever runs the models, and without an artifact."""
+"""Compare one session with others, of any runtime and without an artifact."""
 
 from __future__ import annotations
 

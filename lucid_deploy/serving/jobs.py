@@ -82,7 +82,7 @@ class RowEnd:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Instead of anything else: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
+    """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
 
     kind: str
     message: str = ""

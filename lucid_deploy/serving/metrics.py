@@ -66,7 +66,7 @@ class Metrics:
         """Return all of them in Prometheus' text format.
 
         Args:
-            exact: Whether counts of kept and reused tokens are exact, or whole thousands.
+            exact: Whether counts of stored and reused tokens are exact, or whole thousands.
         """
         return generate_latest(self._engine[exact]) + generate_latest(self._registry)
 

@@ -210,7 +210,7 @@ class ReaderPool:
             self._in_background(self._recover(reader, work))
 
     async def _recover(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
-        """Make a reader free again that is still at work for nobody, or that has died."""
+        """Free a reader that still works on a cancelled request, or that has died."""
         await asyncio.wait([work], timeout=ABANDONED_SECONDS)
         if not (work.done() and reader.alive):
             work.cancel()

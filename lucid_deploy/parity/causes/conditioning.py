@@ -1,4 +1,4 @@
-"""The conditioning of every head's solve, from the reference's keys: how much L⁻¹ can make of an error.
+"""The conditioning of every head's solve, from the reference's keys: by how much L⁻¹ can amplify an error.
 
 In float64 on at most ``TOKENS`` tokens, so that the dense matrices stay small; since L is triangular, its leading block
 is the L of the leading tokens.

@@ -1,4 +1,4 @@
-"""Explain a verification: whose error it is, what the solve made of it, and what a text loses by it."""
+"""Explain a verification: where an error starts, what the solve adds to it, and what it costs in perplexity."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Hold the sizes of K and Y against 1; a failure stands at the first row that counts, since it is all rows'."""
+    """Compare the sizes of K and Y with 1; a failure is noted at the first row that counts, but concerns all rows."""
     found = []
     for part in _parts(scenario, schedule):
         for tensor, size in gates[part].items():

@@ -130,7 +130,7 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
 
 
 def _compare_free_run(session: Session[Any], target: Target, meter: CallCounter) -> tuple[Comparison, FreeRun]:
-    """Compare the logits as long as the tokens are the reference's, the step that leaves them included."""
+    """Compare the logits up to and including the first step whose token is not the reference's."""
     actual = free_run(session, target.scenario, meter.tick)
     tensor = max(target.reference.tensors)  # the logits come last
     wanted = target.reference.tensors[tensor]

@@ -17,7 +17,7 @@ class VerificationExtent:
         steps: Decode steps after each prompt; fewer likewise.
         schedules: Ways to feed a prompt.
         scenarios: Names of the token sequences that are made up; None: all. The greedy one always runs.
-        explained: Token sequences that are looked into for causes, at most.
+        explained: Most token sequences in which causes are looked for.
     """
 
     prompt_tokens: int = PROMPT_TOKENS

@@ -27,7 +27,7 @@ class ErrorGrowth:
 
     @property
     def grows(self) -> bool:
-        """Whether both figures say so."""
+        """Whether both figures show growth."""
         return self.exponent > GROWS and self.ratio > 1
 
 

@@ -71,7 +71,7 @@ class PhaseTracker:
         return sum(phase.seconds for phase in self.phases)
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Note that a phase has come so far."""
+        """Note how many calls of a phase are done."""
         if self._index < 0 or self.phases[self._index].name != what:
             self._begin(what)
         if self._listener is not None:

@@ -116,7 +116,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 def _difference(
     quantization: Quantization, name: str, packed: Array, scales: Array, original: Array, dtype: str
 ) -> str | None:
-    """Say what is wrong with a quantized weight; None if nothing is."""
+    """Say what is wrong with a quantized weight; None if it is right."""
     tensor = quantization.tensors[name]
     numbers, factors = quantization.unpack(name, packed, scales)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8

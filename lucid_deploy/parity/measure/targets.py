@@ -1,4 +1,4 @@
-"""What a candidate is held against: the reference's numbers and the gates, scenario by scenario."""
+"""What a candidate is compared with: the reference's numbers and the gates, scenario by scenario."""
 
 from __future__ import annotations
 
