@@ -215,7 +215,7 @@ def scan(
         for index in range(config.num_hidden_layers):
             if progress is not None:
                 progress("Scanning ranges", index, config.num_hidden_layers)
-            layer, peaks = _load_layer(checkpoint, index), _Peaks()
+            layer, peaks = _load_layer(checkpoint, index), _LargestMagnitudes()
             peaks.watch(layer)
             streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
             found.peaks[f"layer {index}"] = peaks.named
@@ -238,7 +238,9 @@ def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
     return layer.eval()
 
 
-def _run_layer(layer: Layer, config: LucidConfig, index: int, x: torch.Tensor, peaks: _Peaks) -> torch.Tensor:
+def _run_layer(
+    layer: Layer, config: LucidConfig, index: int, x: torch.Tensor, peaks: _LargestMagnitudes
+) -> torch.Tensor:
     import torch
 
     from lucid_deploy.model.steps import layer_steps
@@ -263,7 +265,7 @@ def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[s
     return dict(zip(HEAD, (_largest(normed), _largest(logits)), strict=True))
 
 
-class _Peaks:
+class _LargestMagnitudes:
     """Collects the largest magnitude of every tensor that a layer makes."""
 
     def __init__(self) -> None:

@@ -102,7 +102,7 @@ def write_weights(
         OSError: The disk is full, or another fault of the file system.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
-    contents = _Contents(checkpoint, quantization, {t.name: t.dtype for t in plan.values() if t.part == SCALES})
+    contents = _TensorBytes(checkpoint, quantization, {t.name: t.dtype for t in plan.values() if t.part == SCALES})
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
@@ -119,7 +119,7 @@ def write_weights(
     return digest.hexdigest()
 
 
-class _Contents:
+class _TensorBytes:
     """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
 
     def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None, scale_types: dict[str, str]) -> None:

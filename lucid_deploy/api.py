@@ -82,7 +82,7 @@ class Model:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
                 model without a tokenizer, or an impossible option.
         """
-        run = _Run(self, prompt, max_new_tokens, stop, options)
+        run = _GenerationRun(self, prompt, max_new_tokens, stop, options)
         text = "".join(run.pieces())
         return Answer(text, run.ids, run.generation.finish_reason, len(run.generation.prompt_ids))
 
@@ -96,7 +96,7 @@ class Model:
         """
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json, so there is no text to stream.")
-        return _Run(self, prompt, max_new_tokens, stop, options).pieces()
+        return _GenerationRun(self, prompt, max_new_tokens, stop, options).pieces()
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """Return a prompt's token ids; ids stay as they are.
@@ -123,7 +123,7 @@ class Model:
         self.close()
 
 
-class _Run:
+class _GenerationRun:
     """One generation: tokens of it in ``ids``, text of it from :meth:`pieces`."""
 
     def __init__(
@@ -244,7 +244,7 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
 
 
 def _check(options: dict[str, Any], kind: type[Any]) -> None:
-    """Refuse an option that is none, with those there are."""
+    """Refuse an unknown option; the message lists the known ones."""
     known = [item.name for item in fields(kind)]
     unknown = sorted(options.keys() - set(known))
     if unknown:

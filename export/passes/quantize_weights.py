@@ -33,7 +33,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
             raise ValueError(f"the graph has no weight {graph_name}")
         weight = model.graph.initializers[graph_name]
         assert weight.dtype is not None
-        parts = _Parts(model.graph, stored, quantization, weight.dtype)
+        parts = _WeightInitializers(model.graph, stored, quantization, weight.dtype)
         for use in list(weight.uses()):
             node = use.node
             kind = (node.op_type, use.idx)
@@ -50,7 +50,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         model.opset_imports[CONTRIB] = 1
 
 
-class _Parts:
+class _WeightInitializers:
     """The initializers of one weight, made when they are first asked for."""
 
     def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
@@ -67,7 +67,7 @@ class _Parts:
         return self._graph.initializers[name]
 
 
-def _product(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
     """``MatMul(x, W)`` or ``Gemm(x, W, transB=1)``."""
     assert len([value for value in node.inputs if value is not None]) == 2
     (rows, width), quantization = parts.tensor.shape, parts.quantization
@@ -82,7 +82,7 @@ def _product(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
     _replace(graph, node, ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB))
 
 
-def _gather(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+def _gather(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
     """``Gather(W, ids)``; a last block that is longer than the rest of the row gives columns that are cut off."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {"bits": parts.quantization.bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
@@ -103,7 +103,7 @@ def _gather(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
     _replace(graph, node, ir.node("Slice", [gather.outputs[0], *bounds]))
 
 
-def _dequantize(graph: ir.Graph, node: ir.Node, parts: _Parts) -> None:
+def _dequantize(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
     """``MatMul(x, W)``: the same product, of what ``DequantizeLinear`` makes of the parts."""
     weight = node.inputs[1]
     assert weight is not None

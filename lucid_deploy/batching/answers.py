@@ -30,7 +30,7 @@ class AnswerFile:
         path: The file.
         facts: What the answers depend on.
         lines: Line numbers of all prompts.
-        overwrite: Start anew, whatever the file holds.
+        overwrite: Start anew, and replace what the file holds.
 
     Raises:
         LucidError: It cannot be written, another process writes it, or it has other prompts' answers or no record.
@@ -75,8 +75,8 @@ class AnswerFile:
             os.fsync(self._handle)
         except OSError as error:
             raise LucidError(
-                f"{self.path} cannot be written: {error.strerror or error}. What is in it is whole; make room and run "
-                "the same command again."
+                f"{self.path} cannot be written: {error.strerror or error}. The answers in it are complete; free some "
+                "space and run the same command again."
             ) from error
         self.answered.update(answer["line"] for answer in answers)
         self.failed += sum(answer.get("error") is not None for answer in answers)

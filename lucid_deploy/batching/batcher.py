@@ -1,4 +1,4 @@
-"""Continuous batching over any session: prompts are prefilled between decode steps, rows join and leave at any step."""
+"""Continuous batching over any session: requests start and finish at any step, prompts are prefilled between steps."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ class Batcher:
     """Runs many requests at once. Not thread-safe: one thread calls it.
 
     Args:
-        session: Any runtime. Best is onnxruntime with a static cache, where a row joins and leaves without the others
-            being copied.
+        session: Any runtime. Best is onnxruntime with a static cache, which copies no other rows when a request
+            starts or finishes.
         rows: Most requests that run at once; the others wait in order of arrival.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
-            one whole prompt a step. Prompts that are short share a step, cut where it is full; with a cache that rounds
-            (``--cache-dtype``) a prompt is cut at multiples of it alone, so that it gives what it gives by itself.
+            one whole prompt a step. Short prompts share a step and are cut where it is full. With a cache that rounds
+            (``--cache-dtype``) a prompt is cut at multiples of this number only, so that its answer is the one it would
+            get alone.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 

@@ -147,7 +147,7 @@ def _all(path: Path, steps: Iterator[tuple[int, Callable[[], Any]]]) -> list[Any
                 faults.append(f"line {number}: {str(error).rstrip('.')}")
     if faults:
         more = f"\n  and {count - len(faults)} more" if count > len(faults) else ""
-        raise LucidError(f"{path} has lines that cannot be run; nothing was.\n  " + "\n  ".join(faults) + more)
+        raise LucidError(f"{path} has lines that cannot be run, so none was run.\n  " + "\n  ".join(faults) + more)
     return done
 
 

@@ -20,7 +20,7 @@ class Request:
             in the batch.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
-        cache_owner: Kept prefixes are reused among requests of one owner only.
+        cache_owner: Stored prefixes are reused among requests of one owner only.
     """
 
     prompt_ids: list[int]

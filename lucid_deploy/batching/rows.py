@@ -1,4 +1,4 @@
-"""The running rows of a batch: caches of different lengths that decode together, join and leave.
+"""The running rows of a batch: caches of different lengths that decode together.
 
 Two ways, chosen by what the session can do. :class:`StaticRows`, for sessions that decode in place, keeps one set of
 buffers; each row has its own ``cache_length``, and joining copies the one new row. :class:`MergedRows`, for all others,
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
-from lucid_deploy.runtimes.cache_rows import Row, cache_of_rows, row_layers
+from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, row_layers
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -93,7 +93,7 @@ class MergedRows(Rows):
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
-        rows: list[Row] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
+        rows: list[CacheRow] = [] if self._cache is None else row_layers(self._session, self._cache, stay)
         keys = [self._keys[row] for row in stay]
         for key, cache in self._joined.items():
             rows += row_layers(self._session, cache, [0])
@@ -105,8 +105,9 @@ class MergedRows(Rows):
 class StaticRows(Rows):
     """Rows in buffers ``(rows, KV, M, ·)``, each with a length of its own.
 
-    Active rows lie in front, so that a step runs as many rows as there are: a row that leaves is replaced by one that
-    joins before the next step, or else by the last row. Memory that no row has used yet is not resident.
+    Active rows lie in front, so that a step runs as many rows as there are. When a request finishes, its row is
+    replaced by that of a request that starts before the next step, or else by the last row. Memory that no row has used
+    yet is not resident.
     """
 
     def __init__(self, decoding: InPlaceDecoding, rows: int) -> None:
@@ -181,7 +182,7 @@ class StaticRows(Rows):
         return [pair for layout, layer in pairs for pair in zip(layout, layer, strict=True)]
 
     def _close_holes(self) -> None:
-        """Move the last rows into the holes that those who left have made."""
+        """Move the last rows into the places of the removed ones."""
         while None in self._slots:
             key = self._slots.pop()
             if key is None:

@@ -175,7 +175,7 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
             if tensor.sort == "ring" and tensor.window is not None and tokens > tensor.window:
                 raise LucidError(
                     f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} holds "
-                    f"the last {tensor.window} tokens only, and those before them are gone. Fork the cache at the "
+                    f"the last {tensor.window} tokens only, and has dropped those before them. Fork the cache at the "
                     "length to return to, or run the text again."
                 )
 

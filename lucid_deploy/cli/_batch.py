@@ -73,7 +73,7 @@ def run_batch(
             answer_prompts(batcher, file.prompts, answers, tokenizer, show)
     except KeyboardInterrupt:
         console_err.print(
-            f"{len(answers.answered)} of {total} answers are in {options.output}; the same command goes on.",
+            f"{len(answers.answered)} of {total} answers are in {options.output}; the same command continues.",
             markup=False,
             soft_wrap=True,
         )

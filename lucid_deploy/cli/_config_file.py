@@ -1,4 +1,4 @@
-"""``--config FILE``: options of commands from a TOML file, one table a command. What is not known is refused."""
+"""``--config FILE``: options of commands from a TOML file, one table for each command. Unknown names are refused."""
 
 from __future__ import annotations
 

@@ -20,8 +20,10 @@ def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; its function gets them by :data:`NAMES`."""
     for option in (
         click.option("--hub-endpoint", metavar="URL", help="Another Hub than huggingface.co, such as a mirror."),
-        click.option("--offline", is_flag=True, help="Take what was downloaded from the Hub before, and ask nobody."),
-        click.option("--hub-cache", type=click.Path(), metavar="DIR", help="Where downloads go and are looked for."),
+        click.option("--offline", is_flag=True, help="Use what was downloaded from the Hub before; contact no server."),
+        click.option(
+            "--hub-cache", type=click.Path(), metavar="DIR", help="Folder of the files downloaded from the Hub."
+        ),
         click.option(
             "--token-file",
             type=click.Path(),

@@ -13,13 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from lucid_deploy.cli._console import console_err
 
 if TYPE_CHECKING:
-    from lucid_deploy.parity.measure.plan import Step
+    from lucid_deploy.parity.measure.plan import VerificationProgress
 
 INTERVAL = 10.0  # seconds between two lines of one phase
 
 
 @contextmanager
-def shown_phases(console: Console = console_err) -> Iterator[Callable[[Step], None]]:
+def shown_phases(console: Console = console_err) -> Iterator[Callable[[VerificationProgress], None]]:
     """Yield a listener that shows every step while the block runs."""
     if not console.is_terminal:
         yield PhaseLines(console).update
@@ -34,7 +34,7 @@ def shown_phases(console: Console = console_err) -> Iterator[Callable[[Step], No
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=None, left="")
 
-        def update(step: Step) -> None:
+        def update(step: VerificationProgress) -> None:
             name = f"Phase {step.index} of {step.phases}: {step.phase}"
             bar.update(task, description=name, completed=step.done, total=step.total, left=f"{words(step.left)} left")
 
@@ -48,7 +48,7 @@ class PhaseLines:
         self._console, self._clock = console, clock
         self._phase, self._last = "", 0.0
 
-    def update(self, step: Step) -> None:
+    def update(self, step: VerificationProgress) -> None:
         """Write a line, if it is time for one."""
         now, begins = self._clock(), step.phase != self._phase
         if not begins and now - self._last < INTERVAL:

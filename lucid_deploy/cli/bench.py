@@ -58,7 +58,7 @@ class _Numbers(click.ParamType):
     help="With onnxruntime: the library of plugin build --target onnxruntime, the graph's functions, or each artifact "
     "with both, side by side; auto takes the library if there is one.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds that count.")
+@click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
 @click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")

@@ -59,7 +59,7 @@ class _Size(click.ParamType):
 @click.option(
     "--plugin", type=click.Path(path_type=Path), help="The plugin library; default: the one from plugin build."
 )
-@click.option("--overwrite", is_flag=True, help="Replace engines that are there.")
+@click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")
 def command(
     artifact: str,

@@ -13,7 +13,7 @@ from lucid_deploy.cli._options import artifact_argument, json_option, runtime_op
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.evaluation import Comparison, Report, Task
-    from lucid_deploy.evaluation.task import Tokens
+    from lucid_deploy.evaluation.task import TokenizerLike
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
@@ -35,24 +35,28 @@ DEFAULT_LIMIT = 200
     type=int,
     help="Prompts; with needles, of each length; with lm_eval, documents of each task.  [default: 200; lm_eval: all]",
 )
-@click.option("--seed", type=int, default=2026, show_default=True, help="Of the prompts.")
+@click.option("--seed", type=int, default=2026, show_default=True, help="Seed of the prompts.")
 @click.option("--batch", type=int, default=8, show_default=True, help="Prompts to run at once.")
 @click.option("--needles", type=int, help="Needles in a text.  [default: 4]")
 @click.option("--ask", type=int, help="How many of a text's needles are asked for.  [default: all]")
 @click.option(
-    "--length", "lengths", metavar="N,N,...", help="Tokens of needles' texts.  [default: 1/8, 1/4, 1/2, all of 4096]"
+    "--length",
+    "lengths",
+    metavar="N,N,...",
+    help="Lengths of the needles' texts, in tokens.  [default: 1/8, 1/4, 1/2, all of 4096]",
 )
 @click.option(
     "--wording",
     type=click.Choice(["auto", "english", "recall"]),
-    help="Of needles' texts: English, or the bundled model's words.  [default: auto, what the tokenizer can write]",
+    help="Words of the needles' texts: English, or those of the bundled model. "
+    " [default: auto, what the tokenizer can write]",
 )
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
 @click.option("--minimum", type=click.FloatRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
     "--minimum-relative",
     type=click.FloatRange(min=0),
-    help="Exit with 1 if it is lower than this share of the accuracy of --against.",
+    help="Exit with 1 if it is below this share of the accuracy of --against.",
 )
 @click.option(
     "--include-path", metavar="DIR", type=click.Path(), help="With lm_eval: a directory with more tasks as YAML files."
@@ -117,7 +121,7 @@ def command(
     _check(report, comparison, minimum, minimum_relative)
 
 
-def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], Tokens]:
+def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TokenizerLike]:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._console import progress
     from lucid_deploy.runtimes import open_session
@@ -127,7 +131,9 @@ def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], To
         return open_session(artifact, runtime), tokenizer
 
 
-def _task(name: str, session: Session[Any], tokenizer: Tokens, limit: int, seed: int, needles: dict[str, Any]) -> Task:
+def _task(
+    name: str, session: Session[Any], tokenizer: TokenizerLike, limit: int, seed: int, needles: dict[str, Any]
+) -> Task:
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
     from lucid_deploy.evaluation import needles_task, recall_task
@@ -151,7 +157,7 @@ def _task(name: str, session: Session[Any], tokenizer: Tokens, limit: int, seed:
         )
 
 
-def _answer(artifact: Artifact, session: Session[Any], tokenizer: Tokens, task: Task, batch: int) -> Report:
+def _answer(artifact: Artifact, session: Session[Any], tokenizer: TokenizerLike, task: Task, batch: int) -> Report:
     from lucid_deploy.cli._console import progress
     from lucid_deploy.evaluation import evaluate
 

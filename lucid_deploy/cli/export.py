@@ -88,7 +88,8 @@ if TYPE_CHECKING:
     "--assume-unused",
     multiple=True,
     metavar="KEY",
-    help="Pass over this key of config.json, which is not known here and changes nothing; may be repeated.",
+    help="Ignore this key of config.json, which lucid-deploy does not know and the model's code does not use; may be "
+    "repeated.",
 )
 @hub_options
 @click.option("--overwrite", is_flag=True, help="Replace an artifact that is already at the output.")

@@ -40,7 +40,7 @@ def command() -> None:
     help="For tensorrt: compile for artifacts of this type only, which is quicker; may be repeated; default: all.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where it is looked for."
+    "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where commands look for it."
 )
 @json_option("path, size and ABI")
 def build(

@@ -48,9 +48,11 @@ if TYPE_CHECKING:
     default=0,
     show_default=True,
     metavar="N",
-    help="With --batch: keep the caches of N tokens, for prompts that begin alike.",
+    help="With --batch: store the caches of N tokens, for prompts with the same beginning.",
 )
-@click.option("--overwrite", is_flag=True, help="With --batch: start anew whatever the output holds.")
+@click.option(
+    "--overwrite", is_flag=True, help="With --batch: start anew; replaces the answers that the output file holds."
+)
 def command(
     artifact: str,
     prompt: str | None,
@@ -77,10 +79,10 @@ def command(
 
     The new text goes to stdout as it comes, a line of timings to stderr.
 
-    With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and as it likes "id",
+    With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and optionally "id",
     "max_new_tokens", "temperature", "top_k", "top_p", "seed" and "stop", which replace the options. Each line of the
     output is an answer with the number of its "line", in the order in which they are completed. After an interruption
-    the same command goes on where it was.
+    run the same command again: it continues where it stopped.
 
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """

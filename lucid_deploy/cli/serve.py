@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
 )
 @click.option(
-    "--max-queue", type=click.IntRange(0, 100_000), default=64, show_default=True, help="How many may wait beyond them."
+    "--max-queue",
+    type=click.IntRange(0, 100_000),
+    default=64,
+    show_default=True,
+    help="Further generations that may wait.",
 )
 @click.option("--prefill-chunk", type=click.IntRange(1), default=512, show_default=True, help="Prompt tokens per step.")
 @click.option(
@@ -72,11 +76,16 @@ if TYPE_CHECKING:
 @click.option("--served-model-name", metavar="NAME", help="Name in requests; the artifact directory's if not given.")
 @click.option("--api-key-file", type=click.Path(), help="Keys that may ask, one a line; # begins a comment.")
 @click.option(
-    "--metrics-key-file", type=click.Path(), help="Keys that may read /metrics, as they alone then may; exact counts."
+    "--metrics-key-file",
+    type=click.Path(),
+    help="Keys that may read /metrics; no other key may then, and counts are exact.",
 )
-@click.option("--share-prefix-cache", is_flag=True, help="Reuse kept prefixes among different API keys.")
+@click.option("--share-prefix-cache", is_flag=True, help="Reuse stored prefixes among different API keys.")
 @click.option(
-    "--allow-host", multiple=True, metavar="NAME", help="Without keys: a further name to be called by; may repeat."
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="Without API keys: a further name that the Host header may have; may be repeated.",
 )
 @click.option(
     "--log-level",

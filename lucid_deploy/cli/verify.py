@@ -38,7 +38,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     "runtime",
     "device",
     "provider",
-    help="What runs the artifact; auto is onnxruntime. The model it is held against always runs in PyTorch on the CPU.",
+    help="What runs the artifact; auto is onnxruntime. The reference always runs in PyTorch on the CPU.",
 )
 @click.option(
     "--steps",
@@ -46,7 +46,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     help="Decode steps after each prompt; fewer if the model's context is too short. Default: 32, or 8 with --quick.",
 )
 @click.option("-p", "--prompt", help="A real prompt as text, for the greedy run; default: random tokens.")
-@click.option("--seed", type=int, default=0, show_default=True, help="For the random tokens.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random tokens.")
 @click.option(
     "--tolerance",
     type=float,
@@ -56,7 +56,8 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
 @click.option(
     "--quick",
     is_flag=True,
-    help="Fewer and shorter token sequences in fewer ways: a fraction of the time. The report says what was left out.",
+    help="Verify fewer and shorter token sequences, fed in fewer ways, in a fraction of the time. The report says "
+    "what was left out.",
 )
 @click.option("--explain", is_flag=True, help="Look for causes too if nothing fails: layer by layer, and in the solve.")
 @click.option("--text", metavar="FILE", help="Compare the perplexity of a text file too.")

@@ -65,7 +65,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Lists:
+class RecallLists:
     """Lists of equal length as indices into the word tuples, and which entries are asked for.
 
     Attributes:
@@ -83,7 +83,7 @@ class Lists:
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Return every word and sign that prompts and answers are made of, in a fixed order."""
+    """Return every word and punctuation mark that prompts and answers are made of, in a fixed order."""
     return (COMMA, STOP, VERB, *ANIMALS, *ADJECTIVES, *THINGS)
 
 
@@ -95,7 +95,7 @@ def is_held_out(animal: str, adjective: str, thing: str) -> bool:
 
 def sample_lists(
     rng: np.random.Generator, pairs: int, questions: int = 1, batch: int = 1, *, held_out: bool = False
-) -> Lists:
+) -> RecallLists:
     """Draw lists of one length.
 
     Args:
@@ -118,7 +118,7 @@ def sample_lists(
         adjectives[wrong] = rng.integers(len(ADJECTIVES), size=wrong.sum())
         things[wrong] = rng.integers(len(THINGS), size=wrong.sum())
         wrong = _held_out_table()[animals, adjectives, things] != held_out
-    return Lists(animals, adjectives, things, asked)
+    return RecallLists(animals, adjectives, things, asked)
 
 
 def sample_prompt(rng: np.random.Generator, pairs: int, *, held_out: bool = False) -> Example:

@@ -1,4 +1,4 @@
-"""How good a model's answers are, whatever runs it: tasks, scores, and an adapter for lm_eval.
+"""How good a model's answers are, in any runtime: tasks, scores, and an adapter for lm_eval.
 
 Tasks are texts with one right answer each; what runs them is a session and a tokenizer, and no runtime is known here.
 """

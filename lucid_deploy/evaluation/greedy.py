@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.shared import CHUNK, Tokenized, Wave, waves
+from lucid_deploy.evaluation.shared import CHUNK, GroupBatch, TokenizedText, waves
 from lucid_deploy.generation.generate import Sampler, Sampling
 from lucid_deploy.runtimes.session import Session
 
@@ -42,7 +42,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-    tokenized = [[Tokenized(prompt) for prompt in group] for group in groups]
+    tokenized = [[TokenizedText(prompt) for prompt in group] for group in groups]
     answers: list[list[list[int]]] = [[[] for _ in group] for group in groups]
     choose, done, total = Sampler(sampling or Sampling()), 0, sum(len(group) for group in groups)
     for wave in waves(session, tokenized, batch, room=max_new_tokens):
@@ -58,7 +58,7 @@ def generate(
 
 def _generate(
     session: Session[Any],
-    wave: Wave,
+    wave: GroupBatch,
     max_new_tokens: int,
     choose: Sampler,
     stop: Callable[[list[int]], bool] | None,

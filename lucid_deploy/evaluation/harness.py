@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.evaluation.task import Tokens
+from lucid_deploy.evaluation.task import TokenizerLike
 from lucid_deploy.runtimes.session import Session
 
 
 def run_tasks(
     session: Session[Any],
-    tokenizer: Tokens,
+    tokenizer: TokenizerLike,
     names: list[str],
     include_path: Path | None = None,
     limit: int | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.evaluation.shared import CHUNK, Tokenized, Wave, waves
+from lucid_deploy.evaluation.shared import CHUNK, GroupBatch, TokenizedText, waves
 from lucid_deploy.runtimes.session import Array, Session
 
 LOGITS = 1 << 26  # numbers at most in the logits of one run; a quarter of a GiB
@@ -44,7 +44,7 @@ def log_likelihoods(
             raise LucidError("A log-likelihood needs a context and a continuation of at least one token each.")
         groups.setdefault(tuple(context), []).append(i)
     numbers = list(groups.values())
-    tokenized = [[Tokenized([*pairs[i][0], *pairs[i][1]][:-1], tail=len(pairs[i][1])) for i in g] for g in numbers]
+    tokenized = [[TokenizedText([*pairs[i][0], *pairs[i][1]][:-1], tail=len(pairs[i][1])) for i in g] for g in numbers]
     results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     done = 0
     for wave in waves(session, tokenized, batch):
@@ -58,7 +58,7 @@ def log_likelihoods(
     return results
 
 
-def _scores(session: Session[Any], wave: Wave, wanted: list[list[int]]) -> list[tuple[float, bool]]:
+def _scores(session: Session[Any], wave: GroupBatch, wanted: list[list[int]]) -> list[tuple[float, bool]]:
     """Score the tokens that each row of a wave should go on with; they follow its last ``len(wanted)`` tokens."""
     width = wave.input_ids.shape[1]
     first = width - max(len(row) for row in wanted)  # no logits are wanted before this column

@@ -26,7 +26,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
-from lucid_deploy.evaluation.task import Tokens
+from lucid_deploy.evaluation.task import TokenizerLike
 from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -72,7 +72,7 @@ class LucidLM(TemplateLM):
         max_length: int | None = None,
         max_gen_toks: int = 256,
         session: Session[Any] | None = None,
-        tokenizer: Tokens | None = None,
+        tokenizer: TokenizerLike | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -217,7 +217,9 @@ class LucidLM(TemplateLM):
         """Cut a context on the left so that it fits with its continuation, whose last token is not run."""
         shown = "a window of a text" if text is None else repr(text[1])
         if not continuation:
-            raise LucidError(f"The continuation {shown} has no tokens of its own: it melts into its context.")
+            raise LucidError(
+                f"The continuation {shown} has no tokens of its own: its tokens merge with those of its context."
+            )
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             raise LucidError(

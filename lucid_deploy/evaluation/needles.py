@@ -12,7 +12,7 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.run import SPARE
-from lucid_deploy.evaluation.task import Question, Task, Tokens, can_write, check_seed_and_limit
+from lucid_deploy.evaluation.task import Question, Task, TokenizerLike, can_write, check_seed_and_limit
 from lucid_deploy.evaluation.wordings import WORDINGS, Wording
 
 SEED = 2026
@@ -21,7 +21,7 @@ LONGEST_BY_DEFAULT = 4096  # tokens; longer ones have to be asked for, since the
 
 
 def needles_task(
-    tokenizer: Tokens,
+    tokenizer: TokenizerLike,
     context: int | None,
     *,
     needles: int = 4,
@@ -65,7 +65,7 @@ def needles_task(
         rng = np.random.default_rng([seed, length])
         of_length: list[Question] = []
         for text in range(texts):
-            maker = _Text(tokenizer, chosen, rng, needles, ask)
+            maker = _NeedleText(tokenizer, chosen, rng, needles, ask)
             depths = (np.arange(needles) + (text + 0.5) / texts) / needles
             of_length += maker.questions(length, depths, number=len(questions) + text)
         questions += of_length[:limit]
@@ -80,10 +80,12 @@ def needles_task(
     return Task("needles", settings, questions, chosen.ends, rows="depth", columns="length")
 
 
-class _Text:
+class _NeedleText:
     """One text: its needles, and as much filler as a length has room for."""
 
-    def __init__(self, tokenizer: Tokens, wording: Wording, rng: np.random.Generator, needles: int, ask: int) -> None:
+    def __init__(
+        self, tokenizer: TokenizerLike, wording: Wording, rng: np.random.Generator, needles: int, ask: int
+    ) -> None:
         self.tokenizer, self.wording = tokenizer, wording
         keys = [wording.keys[i] for i in rng.permutation(len(wording.keys))[:needles]]
         self.needles = [(key, wording.value(rng, key)) for key in keys]
@@ -143,7 +145,7 @@ def _range(depth: float) -> str:
     return f"{row * step}-{(row + 1) * step} %"
 
 
-def _wording(tokenizer: Tokens, name: str) -> Wording:
+def _wording(tokenizer: TokenizerLike, name: str) -> Wording:
     if name != "auto" and name not in WORDINGS:
         raise LucidError(f"Wording {name!r} is not known; known are auto, {', '.join(WORDINGS)}.")
     candidates = list(WORDINGS.values()) if name == "auto" else [WORDINGS[name]]
@@ -160,7 +162,9 @@ def _wording(tokenizer: Tokens, name: str) -> Wording:
     )
 
 
-def _lengths(tokenizer: Tokens, context: int | None, lengths: Sequence[int] | None, wording: Wording) -> list[int]:
+def _lengths(
+    tokenizer: TokenizerLike, context: int | None, lengths: Sequence[int] | None, wording: Wording
+) -> list[int]:
     """Return the lengths to ask at, checked against the context."""
     rng = np.random.default_rng(0)
     answers = (wording.value(rng, key) for key in wording.keys)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.task import Question, Task, Tokens, can_write, check_seed_and_limit
+from lucid_deploy.evaluation.task import Question, Task, TokenizerLike, can_write, check_seed_and_limit
 
 SEED = 2026  # of the prompts that the bundled model is tested with everywhere
 
 
-def recall_task(tokenizer: Tokens, limit: int = 200, seed: int = SEED) -> Task:
+def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) -> Task:
     """Return held-out recall prompts, going through the list lengths in turn (see :mod:`lucid_deploy.demo.recall`).
 
-    An answer is right if it is exactly the two words; it ends at an end-of-sequence token, a sign or a line's end.
+    An answer is right if it is exactly the two words. It ends at an end-of-sequence token, a punctuation mark or the
+    end of a line.
 
     Args:
         tokenizer: Of the model.

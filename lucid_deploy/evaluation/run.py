@@ -7,7 +7,7 @@ from typing import Any
 
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.report import Outcome, Report
-from lucid_deploy.evaluation.task import Question, Task, Tokens
+from lucid_deploy.evaluation.task import Question, Task, TokenizerLike
 from lucid_deploy.runtimes.session import Session
 
 SPARE = 4  # tokens beyond the right answer, so that one that is too long shows
@@ -15,7 +15,7 @@ SPARE = 4  # tokens beyond the right answer, so that one that is too long shows
 
 def evaluate(
     session: Session[Any],
-    tokenizer: Tokens,
+    tokenizer: TokenizerLike,
     task: Task,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,

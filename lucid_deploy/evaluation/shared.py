@@ -1,4 +1,4 @@
-"""Run sequences that begin alike: what they share is run once, in batches, with any session.
+"""Run sequences with the same beginning: what they share runs once, in batches, with any session.
 
 Shapes: B rows, N new tokens.
 """
@@ -18,7 +18,7 @@ CHUNK = 1024  # tokens of a prompt that run at once, which bounds memory
 
 
 @dataclass(frozen=True)
-class Tokenized:
+class TokenizedText:
     """Token ids to run.
 
     Attributes:
@@ -31,7 +31,7 @@ class Tokenized:
 
 
 @dataclass
-class Wave:
+class GroupBatch:
     """One sequence of each group, ready to run after what its group shares.
 
     Attributes:
@@ -47,12 +47,14 @@ class Wave:
     members: list[tuple[int, int] | None]
 
 
-def waves(session: Session[Any], groups: Sequence[Sequence[Tokenized]], batch: int, room: int = 0) -> Iterator[Wave]:
+def waves(
+    session: Session[Any], groups: Sequence[Sequence[TokenizedText]], batch: int, room: int = 0
+) -> Iterator[GroupBatch]:
     """Run what each group's sequences share, and yield their rests wave by wave.
 
     Args:
         session: What runs the model.
-        groups: Sequences that begin alike; none of the groups is empty.
+        groups: Sequences with the same beginning; none of the groups is empty.
         batch: Most groups to run at once. Fewer are taken where padding would need more than the context.
         room: Tokens that will follow each sequence.
 
@@ -69,7 +71,7 @@ def waves(session: Session[Any], groups: Sequence[Sequence[Tokenized]], batch: i
             session.check_length(len(sequence.ids) + room)
     prefixes = [_shared_length(group) for group in groups]
     longest = [max(len(sequence.ids) for sequence in group) for group in groups]
-    # Alike beside alike, and the largest first: what does not fit in memory shows at once.
+    # Groups of similar size side by side, the largest first: what does not fit in memory shows at once.
     order = sorted(range(len(groups)), key=lambda g: (-len(groups[g]), -prefixes[g], -longest[g], g))
     while order:
         count = _fitting(session, order[:batch], prefixes, longest, room)
@@ -78,8 +80,8 @@ def waves(session: Session[Any], groups: Sequence[Sequence[Tokenized]], batch: i
 
 
 def _run(
-    session: Session[Any], chosen: list[int], groups: Sequence[Sequence[Tokenized]], prefixes: list[int]
-) -> Iterator[Wave]:
+    session: Session[Any], chosen: list[int], groups: Sequence[Sequence[TokenizedText]], prefixes: list[int]
+) -> Iterator[GroupBatch]:
     cache = session.empty_cache(len(chosen))
     if any(prefixes[g] for g in chosen):
         input_ids, mask = padded([groups[g][0].ids[: prefixes[g]] for g in chosen])
@@ -90,7 +92,7 @@ def _run(
         members = [(g, place) if place < len(groups[g]) else None for g in chosen]
         input_ids, mask = padded(rests)
         own = session.fork(cache) if place < most - 1 else cache
-        yield Wave(own, input_ids, mask, members)
+        yield GroupBatch(own, input_ids, mask, members)
 
 
 def padded(rows: list[list[int]]) -> tuple[Array, Array]:
@@ -103,7 +105,7 @@ def padded(rows: list[list[int]]) -> tuple[Array, Array]:
     return input_ids, mask
 
 
-def _shared_length(group: Sequence[Tokenized]) -> int:
+def _shared_length(group: Sequence[TokenizedText]) -> int:
     """How many tokens a group's sequences share in front of their tails."""
     if len(group) == 1 and group[0].tail == 1:
         return 0  # one run does it all

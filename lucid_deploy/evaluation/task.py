@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from lucid_deploy.errors import LucidError
 
 
-class Tokens(Protocol):
+class TokenizerLike(Protocol):
     """What is needed of a tokenizer; :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer` has it."""
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -63,7 +63,7 @@ class Task:
         return re.split(self.ends, text.strip(), maxsplit=1)[0].strip()
 
 
-def can_write(tokenizer: Tokens, text: str) -> bool:
+def can_write(tokenizer: TokenizerLike, text: str) -> bool:
     """Say whether a text survives the way through token ids and back, spaces and capitals aside."""
     back = tokenizer.decode(tokenizer.encode(text))
     return _letters(back) == _letters(text)

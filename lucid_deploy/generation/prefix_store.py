@@ -15,7 +15,7 @@ _Key = tuple[str, bytes]  # owner, token ids
 
 
 class PrefixStore:
-    """Keeps caches within a budget; the one not used for the longest time goes first.
+    """Keeps caches within a budget; the one not used for the longest time is dropped first.
 
     What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token.
 

@@ -1,4 +1,4 @@
-"""Hold a ``config.json`` against the tables of keys: taken whole, or refused by name."""
+"""Compare a ``config.json`` with the tables of keys: every key is known, or the file is refused by the key's name."""
 
 from __future__ import annotations
 
@@ -164,7 +164,9 @@ def _does_nothing(raw: dict[str, Any], key: str, value: Any) -> bool:
 def _refused_rope(raw: dict[str, Any]) -> list[str]:
     found, blocks = [], _rope_blocks(raw)
     if len(blocks) == 2 and blocks["rope_scaling"] != blocks["rope_parameters"]:
-        found.append("rope_scaling and rope_parameters differ. Which of them counts is open, which is not supported.")
+        found.append(
+            "rope_scaling and rope_parameters differ. It is unclear which of them counts, so this is not supported."
+        )
     for name, block in blocks.items():
         kind = block.get("rope_type") or block.get("type") or "default"
         if block.get("type") not in (None, kind):

@@ -45,7 +45,7 @@ Harmless = Callable[[Any], bool]
 
 
 def _off(value: Any) -> bool:
-    """Null, false, zero and nothing ask for nothing."""
+    """Null, false, zero and an empty value ask for no computation."""
     return not value
 
 

@@ -120,7 +120,7 @@ def _record(name: str, revision: str, directory: Path) -> dict[str, str]:
 
 
 def _token(options: HubOptions) -> str | bool | None:
-    """Return the token to send: one that was stored for the Hub is not for whoever else is named as endpoint."""
+    """Return the token to send; one that was stored for the Hub is not sent to another endpoint."""
     if options.token is None and options.endpoint is not None:
         return False
     return options.token
@@ -176,7 +176,7 @@ def _explained(name: str, options: HubOptions) -> Iterator[None]:
     except (errors.HTTPError, OSError) as error:  # connections, files that came short, and a full disk
         raise LucidError(
             f"{name} could not be downloaded from {hub}: {_first_line(error)}. Check the network and run the command "
-            "again, which goes on where it broke off; --offline takes what was downloaded before."
+            "again, which continues where it broke off; --offline uses what was downloaded before."
         ) from error
 
 
@@ -212,7 +212,7 @@ def _bar(name: str, progress: Progress | None) -> type:
     """Return a progress bar that shows nothing itself and reports bytes."""
     from tqdm.auto import tqdm
 
-    class Bar(tqdm):
+    class DownloadProgress(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self.counts_bytes = options.get("unit") == "B"
             super().__init__(*arguments, **{**options, "disable": True})
@@ -222,4 +222,4 @@ def _bar(name: str, progress: Progress | None) -> type:
             if progress is not None and self.counts_bytes and self.total:
                 progress(f"Downloading {name}", int(self.n), int(self.total))
 
-    return Bar
+    return DownloadProgress

@@ -61,5 +61,5 @@ class Mixer(nn.Module):
 
     @property
     def value_projection(self) -> nn.Module | None:
-        """The part that makes V, what a solve is given; None where nothing is solved."""
+        """The part that makes V, which the solve reads; None if the layer has no solve."""
         return None

@@ -83,6 +83,6 @@ def _qk_norm(config: LucidConfig, raw: dict[str, Any], norms: list[str], where: 
 
 
 def listed(names: list[str], limit: int = 20) -> str:
-    """Return names with commas between; of many, the first and how many there are beside."""
+    """Return names with commas between; of many, the first ones and how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

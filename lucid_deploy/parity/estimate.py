@@ -1,7 +1,8 @@
 """How long a verification may take, phase by phase, from the model's size and this machine's speed.
 
 A call reads all weights once and does two operations per weight and token; it takes the longer of both, and a little
-for every layer. That is right within a factor of two or three, and :class:`~.measure.plan.Plan` corrects it on the way.
+for every layer. That is right within a factor of two or three. :class:`~.measure.plan.PhaseTracker` corrects it while
+the verification runs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.scenarios import ONE_SHOT, Schedule, fit_lengths, synthetic_scenarios
 from lucid_deploy.parity.measure import phases
-from lucid_deploy.parity.measure.extent import Extent
+from lucid_deploy.parity.measure.extent import VerificationExtent
 from lucid_deploy.parity.measure.plan import Phase
 from lucid_deploy.parity.measure.speed import Speed
 from lucid_deploy.parity.options import VerifyOptions
@@ -28,7 +29,7 @@ DEVICE = 0.1  # share of the CPU's time that an accelerator takes, so that its p
 
 
 @dataclass(frozen=True)
-class Work:
+class VerificationWork:
     """The model and the sequences that a verification runs.
 
     Attributes:
@@ -75,7 +76,9 @@ class Work:
         yield from self.calls(ONE_SHOT, 1)  # generating freely
 
 
-def work_of(artifact: Artifact, source: Checkpoint, extent: Extent, outside: OutsideReferences | None = None) -> Work:
+def work_of(
+    artifact: Artifact, source: Checkpoint, extent: VerificationExtent, outside: OutsideReferences | None = None
+) -> VerificationWork:
     """Return what a verification of an artifact runs; sequences of a golden file count as those that are made up."""
     config = artifact.config
     counts = {name: math.prod(shape) for name, shape in source.stored_shapes().items()}
@@ -86,7 +89,7 @@ def work_of(artifact: Artifact, source: Checkpoint, extent: Extent, outside: Out
     prompt, steps = fit_lengths(config.max_position_embeddings, extent.steps, extent.prompt_tokens)
     weights = max(sum(counts.values()) - tables, 1)
     more = [] if outside is None else outside.scenarios(config, extent)
-    return Work(weights, table, config.num_hidden_layers, len(chosen) + 1 + len(more), prompt, steps)
+    return VerificationWork(weights, table, config.num_hidden_layers, len(chosen) + 1 + len(more), prompt, steps)
 
 
 def planned_phases(
@@ -151,7 +154,9 @@ def planned_phases(
     return found
 
 
-def _outside_phases(outside: OutsideReferences, work: Work, dtype: str, double: Rates, single: Rates) -> list[Phase]:
+def _outside_phases(
+    outside: OutsideReferences, work: VerificationWork, dtype: str, double: Rates, single: Rates
+) -> list[Phase]:
     """Return the phases in which other references, and what rounding cost them, are computed."""
     found = []
     if outside.golden is not None and needs_run(outside.golden, dtype):

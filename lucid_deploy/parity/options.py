@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lucid_deploy.parity.measure.extent import FULL, QUICK, Extent
+from lucid_deploy.parity.measure.extent import FULL, QUICK, VerificationExtent
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array
 
@@ -43,7 +43,7 @@ class VerifyOptions:
     quick: bool = False
 
     @property
-    def extent(self) -> Extent:
+    def extent(self) -> VerificationExtent:
         """How much is run."""
         extent = QUICK if self.quick else FULL
         return extent if self.steps is None else replace(extent, steps=self.steps)

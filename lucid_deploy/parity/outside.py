@@ -15,11 +15,11 @@ from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record_together
-from lucid_deploy.parity.measure.extent import Extent
+from lucid_deploy.parity.measure.extent import VerificationExtent
 from lucid_deploy.parity.measure.gate import UNIT
 from lucid_deploy.parity.measure.golden import Golden, read_golden
 from lucid_deploy.parity.measure.outside_trace import OutsideTrace, own_errors, rounding_of
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Target, Targets
 from lucid_deploy.parity.transformers_model import TransformersModel
 from lucid_deploy.runtimes.session import Session
@@ -39,7 +39,7 @@ class OutsideReferences:
     golden: Golden | None = None
     model: TransformersModel | None = None
 
-    def scenarios(self, config: LucidConfig, extent: Extent) -> list[Scenario]:
+    def scenarios(self, config: LucidConfig, extent: VerificationExtent) -> list[Scenario]:
         """Return the token sequences that come with them."""
         return [] if self.golden is None else self.golden.scenarios(config.max_position_embeddings, extent)
 
@@ -131,7 +131,7 @@ def _errors_in(
 ) -> dict[str, dict[TensorId, float]]:
     """Return what rounding in a type costs our own model, the most of any of these scenarios, for each of them."""
     groups = equal_lengths([item.scenario for item in items])
-    meter = Meter(progress, phases.recording(dtype), sum(ONE_SHOT.calls(group[0]) for group in groups))
+    meter = CallCounter(progress, phases.recording(dtype), sum(ONE_SHOT.calls(group[0]) for group in groups))
     traces: dict[str, Trace] = {}
     for group in groups:
         made = record_together(session, group, ONE_SHOT, meter.tick)
@@ -142,7 +142,7 @@ def _errors_in(
 
 
 def _with_model(targets: Targets, model: TransformersModel, progress: Progress | None) -> Targets:
-    meter = Meter(progress, phases.TRANSFORMERS, len(targets.items))
+    meter = CallCounter(progress, phases.TRANSFORMERS, len(targets.items))
     made = []
     for item in targets.items:
         trace = model.trace(item.scenario.ids)

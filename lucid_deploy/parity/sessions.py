@@ -1,4 +1,4 @@
-"""Hold one session against others: whatever runs the models, and without an artifact."""
+"""Compare one session with others, of any runtime and without an artifact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lucid_deploy.model.scenarios import Schedule
 from lucid_deploy.parity.causes.conditioning import conditioning
 from lucid_deploy.parity.measure.candidate import measure
 from lucid_deploy.parity.measure.derive_targets import prepare
-from lucid_deploy.parity.measure.extent import FULL, Extent
+from lucid_deploy.parity.measure.extent import FULL, VerificationExtent
 from lucid_deploy.parity.measure.progress import Progress
 from lucid_deploy.parity.measure.source import Source, opened
 from lucid_deploy.parity.measure.targets import Targets
@@ -27,7 +27,7 @@ def verify(
     prompt: Array | None = None,
     embeddings: Array | None = None,
     rounded: Source | None = None,
-    extent: Extent = FULL,
+    extent: VerificationExtent = FULL,
     progress: Progress | None = None,
 ) -> Report:
     """Check that a candidate computes what PyTorch computes.

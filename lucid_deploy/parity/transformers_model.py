@@ -21,7 +21,7 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config_file import read_object
 from lucid_deploy.model.config_keys import CHANGES, NO_EFFECT
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.parity.measure.compare import KINDS, Rows, TensorId, Trace
+from lucid_deploy.parity.measure.compare import KINDS, TensorId, TensorRows, Trace
 from lucid_deploy.parity.measure.measurement import Reference
 from lucid_deploy.runtimes.session import Array
 
@@ -84,12 +84,12 @@ class TransformersModel:
             self._model = self._load()
         with torch.no_grad(), all_in_float64():
             found = self._model(torch.from_numpy(np.asarray(ids, dtype=np.int64))[None], use_cache=True)
-        tensors: dict[TensorId, Rows] = {}
+        tensors: dict[TensorId, TensorRows] = {}
         for index, (layer, kept) in enumerate(zip(self._layers, found.cache.layers, strict=True)):
             for place, tensor in enumerate(decoded_layout(layer.cache)):
                 x = kept.keys if tensor.name == "key" else kept.values
                 tensors[TensorId.of(index, place, tensor)] = _rows(x, len(ids))
-        tensors[TensorId(len(self._layers), KINDS.index("logits"))] = Rows(found.logits.numpy())
+        tensors[TensorId(len(self._layers), KINDS.index("logits"))] = TensorRows(found.logits.numpy())
         return Trace(tensors)
 
     def _load(self) -> Any:
@@ -145,10 +145,10 @@ def _exact_frequencies(model: Any) -> None:
                 module.register_buffer(name, getattr(fresh, name).float().double(), persistent=False)
 
 
-def _rows(x: Tensor, tokens: int) -> Rows:
+def _rows(x: Tensor, tokens: int) -> TensorRows:
     """Return ``(1, KV, held, D)`` as rows ``(1, held, KV·D)``: layers over a window keep the last ones only."""
     held = x.shape[2]
-    return Rows(x.transpose(1, 2).reshape(1, held, -1).numpy(), tokens - held)
+    return TensorRows(x.transpose(1, 2).reshape(1, held, -1).numpy(), tokens - held)
 
 
 def _check_layers(source: Checkpoint, layers: tuple[LayerDescription, ...]) -> None:

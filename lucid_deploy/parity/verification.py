@@ -20,7 +20,7 @@ from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases
 from lucid_deploy.parity.measure.derive_targets import prepare
 from lucid_deploy.parity.measure.measurement import DEQUANTIZED
-from lucid_deploy.parity.measure.plan import Plan, Step
+from lucid_deploy.parity.measure.plan import PhaseTracker, VerificationProgress
 from lucid_deploy.parity.measure.progress import Progress
 from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
 from lucid_deploy.parity.measure.speed import measure_speed
@@ -98,7 +98,7 @@ class Verification:
 def verify_artifact(
     artifact: Artifact,
     options: VerifyOptions | None = None,
-    progress: Callable[[Step], None] | None = None,
+    progress: Callable[[VerificationProgress], None] | None = None,
 ) -> Verification:
     """Check everything about an artifact: its files, its weights, what it computes, and where errors come from.
 
@@ -126,7 +126,7 @@ def verify_artifact(
     )
     outside = open_references(options.golden, options.against, source, artifact.manifest.layers, artifact)
     fits = _check_memory(artifact, source, options, outside)
-    plan = Plan(planned_phases(artifact, source, options, measure_speed(), outside), progress)
+    plan = PhaseTracker(planned_phases(artifact, source, options, measure_speed(), outside), progress)
     files = _check_files(artifact, plan.update)
     facts = _facts(artifact, source, options)
     if files.outcome == FAILED:

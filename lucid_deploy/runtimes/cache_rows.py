@@ -18,7 +18,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 @dataclass(frozen=True)
-class Row:
+class CacheRow:
     """What one row of a cache holds, padding left out.
 
     Attributes:
@@ -35,7 +35,7 @@ def _layouts(session: Session[Any]) -> list[LayerLayout]:
     return [decoded_layout(layer) for layer in session.layout]
 
 
-def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[Row]:
+def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) -> list[CacheRow]:
     """Return the content of some rows of a cache, padding left out.
 
     Raises:
@@ -46,7 +46,7 @@ def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) ->
             raise LucidError(f"The cache has rows 0 to {cache.batch - 1}, not {row}.")
     pairs = list(zip(_layouts(session), session.layer_arrays(cache), strict=True))
     return [
-        Row(
+        CacheRow(
             int(cache.mask[row].sum()),
             [tuple(row_content(t, x, cache.mask, row) for t, x in zip(*pair, strict=True)) for pair in pairs],
         )
@@ -54,7 +54,7 @@ def row_layers(session: Session[Any], cache: Cache[Any], rows: Sequence[int]) ->
     ]
 
 
-def cache_of_rows(session: Session[Any], rows: Sequence[Row]) -> Cache[Any]:
+def cache_of_rows(session: Session[Any], rows: Sequence[CacheRow]) -> Cache[Any]:
     """Return a cache of rows of unequal length, the shorter ones padded on the left with zeros.
 
     Raises:

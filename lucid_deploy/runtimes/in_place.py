@@ -1,4 +1,4 @@
-"""Decoding in buffers that the caller holds, which some sessions can do: rows join and leave without copies."""
+"""Decoding in buffers that the caller holds, which some sessions can do: no row is copied when a request starts."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from lucid_deploy.runtimes.session import Array, empty_arrays
 
 
 @dataclass(frozen=True)
-class Tokens:
+class NewTokens:
     """The new tokens of one call.
 
     Attributes:
@@ -34,16 +34,16 @@ class Tokens:
     positions: Array
 
     @staticmethod
-    def after(input_ids: Array, past: int = 0, mask: Array | None = None) -> Tokens:
+    def after(input_ids: Array, past: int = 0, mask: Array | None = None) -> NewTokens:
         """Number new tokens ``(B, N)`` behind ``past`` cached ones, as a session does; mask None: no padding."""
         batch, n = input_ids.shape
         full = np.ones((batch, past + n), dtype=bool) if mask is None else mask
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, past:]
-        return Tokens(input_ids, full, positions)
+        return NewTokens(input_ids, full, positions)
 
 
 @dataclass(frozen=True)
-class States:
+class LayerStates:
     """What one call computed, in float32 for half types, else in the model's own type.
 
     Attributes:
@@ -51,7 +51,7 @@ class States:
             was given in its place, into ``residuals[i + 1]``.
         cached: Per layer what it caches, by name: of rows those of the new tokens, ``(B, heads, N, width)``; of rings
             and states all that is held after the call.
-        given: Per layer V of the new tokens, what the solve is given, ``(B, KV, N, D)``; None where nothing is solved.
+        given: Per layer V of the new tokens, which the solve reads, ``(B, KV, N, D)``; None if the layer has no solve.
         logits: Of each row's last token, ``(B, 1, vocab)``.
     """
 
@@ -87,7 +87,9 @@ class Layers(ABC):
         return empty_arrays(self.layers, batch)
 
     @abstractmethod
-    def run(self, tokens: Tokens, past: Past, residuals: list[Array] | None = None, decode: bool = False) -> States:
+    def run(
+        self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
+    ) -> LayerStates:
         """Run one call.
 
         Args:

@@ -74,7 +74,7 @@ class Acceptor:
         return connection
 
     async def _until_readable(self) -> None:
-        """Wait for somebody who connects, or for the end."""
+        """Wait for a client that connects, or for the end."""
         loop, readable = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self._listener.fileno(), readable.set)
         waiting = [asyncio.ensure_future(event.wait()) for event in (readable, self._closing)]

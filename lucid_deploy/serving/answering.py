@@ -15,13 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
 from lucid_deploy.serving.http_body import read_body
-from lucid_deploy.serving.jobs import Event, Piece, Refusal, RowEnd
+from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, TextPiece
 from lucid_deploy.serving.metrics import TokenClock
 from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses import Answer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
-from lucid_deploy.serving.waiting import Patience
+from lucid_deploy.serving.waiting import RequestCancellation
 
 LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -36,7 +36,7 @@ async def answer(service: Service, request: Request, chat: bool) -> Response:
     """
     service.check_ready()
     limits, started = service.settings.limits, request.state.started
-    patience = Patience(request.receive, started + limits.seconds, limits.seconds, service.ending)
+    patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
     prepared = _owned(service, request, await _read(service, request, patience, chat))
     service.check_ready()  # again: the body may have taken its time
     whole = Answer(prepared, service.settings.model, service.settings.fingerprint)
@@ -46,7 +46,7 @@ async def answer(service: Service, request: Request, chat: bool) -> Response:
     return stream if prepared.stream else await stream.whole_answer()
 
 
-async def _read(service: Service, request: Request, patience: Patience, chat: bool) -> PreparedRequest:
+async def _read(service: Service, request: Request, patience: RequestCancellation, chat: bool) -> PreparedRequest:
     """Take in a body and read it; its memory counts as held until then."""
     with service.body_memory.share() as share:
         body = await read_body(request, service.settings.limits, request.state.started, share)
@@ -54,7 +54,7 @@ async def _read(service: Service, request: Request, patience: Patience, chat: bo
 
 
 def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
-    """Note in a job whose kept prefixes it may use."""
+    """Note in a job whose stored prefixes it may use."""
     key = "" if service.settings.share_prefixes else request.state.key
     return replace(prepared, job=replace(prepared.job, cache_owner=cache_owner(key, prepared.cache_salt)))
 
@@ -69,7 +69,7 @@ class EventStream(StreamingResponse):
         patience: What ends it early.
     """
 
-    def __init__(self, service: Service, answer: Answer, clock: TokenClock, patience: Patience) -> None:
+    def __init__(self, service: Service, answer: Answer, clock: TokenClock, patience: RequestCancellation) -> None:
         super().__init__(iter(()), headers=SSE_HEADERS, media_type="text/event-stream")
         self._service = service
         self._answer = answer
@@ -148,7 +148,7 @@ class EventStream(StreamingResponse):
     async def _collect(self) -> None:
         async for events in self._all():
             for event in events:
-                if isinstance(event, Piece):
+                if isinstance(event, TextPiece):
                     self._answer.add(event)
                 elif isinstance(event, RowEnd):
                     self._answer.end(event.row, event.reason)
@@ -159,7 +159,7 @@ class EventStream(StreamingResponse):
             await _send_event(send, chunk)
         async for events in self._all():
             for event in events:
-                if isinstance(event, Piece):
+                if isinstance(event, TextPiece):
                     piece = answer.chunk(event)
                     if piece is not None:
                         await _send_event(send, piece)

@@ -11,7 +11,7 @@ from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.generation.token_text import TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
-from lucid_deploy.serving.jobs import Event, Job, Piece, Refusal, RowEnd, TokenLogprob, TokenText
+from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, TextPiece, TokenLogprob, TokenText
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Finished, Request, Token
@@ -123,11 +123,11 @@ class RowText:
         piece = self._piece(self._text.push(event.token), 1)
         return ([piece, RowEnd(self._row, "stop")], True) if self._text.stopped else ([piece], False)
 
-    def _piece(self, text: str, tokens: int, everything: bool = False) -> Piece:
+    def _piece(self, text: str, tokens: int, everything: bool = False) -> TextPiece:
         """Return a piece with the log-probabilities of the tokens whose text begins in what was given out."""
         ready = [item for item in self._waiting if everything or item.offset < self._text.shown]
         self._waiting = self._waiting[len(ready) :]
-        return Piece(self._row, text, tokens, tuple(ready))
+        return TextPiece(self._row, text, tokens, tuple(ready))
 
     def _logprob(self, event: Token) -> TokenLogprob:
         assert event.logprob is not None  # it was asked for

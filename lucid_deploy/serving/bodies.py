@@ -18,7 +18,7 @@ StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
 PromptItem = Annotated[
     str | int | list[int], Meta(extra={"expected": "a text, a whole number (a token id), or a list of token ids"})
 ]
-_SALT = "Kept prefixes are reused under the same salt only."
+_SALT = "Stored prefixes are reused under the same salt only."
 Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
 
 

@@ -1,4 +1,4 @@
-"""Connections: how many, how long they may be silent, and what they get that are too many or speak no HTTP."""
+"""Connections: how many, how long they may be silent, and the answers to those that are too many or not HTTP."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ConnectionTable:
         return True
 
     def all_have_requests(self) -> bool:
-        """Say whether nobody who is connected has yet to send a first request."""
+        """Say whether every connected client has sent a first request."""
         return all(connection.answered for connection in self._silent)
 
     def _has_room(self) -> bool:
@@ -140,7 +140,7 @@ class Connection(H11Protocol):
             self._idle_timer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Take note that the client sends nothing more: it may be gone, or wait for its answer.
+        """Take note that the client sends nothing more: it may have disconnected, or wait for its answer.
 
         TCP does not tell which. Something sent to a client that is gone comes back as an error the next time, so a
         client of HTTP/1.1 gets interim answers, which it must pass over.

@@ -1,4 +1,4 @@
-"""The thread that owns the batcher: commands come in by a queue, events go out to the event loops of the askers."""
+"""The thread that owns the batcher: commands come in by a queue, events go out to the callers' event loops."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class RequestGuard:
             return
         started = time.perf_counter()
         scope.setdefault("state", {})["started"] = started
-        exchange = Exchange(self._service, scope, receive, send)
+        exchange = HttpExchange(self._service, scope, receive, send)
         try:
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -88,14 +88,14 @@ class RequestGuard:
         log.info("%s %s %s %d %.0f ms", client, scope["method"], shown(scope["path"]), status, 1e3 * seconds)
 
 
-class Exchange:
+class HttpExchange:
     """One request and its answer, as they go through.
 
     An error that comes before the body was taken in waits until a bounded rest of the body has arrived and was
     dropped: a client that is still sending when the connection closes does not get to read why.
 
     Attributes:
-        status: Of the answer; 499, which is counted if the client leaves, before there is one.
+        status: Of the answer; 499, which is counted if the client disconnects before there is one.
     """
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:

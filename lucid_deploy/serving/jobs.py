@@ -22,7 +22,7 @@ class Job:
         stops: Texts that end a generation and are not part of it.
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
-        cache_owner: Kept prefixes are reused among jobs of one owner only.
+        cache_owner: Stored prefixes are reused among jobs of one owner only.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -62,7 +62,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """One more token of generation ``row``; its text may still be held back, then ``text`` is empty."""
 
     row: int
@@ -82,14 +82,14 @@ class RowEnd:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Instead of anything else: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
+    """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
 
     kind: str
     message: str = ""
     retry_after: int = 1
 
 
-Event = Piece | RowEnd | Refusal
+Event = TextPiece | RowEnd | Refusal
 
 
 class Backend(Protocol):

@@ -69,7 +69,7 @@ class ApiOptions:
         keys: Who may ask.
         hosts: Names besides this machine's under which it answers; None: any.
         metrics_keys: Who may read exact metrics.
-        share_prefixes: Whether kept prefixes are reused among different keys.
+        share_prefixes: Whether stored prefixes are reused among different keys.
     """
 
     model: str | None = None

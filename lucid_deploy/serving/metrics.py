@@ -17,12 +17,12 @@ GAUGES = {
     "active_rows": "Generations that run.",
     "rows": "Generations that can run at once.",
     "cache_tokens": "Tokens in the caches of running generations.",
-    "prefix_cache_tokens": "Tokens kept for prompts that begin alike.",
+    "prefix_cache_tokens": "Tokens stored for prompts with the same beginning.",
 }
 COARSE = 1000  # tokens; of the counters that would show what one request found kept
 COUNTERS = {
     "prompt_tokens_computed": "Prompt tokens that the model ran.",
-    "prompt_tokens_reused": "Prompt tokens that a kept prefix spared.",
+    "prompt_tokens_reused": "Prompt tokens that did not run, because a stored prefix held them.",
 }
 
 TELLTALE = ("prefix_cache_tokens", *COUNTERS)
@@ -49,9 +49,14 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"lucid_{name}_seconds", text, buckets=buckets, registry=self._registry)
 
-        self.requests = counter("requests", "Answers, by path and HTTP status; 499: the client left.", "path", "status")
-        self.rejected = counter("rejected", "Requests turned away, by reason.", "reason")
-        self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts taken in.")
+        self.requests = counter(
+            "requests",
+            "Answers, by path and HTTP status; 499: the client closed the connection first.",
+            "path",
+            "status",
+        )
+        self.rejected = counter("rejected", "Requests that ended with an error, by reason.", "reason")
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens received.")
         self.new_tokens = counter("generated_tokens", "Tokens generated.")
         self.first = histogram("time_to_first_token", "From the request to its first token.", FIRST)
         self.between = histogram("time_between_tokens", "Between tokens of one generation.", BETWEEN)
@@ -61,7 +66,7 @@ class Metrics:
         """Return all of them in Prometheus' text format.
 
         Args:
-            exact: Whether counts of kept and reused tokens are exact, or whole thousands.
+            exact: Whether counts of stored and reused tokens are exact, or whole thousands.
         """
         return generate_latest(self._engine[exact]) + generate_latest(self._registry)
 

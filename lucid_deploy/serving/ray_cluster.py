@@ -202,7 +202,7 @@ class EngineReplica:
         self.check_health()
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
-        """Run a job; Ray cancels the generator when its reader leaves."""
+        """Run a job; Ray cancels the generator when nobody reads it any more."""
         async for events in self._backend.generate(job):
             yield events
 

@@ -1,4 +1,4 @@
-"""Routing by shared prefix on Ray Serve: prompts that begin alike go to the engine that has their beginning.
+"""Routing by shared prefix on Ray Serve: a prompt goes to the engine that has its beginning in the cache.
 
 Ray's own ``PrefixCacheAffinityRouter`` lives in ``ray.serve.llm``, which does not import without vLLM or SGLang. This
 one stands on the public interface for routers, ``ray.serve.request_router``.
@@ -48,7 +48,7 @@ class PrefixTable:
 
 
 def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:
-    """Return the names of a prompt's whole blocks; they differ between owners, as kept prefixes do."""
+    """Return the names of a prompt's whole blocks; they differ between owners, as stored prefixes do."""
     names, digest = [], hashlib.blake2b(owner.encode(), digest_size=16)
     for start in range(0, min(len(prompt) - BLOCK, BLOCK * (MOST_BLOCKS - 1)) + 1, BLOCK):
         digest.update(",".join(map(str, prompt[start : start + BLOCK])).encode() + b";")

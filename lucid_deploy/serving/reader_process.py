@@ -47,17 +47,17 @@ class ReadTask(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready"):
+class ReaderReady(msgspec.Struct, frozen=True, tag="ready"):
     """The answer to the setup."""
 
 
-class Prepared(msgspec.Struct, frozen=True, tag="prepared"):
+class BodyPrepared(msgspec.Struct, frozen=True, tag="prepared"):
     """The answer to a body that can be run."""
 
     request: PreparedRequest
 
 
-class Refused(msgspec.Struct, frozen=True, tag="refused"):
+class BodyRefused(msgspec.Struct, frozen=True, tag="refused"):
     """The answer to a body that is wrong or too costly, or to a setup that cannot be read."""
 
     status: int
@@ -66,13 +66,13 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     param: str | None
 
 
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
+class ReaderFault(msgspec.Struct, frozen=True, tag="failed"):
     """The answer if this code has a fault."""
 
     trace: str
 
 
-Reply = Ready | Prepared | Refused | Failed
+Reply = ReaderReady | BodyPrepared | BodyRefused | ReaderFault
 
 
 class _TimeIsUp(BaseException):
@@ -90,9 +90,9 @@ def main() -> None:
             reader = _open(setup)
     except (LucidError, _TimeIsUp) as error:
         reason = str(error) or f"Tokenizer and chat template took more than {SETUP_SECONDS:g} s to load."
-        write_frame(target, Refused(500, reason, None, None))
+        write_frame(target, BodyRefused(500, reason, None, None))
         return
-    write_frame(target, Ready())
+    write_frame(target, ReaderReady())
     gc.freeze()
     gc.disable()  # a body of a million lists would be gone through again and again while it is parsed
     while frame := read_frame(source):
@@ -104,21 +104,21 @@ def answer(reader: RequestReader, task: ReadTask, limits: Limits) -> Reply:
     """Read one body within its bounds."""
     try:
         with _bounded_time(limits.reading_seconds):
-            return Prepared((reader.chat if task.chat else reader.completion)(task.body))
+            return BodyPrepared((reader.chat if task.chat else reader.completion)(task.body))
     except ApiError as error:
-        return Refused(error.status, error.message, error.code, error.param)
+        return BodyRefused(error.status, error.message, error.code, error.param)
     except _TimeIsUp:
         return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
     except MemoryError:
         return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
     except Exception:  # noqa: BLE001 (whatever it is, the server logs it and answers)
-        return Failed(traceback.format_exc())
+        return ReaderFault(traceback.format_exc())
 
 
-def too_costly(what: str) -> Refused:
+def too_costly(what: str) -> BodyRefused:
     """Return the refusal of a body that cannot be read within bounds."""
     message = f"Reading this request (parsing, chat template, tokenizing) {what}. Shorten it."
-    return Refused(400, message, "too_costly", None)
+    return BodyRefused(400, message, "too_costly", None)
 
 
 def read_frame(source: BinaryIO) -> bytes:

@@ -16,11 +16,11 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.reader_process import (
     HEADER_BYTES,
-    Prepared,
+    BodyPrepared,
+    BodyRefused,
+    ReaderReady,
     ReaderSetup,
     ReadTask,
-    Ready,
-    Refused,
     Reply,
     too_costly,
 )
@@ -75,8 +75,8 @@ class Reader:
             reply = await self._ask(self._setup)
         except ReaderDied as error:
             raise LucidError(f"A reader process did not start: {error}.") from error
-        if not isinstance(reply, Ready):
-            raise LucidError(reply.message if isinstance(reply, Refused) else str(reply))
+        if not isinstance(reply, ReaderReady):
+            raise LucidError(reply.message if isinstance(reply, BodyRefused) else str(reply))
 
     async def read(self, task: ReadTask) -> Reply:
         """Have a body read. Do not cancel this: the process would still be at it.
@@ -182,9 +182,9 @@ class ReaderPool:
                 reply = await asyncio.shield(work)
             finally:
                 self._give_back(reader, work)
-        if isinstance(reply, Prepared):
+        if isinstance(reply, BodyPrepared):
             return reply.request
-        if isinstance(reply, Refused):
+        if isinstance(reply, BodyRefused):
             raise ApiError(reply.status, reply.message, reply.code, reply.param)
         log.error("A reader failed by a fault of its own: %s", reply)
         raise ApiError(500, "The server failed on this request; see its log.", "internal_error")
@@ -210,7 +210,7 @@ class ReaderPool:
             self._in_background(self._recover(reader, work))
 
     async def _recover(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
-        """Make a reader free again that is still at work for nobody, or that has died."""
+        """Free a reader that still works on a cancelled request, or that has died."""
         await asyncio.wait([work], timeout=ABANDONED_SECONDS)
         if not (work.done() and reader.alive):
             work.cancel()

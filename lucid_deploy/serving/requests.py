@@ -28,7 +28,7 @@ class PreparedRequest:
         include_usage: Whether a stream ends with counts.
         chat: Whether it is a chat.
         echo: What each prompt's answers begin with.
-        cache_salt: Chosen by the client; kept prefixes are shared under the same salt only.
+        cache_salt: Chosen by the client; stored prefixes are shared under the same salt only.
     """
 
     job: Job

@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import Any
 
-from lucid_deploy.serving.jobs import Piece, TokenLogprob, TokenText
+from lucid_deploy.serving.jobs import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
 
 
@@ -34,7 +34,7 @@ class Answer:
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in echo]
         self._reasons: list[str | None] = [None for _ in echo]
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: TextPiece) -> None:
         """Take a piece into the whole answer."""
         self.new_tokens += piece.tokens
         self._texts[piece.row].append(piece.text)
@@ -73,7 +73,7 @@ class Answer:
             return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._texts))]
         return [self._chunk(row, texts[0]) for row, texts in enumerate(self._texts) if texts[0]]
 
-    def chunk(self, piece: Piece) -> dict[str, Any] | None:
+    def chunk(self, piece: TextPiece) -> dict[str, Any] | None:
         """Return a piece as a chunk, or None if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         if not piece.text and not piece.logprobs:

@@ -47,7 +47,7 @@ NO_KEYS = ApiKeys()
 
 
 def cache_owner(key: str, salt: str) -> str:
-    """Return who owns the prefixes that a request leaves: those with the same key and the same salt.
+    """Return who owns the prefixes that a request stores: requests with the same key and the same salt.
 
     Args:
         key: As :meth:`ApiKeys.identify`; empty to share among keys.

@@ -26,8 +26,8 @@ class Settings:
         keys: Who may ask.
         hosts: Names besides this machine's under which a server without keys answers; None: any.
         created: When the artifact was made, seconds since 1970.
-        metrics_keys: Who may read exact metrics; None of them: whoever may ask reads coarse ones.
-        share_prefixes: Whether kept prefixes are reused among different keys.
+        metrics_keys: Who may read exact metrics; if empty, everyone who may ask reads rounded ones.
+        share_prefixes: Whether stored prefixes are reused among different keys.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""How long a request is worked for: until its client leaves, its time is over or the server ends."""
+"""When work on a request ends: it is done, its client disconnects, its time is over or the server ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Patience:
+class RequestCancellation:
     """What ends the work for a request.
 
     Attributes:
@@ -32,7 +32,7 @@ class Patience:
     ending: asyncio.Event
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do some work; cancel it when there is no reason left to do it.
+        """Do some work; cancel it when the client disconnects, the time is over or the server ends.
 
         Raises:
             ApiError: The time is over, or the server is ending.

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from lucid_deploy.cli._phases import INTERVAL, PhaseLines, shown_phases, words
-from lucid_deploy.parity.measure.plan import Step
+from lucid_deploy.parity.measure.plan import VerificationProgress
 
 
 def console(terminal=False):
@@ -14,7 +14,7 @@ def console(terminal=False):
 
 
 def step(phase="PyTorch in float64: the reference", index=2, done=0, left=130.0):
-    return Step(phase, index, 6, done, 1160, left)
+    return VerificationProgress(phase, index, 6, done, 1160, left)
 
 
 class Clock:

@@ -106,7 +106,7 @@ def test_a_failed_gate_names_layer_tensor_and_position(example, tmp_path):
     target = tmp_path / "report.json"
     result = run(artifact, "--checkpoint", checkpoint, "--json", target)
     assert result.exit_code == 1
-    assert "layer 1 Y leaves the gate at position 0 (random, one-shot): relative error 0.0099, allowed" in message(
+    assert "layer 1 Y is beyond its gate at position 0 (random, one-shot): relative error 0.0099, allowed" in message(
         result
     )
     assert "FAILED" in result.stdout
@@ -121,7 +121,7 @@ def test_json_on_stdout_of_a_failure_is_json_alone(example):
     result = run(artifact, "--checkpoint", checkpoint, "--json", "-", "--runtime", "torch")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["first_failure"]["tensor"] == "logits"
-    assert "logits leaves the gate at position 34" in message(result)
+    assert "logits is beyond its gate at position 34" in message(result)
 
 
 def test_a_checkpoint_of_another_model_is_refused(example, make_checkpoint):

@@ -43,7 +43,7 @@ def test_one_that_does_not(example: tuple[Path, Path, Path], tmp_path: Path):
     artifact, _, wrong = example
     result = run(artifact, "--golden", wrong, "--json", tmp_path / "out.json", "--report", tmp_path / "page.html")
     assert result.exit_code == 1
-    assert "layer 0 Y leaves the gate" in message(result) and "against golden file" in message(result)
+    assert "layer 0 Y is beyond its gate" in message(result) and "against golden file" in message(result)
     assert "both read the checkpoint otherwise" in " ".join(result.stdout.split())
     data = json.loads((tmp_path / "out.json").read_text())
     assert data["first_failure"]["against"] == "golden file" and data["passed"] is False

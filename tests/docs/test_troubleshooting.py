@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
-MESSAGES = re.findall(r"^\| `([^`]+)`", PAGE, re.M)
+MESSAGES = re.findall(r"^- `([^`]+)`", PAGE, re.M)
 
 
 def constants() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lucid_deploy.evaluation.shared import Tokenized
+from lucid_deploy.evaluation.shared import TokenizedText
 from lucid_deploy.runtimes.session import Array
 
 VOCAB = 23
@@ -36,5 +36,5 @@ def pairs_of(seed: int, vocab: int) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-def tokenized(groups: list[list[list[int]]]) -> list[list[Tokenized]]:
-    return [[Tokenized(prompt) for prompt in group] for group in groups]
+def tokenized(groups: list[list[list[int]]]) -> list[list[TokenizedText]]:
+    return [[TokenizedText(prompt) for prompt in group] for group in groups]

@@ -25,7 +25,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.block import Layer
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.config import LucidConfig, parse_config
-from lucid_deploy.model.families import Family, Stored, family_named, register_family
+from lucid_deploy.model.families import Family, StoredParameter, family_named, register_family
 from lucid_deploy.model.mixer import LayerCache, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.parity import VerifyOptions
@@ -139,15 +139,15 @@ class Branch(Family):
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
         return dataclasses.replace(config, layer_settings={"branch_gain": keys.branch_gain})
 
-    def stored(self, name: str, config: LucidConfig) -> Stored:
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         whole = {"model.embed_tokens.weight": "wte", "model.norm.weight": "ln_f", "lm_head.weight": "out"}
         if name in whole:
-            return Stored(whole[name])
+            return StoredParameter(whole[name])
         index, part = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
         if part in self.parts:
-            return Stored(f"blocks.{index}.{self.parts[part]}")
+            return StoredParameter(f"blocks.{index}.{self.parts[part]}")
         row = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj").index(part) * config.hidden_size
-        return Stored(f"blocks.{index}.attn_qkv", (row, row + config.hidden_size))
+        return StoredParameter(f"blocks.{index}.attn_qkv", (row, row + config.hidden_size))
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer:
         return BranchLayer(config, index, implementation)

@@ -1,4 +1,4 @@
-"""Whose kept prefixes are found; what is found is tested with real sessions, beside the other operations on caches."""
+"""Whose stored prefixes are found. What is found is tested beside the other operations on caches, in sessions."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_half_a_file_is_no_file(
     monkeypatch.setattr(time, "sleep", lambda _: None)  # between attempts
     message = refusal(NAME, options)
     assert f"{NAME} could not be downloaded from {hub.endpoint}: " in message
-    assert "run the command again, which goes on where it broke off" in message
+    assert "run the command again, which continues where it broke off" in message
     assert not list((options.cache or Path()).rglob("snapshots/*/model.safetensors"))
     setattr(hub.repositories[NAME], how, None)
     assert Checkpoint(fetch(NAME, options)[0]).config.num_hidden_layers == 2

@@ -7,7 +7,7 @@ import torch
 from lucid_deploy.model.on_demand import float64_on_demand
 from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.measure.compare import record
-from lucid_deploy.runtimes.layers import Tokens
+from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.torch.layers import TorchLayers
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.small_models import VOCAB, assert_same, in_dtype, small_model
@@ -25,7 +25,7 @@ def test_weights_cast_in_use_give_what_a_float64_model_gives(changes, stored):
     scenario = Scenario("x", ids[0, :14], ids[0, 14:])
     assert_same(record(found, scenario), record(plain, scenario), 1e-12)
     layers = [TorchLayers(each) for each in (cast, in_dtype(model, torch.float64))]
-    a, b = (each.run(Tokens.after(ids), each.empty_past()) for each in layers)
+    a, b = (each.run(NewTokens.after(ids), each.empty_past()) for each in layers)
     np.testing.assert_allclose(a.cached[-1]["value"], b.cached[-1]["value"], atol=1e-12)
     np.testing.assert_allclose(a.logits, b.logits, atol=1e-12)
 

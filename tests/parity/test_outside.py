@@ -163,7 +163,7 @@ def test_norms_after_rotation_in_place_of_before_it(tmp_path: Path, monkeypatch:
         found = artifact.verify(**options, **FEW)
         only_own_model_passes(found.report)
         assert str(found.report.failure.tensor) == "layer 0 K"
-        with pytest.raises(CheckFailed, match=r"leaves the gate at .*, against "):
+        with pytest.raises(CheckFailed, match=r"is beyond its gate at .*, against "):
             found.raise_if_failed()
 
 

@@ -79,7 +79,7 @@ def test_a_wrong_weight_is_a_result_with_its_cause(damaged):
     change_weight(damaged, "model.layers.1.self_attn.v_proj.weight")
     found = verify_artifact(open_artifact(damaged), FEW)
     assert not found.passed and outcomes(found)["tensors"] == "failed" and outcomes(found)["causes"] == "reported"
-    with pytest.raises(CheckFailed, match=r"layer 1 Y leaves the gate .* The error starts in layer 1 Y.*v_proj"):
+    with pytest.raises(CheckFailed, match=r"layer 1 Y is beyond its gate .* The error starts in layer 1 Y.*v_proj"):
         found.raise_if_failed()
     assert "\n" not in found.failure
 

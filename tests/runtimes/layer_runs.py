@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.runtimes import Session
-from lucid_deploy.runtimes.layers import Layers, Tokens
+from lucid_deploy.runtimes.layers import Layers, NewTokens
 
 IDS = np.random.default_rng(3).integers(0, 97, (2, 24))
 IDS[1, 5:17] = 11  # one token repeated
@@ -19,7 +19,7 @@ def same_as_the_session(layers: Layers, session: Session[Any]) -> None:
     """Prefill with padding, then a decoding step: logits and new rows are the session's."""
     cache = session.empty_cache(2)
     logits = session.prefill(IDS[:, :-1], cache, MASK[:, :-1])
-    states = layers.run(Tokens.after(IDS[:, :-1], mask=MASK[:, :-1]), layers.empty_past(2))
+    states = layers.run(NewTokens.after(IDS[:, :-1], mask=MASK[:, :-1]), layers.empty_past(2))
     np.testing.assert_allclose(states.logits, logits, atol=1e-4)
     past = session.layer_arrays(cache)
     for named, arrays in zip(states.cached, past, strict=True):
@@ -27,7 +27,7 @@ def same_as_the_session(layers: Layers, session: Session[Any]) -> None:
             np.testing.assert_allclose(found[1], wanted[1], atol=1e-4)
             np.testing.assert_allclose(found[0, :, 7:], wanted[0, :, 7:], atol=1e-4)
     logits = session.decode(IDS[:, -1:], cache)
-    step = layers.run(Tokens.after(IDS[:, -1:], 23, MASK), past, decode=True)
+    step = layers.run(NewTokens.after(IDS[:, -1:], 23, MASK), past, decode=True)
     np.testing.assert_allclose(step.logits, logits, atol=1e-4)
     for named, arrays in zip(step.cached, session.layer_arrays(cache), strict=True):
         for found, wanted in zip(named.values(), arrays, strict=True):
@@ -37,7 +37,7 @@ def same_as_the_session(layers: Layers, session: Session[Any]) -> None:
 
 def given_residuals_are_read(layers: Layers) -> None:
     """Its own residuals change nothing; another one changes its reader's output, and no other layer's."""
-    tokens = Tokens.after(IDS)
+    tokens = NewTokens.after(IDS)
     own = layers.run(tokens, layers.empty_past(2))
     again = layers.run(tokens, layers.empty_past(2), own.residuals)
     for found, wanted in zip([*again.residuals, again.logits], [*own.residuals, own.logits], strict=True):
@@ -54,7 +54,7 @@ def given_residuals_are_read(layers: Layers) -> None:
 
 def solves_start_from_v(layers: Layers) -> None:
     """What a LUCID layer's solve is given is V: it caches Y, and both are equal where nothing came before."""
-    states = layers.run(Tokens.after(IDS), layers.empty_past(2))
+    states = layers.run(NewTokens.after(IDS), layers.empty_past(2))
     for given, cached in zip(states.given, states.cached, strict=True):
         assert given is not None and given.shape == cached["value"].shape
         np.testing.assert_allclose(given[:, :, 0], cached["value"][:, :, 0], atol=1e-4)

@@ -66,7 +66,7 @@ def test_truncate_refuses(session: Session[Any], length: int) -> None:
 
 def test_eviction_is_refused_with_the_reason(session: Session[Any], exported: Exported) -> None:
     cache = run(session, IDS)
-    with pytest.raises(LucidError, match="live on inside Y"):
+    with pytest.raises(LucidError, match="Y of every later token was computed from"):
         session.evict(cache, 10)
     assert cache.length == 70
     standard = open_session(exported(attention_type="llama")[1])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.runtimes.layers import Layers, States, Tokens
+from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -18,13 +18,13 @@ Exported = Callable[..., tuple[Path, Artifact]]
 class Idle(Layers):
     """Runs nothing."""
 
-    def run(self, *_: Any, **__: Any) -> States:
+    def run(self, *_: Any, **__: Any) -> LayerStates:
         raise NotImplementedError
 
 
 def test_tokens_are_numbered_behind_the_cached_ones() -> None:
     ids = np.array([[4, 4, 9]])
-    first, later = Tokens.after(ids), Tokens.after(ids, past=5)
+    first, later = NewTokens.after(ids), NewTokens.after(ids, past=5)
     assert first.positions.tolist() == [[0, 1, 2]] and later.positions.tolist() == [[5, 6, 7]]
     assert (first.mask.shape, later.mask.shape, later.mask.all()) == ((1, 3), (1, 8), True)
     assert first.positions.dtype == np.int64 and later.input_ids is ids
@@ -33,7 +33,7 @@ def test_tokens_are_numbered_behind_the_cached_ones() -> None:
 def test_padding_has_no_number() -> None:
     """As transformers numbers them, padding aside, whose number nobody reads."""
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 0, 1, 0, 1], [0, 0, 0, 0, 0, 1]], dtype=bool)
-    found = Tokens.after(np.full((3, 4), 7), past=2, mask=mask).positions
+    found = NewTokens.after(np.full((3, 4), 7), past=2, mask=mask).positions
     wanted = torch.from_numpy(mask).long().cumsum(-1)[:, 2:].numpy() - 1
     assert np.array_equal(found[mask[:, 2:]], wanted[mask[:, 2:]])
     assert (found >= 0).all(), "a negative position reads the rotary table from its end"

@@ -112,14 +112,17 @@ def test_the_documentation_shows_what_is_declared() -> None:
     page = (ROOT / "docs" / "runtimes.md").read_text()
     for runtime in built_in_runtimes():
         can = runtime.capabilities(RuntimeOptions())
-        cells = [
-            f"`{runtime.name}`",
-            *(", ".join(items) for items in (can.devices, can.dtypes, can.graphs, can.caches)),
-            ", ".join(("the model's", *can.cache_dtypes)),
-            ", ".join(can.cache_sorts),
-            "yes" if can.reads_layers else "no",
-            "built with the engines" if can.builds_engines else "none",
-            f'`pip install "{can.install.replace("lucid-deploy[", ".[")}"`',
-        ]
-        assert f"| {' | '.join(cells)} |" in page
-        assert f"- `{runtime.name}`: {runtime.description}" in page
+        section = page.partition(f"\n### `{runtime.name}`\n")[2].partition("\n#")[0]
+        shown = {
+            "devices": ", ".join(can.devices),
+            "types": ", ".join(can.dtypes),
+            "graphs": ", ".join(can.graphs),
+            "caches": ", ".join(can.caches),
+            "cache types": ", ".join(("the model's", *can.cache_dtypes)),
+            "cached tensors": ", ".join(can.cache_sorts),
+            "layers one by one": "yes" if can.reads_layers else "no",
+            "limits": "built with the engines" if can.builds_engines else "none",
+            "install": f'`pip install "{can.install.replace("lucid-deploy[", ".[")}"`',
+        }
+        assert section.strip().startswith(runtime.description)
+        assert "\n".join(f"- {what}: {value}" for what, value in shown.items()) in section

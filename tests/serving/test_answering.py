@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.serving.jobs import Event, Piece, Refusal, RowEnd
+from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, TextPiece
 from tests.serving.reader_tools import completion
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
-GOOD: list[list[Event]] = [[Piece(0, "a", 1)], [Piece(0, "", 1)], [Piece(0, "bé", 1), RowEnd(0, "stop")]]
+GOOD: list[list[Event]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextPiece(0, "bé", 1), RowEnd(0, "stop")]]
 HEADERS = {"Content-Type": "application/json"}
 
 

@@ -13,7 +13,7 @@ from lucid_deploy.batching import Finished, Token
 from lucid_deploy.generation.token_text import TokenTexts
 from lucid_deploy.serving.backend import RowText
 from lucid_deploy.serving.engine import EngineFault
-from lucid_deploy.serving.jobs import Job, Piece, RowEnd
+from lucid_deploy.serving.jobs import Job, RowEnd, TextPiece
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def run_row(tokenizer: TextTokenizer, text: str, reason: str, *stops: str) -> tu
 @pytest.mark.parametrize("text", ["abcdef", "aé漢b", "漢字"])
 def test_pieces_together_are_the_text(byte_level: TextTokenizer, text: str) -> None:
     events, _ = run_row(byte_level, text, "eos")
-    pieces = [event for event in events if isinstance(event, Piece)]
+    pieces = [event for event in events if isinstance(event, TextPiece)]
     assert "".join(piece.text for piece in pieces) == text
     assert sum(piece.tokens for piece in pieces) == len(text.encode())
     logprobs = [item for piece in pieces for item in piece.logprobs]
@@ -57,7 +57,7 @@ def test_pieces_together_are_the_text(byte_level: TextTokenizer, text: str) -> N
 )
 def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, stop: str, shown: str) -> None:
     events, _ = run_row(byte_level, "abcdéfg", "length", stop)
-    pieces = [event for event in events if isinstance(event, Piece)]
+    pieces = [event for event in events if isinstance(event, TextPiece)]
     assert "".join(piece.text for piece in pieces) == shown
     assert b"".join(item.chosen.data or b"" for piece in pieces for item in piece.logprobs) == shown.encode()
     assert events[-1] == RowEnd(0, "stop" if len(shown) < 7 else "length")

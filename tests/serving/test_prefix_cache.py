@@ -1,4 +1,4 @@
-"""What one client can learn of another's prompts from kept prefixes: with keys of their own, nothing."""
+"""What one client can learn of another's prompts from stored prefixes: with keys of their own, nothing."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ import pytest
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.reader_process import (
-    Failed,
-    Prepared,
+    BodyPrepared,
+    BodyRefused,
+    ReaderFault,
+    ReaderReady,
     ReadTask,
-    Ready,
-    Refused,
     Reply,
     answer,
     read_frame,
@@ -44,8 +44,8 @@ class Scripted:
 @pytest.mark.parametrize(
     ("outcome", "reply"),
     [
-        (PREPARED, Prepared(PREPARED)),
-        (ApiError(404, "m", "c", "p"), Refused(404, "m", "c", "p")),
+        (PREPARED, BodyPrepared(PREPARED)),
+        (ApiError(404, "m", "c", "p"), BodyRefused(404, "m", "c", "p")),
     ],
 )
 def test_outcomes(outcome: Any, reply: Reply) -> None:
@@ -56,18 +56,20 @@ def test_outcomes(outcome: Any, reply: Reply) -> None:
 def test_no_memory_is_the_client_s_fault_and_the_rest_ours() -> None:
     scripted: Any = Scripted(MemoryError())
     refused = answer(scripted, ReadTask(False, b""), limits())
-    assert isinstance(refused, Refused) and (refused.status, refused.code) == (400, "too_costly")
+    assert isinstance(refused, BodyRefused) and (refused.status, refused.code) == (400, "too_costly")
     scripted = Scripted(ZeroDivisionError("here"))
     failed = answer(scripted, ReadTask(False, b""), limits())
-    assert isinstance(failed, Failed) and "ZeroDivisionError: here" in failed.trace
+    assert isinstance(failed, ReaderFault) and "ZeroDivisionError: here" in failed.trace
 
 
-@pytest.mark.parametrize("reply", [Ready(), Prepared(PREPARED), Refused(400, "é", None, None), Failed("trace")])
+@pytest.mark.parametrize(
+    "reply", [ReaderReady(), BodyPrepared(PREPARED), BodyRefused(400, "é", None, None), ReaderFault("trace")]
+)
 def test_frames(reply: Reply) -> None:
     pipe = io.BytesIO()
     write_frame(pipe, reply)
-    write_frame(pipe, Ready())
+    write_frame(pipe, ReaderReady())
     pipe.seek(0)
     assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == reply
-    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == Ready()
+    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == ReaderReady()
     assert read_frame(pipe) == b""

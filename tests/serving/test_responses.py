@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lucid_deploy.serving.jobs import Job, Piece, TokenLogprob, TokenText
+from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses import Answer
 
@@ -23,7 +23,7 @@ def logprob(text: str, offset: int, *others: str) -> TokenLogprob:
 def test_a_whole_completion() -> None:
     made = answer(echo=("ab", "c"), n=2)
     for row, text in ((0, "x"), (3, "y"), (0, "z")):
-        made.add(Piece(row, text, 1))
+        made.add(TextPiece(row, text, 1))
     made.end(0, "stop")
     found = made.whole()
     assert [choice["text"] for choice in found["choices"]] == ["abxz", "ab", "c", "cy"]
@@ -34,7 +34,7 @@ def test_a_whole_completion() -> None:
 
 def test_a_whole_chat() -> None:
     made = answer(chat=True)
-    made.add(Piece(0, "hi", 1))
+    made.add(TextPiece(0, "hi", 1))
     found = made.whole()
     assert found["choices"][0]["message"] == {"role": "assistant", "content": "hi", "refusal": None}
     assert found["id"].startswith("chatcmpl-") and found["object"] == "chat.completion"
@@ -43,8 +43,8 @@ def test_a_whole_chat() -> None:
 def test_chunks_of_a_stream() -> None:
     made = answer(chat=True, stream=True, include_usage=True)
     assert [chunk["choices"][0]["delta"]["role"] for chunk in made.opening()] == ["assistant"] * 2
-    assert made.chunk(Piece(1, "", 1)) is None  # nothing to show yet, but a token
-    chunk = made.chunk(Piece(1, "hi", 1))
+    assert made.chunk(TextPiece(1, "", 1)) is None  # nothing to show yet, but a token
+    chunk = made.chunk(TextPiece(1, "hi", 1))
     assert chunk is not None and chunk["choices"][0]["delta"] == {"content": "hi"} and chunk["usage"] is None
     assert made.closing(1, "length")["choices"][0]["finish_reason"] == "length"
     last = made.usage_chunk()
@@ -58,7 +58,7 @@ def test_an_echo_comes_first_in_a_stream() -> None:
 
 def test_logprobs_of_a_completion() -> None:
     made = answer(top_logprobs=2)
-    made.add(Piece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
+    made.add(TextPiece(0, "ab", 1, (logprob("a", 0, "a", "x"), logprob("b", 1, "x", "x"))))
     found = made.whole()["choices"][0]["logprobs"]
     assert (found["tokens"], found["text_offset"], found["token_logprobs"]) == (["a", "b"], [0, 1], [-0.5, -0.5])
     assert found["top_logprobs"] == [{"a": -0.5, "x": -1.0}, {"x": -1.0, "b": -0.5}]
@@ -66,7 +66,7 @@ def test_logprobs_of_a_completion() -> None:
 
 def test_logprobs_of_a_chat() -> None:
     made = answer(top_logprobs=1, chat=True)
-    made.add(Piece(0, "é", 1, (logprob("é", 0, "e"),)))
+    made.add(TextPiece(0, "é", 1, (logprob("é", 0, "e"),)))
     (found,) = made.whole()["choices"][0]["logprobs"]["content"]
     assert (found["token"], found["bytes"]) == ("é", [0xC3, 0xA9])
     assert found["top_logprobs"] == [{"token": "e", "logprob": -1.0, "bytes": [0x65]}]

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from lucid_deploy.serving.errors import ApiError, ClientGone
-from lucid_deploy.serving.waiting import Patience
+from lucid_deploy.serving.waiting import RequestCancellation
 
 
 async def never() -> Any:
     await asyncio.sleep(60)
 
 
-def patience(receive: Any = never, seconds: float = 60, ending: asyncio.Event | None = None) -> Patience:
-    return Patience(receive, time.perf_counter() + seconds, seconds, ending or asyncio.Event())
+def patience(receive: Any = never, seconds: float = 60, ending: asyncio.Event | None = None) -> RequestCancellation:
+    return RequestCancellation(receive, time.perf_counter() + seconds, seconds, ending or asyncio.Event())
 
 
 class Work:

@@ -10,10 +10,19 @@ import importlib
 from typing import Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.families.family import Family, NoKeys, Stored
+from lucid_deploy.model.families.family import Family, NoKeys, StoredParameter
 from lucid_deploy.plug import entry_points
 
-__all__ = ["BUILT_IN", "Family", "NoKeys", "Stored", "families", "family_named", "family_of", "register_family"]
+__all__ = [
+    "BUILT_IN",
+    "Family",
+    "NoKeys",
+    "StoredParameter",
+    "families",
+    "family_named",
+    "family_of",
+    "register_family",
+]
 
 GROUP = "lucid_deploy.families"
 BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma3_text")

@@ -22,7 +22,7 @@ class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredParameter:
     """Where a parameter of the model lies in a checkpoint.
 
     Attributes:
@@ -44,8 +44,8 @@ class Family:
         architectures: Classes that may stand in ``architectures``.
         defaults: What the family's own code takes for keys that are left out, where Llama's takes something else.
         keys: The keys that it computes beyond Llama's: a msgspec structure, with types and defaults.
-        refused: Llama's keys that its code leaves unused, by the sentence that refuses values other than false.
-        ignored: Keys of other families that its code leaves unused, whatever they say.
+        refused: Llama's keys that its code does not use, by the sentence that refuses values other than false.
+        ignored: Keys of other families that its code does not use; any value is accepted.
         about: One line for the table of supported models: what it has that Llama lacks.
     """
 
@@ -96,14 +96,14 @@ class Family:
         """
         return config
 
-    def stored(self, name: str, config: LucidConfig) -> Stored:
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         """Return where a parameter of the model lies in a checkpoint.
 
         Args:
             name: As the model has it: ``model.layers.0.self_attn.q_proj.weight``.
             config: The model.
         """
-        return Stored(name)
+        return StoredParameter(name)
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer | None:
         """Make the PyTorch module of one layer, which says where norms and residuals are; None: it is Llama's.

@@ -11,7 +11,7 @@ import msgspec
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_file import Names, Positive, Size
-from lucid_deploy.model.families.family import FULL, SLIDING, Family, Stored
+from lucid_deploy.model.families.family import FULL, SLIDING, Family, StoredParameter
 
 if TYPE_CHECKING:
     from lucid_deploy.model.block import Layer
@@ -78,8 +78,8 @@ class _Gemma3(Family):
             window_rope_theta=keys.rope_local_base_freq,
         )
 
-    def stored(self, name: str, config: LucidConfig) -> Stored:
-        return Stored(name, plus=1.0 if "norm." in name else 0.0)
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
+        return StoredParameter(name, plus=1.0 if "norm." in name else 0.0)
 
     def layer(self, config: LucidConfig, index: int, implementation: str) -> Layer:
         from lucid_deploy.model.block import SandwichLayer

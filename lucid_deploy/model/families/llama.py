@@ -8,7 +8,7 @@ from lucid_deploy.model.families.family import Family
 class _Llama(Family):
     model_type = "llama"
     architectures = ("LlamaForCausalLM", "LLaMAForCausalLM")
-    about = "LUCID's published checkpoints among them"
+    about = "LUCID's published checkpoints are of this family"
 
 
 FAMILY = _Llama()

@@ -8,7 +8,7 @@ import msgspec
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_file import Size
-from lucid_deploy.model.families.family import FULL, SLIDING, Family, Stored
+from lucid_deploy.model.families.family import FULL, SLIDING, Family, StoredParameter
 
 _NO_BIASES = "Phi-3's code makes no biases"
 
@@ -29,7 +29,7 @@ class _Phi3(Family):
     def layer_types(self, keys: Any, layers: int) -> list[str]:
         return [FULL if keys.sliding_window is None else SLIDING] * layers
 
-    def stored(self, name: str, config: LucidConfig) -> Stored:
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
         fused = {
             "self_attn.q_proj": ("self_attn.qkv_proj", 0, query),
@@ -40,8 +40,8 @@ class _Phi3(Family):
         }
         for part, (whole, start, end) in fused.items():
             if f".{part}." in name:
-                return Stored(name.replace(part, whole), (start, end))
-        return Stored(name)
+                return StoredParameter(name.replace(part, whole), (start, end))
+        return StoredParameter(name)
 
 
 FAMILY = _Phi3()

@@ -62,8 +62,8 @@ class _Lucid(LayerKind):
             operators={"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)},
             weights=projection_names(config, self.attribute),
             solves=True,
-            eviction="with LUCID attention their keys and values live on inside Y of every later token, so that what "
-            "is left would be no cache of the remaining text",
+            eviction="with LUCID attention, Y of every later token was computed from their keys and values, so the "
+            "rest would not be the cache of the remaining text",
         )
 
     def words(self, config: LucidConfig) -> str:

@@ -29,7 +29,7 @@ def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class TokenColumns:
     """Where the tokens of one call stand. R rows of the ring, N new columns.
 
     Attributes:
@@ -42,7 +42,7 @@ class Places:
     valid: Tensor
 
 
-def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, device: torch.device) -> Places:
+def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, device: torch.device) -> TokenColumns:
     """Count the tokens of a call.
 
     Args:
@@ -56,12 +56,12 @@ def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, devi
     ring = torch.arange(held, device=device) - held + 1  # (R,): … −1, 0
     if mask is None:
         counts = torch.cat([ring, torch.arange(n, device=device) + 1]).expand(batch, held + n)
-        return Places(counts, torch.ones_like(counts, dtype=torch.bool))
+        return TokenColumns(counts, torch.ones_like(counts, dtype=torch.bool))
     new = mask[:, mask.shape[1] - n :]  # (B, N)
     before = mask[:, : mask.shape[1] - n].to(torch.int64).sum(1, keepdim=True)  # (B, 1): tokens so far
     filled = ring > -before.clamp(max=window)  # (B, R)
     counts = torch.cat([ring.expand(batch, held), new.to(torch.int64).cumsum(1)], 1)  # (B, R + N)
-    return Places(counts, torch.cat([filled, new], 1))
+    return TokenColumns(counts, torch.cat([filled, new], 1))
 
 
 def kept(rows: Tensor, valid: Tensor, window: int) -> Tensor:
@@ -119,7 +119,7 @@ class WindowAttention(StandardAttention):
         return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
 
 
-def visible(at: Places, n: int, window: int) -> Tensor:
+def visible(at: TokenColumns, n: int, window: int) -> Tensor:
     """Return which columns each new token sees, bool ``(B, N, R + N)``; padding sees itself, so that it is finite."""
     total = at.counts.shape[1]
     distance = at.counts[:, total - n :, None] - at.counts[:, None]  # (B, N, R + N)

@@ -1,4 +1,4 @@
-"""The conditioning of every head's solve, from the reference's keys: how much L⁻¹ can make of an error.
+"""The conditioning of every head's solve, from the reference's keys: by how much L⁻¹ can amplify an error.
 
 In float64 on at most ``TOKENS`` tokens, so that the dense matrices stay small; since L is triangular, its leading block
 is the L of the leading tokens.
@@ -18,7 +18,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure import phases
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets, explained_scenarios
 from lucid_deploy.runtimes.session import Array
 
@@ -64,13 +64,13 @@ def conditioning(
     Args:
         targets: What the reference computed.
         config: The model's shape.
-        layers: What its layers are; those that solve nothing have no preconditioner.
+        layers: What its layers are; those without a solve have no preconditioner.
         progress: Called with (what runs, layers done, in all).
     """
     scenarios = explained_scenarios(targets)
     if not any(layer.solves for layer in layers):
         return  # a phase in which nothing runs would be announced
-    meter = Meter(progress, phases.CONDITIONING, len(scenarios) * sum(layer.solves for layer in layers))
+    meter = CallCounter(progress, phases.CONDITIONING, len(scenarios) * sum(layer.solves for layer in layers))
     for target in scenarios:
         for tensor, rows in target.reference.tensors.items():
             if tensor.is_keys and layers[tensor.layer].solves:

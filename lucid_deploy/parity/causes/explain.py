@@ -1,4 +1,4 @@
-"""Explain a verification: whose error it is, what the solve made of it, and what a text loses by it."""
+"""Explain a verification: where an error starts, what the solve adds to it, and what it costs in perplexity."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from lucid_deploy.parity.causes.solve_analysis import TOKENS, ErrorShares, error
 from lucid_deploy.parity.causes.suspects import hint, solve_tensors
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.perplexity import Perplexity, perplexity, session_logits, surprisals, windows
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.rounding import round_to
 from lucid_deploy.parity.measure.targets import Target
-from lucid_deploy.runtimes.layers import Layers, ScoringLayers, States, Tokens
+from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, ScoringLayers
 from lucid_deploy.runtimes.session import Array, Session
 
 Opener = Callable[[], ScoringLayers]
@@ -68,7 +68,7 @@ def explain(
     base, base_text = _baseline(baseline, inside, pieces, progress)
     scores = None
     if pieces:
-        meter = Meter(progress, phases.text(session.runtime), len(pieces))
+        meter = CallCounter(progress, phases.text(session.runtime), len(pieces))
         candidate_text = surprisals(session_logits(session), pieces, meter.tick)
         scores = perplexity(true_text, base_text, candidate_text, max(map(len, pieces)))
     if layers is None:
@@ -82,7 +82,7 @@ def _reference(
     if not targets and not pieces:
         return [], np.zeros(0)
     model = opener()
-    meter = Meter(progress, phases.INSIDE_REFERENCE, len(targets) + len(pieces))
+    meter = CallCounter(progress, phases.INSIDE_REFERENCE, len(targets) + len(pieces))
     inside = []
     for target in targets:
         inside.append(look_inside(model, target.scenario, target.reference))
@@ -97,7 +97,7 @@ def _baseline(
         return [], np.zeros(0)
     model = opener()
     total = sum(calls(item.scenario) for item in inside) + len(pieces)
-    meter = Meter(progress, phases.inside_baseline(model.dtype), total)
+    meter = CallCounter(progress, phases.inside_baseline(model.dtype), total)
     own = [own_errors(model, item, meter.tick) for item in inside]
     return own, surprisals(model.logits, pieces, meter.tick)
 
@@ -111,14 +111,14 @@ def _candidate(
     progress: Progress | None,
 ) -> Explanation:
     total = sum(calls(item.scenario) + 2 for item in inside) + inside[0].ids.shape[1]
-    meter = Meter(progress, phases.INSIDE_CANDIDATE, total)
+    meter = CallCounter(progress, phases.INSIDE_CANDIDATE, total)
     found: list[list[WorstOwnError]] = []
     gaps: list[ErrorSplit] = []
     shares: list[ErrorShares] = []
     for index, (item, own) in enumerate(zip(inside, base, strict=True)):
         gates = own_gates(own, layers.dtype, tolerance)
         found.append(findings(own_errors(layers, item, meter.tick), gates, item.scenario.name))
-        tokens = Tokens.after(item.ids)
+        tokens = NewTokens.after(item.ids)
         given = layers.run(tokens, layers.empty_past(), item.residuals(slice(None)))
         full = layers.run(tokens, layers.empty_past())
         meter.tick()
@@ -133,7 +133,9 @@ def _candidate(
     if failed:
         where = min(failed, key=lambda pair: pair[1].part)[0]
         items = [item for item in found[where] if item.failed]
-        words = hint(layers, inside[where], items, Meter(progress, phases.HINTS, calls(inside[where].scenario)).tick)
+        words = hint(
+            layers, inside[where], items, CallCounter(progress, phases.HINTS, calls(inside[where].scenario)).tick
+        )
     return Explanation(
         tuple(item.scenario.name for item in inside),
         tuple(item for items in found for item in items),
@@ -144,12 +146,12 @@ def _candidate(
     )
 
 
-def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> States:
+def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> LayerStates:
     """Run a sequence ``(1, T)`` one token at a time on the candidate's own cache; return all rows together."""
     past, steps = layers.empty_past(), []
     layouts = [decoded_layout(layer.cache) for layer in layers.layers]
     for position in range(ids.shape[1]):
-        tokens = Tokens.after(ids[:, position : position + 1], position)
+        tokens = NewTokens.after(ids[:, position : position + 1], position)
         states = layers.run(tokens, past, decode=position > 0)
         past = [
             tuple(continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
@@ -166,13 +168,13 @@ def token_by_token(layers: Layers, ids: Array, tick: Callable[[], None]) -> Stat
         dict(zip([tensor.name for tensor in layout], held, strict=True))
         for layout, held in zip(layouts, past, strict=True)
     ]
-    return States(residuals, cached, given, steps[-1].logits)
+    return LayerStates(residuals, cached, given, steps[-1].logits)
 
 
 def _shares(
-    inside: ReferenceStates, actual: States, feeding: str, layers: Layers, stored_each_row: bool
+    inside: ReferenceStates, actual: LayerStates, feeding: str, layers: Layers, stored_each_row: bool
 ) -> list[ErrorShares]:
-    def of(states: States, layer: int) -> tuple[Array, Array, Array]:
+    def of(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
         return tuple(array[0] for array in solve_tensors(states, layer))
 
     def store(rows: Array, layout: LayerLayout) -> Array:  # (KV, n, D)

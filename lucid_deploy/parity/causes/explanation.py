@@ -48,8 +48,8 @@ class Explanation:
         if origin is not None:
             verb = "starts" if failed else "would start"
             return (
-                f"The error {verb} in {origin.part}: on the reference's own inputs it errs by {origin.error:.2g}, "
-                f"allowed are {origin.gate.limit:.2g} ({origin.feeding}, {origin.scenario}, position "
+                f"The error {verb} in {origin.part}: on the reference's own inputs its error is "
+                f"{origin.error:.2g}, its gate {origin.gate.limit:.2g} ({origin.feeding}, {origin.scenario}, position "
                 f"{origin.position}). {self.hint}"
             )
         if not failed:

@@ -26,7 +26,7 @@ from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import PADDING, Scenario
 from lucid_deploy.parity.measure.compare import ROWS, Trace
 from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT, Gate
-from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
+from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.session import Array, empty_arrays
 
 OWN_KINDS = ("K", "Y", "output")  # in the order in which a layer computes them
@@ -74,7 +74,7 @@ class ReferenceStates:
     """
 
     scenario: Scenario
-    states: States
+    states: LayerStates
     logits: Array
     layers: tuple[LayerDescription, ...]
     pasts: dict[int, Past] = field(default_factory=dict)
@@ -148,7 +148,7 @@ def look_inside(reference: Layers, scenario: Scenario, trace: Trace) -> Referenc
         trace: What the reference recorded in it, for the logits.
     """
     ids = np.concatenate([scenario.prompt, scenario.forced])[None]
-    states = reference.run(Tokens.after(ids), reference.empty_past())
+    states = reference.run(NewTokens.after(ids), reference.empty_past())
     only_rows = all(tensor.sort == "rows" for layer in reference.layers for tensor in layer.cache)
     pasts = {} if only_rows else _pasts(reference, ids, len(scenario.prompt))
     return ReferenceStates(scenario, states, trace.tensors[max(trace.tensors)].values, reference.layers, pasts)
@@ -160,7 +160,7 @@ def _pasts(reference: Layers, ids: Array, prompt: int) -> dict[int, Past]:
     past, start = reference.empty_past(), 0
     layouts = [decoded_layout(layer.cache) for layer in reference.layers]
     for stop in sorted({prompt // 2, *range(prompt, ids.shape[1])} - {0}):
-        states = reference.run(Tokens.after(ids[:, start:stop], start), past)
+        states = reference.run(NewTokens.after(ids[:, start:stop], start), past)
         past = [
             tuple(continued(tensor, before, new[tensor.name]) for tensor, before in zip(layout, held, strict=True))
             for layout, held, new in zip(layouts, past, states.cached, strict=True)
@@ -180,7 +180,7 @@ def calls(scenario: Scenario) -> int:
     return 2 + (len(scenario.prompt) > 1) + len(scenario.forced)
 
 
-def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple[str, int, Array, States]]:
+def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple[str, int, Array, LayerStates]]:
     """Run every layer on the reference's inputs, in every way that tokens are fed.
 
     Yields:
@@ -189,9 +189,9 @@ def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple
     ids, prompt = inside.ids, len(inside.scenario.prompt)
     total, half = ids.shape[1], prompt // 2
 
-    def plain(start: int, stop: int, decode: bool = False) -> tuple[int, Array, States]:
+    def plain(start: int, stop: int, decode: bool = False) -> tuple[int, Array, LayerStates]:
         rows = slice(start, stop)
-        tokens = Tokens.after(ids[:, rows], start)
+        tokens = NewTokens.after(ids[:, rows], start)
         states = layers.run(tokens, inside.past(start), inside.residuals(rows), decode)
         tick()
         return start, np.ones((1, stop - start), dtype=bool), states
@@ -205,7 +205,7 @@ def rerun(layers: Layers, inside: ReferenceStates, tick: Tick) -> Iterator[tuple
         yield DECODE, *plain(position, position + 1, decode=True)
 
 
-def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array, States]:
+def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array, LayerStates]:
     """Prefill the prompt twice in one batch, padded on the left and on the right with a token like any other."""
 
     def pad(rows: Array) -> Array:  # (1, n, …) to (2, PADDING + n, …)
@@ -216,7 +216,7 @@ def _padded(layers: Layers, inside: ReferenceStates, prompt: int) -> tuple[Array
     mask = np.ones(ids.shape, dtype=bool)
     mask[0, :PADDING] = mask[1, prompt:] = False
     residuals = [pad(x) for x in inside.residuals(slice(0, prompt))]
-    return mask, layers.run(Tokens.after(ids, mask=mask), layers.empty_past(batch=2), residuals)
+    return mask, layers.run(NewTokens.after(ids, mask=mask), layers.empty_past(batch=2), residuals)
 
 
 def own_errors(layers: Layers, inside: ReferenceStates, tick: Tick) -> OwnErrors:
@@ -280,7 +280,7 @@ def _largest(item: tuple[str, tuple[Array, Array]]) -> float:
     return float(item[1][1].max())
 
 
-def splits(full: States, given: States, inside: ReferenceStates) -> list[ErrorSplit]:
+def splits(full: LayerStates, given: LayerStates, inside: ReferenceStates) -> list[ErrorSplit]:
     """Split the errors of one prefill of all tokens; ``full`` ran as it is, ``given`` on the reference's inputs."""
     found = []
     actual, alone, wanted = (parts_of(states, inside.layers) for states in (full, given, inside.states))
@@ -296,7 +296,7 @@ def splits(full: States, given: States, inside: ReferenceStates) -> list[ErrorSp
     return found
 
 
-def parts_of(states: States, layers: Sequence[LayerDescription]) -> dict[Part, Array]:
+def parts_of(states: LayerStates, layers: Sequence[LayerDescription]) -> dict[Part, Array]:
     """Return the tensors of a call in the order of computation, each ``(B, n, F)``; logits ``(B, 1, vocab)``.
 
     Rings and states are not among them: what a layer makes of them shows in its output.

@@ -12,7 +12,7 @@ from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
 from lucid_deploy.parity.measure.rounding import round_to
-from lucid_deploy.runtimes.layers import Layers, States
+from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
 FITS = 0.25  # a guess explains an error if it leaves at most this share of it
@@ -90,7 +90,7 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
         return f"Its K and Y are right, so the error arises behind them: {where}.{swapped}"
     evidence = gather(layers, inside, first, tick)
     if evidence is None:
-        return f"It errs behind the first {TOKENS} tokens only; causes are looked for within them.{swapped}"
+        return f"The error appears only after token {TOKENS}; causes are looked for in the tokens before it.{swapped}"
     if not np.isfinite(evidence.solved if part.word == "Y" else evidence.keys).all():
         before = "" if np.isfinite(evidence.values).all() else " So does V, before the solve."
         return f"It holds NaN or infinity.{before}{swapped}"
@@ -100,7 +100,9 @@ def hint(layers: Layers, inside: ReferenceStates, failed: list[WorstOwnError], t
 
 
 def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick: Tick) -> Evidence | None:
-    """Run the feeding that failed once more and keep the layer's tensors; of two batch rows, the one that errs more.
+    """Run the feeding that failed once more and return the layer's tensors.
+
+    Of two batch rows it takes the one with the larger error.
 
     Returns:
         None if no row lies within the first ``TOKENS`` tokens.
@@ -127,8 +129,8 @@ def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick
     return Evidence(keys, values, solved, wanted, positions, finding.feeding == DECODE)
 
 
-def solve_tensors(states: States, layer: int) -> tuple[Array, Array, Array]:
-    """Return K, V and Y of a layer that caches keys and values; V is Y where nothing is solved."""
+def solve_tensors(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
+    """Return K, V and Y of a layer that caches keys and values; V is Y if it has no solve."""
     rows, given = states.cached[layer], states.given[layer]
     return rows["key"], rows["value"] if given is None else given, rows["value"]
 
@@ -166,7 +168,7 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
     gain = math.exp(-math.sqrt(config.head_dim))
     low = {kind: [round_to(e, kind), gain * round_to(e / gain, kind)] for kind in ("bfloat16", "float16")}
     guesses = [
-        ("Y is V: nothing was solved.", evidence.values),
+        ("Y equals V: the solve was left out.", evidence.values),
         ("This is K: K and Y are swapped in the cache.", evidence.wanted[0][:, evidence.positions]),
         ("The cached tokens have no part in the solve.", evidence.solve(_without_past(e, evidence))),
         (

@@ -4,20 +4,20 @@ With such a cache the schedules are no longer one function: rows of one call see
 was stored, and Y feeds what was rounded into every later row. So each schedule has gates of its own, from a baseline
 that was fed the same way and keeps its cache in the same type.
 
-Those gates are as wide as the format is coarse: 4 times its rounding error would let a scale pass that is 1 % off. So
-the *size* of K and Y is held against a second reference, float64 that is fed the same way and rounds its cache to the
-same type. Both round nearly the same numbers, so that nearly all codes are equal; what is left is the arithmetic's
-error, and codes that it moved across an edge. The size is the factor by which the second reference is contained in the
+int8 needs wide gates: 4 times its rounding error is too wide to catch a scale that is 1 % wrong. The *size* of K and Y
+is therefore compared with a second reference, float64 that is fed the same way and rounds its cache to the same type.
+Both round nearly the same numbers, so nearly all codes are equal. They differ by the arithmetic's error, and by codes
+that this error moved across an edge. The size is the factor by which the second reference is contained in the
 tensor, ``⟨tensor, rounded⟩ / ⟨rounded, rounded⟩``, of the rows that prefill wrote and of those that decode wrote, since
-two graphs encode them. Errors have no preferred sign and leave a size alone; a wrong scale, or rounding towards zero,
-is nothing else.
+two graphs encode them. Errors without a preferred sign do not change a size; a wrong scale, or rounding
+towards zero, does.
 
 A size's gate is ``FACTOR`` times the largest of: the baseline's own deviation; its relative error over the root of the
 number of rows (at most ``INDEPENDENT``), which is the deviation that independent errors give; and the effect of one
 code of the largest magnitude, for parts so small that the baseline may have moved none.
 
-Only rows count that could be judged by themselves: those which zeros would not pass (:mod:`.gate`). The others are what
-is left where a sum cancels, an echo of earlier roundings that each correct implementation has its own of. If none is
+Only rows count that could be judged by themselves: those which zeros would not pass (:mod:`.gate`). In the others a sum
+cancels, and what remains comes from earlier roundings, which differ between correct implementations. If none is
 left, the size is not judged, and its gate says so.
 """
 
@@ -32,7 +32,7 @@ import numpy as np
 from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import Scenario, Schedule
-from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
 from lucid_deploy.parity.measure.gate import (
     FACTOR,
     FLOOR_UNITS,
@@ -47,8 +47,8 @@ from lucid_deploy.parity.measure.metrics import zero_errors
 from lucid_deploy.runtimes.session import Array, Session
 
 Gates = dict[TensorId, Gate]
-# More rows do not make a deviation smaller: errors of neighbouring rows hang together, since Y feeds them on. Without
-# this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
+# More rows do not make a deviation smaller: errors of neighbouring rows are correlated, since Y carries them on.
+# Without this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
 INDEPENDENT = 32
 
 
@@ -91,8 +91,8 @@ def derive(
     """
     if any(rows.start for rows in rounded.tensors.values()):
         raise LucidError(
-            f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: what was rounded and "
-            "then dropped is gone. Export with --cache-dtype auto to verify the model."
+            f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it has dropped "
+            "rounded rows that the comparison needs. Export with --cache-dtype auto to verify the model."
         )
     gates = derive_gates(reference, trace, session.dtype)
     step = 1 / LEVELS if session.cache_dtype == "int8" else UNIT[session.cache_dtype]
@@ -117,7 +117,7 @@ def without_logits(trace: Trace) -> Trace:
     """Return K and Y alone, as float32: that is what the traces of all schedules take memory for."""
     return Trace(
         {
-            tensor: Rows(rows.values.astype(np.float32), rows.start)
+            tensor: TensorRows(rows.values.astype(np.float32), rows.start)
             for tensor, rows in trace.tensors.items()
             if not tensor.is_logits
         }
@@ -127,13 +127,13 @@ def without_logits(trace: Trace) -> Trace:
 def compare_sizes(
     trace: Trace, rounded: Trace, gates: SizeGates, scenario: Scenario, schedule: Schedule
 ) -> list[Comparison]:
-    """Hold the sizes of K and Y against 1; a failure stands at the first row that counts, since it is all rows'."""
+    """Compare the sizes of K and Y with 1; a failure is noted at the first row that counts, but concerns all rows."""
     found = []
     for part in _parts(scenario, schedule):
         for tensor, size in gates[part].items():
             rows, first = size.rows, int(size.rows[0])
             factors = size_factors(trace.tensors[tensor].values[:, rows], rounded.tensors[tensor].values[:, rows])
-            one, measured = (Rows(x, first) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
+            one, measured = (TensorRows(x, first) for x in (np.ones((1, 1, 1)), factors[:, None, None]))
             name = f"{schedule.name}, size of {part} rows"
             found.append(compare_rows(measured, one, tensor, size.gate, scenario.name, name))
     return found

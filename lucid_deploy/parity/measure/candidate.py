@@ -7,12 +7,12 @@ from typing import Any
 
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, Schedule, batches
 from lucid_deploy.parity.measure import cache_gates, given_cache, phases
-from lucid_deploy.parity.measure.compare import Rows, Trace, record_together
+from lucid_deploy.parity.measure.compare import TensorRows, Trace, record_together
 from lucid_deploy.parity.measure.coverage import FREE_RUNNING, unproven
 from lucid_deploy.parity.measure.gate import Comparison, compare_rows
 from lucid_deploy.parity.measure.greedy import free_run
 from lucid_deploy.parity.measure.measurement import FreeRun, Measurement, ScenarioInfo
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.source import Source, opened
 from lucid_deploy.parity.measure.targets import Target, Targets
 from lucid_deploy.runtimes.session import Session
@@ -47,7 +47,7 @@ def measure(
     total = _calls(scenarios, schedules, session.batch_limit)
     total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
     total += sum(given_cache.calls(target.scenario) for target in targets.items if target.given)
-    meter = Meter(progress, phases.candidate(session.runtime, session.dtype), total)
+    meter = CallCounter(progress, phases.candidate(session.runtime, session.dtype), total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     free_runs: list[FreeRun] = []
     for schedule in schedules:
@@ -92,7 +92,7 @@ def _check_precision(session: Session[Any], targets: Targets) -> None:
 
 
 def _recorded(
-    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: Meter
+    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
 ) -> Iterator[tuple[Target, Trace]]:
     """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
     scenarios, traces = _fed([target.scenario for target in targets], schedule), {}
@@ -129,12 +129,12 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
     return found
 
 
-def _compare_free_run(session: Session[Any], target: Target, meter: Meter) -> tuple[Comparison, FreeRun]:
-    """Compare the logits as long as the tokens are the reference's, the step that leaves them included."""
+def _compare_free_run(session: Session[Any], target: Target, meter: CallCounter) -> tuple[Comparison, FreeRun]:
+    """Compare the logits up to and including the first step whose token is not the reference's."""
     actual = free_run(session, target.scenario, meter.tick)
     tensor = max(target.reference.tensors)  # the logits come last
     wanted = target.reference.tensors[tensor]
     count = actual.values.shape[1]
-    shared = Rows(wanted.values[:, :count], wanted.start)
+    shared = TensorRows(wanted.values[:, :count], wanted.start)
     comparison = compare_rows(actual, shared, tensor, target.gates[tensor], target.scenario.name, FREE_RUNNING)
     return comparison, FreeRun(target.scenario.name, len(target.scenario.forced), count - 1)

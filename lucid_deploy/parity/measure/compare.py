@@ -66,7 +66,7 @@ class TensorId(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TensorRows:
     """One tensor, a row for each position.
 
     Attributes:
@@ -86,7 +86,7 @@ class Trace:
         tensors: In the order of computation.
     """
 
-    tensors: dict[TensorId, Rows]
+    tensors: dict[TensorId, TensorRows]
 
 
 def record(session: Session[Any], scenario: Scenario, schedule: Schedule = ONE_SHOT, tick: Tick | None = None) -> Trace:
@@ -193,7 +193,7 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
         raise CheckFailed(f"The cache holds {len(layers)} layers, the model has {config.num_hidden_layers}.")
-    whole: dict[TensorId, Rows] = {}
+    whole: dict[TensorId, TensorRows] = {}
     for index, (layout, arrays) in enumerate(zip(session.layout, layers, strict=True)):
         for place, (tensor, array) in enumerate(zip(decoded_layout(layout), arrays, strict=True)):
             name, shape = TensorId.of(index, place, tensor), tensor.batch_shape(cache.batch, cache.length)
@@ -207,23 +207,23 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
     traces = []
     for index, scenario in enumerate(scenarios):
         own = slice(index * each, (index + 1) * each)
-        tensors = {name: Rows(rows.values[own], rows.start) for name, rows in whole.items()}
-        tensors[last] = Rows(logits[own], start=len(scenario.prompt) - 1)
+        tensors = {name: TensorRows(rows.values[own], rows.start) for name, rows in whole.items()}
+        tensors[last] = TensorRows(logits[own], start=len(scenario.prompt) - 1)
         traces.append(Trace(tensors))
     return traces
 
 
-def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> Rows:
+def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
     """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
 
     A ring has rows of the last tokens; a state is one row, that of the last token.
     """
     tokens = int(mask[0].sum())
     if not tensor.has_tokens:
-        return Rows(array.reshape(len(array), 1, -1), tokens - 1)
+        return TensorRows(array.reshape(len(array), 1, -1), tokens - 1)
     held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
     rows = held.transpose(0, 2, 1, 3).reshape(len(mask), held.shape[2], -1)
-    return Rows(rows, tokens - held.shape[2])
+    return TensorRows(rows, tokens - held.shape[2])
 
 
 def no_tick() -> None:

@@ -1,4 +1,4 @@
-"""How much of a verification was judged: a gate that lets every answer pass is no test, however often it is held."""
+"""How much of a verification was judged: a gate that lets every answer pass tests nothing."""
 
 from __future__ import annotations
 

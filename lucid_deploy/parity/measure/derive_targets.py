@@ -28,10 +28,10 @@ from lucid_deploy.parity.measure.compare import (
     record_drafting,
     record_together,
 )
-from lucid_deploy.parity.measure.extent import FULL, Extent
+from lucid_deploy.parity.measure.extent import FULL, VerificationExtent
 from lucid_deploy.parity.measure.gate import Gate, derive_gates, widest
 from lucid_deploy.parity.measure.greedy import follow, generate
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.source import Source, opened
 from lucid_deploy.parity.measure.targets import Target, Targets
 from lucid_deploy.runtimes.session import Array, Session
@@ -48,7 +48,7 @@ def prepare(
     prompt: Array | None = None,
     embeddings: Array | None = None,
     rounded: Source | None = None,
-    extent: Extent = FULL,
+    extent: VerificationExtent = FULL,
     more: Sequence[Scenario] = (),
     progress: Progress | None = None,
 ) -> Targets:
@@ -90,7 +90,7 @@ def prepare(
 
 
 def _scenarios(
-    config: LucidConfig, extent: Extent, seed: int, prompt: Array | None, embeddings: Array | None
+    config: LucidConfig, extent: VerificationExtent, seed: int, prompt: Array | None, embeddings: Array | None
 ) -> list[Scenario]:
     """Return all scenarios; how the greedy one goes on is not known yet."""
     name, ids, steps = greedy_prompt(config, extent.steps, seed, prompt, extent.prompt_tokens)
@@ -102,7 +102,7 @@ def _scenarios(
 def _draft(session: Session[Any], scenarios: list[Scenario], progress: Progress | None) -> Recorded:
     """Run the baseline; what it prefers after the greedy prompt is a draft of what the reference does."""
     groups = equal_lengths(scenarios)
-    meter = Meter(progress, phases.baseline(session.dtype), sum(ONE_SHOT.calls(group[0]) for group in groups))
+    meter = CallCounter(progress, phases.baseline(session.dtype), sum(ONE_SHOT.calls(group[0]) for group in groups))
     found = [pair for group in groups for pair in record_drafting(session, group, meter.tick)]
     return _in_order(found, scenarios)
 
@@ -120,7 +120,7 @@ def _record_reference(
         raise ValueError(f"the reference must compute in float64, not {session.dtype}")
     scenarios, own = [scenario for scenario, _ in drafted], {scenario.name: trace for scenario, trace in drafted}
     groups = equal_lengths(scenarios)
-    meter = Meter(progress, phases.REFERENCE, 2 * len(groups))
+    meter = CallCounter(progress, phases.REFERENCE, 2 * len(groups))
     found: Recorded = []
     for group in groups:
         for scenario, trace in zip(group, record_at_once_together(session, group, meter.tick), strict=True):
@@ -155,7 +155,7 @@ def _in_order(found: Recorded, scenarios: Sequence[Scenario]) -> Recorded:
 
 
 def _gates_of(
-    scenario: Scenario, own: dict[TensorId, Gate], every: Sequence[dict[TensorId, Gate]], extent: Extent
+    scenario: Scenario, own: dict[TensorId, Gate], every: Sequence[dict[TensorId, Gate]], extent: VerificationExtent
 ) -> dict[TensorId, Gate]:
     """Return a scenario's gates: its own, or, where it may be too short for those, the widest of all scenarios.
 
@@ -183,7 +183,7 @@ def _add_rounded(
         raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
     total = sum(schedule.calls(group[0]) for schedule in schedules for group in _groups(targets))
     total += sum(given_cache.calls(target.scenario) for target in targets)
-    meter = Meter(progress, phases.rounded(cache_dtype), total)
+    meter = CallCounter(progress, phases.rounded(cache_dtype), total)
     for schedule in schedules:
         found = _recorded_together(session, targets, schedule, meter)
         targets = [
@@ -199,7 +199,7 @@ def _add_rounded(
     return [replace(target, given=_answers(session, target, meter)) for target in targets]
 
 
-def _answers(session: Session[Any], target: Target, meter: Meter) -> given_cache.Answers:
+def _answers(session: Session[Any], target: Target, meter: CallCounter) -> given_cache.Answers:
     """Go on from the rows that the second reference has stored."""
     return given_cache.answers(session, target.scenario, target.rounded[ONE_SHOT.name], meter.tick)
 
@@ -208,7 +208,7 @@ def _add_schedules(
     session: Session[Any],
     targets: list[Target],
     one_shot: dict[str, Trace],
-    extent: Extent,
+    extent: VerificationExtent,
     progress: Progress | None,
 ) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
@@ -216,7 +216,7 @@ def _add_schedules(
     others = [schedule for schedule in schedules if schedule != ONE_SHOT]
     total = sum(schedule.calls(group[0]) for schedule in others for group in _groups(targets))
     total += sum(given_cache.calls(target.scenario) for target in targets)
-    meter = Meter(progress, phases.schedules(session.dtype, session.cache_dtype), total)
+    meter = CallCounter(progress, phases.schedules(session.dtype, session.cache_dtype), total)
     for schedule in schedules:
         traces = one_shot if schedule == ONE_SHOT else _recorded_together(session, targets, schedule, meter)
         found = [
@@ -249,7 +249,7 @@ def _groups(targets: Sequence[Target]) -> list[list[Scenario]]:
 
 
 def _recorded_together(
-    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: Meter
+    session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
 ) -> dict[str, Trace]:
     """Run all scenarios in one schedule, as many together as go into one batch; return what was computed by name."""
     found: dict[str, Trace] = {}

@@ -9,7 +9,7 @@ from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, PROMPT_TOKENS
 
 
 @dataclass(frozen=True)
-class Extent:
+class VerificationExtent:
     """What is run, in length and in number.
 
     Attributes:
@@ -17,7 +17,7 @@ class Extent:
         steps: Decode steps after each prompt; fewer likewise.
         schedules: Ways to feed a prompt.
         scenarios: Names of the token sequences that are made up; None: all. The greedy one always runs.
-        explained: Token sequences that are looked into for causes, at most.
+        explained: Most token sequences in which causes are looked for.
     """
 
     prompt_tokens: int = PROMPT_TOKENS
@@ -46,11 +46,11 @@ class Extent:
             yield f"Decoding is tried after {self.prompt_tokens} tokens and more, not after fewer."
 
 
-FULL = Extent()
+FULL = VerificationExtent()
 
 # 140 tokens end inside the second block of 128. Correlated and repeated tokens are where a wrong solve shows; the
 # greedy sequence has random ones. What is fed in many small calls takes a whole verification most of its time.
-QUICK = Extent(
+QUICK = VerificationExtent(
     prompt_tokens=140,
     steps=8,
     schedules=tuple(schedule for schedule in SCHEDULES if schedule.name in ("one-shot", "chunks", "padded")),

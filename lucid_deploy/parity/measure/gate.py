@@ -31,8 +31,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
-from lucid_deploy.parity.measure.growth import Growth, growth
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
+from lucid_deploy.parity.measure.growth import ErrorGrowth, growth
 from lucid_deploy.parity.measure.metrics import (
     LogitMetrics,
     TensorMetrics,
@@ -130,7 +130,7 @@ class Comparison:
         return "passed" if self.judged else "not judged"
 
     @property
-    def growth(self) -> Growth | None:
+    def growth(self) -> ErrorGrowth | None:
         """The trend of the error against position."""
         return growth(self.errors, self.start)
 
@@ -187,7 +187,7 @@ def _widest_of(gates: Sequence[Gate]) -> Gate:
 
 
 def compare_rows(
-    actual: Rows, reference: Rows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
+    actual: TensorRows, reference: TensorRows, tensor: TensorId, gate: Gate, scenario: str, schedule: str
 ) -> Comparison:
     """Hold one tensor against its reference, position by position.
 
@@ -233,7 +233,7 @@ def _first_beyond(errors: Array, gate: Gate) -> int | None:
     return int(beyond.argmax()) if beyond.any() else None
 
 
-def _blind(reference: Rows, tensor: TensorId, gate: Gate) -> int:
+def _blind(reference: TensorRows, tensor: TensorId, gate: Gate) -> int:
     """Count the positions at which zeros would be within the gate although the reference is not zero."""
     errors = zero_errors(reference.values, tensor.accumulated)
     return int(((errors > 0) & (errors <= gate.limit)).sum())

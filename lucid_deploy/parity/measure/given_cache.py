@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.model.scenarios import Scenario
-from lucid_deploy.parity.measure.compare import KINDS, Rows, TensorId, Tick, Trace
+from lucid_deploy.parity.measure.compare import KINDS, TensorId, TensorRows, Tick, Trace
 from lucid_deploy.parity.measure.gate import Comparison, Gate, compare_rows, derive_gates, widest
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -46,8 +46,8 @@ def answers(session: Session[Any], scenario: Scenario, rounded: Trace, tick: Tic
     tick()
     name = TensorId(session.config.num_hidden_layers, KINDS.index("logits"))
     return {
-        "decode from given rows": Trace({name: Rows(np.concatenate(steps, axis=1), prompt)}),
-        "prefill behind given rows": Trace({name: Rows(prefilled, scenario.length - 1)}),
+        "decode from given rows": Trace({name: TensorRows(np.concatenate(steps, axis=1), prompt)}),
+        "prefill behind given rows": Trace({name: TensorRows(prefilled, scenario.length - 1)}),
     }
 
 
@@ -89,7 +89,7 @@ def _cache(session: Session[Any], rounded: Trace, tokens: int) -> Cache[Any]:
     return session.cache_from_arrays(layers, np.ones((1, tokens), dtype=bool))
 
 
-def _heads(session: Session[Any], rows: Rows, tokens: int) -> Array:
+def _heads(session: Session[Any], rows: TensorRows, tokens: int) -> Array:
     """Return rows ``(1, T, KV·D)`` as the first tokens of ``(1, KV, T, D)``."""
     config = session.config
     split = rows.values[:, :tokens].reshape(1, tokens, config.num_key_value_heads, config.head_dim)

@@ -21,8 +21,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import MIN_PROMPT, PADDING, Scenario
-from lucid_deploy.parity.measure.compare import KINDS, Rows, TensorId, Trace
-from lucid_deploy.parity.measure.extent import Extent
+from lucid_deploy.parity.measure.compare import KINDS, TensorId, TensorRows, Trace
+from lucid_deploy.parity.measure.extent import VerificationExtent
 from lucid_deploy.parity.measure.gate import UNIT
 from lucid_deploy.parity.measure.measurement import Reference
 from lucid_deploy.runtimes.session import Array
@@ -51,7 +51,7 @@ class Golden:
 
     path: Path
     ids: Array
-    tensors: dict[TensorId, Rows]
+    tensors: dict[TensorId, TensorRows]
     computed_in: str
     stored: dict[TensorId, str]
     model: str = ""
@@ -63,7 +63,7 @@ class Golden:
         cut = "" if tokens == whole else f"Of its {whole:,} tokens in a row, the first {tokens:,} were compared."
         return Reference(KIND, words, independent=True, left_out=cut)
 
-    def scenarios(self, limit: int, extent: Extent) -> list[Scenario]:
+    def scenarios(self, limit: int, extent: VerificationExtent) -> list[Scenario]:
         """Return two scenarios a row: a prompt with decode steps, and decoding from the first token on.
 
         The first is fed in every way and compares logits from the last token of its prompt on, the second compares the
@@ -83,7 +83,7 @@ class Golden:
                 found.append(Scenario(f"{row_name(row)}, decoded", ids[:1], ids[1:], one_shot_only=True))
         return found
 
-    def tokens_used(self, limit: int, extent: Extent) -> int:
+    def tokens_used(self, limit: int, extent: VerificationExtent) -> int:
         """Return how many tokens of each row are run; arguments as :meth:`scenarios`."""
         tokens = min(self.ids.shape[1], limit - PADDING)
         return tokens if extent.has_all_sequences else min(tokens, extent.prompt_tokens + extent.steps)
@@ -96,9 +96,9 @@ class Golden:
         return None
 
 
-def _part(rows: Rows, row: int, tokens: int) -> Rows:
+def _part(rows: TensorRows, row: int, tokens: int) -> TensorRows:
     """Return one batch row of a tensor, as far as it was recorded for the first tokens."""
-    return Rows(rows.values[row : row + 1, : max(tokens - rows.start, 0)], rows.start)
+    return TensorRows(rows.values[row : row + 1, : max(tokens - rows.start, 0)], rows.start)
 
 
 def row_name(row: int) -> str:
@@ -255,11 +255,11 @@ class _Form:
             return TensorId(len(self.layers), KINDS.index(LOGITS))
         return next(self._cached(name))[0]
 
-    def rows(self, name: str, x: Array) -> Rows:
+    def rows(self, name: str, x: Array) -> TensorRows:
         """Return a tensor with a row for each position, ``(B, T, F)``."""
         if name == LOGITS:
-            return Rows(x)
-        return Rows(x.transpose(0, 2, 1, 3).reshape(self.batch, x.shape[2], -1), self.tokens - x.shape[2])
+            return TensorRows(x)
+        return TensorRows(x.transpose(0, 2, 1, 3).reshape(self.batch, x.shape[2], -1), self.tokens - x.shape[2])
 
     def _cached(self, name: str) -> Iterator[tuple[TensorId, CacheTensor]]:
         """Yield which cached tensor a name is; nothing if the layer has none."""

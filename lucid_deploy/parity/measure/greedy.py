@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.model.scenarios import Scenario
-from lucid_deploy.parity.measure.compare import Rows, Tick, no_tick
+from lucid_deploy.parity.measure.compare import TensorRows, Tick, no_tick
 from lucid_deploy.runtimes.session import Array, Session
 
 
@@ -50,7 +50,7 @@ def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None
     return np.array(tokens, dtype=np.int64)
 
 
-def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Rows:
+def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> TensorRows:
     """Let a session generate freely; return its logits up to the first token that leaves the forced ones.
 
     Behind that token the contexts differ and nothing can be compared. The last row is the one that chose it, or, if the
@@ -71,4 +71,4 @@ def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None
             break
         rows.append(session.decode(np.array([[chosen]]), cache))
         tick()
-    return Rows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)
+    return TensorRows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)

@@ -14,7 +14,7 @@ GROWS = 0.25  # an exponent from which on an error is said to grow: it more than
 
 
 @dataclass(frozen=True)
-class Growth:
+class ErrorGrowth:
     """The trend of an error against position, ``error ≈ c · position^exponent``.
 
     Attributes:
@@ -27,11 +27,11 @@ class Growth:
 
     @property
     def grows(self) -> bool:
-        """Whether both figures say so."""
+        """Whether both figures show growth."""
         return self.exponent > GROWS and self.ratio > 1
 
 
-def growth(errors: Array, start: int = 0) -> Growth | None:
+def growth(errors: Array, start: int = 0) -> ErrorGrowth | None:
     """Fit the trend of errors ``(T,)``; ``start`` is the position of the first.
 
     Returns:
@@ -45,4 +45,4 @@ def growth(errors: Array, start: int = 0) -> Growth | None:
     slope = np.polyfit(x, np.log(errors[usable]), 1)[0]
     quarter = len(errors) // 4
     first, last = float(errors[:quarter].mean()), float(errors[-quarter:].mean())
-    return Growth(float(slope), last / first if first else float("inf"))
+    return ErrorGrowth(float(slope), last / first if first else float("inf"))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
 from lucid_deploy.parity.measure.gate import FACTOR, UNIT, Comparison, Gate, compare_rows
 from lucid_deploy.parity.measure.measurement import Reference
 from lucid_deploy.parity.measure.metrics import position_errors
@@ -52,11 +52,11 @@ class OutsideTrace:
         return made
 
 
-def shared(first: Rows, second: Rows) -> tuple[Rows, Rows]:
+def shared(first: TensorRows, second: TensorRows) -> tuple[TensorRows, TensorRows]:
     """Return two tensors at the positions that both have."""
     start = max(first.start, second.start)
     stop = max(min(rows.start + rows.values.shape[1] for rows in (first, second)), start)
-    one, other = (Rows(rows.values[:, start - rows.start : stop - rows.start], start) for rows in (first, second))
+    one, other = (TensorRows(rows.values[:, start - rows.start : stop - rows.start], start) for rows in (first, second))
     return one, other
 
 

@@ -1,4 +1,4 @@
-"""How much worse, or better, a text is predicted: the one difference that no gate is needed to read."""
+"""How much worse, or better, a text is predicted; this difference is reported without a gate."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Step:
+class VerificationProgress:
     """Where a verification is.
 
     Attributes:
@@ -43,7 +43,7 @@ class Step:
     left: float
 
 
-class Plan:
+class PhaseTracker:
     """Follows a verification through its phases; an instance's :meth:`update` is a ``Progress``.
 
     Phases that were not planned (causes, which are looked for after a failure) are put in where they begin.
@@ -57,7 +57,7 @@ class Plan:
     def __init__(
         self,
         phases: Sequence[Phase],
-        listener: Callable[[Step], None] | None = None,
+        listener: Callable[[VerificationProgress], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.phases = list(phases)
@@ -71,12 +71,12 @@ class Plan:
         return sum(phase.seconds for phase in self.phases)
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Note that a phase has come so far."""
+        """Note how many calls of a phase are done."""
         if self._index < 0 or self.phases[self._index].name != what:
             self._begin(what)
         if self._listener is not None:
             left = self._left(done / total if total else 0.0)
-            self._listener(Step(what, self._index + 1, len(self.phases), done, total, left))
+            self._listener(VerificationProgress(what, self._index + 1, len(self.phases), done, total, left))
 
     def _begin(self, what: str) -> None:
         later = [phase.name for phase in self.phases[self._index + 1 :]]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 Progress = Callable[[str, int, int], None]  # what runs, calls done, in all
 
 
-class Meter:
+class CallCounter:
     """Counts session calls and passes the count on, from 0 before the first one."""
 
     def __init__(self, progress: Progress | None, what: str, total: int) -> None:

@@ -18,7 +18,7 @@ from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
-from lucid_deploy.parity.measure.progress import Meter, Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets
 from lucid_deploy.runtimes.session import Array, Session
 
@@ -99,7 +99,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 
     quantization = artifact.manifest.quantization
     assert quantization is not None
-    meter = Meter(progress, phases.WEIGHTS, len(quantization.tensors))
+    meter = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors))
     for name, packed, scales in stored_parts(artifact):
         original = checkpoint.tensor(name).float().numpy()
         problem = _difference(quantization, name, packed, scales, original, artifact.manifest.dtype)
@@ -116,7 +116,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 def _difference(
     quantization: Quantization, name: str, packed: Array, scales: Array, original: Array, dtype: str
 ) -> str | None:
-    """Say what is wrong with a quantized weight; None if nothing is."""
+    """Say what is wrong with a quantized weight; None if it is right."""
     tensor = quantization.tensors[name]
     numbers, factors = quantization.unpack(name, packed, scales)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
@@ -162,7 +162,7 @@ def measure_cost(
         progress: Called with (what runs, session calls done, in all).
     """
     groups = equal_lengths([target.scenario for target in targets.items])
-    meter = Meter(progress, phases.COST, sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups))
+    meter = CallCounter(progress, phases.COST, sum(2 + ONE_SHOT.calls(group[0]) * len(group) for group in groups))
     session, wanted = original(), {}
     for group in groups:
         traces = record_at_once_together(session, group, meter.tick)

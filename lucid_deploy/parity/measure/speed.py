@@ -32,7 +32,7 @@ class Speed:
 
 
 def measure_speed() -> Speed:
-    """Measure once, at whatever else the machine is doing."""
+    """Measure once, while the machine does whatever else it does."""
 
     def product(dtype: str) -> float:
         a = np.ones((SIZE, SIZE), dtype=dtype)

@@ -1,4 +1,4 @@
-"""What a candidate is held against: the reference's numbers and the gates, scenario by scenario."""
+"""What a candidate is compared with: the reference's numbers and the gates, scenario by scenario."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import CORRELATED, Scenario
 from lucid_deploy.parity.measure.cache_gates import SizeGates
 from lucid_deploy.parity.measure.compare import TensorId, Trace
-from lucid_deploy.parity.measure.extent import FULL, Extent
+from lucid_deploy.parity.measure.extent import FULL, VerificationExtent
 from lucid_deploy.parity.measure.gate import VACUOUS, Gate
 from lucid_deploy.parity.measure.outside_trace import OutsideTrace
 
@@ -60,7 +60,7 @@ class Targets:
     seed: int
     tolerance: float | None = None
     cache_dtype: str = ""
-    extent: Extent = FULL
+    extent: VerificationExtent = FULL
 
     def with_tolerance(self, tolerance: float) -> Targets:
         """Return the targets with one gate, set by hand, for every tensor in every scenario.

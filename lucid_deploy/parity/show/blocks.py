@@ -70,7 +70,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Folded:
+class FoldedBlocks:
     """Blocks that are shown on demand."""
 
     summary: str
@@ -78,11 +78,11 @@ class Folded:
     kind: str = field(default="folded", init=False)
 
 
-Block = Table | Paragraph | Figure | Folded
+Block = Table | Paragraph | Figure | FoldedBlocks
 
 
 @dataclass(frozen=True)
-class Box:
+class Callout:
     """Words that stand out.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What was checked and what was not, one entry each: a check that a report is silent about would seem to be made."""
+"""What was checked and what was not, one entry each: silence about a check would look as if it had been made."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT
 from lucid_deploy.parity.show import page_causes, page_tensors, words
-from lucid_deploy.parity.show.blocks import Block, Box, Cell, Paragraph, Section, table
+from lucid_deploy.parity.show.blocks import Block, Callout, Cell, Paragraph, Section, table
 from lucid_deploy.parity.show.checks import FAILED, PASSED, Check
 from lucid_deploy.parity.show.report import Report
 
@@ -55,24 +55,26 @@ def _environment() -> Environment:
     )
 
 
-def _boxes(report: Report) -> Iterator[Box]:
+def _boxes(report: Report) -> Iterator[Callout]:
     if report.tolerance is not None:
-        yield Box("note", "A tolerance was set by hand.", [_tolerance(report)])
+        yield Callout("note", "A tolerance was set by hand.", [_tolerance(report)])
     if report.passed:
-        yield Box("passed", "Passed", [report.verdict()])
+        yield Callout("passed", "Passed", [report.verdict()])
     else:
-        yield Box("failed", "Failed", [report.verdict(), report.cause(), report.advice()])
+        yield Callout("failed", "Failed", [report.verdict(), report.cause(), report.advice()])
     if report.passed and report.cause():
-        yield Box("note", "Worth a look.", [report.cause()])
+        yield Callout("note", "Worth a look.", [report.cause()])
     unjudged = list(words.unjudged_lines(report)) if report.coverage.unjudged else []
     if unjudged:
-        yield Box("note", "Not everything could be judged.", unjudged)
+        yield Callout("note", "Not everything could be judged.", unjudged)
     if report.left_out:
-        yield Box("note", "Parts of a whole verification were left out.", report.left_out)
+        yield Callout("note", "Parts of a whole verification were left out.", report.left_out)
 
 
 def _tolerance(report: Report) -> str:
-    derived = "They would have held." if report.within_derived else "By them this artifact would have failed."
+    derived = (
+        "With those gates it would have passed." if report.within_derived else "With those gates it would have failed."
+    )
     return (
         f"Every position may err by {report.tolerance:g} of its norm, in place of the gates that are derived from "
         f"PyTorch in the same precision. {derived}"

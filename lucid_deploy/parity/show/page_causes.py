@@ -8,7 +8,7 @@ from lucid_deploy.parity.causes.conditioning import NORM_BOUND, HeadStats
 from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.causes.localise import OWN_KINDS, WorstOwnError
 from lucid_deploy.parity.causes.solve_analysis import EXCESS, TOKENS
-from lucid_deploy.parity.show.blocks import Block, Cell, Folded, Paragraph, Section, figure, table
+from lucid_deploy.parity.show.blocks import Block, Cell, FoldedBlocks, Paragraph, Section, figure, table
 from lucid_deploy.parity.show.report import Report
 from lucid_deploy.parity.show.svg import Line
 
@@ -88,7 +88,7 @@ def _own_table(explanation: Explanation) -> Block:
         "feeding; its gate is derived from PyTorch in the same precision, run on the same inputs."
     )
     whole = table("Own errors of all parts", heads, rows, remark, texts=3)
-    return whole if len(rows) <= 2 * ROWS else Folded(f"All {len(rows)} own errors", [whole])
+    return whole if len(rows) <= 2 * ROWS else FoldedBlocks(f"All {len(rows)} own errors", [whole])
 
 
 def _worst(item: WorstOwnError) -> Cell:
@@ -152,7 +152,7 @@ def _heads(report: Report) -> list[Block]:
     ordered = sorted(report.heads, key=lambda head: -head.condition)
     top, rest = ordered[:ROWS], ordered[ROWS:]
     blocks: list[Block] = [Paragraph(about), _head_table("Key/value heads, worst conditioned first", top)]
-    return [*blocks, Folded(f"{len(rest)} more", [_head_table("The others", rest)])] if rest else blocks
+    return [*blocks, FoldedBlocks(f"{len(rest)} more", [_head_table("The others", rest)])] if rest else blocks
 
 
 def _head_table(caption: str, heads: Sequence[HeadStats]) -> Block:

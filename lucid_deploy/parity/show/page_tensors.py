@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lucid_deploy.parity.measure.compare import KINDS
 from lucid_deploy.parity.measure.gate import Comparison
 from lucid_deploy.parity.show import words
-from lucid_deploy.parity.show.blocks import Block, Cell, Folded, Paragraph, Section, figure, table
+from lucid_deploy.parity.show.blocks import Block, Cell, FoldedBlocks, Paragraph, Section, figure, table
 from lucid_deploy.parity.show.data import divergence_class
 from lucid_deploy.parity.show.report import Report
 from lucid_deploy.parity.show.svg import Line
@@ -156,7 +156,7 @@ def _tokens(report: Report) -> list[Block]:
     if rows:
         blocks.append(table("Other tokens than the reference's", heads, rows[:ROWS]))
     if len(rows) > ROWS:
-        blocks.append(Folded(f"{len(rows) - ROWS} more", [table("The others", heads, rows[ROWS:])]))
+        blocks.append(FoldedBlocks(f"{len(rows) - ROWS} more", [table("The others", heads, rows[ROWS:])]))
     return blocks
 
 
@@ -182,7 +182,7 @@ def _all(report: Report) -> Block:
         "gate",
         "used of the gate",
     ]
-    return Folded(f"All {len(rows)} comparisons", [table("All comparisons", heads, rows, texts=2)])
+    return FoldedBlocks(f"All {len(rows)} comparisons", [table("All comparisons", heads, rows, texts=2)])
 
 
 def _used(item: Comparison) -> Cell:

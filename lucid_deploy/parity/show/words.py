@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from lucid_deploy.parity.causes.conditioning import NORM_BOUND, HeadStats
 from lucid_deploy.parity.measure.gate import Comparison
-from lucid_deploy.parity.measure.growth import Growth
+from lucid_deploy.parity.measure.growth import ErrorGrowth
 from lucid_deploy.parity.measure.measurement import FreeRun, Measurement
 from lucid_deploy.parity.measure.perplexity import Perplexity
 
@@ -147,14 +147,14 @@ def perplexity_line(item: Perplexity) -> str:
     )
 
 
-def _quarters(trend: Growth) -> str:
+def _quarters(trend: ErrorGrowth) -> str:
     return f"the mean error over the last quarter of positions is {trend.ratio:.1f} times that over the first quarter"
 
 
 def _tolerance_note(found: Measurement) -> str:
     if found.tolerance is None:
         return ""
-    derived = "they would have held" if found.within_derived else "by them it would have failed"
+    derived = "with them it would have passed" if found.within_derived else "with them it would have failed"
     return (
         f"The tolerance of {found.tolerance:g} was set by hand; the gates derived from PyTorch did not count "
         f"({derived}). "
@@ -166,7 +166,7 @@ def _failure(found: Measurement) -> str:
     if failure is None:
         return ""
     return (
-        f"{failure.tensor} leaves the gate at position {failure.failed_at} ({failure.where}): "
+        f"{failure.tensor} is beyond its gate at position {failure.failed_at} ({failure.where}): "
         f"relative error {failure.error:.2g}, allowed {failure.gate.limit:.2g} in {found.dtype}{_times(failure)}."
     )
 

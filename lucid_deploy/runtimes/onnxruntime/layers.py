@@ -11,7 +11,7 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
-from lucid_deploy.runtimes.layers import Layers, Past, States, Tokens
+from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
@@ -46,7 +46,9 @@ class OrtLayers(Layers):
         self._artifact, self._provider, self._index = artifact, options.provider, device_index(options.device)
         self._loaded: tuple[tuple[str, bool], ort.InferenceSession] | None = None
 
-    def run(self, tokens: Tokens, past: Past, residuals: list[Array] | None = None, decode: bool = False) -> States:
+    def run(
+        self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
+    ) -> LayerStates:
         """See :meth:`Layers.run`."""
         session = self._session("decode" if decode else "prefill", cut=residuals is not None)
         kinds = {item.name: item.type for item in session.get_inputs()}
@@ -68,7 +70,7 @@ class OrtLayers(Layers):
         found["logits"] = last_token_logits(found["logits"], tokens.mask)
         return self._states(found, slice(cached, None))
 
-    def _states(self, found: dict[str, Array], new: slice) -> States:
+    def _states(self, found: dict[str, Array], new: slice) -> LayerStates:
         cached = []
         for index, layer in enumerate(self.layers):
             stored = [(t, found[f"present.{index}.{t.name}"]) for t in layer.cache]
@@ -80,7 +82,7 @@ class OrtLayers(Layers):
         if solving and f"values.{len(solving) - 1}" not in found:
             raise CheckFailed("The graph's solves are not to be found, so its layers cannot be explained.")
         values = {index: found[f"values.{place}"] for place, index in enumerate(solving)}
-        return States(
+        return LayerStates(
             residuals=[found[f"residual.{index}"] for index in range(len(self.layers) + 1)],
             cached=cached,
             given=[values.get(index) for index in range(len(self.layers))],

@@ -31,7 +31,7 @@ _KNOWN = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProviderPlan:
     """How a provider runs one stage.
 
     Attributes:
@@ -45,7 +45,7 @@ class Plan:
     limits: Limits | None = None
 
 
-def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan:
+def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> ProviderPlan:
     """Return how a provider runs a stage.
 
     The TensorRT providers get the optimization profile that ``lucid-deploy build`` would build, so that no new shape
@@ -66,11 +66,11 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan
     """
     graph, options = artifact.graph_path(stage), _basic_options(artifact, name, index)
     if name in ("cpu", "cuda"):
-        return Plan(graph, options)
+        return ProviderPlan(graph, options)
     limits = choose_limits(artifact)
     if name == "nv-tensorrt-rtx":
         options["nv_runtime_cache_path"] = str(provider_folder(artifact, name))
-        return Plan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
+        return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "nv"), limits)
     from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 
     library = _plugin_library() if artifact.manifest.uses(PLUGIN_OPERATORS) else None
@@ -80,7 +80,7 @@ def plan_provider(artifact: Artifact, name: str, index: int, stage: str) -> Plan
         graph = plugin_graph(artifact, stage, limits, folder)
     for cache in ("engine", "timing"):
         options |= {f"trt_{cache}_cache_enable": "1", f"trt_{cache}_cache_path": str(folder)}
-    return Plan(graph, options | profile_options(artifact, stage, limits, "trt"), limits)
+    return ProviderPlan(graph, options | profile_options(artifact, stage, limits, "trt"), limits)
 
 
 def _basic_options(artifact: Artifact, name: str, index: int) -> dict[str, str]:
@@ -107,7 +107,7 @@ def _plugin_library() -> Path:
 
 
 def choose_provider(
-    ort: Any, options: Any, artifact: Artifact, name: str, index: int, plan: Plan | None = None
+    ort: Any, options: Any, artifact: Artifact, name: str, index: int, plan: ProviderPlan | None = None
 ) -> list[Any]:
     """Return the ``providers`` of an inference session.
 
@@ -182,5 +182,5 @@ def check_chosen(ort: Any, session: Any, name: str) -> None:
         raise LucidError(
             f"{provider} does not start, and onnxruntime {ort.__version__} went on with "
             f"{', '.join(session.get_providers())}. It needs an NVIDIA GPU, its driver, and the CUDA and cuDNN or "
-            "TensorRT libraries of the versions this onnxruntime was built with; what it misses stands above."
+            "TensorRT libraries of the versions this onnxruntime was built with; the lines above say what is missing."
         )

@@ -114,7 +114,7 @@ class OrtSession(Session[Any]):
             options.intra_op_num_threads = self.options.threads
         if self.provider == "cpu":
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
-            # threads, and from whoever uses the tokens, such as the event loop of a server.
+            # threads, and from the code that uses the tokens, such as the event loop of a server.
             options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.provider == "cpu" and not self.packs_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")

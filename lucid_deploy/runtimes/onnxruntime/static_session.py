@@ -38,7 +38,7 @@ class BoundStep:
 
 
 @dataclass
-class _Buffers:
+class _BoundBuffers:
     """Everything that is bound: numpy arrays that onnxruntime reads from and writes into."""
 
     layers: Layers  # numpy arrays (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
@@ -57,7 +57,7 @@ class StaticOrtSession(OrtSession):
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
         super().__init__(artifact, options)
-        self._bound: _Buffers | None = None
+        self._bound: _BoundBuffers | None = None
 
     @property
     def in_place(self) -> InPlaceDecoding:
@@ -105,7 +105,7 @@ class StaticOrtSession(OrtSession):
         bound.mask[:, past] = mask[:, past]
         return logits, bound.layers
 
-    def _bind(self, layers: Layers, past: int, mask: Array) -> _Buffers:
+    def _bind(self, layers: Layers, past: int, mask: Array) -> _BoundBuffers:
         """Move a cache's rows into buffers with room, and bind them as inputs and outputs at once.
 
         The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
@@ -119,7 +119,7 @@ class StaticOrtSession(OrtSession):
         length = np.zeros((batch,), np.int64)
         positions = column.copy()
         binding = self.bind_decode(layers, whole, column, positions, length)
-        return _Buffers(layers, whole, column, positions, length, binding)
+        return _BoundBuffers(layers, whole, column, positions, length, binding)
 
     def bind_decode(
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array

@@ -26,7 +26,7 @@ _FLOAT, _FLOAT16, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _StoredTensor:
     """What a tensor is converted from: a graph input, for int8 its scales, and the nodes in between, last to first."""
 
     rows: str
@@ -51,7 +51,7 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     graph = model.graph
     makers = {name: node for node in graph.node for name in node.output}
     inputs = {value.name: value for value in graph.input}
-    found: list[tuple[onnx.NodeProto, _Stored, _Stored]] = []
+    found: list[tuple[onnx.NodeProto, _StoredTensor, _StoredTensor]] = []
     obstacles = []
     attentions = [node for node in graph.node if node.domain == DOMAIN and node.op_type == DECODE_ATTENTION.name]
     for node in attentions:
@@ -71,7 +71,9 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     return []
 
 
-def _trace_back(name: str, makers: dict[str, onnx.NodeProto], inputs: dict[str, onnx.ValueInfoProto]) -> _Stored | None:
+def _trace_back(
+    name: str, makers: dict[str, onnx.NodeProto], inputs: dict[str, onnx.ValueInfoProto]
+) -> _StoredTensor | None:
     """Go back from K or Y of the operator to the graph's inputs; None where anything is not exactly as expected."""
     nodes = []
     node = makers.get(name)
@@ -85,11 +87,11 @@ def _trace_back(name: str, makers: dict[str, onnx.NodeProto], inputs: dict[str, 
             return None
         nodes.append(cast)
         rows, scale = cast.input[0], node.input[1]
-        return _Stored(rows, scale, tuple(nodes)) if _are_rows_and_scales(inputs, rows, scale) else None
+        return _StoredTensor(rows, scale, tuple(nodes)) if _are_rows_and_scales(inputs, rows, scale) else None
     if nodes or node is None or _casts_to(node) != _FLOAT:
         return None
     rows = node.input[0]
-    return _Stored(rows, None, (node,)) if _is(inputs, rows, _FLOAT16) else None
+    return _StoredTensor(rows, None, (node,)) if _is(inputs, rows, _FLOAT16) else None
 
 
 def _casts_to(node: onnx.NodeProto) -> int | None:
@@ -114,7 +116,7 @@ def _is(inputs: dict[str, onnx.ValueInfoProto], name: str, kind: int) -> bool:
     return tensor.elem_type == kind and len(tensor.shape.dim) == 4
 
 
-def _replace(node: onnx.NodeProto, k: _Stored, y: _Stored) -> None:
+def _replace(node: onnx.NodeProto, k: _StoredTensor, y: _StoredTensor) -> None:
     mask = node.input[_MASK]
     del node.input[_K:]
     node.input.extend([k.rows, y.rows])

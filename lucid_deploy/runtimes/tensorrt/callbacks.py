@@ -54,7 +54,7 @@ class Progress:
         return min(self._done[phase] + min(inside, 1.0), steps) / steps
 
 
-class Kept:
+class CallbackFailure:
     """An exception that was raised inside a callback."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Kept:
             raise error
 
 
-def make_logger(trt: Any, kept: Kept) -> Any:
+def make_logger(trt: Any, failure: CallbackFailure) -> Any:
     """Return a logger that collects errors in ``.errors`` instead of printing."""
 
     class Logger(trt.ILogger):
@@ -80,12 +80,12 @@ def make_logger(trt: Any, kept: Kept) -> Any:
                 if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                     self.errors.append(message.strip())
             except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                kept.error = error
+                failure.error = error
 
     return Logger()
 
 
-def make_monitor(trt: Any, report: Report, kept: Kept) -> Any:
+def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
     """Return a progress monitor that calls ``report`` with (done, in all), and stops the build if that raises."""
 
     class Monitor(trt.IProgressMonitor):
@@ -97,20 +97,20 @@ def make_monitor(trt: Any, report: Report, kept: Kept) -> Any:
             try:
                 self._progress.start(phase_name, parent_phase, num_steps)
             except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                kept.error = error
+                failure.error = error
 
         def phase_finish(self, phase_name: str) -> None:
             try:
                 self._progress.finish(phase_name)
             except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                kept.error = error
+                failure.error = error
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             try:
                 self._progress.step(phase_name, step)
             except BaseException as error:  # noqa: BLE001 (raised again by the caller)
-                kept.error = error
-            return kept.error is None
+                failure.error = error
+            return failure.error is None
 
     return Monitor()
 

@@ -10,7 +10,7 @@ from lucid_deploy.runtimes.tensorrt.device import Device
 _LEAST = 256  # bytes: an empty tensor has an address too
 
 
-class Block:
+class DeviceBlock:
     """Bytes on the device; they go back to their pool when nobody holds the block any more."""
 
     def __init__(self, pool: MemoryPool, address: int, size: int) -> None:
@@ -30,7 +30,7 @@ class MemoryPool:
         self._free: dict[int, list[int]] = {}
         weakref.finalize(self, _free_all, device, self._free).atexit = False
 
-    def take(self, size: int) -> Block:
+    def take(self, size: int) -> DeviceBlock:
         """Return a block of at least ``size`` bytes; its content is arbitrary.
 
         Raises:
@@ -38,7 +38,7 @@ class MemoryPool:
         """
         size = max(size, _LEAST)
         free = self._free.get(size)
-        return Block(self, free.pop() if free else self._device.allocate(size), size)
+        return DeviceBlock(self, free.pop() if free else self._device.allocate(size), size)
 
     def give(self, address: int, size: int) -> None:
         """Take an address back."""
@@ -61,7 +61,7 @@ class DeviceTensor:
         pitch: Tokens from one head's first row to the next head's: as many as it holds, or the length of a buffer.
     """
 
-    block: Block
+    block: DeviceBlock
     pitch: int
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, load_backend
-from lucid_deploy.runtimes.tensorrt.callbacks import Kept, explain, make_logger
+from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
 from lucid_deploy.runtimes.tensorrt.jit_cache import JitCache, jit_cache_path
 from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, engine_directory, open_engines
@@ -69,9 +69,9 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
         LucidError: The plugin library cannot be used.
         CheckFailed: An engine was changed, or TensorRT does not read it.
     """
-    trt, kept = backend.trt, Kept()
+    trt, failure = backend.trt, CallbackFailure()
     folder = engine_directory(artifact, backend.name)
-    logger = make_logger(trt, kept)
+    logger = make_logger(trt, failure)
     if manifest.plugin is not None:
         register(folder / manifest.plugin.file, trt)
     runtime = trt.Runtime(logger)
@@ -84,7 +84,7 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
                 f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
             )
         engine = runtime.deserialize_cuda_engine(content)
-        kept.raise_again()
+        failure.raise_again()
         if engine is None:
             raise CheckFailed(
                 f"{backend.title} {backend.version} does not read {folder / entry.file}: {explain(logger.errors)} "

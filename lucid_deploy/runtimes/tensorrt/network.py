@@ -11,7 +11,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt.backend import Backend
-from lucid_deploy.runtimes.tensorrt.callbacks import Kept, explain, make_logger, make_monitor
+from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, make_monitor
 from lucid_deploy.runtimes.tensorrt.limits import Range
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph
 
@@ -81,8 +81,8 @@ def build_engine(
     Raises:
         LucidError: The parser or the builder refuses the graph, or a plugin node ended up as something else.
     """
-    started, trt, kept = time.perf_counter(), backend.trt, Kept()
-    logger = make_logger(trt, kept)
+    started, trt, failure = time.perf_counter(), backend.trt, CallbackFailure()
+    logger = make_logger(trt, failure)
     builder = trt.Builder(logger)
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
@@ -90,18 +90,18 @@ def build_engine(
     parser = trt.OnnxParser(network, logger)
     # The path is where external data is looked for; the file itself is not read.
     parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
-    kept.raise_again()
+    failure.raise_again()
     if not parsed:
         raise LucidError(f"{backend.title} cannot read the {graph.stage} graph: {explain(logger.errors)}")
     plugin_layers = check_plugin_layers(trt, network, graph)
     check_in_place(trt, network, graph)
     allow_any_attention(trt, network)
     config = _configure(trt, builder, profile, settings)
-    config.progress_monitor = make_monitor(trt, progress, kept)
+    config.progress_monitor = make_monitor(trt, progress, failure)
     cache = _use_timing_cache(config, settings)
     before = _entries(cache)
     content = builder.build_serialized_network(network, config)
-    kept.raise_again()
+    failure.raise_again()
     if content is None:
         raise LucidError(
             f"{backend.title} cannot build the {graph.stage} engine: {explain(logger.errors)}"

@@ -20,7 +20,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.tensorrt.callbacks import explain
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
-from lucid_deploy.runtimes.tensorrt.device_memory import Block, DeviceTensor, MemoryPool
+from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
 
 Layers = list[tuple[DeviceTensor, ...]]  # per layer K and Y
@@ -47,7 +47,7 @@ class Engines:
 
 
 @dataclass
-class _Bound:
+class _BoundCache:
     """A static cache that decoding is bound to, and the graph recorded for it."""
 
     layers: Layers
@@ -82,8 +82,8 @@ class TensorRtSession(Session[DeviceTensor]):
         self._static = artifact.manifest.cache == "static"
         self._kind = bytes_of(self.dtype)
         self._row = self.config.head_dim * self._kind.itemsize  # bytes of a token's K or Y in one head
-        self._scratch: dict[str, Block] = {}
-        self._bound: _Bound | None = None
+        self._scratch: dict[str, DeviceBlock] = {}
+        self._bound: _BoundCache | None = None
         # Also at the end of the process; it holds the contexts, which must go before what they were made of.
         self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
 
@@ -234,7 +234,7 @@ class TensorRtSession(Session[DeviceTensor]):
         self._device.download(logits, bound.results["logits"])
         return logits, bound.layers
 
-    def _bind_buffers(self, layers: Layers, mask: Array) -> _Bound:
+    def _bind_buffers(self, layers: Layers, mask: Array) -> _BoundCache:
         """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
         if self._bound is not None and self._bound.graph is not None:
             self._device.drop(self._bound.graph)
@@ -257,7 +257,7 @@ class TensorRtSession(Session[DeviceTensor]):
         results = {name: tensor.address for name, tensor in _named("present", moved)}  # the same memory
         results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
         self._bind("decode", feed, results)
-        self._bound = _Bound(moved, whole, feed, results)
+        self._bound = _BoundCache(moved, whole, feed, results)
         return self._bound
 
     def _bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:

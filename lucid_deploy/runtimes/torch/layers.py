@@ -13,7 +13,7 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM, last_token
 from lucid_deploy.model.steps import layer_steps
-from lucid_deploy.runtimes.layers import Past, ScoringLayers, States, Tokens
+from lucid_deploy.runtimes.layers import LayerStates, NewTokens, Past, ScoringLayers
 from lucid_deploy.runtimes.session import Array
 
 LOGIT_ROWS = 64  # tokens whose logits are in memory at once: a vocabulary of 128k in float64 is 1 MiB a token
@@ -29,14 +29,16 @@ class TorchLayers(ScoringLayers):
         self._model, self._dtype, self._device = model, weight.dtype, weight.device
 
     @torch.inference_mode()
-    def run(self, tokens: Tokens, past: Past, residuals: list[Array] | None = None, decode: bool = False) -> States:
+    def run(
+        self, tokens: NewTokens, past: Past, residuals: list[Array] | None = None, decode: bool = False
+    ) -> LayerStates:
         """See :meth:`~lucid_deploy.runtimes.layers.Layers.run`."""
         body, config = self._model.model, self.config
         mask = None if tokens.mask.all() else torch.from_numpy(tokens.mask).to(self._device)
         positions = torch.from_numpy(np.ascontiguousarray(tokens.positions)).to(self._device)
         steps = layer_steps(config, positions, self._dtype, mask, decode)
         x = body.embed(torch.from_numpy(np.ascontiguousarray(tokens.input_ids)).to(self._device))
-        states = States([_to_numpy(x)], [], [], np.zeros(0))
+        states = LayerStates([_to_numpy(x)], [], [], np.zeros(0))
         n = tokens.input_ids.shape[1]
         for index, (layer, description) in enumerate(zip(self._model.layers(), self.layers, strict=True)):
             if residuals is not None:
@@ -56,11 +58,11 @@ class TorchLayers(ScoringLayers):
         if residuals is not None:
             x = self._tensor(residuals[-1])
         logits = self._model.logits(last_token(x, mask))
-        return States(states.residuals, states.cached, states.given, _to_numpy(logits))
+        return LayerStates(states.residuals, states.cached, states.given, _to_numpy(logits))
 
     def logits(self, input_ids: Array) -> Iterator[Array]:
         """See :meth:`ScoringLayers.logits`."""
-        states = self.run(Tokens.after(input_ids[None]), self.empty_past())
+        states = self.run(NewTokens.after(input_ids[None]), self.empty_past())
         x = self._tensor(states.residuals[-1][0])  # (N, C)
         for piece in x.split(LOGIT_ROWS):
             with torch.inference_mode():

@@ -8,7 +8,7 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.families import families, family_named, family_of
-from lucid_deploy.model.families.family import FULL, SLIDING, Family, Stored, listed_types
+from lucid_deploy.model.families.family import FULL, SLIDING, Family, StoredParameter, listed_types
 from tests.model.config_samples import LLAMA, parse
 
 
@@ -33,7 +33,7 @@ def test_all_that_a_family_leaves_out_is_llamas() -> None:
     assert family.configure(config, family.keys(), "config.json") == config
     assert family.layer_types(family.keys(), 3) == [FULL] * 3
     assert family.layer(config, 0, "blocked") is None
-    assert all(family.stored(name, config) == Stored(name) for name in expected_shapes(config))
+    assert all(family.stored(name, config) == StoredParameter(name) for name in expected_shapes(config))
 
 
 @pytest.mark.parametrize("model_type", families())

@@ -18,7 +18,7 @@ from lucid_deploy.parity.causes.localise import (
     splits,
 )
 from lucid_deploy.parity.measure.gate import Gate
-from lucid_deploy.runtimes.layers import Tokens
+from lucid_deploy.runtimes.layers import NewTokens
 from tests.parity.small_models import LAYERS, layers
 
 
@@ -51,7 +51,7 @@ def test_own_and_inherited_add_up(model, inside):
     broken = copy.deepcopy(model)
     broken.model.layers[0].mlp.down_proj.weight.mul_(1.05)
     candidate = layers(broken)
-    tokens = Tokens.after(inside.ids)
+    tokens = NewTokens.after(inside.ids)
     full = candidate.run(tokens, candidate.empty_past())
     given = candidate.run(tokens, candidate.empty_past(), inside.residuals(slice(None)))
     found = {str(item.part): item for item in splits(full, given, inside)}

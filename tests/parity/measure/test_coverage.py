@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lucid_deploy.parity.measure.compare import Rows, TensorId
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows
 from lucid_deploy.parity.measure.coverage import FREE_RUNNING, Coverage, unproven
 from lucid_deploy.parity.measure.gate import Gate, compare_rows
 
@@ -11,7 +11,7 @@ K0, Y0 = TensorId(0, 0), TensorId(0, 1)
 
 def comparison(tensor, gate, scenario="random", schedule="one-shot", rows=(1.0, 1.0)):
     values = np.array(rows)[None, :, None]
-    return compare_rows(Rows(values), Rows(values), tensor, Gate(gate, gate / 4), scenario, schedule)
+    return compare_rows(TensorRows(values), TensorRows(values), tensor, Gate(gate, gate / 4), scenario, schedule)
 
 
 def test_what_could_not_fail_is_not_counted_as_judged():

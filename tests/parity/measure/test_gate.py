@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
 from lucid_deploy.parity.measure.gate import (
     UNIT,
     Gate,
@@ -19,13 +19,13 @@ K0, Y0, K1, LOGITS = TensorId(0, 0), TensorId(0, 1), TensorId(1, 0), TensorId(2,
 
 
 def trace(values, tensor=K0):
-    return Trace({tensor: Rows(np.array([values], dtype=np.float64))})
+    return Trace({tensor: TensorRows(np.array([values], dtype=np.float64))})
 
 
 def comparison(tensor, errors, gate=1e-3, schedule="one-shot"):
     reference = np.ones((1, len(errors), 1))
     actual = reference + np.array(errors)[None, :, None]
-    return compare_rows(Rows(actual), Rows(reference), tensor, Gate(gate, gate / 4), "random", schedule)
+    return compare_rows(TensorRows(actual), TensorRows(reference), tensor, Gate(gate, gate / 4), "random", schedule)
 
 
 def test_the_gate_is_four_times_the_baselines_worst_position():
@@ -65,8 +65,8 @@ def test_what_is_not_finite_fails_any_gate(value):
 
 
 def test_positions_count_in_the_sequence():
-    reference = Rows(np.ones((1, 3, 2)), start=34)
-    actual = Rows(reference.values + np.array([0, 0, 1])[None, :, None], start=34)
+    reference = TensorRows(np.ones((1, 3, 2)), start=34)
+    actual = TensorRows(reference.values + np.array([0, 0, 1])[None, :, None], start=34)
     failed = compare_rows(actual, reference, LOGITS, Gate(0.1, 0.025), "random", "one-shot")
     assert (failed.failed_at, failed.metrics.worst_position) == (36, 36)
 
@@ -102,7 +102,7 @@ def against(reference, gate, tensor=K0, actual=None):
     """Compare rows of one feature, zeros if nothing else is said."""
     wanted = np.array(reference, dtype=np.float64)[None, :, None]
     given = np.zeros_like(wanted) if actual is None else np.array(actual, dtype=np.float64)[None, :, None]
-    return compare_rows(Rows(given), Rows(wanted), tensor, Gate(gate, gate / 4), "one token", "by token")
+    return compare_rows(TensorRows(given), TensorRows(wanted), tensor, Gate(gate, gate / 4), "one token", "by token")
 
 
 @pytest.mark.parametrize("gate", [1.0, 4.0, 1.5e8])

@@ -8,7 +8,7 @@ import torch
 
 from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.measure import given_cache
-from lucid_deploy.parity.measure.compare import Rows, Trace, record
+from lucid_deploy.parity.measure.compare import TensorRows, Trace, record
 from tests.parity.small_models import VOCAB, session, small_model
 
 SCENARIO = Scenario("some", np.arange(20) % VOCAB, np.arange(6) % VOCAB)
@@ -40,6 +40,8 @@ def test_keys_that_are_read_too_small_are_found(model):
     rows = record(session(model, torch.float64), SCENARIO)
     exact = answers(model, rows, torch.float64)
     gates = given_cache.derive([exact], [answers(model, rows)], "float32")
-    smaller = Trace({name: Rows(r.values * (0.99 if name.is_keys else 1), r.start) for name, r in rows.tensors.items()})
+    smaller = Trace(
+        {name: TensorRows(r.values * (0.99 if name.is_keys else 1), r.start) for name, r in rows.tensors.items()}
+    )
     found = given_cache.compare(answers(model, smaller), exact, gates, SCENARIO)
     assert all(item.failed_at is not None for item in found)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lucid_deploy.parity.measure.compare import Rows, TensorId
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows
 from lucid_deploy.parity.measure.gate import Gate, compare_rows
 from lucid_deploy.parity.measure.measurement import OWN_MODEL, Measurement, ScenarioInfo
 
@@ -12,7 +12,7 @@ K0, Y0 = TensorId(0, 0), TensorId(0, 1)
 def comparison(tensor, error, gate=1e-3, schedule="one-shot", rows=3):
     reference = np.ones((1, rows, 1))
     return compare_rows(
-        Rows(reference * (1 + error)), Rows(reference), tensor, Gate(gate, gate / 4), "random", schedule
+        TensorRows(reference * (1 + error)), TensorRows(reference), tensor, Gate(gate, gate / 4), "random", schedule
     )
 
 

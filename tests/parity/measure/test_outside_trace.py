@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.parity.measure.compare import Rows, TensorId, Trace
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
 from lucid_deploy.parity.measure.gate import FACTOR, UNIT, Gate
 from lucid_deploy.parity.measure.measurement import Reference
 from lucid_deploy.parity.measure.outside_trace import OutsideTrace, own_errors, rounding_of, shared, wider
@@ -15,8 +15,8 @@ K, LOGITS = TensorId(0, 0), TensorId(1, 2)
 REFERENCE = Reference("golden file", "the golden file g", independent=True)
 
 
-def rows(start: int, stop: int) -> Rows:
-    return Rows(np.arange(start + 1, stop + 1, dtype=np.float64)[None, :, None], start)
+def rows(start: int, stop: int) -> TensorRows:
+    return TensorRows(np.arange(start + 1, stop + 1, dtype=np.float64)[None, :, None], start)
 
 
 def test_only_positions_that_both_have_are_compared():
@@ -28,7 +28,7 @@ def test_only_positions_that_both_have_are_compared():
 
 def test_a_comparison_names_its_reference_and_has_its_own_gate():
     outside = OutsideTrace(REFERENCE, Trace({LOGITS: rows(0, 8)}), {LOGITS: 0.5e-3})
-    found = Trace({K: rows(0, 8), LOGITS: Rows(rows(4, 8).values * (1 + 1e-3), 4)})
+    found = Trace({K: rows(0, 8), LOGITS: TensorRows(rows(4, 8).values * (1 + 1e-3), 4)})
     (item,) = outside.compare(found, {LOGITS: Gate(1e-3, 0.25e-3)}, "golden 1", "chunks")
     assert (item.against, item.where) == ("golden file", "golden 1, chunks, against golden file")
     assert item.gate.limit == pytest.approx(1.5e-3) and item.failed_at is None and item.start == 4
@@ -61,8 +61,8 @@ def test_rounding_of_a_coarser_type_is_what_our_own_model_loses_in_it():
 
 
 def test_own_errors_are_the_worst_positions():
-    exact, near = rows(0, 4), Rows(rows(0, 4).values * np.array([1, 1.01, 1, 1.02])[None, :, None])
+    exact, near = rows(0, 4), TensorRows(rows(0, 4).values * np.array([1, 1.01, 1, 1.02])[None, :, None])
     assert own_errors(Trace({K: near}), Trace({K: exact}), "bfloat16") == {K: pytest.approx(0.02)}
-    lost = Trace({K: Rows(np.full((1, 4, 1), np.nan))})
+    lost = Trace({K: TensorRows(np.full((1, 4, 1), np.nan))})
     with pytest.raises(LucidError, match="gives NaN or infinity in float16"):
         own_errors(lost, Trace({K: exact}), "float16")

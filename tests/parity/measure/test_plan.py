@@ -2,7 +2,7 @@
 
 import pytest
 
-from lucid_deploy.parity.measure.plan import DAMPING, Phase, Plan
+from lucid_deploy.parity.measure.plan import DAMPING, Phase, PhaseTracker
 
 
 class Clock:
@@ -20,7 +20,7 @@ def clock():
 
 def planned(clock, *phases):
     steps = []
-    return Plan([Phase(*phase) for phase in phases], steps.append, clock), steps
+    return PhaseTracker([Phase(*phase) for phase in phases], steps.append, clock), steps
 
 
 def test_phases_are_counted_and_what_is_left_is_planned(clock):

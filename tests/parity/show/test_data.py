@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from lucid_deploy.parity.measure.compare import Rows, TensorId
+from lucid_deploy.parity.measure.compare import TensorId, TensorRows
 from lucid_deploy.parity.measure.gate import Gate, compare_rows
 from lucid_deploy.parity.show.data import comparison_dict, curve_dict, divergence_class, divergence_dict
 
@@ -14,7 +14,7 @@ LOGITS = TensorId(2, 2)
 
 def logits(gate, chosen=(1.0, 2.0, 0.0)):
     reference, actual = np.array([[[2.0, 1.0, 0.0]]]), np.array([[chosen]])
-    return compare_rows(Rows(actual, 7), Rows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "by 7")
+    return compare_rows(TensorRows(actual, 7), TensorRows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "by 7")
 
 
 @pytest.mark.parametrize(

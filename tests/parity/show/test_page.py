@@ -88,7 +88,7 @@ def test_a_tolerance_is_said_first_everywhere(directory, tmp_path):
     assert "tolerance of 0.5 was set by hand" in " ".join(result.stdout.split())
     words = " ".join("".join(check_page(target.read_text()).text).split())
     assert words.index("A tolerance was set by hand") < words.index("Passed")
-    assert "By them this artifact would have failed" in words
+    assert "With those gates it would have failed" in words
     gate = json.loads((tmp_path / "data.json").read_text())["gate"]
     assert (gate["tolerance"], gate["within_derived"]) == (0.5, False)
     tight = verify(directory, "--tolerance", 1e-9)

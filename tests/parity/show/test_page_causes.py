@@ -7,7 +7,7 @@ import pytest
 from lucid_deploy.parity import check, explain, explained_scenarios
 from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.measure.gate import Gate
-from lucid_deploy.parity.show.blocks import Figure, Folded, Paragraph, Table
+from lucid_deploy.parity.show.blocks import Figure, FoldedBlocks, Paragraph, Table
 from lucid_deploy.parity.show.page_causes import ROWS, STANDARD, sections
 from tests.parity.small_models import LAYERS, layers, session
 
@@ -64,4 +64,4 @@ def test_many_heads_are_folded_away(report):
     many = report.heads * ROWS
     blocks = sections(replace(report, heads=many))[2].blocks
     assert len(blocks[1].rows) == ROWS
-    assert isinstance(blocks[2], Folded) and blocks[2].summary == f"{len(many) - ROWS} more"
+    assert isinstance(blocks[2], FoldedBlocks) and blocks[2].summary == f"{len(many) - ROWS} more"

@@ -8,7 +8,7 @@ from lucid_deploy.parity import check
 from lucid_deploy.parity.measure.compare import TensorId
 from lucid_deploy.parity.measure.gate import Gate
 from lucid_deploy.parity.measure.metrics import Divergence
-from lucid_deploy.parity.show.blocks import Cell, Folded, Table
+from lucid_deploy.parity.show.blocks import Cell, FoldedBlocks, Table
 from lucid_deploy.parity.show.page_tensors import LINES, ROWS, details, sections
 from tests.parity.small_models import LAYERS, session
 
@@ -30,7 +30,7 @@ def test_outcomes_have_styles_of_their_own(report):
     failed = replace(report.comparisons[0], failed_at=0)
     vacuous = replace(report.comparisons[1], gate=Gate(5.0, 1.0), blind_positions=len(report.comparisons[1].errors))
     (folded,) = details(replace(report, comparisons=(failed, vacuous, *report.comparisons[2:])))[1].blocks
-    assert isinstance(folded, Folded)
+    assert isinstance(folded, FoldedBlocks)
     table = folded.blocks[0]
     assert isinstance(table, Table)
     assert [row[-1].kind for row in table.rows[:3]] == ["bad", "unsure", "ok"]
@@ -58,6 +58,6 @@ def test_many_other_tokens_are_folded_away(report):
         for item in report.comparisons
     )
     blocks = details(replace(report, comparisons=comparisons))[0].blocks
-    table, rest = [block for block in blocks if isinstance(block, Table | Folded)]
+    table, rest = [block for block in blocks if isinstance(block, Table | FoldedBlocks)]
     assert len(table.rows) == ROWS and rest.summary == "5 more"
     assert table.rows[0][-1] == Cell("near-tie", "ok")

@@ -53,7 +53,7 @@ def test_a_failure_is_named_in_table_and_verdict(model, targets):
     broken.model.model.layers[1].self_attn.v_proj.weight.mul_(1.01)
     report = check(broken, targets)
     text = rendered(report, width=200)
-    assert "FAILED layer 1 Y leaves the gate at position 0 (random, one-shot): relative error 0.01, allowed" in text
+    assert "FAILED layer 1 Y is beyond its gate at position 0 (random, one-shot): relative error 0.01, allowed" in text
     data = report.to_dict()
     assert data["passed"] is False
     assert data["first_failure"]["tensor"] == "layer 1 Y"

@@ -12,7 +12,7 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes import RuntimeOptions, open_session
-from lucid_deploy.runtimes.layers import Tokens
+from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from tests.runtimes.layer_runs import IDS, given_residuals_are_read, same_as_the_session, solves_start_from_v
 
@@ -35,7 +35,7 @@ def test_the_solve_in_view(exported: Exported) -> None:
 
 def test_standard_attention_solves_nothing(exported: Exported) -> None:
     layers = OrtLayers(exported(attention_type="llama")[1], RuntimeOptions())
-    assert layers.run(Tokens.after(IDS), layers.empty_past(2)).given == [None, None]
+    assert layers.run(NewTokens.after(IDS), layers.empty_past(2)).given == [None, None]
 
 
 def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> None:
@@ -43,4 +43,4 @@ def test_a_graph_without_its_solves_cannot_be_explained(artifact_copy: Path) -> 
     onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(path), load_external_data=False)), str(path))
     layers = OrtLayers(Artifact(artifact_copy, manifest), RuntimeOptions())
     with pytest.raises(CheckFailed, match="solves are not to be found, so its layers cannot be explained"):
-        layers.run(Tokens.after(IDS), layers.empty_past(2))
+        layers.run(NewTokens.after(IDS), layers.empty_past(2))

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.runtimes.tensorrt.callbacks import STEPS, Kept, Progress, explain, make_logger, make_monitor
+from lucid_deploy.runtimes.tensorrt.callbacks import (
+    STEPS,
+    CallbackFailure,
+    Progress,
+    explain,
+    make_logger,
+    make_monitor,
+)
 
 
 class Interface:
@@ -48,12 +55,12 @@ def test_a_second_root_does_not_take_progress_back() -> None:
 
 
 def test_the_logger_collects_errors_only() -> None:
-    kept = Kept()
-    logger = make_logger(TRT, kept)
+    failure = CallbackFailure()
+    logger = make_logger(TRT, failure)
     logger.log(Interface.WARNING, "slow")
     logger.log(Interface.ERROR, " it fails\n")
     logger.log(Interface.ERROR, None)  # type: ignore[arg-type]
-    assert logger.errors == ["it fails"] and isinstance(kept.error, AttributeError)
+    assert logger.errors == ["it fails"] and isinstance(failure.error, AttributeError)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("report")], ids=repr)
@@ -61,20 +68,20 @@ def test_an_exception_stops_the_build_and_is_raised_once_by_the_caller(error: Ba
     def fail(*_: Any) -> None:
         raise error
 
-    kept = Kept()
-    monitor = make_monitor(TRT, fail, kept)
+    failure = CallbackFailure()
+    monitor = make_monitor(TRT, fail, failure)
     monitor.phase_start("build", None, 2)
     assert monitor.step_complete("build", 0) is False
     monitor.phase_finish("build")
     with pytest.raises(type(error)) as caught:
-        kept.raise_again()
+        failure.raise_again()
     assert caught.value is error
-    kept.raise_again()  # nothing is left
+    failure.raise_again()  # nothing is left
 
 
 def test_a_build_that_reports_goes_on() -> None:
     seen: list[int] = []
-    monitor = make_monitor(TRT, lambda done, _: seen.append(done), Kept())
+    monitor = make_monitor(TRT, lambda done, _: seen.append(done), CallbackFailure())
     monitor.phase_start("build", None, 4)
     assert monitor.step_complete("build", 1) is True and seen == [500]
 

@@ -11,7 +11,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
-from lucid_deploy.runtimes.tensorrt.callbacks import Kept, make_logger
+from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
 from lucid_deploy.runtimes.tensorrt.prepare import check_head_width, prepare_graph
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -70,7 +70,7 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
     for stage, count in (("prefill", 2), ("decode", 2)):
         graph = prepare_graph(artifact, stage, 64, for_onnxruntime=True)
         path = str(artifact.graph_path(stage))
-        logger = make_logger(trt, Kept())
+        logger = make_logger(trt, CallbackFailure())
         network = trt.Builder(logger).create_network(0)
         assert trt.OnnxParser(network, logger).parse(graph.model, path), logger.errors
         layers = [network.get_layer(index).type for index in range(network.num_layers)]

@@ -11,7 +11,7 @@ def fix_axis(model: ir.Model, axis: str, size: int) -> bool:
     TensorRT writes into a cache in place only if the buffer's length is known when the engine is built.
     Requires: nothing. Sums that contain the axis are not touched.
     Result: no input or output has the axis; what the tracer noted about values in between is forgotten, since it may
-    name the axis, and is inferred again by whoever reads the graph.
+    name the axis, and readers of the graph infer it again.
 
     Args:
         model: The model, changed in place.
