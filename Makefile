@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench docs demo demo-build demo-engines test test-fast test-compat lint gpu-check clean
+.PHONY: bench docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -40,6 +40,9 @@ test: $(VENV)/.dev
 
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
+
+fuzz: $(VENV)/.dev # files and bodies from strangers, many random ones; make test runs a few fixed ones
+	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz -n $(WORKERS)
 
 test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat

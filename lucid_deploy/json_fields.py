@@ -7,6 +7,7 @@ msgspec's own message says of a wrong value is said again in our words, with the
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -158,6 +159,23 @@ def _texts(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
             left += [(_joined(path, clipped(name)), item) for name, item in value.items()]
         elif isinstance(value, list):
             left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+
+
+def finite(text: str) -> Any:
+    """Parse JSON and take nothing that is no number: neither NaN and Infinity, nor 1e400, which would become infinite.
+
+    Raises:
+        ValueError: It is not JSON, or has such a number.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
+
+
+def _no_infinity(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{clipped(digits)} is too large for a number")
+    return number
 
 
 def half_character(text: str) -> int | None:

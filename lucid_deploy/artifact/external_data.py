@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,39 @@ def check_external_data(path: Path) -> onnx.ModelProto:
                 f"{path}: weight {tensor.name} lies beyond the end of {WEIGHTS} ({length} bytes at {offset} of "
                 f"{size}). Export it again."
             )
+        if (needed := _bytes_of(tensor)) not in (None, int(length)):
+            raise CheckFailed(
+                f"{path}: weight {tensor.name} has {length} bytes, its shape {list(tensor.dims)} asks for "
+                f"{'another number' if needed is None or needed < 0 else needed}. Export it again."
+            )
     return model
+
+
+# Bits of an element, by the names of ONNX; of other types the size is not checked here.
+_BITS = {
+    "FLOAT": 32,
+    "FLOAT16": 16,
+    "BFLOAT16": 16,
+    "DOUBLE": 64,
+    "INT4": 4,
+    "UINT4": 4,
+    "INT8": 8,
+    "UINT8": 8,
+    "INT32": 32,
+    "INT64": 64,
+}
+
+
+def _bytes_of(tensor: onnx.TensorProto) -> int | None:
+    """Return the bytes that a tensor of this type and shape has; -1 for a shape that none has, None for other types."""
+    from onnx import TensorProto
+
+    if tensor.data_type not in TensorProto.DataType.values():
+        return -1
+    bits = _BITS.get(TensorProto.DataType.Name(tensor.data_type))
+    if bits is None:
+        return None
+    return -1 if min(tensor.dims, default=0) < 0 else -(-math.prod(tensor.dims) * bits // 8)
 
 
 def _tensors(*owners: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

@@ -14,6 +14,7 @@ from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 
@@ -133,7 +134,7 @@ def read_manifest(directory: Path) -> Manifest:
         hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
         raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = finite(path.read_text(encoding="utf-8"))
         name, version = data["format"], data["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error

@@ -72,6 +72,27 @@ class TextTokenizer:
             raise
         return ids
 
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the parts of a text that the tokenizer has no token for, each once, in their order.
+
+        A vocabulary of whole words, such as the bundled model's, reads all of them as one token.
+
+        Raises:
+            LucidError: The tokenizer failed on this text.
+        """
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        unknown = None if name is None else self._tokenizer.token_to_id(name)
+        if unknown is None:
+            return []
+        try:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            _explain_panic(error, "this text")
+            raise
+        places = zip(found.ids, found.offsets, strict=True)
+        words = [text[start:end] for token, (start, end) in places if token == unknown]
+        return list(dict.fromkeys(word for word in words if word != name))
+
     def is_special(self, token: int) -> bool:
         """Say whether a token is one that :meth:`decode` leaves out."""
         return token in self._special

@@ -108,7 +108,7 @@ class AnswerFile:
             raise LucidError(
                 f"{self.path} exists, without the record {self.record.name} of a run. {way_out}"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise LucidError(f"{self.record} cannot be read: {error}. {way_out}") from error
         if not isinstance(known, dict):
             raise LucidError(f"{self.record} is not the record of a run. {way_out}")
@@ -124,7 +124,8 @@ class AnswerFile:
             try:
                 answer = json.loads(part)
                 line = answer["line"]
-                hash(line)
+                if type(line) is not int:
+                    raise TypeError("a line has a whole number")
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 if number == len(parts):  # a crash of the machine can leave zeros
                     end -= len(part) + 1

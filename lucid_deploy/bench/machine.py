@@ -8,11 +8,14 @@ import platform
 import subprocess
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
+UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
 _PACKAGES = ("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
 
 
@@ -33,6 +36,30 @@ def describe_machine() -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
     }
+
+
+def load_average() -> float | None:
+    """Return how many processes were running or waiting over the last minute; None where the system does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows, and some sandboxes
+        return None
+
+
+def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[str]:
+    """Return reasons not to trust what was timed; none on a quiet machine.
+
+    Args:
+        cores: Of this machine.
+        load: :func:`load_average` before anything of ours ran.
+        spreads: Of each measurement, the slowest round less the fastest over the median.
+    """
+    reasons = []
+    if load is not None and load > BUSY * cores:
+        reasons.append(f"the load average was {load:.1f} on {cores} cores before it began")
+    if (widest := max(spreads, default=0.0)) > UNSTEADY:
+        reasons.append(f"rounds of one measurement differ by up to {100 * widest:.0f} %")
+    return reasons
 
 
 def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:

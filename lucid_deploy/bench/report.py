@@ -55,6 +55,11 @@ def build_report(
     }
 
 
+def spread_of(row: dict[str, Any]) -> float:
+    """Return the slowest round of a measurement less the fastest, over the median."""
+    return float((max(row["seconds"]) - min(row["seconds"])) / row["median"])
+
+
 def paired_ratio(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
     """Return the ratio a/b round by round: rounds are interleaved, so a machine that slows down slows both."""
     ratios = [x / y for x, y in zip(a, b, strict=True)]
@@ -90,7 +95,7 @@ def table(report: dict[str, Any]) -> Table:
 
     out = Table("stage", "batch", "tokens", "contender", "ms", "spread", "tokens/s", "ratio", "peak MiB", "GB/s")
     for row in report["measurements"]:
-        spread = (max(row["seconds"]) - min(row["seconds"])) / row["median"]
+        spread = spread_of(row)
         speed = row.get("bytes_per_second")
         out.add_row(
             row["stage"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import Any
 import click
 
 from lucid_deploy.cli._command import PREFIX, Group, show_where
+from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
+from lucid_deploy.cli._streams import prepare_streams
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -57,6 +60,15 @@ class _Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def main(self, *arguments: Any, **named: Any) -> Any:
+        """See :class:`click.Command`; --help is written before any command is invoked."""
+        try:
+            prepare_streams()
+        except LucidError as error:
+            _ReportedError(error).show()
+            sys.exit(error.exit_code)
+        return super().main(*arguments, **named)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with _unwinding_on_signals():
@@ -65,11 +77,18 @@ class _Commands(Group):
             show_where(ctx, error)
             raise _ReportedError(error) from error
         except OSError as error:
+            if lacks_memory(error):
+                raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
             if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
                 raise _ReportedError(LucidError(f"Writing the output failed: {error.strerror}.")) from error
             if error.filename is None:  # not about a file: a closed pipe, which click handles, or a bug
                 raise
             raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            show_where(ctx, error)
+            raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + signal.SIGINT)

@@ -92,9 +92,9 @@ def write_text(text: str, target: str) -> None:
     path = Path(target).resolve()  # what a link points to is replaced, not the link
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
-            path.write_text(text, encoding="utf-8")  # a device or a pipe: nothing to replace
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a device or a pipe: nothing to replace
             return
-        write_whole(path, text.encode())
+        write_whole(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise LucidError(f"{target} cannot be written: {error.strerror or error}.") from error
 

@@ -86,11 +86,12 @@ def command(
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench import Plan, run_plan
-    from lucid_deploy.bench.machine import copy_bandwidth, describe_machine
-    from lucid_deploy.bench.report import build_report, plot, table
-    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
+    from lucid_deploy.bench.report import build_report, plot, spread_of, table
+    from lucid_deploy.cli._console import console_out, note, progress, write_json
     from lucid_deploy.errors import LucidError
 
+    load = load_average()  # before anything of ours runs
     chosen = tuple(stages.split(","))
     if not set(chosen) <= {"prefill", "decode"}:
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
@@ -105,8 +106,11 @@ def command(
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
         bandwidth = copy_bandwidth()
         measurements, opened = run_plan(contenders, plan, first.manifest.dtype, update)
-    machine = {**describe_machine(), "copy_bytes_per_second": bandwidth}
+    machine = {**describe_machine(), "copy_bytes_per_second": bandwidth, "load_average_before": load}
     report = build_report(measurements, opened, plan, machine, _bytes(first, plan))
+    report["distrust"] = distrust(machine["cores"], load, map(spread_of, report["measurements"]))
+    if report["distrust"]:
+        note(f"Note: do not trust these times: {'; '.join(report['distrust'])}. Measure again on a quiet machine.")
     if json_target is not None:
         write_json(report, json_target)
     if plot_directory is not None:

@@ -85,7 +85,7 @@ def command(
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import write_json
+    from lucid_deploy.cli._console import note, write_json
     from lucid_deploy.errors import LucidError
 
     if given := [name for name, value in needles.items() if value is not None and task != "needles"]:
@@ -108,6 +108,11 @@ def command(
     limit = DEFAULT_LIMIT if limit is None else limit
     session, tokenizer = _open(opened, runtime)
     questions = _task(task, session, tokenizer, limit, seed, needles)
+    if task == "recall" and not _is_of_the_demo(opened):
+        note(
+            "Note: recall uses the words of the bundled model, which another model was not trained on; needles and "
+            "lm_eval:NAME ask in English."
+        )
     report = _answer(opened, session, tokenizer, questions, batch)
     facts: dict[str, Any] = {"artifact": str(opened.directory), **session.facts(), **report.to_dict()}
     del session  # two models need not be in memory at once
@@ -119,6 +124,14 @@ def command(
     if json_target != "-":
         _show(report, comparison, against)
     _check(report, comparison, minimum, minimum_relative)
+
+
+def _is_of_the_demo(artifact: Artifact) -> bool:
+    """Whether an artifact has the bundled model's tokenizer."""
+    from lucid_deploy.model.checkpoint import DEMO, resolve
+
+    name = "tokenizer.json"
+    return artifact.path(name).read_bytes() == (resolve(DEMO) / name).read_bytes()
 
 
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TokenizerLike]:

@@ -134,6 +134,7 @@ def _tokenizer(directory: Path, required: bool) -> TextTokenizer | None:
 def _prompt_ids(
     prompt: str | None, prompt_file: str | None, prompt_ids: str | None, tokenizer: TextTokenizer | None
 ) -> list[int]:
+    from lucid_deploy.cli._console import note
     from lucid_deploy.errors import LucidError
 
     if [prompt, prompt_file, prompt_ids].count(None) != 2:
@@ -149,6 +150,10 @@ def _prompt_ids(
         if not text.strip():
             raise LucidError("The prompt is empty.")
         ids = tokenizer.encode(text)
+        if unknown := tokenizer.unknown_words(text):
+            note(
+                f"Note: the model's tokenizer does not know {', '.join(unknown[:8])}{' …' if len(unknown) > 8 else ''}."
+            )
     if not ids:
         raise LucidError("The prompt is empty: it has no tokens.")
     return ids

@@ -25,7 +25,10 @@ def recall_task(tokenizer: TokenizerLike, limit: int = 200, seed: int = SEED) ->
     """
     check_seed_and_limit(seed, limit)
     if not can_write(tokenizer, " ".join(recall.vocabulary())):
-        raise LucidError("This model's tokenizer cannot write the words of the recall task, so it cannot be asked.")
+        raise LucidError(
+            "This model's tokenizer cannot write the words of the recall task, which suits the bundled model's "
+            "vocabulary. Use --task needles, or a task of lm-evaluation-harness, lm_eval:NAME."
+        )
     questions = [
         Question(example.prompt, example.answer, {"pairs": example.pairs}, context)
         for context, example in enumerate(recall.held_out(limit, seed))

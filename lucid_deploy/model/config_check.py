@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import clipped
 from lucid_deploy.model.config_keys import (
     ATTENTION_TYPES,
     CHANGES,
@@ -191,9 +192,9 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
 
 
 def _unknown_message(raw: dict[str, Any], where: str, unknown: list[str]) -> str:
-    named = [f"{key} is {_shown(value_of(raw, key))}{_likely(key, _known(raw))}" for key in unknown]
+    named = [f"{clipped(key)} is {_shown(value_of(raw, key))}{_likely(key, _known(raw))}" for key in unknown]
     they = "This key is" if len(unknown) == 1 else "These keys are"
-    way = " ".join(f"--assume-unused {key}" for key in unknown)
+    way = " ".join(f"--assume-unused {clipped(key)}" for key in unknown)
     return (
         f"{where}: {'; '.join(named)}. {they} not known here, and if the model's own code computes something from it, "
         f"the answers would be wrong. Correct a misspelling; if that code leaves it unused, export with {way}"

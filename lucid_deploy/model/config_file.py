@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import finite
 
 # Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.
 Size = Annotated[int, Meta(gt=0, le=2**20, description="a positive whole number")]
@@ -95,8 +95,8 @@ def read_object(path: Path) -> dict[str, Any]:
         LucidError: It is not JSON, or not an object.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raw = finite(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number beyond all bounds
         raise LucidError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise LucidError(f"{path} holds a JSON {type(raw).__name__}; a configuration is an object.")

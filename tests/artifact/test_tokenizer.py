@@ -45,3 +45,11 @@ def test_an_interruption_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: p
     text = TextTokenizer(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         text.encode("a")
+
+
+def test_words_that_a_vocabulary_lacks_are_named() -> None:
+    from lucid_deploy.model.checkpoint import resolve
+
+    tokenizer = TextTokenizer(resolve("demo"))
+    assert tokenizer.unknown_words("fox has zebra lamp, gnu has red zebra. <unk>") == ["zebra", "gnu"]
+    assert tokenizer.unknown_words("fox has red lamp.") == []

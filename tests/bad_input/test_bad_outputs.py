@@ -57,9 +57,10 @@ def test_overwriting_an_artifact_that_holds_the_checkpoint(
     assert "would replace the checkpoint" in message
 
 
-def test_a_parent_that_is_a_file(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
-    parent = make_checkpoint() / "config.json"
-    message = refused("export", parent.parent, "--output", parent / "artifact")
+def test_a_parent_that_is_a_file(refused: Refused, make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    parent = tmp_path / "file"
+    parent.touch()
+    message = refused("export", make_checkpoint(), "--output", parent / "artifact")
     assert f"cannot be made: File exists ({parent})" in message
 
 

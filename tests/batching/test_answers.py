@@ -59,6 +59,8 @@ def test_a_torn_last_line_is_made_anew(torn: bytes, begun: Path) -> None:
         (b"broken\n", "line 3 is not an answer"),
         (b"[]\n", "line 3 is not an answer"),
         (b'{"line": [1]}\n', "line 3 is not an answer"),
+        (b'{"line": true}\n', "line 3 is not an answer"),
+        (b'{"line": 1e400}\n', "line 3 is not an answer"),
         (b"[" * 100_000 + b"\n", "line 3 is not an answer"),
         (b'{"line": 2}\n', "answers prompt 2 twice"),
         (b'{"line": 9}\n', "answers prompt 9 that is not in the prompts"),
@@ -83,7 +85,8 @@ def test_another_run_s_file_is_refused(begun: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "message"), [(None, "without the record"), ("[]", "not the record"), ("{", "cannot be")]
+    ("record", "message"),
+    [(None, "without the record"), ("[]", "not the record"), ("{", "cannot be"), ("[" * 100_000, "cannot be")],
 )
 def test_records_that_are_none(record: str | None, message: str, begun: Path) -> None:
     path = begun.with_name("answers.run.json")

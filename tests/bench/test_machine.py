@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from lucid_deploy.bench.machine import copy_bandwidth, describe_machine
+from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
 
 
 def test_versions_and_memory_are_those_that_others_read() -> None:
@@ -35,3 +36,27 @@ def test_without_git_that_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_copying_twice_the_bytes_is_no_faster_than_memory_can_be() -> None:
     assert 10**6 < copy_bandwidth(size=1 << 20, repeats=2) < 10**14  # bytes a second
+
+
+@pytest.mark.parametrize(
+    ("load", "spreads", "said"),
+    [
+        (0.1, [0.02, 0.15], []),
+        (None, [], []),
+        (3.2, [0.1], ["the load average was 3.2 on 2 cores before it began"]),
+        (0.9, [0.1, 0.5], ["rounds of one measurement differ by up to 50 %"]),
+    ],
+)
+def test_reasons(load: float | None, spreads: list[float], said: list[str]) -> None:
+    assert distrust(2, load, spreads) == said
+    assert len(distrust(2, 5.0, [1.0])) == 2
+
+
+def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (load_average() or 0.0) >= 0
+
+    def fail() -> None:
+        raise OSError
+
+    monkeypatch.setattr(os, "getloadavg", fail)
+    assert load_average() is None

@@ -133,6 +133,17 @@ def test_a_tokenizer_of_other_words(artifact_copy: Path) -> None:
         assert result.exit_code == 2 and "tokenizer cannot write" in result.stderr
 
 
+def test_recall_is_said_to_suit_the_bundled_words(demo: Demo, tmp_path: Path) -> None:
+    other = shutil.copytree(demo().directory, tmp_path / "other")
+    words = json.loads((other / "tokenizer.json").read_text())
+    (other / "tokenizer.json").write_text(json.dumps(words, indent=1) + "\n")
+    manifest = json.loads((other / "lucid.json").read_text())
+    manifest["files"]["tokenizer.json"]["size"] = (other / "tokenizer.json").stat().st_size
+    (other / "lucid.json").write_text(json.dumps(manifest))
+    assert "recall uses the words of the bundled model" in run(other, "--limit", 2).stderr
+    assert "recall uses" not in run(demo().directory, "--limit", 2).stderr
+
+
 def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(demo().directory, tmp_path / "artifact"))
     with (damaged / "weights.bin").open("r+b") as file:

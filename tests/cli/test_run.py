@@ -141,6 +141,12 @@ def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
     assert from_stdin.stdout == run(with_tokenizer, "--prompt", text, "-n", 5, "--ignore-eos").stdout
 
 
+def test_words_that_the_tokenizer_does_not_know_are_named(with_tokenizer: Path) -> None:
+    said = run(with_tokenizer, "--prompt", "w5 zebra w9 gnu zebra", "-n", 1).stderr
+    assert said.startswith("Note: the model's tokenizer does not know zebra, gnu.\n")
+    assert "does not know" not in run(with_tokenizer, "--prompt", "w5 w9", "-n", 1).stderr
+
+
 def test_a_tokenizer_that_panics_is_one_error_line(with_tokenizer: Path) -> None:
     from tokenizers import Regex, Tokenizer, pre_tokenizers
 

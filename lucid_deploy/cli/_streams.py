@@ -1,0 +1,72 @@
+"""Standard streams that are closed, or whose encoding lacks characters: neither may end in a traceback."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+from lucid_deploy.errors import LucidError
+
+# Of the characters that our messages and tables use, what an older encoding writes in place of them.
+_PLAIN = {
+    "…": "...",
+    "→": "->",
+    "–": "-",
+    "—": "-",
+    "‖": "||",
+    "·": "*",
+    "×": "x",
+    "≥": ">=",
+    "≤": "<=",
+    "≈": "~",
+    "─": "-",
+    "⁻": "^-",
+    "¹": "1",
+    "²": "2",
+    "₁": "1",
+    "₂": "2",
+    "’": "'",
+    "µ": "u",
+    "√": "sqrt",
+}
+_HANDLER = "lucid_deploy.plain"
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take every character, and closed streams harmless.
+
+    Raises:
+        LucidError: stdout is closed, so that results would be lost.
+    """
+    codecs.register_error(_HANDLER, _plain)
+    closed = sys.stdout is None
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:  # its number would go to the next file that is opened, and messages into that
+            setattr(sys, name, os.fdopen(_null(number), "r" if number == 0 else "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+    if closed:
+        raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
+
+
+def _null(number: int) -> int:
+    handle = os.open(os.devnull, os.O_RDWR)
+    if handle != number:
+        os.dup2(handle, number)
+        os.close(handle)
+    return number
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks: signs of ours by what reads alike, everything else by its number."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(letter) or _numbered(letter) for letter in lacking), error.end
+
+
+def _numbered(letter: str) -> str:
+    return letter.encode("ascii", "backslashreplace").decode("ascii")

@@ -1,0 +1,53 @@
+"""Too little memory is one line, whichever library says it, and an export leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.cli import main
+from lucid_deploy.cli._memory import lacks_memory
+from tests.patience import PATIENCE
+
+SAID = [
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 40000000000"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    RuntimeError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", SAID, ids=repr)
+def test_it_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("wrapped") from error
+
+    monkeypatch.setattr("lucid_deploy.export.export", fail)
+    for raised in (lambda *_: (_ for _ in ()).throw(error), fail):
+        monkeypatch.setattr("lucid_deploy.export.export", raised)
+        result = CliRunner().invoke(main, ["export", "demo", "-o", str(tmp_path / "artifact")])
+        assert result.exit_code == 2 and result.stderr.startswith("Error: There is too little memory for this")
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), OSError(errno.ENOSPC, "No space left on device"), None])
+def test_other_errors_are_no_lack_of_memory(error: Exception | None) -> None:
+    assert not lacks_memory(error)
+
+
+def test_a_limit_on_an_export(tmp_path: Path) -> None:
+    """So low that PyTorch cannot be loaded, and so high that the model cannot be traced: one line, and nothing left."""
+    for limit in (500_000, 1_100_000):
+        line = f"ulimit -v {limit}; exec {sys.executable} -m lucid_deploy.cli export demo -o {tmp_path / 'artifact'}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=PATIENCE)
+        if done.returncode == 0:  # this machine's libraries are small
+            break
+        assert "Traceback" not in done.stderr, done.stderr
+        assert list(tmp_path.iterdir()) == []
