@@ -168,7 +168,24 @@ def finite(text: str) -> Any:
         ValueError: It is not JSON, or has such a number.
         RecursionError: It is nested too deeply.
     """
-    return json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_float=_no_infinity)
+    except NoNumber as error:
+        raise NoNumber(f"{_no_number_at(json.loads(text))}: {error}") from error
+
+
+def _no_number_at(raw: Any) -> str:
+    """Return the path of a number that is none."""
+    left: list[tuple[str, Any]] = [("", raw)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return path
+        if isinstance(value, dict):
+            left += [(_joined(path, clipped(name)), item) for name, item in value.items()]
+        elif isinstance(value, list):
+            left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    return "a field"
 
 
 def _no_infinity(digits: str) -> float:

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from lucid_deploy.artifact.manifest import read_manifest
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
-from lucid_deploy.cli._config_file import _read
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.json_fields import decode
@@ -108,7 +107,6 @@ READERS: dict[str, tuple[str, Reader]] = {
     "completion": ("body", body(CompletionRequest)),
     "chat": ("body", body(ChatRequest)),
     "weights": ("model.safetensors", weights),
-    "options": ("run.toml", lambda path: _read(str(path))),
 }
 
 
