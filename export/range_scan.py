@@ -277,7 +277,7 @@ class _LargestMagnitudes:
 
     def watch(self, layer: Layer) -> None:
         """Look at what goes in and out of a layer's parts."""
-        from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention
+        from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 
         attention, mlp = layer.mixer, layer.mlp
         assert isinstance(attention, GroupedQueryAttention)

@@ -134,7 +134,7 @@ def _parsed(data: bytes, what: str) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
+    raise NoNumber(f"{name} is not a JSON number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,6 +159,10 @@ def _texts(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
             left += [(_joined(path, clipped(name)), item) for name, item in value.items()]
         elif isinstance(value, list):
             left += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+
+
+class NoNumber(ValueError):
+    """JSON that has NaN, an infinite number, or one that would become infinite."""
 
 
 def finite(text: str) -> Any:
@@ -191,7 +195,7 @@ def _no_number_at(raw: Any) -> str:
 def _no_infinity(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(f"{clipped(digits)} is too large for a number")
+        raise NoNumber(f"{clipped(digits)} is too large for a number")
     return number
 
 

@@ -14,7 +14,7 @@ from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
-from lucid_deploy.json_fields import finite
+from lucid_deploy.json_fields import NoNumber, finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 
@@ -136,6 +136,8 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         data = finite(path.read_text(encoding="utf-8"))
         name, version = data["format"], data["format_version"]
+    except NoNumber as error:
+        raise LucidError(f"{path} is damaged: {error}. Export it again.") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error
     if name != FORMAT:

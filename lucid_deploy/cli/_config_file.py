@@ -24,7 +24,7 @@ def read_defaults(name: str, ctx: click.Context) -> dict[str, Any]:
     Raises:
         LucidError: The file cannot be read, or has a table, a name or a value that no command takes.
     """
-    tables = _read(name)
+    tables = read_toml(name)
     root = ctx.find_root()
     if isinstance(root.command, click.Group):
         _check_tables(name, tables, root.command.list_commands(root))
@@ -48,7 +48,12 @@ def read_defaults(name: str, ctx: click.Context) -> dict[str, Any]:
     return values
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_toml(name: str) -> dict[str, Any]:
+    """Return the tables of a file.
+
+    Raises:
+        LucidError: It cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except OSError as error:

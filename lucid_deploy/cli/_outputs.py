@@ -17,7 +17,17 @@ from lucid_deploy.errors import LucidError
 # other files that are read. A test holds that every parameter with a path is here or among the rest.
 OUTPUTS = {"json_target": "--json", "output": "--output", "page": "--report", "plot_directory": "--plot"}
 MODELS = ("artifact", "artifacts", "checkpoint", "against")
-READ = ("batch", "prompt_file", "calibration", "text", "config", "api_key_file", "metrics_key_file", "token_file")
+READ = (
+    "batch",
+    "prompt_file",
+    "calibration",
+    "text",
+    "golden",
+    "config",
+    "api_key_file",
+    "metrics_key_file",
+    "token_file",
+)
 REST = ("include_path", "hub_cache", "plugin", "directories")  # folders to search, a library, and what clean tidies
 RECORD = ".run.json"  # beside the answers of a batch
 

@@ -17,8 +17,16 @@ INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 # Options of other programs: pip's, DeepSpeed's script's, TensorRT's.
 OTHERS = {"--no-deps", "--safe_serialization", "--display-as"}
 FILE = re.compile(r"[\w./{}*-]+\.(?:json|jsonl|bin|onnx|toml|safetensors|engine|so|j2|model)(?:\.\w+)*\b")
-# Files of users, which stand for any.
-USERS = {"run.toml", "answers.jsonl", "prompts.jsonl", "prompts.json", "model-0000X-of-0000Y.safetensors"}
+# Files of users, which stand for any, and a prefix of weights that looks like one.
+USERS = {
+    "model.model",
+    "golden.safetensors",
+    "run.toml",
+    "answers.jsonl",
+    "prompts.jsonl",
+    "prompts.json",
+    "model-0000X-of-0000Y.safetensors",
+}
 FOLDERS = ("lucid_deploy", "export", "plugins", "benchmarks", "examples")
 
 

@@ -72,7 +72,7 @@ def is_refused_or_read(read: Callable[[], object]) -> None:
         read()
     except LucidError as error:
         first, *more = str(error).splitlines()
-        assert not more or first.endswith("lines that cannot be run; nothing was."), first  # which names each of them
+        assert not more or first.endswith("so none was run."), first  # which names each of them
         assert all(len(line) < LONGEST for line in (first, *more[:20])), max((first, *more), key=len)[:LONGEST]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import lucid_deploy.model.layers.lucid as lucid
+import lucid_deploy.model.attention.lucid as lucid
 from lucid_deploy.parity import check, verify
 from lucid_deploy.plugins.shared.keys import normalize_keys
 from lucid_deploy.runtimes.torch.session import TorchSession

@@ -1,4 +1,7 @@
-"""Kinds of layers: one file each, with its PyTorch module, its cache and everything else that only it knows.
+"""Kinds of layers: one file each, with its cache and everything else that only it knows.
+
+Describing a layer imports no torch: a kind imports its PyTorch module (:mod:`lucid_deploy.model.attention` has ours)
+when it is asked to make one.
 
 A kind of one's own is a :class:`LayerKind` handed to :func:`register_layer_kind`, or named by an installed package
 under the entry point group ``lucid_deploy.layers``.

@@ -1,55 +1,17 @@
-"""Standard softmax attention, the baseline: O = softmax(Q Kᵀ/√d, causal) · V. The cache holds keys and values."""
+"""Standard softmax attention as a kind of layer: the cache holds keys and values."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind
-from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention, projection_names, rows_layout
-from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.plugins.causal_attention import causal_attention
-from lucid_deploy.plugins.scatter_row import scatter_row
-from lucid_deploy.plugins.shared.keys import compute_dtype
+from lucid_deploy.model.layers.rows import projection_names, rows_layout
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
-
-class StandardAttention(GroupedQueryAttention):
-    """Grouped-query softmax attention."""
-
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`GroupedQueryAttention.attend`."""
-        values = torch.cat([v_past, v], dim=2)  # (B, KV, T, D)
-        attend = attend_from_last if step.decode else causal_attention
-        return attend(q, keys, values, step.mask), v, values
-
-    def attend_static(
-        self, q: Tensor, k: Tensor, v: Tensor, past: LayerCache, mask: Tensor | None, cache_length: Tensor
-    ) -> tuple[Tensor, LayerCache]:
-        """See :meth:`GroupedQueryAttention.attend_static`."""
-        assert mask is not None
-        keys, values = self.codec.decode(past, q.dtype)  # (B, KV, M, D)
-        stored = zip(past, self.codec.encode(k, v), strict=True)
-        present = tuple(scatter_row(buffer, row, cache_length) for buffer, row in stored)
-        own = torch.arange(keys.shape[2], device=q.device) == cache_length[:, None]  # (B, M)
-        if self.codec.exact:
-            keys, values = present
-        else:  # the new row as it is
-            keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
-        return attend_from_last(q, keys, values, mask[:, :-1] | own), present
-
-
-def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
-    mask = None if visible is None else visible[:, None, None, :]  # (B, 1, 1, T)
-    work = compute_dtype(q.dtype)
-    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=True)
-    return attended.to(q.dtype)
+if TYPE_CHECKING:
+    from lucid_deploy.model.mixer import Mixer
 
 
 class _Standard(LayerKind):
@@ -71,6 +33,8 @@ class _Standard(LayerKind):
 
     def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
         """See :meth:`LayerKind.mixer`."""
+        from lucid_deploy.model.attention.standard import StandardAttention
+
         return StandardAttention(config, implementation)
 
 

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from lucid_deploy.model.layers.grouped_query import projection_names, rows_layout
+from lucid_deploy.model.layers.rows import projection_names, rows_layout
 from lucid_deploy.model.mixer import Step
 from lucid_deploy.model.rope import rope_tables
+from tests.model.attention.dense import make, tokens
 from tests.model.config_samples import LLAMA, parse
-from tests.model.layers.dense import make, tokens
 
 
 @pytest.mark.parametrize(

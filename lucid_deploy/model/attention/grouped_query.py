@@ -9,27 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lucid_deploy.cache.codecs import CacheCodec, codec_for
-from lucid_deploy.cache.layout import LayerLayout
-from lucid_deploy.cache.storage import cache_tensors
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
-
-WEIGHTS = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
-    """Return the cache of an attention layer: a row of ``key`` and ``value`` for every token and key/value head."""
-    return cache_tensors(cache_dtype, config.num_key_value_heads, config.head_dim)
-
-
-def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
-    """Return the names of the projections' weights within a layer, and of the norms of queries and keys."""
-    biased = {*(WEIGHTS[:3] if config.attention_bias else ()), *(WEIGHTS[3:] if config.has_output_bias else ())}
-    names = [f"{name}.{part}" for name in WEIGHTS for part in ("weight", "bias") if part == "weight" or name in biased]
-    norms = ["q_norm.weight", "k_norm.weight"] if config.qk_norm != "none" else []
-    return tuple(f"{attribute}.{name}" for name in (*names, *norms))
 
 
 class GroupedQueryAttention(Mixer):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 from lucid_deploy.model.layers import layer_kind
-from lucid_deploy.model.layers.grouped_query import GroupedQueryAttention
 from tests.model.config_samples import LLAMA, parse
 
 

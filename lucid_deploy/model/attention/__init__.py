@@ -1,0 +1,1 @@
+"""Attention in PyTorch: the modules that the kinds of layers make, a file each."""

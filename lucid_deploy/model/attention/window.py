@@ -1,0 +1,124 @@
+"""Standard attention over the last W tokens, whose cache is a ring of W rows: it does not grow with the context.
+
+A token sees itself and the W − 1 tokens before it. Tokens are counted, not columns: padding takes no part and pushes
+nothing out, so every row of a batch gets what it would get alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lucid_deploy.model.attention.standard import StandardAttention
+from lucid_deploy.model.mixer import LayerCache, Step
+from lucid_deploy.plugins.shared.keys import compute_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenColumns:
+    """Where the tokens of one call stand. R rows of the ring, N new columns.
+
+    Attributes:
+        counts: Which token each column is, int64 ``(B, R + N)``: 0 is the newest of the ring, 1 the first new one;
+            padding repeats the number before it.
+        valid: Which columns hold a token, bool ``(B, R + N)``.
+    """
+
+    counts: Tensor
+    valid: Tensor
+
+
+def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, device: torch.device) -> TokenColumns:
+    """Count the tokens of a call.
+
+    Args:
+        mask: Bool ``(B, P + N)``, False at padding; None: no padding.
+        batch: B.
+        held: R, the rows of the ring: the columns so far, or W of them.
+        n: N, the new columns.
+        window: W.
+        device: Where the result goes.
+    """
+    ring = torch.arange(held, device=device) - held + 1  # (R,): … −1, 0
+    if mask is None:
+        counts = torch.cat([ring, torch.arange(n, device=device) + 1]).expand(batch, held + n)
+        return TokenColumns(counts, torch.ones_like(counts, dtype=torch.bool))
+    new = mask[:, mask.shape[1] - n :]  # (B, N)
+    before = mask[:, : mask.shape[1] - n].to(torch.int64).sum(1, keepdim=True)  # (B, 1): tokens so far
+    filled = ring > -before.clamp(max=window)  # (B, R)
+    counts = torch.cat([ring.expand(batch, held), new.to(torch.int64).cumsum(1)], 1)  # (B, R + N)
+    return TokenColumns(counts, torch.cat([filled, new], 1))
+
+
+def kept(rows: Tensor, valid: Tensor, window: int) -> Tensor:
+    """Return the ring after a call: the newest W rows that hold tokens, in order and at the end.
+
+    Args:
+        rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
+        valid: Which of them hold a token, ``(B, R + N)``.
+        window: W.
+    """
+    total = rows.shape[2]
+    later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
+    place = torch.where(valid, total - later, total)  # where each goes; padding behind the last row, to be dropped
+    source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
+    source = source.scatter(1, place, torch.arange(total, device=rows.device).expand_as(place))  # (B, R + N + 1)
+    source = source[:, :total][:, -window:, None][:, None]  # (B, 1, R', 1)
+    return rows.gather(2, source.expand(-1, rows.shape[1], -1, rows.shape[3]))  # (B, KV, R', ·)
+
+
+def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
+    """Return the ring after one column: the new row at its end, or nothing but padding.
+
+    Args:
+        ring: ``(B, KV, R, ·)``.
+        row: ``(B, KV, 1, ·)``.
+        new: Whether the column holds a token, ``(B, 1)``; None: it does.
+        window: W.
+    """
+    moved = torch.cat([ring, row], dim=2)[:, :, -window:]
+    if new is None:
+        return moved
+    same = torch.cat([torch.zeros_like(row), ring], dim=2)[:, :, -window:]
+    return torch.where(new[:, None, None, :], moved, same)
+
+
+class WindowAttention(StandardAttention):
+    """Grouped-query softmax attention over the last W tokens, itself included."""
+
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """See :meth:`GroupedQueryAttention.forward`; the cache is a ring, growing and static caches alike."""
+        batch, n, _ = x.shape
+        window = self.config.sliding_window
+        assert window is not None
+        q, k, v = self.project(x, step)
+        k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, R, D)
+        at = places(step.mask, batch, k_past.shape[2], n, window, x.device)
+        keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
+        o = _attend(q, keys, values, visible(at, n, window))
+        one = step.decode or step.cache_length is not None
+        new = None if step.mask is None else at.valid[:, -1:]
+        present = tuple(
+            shifted(held, row, new, window) if one else kept(torch.cat([held, row], dim=2), at.valid, window)
+            for held, row in zip(past, self.codec.encode(k, v), strict=True)
+        )
+        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
+
+
+def visible(at: TokenColumns, n: int, window: int) -> Tensor:
+    """Return which columns each new token sees, bool ``(B, N, R + N)``; padding sees itself, so that it is finite."""
+    total = at.counts.shape[1]
+    distance = at.counts[:, total - n :, None] - at.counts[:, None]  # (B, N, R + N)
+    column = torch.arange(total, device=at.counts.device)
+    own = column[total - n :, None] == column  # (N, R + N)
+    return (at.valid[:, None] & (distance >= 0) & (distance < window)) | own
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    work = compute_dtype(q.dtype)
+    mask = seen[:, None]  # (B, 1, N, R + N)
+    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=True)
+    return attended.to(q.dtype)
