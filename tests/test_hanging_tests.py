@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the outer run
 FIRST = """
 import collections, itertools, time
 import pytest
@@ -45,7 +47,9 @@ def run(folder: Path, hang: str, *tests: str, workers: int = 0) -> str:
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
     command += ["-p", "no:cacheprovider", "-p", "tests.last_guard", "-o", "timeout=3", "-o", "faulthandler_timeout=5"]
     command += ["-n", str(workers), "--dist", "loadfile", str(folder / "test_it.py")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    result = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
+    )
     assert result.returncode == 1, result.stdout + result.stderr
     return result.stdout + result.stderr
 

@@ -45,7 +45,7 @@ def test_every_field_has_its_option() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--runtime mxnet", "'mxnet' is not one of 'auto', 'torch', 'onnxruntime', 'tensorrt'"),
+        ("--runtime mxnet", "'mxnet' is not one of 'auto', 'torch', 'onnxruntime', 'openvino', 'tensorrt'"),
         ("--provider rocm", "'rocm' is not one of 'cpu', 'cuda'"),
         ("--kernels fast", "'fast' is not one of 'auto', 'functions', 'library'"),
         ("--threads many", "'many' is not a valid integer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 OLDEST, BETWEEN, NEWEST = "1.23.1", "1.25.0", "1.32.0"  # of onnxruntime
@@ -87,14 +88,17 @@ ROWS = (
 )
 
 
-def table(rows: tuple[Row, ...]) -> str:
-    """Return the table in Markdown."""
-    lines = [
-        "| runtime | versions | runs; largest relative error | what stops the rest | tested by |",
-        "|---|---|---|---|---|",
-    ]
+def listed(rows: tuple[Row, ...]) -> str:
+    """Return the list in Markdown, wrapped as the pages are."""
+    entries = []
     for row in rows:
+        name = f"**{row.runtime}**" + (f", {row.versions}" if row.versions else "")
         tested = row.tested or "tried by hand, on an earlier form of the graphs"
-        cells = (row.runtime, row.versions, row.runs or "nothing", row.stops or "nothing that was tried", tested)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        stops = row.stops or "nothing that was tried"
+        text = f"{name}. Runs: {row.runs or 'nothing'}. What stops the rest: {stops}. Tested by: {tested}."
+        entries.append(
+            textwrap.fill(
+                text, 120, initial_indent="- ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+        )
+    return "\n".join(entries)

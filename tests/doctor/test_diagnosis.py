@@ -31,7 +31,7 @@ def test_what_works_is_tried_and_not_only_found() -> None:
     """The solve of equal keys is known: each value less the one before it."""
     found = {check.name: run_check(check) for check in CHECKS if check.name in ("torch", "onnxruntime")}
     assert [finding.status for finding in found.values()] == ["ok", "ok"]
-    assert found["torch"].remark.startswith("solves") and "runs ai.lucid functions" in found["onnxruntime"].remark
+    assert found["torch"].remark.startswith("solves") and "computes a layer rightly" in found["onnxruntime"].remark
 
 
 def test_a_solve_that_is_wrong_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,13 +138,15 @@ def test_sharded_checkpoints(exported: Exported, tmp_path: Path) -> None:
 
     checkpoint, artifact = exported()
     tensors = load_file(checkpoint / "model.safetensors")
-    shutil.copy(checkpoint / "config.json", tmp_path)
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    shutil.copy(checkpoint / "config.json", sharded)
     names = sorted(tensors)
     weight_map = {}
     for part in range(3):
         mine = {name: tensors[name] for name in names[part::3]}
-        save_file(mine, tmp_path / f"model-{part}.safetensors")
+        save_file(mine, sharded / f"model-{part}.safetensors")
         weight_map |= dict.fromkeys(mine, f"model-{part}.safetensors")
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    again = export(tmp_path, tmp_path / "artifact")
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    again = export(sharded, tmp_path / "artifact")
     assert again.manifest.files["weights.bin"] == artifact.manifest.files["weights.bin"]

@@ -90,7 +90,10 @@ def test_what_it_does_not_declare_is_refused(small: Artifact, exported: Exported
     for arguments, message in (
         ([static], "Runtime reference runs caches that are growing"),
         ([small.directory, "--provider", "cuda"], "--provider is for onnxruntime; runtime reference has none"),
-        ([small.directory, "--threads", "2"], "--threads is for torch or onnxruntime; runtime reference has none"),
+        (
+            [small.directory, "--threads", "2"],
+            "--threads is for torch, onnxruntime or openvino; runtime reference has none",
+        ),
         ([small.directory, "--device", "cuda"], "Runtime reference runs on cpu, not on 'cuda'"),
     ):
         result = lucid_deploy("run", *arguments, "--prompt-ids", "5", "--runtime", "reference")

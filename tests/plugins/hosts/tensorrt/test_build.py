@@ -44,7 +44,7 @@ def test_no_headers(find, monkeypatch):
     monkeypatch.setattr(build, "system_includes", list)
     monkeypatch.setattr(build, "package_folders", lambda name: [])
     monkeypatch.setattr(build, "CUDA_TOOLKIT", build.Path("/nowhere"))
-    with pytest.raises(LucidError, match=r'were not found\. Set \w+, or run: pip install "lucid-deploy\[kernels\]"'):
+    with pytest.raises(LucidError, match=r'were not found\. Set \w+, or run: pip install .*"kernel-lens'):
         find()
 
 
