@@ -1,12 +1,17 @@
-"""A pytest plugin: marks as slow what exports a model, compiles kernels or starts a server, by its fixtures.
+"""A pytest plugin: marks as slow what exports a model, compiles kernels or starts a server, by its fixtures, and the
+files of slow_files.txt, which took five seconds or more of one core when all tests were measured (--durations=0).
 
 `make test-fast` leaves out what is marked so, here or in a file (``pytestmark = pytest.mark.slow``).
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+ROOT = Path(__file__).resolve().parents[1]
+FILES = {ROOT / line for line in (ROOT / "tests" / "slow_files.txt").read_text().split()}
 SLOW_FIXTURES = {
     "artifacts",  # exported for a server
     "cluster",
@@ -24,7 +29,12 @@ SLOW_FIXTURES = {
 }
 
 
+def pytest_configure() -> None:
+    if missing := [str(path) for path in sorted(FILES) if not path.is_file()]:
+        raise pytest.UsageError(f"tests/slow_files.txt names files that are not there: {', '.join(missing)}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if item.path in FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
