@@ -123,13 +123,18 @@ def test_json_says_it_too(verified: Any):
 # Faults that the own model shares
 
 
-def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def let_the_parser_ignore(monkeypatch: pytest.MonkeyPatch, **settings: float) -> None:
+    """Make Granite's parser give these settings, whatever the configuration says."""
     configure = type(granite.FAMILY).configure
 
     def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
-        return dataclasses.replace(configure(self, config, keys, where), residual_multiplier=1.0)
+        return dataclasses.replace(configure(self, config, keys, where), **settings)
 
     monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
+
+
+def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    let_the_parser_ignore(monkeypatch, residual_multiplier=1.0)
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     assert in_torch(checkpoint).passed
     for options in ({"golden": golden}, {"against": "transformers"}):
@@ -139,12 +144,7 @@ def test_a_key_that_the_parser_ignores(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_key_that_only_the_logits_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    configure = type(granite.FAMILY).configure
-
-    def ignoring(self: Any, config: Any, keys: Any, where: str) -> Any:
-        return dataclasses.replace(configure(self, config, keys, where), logits_divisor=1.0)
-
-    monkeypatch.setattr(type(granite.FAMILY), "configure", ignoring)
+    let_the_parser_ignore(monkeypatch, logits_divisor=1.0)
     checkpoint, golden = recorded(tmp_path, "granite", "multipliers")
     for options, position in (({"golden": golden}, 0), ({"against": "transformers"}, 139)):  # after prompts of 140
         found = in_torch(checkpoint, **options)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from lucid_deploy.model.layers import layer_kind
-from tests.model.config_samples import GEMMA, LLAMA, LUCID, parse
-
-CONFIG = parse({"lucid": LUCID, "standard": LLAMA, "window": GEMMA}["window"])
+from tests.model.config_samples import GEMMA, parse
+from tests.model.layers.kinds import assert_imports_no_torch, assert_module_has_the_described_weights
 
 
 def test_describing_it_imports_no_torch() -> None:
-    code = "import sys, lucid_deploy.model.layers.window; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert_imports_no_torch("window")
 
 
 def test_its_description_and_its_module_agree() -> None:
-    index = CONFIG.kinds.index("window")
-    kind = layer_kind("window")
-    found = kind.describe(CONFIG, index, "float32")
-    assert found.kind == "window" and found.solves == ("window" == "lucid")
-    assert {tensor.sort for tensor in found.cache} == {"ring" if "window" == "window" else "rows"}
-    module = kind.mixer(CONFIG, index, "blocked")
-    assert {f"self_attn.{name}" for name, _ in module.named_parameters()} == set(found.weights)
-    assert "{}" in kind.words(CONFIG)
+    found = assert_module_has_the_described_weights("window", parse(GEMMA))
+    assert not found.solves and {tensor.sort for tensor in found.cache} == {"ring"}
