@@ -152,7 +152,7 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
         if number == signal.SIGINT and process.returncode:  # it may have been at its end
-            assert process.returncode == 130 and b"the same command goes on" in errors
+            assert process.returncode == 130 and b"the same command continues" in errors
     part = place.output.read_bytes()
     assert part.endswith(b"\n") and 0 < part.count(b"\n") <= len(MANY)
     lines = part.splitlines(keepends=True)
