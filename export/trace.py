@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.export.excerpt import Excerpt, excerpt
 from lucid_deploy.export.operators import OPSET, translation_table
-from lucid_deploy.export.passes import name_axes, store_transposed, use_tensor_scatter
+from lucid_deploy.export.passes import (
+    NotRepeatable,
+    layers_of,
+    name_axes,
+    name_values,
+    repeat_layers,
+    repeat_names,
+    store_transposed,
+    use_tensor_scatter,
+)
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
 
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 Layers: TypeAlias = tuple[LayerDescription, ...]
+_Infos: TypeAlias = tuple[TensorInfo, ...]
 _PREFIX = "model."  # the traced wrapper's attribute
 
 
@@ -102,7 +113,54 @@ def trace(
     layers = describe(config, stored)
     inputs = graph_inputs(layers, stage, cache)
     outputs = graph_outputs(layers, config.vocab_size, stage, logits, cache)
-    model = _export(_stage_module(config, stage, dtype, logits, stored, float32_head), inputs, outputs)
+
+    def traced(config: LucidConfig) -> _Graph:
+        described = describe(config, stored)
+        return _trace_whole(
+            _stage_module(config, stage, dtype, logits, stored, float32_head),
+            graph_inputs(described, stage, cache),
+            graph_outputs(described, config.vocab_size, stage, logits, cache),
+        )
+
+    shorter = excerpt(config, layers)
+    graph = None if shorter is None else _repeated(traced(shorter.config), shorter, inputs, outputs)
+    if graph is None:
+        graph = traced(config)
+    name_values(graph.model, graph.layers, graph.weights)
+    return Traced(graph.model, inputs, outputs, graph.transposed)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A graph with the contract's inputs and outputs.
+
+    Attributes:
+        model: The graph; its weights are initializers without data.
+        layers: For each node its layer, None outside all.
+        transposed: Names of the weights it reads transposed.
+    """
+
+    model: ir.Model
+    layers: dict[ir.Node, int | None]
+    transposed: frozenset[str]
+
+    @property
+    def weights(self) -> set[str]:
+        return {name for name, value in self.model.graph.initializers.items() if value.const_value is None}
+
+
+def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) -> _Graph | None:
+    """Make the whole model's graph of a shorter one's; None where its layers do not join as they need to."""
+    names = [info.name for info in inputs], [info.name for info in outputs]
+    try:
+        model, layers = repeat_layers(graph.model, graph.layers, shorter.origins, shorter.sources, *names)
+    except NotRepeatable:
+        return None
+    return _Graph(model, layers, frozenset(repeat_names(graph.transposed, shorter.sources)))
+
+
+def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos) -> _Graph:
+    model = _export(module, inputs, outputs)
     use_tensor_scatter(model)
     weights = _detach_weights(model)
     _optimize(model)
@@ -116,7 +174,7 @@ def trace(
     for value in weights.values():
         model.graph.inputs.remove(value)
         model.graph.initializers[str(value.name)] = value
-    return Traced(model, inputs, outputs, frozenset(transposed))
+    return _Graph(model, layers_of(model.graph), frozenset(transposed))
 
 
 def _export(module: torch.nn.Module, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> ir.Model:

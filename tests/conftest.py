@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,28 +130,36 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
     return get
 
 
-@pytest.fixture(scope="session")
-def remembered_trace() -> Callable[..., Any]:
-    """Return ``lucid_deploy.export.trace.trace`` with a memory: quantization comes after it, and it takes longest."""
-    import dataclasses
+@pytest.fixture(scope="session", autouse=True)
+def _remembered_traces() -> Iterator[None]:
+    """Exports trace each model once: tracing takes longest, and what a graph's file holds is decided behind it."""
+    from lucid_deploy.export import trace as module
 
-    from lucid_deploy.export.trace import trace
+    original, traces = module.trace, dict[str, Any]()
 
-    traces: dict[str, Any] = {}
-
+    @functools.wraps(original)
     def remembered(*arguments: Any, **options: Any) -> Any:
         key = repr((arguments, options))
         if key not in traces:
-            traces[key] = trace(*arguments, **options)
-        found = traces[key]
-        return dataclasses.replace(found, model=found.model.clone())
+            traces[key] = original(*arguments, **options)
+        return dataclasses.replace(traces[key], model=traces[key].model.clone())
 
-    return remembered
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "trace", remembered)
+        yield
+
+
+@pytest.fixture
+def fresh_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that change how models are traced: nothing is remembered."""
+    from lucid_deploy.export import trace as module
+
+    monkeypatch.setattr(module, "trace", inspect.unwrap(module.trace))
 
 
 @pytest.fixture(scope="session")
 def quantized(
-    tmp_path_factory: pytest.TempPathFactory, remembered_trace: Callable[..., Any]
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., tuple[Path, Artifact]]:
     """Return a function giving (checkpoint, artifact) of one layer, exported once. Do not change the files.
 
@@ -176,14 +187,10 @@ def quantized(
         key = json.dumps([scheme, form, dtype, cache, model, more], sort_keys=True)
         if key not in done:
             options = None if scheme is None else QuantizeOptions(scheme, form, **more)
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("lucid_deploy.export.trace.trace", remembered_trace)
-                artifact = export(
-                    source or checkpoints[model],
-                    root / f"artifact{len(done)}",
-                    ExportOptions(dtype, cache=cache, quantize=options),
-                )
-            done[key] = artifact
+            target = root / f"artifact{len(done)}"
+            done[key] = export(
+                source or checkpoints[model], target, ExportOptions(dtype, cache=cache, quantize=options)
+            )
         return checkpoints[model], done[key]
 
     return get

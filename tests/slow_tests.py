@@ -23,7 +23,6 @@ SLOW_FIXTURES = {
     "interpreter_pool",
     "lm",
     "quantized",
-    "remembered_trace",
     "site",
     "start",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
 from lucid_deploy.export import export
 from lucid_deploy.model.checkpoint import resolve
 from tests.patience import PATIENCE
@@ -30,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SHELL, PYTHON = ("", "bash", "sh"), "python"
+SHELL_WORDS = re.compile(r"[|<>&;$`*?~]|\blucid-deploy (plugin|build)\b")  # compilers run in their own process
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,19 @@ class Reader:
                 assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line
             elif line.startswith("lucid-deploy serve"):
                 self.serve(line)
+            elif line.startswith("lucid-deploy ") and not SHELL_WORDS.search(line):
+                self.call(line)
             else:
                 self.run(["bash", "-euo", "pipefail", "-c", line], line)
+
+    def call(self, line: str) -> None:
+        """Run a command without a process of its own, which would import everything again."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(self.folder)
+            for name in ("PATH", "XDG_CACHE_HOME"):
+                patch.setenv(name, self.environment[name])
+            result = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert result.exit_code == 0, f"{line}\n{result.output[-3000:]}\n{result.exception!r}"
 
     def run(self, command: list[str], shown: str) -> None:
         result = subprocess.run(

@@ -130,10 +130,7 @@ def test_kept_weights_stay_as_they_are(quantized: Made) -> None:
     assert all((model[name] == source.tensor(name)).all() for name in kept)
 
 
-def test_defaults_and_options(
-    quantized: Made, remembered_trace: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lucid_deploy.export.trace.trace", remembered_trace)
+def test_defaults_and_options(quantized: Made, tmp_path: Path) -> None:
     checkpoint = str(quantized("int4", "qdq")[0])
     _, tied = quantized("int4", "qdq", changes=BIASED)
     assert "model.embed_tokens.weight" in tied.manifest.quantization.kept, "no DequantizeLinear of a whole table"

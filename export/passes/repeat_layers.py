@@ -1,0 +1,222 @@
+"""Make the whole model's graph of a shorter one's, see :mod:`lucid_deploy.export.excerpt`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+_LAYER = re.compile(r"(past_key_values\.|present\.|model\.layers\.)(\d+)(\..*)")
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+Layers = Mapping[ir.Node, int | None]
+
+
+class NotRepeatable(Exception):
+    """The traced layers are not joined by one value each, or hold graphs themselves."""
+
+
+def repeat_layers(
+    model: ir.Model,
+    layers: Layers,
+    origins: Sequence[int],
+    sources: Sequence[int],
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+) -> tuple[ir.Model, dict[ir.Node, int | None]]:
+    """Return the whole model's graph, node for node what tracing all of it gives; and for each node its layer.
+
+    Requires: ``model`` is the shorter one, with the contract's names and shapes; weights are initializers without data.
+
+    Args:
+        model: The shorter model. It stays as it is.
+        layers: For each of its nodes the layer, None outside all.
+        origins: For each of its layers, the layer of the whole model that it is.
+        sources: For each layer of the whole model, the layer of the shorter one that it equals.
+        inputs: Names of the whole model's inputs, in order.
+        outputs: Names of its outputs, in order.
+
+    Raises:
+        NotRepeatable: The layers do not join as needed: trace the whole model.
+    """
+    parts = _parts(model.graph, layers, len(origins))
+    graph = _Whole(model.graph, origins, sources)
+    for node in parts.before:
+        graph.add(node, None)
+    stream: ir.Value | None = None
+    shared: dict[ir.Value, ir.Value] = {}
+    for index, source in enumerate(sources):
+        local = dict(shared)
+        if source > 0:
+            assert stream is not None
+            local[parts.streams[source - 1]] = stream
+        for node in parts.layers[source]:
+            graph.add(node, index, source, local)
+        stream = local[parts.streams[source]]
+        if index == origins[source]:
+            shared |= {value: local[value] for node in parts.layers[source] for value in node.outputs}
+    assert stream is not None
+    local = shared | {parts.streams[-1]: stream}
+    for node in parts.behind:
+        graph.add(node, None, values=local)
+    return graph.model(model, inputs, outputs), graph.layers
+
+
+def repeat_names(names: Iterable[str], sources: Sequence[int]) -> set[str]:
+    """Return for names of a shorter model's weights those of the whole model's.
+
+    Args:
+        names: The names; those outside layers stay.
+        sources: As for :func:`repeat_layers`.
+    """
+    return {
+        _renumbered(name, lambda _, index=index: index)
+        for name in names
+        for index, source in enumerate(sources)
+        if _renumbered(name, lambda _, source=source: source) == name
+    }
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A graph's nodes: before all layers, of each, behind them; and the residual stream behind each."""
+
+    before: list[ir.Node]
+    layers: list[list[ir.Node]]
+    behind: list[ir.Node]
+    streams: list[ir.Value]
+
+
+def _parts(graph: ir.Graph, layers: Layers, count: int) -> _Parts:
+    found: list[list[ir.Node]] = [[] for _ in range(count)]
+    before: list[ir.Node] = []
+    behind: list[ir.Node] = []
+    for node in graph:
+        layer = layers[node]
+        if layer is not None:
+            found[layer].append(node)
+        elif any(layers[use.node] is not None for value in node.outputs for use in value.uses()) or not any(found):
+            before.append(node)
+        else:
+            behind.append(node)
+    inner = {node for nodes in found for node in nodes}
+    for node in before:
+        if any(value is not None and value.producer() in {*inner, *behind} for value in node.inputs):
+            raise NotRepeatable
+    for node in inner:
+        if any(attribute.type in _GRAPHS for attribute in node.attributes.values()):
+            raise NotRepeatable
+    return _Parts(before, found, behind, [_stream(nodes, layers, layer, count) for layer, nodes in enumerate(found)])
+
+
+def _stream(nodes: list[ir.Node], layers: Layers, layer: int, count: int) -> ir.Value:
+    """Return the one value of a layer that only the next layer reads, or what stands behind the last one."""
+    following = layer + 1 if layer + 1 < count else None
+    users = {value: {layers[use.node] for use in value.uses()} - {layer} for node in nodes for value in node.outputs}
+    found = [value for value, readers in users.items() if readers == {following}]
+    if len(found) != 1:
+        raise NotRepeatable
+    return found[0]
+
+
+class _Whole:
+    """The graph that is being made: copies of nodes, and copies of the values from outside them as they are read."""
+
+    def __init__(self, graph: ir.Graph, origins: Sequence[int], sources: Sequence[int]) -> None:
+        self.graph, self.origins, self.sources = graph, origins, sources
+        self.layers: dict[ir.Node, int | None] = {}
+        self._values: dict[ir.Value, ir.Value] = {}
+        self._named = {str(value.name): value for value in (*graph.inputs, *graph.initializers.values())}
+        self._new: dict[str, ir.Value] = {}  # inputs and initializers, by their names in the whole graph
+        self._results: dict[str, ir.Value] = {}  # outputs, likewise
+        self._outputs = {value: str(value.name) for value in graph.outputs}
+
+    def add(
+        self,
+        node: ir.Node,
+        layer: int | None,
+        source: int | None = None,
+        values: dict[ir.Value, ir.Value] | None = None,
+    ) -> None:
+        """Add a copy of a node.
+
+        Args:
+            node: The node.
+            layer: The layer it belongs to in the whole model.
+            source: Its layer in the shorter model.
+            values: What to read for values of the shorter model. The copies of the node's own are entered.
+        """
+        values = self._values if values is None else values
+
+        def number(traced: int) -> int:
+            return layer if layer is not None and traced == source else self.origins[traced]
+
+        def read(value: ir.Value | None) -> ir.Value | None:
+            if value is None:
+                return None
+            if value.producer() is None:
+                return self.outside(_renumbered(str(value.name), number))
+            return values.get(value) or self._values[value]
+
+        copy = ir.Node(
+            node.domain,
+            node.op_type,
+            [read(value) for value in node.inputs],
+            node.attributes,
+            overload=node.overload,
+            outputs=[_copied(value, None) for value in node.outputs],
+            version=node.version,
+            metadata_props=dict(node.metadata_props),
+        )
+        for old, new in zip(node.outputs, copy.outputs, strict=True):
+            values[old] = new
+            if old in self._outputs:
+                new.name = _renumbered(self._outputs[old], number)
+                self._results[new.name] = new
+        self.layers[copy] = layer
+
+    def outside(self, name: str) -> ir.Value:
+        """Return the whole graph's input or initializer of a name."""
+        if name not in self._new:
+            self._new[name] = _copied(self._named[_renumbered(name, lambda index: self.sources[index])], name)
+        return self._new[name]
+
+    def model(self, model: ir.Model, inputs: Iterable[str], outputs: Iterable[str]) -> ir.Model:
+        """Return the model of the finished graph, with the settings of another."""
+        given = [self.outside(name) for name in inputs]
+        graph = ir.Graph(
+            given,
+            [self._results[name] for name in outputs],
+            nodes=self.layers,
+            initializers=[self.outside(name) for name in self._initializers()],
+            opset_imports=dict(self.graph.opset_imports),
+            name=self.graph.name,
+        )
+        return ir.Model(graph, ir_version=model.ir_version, functions=list(model.functions.values()))
+
+    def _initializers(self) -> Iterable[str]:
+        """Yield names in the order of the shorter graph; where its first layer's come, those of all layers."""
+        members: dict[int, list[str]] = {}
+        for name in self.graph.initializers:
+            if match := _LAYER.fullmatch(name):
+                members.setdefault(int(match[2]), []).append(name)
+        done = False
+        for name in self.graph.initializers:
+            if not _LAYER.fullmatch(name):
+                yield name
+            elif not done:
+                done = True
+                for index, source in enumerate(self.sources):
+                    yield from (_renumbered(item, lambda _, index=index: index) for item in members[source])
+
+
+def _renumbered(name: str, number: Callable[[int], int]) -> str:
+    """Return the name of a layer's input, output or weight with the number of another layer."""
+    match = _LAYER.fullmatch(name)
+    return name if match is None else f"{match[1]}{number(int(match[2]))}{match[3]}"
+
+
+def _copied(value: ir.Value, name: str | None) -> ir.Value:
+    shape = None if value.shape is None else ir.Shape(list(value.shape))
+    return ir.Value(name=name, shape=shape, type=value.type, const_value=value.const_value)

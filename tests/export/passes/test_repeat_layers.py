@@ -1,0 +1,128 @@
+"""A graph whose layers are copies is the graph that tracing all layers gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import lucid_deploy.export.trace as tracing
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.export import export
+from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers, repeat_names
+from lucid_deploy.model.config import parse_config
+from lucid_deploy.runtimes import open_session
+from tests.conftest import TINY, write_checkpoint
+from tests.export.passes import graphs
+
+pytestmark = pytest.mark.usefixtures("fresh_traces")
+MODELS: dict[str, dict[str, Any]] = {
+    "lucid": {"num_hidden_layers": 5},
+    "tied": {"num_hidden_layers": 4, "tie_word_embeddings": True, "use_rope": False},
+    "once": {"num_hidden_layers": 5, "lucid_layers": [0, 1, 3, 4]},
+}
+
+
+def traced(name: str, monkeypatch: pytest.MonkeyPatch, stage: str = "prefill") -> list[onnx.GraphProto]:
+    """Return the graph of all layers traced, and that of copies."""
+    config = parse_config({**TINY, **MODELS[name]}, "test configuration")
+    repeated = tracing.trace(config, stage, "float32")
+    with monkeypatch.context() as patched:
+        patched.setattr(tracing, "excerpt", lambda *_: None)
+        whole = tracing.trace(config, stage, "float32")
+    assert whole.transposed == repeated.transposed
+    assert list(whole.model.graph.initializers) == list(repeated.model.graph.initializers)
+    return [ir.serde.serialize_model(item.model).graph for item in (whole, repeated)]
+
+
+@pytest.mark.parametrize(("name", "stage"), [("lucid", "decode"), ("tied", "prefill"), ("once", "prefill")])
+def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch, name: str, stage: str) -> None:
+    whole, repeated = traced(name, monkeypatch, stage)
+    for graph in (whole, repeated):  # which layer's past tells the number of rows does not matter
+        for node in graph.node:
+            if node.op_type == "Shape" and node.input[0].startswith("past_key_values"):
+                node.input[0] = "past_key_values." + node.input[0].rpartition(".")[2]
+            del node.metadata_props[:]
+    assert list(repeated.node) == list(whole.node)
+    assert [item.name for item in repeated.initializer] == [item.name for item in whole.initializer]
+    values = [[(item.name, str(item.type)) for item in (*g.input, *g.output)] for g in (whole, repeated)]
+    assert values[0] == values[1]
+
+
+def logits_and_cache(artifact: Artifact) -> list[np.ndarray]:
+    ids = np.array([[5, 7, 5, 7, 5, 7, 11, 5, 7, 5, 7, 13], [5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]])
+    session = open_session(artifact, threads=1)
+    cache = session.empty_cache(2)
+    found = [session.prefill(ids, cache), *(session.decode(np.array([[token], [5]]), cache) for token in (7, 5))]
+    return [*found, *(tensor for layer in session.layer_arrays(cache) for tensor in layer)]
+
+
+def test_answers_are_those_of_the_whole_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", **MODELS["once"])
+    repeated = export(checkpoint, tmp_path / "repeated")
+    monkeypatch.setattr(tracing, "excerpt", lambda *_: None)
+    whole = export(checkpoint, tmp_path / "whole")
+    for wanted, found in zip(logits_and_cache(whole), logits_and_cache(repeated), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert whole.manifest.graphs == repeated.manifest.graphs
+    assert whole.path("weights.bin").read_bytes() == repeated.path("weights.bin").read_bytes()
+
+
+def chain() -> ir.Model:
+    """Three layers: each adds its weight; the first makes what all of them read."""
+    nodes = [onnx.helper.make_node("Neg", ["x"], ["shared"])]
+    for layer in range(3):
+        nodes.append(onnx.helper.make_node("Add", [f"h{layer}", "shared"], [f"s{layer}"]))
+        nodes.append(onnx.helper.make_node("Mul", [f"s{layer}", f"model.layers.{layer}.w"], [f"h{layer + 1}"]))
+    nodes[1].input[0] = "x"
+    weights = {f"model.layers.{layer}.w": (graphs.FLOAT, [2]) for layer in range(3)}
+    behind = onnx.helper.make_node("Relu", ["h3"], ["y"])
+    made = graphs.model([*nodes, behind], {"x": (graphs.FLOAT, [2]), **weights}, {"y": (graphs.FLOAT, [2])})
+    for node, layer in zip(made.graph, [0, 0, 0, 1, 1, 2, 2, None], strict=True):
+        note = "['model']" if layer is None else f"['model', 'model.layers.{layer}']"
+        node.metadata_props["pkg.torch.onnx.name_scopes"] = note
+    return made
+
+
+def test_a_small_graph() -> None:
+    model = chain()
+    names = ["x", *(f"model.layers.{layer}.w" for layer in range(5))]
+    whole, layers = repeat_layers(model, layers_of(model.graph), (0, 1, 1), (0, 2, 2, 2, 2), names, ["y"])
+    onnx.checker.check_model(ir.serde.serialize_model(whole))
+    assert [value.name for value in whole.graph.inputs] == names
+    assert list(layers.values()) == [0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, None]
+    found = onnx.reference.ReferenceEvaluator(ir.serde.serialize_model(whole)).run(
+        None, {"x": np.float32([1, 2]), **{name: np.float32([2, 3]) for name in names[1:]}}
+    )
+    wanted = np.float32([1, 2])
+    for _ in range(5):
+        wanted = (wanted - np.float32([1, 2])) * np.float32([2, 3])
+    np.testing.assert_array_equal(found[0], np.maximum(wanted, 0))
+
+
+def test_names_of_weights() -> None:
+    names = {"lm_head.weight", "model.layers.0.w", "model.layers.2.w"}
+    assert repeat_names(names, (0, 2, 2)) == {*names, "model.layers.1.w"}
+    assert repeat_names({"model.layers.1.w"}, (0, 2, 2)) == set()  # the layer that is no pattern
+
+
+def test_layers_that_share_two_values_cannot_be_copied() -> None:
+    model = chain()
+    layers = layers_of(model.graph)
+    second = next(node for node in model.graph if node.outputs[0].name == "s2")
+    second.replace_input_with(1, next(node for node in model.graph if node.outputs[0].name == "s1").outputs[0])
+    with pytest.raises(NotRepeatable):
+        repeat_layers(model, layers, (0, 1, 1), (0, 2, 2, 2), ["x"], ["y"])
+
+
+def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: Any) -> Any:
+        raise NotRepeatable
+
+    monkeypatch.setattr(tracing, "repeat_layers", cannot)
+    whole, found = traced("lucid", monkeypatch, "decode")
+    assert list(found.node) == list(whole.node)
