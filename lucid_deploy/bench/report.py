@@ -1,18 +1,16 @@
-"""Benchmark results as data, as a table, and as plots."""
+"""Benchmark results as data and as a table."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
 from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
-from lucid_deploy.errors import missing_extra
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
 
@@ -93,7 +91,11 @@ def table(report: dict[str, Any]) -> Table:
     """Return the measurements as a table a person reads."""
     from rich.table import Table
 
-    out = Table("stage", "batch", "tokens", "contender", "ms", "spread", "tokens/s", "ratio", "peak MiB", "GB/s")
+    first = report["measurements"][0]["contender"]
+    ratio = f"ratio: median of the rounds' times over those of {first}, below 1 is faster; spread: slowest less fastest"
+    out = Table(caption=f"{ratio} round over the median")
+    for name in ("stage", "batch", "tokens", "contender", "ms", "spread", "tokens/s", "ratio", "peak MiB", "GB/s"):
+        out.add_column(name)
     for row in report["measurements"]:
         spread = spread_of(row)
         speed = row.get("bytes_per_second")
@@ -110,50 +112,6 @@ def table(report: dict[str, Any]) -> Table:
             "" if speed is None else f"{speed / 1e9:.1f}",
         )
     return out
-
-
-def plot(report: dict[str, Any], directory: Path) -> list[Path]:
-    """Draw time, ratio to the first contender, and peak memory against length, one PNG per stage.
-
-    Raises:
-        LucidError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise missing_extra("matplotlib", "bench", "draw plots") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    rows = report["measurements"]
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        figure, axes = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-        quantities = (
-            ("time (ms)", lambda row: 1e3 * row["median"]),
-            (f"time over {rows[0]['contender']}", lambda row: row["ratio"]["median"]),
-            ("peak memory (MiB)", lambda row: row["peak"] / 2**20),
-        )
-        keys = dict.fromkeys((row["contender"], row["batch"]) for row in rows if row["stage"] == stage)
-        for axis, (label, value) in zip(axes, quantities, strict=True):
-            for name, batch in keys:
-                mine = [row for row in rows if (row["stage"], row["contender"], row["batch"]) == (stage, name, batch)]
-                lengths = [row["length"] for row in mine]
-                axis.plot(lengths, [value(row) for row in mine], marker="o", label=f"{name}, batch {batch}")
-            axis.set(xlabel="tokens", ylabel=label, xscale="log")
-            ticks = sorted({row["length"] for row in rows if row["stage"] == stage})
-            axis.set_xticks(ticks, [str(tick) for tick in ticks])
-            axis.minorticks_off()
-            axis.grid(alpha=0.3)
-        axes[0].set_yscale("log")
-        axes[0].legend(fontsize="small")
-        figure.suptitle(f"{stage}: {report['machine']['processor']}, {report['machine']['cores']} cores")
-        path = directory / f"{stage}.png"
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        written.append(path)
-    return written
 
 
 def _point(item: Measurement) -> tuple[str, int, int]:

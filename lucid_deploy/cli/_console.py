@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import write_whole
 
+INTERVAL = 10.0  # seconds between two lines where no bar can be shown
 console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
 console_err = Console(stderr=True, highlight=False)
 
@@ -46,7 +48,7 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on stderr while the block runs, if stderr is a terminal.
+    """Show a progress bar on stderr while the block runs, or :class:`ProgressLines` where stderr is no terminal.
 
     Args:
         description: What is being done.
@@ -54,13 +56,16 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
     Yields:
         A function to call with (done, total), or with (description, done, total) where the work has several steps.
     """
+    if not console_err.is_terminal:
+        yield ProgressLines(console_err, description).update
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console_err, transient=True, disable=not console_err.is_terminal) as bar:
+    with Progress(*columns, console=console_err, transient=True) as bar:
         task = bar.add_task(description, total=None)
 
         def update(*values: Any) -> None:
@@ -68,6 +73,24 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
             bar.update(task, description=text, completed=done, total=total)
 
         yield update
+
+
+class ProgressLines:
+    """Writes a line every ten seconds at most: what is being done, how far, since when. Short work writes none."""
+
+    def __init__(self, console: Console, description: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._description, self._clock = console, description, clock
+        self._begun = self._last = clock()
+
+    def update(self, *values: Any) -> None:
+        """Take (done, total), or (description, done, total); write a line if it is time for one."""
+        text, done, total = values if len(values) == 3 else (self._description, *values)
+        now = self._clock()
+        if now - self._last < INTERVAL:
+            return
+        self._last = now
+        far = f", {done / total:.0%}" if total else ""
+        self._console.print(f"{text}{far}; {now - self._begun:.0f} s so far", markup=False, soft_wrap=True)
 
 
 def write_json(data: Any, target: str) -> None:

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lucid_deploy.cli._console import console_err
+from lucid_deploy.cli._console import INTERVAL, console_err
 
 if TYPE_CHECKING:
     from lucid_deploy.parity.measure.plan import VerificationProgress
-
-INTERVAL = 10.0  # seconds between two lines of one phase
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def command(
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench import Plan, run_plan
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
-    from lucid_deploy.bench.report import build_report, plot, spread_of, table
+    from lucid_deploy.bench.plots import plot
+    from lucid_deploy.bench.report import build_report, spread_of, table
     from lucid_deploy.cli._console import console_out, note, progress, write_json
     from lucid_deploy.errors import LucidError
 

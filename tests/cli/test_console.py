@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from lucid_deploy.cli._console import human_size, progress, write_json, write_text
+from lucid_deploy.cli._console import ProgressLines, human_size, progress, write_json, write_text
 from lucid_deploy.errors import LucidError
 
 
@@ -52,7 +54,22 @@ def test_what_cannot_be_written_is_named(target: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_progress_is_silent_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_where_no_terminal_is() -> None:
+    out, now = Console(file=io.StringIO(), width=40), [100.0]
+    lines = ProgressLines(out, "Answering", lambda: now[0])
+    for second in range(26):
+        now[0] = 100.0 + second
+        lines.update(second, 50)
+    now[0] = 131.0
+    lines.update("Writing all that there is, which is a long description", 0, None)
+    assert out.file.getvalue().splitlines() == [
+        "Answering, 20%; 10 s so far",
+        "Answering, 40%; 20 s so far",
+        "Writing all that there is, which is a long description; 31 s so far",
+    ]
+
+
+def test_short_work_is_silent_where_no_terminal_is(capsys: pytest.CaptureFixture[str]) -> None:
     with progress("Working") as update:
         update(1, 3)
         update("Still working", 2, 3)
