@@ -46,6 +46,18 @@ def load_average() -> float | None:
         return None
 
 
+def busy(cores: int, load: float | None) -> str | None:
+    """Say that a machine was busy before anything of ours ran; None where it was not, or cannot be known.
+
+    Args:
+        cores: Of this machine.
+        load: :func:`load_average` at that time.
+    """
+    if load is None or load <= BUSY * cores:
+        return None
+    return f"the load average was {load:.1f} on {cores} cores before it began"
+
+
 def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[str]:
     """Return reasons not to trust what was timed; none on a quiet machine.
 
@@ -54,9 +66,7 @@ def distrust(cores: int, load: float | None, spreads: Iterable[float]) -> list[s
         load: :func:`load_average` before anything of ours ran.
         spreads: Of each measurement, the slowest round less the fastest over the median.
     """
-    reasons = []
-    if load is not None and load > BUSY * cores:
-        reasons.append(f"the load average was {load:.1f} on {cores} cores before it began")
+    reasons = [reason] if (reason := busy(cores, load)) else []
     if (widest := max(spreads, default=0.0)) > UNSTEADY:
         reasons.append(f"rounds of one measurement differ by up to {100 * widest:.0f} %")
     return reasons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -129,6 +130,7 @@ def command(
         against=outside.against,
         quick=quick,
     )
+    _say_if_busy()
     choices = ("library", "functions") if chosen_kernels == BOTH else (chosen_kernels,)
     if page is not None and len(choices) > 1:
         raise LucidError("--report is a page about one choice of kernels: leave it out, or name --kernels library.")
@@ -156,6 +158,17 @@ def _data(found: dict[str, Verification]) -> dict[str, Any]:
         return next(iter(found.values())).to_dict()
     runs = {kernels: verification.to_dict() for kernels, verification in found.items()}
     return {"passed": all(verification.passed for verification in found.values()), "runs": runs}
+
+
+def _say_if_busy() -> None:
+    from lucid_deploy.bench.machine import busy, load_average
+    from lucid_deploy.cli._console import note
+
+    if reason := busy(os.cpu_count() or 1, load_average()):
+        note(
+            f"This machine is busy: {reason}. Do not trust the estimates of the time left, nor times you take of this "
+            "run; what is compared does not depend on it."
+        )
 
 
 def _check_page(page: str) -> None:

@@ -217,6 +217,13 @@ def test_phases_are_announced_with_an_estimate(example):
     assert lines[0].startswith("Phase 1 of ")
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.1, False), (900.0, True)])
+def test_a_busy_machine_is_mentioned(load, said, example, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    errors = run(example[1], "--quick").stderr
+    assert ("This machine is busy: the load average was 900.0" in errors) == said
+
+
 def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
     _, artifact = exported(max_position_embeddings=200)
     target, page = tmp_path / "data.json", tmp_path / "page.html"
