@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +23,7 @@ pytest_plugins = [
     "tests.last_guard",
     "tests.nothing_skipped",
     "tests.own_folders",
+    "tests.remembered_traces",
     "tests.slow_tests",
 ]
 
@@ -128,33 +126,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         return checkpoint, open_artifact(target)
 
     return get
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _remembered_traces() -> Iterator[None]:
-    """Exports trace each model once: tracing takes longest, and what a graph's file holds is decided behind it."""
-    from lucid_deploy.export import trace as module
-
-    original, traces = module.trace, dict[str, Any]()
-
-    @functools.wraps(original)
-    def remembered(*arguments: Any, **options: Any) -> Any:
-        key = repr((arguments, options))
-        if key not in traces:
-            traces[key] = original(*arguments, **options)
-        return dataclasses.replace(traces[key], model=traces[key].model.clone())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "trace", remembered)
-        yield
-
-
-@pytest.fixture
-def fresh_traces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that change how models are traced: nothing is remembered."""
-    from lucid_deploy.export import trace as module
-
-    monkeypatch.setattr(module, "trace", inspect.unwrap(module.trace))
 
 
 @pytest.fixture(scope="session")

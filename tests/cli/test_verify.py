@@ -1,6 +1,7 @@
 """``lucid-deploy verify`` on a real export, run by onnxruntime."""
 
 import json
+import os
 import shutil
 
 import pytest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,14 @@ import onnx_ir as ir
 import pytest
 
 import lucid_deploy.export.trace as tracing
-from lucid_deploy.artifact import Artifact
-from lucid_deploy.export import export
 from lucid_deploy.export.passes import NotRepeatable, layers_of, repeat_layers, repeat_names
 from lucid_deploy.model.config import parse_config
-from lucid_deploy.runtimes import open_session
-from tests.conftest import TINY, write_checkpoint
+from tests.conftest import TINY
 from tests.export.passes import graphs
 
 pytestmark = pytest.mark.usefixtures("fresh_traces")
 MODELS: dict[str, dict[str, Any]] = {
-    "lucid": {"num_hidden_layers": 5},
+    "lucid": {"num_hidden_layers": 4},
     "tied": {"num_hidden_layers": 4, "tie_word_embeddings": True, "use_rope": False},
     "once": {"num_hidden_layers": 5, "lucid_layers": [0, 1, 3, 4]},
 }
@@ -51,25 +47,6 @@ def test_graph_node_for_node(monkeypatch: pytest.MonkeyPatch, name: str, stage: 
     assert [item.name for item in repeated.initializer] == [item.name for item in whole.initializer]
     values = [[(item.name, str(item.type)) for item in (*g.input, *g.output)] for g in (whole, repeated)]
     assert values[0] == values[1]
-
-
-def logits_and_cache(artifact: Artifact) -> list[np.ndarray]:
-    ids = np.array([[5, 7, 5, 7, 5, 7, 11, 5, 7, 5, 7, 13], [5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5]])
-    session = open_session(artifact, threads=1)
-    cache = session.empty_cache(2)
-    found = [session.prefill(ids, cache), *(session.decode(np.array([[token], [5]]), cache) for token in (7, 5))]
-    return [*found, *(tensor for layer in session.layer_arrays(cache) for tensor in layer)]
-
-
-def test_answers_are_those_of_the_whole_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = write_checkpoint(tmp_path / "checkpoint", **MODELS["once"])
-    repeated = export(checkpoint, tmp_path / "repeated")
-    monkeypatch.setattr(tracing, "excerpt", lambda *_: None)
-    whole = export(checkpoint, tmp_path / "whole")
-    for wanted, found in zip(logits_and_cache(whole), logits_and_cache(repeated), strict=True):
-        np.testing.assert_array_equal(found, wanted)
-    assert whole.manifest.graphs == repeated.manifest.graphs
-    assert whole.path("weights.bin").read_bytes() == repeated.path("weights.bin").read_bytes()
 
 
 def chain() -> ir.Model:
@@ -124,5 +101,7 @@ def test_what_cannot_be_copied_is_traced_whole(monkeypatch: pytest.MonkeyPatch) 
         raise NotRepeatable
 
     monkeypatch.setattr(tracing, "repeat_layers", cannot)
-    whole, found = traced("lucid", monkeypatch, "decode")
-    assert list(found.node) == list(whole.node)
+    config = parse_config({**TINY, **MODELS["tied"]}, "test configuration")
+    found = tracing.trace(config, "decode", "float32").model.graph
+    layers = [layer for layer in layers_of(found).values() if layer is not None]
+    assert sorted(set(layers)) == [0, 1, 2, 3] and layers.count(1) == layers.count(3)

@@ -1,0 +1,76 @@
+"""Each model is traced once per test run: tracing takes longest, and what an export makes of a trace comes after it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from lucid_deploy.export import trace as tracing
+from lucid_deploy.export.trace import Traced
+
+
+def packed(traced: Traced) -> bytes:
+    """Return a trace as bytes. Weights have no data, which no ONNX file can say: they travel as inputs."""
+    model = traced.model.clone()
+    names = list(model.graph.initializers)
+    weights = [name for name, value in model.graph.initializers.items() if value.const_value is None]
+    for name in weights:
+        model.graph.inputs.append(model.graph.initializers.pop(name))
+    proto = ir.serde.serialize_model(model).SerializeToString()
+    return pickle.dumps((proto, names, weights, traced.inputs, traced.outputs, traced.transposed))
+
+
+def unpacked(data: bytes) -> Traced:
+    """Return the trace that :func:`packed` took."""
+    proto, names, weights, *rest = pickle.loads(data)
+    model = ir.serde.deserialize_model(onnx.load_from_string(proto))
+    graph = model.graph
+    given = {str(value.name): value for value in graph.inputs if value.name in set(weights)}
+    for value in given.values():
+        graph.inputs.remove(value)
+    found = {**{str(name): graph.initializers.pop(name) for name in list(graph.initializers)}, **given}
+    for name in names:
+        graph.initializers[name] = found[name]
+    return Traced(model, *rest)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports of this run, in whichever worker, trace each model once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
+    folder.mkdir(exist_ok=True)
+    original = tracing.trace
+
+    @functools.wraps(original)
+    def remembered(*arguments: Any, **options: Any) -> Traced:
+        path = folder / hashlib.sha256(repr((arguments, options)).encode()).hexdigest()
+        if not path.is_file():
+            _put(path, packed(original(*arguments, **options)))
+        return unpacked(path.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracing, "trace", remembered)
+        yield
+
+
+def _put(path: Path, data: bytes) -> None:
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+@pytest.fixture
+def fresh_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that change how models are traced: nothing is remembered."""
+    monkeypatch.setattr(tracing, "trace", inspect.unwrap(tracing.trace))
