@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ pytest_plugins = [
     "tests.remembered_traces",
     "tests.slow_tests",
 ]
+
 
 TINY: dict[str, Any] = {
     "model_type": "llama",
@@ -55,6 +57,14 @@ MIXED: dict[str, Any] = {
 }
 
 MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_machine() -> Iterator[None]:
+    """Commands run here say nothing of other work on this machine; the tests of that remark set a load of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+        yield
 
 
 def write_checkpoint(directory: Path, seed: int = 0, **changes: Any) -> Path:
