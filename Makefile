@@ -41,8 +41,8 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
 
-fuzz: $(VENV)/.dev # files and bodies from strangers, many random ones; make test runs a few fixed ones
-	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz -n $(WORKERS)
+fuzz: $(VENV)/.dev # random files and bodies, and faults at every call of the system; make test runs a few of each
+	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults -n $(WORKERS)
 
 test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 from lucid_deploy.artifact import WEIGHTS
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.passes import pair_heads
 from lucid_deploy.plugins.table import DOMAIN
@@ -64,7 +65,16 @@ def write_graph(path: Path, model: ir.Model, plan: dict[str, StoredTensor], inli
         proto = _inlined(proto)
     _strip_traces(proto)
     onnx.save(proto, str(path))
-    onnx.checker.check_model(str(path), full_check=True)
+    _check(path)
+
+
+def _check(path: Path) -> None:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        if not str(error).startswith("Unable to read proto file"):
+            raise
+        raise LucidError(f"{path.name} was written and cannot be read again. Check the disk.") from error
 
 
 def _stored_name(name: str, plan: Collection[str]) -> str:

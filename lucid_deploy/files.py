@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lucid_deploy.errors import LucidError
+
 try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked and nothing removed
@@ -84,8 +86,23 @@ def whole_directory(target: Path) -> Iterator[Path]:
         put_in_place(building, target)
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file when reading it fails; only opening it would do that by itself.
+
+    Raises:
+        LucidError: A read failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise LucidError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
 def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Write a file whole or not at all, and to the disk before it gets its name. A link is replaced.
+
+    What killed processes left beside it is removed first.
 
     Args:
         path: The file; its directory exists.
@@ -95,10 +112,10 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
     Raises:
         OSError: It cannot be written; a file that was there is unchanged.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PARTIAL)
+    remove_leftovers(path.parent)
+    handle, name = _held_file(path)
     try:
         with os.fdopen(handle, "wb") as file:
-            _lock(handle)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -159,12 +176,28 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _held_file(target: Path) -> tuple[int, str]:
+    """Make a new file beside the target; return its descriptor, which holds a lock, and its name."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL)
+        _lock(handle)
+        if os.path.exists(name):
+            return handle, name
+        os.close(handle)  # another process took it for a leftover before it was locked
+
+
 @contextmanager
 def _held_directory(target: Path, kind: str) -> Iterator[Path]:
     """Yield a new directory beside the target that is locked until the block ends."""
     while True:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=kind, dir=target.parent))
-        handle = os.open(made, os.O_RDONLY)
+        try:
+            handle = os.open(made, os.O_RDONLY)
+        except FileNotFoundError:  # as below
+            continue
+        except OSError:
+            made.rmdir()
+            raise
         _lock(handle)
         if made.exists():
             break

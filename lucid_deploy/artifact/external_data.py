@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.manifest import WEIGHTS
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.files import reading
 
 if TYPE_CHECKING:
     import onnx
@@ -52,12 +53,14 @@ def check_external_data(path: Path) -> onnx.ModelProto:
 
     Raises:
         CheckFailed: The file is not an ONNX graph, or an external-data location leaves the artifact.
+        LucidError: The file cannot be read.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        with reading(path):
+            model = onnx.load(str(path), load_external_data=False)
     except DecodeError as error:
         raise CheckFailed(f"{path} is not a readable ONNX file: {error}") from error
     size = (path.parent / WEIGHTS).stat().st_size

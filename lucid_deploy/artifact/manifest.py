@@ -14,6 +14,7 @@ from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import reading
 from lucid_deploy.json_fields import NoNumber, finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
@@ -133,8 +134,10 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
         raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
+    with reading(path):
+        content = path.read_bytes()
     try:
-        data = finite(path.read_text(encoding="utf-8"))
+        data = finite(content.decode("utf-8"))
         name, version = data["format"], data["format_version"]
     except NoNumber as error:
         raise LucidError(f"{path} is damaged: {error}. Export it again.") from error

@@ -51,6 +51,7 @@ def run_batch(
     from lucid_deploy.batching.offline import answer_prompts
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
+    from lucid_deploy.files import reading
 
     file = read_prompts(options.batch, defaults)
     if not defaults.sampling.temperature and not any(prompt.sampling.temperature for prompt in file.prompts):
@@ -60,9 +61,11 @@ def run_batch(
     chunk = _CHUNK if options.prefill_chunk is None else options.prefill_chunk
     batcher = Batcher(session, options.rows, chunk, options.prefix_tokens)
     check_prompts(file, session, tokenizer)
+    with reading(artifact.path(MANIFEST)):
+        manifest = artifact.path(MANIFEST).read_bytes()
     facts = {
         "prompts": file.sha256,
-        "artifact": hashlib.sha256(artifact.path(MANIFEST).read_bytes()).hexdigest(),
+        "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,
         "options": {**asdict(defaults), "stop": list(defaults.stop), "extrapolation": session.allow_extrapolation},
     }

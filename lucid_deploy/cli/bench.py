@@ -91,6 +91,7 @@ def command(
     from lucid_deploy.bench.report import build_report, spread_of, table
     from lucid_deploy.cli._console import console_out, note, progress, write_json
     from lucid_deploy.errors import LucidError
+    from lucid_deploy.files import partial_directory
 
     load = load_average()  # before anything of ours runs
     chosen = tuple(stages.split(","))
@@ -99,9 +100,9 @@ def command(
     plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
     first = open_artifact(artifacts[0])
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
-    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
+    with partial_directory(Path(tempfile.gettempdir(), "lucid-bench")) as scratch, progress("Preparing") as update:
         for name in baselines:
-            contenders += _baseline(name, first, Path(scratch), runtime, kernels)
+            contenders += _baseline(name, first, scratch, runtime, kernels)
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")

@@ -307,5 +307,5 @@ def _open_safetensors(path: Path) -> Any:
 
     try:
         return safetensors.safe_open(path, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {error}") from error

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import reading
 from lucid_deploy.json_fields import finite
 
 # Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.
@@ -92,10 +93,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        LucidError: It is not JSON, or not an object.
+        LucidError: It cannot be read, is not JSON, or not an object.
     """
+    with reading(path):
+        content = path.read_bytes()
     try:
-        raw = finite(path.read_text(encoding="utf-8"))
+        raw = finite(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number beyond all bounds
         raise LucidError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(raw, dict):

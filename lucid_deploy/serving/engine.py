@@ -136,6 +136,11 @@ class Engine:
         """Most generations that are taken at once."""
         return self.rows + self.max_queue
 
+    @property
+    def admitted(self) -> int:
+        """Generations that are taken now, running or waiting."""
+        return self._admitted
+
     def gauges(self) -> dict[str, float]:
         """Return the batcher's state after its last step, by the names in :mod:`lucid_deploy.serving.metrics`."""
         return dict(self._gauges)

@@ -47,7 +47,7 @@ class RequestGuard:
                 await error_response(self._service, refusal)(scope, exchange.receive, exchange.send)
                 return
             await self._app(scope, exchange.receive, exchange.send)
-        except (ClientGone, OSError):  # OSError: noticed while sending
+        except ClientGone:
             exchange.status = 499
         except Exception:
             log.exception("A request failed by a fault of the server.")
@@ -121,7 +121,10 @@ class HttpExchange:
                 await self._drain()
             if self._body_left or self._service.draining:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError as error:
+            raise ClientGone from error
 
     async def _drain(self) -> None:
         if self._body_waits:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.reader_process import (
     HEADER_BYTES,
     BodyPrepared,
@@ -30,6 +30,7 @@ log = logging.getLogger("lucid_deploy.serving")
 LARGE = 64 << 10  # bytes of body from which it may not take the last reader
 ABANDONED_SECONDS = 1.0  # that a reader gets to finish what nobody waits for
 WALL_SECONDS = 60.0  # for a body, however busy the machine is
+KILLED = "reader_killed"
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
 COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
 
@@ -52,11 +53,12 @@ class Reader:
     def __init__(self, setup: ReaderSetup) -> None:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
+        self._asked = False
 
     @property
-    def alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process is not None and self._process.returncode is None
+    def usable(self) -> bool:
+        """Whether the process runs and owes no reply, which the next request would take for its own."""
+        return self._process is not None and self._process.returncode is None and not self._asked
 
     @property
     def pid(self) -> int | None:
@@ -102,14 +104,26 @@ class Reader:
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
         data = msgspec.msgpack.encode(message)
+        self._asked = True  # until the reply is here, whatever is raised
         try:
             process.stdin.write(len(data).to_bytes(HEADER_BYTES, "big"))
             process.stdin.write(data)
             await process.stdin.drain()
             size = int.from_bytes(await process.stdout.readexactly(HEADER_BYTES), "big")
-            return msgspec.msgpack.decode(await process.stdout.readexactly(size), type=Reply)
+            reply = await process.stdout.readexactly(size)
         except (ConnectionError, asyncio.IncompleteReadError) as error:
-            raise ReaderDied(await process.wait()) from error
+            raise ReaderDied(await self._end(process)) from error
+        self._asked = False
+        return msgspec.msgpack.decode(reply, type=Reply)
+
+    async def _end(self, process: asyncio.subprocess.Process) -> int:
+        """Return the exit status of a process whose pipes broke; it has ended, or is ended."""
+        try:
+            async with asyncio.timeout(ABANDONED_SECONDS):
+                return await process.wait()
+        except TimeoutError:
+            process.kill()
+            return await process.wait()
 
 
 async def check_setup(setup: ReaderSetup) -> None:
@@ -146,6 +160,11 @@ class ReaderPool:
     def pids(self) -> list[int | None]:
         """The processes' ids."""
         return [reader.pid for reader in self._readers]
+
+    @property
+    def free(self) -> int:
+        """How many wait for a body."""
+        return self._free.qsize()
 
     async def start(self) -> None:
         """Start all processes.
@@ -184,6 +203,8 @@ class ReaderPool:
                 self._give_back(reader, work)
         if isinstance(reply, BodyPrepared):
             return reply.request
+        if isinstance(reply, BodyRefused) and reply.code == KILLED:
+            raise unavailable(reply.message, KILLED)
         if isinstance(reply, BodyRefused):
             raise ApiError(reply.status, reply.message, reply.code, reply.param)
         log.error("A reader failed by a fault of its own: %s", reply)
@@ -201,18 +222,20 @@ class ReaderPool:
             log.warning("A reader process ended while it read a request (%s); another one starts.", error)
             if error.status == -signal.SIGVTALRM:
                 return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
+            if error.status == -signal.SIGKILL:  # by someone else: its bounds end it in other ways
+                return BodyRefused(503, "The process that read this request was killed. Send it again.", KILLED, None)
             return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
 
     def _give_back(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
-        if work.done() and reader.alive:
+        if work.done() and reader.usable:
             self._free.put_nowait(reader)
         else:
             self._in_background(self._recover(reader, work))
 
     async def _recover(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
-        """Free a reader that still works on a cancelled request, or that has died."""
+        """Free a reader that still works on a cancelled request, that has died or whose reply did not come through."""
         await asyncio.wait([work], timeout=ABANDONED_SECONDS)
-        if not (work.done() and reader.alive):
+        if not (work.done() and reader.usable):
             work.cancel()
             await reader.stop(kill=True)
             await self._restart_and_free(reader)

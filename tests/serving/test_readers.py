@@ -176,8 +176,9 @@ def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
         task = asyncio.ensure_future(pool.read(chat("endless"), chat=True))
         await asyncio.sleep(0.1)
         os.kill(pool.pids[0] or 0, signal.SIGKILL)
-        with pytest.raises(ApiError):
+        with pytest.raises(ApiError, match="was killed") as raised:
             await task
+        assert (raised.value.status, raised.value.headers["Retry-After"]) == (503, "5")
         assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
@@ -197,7 +198,7 @@ def test_a_reader_ends_when_its_server_does(tmp_path: Path) -> None:
         reader = Reader(write_setup(tmp_path))
         await reader.start()
         pid = reader.pid
-        assert pid is not None and reader.alive
+        assert pid is not None and reader.usable
         await reader.stop()
         return pid
 

@@ -6,11 +6,11 @@ import ctypes
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.compiler import find_compiler, run_compiler, system_includes
 
@@ -61,7 +61,7 @@ def build_ort_library(
     include = find_ort_headers() if include is None else include
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".lucid-build-") as folder:
+        with partial_directory(output) as folder:
             library = Path(folder, LIBRARY_NAME)
             run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"])
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": _sha256(library)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.hosts.compiler import (
     find_compiler,
     find_header,
@@ -59,7 +59,7 @@ def build_plugin(
     cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
     output.parent.mkdir(parents=True, exist_ok=True)
     # Absolute: the compiler looks for the embedded files from where the sources are.
-    with tempfile.TemporaryDirectory(dir=output.parent.absolute(), prefix=".lucid-build-") as folder:
+    with partial_directory(output.absolute()) as folder:
         data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
