@@ -15,7 +15,8 @@ from lucid_deploy.errors import CheckFailed, LucidError, missing_extra, missing_
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-PRODUCT = [path for folder in ("lucid_deploy", "export", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
+PRODUCT = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def strings(path: Path) -> list[str]:

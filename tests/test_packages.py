@@ -6,7 +6,12 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {"lucid_deploy": "lucid_deploy", "export": "lucid_deploy.export", "plugins": "lucid_deploy.plugins"}
+FOLDERS = {
+    "lucid_deploy": "lucid_deploy",
+    "conformance": "lucid_deploy.conformance",
+    "export": "lucid_deploy.export",
+    "plugins": "lucid_deploy.plugins",
+}
 
 
 def test_every_folder_is_listed() -> None:

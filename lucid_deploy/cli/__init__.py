@@ -31,6 +31,7 @@ COMMANDS = {
     "package": "Write a model repository for NVIDIA Triton Inference Server.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
+    "conformance": "Check that a runtime computes our operators rightly, case by case.",
     "doctor": "Show what is installed, what works, and what to install.",
     "clean": "Remove what killed commands left half-written.",
     "completion": "Print what makes a shell complete commands and options.",

@@ -28,7 +28,13 @@ READ = (
     "metrics_key_file",
     "token_file",
 )
-REST = ("include_path", "hub_cache", "plugin", "directories")  # folders to search, a library, and what clean tidies
+REST = (
+    "include_path",
+    "hub_cache",
+    "plugin",
+    "directories",
+    "cases",
+)  # folders to search, a library, what clean tidies
 RECORD = ".run.json"  # beside the answers of a batch
 
 

@@ -35,15 +35,35 @@ def open_session(
         CheckFailed: A damaged artifact.
     """
     wanted = replace(runtime if isinstance(runtime, RuntimeOptions) else RuntimeOptions(runtime), **options)
-    chosen = find_runtime(wanted.runtime)
-    wanted = replace(wanted, runtime=chosen.name)
-    _check_options(chosen, wanted)
-    can = chosen.capabilities(wanted)
-    _check_device(can, wanted)
+    chosen, wanted, can = _choose(wanted)
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     _check_artifact(can, wanted, opened)
     chosen.check_installed(wanted)
     return chosen.open(opened, wanted)
+
+
+def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
+    """Return a runtime that runs single graphs, its options with its name, and what it can do under them.
+
+    Raises:
+        LucidError: An unknown runtime, one that runs no single graph, a package that is not installed, or options that
+            the runtime does not have.
+    """
+    chosen, wanted, can = _choose(options)
+    if not can.opens_graphs:
+        others = _listed(each.name for each in built_in_runtimes() if each.capabilities(RuntimeOptions()).opens_graphs)
+        raise LucidError(f"{_title(wanted)} cannot run a graph by itself. Choose --runtime {others}.")
+    chosen.check_installed(wanted)
+    return chosen, wanted, can
+
+
+def _choose(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
+    chosen = find_runtime(options.runtime)
+    wanted = replace(options, runtime=chosen.name)
+    _check_options(chosen, wanted)
+    can = chosen.capabilities(wanted)
+    _check_device(can, wanted)
+    return chosen, wanted, can
 
 
 def _check_options(runtime: Runtime, options: RuntimeOptions) -> None:

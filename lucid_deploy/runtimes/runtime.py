@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.errors import LucidError, missing_package
 
 if TYPE_CHECKING:
+    import onnx
+
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
@@ -33,6 +36,7 @@ class Capabilities:
             there.
         runs_graphs: Whether it runs the artifact's graphs; otherwise only its weights, in a model of its own.
         reads_layers: Whether layers can be run one by one, with :meth:`Runtime.open_layers`.
+        opens_graphs: Whether a single graph can be run, with :meth:`Runtime.open_graph`.
         rounds_activations: Whether the inputs of quantized products are rounded to 8 bits where the artifact says so.
         copies_weights: Whether weights take memory beside the artifact's mapped file.
         packages: Import names of the packages that it is made of; their versions are written beside results.
@@ -48,6 +52,7 @@ class Capabilities:
     builds_engines: bool = False
     runs_graphs: bool = True
     reads_layers: bool = False
+    opens_graphs: bool = False
     rounds_activations: bool = False
     copies_weights: bool = True
     packages: tuple[str, ...] = ()
@@ -99,6 +104,19 @@ class Runtime(ABC):
             LucidError: They cannot be run; always, unless ``reads_layers`` is declared and this method is replaced.
         """
         raise LucidError(f"Runtime {self.name} cannot run a layer by itself.")
+
+    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+        """Return what runs a single graph once, from inputs by name to outputs by name.
+
+        Args:
+            model: The graph, its weights in it, in a form of ``graphs``.
+            options: How it is to be run.
+
+        Raises:
+            LucidError: It cannot be run; always, unless ``opens_graphs`` is declared and this method is replaced.
+            Exception: The runtime's own, of a graph that it refuses.
+        """
+        raise LucidError(f"Runtime {self.name} cannot run a graph by itself.")
 
     def check_installed(self, options: RuntimeOptions) -> None:
         """Check that the packages are there, without importing them.

@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "lucid_deploy"
-FOLDERS = {"lucid_deploy": "lucid_deploy", "export": "lucid_deploy.export", "plugins": "lucid_deploy.plugins"}
+FOLDERS = {
+    "lucid_deploy": "lucid_deploy",
+    "conformance": "lucid_deploy.conformance",
+    "export": "lucid_deploy.export",
+    "plugins": "lucid_deploy.plugins",
+}
 # Lowest first: a package imports only from those before it. docs/architecture.md shows the same order.
 ORDER = (
     "errors",
@@ -30,6 +35,7 @@ ORDER = (
     "evaluation",
     "serving",
     "packaging",
+    "conformance",
     "bench",
     "doctor",
     "api",

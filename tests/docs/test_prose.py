@@ -27,7 +27,7 @@ USERS = {
     "prompts.json",
     "model-0000X-of-0000Y.safetensors",
 }
-FOLDERS = ("lucid_deploy", "export", "plugins", "benchmarks", "examples")
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins", "benchmarks", "examples")
 
 
 def options(command: click.Command) -> set[str]:

@@ -13,9 +13,12 @@ PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 MESSAGES = re.findall(r"^- `([^`]+)`", PAGE, re.M)
 
 
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
+
+
 def constants() -> str:
     """Return all strings of the code; those split over lines or around names are pieces here as in the syntax tree."""
-    files = [path for folder in ("lucid_deploy", "export", "plugins") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
     return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
 

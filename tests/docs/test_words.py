@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-SOURCES = [path for folder in ("lucid_deploy", "export", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
+SOURCES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 WIDEST = 120
 
 # Each puzzled readers. Beside it, what to write instead.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from lucid_deploy.artifact.manifest import read_manifest
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
+from lucid_deploy.conformance.case_files import CASES, DATA, read_case
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.json_fields import decode
@@ -96,6 +98,15 @@ def weights(path: Path) -> object:
     return Checkpoint(path.parent)
 
 
+def case(path: Path) -> object:
+    """A case of conformance with one file in the place of the good one; all others are good."""
+    good = CASES / "scatter_row_buffer"
+    folder = path.parent / "case"
+    shutil.copytree(good, folder)
+    shutil.copyfile(path, folder / (DATA if path.name.endswith(".pb") else "") / path.name)
+    return read_case(folder)
+
+
 def body(form: type[Any]) -> Reader:
     return lambda path: decode(path.read_bytes(), form, "body")
 
@@ -107,6 +118,9 @@ READERS: dict[str, tuple[str, Reader]] = {
     "completion": ("body", body(CompletionRequest)),
     "chat": ("body", body(ChatRequest)),
     "weights": ("model.safetensors", weights),
+    "case": ("case.json", case),
+    "casemodel": ("model.onnx", case),
+    "casetensor": ("input_0.pb", case),
 }
 
 
@@ -196,5 +210,29 @@ def test_cache_files(exported: Any) -> None:
     def check(noise: bytes, header: bytes) -> None:
         for content in (noise, struct.pack("<Q", len(header)) + header + noise):
             on_disk(content, "cache", lambda path: load_cache(session, path))
+
+    check()
+
+
+def test_a_case_of_conformance_that_was_changed() -> None:
+    good = json.loads((CASES / "scatter_row_buffer" / "case.json").read_text())
+
+    @fuzzed
+    @given(mutated(good))
+    def check(content: bytes) -> None:
+        on_disk(content, "case.json", case)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["model.onnx", f"{DATA}/input_1.pb", f"{DATA}/output_0.pb"])
+def test_a_file_of_a_case_with_other_bytes(name: str) -> None:
+    good = (CASES / "scatter_row_buffer" / name).read_bytes()
+
+    @fuzzed
+    @given(st.integers(0, len(good)), st.binary(min_size=0, max_size=4), st.booleans())
+    def check(place: int, put: bytes, cut: bool) -> None:
+        content = good[:place] + put + (b"" if cut else good[place + len(put) :])
+        on_disk(content, Path(name).name, case)
 
     check()

@@ -15,7 +15,7 @@ from lucid_deploy.plugins.hosts.operators_header import HEADER
 from lucid_deploy.plugins.table import DOMAIN, FLOATS, OPERATORS, VERSION, Operator
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("lucid_deploy", "export", "plugins", "benchmarks", "examples")
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins", "benchmarks", "examples")
 TABLE = ROOT / "plugins" / "table.py"
 NAMES = re.compile(r"\b(" + "|".join([re.escape(DOMAIN), *(each.name for each in OPERATORS)]) + r")\b")
 IN_TORCH = [each for each in OPERATORS if each.torch_name]

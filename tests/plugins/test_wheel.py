@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("setuptools", minversion="77", reason='building a wheel needs: pip install -e ".[dev]"')
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("lucid_deploy", "export", "plugins")
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
 # Run where the wheel lies unpacked, away from the source tree: its package must be the one that is found.
 BUILD = """
 import sys
@@ -65,3 +65,11 @@ def test_everything_that_is_read_is_there(site: Path) -> None:
     kinds = (".cpp", ".h", ".inl", ".json", ".md", ".py")
     files = {path.relative_to(ROOT / "plugins") for path in (ROOT / "plugins").rglob("*") if path.suffix in kinds}
     assert {path.relative_to(plugins) for path in plugins.rglob("*") if path.suffix in kinds} == files
+
+
+def test_the_cases_of_conformance_are_there(site: Path) -> None:
+    folder = Path("conformance", "cases")
+    files = {path.relative_to(ROOT / folder) for path in (ROOT / folder).rglob("*") if path.is_file()}
+    installed = site / "lucid_deploy" / folder
+    assert {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()} == files
+    assert (installed.parent / "run.py").is_file()

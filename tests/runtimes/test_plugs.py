@@ -13,7 +13,8 @@ from lucid_deploy.runtimes.registry import BUILT_IN, built_in_runtimes
 
 ROOT = Path(__file__).parents[2]
 RUNTIMES = ROOT / "lucid_deploy" / "runtimes"
-FILES = [path for folder in ("lucid_deploy", "export", "plugins") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
+FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 SHARED = [path for path in FILES if not any(RUNTIMES / name in path.parents for name in BUILT_IN)]
 CHOICES = {"runtime", "provider", "kernels"}  # of a session or of options
 # Other programs' names for other things: Triton's backends, and the hosts that a library of operators is built for.

@@ -20,6 +20,7 @@ _CPU = replace(
     devices=("cpu",),
     caches=("growing", "static"),  # a static cache lives in the CPU's memory
     cache_dtypes=("float16", "int8"),
+    opens_graphs=True,
     rounds_activations=True,
 )
 _WHOLE = replace(_GPU, graphs=("functions",), reads_layers=False)  # these providers build engines of whole graphs

@@ -10,7 +10,10 @@ from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 
 if TYPE_CHECKING:
+    import onnx
+
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
@@ -50,6 +53,12 @@ class OnnxRuntime(Runtime):
                 "can be run by itself. Verify an artifact of the same checkpoint without --inline for causes."
             )
         return OrtLayers(artifact, session.options)
+
+    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+        """See :meth:`Runtime.open_graph`."""
+        from lucid_deploy.runtimes.onnxruntime.graph import open_ort_graph
+
+        return open_ort_graph(model, options)
 
 
 RUNTIME = OnnxRuntime()

@@ -9,6 +9,7 @@ CAPABILITIES = Capabilities(
     graphs=("inline",),  # its reader of ONNX files knows no functions
     cache_dtypes=("float16", "int8"),
     cache_sorts=("rows", "ring"),
+    opens_graphs=True,
     packages=("openvino",),
     install="lucid-deploy[openvino]",
 )

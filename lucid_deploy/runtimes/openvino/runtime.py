@@ -9,7 +9,10 @@ from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 
 if TYPE_CHECKING:
+    import onnx
+
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.session import Session
 
 
@@ -29,6 +32,12 @@ class OpenVinoRuntime(Runtime):
         from lucid_deploy.runtimes.openvino.session import OpenVinoSession
 
         return OpenVinoSession(artifact, options)
+
+    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+        """See :meth:`Runtime.open_graph`."""
+        from lucid_deploy.runtimes.openvino.graph import open_openvino_graph
+
+        return open_openvino_graph(model, options)
 
 
 RUNTIME = OpenVinoRuntime()

@@ -94,6 +94,22 @@ class OpenVinoSession(Session[Array]):
         return logits, [tuple(next(rest) for _ in layout) for layout in self.layout]
 
 
+def compile_settings(threads: int | None) -> dict[str, Any]:
+    """Return how graphs are compiled.
+
+    The hints and groups keep OpenVINO from rounding to bfloat16, which it does where the processor has that, and the
+    inputs of quantized products to 8 bits.
+    """
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    return settings
+
+
 class _Graph:
     """One compiled graph."""
 
@@ -101,15 +117,7 @@ class _Graph:
         import openvino
 
         path = artifact.graph_path(stage)
-        # The hints and groups keep it from rounding to bfloat16, which it does where the processor has that, and the
-        # inputs of quantized products to 8 bits.
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        settings = compile_settings(threads)
         try:
             compiled: openvino.CompiledModel = openvino.Core().compile_model(str(path), DEVICE, settings)
         except RuntimeError as error:

@@ -12,6 +12,7 @@ CAPABILITIES = Capabilities(
     cache_sorts=("rows", "ring", "state"),
     runs_graphs=False,
     reads_layers=True,
+    opens_graphs=True,
     copies_weights=False,
     packages=("torch",),
     install="torch",

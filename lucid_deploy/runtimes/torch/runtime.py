@@ -10,7 +10,10 @@ from lucid_deploy.runtimes.runtime import Capabilities, Runtime
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 
 if TYPE_CHECKING:
+    import onnx
+
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
     from lucid_deploy.runtimes.session import Session
 
@@ -49,6 +52,12 @@ class TorchRuntime(Runtime):
 
         assert isinstance(session, TorchSession)
         return TorchLayers(session.model)
+
+    def open_graph(self, model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+        """See :meth:`Runtime.open_graph`."""
+        from lucid_deploy.runtimes.torch.graph import open_torch_graph
+
+        return open_torch_graph(model, options)
 
 
 RUNTIME = TorchRuntime()

@@ -1,0 +1,163 @@
+"""A case as a folder: ``model.onnx`` and ``test_data_set_0`` as ONNX's backend tests have them, and ``case.json``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import numpy as np
+
+from lucid_deploy.conformance.formulas import Array
+from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import FieldError, decode
+
+if TYPE_CHECKING:
+    import onnx
+
+CASES = Path(__file__).with_name("cases")
+MODEL, DATA, DESCRIPTION = "model.onnx", "test_data_set_0", "case.json"
+_Positive = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Output(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What an output may be off by.
+
+    Attributes:
+        name: In the graph.
+        tolerance: The largest relative error of a batch row that passes.
+        baseline: The error that a plain implementation in the case's type makes, of which the tolerance is a multiple.
+    """
+
+    name: str
+    tolerance: _Positive
+    baseline: _Positive
+
+
+class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What ``case.json`` holds.
+
+    Attributes:
+        text: What is special about the case.
+        operator: An operator of the domain, or ``model``.
+        type: What the operator's ``T`` is, or the model's type.
+        types: All types that the graph's inputs and outputs have.
+        derivation: How the tolerances were made.
+        outputs: In the graph's order.
+    """
+
+    text: str
+    operator: str
+    type: str
+    types: list[str]
+    derivation: str
+    outputs: list[Output]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case.
+
+    Attributes:
+        name: Of its folder.
+        description: See :class:`Description`.
+        model: The graph, with the bodies of our operators.
+        inputs: By name, in the graph's order.
+        outputs: What they must be, by name; floats as float32, made of float64.
+    """
+
+    name: str
+    description: Description
+    model: onnx.ModelProto
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+def case_names(folder: Path = CASES) -> list[str]:
+    """Return the names of the cases in a folder.
+
+    Raises:
+        LucidError: There are none.
+    """
+    found = sorted(path.parent.name for path in folder.glob(f"*/{DESCRIPTION}"))
+    if not found:
+        raise LucidError(f"{folder} has no cases: no folder in it has a {DESCRIPTION}.")
+    return found
+
+
+def write_case(folder: Path, case: Case) -> None:
+    """Write a case's files into a new folder of its name."""
+    import onnx
+
+    data = folder / case.name / DATA
+    data.mkdir(parents=True)
+    onnx.save(case.model, str(folder / case.name / MODEL))
+    text = msgspec.json.format(msgspec.json.encode(case.description), indent=2)
+    (folder / case.name / DESCRIPTION).write_bytes(text + b"\n")
+    for kind, arrays in (("input", case.inputs), ("output", case.outputs)):
+        for place, (name, array) in enumerate(arrays.items()):
+            tensor = onnx.numpy_helper.from_array(array, name)
+            (data / f"{kind}_{place}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+
+
+def read_case(folder: Path) -> Case:
+    """Read a case.
+
+    Raises:
+        LucidError: A file is missing or damaged, or they do not fit together; which, and why.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        description = decode((folder / DESCRIPTION).read_bytes(), Description, DESCRIPTION)
+        model = onnx.ModelProto.FromString((folder / MODEL).read_bytes())
+        onnx.checker.check_model(model)
+    except FieldError as error:
+        raise LucidError(f"{folder / DESCRIPTION} cannot be read: {error}") from error
+    except OSError as error:
+        raise LucidError(f"{error.filename} cannot be read: {error.strerror}.") from error
+    except (DecodeError, onnx.checker.ValidationError, ValueError, RecursionError) as error:
+        raise LucidError(f"{folder / MODEL} is no whole ONNX model: {_line(error)}.") from error
+    given = [item.name for item in model.graph.input]
+    wanted = [item.name for item in model.graph.output]
+    described = [output.name for output in description.outputs]
+    if described != wanted:
+        raise LucidError(f"{folder / DESCRIPTION} has the outputs {described}, and the graph has {wanted}.")
+    if not all(math.isfinite(output.tolerance) for output in description.outputs):
+        raise LucidError(f"{folder / DESCRIPTION} has a tolerance that is no finite number.")
+    inputs, outputs = _tensors(folder, "input", given), _tensors(folder, "output", wanted)
+    return Case(folder.name, description, model, inputs, outputs)
+
+
+def _tensors(folder: Path, kind: str, names: list[str]) -> dict[str, Array]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    found = {}
+    for place, name in enumerate(names):
+        path = folder / DATA / f"{kind}_{place}.pb"
+        try:
+            tensor = onnx.TensorProto.FromString(path.read_bytes())
+            array = np.asarray(onnx.numpy_helper.to_array(tensor))
+            finite = bool(np.isfinite(array).all())  # TypeError: texts
+        except OSError as error:
+            raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
+        except (DecodeError, ValueError, TypeError, KeyError) as error:
+            raise LucidError(f"{path} is no whole tensor: {_line(error)}.") from error
+        if tensor.name != name:
+            raise LucidError(f"{path} holds the tensor {tensor.name!r}, and the graph has {name!r} there.")
+        if kind == "output" and not finite:
+            raise LucidError(f"{path} has a number that is not finite; nothing can be compared with it.")
+        found[name] = array
+    return found
+
+
+def _line(error: Exception) -> str:
+    """Return what an error says, in one line that is not long."""
+    text = re.sub(r"\s+", " ", str(error)).strip(" .")
+    return text[:200] or type(error).__name__

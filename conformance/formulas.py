@@ -1,0 +1,133 @@
+"""The operators as they stand on paper: dense, row by row, in float64, with numpy alone.
+
+Nothing here is shared with the code that the cases are to check. Shapes and names are those of ``plugins/table.py``:
+``B`` batch, ``H`` key/value heads, ``G`` query heads per key/value head, ``N`` new tokens, ``P`` past ones, ``T`` all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.plugins import table
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Compute = Callable[..., tuple[Array, ...]]
+
+
+def precondition(K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float) -> tuple[Array]:
+    """Solve L Y = V row by row; L = tril(exp(K̂K̂ᵀ/√d − √d)) with a diagonal of exactly 1.
+
+    Args:
+        K: Raw keys of the new tokens, ``(B, H, N, D)``.
+        V: Their values, ``(B, H, N, D)``.
+        K_past: Raw keys of the cache, ``(B, H, P, D)``.
+        Y_past: Its preconditioned values, ``(B, H, P, D)``.
+        mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
+        epsilon: Added to the mean square of a key.
+
+    Returns:
+        Y of the new tokens, float64 ``(B, H, N, D)``.
+    """
+    keys = normalized(np.concatenate([exact(K_past), exact(K)], axis=2), epsilon)
+    past, root = K_past.shape[2], np.sqrt(K.shape[3])
+    y = np.concatenate([exact(Y_past), exact(V)], axis=2)
+    for row in range(past, past + K.shape[2]):
+        weights = np.exp((keys[:, :, :row] * keys[:, :, row : row + 1]).sum(-1) / root - root)  # (B, H, row)
+        weights = weights * (mask[:, None, :row] & mask[:, None, row : row + 1])
+        y[:, :, row] -= (weights[..., None] * y[:, :, :row]).sum(2)
+    return (y[:, :, past:],)
+
+
+def causal_attention(Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array]:
+    """O = softmax(Q Kᵀ/√d) Y over the tokens before each query that are no padding, and its own.
+
+    Args:
+        Q: Queries of the last N tokens, ``(B, H·G, N, D)``; G neighbouring heads share a key/value head.
+        K: Raw keys of all tokens, ``(B, H, T, D)``.
+        Y: Their preconditioned values, ``(B, H, T, D)``.
+        mask: ``(B, T)``, false at padding.
+
+    Returns:
+        O, float64 ``(B, H·G, N, D)``.
+    """
+    groups, new, total = Q.shape[1] // K.shape[1], Q.shape[2], K.shape[2]
+    out = np.zeros(Q.shape)
+    for head in range(Q.shape[1]):
+        for row in range(new):
+            place = total - new + row
+            keys, values = (exact(x[:, head // groups, : place + 1]) for x in (K, Y))  # (B, place + 1, D)
+            scores = (keys * exact(Q[:, head, row, None])).sum(-1) / np.sqrt(Q.shape[3])
+            seen = mask[:, : place + 1].copy()
+            seen[:, place] = True
+            scores = np.where(seen, scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[:, head, row] = ((weights / weights.sum(-1, keepdims=True))[..., None] * values).sum(1)
+    return (out,)
+
+
+def decode_attention(
+    Q: Array, K_new: Array, V_new: Array, K: Array, Y: Array, mask: Array, epsilon: float
+) -> tuple[Array, Array]:
+    """Y of the one new token, and the attention of its queries over the cache and itself.
+
+    Args:
+        Q: Queries, ``(B, H·G, 1, D)``.
+        K_new: The raw key, ``(B, H, 1, D)``.
+        V_new: The value, ``(B, H, 1, D)``.
+        K: Raw keys of the cache, ``(B, H, P, D)``.
+        Y: Its preconditioned values, ``(B, H, P, D)``.
+        mask: ``(B, P + 1)``, false at padding.
+        epsilon: Added to the mean square of a key.
+
+    Returns:
+        O ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, float64.
+    """
+    (y_new,) = precondition(K_new, V_new, K, Y, mask, epsilon)
+    keys, values = np.concatenate([exact(K), exact(K_new)], axis=2), np.concatenate([exact(Y), y_new], axis=2)
+    return (*causal_attention(Q, keys, values, mask), y_new)
+
+
+def decode_attention_int8(
+    Q: Array,
+    K_new: Array,
+    V_new: Array,
+    K: Array,
+    Y: Array,
+    K_scale: Array,
+    Y_scale: Array,
+    mask: Array,
+    epsilon: float,
+) -> tuple[Array, Array]:
+    """Return what :func:`decode_attention` does of a cache whose rows stand for themselves times their scales."""
+    return decode_attention(Q, K_new, V_new, exact(K) * exact(K_scale), exact(Y) * exact(Y_scale), mask, epsilon)
+
+
+def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:
+    """Return the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``, float64."""
+    present = exact(cache).copy()
+    for batch, place in enumerate(index):
+        present[batch, :, place] = row[batch, :, 0]
+    return (present,)
+
+
+def normalized(keys: Array, epsilon: float) -> Array:
+    """Return K̂ = K / sqrt(mean(K²) + eps)."""
+    return keys / np.sqrt((keys * keys).mean(-1, keepdims=True) + epsilon)
+
+
+def exact(array: Array) -> Array:
+    """Return an array's values in float64."""
+    return np.asarray(array).astype(np.float64)
+
+
+FORMULAS: Mapping[str, Compute] = {
+    table.PRECONDITION.name: precondition,
+    table.CAUSAL_ATTENTION.name: causal_attention,
+    table.DECODE_ATTENTION.name: decode_attention,
+    table.DECODE_ATTENTION_FLOAT16.name: decode_attention,
+    table.DECODE_ATTENTION_INT8.name: decode_attention_int8,
+    table.SCATTER_ROW.name: scatter_row,
+}

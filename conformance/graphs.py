@@ -1,0 +1,114 @@
+"""Graphs of one operator, with its body as a function, so that runtimes without a kernel for it run them too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper
+
+from lucid_deploy.conformance.formulas import Array
+from lucid_deploy.conformance.plain import NUMPY
+from lucid_deploy.conformance.problems import EPSILON, Problem
+from lucid_deploy.export.functions import FUNCTIONS, function_proto
+from lucid_deploy.export.operators import OPSET
+from lucid_deploy.plugins import table
+from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
+
+IR_VERSION = 10
+ATTRIBUTES = {table.EPSILON.name: EPSILON}
+_FIXED = ("kv_heads", "heads", "head_dim", "1")  # axes that an artifact's graphs know beforehand
+
+
+def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelProto:
+    """Return a graph with one node: the problem's operator.
+
+    Args:
+        problem: The case.
+        inputs: Its inputs, whose fixed axes the graph gets.
+    """
+    operator, sizes = problem.operator, {"heads": problem.heads * problem.groups, "kv_heads": problem.heads}
+    sizes |= {"head_dim": problem.width, "1": 1}
+
+    def info(item: table.Tensor) -> onnx.ValueInfoProto:
+        axes = [sizes[axis] if axis in _FIXED else axis for axis in item.shape.strip("[]").split(", ")]
+        dtype = NUMPY[problem.dtype if item.type == "T" else item.type]
+        return helper.make_tensor_value_info(item.name, helper.np_dtype_to_tensor_dtype(dtype), axes)
+
+    assert list(inputs) == list(operator.input_names)
+    graph = helper.make_graph(
+        [operator_node(operator, operator.input_names, operator.output_names)],
+        operator.name,
+        [info(item) for item in operator.inputs],
+        [info(item) for item in operator.outputs],
+    )
+    return whole_model(graph, [operator])
+
+
+def operator_node(
+    operator: Operator, inputs: tuple[str, ...] | list[str], outputs: tuple[str, ...] | list[str]
+) -> onnx.NodeProto:
+    """Return a node of an operator, with its attributes."""
+    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.attributes}
+    return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
+
+
+def whole_model(graph: onnx.GraphProto, operators: list[Operator]) -> onnx.ModelProto:
+    """Return the model of a graph, with the bodies of its operators; it passes ONNX's checker."""
+    model = helper.make_model(
+        graph,
+        functions=[body(operator) for operator in operators],
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=IR_VERSION,
+        producer_name="lucid-deploy",
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def body(operator: Operator) -> onnx.FunctionProto:
+    """Return an operator's body in standard operators; those of no artifact get theirs here."""
+    if operator.name in FUNCTIONS:
+        return function_proto(operator.name)
+    return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator)
+
+
+def _stored_decode(operator: Operator) -> onnx.FunctionProto:
+    """Return the body of decoding over a stored cache: the values of K and Y in float32, then that of decoding."""
+    function = function_proto(table.DECODE_ATTENTION.name)
+    nodes = []
+    for name in ("K", "Y"):
+        scaled = f"{name}_scale" in operator.input_names
+        found = f"{name}_unscaled" if scaled else f"{name}_values"
+        nodes.append(helper.make_node("Cast", [name], [found], to=onnx.TensorProto.FLOAT))
+        if scaled:
+            nodes.append(helper.make_node("Mul", [found, f"{name}_scale"], [f"{name}_values"]))
+    for node in function.node:
+        for place, name in enumerate(node.input):
+            if name in ("K", "Y"):
+                node.input[place] = f"{name}_values"
+    nodes += [onnx.NodeProto.FromString(node.SerializeToString()) for node in function.node]
+    return helper.make_function(
+        DOMAIN,
+        operator.name,
+        list(operator.input_names),
+        list(operator.output_names),
+        nodes,
+        list(function.opset_import),
+        list(function.attribute),
+    )
+
+
+def _scatter() -> onnx.FunctionProto:
+    """Return the body of writing rows: ScatterElements, which older runtimes have too, for TensorScatter."""
+    axes = helper.make_tensor("axes", onnx.TensorProto.INT64, [3], [1, 2, 3])
+    nodes = [
+        helper.make_node("Constant", [], ["axes"], value=axes),
+        helper.make_node("Unsqueeze", ["index", "axes"], ["of_rows"]),
+        helper.make_node("Shape", ["row"], ["shape"]),
+        helper.make_node("Expand", ["of_rows", "shape"], ["places"]),
+        helper.make_node("ScatterElements", ["cache", "places", "row"], ["present"], axis=2),
+    ]
+    names = table.SCATTER_ROW
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_function(DOMAIN, names.name, list(names.input_names), list(names.output_names), nodes, opsets)

@@ -1,0 +1,159 @@
+"""A plain implementation in a type: dense, in float32, whose error against float64 the tolerances are derived from.
+
+Where tensors are float16 or bfloat16, it rounds what fast kernels for these types round: the weights E (to float16, or
+to tf32's 11 bits for bfloat16), and Y as it is stored. ``wrong_kernels.py`` changes one method at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from lucid_deploy.conformance.formulas import Array, Compute, normalized
+from lucid_deploy.plugins import table
+
+NUMPY = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),
+    "int8": np.dtype(np.int8),
+    "int64": np.dtype(np.int64),
+    "bool": np.dtype(bool),
+}
+
+
+class PlainKernels:
+    """The operators for tensors of one type.
+
+    Args:
+        dtype: ``float32``, ``float16``, ``bfloat16``, and ``int8`` for buffers.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self.dtype = dtype
+
+    def operators(self) -> Mapping[str, Compute]:
+        """Return the operators by name; each takes the inputs in the table's order and its attributes by name."""
+        return {
+            table.PRECONDITION.name: self.precondition,
+            table.CAUSAL_ATTENTION.name: self.causal_attention,
+            table.DECODE_ATTENTION.name: self.decode_attention,
+            table.DECODE_ATTENTION_FLOAT16.name: self.decode_attention,
+            table.DECODE_ATTENTION_INT8.name: self.decode_attention_int8,
+            table.SCATTER_ROW.name: self.scatter_row,
+        }
+
+    def precondition(
+        self, K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float
+    ) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.precondition`."""
+        past = K_past.shape[2]
+        weights = self.weights(np.concatenate([single(K_past), single(K)], axis=2), past, mask, epsilon)
+        received = self.weights_of_past(weights[..., :past]) @ single(Y_past)
+        return (self.stored(self.solve(weights[..., past:], single(V) - received)),)
+
+    def causal_attention(self, Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.causal_attention`."""
+        return (self.stored(self.attend(single(Q), single(K), single(Y), mask)),)
+
+    def decode_attention(
+        self, Q: Array, K_new: Array, V_new: Array, K: Array, Y: Array, mask: Array, epsilon: float
+    ) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.decode_attention`."""
+        mask = self.seen_in_buffer(mask)
+        (y_new,) = self.precondition(K_new, V_new, K, Y, mask, epsilon)
+        keys, values = (np.concatenate([single(a), single(b)], axis=2) for a, b in ((K, K_new), (Y, y_new)))
+        return self.stored(self.attend(single(Q), keys, values, mask)), y_new
+
+    def decode_attention_int8(
+        self,
+        Q: Array,
+        K_new: Array,
+        V_new: Array,
+        K: Array,
+        Y: Array,
+        K_scale: Array,
+        Y_scale: Array,
+        mask: Array,
+        epsilon: float,
+    ) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.decode_attention_int8`."""
+        return self.decode_attention(Q, K_new, V_new, single(K) * K_scale, single(Y) * Y_scale, mask, epsilon)
+
+    def scatter_row(self, cache: Array, row: Array, index: Array) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.scatter_row`."""
+        present = cache.copy()
+        for batch, place in enumerate(index):
+            present[batch, :, place] = row[batch, :, 0]
+        return (present,)
+
+    def weights(self, keys: Array, past: int, mask: Array, epsilon: float) -> Array:
+        """Return E of the new tokens' rows, ``(B, H, N, P + N)``."""
+        unit = normalized(keys, np.float32(epsilon))
+        scores = unit[:, :, past:] @ np.swapaxes(unit, 2, 3) / np.sqrt(np.float32(keys.shape[3]))
+        return self.rounded(np.exp(scores - self.shift(keys.shape[3])) * self.taking_part(mask, past))
+
+    def solve(self, weights: Array, right: Array) -> Array:
+        """Solve the triangular system of the new tokens by substitution; ``weights`` is ``(B, H, N, N)``."""
+        y = right.copy()
+        for row in range(right.shape[2]):
+            sent = weights[:, :, row, None, :row] @ single(self.stored(y[:, :, :row]))
+            y[:, :, row] -= sent[:, :, 0]
+        return y
+
+    def attend(self, q: Array, keys: Array, values: Array, mask: Array) -> Array:
+        """Return softmax(Q Kᵀ/√d) times the values, of the last tokens."""
+        groups, new, total = q.shape[1] // keys.shape[1], q.shape[2], keys.shape[2]
+        keys, values = self.shared(self.softmax_keys(keys), groups), self.shared(values, groups)
+        scores = q @ np.swapaxes(keys, 2, 3) / np.sqrt(np.float32(q.shape[3]))
+        age = np.arange(total - new, total)[:, None] - np.arange(total)
+        scores = np.where(((age >= 0) & mask[:, None, None, :]) | (age == 0), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        return np.asarray((weights / weights.sum(-1, keepdims=True)) @ values)
+
+    def shift(self, width: int) -> Array:
+        """Return what is taken from the exponents, which makes the diagonal 1."""
+        return np.asarray(np.sqrt(np.float32(width)))
+
+    def taking_part(self, mask: Array, past: int) -> Array:
+        """Return which weights count, ``(B, 1, N, P + N)``."""
+        return mask[:, None, past:, None] & mask[:, None, None, :]
+
+    def rounded(self, weights: Array) -> Array:
+        """Return E as it enters products."""
+        if self.dtype == "float16":
+            return weights.astype(np.float16).astype(np.float32)
+        if self.dtype == "bfloat16":  # to tf32, which has 11 bits
+            return ((weights.view(np.int32) + 0x1000) & ~0x1FFF).view(np.float32)
+        return weights
+
+    def weights_of_past(self, weights: Array) -> Array:
+        """Return the weights of the cache's tokens."""
+        return weights
+
+    def shared(self, tensor: Array, groups: int) -> Array:
+        """Return a key/value head for each query head."""
+        return np.repeat(tensor, groups, axis=1)
+
+    def softmax_keys(self, keys: Array) -> Array:
+        """Return the keys that queries meet."""
+        return keys
+
+    def cached_keys(self, keys: Array) -> Array:
+        """Return the keys of a model's cache as its graph puts them out."""
+        return keys
+
+    def seen_in_buffer(self, mask: Array) -> Array:
+        """Return which rows of a cache's buffer are tokens, as decoding takes it from the mask."""
+        return mask
+
+    def stored(self, tensor: Array) -> Array:
+        """Return a tensor in the type that it is stored in."""
+        return tensor.astype(NUMPY[self.dtype])
+
+
+def single(array: Array) -> Array:
+    """Return an array's values in float32."""
+    return np.asarray(array).astype(np.float32)

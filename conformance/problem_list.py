@@ -1,0 +1,104 @@
+"""The operators' cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lucid_deploy.conformance.problems import Problem
+from lucid_deploy.plugins import table
+
+_HALF = ("float16", "bfloat16")
+
+
+def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]:
+    """Return a problem in further types."""
+    return [replace(problem, name=f"{problem.name}_{dtype}", dtype=dtype) for dtype in types]
+
+
+def _precondition() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.PRECONDITION, name, text, **fields)  # type: ignore[arg-type]
+
+    correlated = make("correlated", "keys that resemble each other", new=40, keys=0.9)
+    repeated = make("repeated", "three keys, over and over, over a boundary of 32 rows", new=45, keys=1.0)
+    past = make("past_padded", "a past, padding on the left and a hole", new=19, past=24, padded=True, batch=2, heads=1)
+    return [
+        make("one_token", "one token and no past; eps makes a difference if it is on the diagonal", keys=0.9),
+        make("one_token_past", "one token after a past", past=21, keys=0.95),
+        correlated,
+        make("close", "keys that hardly differ, in more than two blocks of 32 rows", new=75, width=16, keys=0.99),
+        repeated,
+        make("past", "a past that is longer than the new tokens, and no multiple of a block", new=9, past=37),
+        make("past_of_one", "many tokens after a single one", new=34, past=1, keys=0.95),
+        past,
+        make("padded", "padding on the left and a hole, no past", new=37, padded=True, batch=2, heads=1, keys=0.95),
+        make("odd_width", "a width of 5", new=23, past=6, width=5),
+        make("wide", "a width of 33", new=18, past=3, width=33, heads=1),
+        make("width_of_one", "a width of 1, where every key is a sign", new=12, past=3, width=1),
+        make("small_keys", "keys so small that eps counts", new=20, past=5, size=0.01),
+        make("many_rows", "more than 128 rows", new=140, past=3, width=6, heads=1, keys=0.95),
+        make("long", "more than 1024 rows, as outer blocks have", new=1060, width=2, heads=1, keys=0.9),
+        *_in_types(correlated),
+        *_in_types(repeated),
+        *_in_types(past),
+        *_in_types(make("close", "keys that hardly differ", new=50, width=16, keys=0.99, heads=1)),
+    ]
+
+
+def _causal_attention() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.CAUSAL_ATTENTION, name, text, **fields)  # type: ignore[arg-type]
+
+    past = make("past_padded", "a past, grouped heads, padding and a hole", new=7, past=12, padded=True, batch=2)
+    grouped = make("grouped", "three query heads to a key/value head", new=11, groups=3)
+    return [
+        make("one_token", "one token, which sees itself alone", groups=2),
+        make("one_token_past", "one token after a past", past=19, groups=2),
+        grouped,
+        make("ungrouped", "as many key/value heads as query heads", new=20, past=2, groups=1, keys=0.5),
+        make("one_head", "all query heads share one", new=9, past=4, heads=1, groups=4, keys=0.5),
+        past,
+        make("repeated", "three keys, over and over", new=33, keys=1.0),
+        make("odd_width", "a width of 5", new=14, past=3, width=5, keys=0.5),
+        make("many_rows", "more rows than a block of 256 has", new=270, width=2, heads=1, groups=2, keys=0.5),
+        *_in_types(grouped),
+        *_in_types(past),
+    ]
+
+
+def _decode_attention() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.DECODE_ATTENTION, name, text, **fields)  # type: ignore[arg-type]
+
+    past = make("past", "grouped heads over a past", past=30, groups=3)
+    buffer = make("buffer", "a buffer whose last rows hold no token", past=17, hidden=9, batch=2, keys=0.95)
+    return [
+        make("no_past", "the first token of all", groups=2),
+        past,
+        make("padded", "padding on the left and a hole", past=26, padded=True, batch=2, keys=0.95),
+        buffer,
+        make("repeated", "three keys, over and over", past=40, keys=1.0, heads=1, groups=4),
+        make("odd_width", "a width of 7", past=15, width=7),
+        make("small_keys", "keys so small that eps counts", past=12, size=0.01),
+        make("many_rows", "more tokens than a chunk of 1024 has", past=1100, width=2, heads=1, groups=2),
+        *_in_types(past),
+        *_in_types(buffer),
+    ]
+
+
+def _stored_caches() -> list[Problem]:
+    found = []
+    for operator in (table.DECODE_ATTENTION_FLOAT16, table.DECODE_ATTENTION_INT8):
+        past = Problem(operator, "past", "grouped heads over a past", past=30, groups=3)
+        buffer = Problem(operator, "buffer", "a buffer whose last rows hold no token", past=11, hidden=6, batch=2)
+        found += [past, replace(buffer, keys=0.95, width=7)]
+        found += _in_types(past, tuple(dtype for dtype in operator.types if dtype != "float32"))
+    return found
+
+
+def _scatter_row() -> list[Problem]:
+    first = Problem(table.SCATTER_ROW, "buffer", "a row of each buffer, the first and the last", new=6, batch=2)
+    return [first, *_in_types(first, ("float16", "bfloat16", "int8"))]
+
+
+PROBLEMS = (*_precondition(), *_causal_attention(), *_decode_attention(), *_stored_caches(), *_scatter_row())

@@ -1,0 +1,120 @@
+"""Inputs of the operators' cases: keys that resemble each other or repeat, padding, a past, odd widths, all types.
+
+Numbers come from numpy's ``RandomState``, whose streams never change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lucid_deploy.conformance.formulas import Array
+from lucid_deploy.conformance.plain import NUMPY
+from lucid_deploy.plugins import table
+from lucid_deploy.plugins.table import Operator
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One case of an operator.
+
+    Attributes:
+        operator: Of the table.
+        name: Of the case, behind the operator's.
+        text: What is special about it.
+        dtype: What ``T`` is.
+        new: New tokens; of a buffer, its rows.
+        past: Tokens of the cache.
+        width: Of a head, ``D``.
+        keys: Correlation of two keys; 1: three keys, repeated.
+        size: What keys are multiplied with.
+        padded: Whether the last batch row begins with padding and the first has a hole.
+        hidden: Rows of a buffer behind the cache's tokens, which hold other numbers and are hidden by the mask.
+        batch, heads, groups: ``B``, ``H`` and ``G``.
+    """
+
+    operator: Operator
+    name: str
+    text: str
+    dtype: str = "float32"
+    new: int = 1
+    past: int = 0
+    width: int = 8
+    keys: float = 0.9
+    size: float = 1.0
+    padded: bool = False
+    hidden: int = 0
+    batch: int = 1
+    heads: int = 2
+    groups: int = 2
+
+
+def make_inputs(problem: Problem) -> dict[str, Array]:
+    """Return a problem's inputs by name, in the order of the table; the same ones every time."""
+    name = f"{problem.operator.name} {problem.name}"
+    random = np.random.RandomState(sum(place * ord(letter) for place, letter in enumerate(name, 1)) % 2**31)
+    if problem.operator is table.SCATTER_ROW:
+        return _buffer(problem, random)
+    return {item.name: _input(item.name, item.type, values) for item, values in _tensors(problem, random)}
+
+
+def _tensors(problem: Problem, random: np.random.RandomState) -> Iterator[tuple[table.Tensor, Array]]:
+    past, new = problem.past, problem.new
+    total = past + problem.hidden + new
+    shape = (problem.batch, problem.heads, total, problem.width)
+    keys, values = _keys(problem, shape, random), random.standard_normal(shape)
+    queries = 2 * random.standard_normal((shape[0], problem.heads * problem.groups, new, problem.width))
+    before, after = slice(0, total - new), slice(total - new, total)
+    arrays = {"Q": queries, "mask": _mask(problem, total)}
+    if problem.operator is table.CAUSAL_ATTENTION:
+        arrays |= {"K": keys, "Y": values}
+    elif problem.operator is table.PRECONDITION:
+        arrays |= {"K": keys[:, :, after], "V": values[:, :, after]}
+        arrays |= {"K_past": keys[:, :, before], "Y_past": values[:, :, before]}
+    else:
+        arrays |= {"K_new": keys[:, :, after], "V_new": values[:, :, after]}
+        arrays |= {"K": keys[:, :, before], "Y": values[:, :, before]}
+    types = {item.name: problem.dtype if item.type == "T" else item.type for item in problem.operator.inputs}
+    for name in ("K", "Y"):
+        if types.get(name) == "int8":
+            scale = np.abs(arrays[name]).max(-1, keepdims=True) / 127
+            arrays |= {name: np.rint(arrays[name] / scale), f"{name}_scale": scale}
+    for item in problem.operator.inputs:
+        yield replace(item, type=types[item.name]), arrays[item.name]
+
+
+def _input(name: str, dtype: str, values: Array) -> Array:
+    return np.ascontiguousarray(values.astype(NUMPY[dtype]))
+
+
+def _keys(problem: Problem, shape: tuple[int, ...], random: np.random.RandomState) -> Array:
+    """Return keys ``(B, H, T, D)`` of which any two correlate so much."""
+    own = random.standard_normal(shape)
+    if problem.keys == 1:
+        return problem.size * own[:, :, np.arange(shape[2]) % 3]
+    common = random.standard_normal((1, shape[1], 1, shape[3]))
+    keys = np.sqrt(problem.keys) * common + np.sqrt(1 - problem.keys) * own
+    return problem.size * np.asarray(keys)
+
+
+def _mask(problem: Problem, total: int) -> Array:
+    mask = np.ones((problem.batch, total), bool)
+    if problem.padded:
+        mask[-1, : max(1, total // 3)] = False
+        mask[0, total // 2 : total // 2 + 2] = False
+    mask[:, problem.past : problem.past + problem.hidden] = False
+    return mask
+
+
+def _buffer(problem: Problem, random: np.random.RandomState) -> dict[str, Array]:
+    shape = (problem.batch, problem.heads, problem.new, problem.width)
+    cache, row = random.standard_normal(shape), random.standard_normal((*shape[:2], 1, shape[3]))
+    index = (np.arange(problem.batch) * (problem.new - 1)) % problem.new
+    if problem.dtype == "int8":
+        cache, row = (np.rint(40 * x).clip(-127, 127) for x in (cache, row))
+    dtype = NUMPY[problem.dtype]
+    return {"cache": cache.astype(dtype), "row": row.astype(dtype), "index": index.astype(np.int64)}

@@ -1,0 +1,128 @@
+"""Run cases in a runtime and say how each went."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.conformance.case_files import CASES, Case, case_names, read_case
+from lucid_deploy.conformance.compare import relative_error
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.open import choose_for_graphs
+from lucid_deploy.runtimes.options import RuntimeOptions
+
+if TYPE_CHECKING:
+    import onnx
+
+    from lucid_deploy.runtimes.runtime import Capabilities, Runtime
+
+Update = Callable[[str, float, float], None]
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a case went.
+
+    Attributes:
+        case: Its name.
+        status: ``passed``, ``failed`` or ``not run``.
+        errors: Relative errors of the outputs, by name; None: a number that is not finite, or another shape.
+        tolerances: What they may be.
+        remark: Why it failed or was not run.
+    """
+
+    case: str
+    status: str
+    errors: dict[str, float | None] = field(default_factory=dict)
+    tolerances: dict[str, float] = field(default_factory=dict)
+    remark: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written as JSON."""
+        return asdict(self)
+
+
+def run_cases(
+    options: RuntimeOptions, folder: Path = CASES, only: str = "", update: Update | None = None
+) -> list[Result]:
+    """Run cases in a runtime.
+
+    Args:
+        options: Which runtime, and how. A case in a type that it does not have is not run.
+        folder: Where the cases are.
+        only: Part of the names of those to run.
+        update: Is told what is done, and how much of it.
+
+    Raises:
+        LucidError: A runtime that runs no single graph, cases that are damaged, or none of that name.
+    """
+    runtime, options, can = choose_for_graphs(options)
+    names = [name for name in case_names(folder) if only in name]
+    if not names:
+        raise LucidError(f"No case in {folder} has {only!r} in its name.")
+    found = []
+    for done, name in enumerate(names):
+        if update is not None:
+            update(name, done, len(names))
+        found.append(run_case(read_case(folder / name), runtime, options, can))
+    return found
+
+
+def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabilities) -> Result:
+    """Run a case.
+
+    Args:
+        case: See :func:`~lucid_deploy.conformance.case_files.read_case`.
+        runtime: A runtime that opens graphs.
+        options: How it is to run.
+        can: What it can do under them.
+
+    Raises:
+        LucidError: What the runtime says of its options.
+    """
+    floats = {kind for kind in case.description.types if "float" in kind}
+    if missing := sorted(floats - set(can.dtypes)):
+        return Result(case.name, NOT_RUN, remark=f"{runtime.name} has no {' or '.join(missing)}")
+    try:
+        model = case.model if "functions" in can.graphs else _inlined(case.model)
+        outputs = runtime.open_graph(model, options)(case.inputs)
+    except LucidError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a runtime's own, of any class: the case fails, and the table says why)
+        return Result(case.name, FAILED, remark=f"{type(error).__name__}: {_line(error)}")
+    errors = {name: relative_error(outputs[name], wanted) for name, wanted in case.outputs.items()}
+    tolerances = {item.name: item.tolerance for item in case.description.outputs}
+    wrong = [name for name, error in errors.items() if not error <= tolerances[name]]
+    wrong_types = [
+        f"{item.name} is {outputs[item.name].dtype}" for item in case.model.graph.output if not _has_type(item, outputs)
+    ]
+    return Result(
+        case.name,
+        FAILED if wrong or wrong_types else PASSED,
+        {name: error if np.isfinite(error) else None for name, error in errors.items()},
+        tolerances,
+        "; ".join([f"{name} is off" for name in wrong] + wrong_types),
+    )
+
+
+def _has_type(item: onnx.ValueInfoProto, outputs: dict[str, Any]) -> bool:
+    import onnx
+
+    wanted = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
+    return bool(outputs[item.name].dtype == wanted)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(model)
+
+
+def _line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()[:300]

@@ -1,0 +1,39 @@
+"""One graph in onnxruntime on the CPU, without an artifact around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.evaluated_graph import Graph
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.options import RuntimeOptions
+
+if TYPE_CHECKING:
+    import onnx
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+    """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
+    import onnxruntime as ort
+
+    if options.provider != "cpu":
+        raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")
+    library, settings = choose_kernels(options.kernels), ort.SessionOptions()
+    settings.log_severity_level = 4
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    if library is not None:
+        settings.register_custom_ops_library(str(library))
+    session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+    return run

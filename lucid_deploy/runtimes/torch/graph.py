@@ -1,0 +1,88 @@
+"""One graph whose ``ai.lucid`` operators PyTorch computes; the standard ones are ONNX's ReferenceEvaluator's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins import table
+from lucid_deploy.runtimes.evaluated_graph import Graph, evaluated_graph
+from lucid_deploy.runtimes.options import RuntimeOptions
+from lucid_deploy.runtimes.torch.threads import torch_threads
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
+    """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
+    import torch
+
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
+    graph = evaluated_graph(model, _operators(options.device))
+
+    def run(feed: Mapping[str, Array]) -> dict[str, Array]:
+        with torch_threads(options.threads), torch.inference_mode():
+            return graph(feed)
+
+    return run
+
+
+def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
+    from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
+    from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
+    from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (which it makes PyTorch's on a GPU)
+    from lucid_deploy.plugins.precondition.torch_operator import precondition
+    from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
+
+    def solve(*tensors: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return precondition(*tensors, eps=epsilon)
+
+    def decode(*tensors: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+        return decode_attention(*tensors, eps=epsilon)
+
+    computing: dict[str, Callable[..., Any]] = {
+        table.PRECONDITION.name: solve,
+        table.CAUSAL_ATTENTION.name: causal_attention,
+        table.DECODE_ATTENTION.name: decode,
+        table.SCATTER_ROW.name: scatter_row,
+    }
+    return {name: _with_arrays(compute, device) for name, compute in computing.items()}
+
+
+def _with_arrays(compute: Callable[..., Any], device: str) -> Callable[..., tuple[Array, ...]]:
+    """Return what takes and gives numpy's arrays, which know bfloat16 by a type of another package."""
+
+    def run(*inputs: Array, **attributes: float) -> tuple[Array, ...]:
+        found = compute(*(_tensor(array, device) for array in inputs), **attributes)
+        return tuple(map(_array, found if isinstance(found, tuple) else (found,)))
+
+    return run
+
+
+def _tensor(array: Array, device: str) -> torch.Tensor:
+    import torch
+
+    array = np.array(array, order="C")  # a copy, which PyTorch may write to
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(device)
+    return torch.from_numpy(array).to(device)
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    import onnx
+    import torch
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(
+            tensor.view(torch.int16).numpy().view(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16))
+        )
+    return np.asarray(tensor.numpy())

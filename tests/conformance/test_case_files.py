@@ -1,0 +1,104 @@
+"""Cases are read as they were written; damaged ones are refused in one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from lucid_deploy.conformance.case_files import CASES, DATA, case_names, read_case, write_case
+from lucid_deploy.errors import LucidError
+
+NAME = "decode_attention_past"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(CASES / NAME, tmp_path / NAME))
+
+
+def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
+    case = read_case(CASES / NAME)
+    write_case(tmp_path, case)
+    again = read_case(tmp_path / NAME)
+    assert again.description == case.description and again.model == case.model
+    for name, array in {**case.inputs, **case.outputs}.items():
+        np.testing.assert_array_equal({**again.inputs, **again.outputs}[name], array)
+
+
+def test_the_files_are_those_of_onnx_backend_tests() -> None:
+    """Which ``onnx.backend.test`` reads: a model, and a data set of numbered tensors that have the graph's names."""
+    case = read_case(CASES / NAME)
+    assert sorted(path.name for path in (CASES / NAME / DATA).iterdir()) == sorted(
+        [f"input_{place}.pb" for place in range(6)] + [f"output_{place}.pb" for place in range(2)]
+    )
+    assert list(case.inputs) == [item.name for item in case.model.graph.input]
+    assert {array.dtype for array in case.outputs.values()} == {np.dtype(np.float32)}
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_bytes()[:-7])
+
+    return damage
+
+
+def described(**changes: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / "case.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return damage
+
+
+def renamed(folder: Path) -> None:
+    path = folder / DATA / "input_1.pb"
+    tensor = onnx.load_tensor(path)
+    tensor.name = "Keys"
+    path.write_bytes(tensor.SerializeToString())
+
+
+def not_finite(folder: Path) -> None:
+    path = folder / DATA / "output_0.pb"
+    tensor = onnx.load_tensor(path)
+    array = np.full(onnx.numpy_helper.to_array(tensor).shape, np.nan, np.float32)
+    path.write_bytes(onnx.numpy_helper.from_array(array, tensor.name).SerializeToString())
+
+
+def output(tolerance: object, name: str = "O") -> list[object]:
+    other = {"name": "Y_new", "tolerance": 1e-6, "baseline": 1e-7}
+    return [{"name": name, "tolerance": tolerance, "baseline": 1e-7}, other]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut("model.onnx"), "model.onnx is no whole ONNX model"),
+        (cut(f"{DATA}/input_0.pb"), "input_0.pb is no whole tensor"),
+        (cut("case.json"), "case.json cannot be read"),
+        (lambda folder: (folder / "model.onnx").unlink(), "model.onnx cannot be read: No such file"),
+        (lambda folder: (folder / DATA / "output_1.pb").unlink(), "output_1.pb cannot be read: No such file"),
+        (renamed, "holds the tensor 'Keys', and the graph has 'K_new' there"),
+        (not_finite, "a number that is not finite"),
+        (described(outputs=output(float("nan"))), "NaN is not a JSON number"),
+        (described(outputs=output(-1.0)), "tolerance must be"),
+        (described(outputs=output("wide")), "tolerance must be a number"),
+        (described(outputs=output(1e-6, "P")), "has the outputs ['P', 'Y_new'], and the graph has ['O', 'Y_new']"),
+        (described(more=1), "Unknown field"),
+    ],
+)
+def test_a_damaged_case_is_refused(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(folder)
+    with pytest.raises(LucidError) as caught:
+        read_case(folder)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_without_cases_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match="has no cases"):
+        case_names(tmp_path)

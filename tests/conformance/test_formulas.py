@@ -1,0 +1,49 @@
+"""The numpy formulas of the cases say what the operators' own readable references say, which were written apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.conformance.formulas import FORMULAS
+from lucid_deploy.conformance.problem_list import PROBLEMS
+from lucid_deploy.conformance.problems import EPSILON, Problem, make_inputs
+from lucid_deploy.plugins import table
+from lucid_deploy.plugins.causal_attention.reference import causal_attention_reference
+from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
+from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
+
+REFERENCES = {
+    table.PRECONDITION.name: lambda *tensors: (precondition_reference(*tensors, EPSILON),),
+    table.CAUSAL_ATTENTION.name: lambda *tensors: (causal_attention_reference(*tensors),),
+    table.DECODE_ATTENTION.name: lambda *tensors: decode_attention_reference(*tensors, EPSILON),
+    table.SCATTER_ROW.name: lambda *tensors: (scatter_row_reference(*tensors),),
+}
+COMPARED = [each for each in PROBLEMS if each.dtype == "float32" and each.operator.name in REFERENCES]
+
+
+@pytest.mark.parametrize("problem", COMPARED, ids=lambda each: f"{each.operator.name}-{each.name}")
+def test_both_say_the_same_in_float64(problem: Problem) -> None:
+    inputs = [torch.from_numpy(array) for array in make_inputs(problem).values()]
+    inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
+    attributes = {each.name: EPSILON for each in problem.operator.attributes}
+    found = FORMULAS[problem.operator.name](*(tensor.numpy() for tensor in inputs), **attributes)
+    for ours, theirs in zip(found, REFERENCES[problem.operator.name](*inputs), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_there_is_a_formula_for_each_operator_of_the_table() -> None:
+    assert FORMULAS.keys() == {operator.name for operator in table.OPERATORS}
+
+
+def test_a_stored_cache_is_its_values() -> None:
+    problem = next(each for each in PROBLEMS if each.operator is table.DECODE_ATTENTION_INT8)
+    q, k_new, v_new, k, y, k_scale, y_scale, mask = make_inputs(problem).values()
+    found = FORMULAS[problem.operator.name](q, k_new, v_new, k, y, k_scale, y_scale, mask, epsilon=EPSILON)
+    plain = FORMULAS[table.DECODE_ATTENTION.name](
+        q, k_new, v_new, k * k_scale.astype("f8"), y * y_scale.astype("f8"), mask, epsilon=EPSILON
+    )
+    for ours, theirs in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

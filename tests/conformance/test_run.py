@@ -1,0 +1,90 @@
+"""The script that runs the cases without the toolkit: what it imports, its table, and its exit status."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.conformance.case_files import CASES
+from lucid_deploy.conformance.compare import relative_error
+from lucid_deploy.conformance.run import relative_error as of_the_script
+
+SCRIPT = CASES.parent / "run.py"
+NAME = "decode_attention_past"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *arguments]
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copytree(CASES / NAME, tmp_path / NAME)
+    return tmp_path
+
+
+def test_it_needs_three_packages() -> None:
+    imported = {
+        (node.names[0].name if isinstance(node, ast.Import) else str(node.module)).split(".")[0]
+        for node in ast.walk(ast.parse(SCRIPT.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported - set(sys.stdlib_module_names) == {"numpy", "onnx", "onnxruntime"}
+
+
+def test_all_cases_pass_in_onnxruntime() -> None:
+    result = run()
+    assert result.returncode == 0, result.stdout[-500:]
+    assert "0 FAILED" in result.stdout and f"\n{NAME} " in result.stdout
+
+
+def test_the_library_of_kernels_passes_them(cpu_library: Path) -> None:
+    result = run("--library", cpu_library)
+    assert result.returncode == 0 and "0 FAILED" in result.stdout, result.stdout[-500:]
+
+
+def test_a_case_that_fails_fails_the_run(folder: Path) -> None:
+    shutil.copy(CASES / "decode_attention_repeated" / "model.onnx", folder / NAME)  # of one head
+    result = run("--cases", folder)
+    assert result.returncode == 1 and "1 FAILED" in result.stdout and f"{NAME} " in result.stdout
+
+
+def test_types_that_are_not_wanted_are_not_run(folder: Path) -> None:
+    result = run("--cases", folder, "--types", "float16")
+    assert result.returncode == 1 and "0 passed, 0 FAILED, 1 not run" in result.stdout
+
+
+@pytest.mark.parametrize("damage", ["no number", "no field", "cut"])
+def test_damaged_cases_are_one_line(folder: Path, damage: str) -> None:
+    path = folder / NAME / "case.json"
+    case = json.loads(path.read_text())
+    if damage == "no number":
+        case["outputs"][0]["tolerance"] = "wide"
+    elif damage == "no field":
+        del case["outputs"]
+    path.write_text(json.dumps(case)[: -5 if damage == "cut" else None])
+    result = run("--cases", folder)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "cannot be read" in result.stderr
+
+
+def test_a_tolerance_that_is_no_number_passes_nothing(folder: Path) -> None:
+    path = folder / NAME / "case.json"
+    case = json.loads(path.read_text())
+    case["outputs"][0]["tolerance"] = float("nan")
+    path.write_text(json.dumps(case))
+    assert run("--cases", folder).returncode == 1
+
+
+def test_it_measures_as_the_toolkit_does() -> None:
+    import numpy as np
+
+    found, wanted = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    assert of_the_script(found, wanted) == relative_error(found, wanted)
+    assert of_the_script(found[:2], wanted) == of_the_script(found * np.nan, wanted) == np.inf
