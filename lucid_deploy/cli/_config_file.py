@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from datetime import date, time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import clipped, shown
 
 _NOT_IN_A_FILE = ("--config", "--help")
 
@@ -39,7 +41,7 @@ def read_defaults(name: str, ctx: click.Context) -> dict[str, Any]:
         option = options.get(f"--{key.replace('_', '-')}")
         if option is None:
             known = [item.removeprefix("--") for item in options]
-            raise LucidError(f"{name}: {'.'.join(path)} has no option {key}.{_near(key, known)}")
+            raise LucidError(f"{name}: {'.'.join(path)} has no option {clipped(key)}.{_near(key, known)}")
         try:
             values[str(option.name)] = _value(option, value)
             option.type_cast_value(ctx, values[str(option.name)])
@@ -65,7 +67,9 @@ def read_toml(name: str) -> dict[str, Any]:
 def _check_tables(name: str, tables: dict[str, Any], commands: list[str]) -> None:
     for key, value in tables.items():
         if key not in commands:
-            raise LucidError(f"{name}: {key} is no command; options stand in a table of one.{_near(key, commands)}")
+            raise LucidError(
+                f"{name}: {clipped(key)} is no command; options stand in a table of one.{_near(key, commands)}"
+            )
         if not isinstance(value, dict):
             raise LucidError(f"{name}: {key} must be a table of options: [{key}]")
 
@@ -93,7 +97,7 @@ def _value(option: click.Option, value: Any) -> Any:
     """
     if option.is_flag:
         if not isinstance(value, bool):
-            raise click.BadParameter(f"must be true or false, not {value!r}.")
+            raise click.BadParameter(f"must be true or false, not {_shown(value)}.")
         return value
     if isinstance(value, list) and option.multiple:
         return [_word(item) for item in value]
@@ -102,8 +106,12 @@ def _value(option: click.Option, value: Any) -> Any:
 
 def _word(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise click.BadParameter(f"must be a text or a number, not {value!r}.")
+        raise click.BadParameter(f"must be a text or a number, not {_shown(value)}.")
     return str(value)
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, date | time) else shown(value)  # TOML has them, JSON has not
 
 
 def _near(name: str, known: list[str]) -> str:

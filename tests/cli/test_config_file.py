@@ -54,9 +54,9 @@ def test_values_are_those_of_the_command_line(context: click.Context, tmp_path: 
         ("[work]\nrow = 3\n", "work has no option row. Did you mean rows?"),
         ('[work]\nconfig = "x"\n', "work has no option config"),
         ("[work]\nrows = 9\n", "work.rows: 9 is not in the range"),
-        ("[work]\nrows = true\n", "work.rows: must be a text or a number, not True"),
+        ("[work]\nrows = true\n", "work.rows: must be a text or a number, not true"),
         ("[work]\nrows = [3]\n", "work.rows: must be a text or a number"),
-        ('[work]\nloud = "yes"\n', "work.loud: must be true or false, not 'yes'"),
+        ('[work]\nloud = "yes"\n', 'work.loud: must be true or false, not "yes"'),
         ("[work\n", "is not a TOML file"),
     ],
 )

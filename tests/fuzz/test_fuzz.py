@@ -15,12 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lucid_deploy.artifact.manifest import read_manifest
+from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
+from lucid_deploy.cli import main
+from lucid_deploy.cli._config_file import read_defaults
 from lucid_deploy.conformance.case_files import CASES, DATA, read_case
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
@@ -107,6 +111,23 @@ def case(path: Path) -> object:
     return read_case(folder)
 
 
+def options(path: Path) -> object:
+    root = click.Context(main, info_name="lucid-deploy")
+    command = main.get_command(root, "export")
+    assert command is not None
+    return read_defaults(str(path), click.Context(command, info_name="export", parent=root))
+
+
+def answers(path: Path) -> None:
+    path.with_name(f"{path.name}.run.json").write_text("{}")
+    AnswerFile(path, {}, {1, 2}).close()
+
+
+def record(path: Path) -> None:
+    path.with_name("answers.jsonl").write_text('{"line": 1}\n')
+    AnswerFile(path.with_name("answers.jsonl"), {}, {1, 2}).close()
+
+
 def body(form: type[Any]) -> Reader:
     return lambda path: decode(path.read_bytes(), form, "body")
 
@@ -121,6 +142,9 @@ READERS: dict[str, tuple[str, Reader]] = {
     "case": ("case.json", case),
     "casemodel": ("model.onnx", case),
     "casetensor": ("input_0.pb", case),
+    "options": ("run.toml", options),
+    "answers": ("answers.jsonl", answers),
+    "record": ("answers.jsonl.run.json", record),
 }
 
 
@@ -173,6 +197,24 @@ def is_json(content: bytes) -> bool:
 @given(st.lists(mutated({"prompt_ids": [1, 2], "id": "a", "temperature": 0.5, "stop": ["."]}), max_size=4))
 def test_lines_of_prompts(lines: list[bytes]) -> None:
     on_disk(b"\n".join(lines), "prompts.jsonl", prompts)
+
+
+@fuzzed
+@given(st.lists(mutated({"line": 1, "id": None, "text": "a", "error": None}), max_size=4))
+def test_lines_of_answers(lines: list[bytes]) -> None:
+    on_disk(b"\n".join(lines), "answers.jsonl", answers)
+
+
+SOME_OPTIONS = ["dtype", "cache", "assume-unused", "quantize", "range-scan", "block-size", "overwrite", "output"]
+assignments = st.dictionaries(st.sampled_from(SOME_OPTIONS) | st.text(max_size=8), values, max_size=4)
+
+
+@fuzzed
+@given(st.sampled_from(["[export]", "[export.x]", "[run]", "[exprot]", ""]), assignments)
+def test_a_file_of_options(table: str, given_options: dict[str, Any]) -> None:
+    """JSON's keys, texts, numbers and lists are TOML's too, its objects and null are not."""
+    lines = [table, *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in given_options.items())]
+    on_disk("\n".join(lines).encode("utf-8", "replace"), "run.toml", options)
 
 
 @fuzzed
