@@ -44,7 +44,7 @@ test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; unde
 fuzz: $(VENV)/.dev # random files and bodies, and faults at every call of the system; make test runs a few of each
 	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults -n $(WORKERS)
 
-test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node
+test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node and Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat
 
 lint: $(VENV)/.dev

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import sys
 import venv
@@ -34,12 +36,29 @@ def node_with(package: str) -> Path:
         subprocess.CalledProcessError: npm cannot install it.
     """
     folder = HOME / package.replace("@", "-")
-    done = folder / ".done"
-    if not done.is_file():
+    if not (folder / ".done").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "package.json").write_text("{}")
-        # Without scripts: that of onnxruntime-node downloads libraries for GPUs.
-        command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", package]
-        subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
-        done.touch()
+        _install(folder, package)
     return folder
+
+
+def node_packages(manifest: Path) -> Path:
+    """Return a folder with the packages that a ``package.json`` names, as ``npm install`` makes it.
+
+    Raises:
+        subprocess.CalledProcessError: npm cannot install them.
+    """
+    folder = HOME / f"npm-{hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]}"
+    if not (folder / ".done").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(manifest, folder)
+        _install(folder)
+    return folder
+
+
+def _install(folder: Path, *packages: str) -> None:
+    # Without scripts: that of onnxruntime-node downloads libraries for GPUs.
+    command = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--silent", *packages]
+    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr)
+    (folder / ".done").touch()

@@ -52,7 +52,7 @@ ROWS = (
         JAVASCRIPT[1].split("@")[1],
         "functions and inline, growing; 3.2e-7",
         "",
-        f"{COMPAT}, in Node",
+        f"{COMPAT}, in Node and, by the page of `examples/browser`, in Chromium",
     ),
     Row(
         "OpenVINO",
