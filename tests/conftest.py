@@ -26,6 +26,7 @@ pytest_plugins = [
     "tests.own_folders",
     "tests.remembered_traces",
     "tests.slow_tests",
+    "tests.stand_in_plugin",
 ]
 
 

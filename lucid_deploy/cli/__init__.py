@@ -28,7 +28,7 @@ COMMANDS = {
     "serve": "Serve an artifact over HTTP, as OpenAI's API.",
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "eval": "Measure how good an artifact's answers are.",
-    "package": "Write a model repository for NVIDIA Triton Inference Server.",
+    "package": "Write what NVIDIA Triton, or trtexec and Polygraphy, take.",
     "inspect": "Show graphs, tensors, operators, sizes and memory needs.",
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "conformance": "Check that a runtime computes our operators rightly, case by case.",

@@ -2,52 +2,97 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
 
+_OF_TRITON = ("name", "backend", "device", "instances")
+_OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attention")
+
 
 @click.command("package", cls=Command)
 @artifact_argument
-@click.option("--target", type=click.Choice(["triton"]), required=True, help="Whose layout to write.")
-@click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, such as ./models.")
-@click.option("--name", help="Name of the models, NAME-prefill and NAME-decode; default: the artifact's directory.")
+@click.option("--target", type=click.Choice(["triton", "tensorrt"]), required=True, help="Whose layout to write.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="The model repository, or TensorRT's folder.")
+@click.option("--name", help="triton: the models are NAME-prefill and NAME-decode; default: the artifact's directory.")
 @choice_option(
     "--backend",
     ["onnxruntime", "tensorrt"],
-    help="onnxruntime takes the graphs, tensorrt the engines that lucid-deploy build --backend tensorrt made.",
+    help="triton: onnxruntime takes the graphs, tensorrt the engines that lucid-deploy build --backend tensorrt made.",
 )
-@choice_option("--device", ["cpu", "gpu"], help="Where the models run.")
+@choice_option("--device", ["cpu", "gpu"], help="triton: where the models run.")
 @click.option(
-    "--instances", type=click.IntRange(min=1), default=1, show_default=True, help="Copies of each model per device."
+    "--instances",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="triton: copies of each model per device.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace models of these names in the repository.")
+@click.option("--max-batch", type=int, metavar="B", help="tensorrt: most rows at once; default: 4.")
+@click.option("--max-context", type=int, metavar="N", help="tensorrt: most tokens of a row; default: the model's.")
+@click.option("--prefill-chunk", type=int, metavar="N", help="tensorrt: most new tokens of one prefill, as in build.")
+@click.option(
+    "--plugin",
+    type=click.Path(path_type=Path),
+    help="tensorrt: the plugin library; default: the one from plugin build.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["explicit", "standard"]),
+    help="tensorrt: products and a softmax, or the operator Attention; default: Attention in the half types, for which "
+    "TensorRT has fused kernels.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier call made.")
 @json_option("what was made")
+@click.pass_context
 def command(
-    artifact: str,
-    target: str,
-    output: str,
-    name: str | None,
-    backend: str,
-    device: str,
-    instances: int,
-    overwrite: bool,
-    json_target: str | None,
+    context: click.Context, artifact: str, target: str, output: str, json_target: str | None, **options: Any
 ) -> None:
-    """Write a model repository for NVIDIA Triton Inference Server.
+    """Write what NVIDIA Triton, or trtexec and Polygraphy, take.
+
+    For triton a model repository, for tensorrt a folder with graphs, plugin, profiles, scripts and golden outputs.
 
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import console_out, write_json
-    from lucid_deploy.packaging.triton import TritonOptions, package_triton
 
+    _refuse_others(context, target)
     opened = open_artifact(artifact)
-    made = package_triton(opened, output, TritonOptions(name, backend, device, instances, overwrite))
+    made, facts = (_triton if target == "triton" else _tensorrt)(opened, output, options)
     if json_target is not None:
-        facts = {"artifact": str(opened.directory), "target": target, "backend": backend, "made": [*map(str, made)]}
-        write_json(facts, json_target)
+        write_json(
+            {"artifact": str(opened.directory), "target": target, **facts, "made": [*map(str, made)]}, json_target
+        )
     if json_target != "-":
         shown = ", ".join(map(str, made))
         console_out.print(f"Packaged {opened.directory} for {target}: {shown}", soft_wrap=True, markup=False)
+
+
+def _refuse_others(context: click.Context, target: str) -> None:
+    from lucid_deploy.errors import LucidError
+
+    for name in _OF_TENSORRT if target == "triton" else _OF_TRITON:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            other = "tensorrt" if target == "triton" else "triton"
+            raise LucidError(f"--{name.replace('_', '-')} is for --target {other}; leave it out with {target}.")
+
+
+def _triton(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
+    from lucid_deploy.packaging.triton import TritonOptions, package_triton
+
+    chosen = TritonOptions(**{name: options[name] for name in (*_OF_TRITON, "overwrite")})
+    return package_triton(artifact, output, chosen), {"backend": chosen.backend}
+
+
+def _tensorrt(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
+    from lucid_deploy.cli._console import progress
+    from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
+
+    chosen = TensorRtOptions(**{name: options[name] for name in (*_OF_TENSORRT, "overwrite")})
+    with progress("Packaging"):
+        return [package_tensorrt(artifact, output, chosen)], {}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
@@ -27,3 +28,25 @@ def test_the_command(exported: Exported, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*arguments[:-1], str(tmp_path / "file")])
     assert result.exit_code == 2
     assert "file is a file; a model repository is a directory" in result.stderr
+
+
+def test_the_folder_for_tensorrt(exported: Exported, plugin: Path, tmp_path: Path) -> None:
+    _, artifact = exported()
+    arguments = ["package", str(artifact.directory), "--target", "tensorrt", "--output", str(tmp_path / "package")]
+    limits = ["--max-batch", "2", "--max-context", "64", "--prefill-chunk", "16", "--plugin", str(plugin)]
+    result = CliRunner().invoke(main, [*arguments, *limits, "--attention", "standard", "--json", "-"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["made"] == [str(tmp_path / "package")]
+    facts = json.loads((tmp_path / "package" / "profiles.json").read_text())
+    assert facts["limits"] == {"max_batch": 2, "max_context": 64, "prefill_chunk": 16}
+    assert facts["attention"] == "standard"
+
+
+@pytest.mark.parametrize(
+    ("target", "option", "other"), [("triton", "--max-batch", "tensorrt"), ("tensorrt", "--instances", "triton")]
+)
+def test_options_of_the_other_target_are_refused(target: str, option: str, other: str, tmp_path: Path) -> None:
+    words = ["package", "nowhere", "--target", target, "--output", str(tmp_path / "out"), option, "2"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 2
+    assert f"{option} is for --target {other}; leave it out with {target}." in result.stderr

@@ -25,7 +25,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
-from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_head_width, check_layout, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_artifact, prepare_graph
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -101,18 +101,7 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
     if options.workspace is not None and options.workspace < 1:
         raise LucidError(f"--workspace must be at least 1 byte, not {options.workspace}.")
     backend.check_dtype(artifact.manifest.dtype)
-    if artifact.manifest.cache_dtype != artifact.manifest.dtype:
-        raise LucidError(
-            f"TensorRT engines keep the cache in the model's type, and this artifact's is "
-            f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
-        )
-    if artifact.manifest.inline:
-        raise LucidError(
-            f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
-            "exported with --inline. Export without it for engines."
-        )
-    check_layout(artifact)
-    check_head_width(artifact)
+    check_artifact(artifact)
     needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)
     capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)
     if options.weightless and len(capabilities) > 1:

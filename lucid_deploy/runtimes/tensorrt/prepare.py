@@ -86,6 +86,27 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
         )
 
 
+def check_artifact(artifact: Artifact) -> None:
+    """Check that an artifact is of the kind that TensorRT's graphs are made from.
+
+    Raises:
+        LucidError: Its cache has another type than the model, its graphs are inlined, or its layers cache something
+            that engines do not keep, or have heads that the plugin's kernels do not take.
+    """
+    if artifact.manifest.cache_dtype != artifact.manifest.dtype:
+        raise LucidError(
+            f"TensorRT engines keep the cache in the model's type, and this artifact's is "
+            f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
+        )
+    if artifact.manifest.inline:
+        raise LucidError(
+            f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
+            "exported with --inline. Export without it for engines."
+        )
+    check_layout(artifact)
+    check_head_width(artifact)
+
+
 def check_head_width(artifact: Artifact) -> None:
     """Check that the plugin's kernels can compute with the model's heads.
 

@@ -50,7 +50,8 @@ def test_without_tensorrt_the_extra_is_named(arguments: list[str], exported: Exp
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "Error: The package tensorrt_rtx is needed to build and run TensorRT engines and is not installed. "
-        'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings<14,>=13"\n'
+        'Run: pip install "tensorrt-rtx-cu13<2,>=1.7" "cuda-bindings<14,>=13" "polygraphy<1,>=0.53.6" '
+        '"onnx-graphsurgeon<1,>=0.6.1"\n'
     )
 
 

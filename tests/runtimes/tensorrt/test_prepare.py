@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,7 +14,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
-from lucid_deploy.runtimes.tensorrt.prepare import check_head_width, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, prepare_graph
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -51,13 +53,22 @@ def test_an_operator_nobody_knows(artifact_copy: Path) -> None:
 
 @pytest.mark.parametrize("width", [12, 66, 260])
 def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
-    from dataclasses import replace
-
     artifact = exported()[1]
     config = replace(artifact.config, head_dim=width)
     changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
     with pytest.raises(LucidError, match=f"head_dim is {width}; the TensorRT plugin takes multiples of 4"):
         check_head_width(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"cache_dtype": "int8"}, "Export with --cache-dtype auto"), ({"inline": True}, "Export without it")],
+)
+def test_an_artifact_of_another_kind(changes: dict[str, Any], message: str, exported: Exported) -> None:
+    artifact = exported()[1]
+    check_artifact(artifact)
+    with pytest.raises(LucidError, match=message):
+        check_artifact(Artifact(artifact.directory, replace(artifact.manifest, **changes)))
 
 
 def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugins(

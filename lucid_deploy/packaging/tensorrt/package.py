@@ -1,0 +1,199 @@
+"""A folder that NVIDIA's tools take: graphs for TensorRT, the plugin library, profiles, recorded inputs, scripts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import string
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.files import missing_directories, remove_empty, whole_directory
+from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
+from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
+from lucid_deploy.packaging.tensorrt.recorded import Recorded, record
+from lucid_deploy.packaging.tensorrt.scripts import (
+    Profiles,
+    compare_script,
+    polygraphy_script,
+    resource,
+    trtexec_script,
+)
+from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
+from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
+from lucid_deploy.version import __version__
+
+PROFILES = "profiles.json"
+FORMAT_VERSION = 1
+_AS_THEY_ARE = ("run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py")
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """How to package.
+
+    Attributes:
+        max_batch: Most rows; None: 4.
+        max_context: Most tokens of a row; None: the model's.
+        prefill_chunk: Most new tokens of one prefill; None: 2048, or less if the context is shorter.
+        plugin: The plugin library; None: where ``lucid-deploy plugin build`` puts it.
+        attention: ``explicit`` or ``standard``; None: what suits the type.
+        overwrite: Whether a package that is there may be replaced.
+    """
+
+    max_batch: int | None = None
+    max_context: int | None = None
+    prefill_chunk: int | None = None
+    plugin: Path | None = None
+    attention: str | None = None
+    overwrite: bool = False
+
+
+def package_tensorrt(artifact: Artifact, output: str | Path, options: TensorRtOptions | None = None) -> Path:
+    """Write the folder; it appears whole or not at all.
+
+    Args:
+        artifact: The opened artifact.
+        output: The folder.
+        options: See :class:`TensorRtOptions`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        LucidError: An artifact of another kind, limits that do not fit, a plugin library or Polygraphy that is missing
+            or too old, something else at ``output``, or a folder that cannot be written.
+    """
+    options, output = options or TensorRtOptions(), Path(output)
+    check_polygraphy()
+    limits = _checked_limits(artifact, options)
+    _check_output(output, options.overwrite)
+    library = _library(options.plugin) if artifact.manifest.uses(PLUGIN_OPERATORS) else None
+    form = options.attention or attention_form(artifact)
+    graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
+    recorded = record(artifact, limits)
+    made = missing_directories(output.parent)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with whole_directory(output) as folder:
+            _fill(folder, artifact, output.name, limits, form, graphs, recorded, library)
+    except OSError as error:
+        raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
+    finally:
+        remove_empty(made)  # what holds a package is not empty
+    return output
+
+
+def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
+    if options.attention not in (None, *FORMS):
+        raise LucidError(f"--attention must be {' or '.join(FORMS)}, not {options.attention!r}.")
+    if artifact.manifest.cache == "static":
+        raise LucidError(
+            f"{artifact.directory} has a static cache, whose buffers the recorded inputs would not fit. Export with "
+            "--cache growing, or build its engines with lucid-deploy build."
+        )
+    check_artifact(artifact)
+    return choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise LucidError(f"{output} exists already. Choose another --output, or pass --overwrite to replace it.")
+    if not (output / PROFILES).is_file():
+        raise LucidError(
+            f"{output} is not a package for TensorRT, so --overwrite does not replace it. Remove it yourself."
+        )
+
+
+def _library(chosen: Path | None) -> Path:
+    from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin
+
+    library = (chosen or default_library()).resolve()
+    check_plugin(library)
+    return library
+
+
+def _fill(
+    folder: Path,
+    artifact: Artifact,
+    name: str,
+    limits: Limits,
+    form: str,
+    graphs: dict[str, StageGraphs],
+    recorded: dict[str, Recorded],
+    library: Path | None,
+) -> None:
+    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
+
+    shutil.copyfile(artifact.path(WEIGHTS), folder / WEIGHTS)  # no link: ONNX's checker takes that for an attack
+    for stage in STAGES:
+        (folder / f"{stage}.onnx").write_bytes(graphs[stage].engine)
+        (folder / f"{stage}.functions.onnx").write_bytes(graphs[stage].functions)
+    for case, each in recorded.items():
+        write_recorded(each, folder / f"{case}_inputs.json", folder / f"{case}_outputs.json")
+    if library is not None:
+        shutil.copyfile(library, folder / LIBRARY_NAME)
+    profiles: Profiles = {stage: profile_shapes(artifact, stage, limits) for stage in STAGES}
+    tolerances = {case: each.tolerances for case, each in recorded.items()}
+    facts = _facts(artifact, limits, form, graphs, profiles, tolerances)
+    (folder / PROFILES).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    plugin = LIBRARY_NAME if library is not None else None
+    for file, text in (
+        ("build.sh", trtexec_script(profiles, plugin, form == "standard")),
+        ("build_polygraphy.sh", polygraphy_script(profiles)),
+        ("compare.sh", compare_script(profiles, tolerances)),
+    ):
+        (folder / file).write_text(text, encoding="utf-8")
+        (folder / file).chmod(0o755)
+    for file in _AS_THEY_ARE:
+        (folder / file).write_text(resource(file), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(artifact, name, limits, form), encoding="utf-8")
+
+
+def _facts(
+    artifact: Artifact,
+    limits: Limits,
+    form: str,
+    graphs: dict[str, StageGraphs],
+    profiles: Profiles,
+    tolerances: dict[str, dict[str, float]],
+) -> dict[str, object]:
+    """Return the content of ``profiles.json``."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "toolkit_version": __version__,
+        "dtype": artifact.manifest.dtype,
+        "attention": form,
+        "limits": asdict(limits),
+        "plugin_nodes": {stage: each.plugin_nodes for stage, each in graphs.items()},
+        "profiles": {
+            stage: {name: dict(zip(("min", "opt", "max"), of, strict=True)) for name, of in profile.items()}
+            for stage, profile in profiles.items()
+        },
+        "absolute_tolerances": tolerances,
+    }
+
+
+def _readme(artifact: Artifact, name: str, limits: Limits, form: str) -> str:
+    config = artifact.config
+    size = 2 if form == "standard" and artifact.manifest.dtype != "float32" else 4
+    tokens = limits.max_context - 1 + limits.prefill_chunk
+    scores = limits.max_batch * config.num_attention_heads * limits.prefill_chunk * tokens * size / 2**20
+    memory = f"A layer's scores take up to {scores:,.0f} MiB in prefill where attention is not fused."
+    return string.Template(resource("README.md")).substitute(
+        name=name,
+        version=__version__,
+        layers=f"{config.num_hidden_layers} layers ({', '.join(dict.fromkeys(config.kinds))})",
+        dtype=artifact.manifest.dtype,
+        batch=limits.max_batch,
+        context=limits.max_context,
+        chunk=limits.prefill_chunk,
+        attention="two products and a softmax" if form == "explicit" else "the operator `Attention`",
+        memory=memory,
+    )

@@ -1,0 +1,151 @@
+"""Recorded inputs, and golden outputs: what the PyTorch model gives for them in float64.
+
+Tokens repeat and are drawn from few, so that keys resemble each other; one row has padding; prefill runs without and
+behind a past, and decode takes the cache that prefill made. Each is a case of its own with one call, since
+``polygraphy debug reduce`` puts tensors of the first call in the place of what it cuts off. Every cache is rounded to
+the artifact's type before the next call, so that the golden outputs belong to the inputs as recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.tensorrt.limits import Limits
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.model.lucid import LucidForCausalLM
+
+CASES = {"prefill": "prefill", "prefill_past": "prefill", "decode": "decode"}  # by name: the stage
+RUNNER = "PyTorch in float64"  # as Polygraphy names it in its comparisons
+FACTOR = 8  # a tolerance, in errors that the plain PyTorch model makes in the artifact's type
+_CHUNK, _STEP, _PADDING, _KINDS = 24, 7, 3, 5
+_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded call.
+
+    Attributes:
+        inputs: Input name to tensor, in the graph's types.
+        outputs: Output name to tensor, in the graph's types.
+        tolerances: By output: the absolute error that is allowed, a factor over the one that the plain PyTorch model
+            makes in the artifact's type.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    outputs: dict[str, torch.Tensor]
+    tolerances: dict[str, float]
+
+
+def record(artifact: Artifact, limits: Limits) -> dict[str, Recorded]:
+    """Run the call of each case, within limits.
+
+    Args:
+        artifact: An artifact with a growing cache.
+        limits: The largest sizes of the engines.
+
+    Returns:
+        By case, in the order of :data:`CASES`: what was recorded.
+
+    Raises:
+        LucidError: A context without room for a prompt, what follows it and a decoded token.
+        CheckFailed: The graph lacks a weight of the model.
+    """
+    import torch
+
+    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+
+    exact, plain = (load_artifact_model(artifact, dtype=dtype) for dtype in ("float64", None))
+    found: dict[str, Recorded] = {}
+    past: list[torch.Tensor] | None = None
+    for case, ids, mask in _calls(artifact, limits):
+        stage = CASES[case]
+        stored = _empty(artifact, len(ids)) if past is None else past
+        feed = _feed(artifact, stage, ids, mask, stored)
+        golden, rough = _run(artifact, stage, exact, feed), _run(artifact, stage, plain, feed)
+        types = {info.name: getattr(torch, info.dtype) for info in artifact.manifest.graphs[stage].outputs}
+        outputs = {name: value.to(types[name]) for name, value in golden.items()}
+        unit = _UNIT[artifact.manifest.dtype]
+        found[case] = Recorded(
+            feed,
+            outputs,
+            {
+                name: FACTOR * max(float((rough[name].double() - x).abs().max()), unit * float(x.abs().max()))
+                for name, x in golden.items()
+            },
+        )
+        past = [value for name, value in outputs.items() if name.startswith("present.")]
+    return found
+
+
+def _calls(artifact: Artifact, limits: Limits) -> Iterator[tuple[str, Any, Any]]:
+    """Yield case, new token ids ``(B, N)`` and mask ``(B, P + N)`` of each call."""
+    first = min(_CHUNK, limits.prefill_chunk, limits.max_context - 2)
+    if first < 1:
+        raise LucidError(
+            f"With --max-context {limits.max_context} there is no room for recorded inputs: a prompt, a token behind "
+            "it, and a decoded one. Take 3 or more."
+        )
+    second = min(_STEP, limits.prefill_chunk, limits.max_context - first - 1)
+    rows, total = min(2, limits.max_batch), first + second + 1
+    rng = np.random.default_rng(0)
+    few = rng.integers(0, artifact.config.vocab_size, _KINDS)
+    ids = few[rng.integers(0, _KINDS, (rows, total))]
+    ids[:, total // 2 :] = ids[:, : total - total // 2]  # a text that repeats itself
+    mask = np.ones((rows, total), np.int64)
+    mask[-1, : min(_PADDING, first - 1)] = 0
+    start = 0
+    for case, new in zip(CASES, (first, second, 1), strict=True):
+        yield case, ids[:, start : start + new], mask[:, : start + new]
+        start += new
+
+
+def _empty(artifact: Artifact, rows: int) -> list[torch.Tensor]:
+    import torch
+
+    dtype = getattr(torch, artifact.manifest.dtype)
+    shapes = [info.shape for info in artifact.manifest.graphs["decode"].inputs if len(info.shape) == 4]
+    return [torch.zeros(rows, int(shape[1]), 0, int(shape[3]), dtype=dtype) for shape in shapes]
+
+
+def _feed(artifact: Artifact, stage: str, ids: Any, mask: Any, past: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    import torch
+
+    positions = np.maximum(mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :]
+    tokens = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    names = [info.name for info in artifact.manifest.graphs[stage].inputs]
+    cached = iter(past)
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(tokens[name], np.int64)) if name in tokens else next(cached)
+        for name in names
+    }
+
+
+def _run(
+    artifact: Artifact, stage: str, model: LucidForCausalLM, feed: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    import torch
+
+    dtype = model.model.embed_tokens.weight.dtype
+    cached = [value.to(dtype) for name, value in feed.items() if name.startswith("past_key_values.")]
+    pairs = list(zip(cached[::2], cached[1::2], strict=True))  # check_artifact: two tensors a layer
+    with torch.inference_mode():
+        logits, present = model(
+            feed["input_ids"],
+            pairs,
+            feed["attention_mask"],
+            feed["position_ids"],
+            decode=stage == "decode",
+            last_only=artifact.manifest.logits == "last",
+        )
+    values = [logits, *(tensor for layer in present for tensor in layer)]
+    return {info.name: value for info, value in zip(artifact.manifest.graphs[stage].outputs, values, strict=True)}

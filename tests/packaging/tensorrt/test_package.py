@@ -1,0 +1,179 @@
+"""The folder: NVIDIA's tools take it, without lucid_deploy, and nothing half-made is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
+from lucid_deploy.packaging.tensorrt import package as packaging
+from tests.packaging.tensorrt.conftest import LIMITS
+from tests.patience import PATIENCE
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder; PATH has this Python's programs."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    given = {**os.environ, "PATH": path, "PYTHON": sys.executable, **environment}
+    return subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def polygraphy(folder: Path, *words: str) -> str:
+    """Run Polygraphy's own command line; return what it says."""
+    program = "import sys; from polygraphy.tools import main; sys.exit(main())"
+    result = run(folder, sys.executable, "-c", program, *words)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_what_is_there(package: Path, exported: Exported) -> None:
+    names = {path.name for path in package.iterdir()}
+    recorded = {
+        f"{case}_{kind}.json" for case in ("prefill", "prefill_past", "decode") for kind in ("inputs", "outputs")
+    }
+    graphs = {f"{stage}{form}.onnx" for stage in STAGES for form in ("", ".functions")}
+    scripts = {"build.sh", "build_polygraphy.sh", "compare.sh"}
+    python = {"run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py"}
+    rest = {"README.md", "profiles.json", "weights.bin", "liblucid_tensorrt.so"}
+    assert names == recorded | graphs | scripts | python | rest
+    assert all(os.access(package / name, os.X_OK) for name in scripts)
+    weights = package / "weights.bin"
+    assert weights.stat().st_nlink == 1 and not weights.is_symlink()
+    assert weights.read_bytes() == exported()[1].path("weights.bin").read_bytes()
+    facts = json.loads((package / "profiles.json").read_text())
+    assert facts["profiles"]["prefill"]["input_ids"] == {"min": [1, 1], "opt": [2, 16], "max": [2, 16]}
+    assert facts["plugin_nodes"] == {"prefill": {"Precondition": 2}, "decode": {"DecodeAttention": 2}}
+    readme = (package / "README.md").read_text()
+    assert "$" not in readme and all(name in readme for name in names - recorded - {"README.md"})
+
+
+def test_polygraphy_compares_with_the_golden_outputs(package: Path) -> None:
+    result = run(package, "./compare.sh", "--onnxrt")
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("All outputs matched") == 3
+
+
+def test_polygraphy_finds_a_wrong_graph(package: Path, tmp_path: Path) -> None:
+    """The solve left out in one layer: Y is V."""
+    copy = shutil.copytree(package, tmp_path / "copy")
+    model = onnx.load(str(copy / "prefill.functions.onnx"), load_external_data=False)
+    node = [node for node in model.graph.node if node.op_type == "Precondition"][1]
+    node.CopyFrom(onnx.helper.make_node("Identity", [node.input[1]], list(node.output)))
+    onnx.save(model, str(copy / "prefill.functions.onnx"))
+    result = run(copy, "./compare.sh")
+    assert result.returncode == 1 and "FAILED | Output: 'present.1.value'" in result.stdout
+
+
+def test_polygraphy_inspects_and_sanitizes(package: Path, tmp_path: Path) -> None:
+    said = polygraphy(package, "inspect", "model", "decode.onnx", "--shape-inference", "--show", "layers")
+    assert "logits [dtype=float32, shape=('batch', 1, 97)]" in said
+    assert "present.1.key [dtype=float32, shape=('batch', 2, 'past_sequence + 1', 36)]" in said
+    assert said.count("[Op: DecodeAttention]") == 2
+    polygraphy(package, "surgeon", "sanitize", "prefill.onnx", "--fold-constants", "-o", str(tmp_path / "sane.onnx"))
+    sane = onnx.load(str(tmp_path / "sane.onnx"))
+    assert sum(node.op_type == "Precondition" for node in sane.graph.node) == 2
+
+
+def test_the_data_loader(package: Path, tmp_path: Path) -> None:
+    words = ["run", "decode.functions.onnx", "--onnxrt", "--data-loader-script", "data_loader.py:load_decode"]
+    polygraphy(package, *words, "--load-outputs", "decode_outputs.json", "--atol", "1e-3")
+
+
+ALONE = """
+import importlib.abc, runpy, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("lucid_deploy", "torch", "polygraphy"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+script, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.tensorrt
+def test_tensorrt_alone_builds_both(package: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
+    result = run(package, sys.executable, "-c", ALONE, "build_tensorrt_rtx.py", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("2 layers computed by the plugin") == 2
+    for stage, operator in (("prefill", b"Precondition"), ("decode", b"DecodeAttention")):
+        assert operator in (tmp_path / f"{stage}.engine").read_bytes()
+
+
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
+    options = TensorRtOptions(plugin=plugin, **LIMITS)
+    folder = package_tensorrt(exported(dtype)[1], tmp_path / "package", options)
+    result = run(folder, "./build_polygraphy.sh", POLYGRAPHY_USE_TENSORRT_RTX="1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "TF32" not in result.stdout.split("Flags")[1].split("]")[0]
+    for stage, operator in (("prefill", b"Precondition"), ("decode", b"DecodeAttention")):
+        assert operator in (folder / f"{stage}.engine").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"cache": "static"}, {}, "static cache.*Export with --cache growing"),
+        ({"inline": True}, {}, "exported with --inline. Export without it"),
+        ({}, {"max_context": 4096}, "--max-context 4096 is more than the model was made for"),
+        ({}, {"attention": "flash"}, "--attention must be explicit or standard"),
+        ({}, {"plugin": Path("nowhere.so")}, "There is no plugin library .*nowhere.so. Run: lucid-deploy plugin build"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(
+    changes: dict[str, Any], options: dict[str, Any], message: str, exported: Exported, tmp_path: Path
+) -> None:
+    with pytest.raises(LucidError, match=message) as raised:
+        package_tensorrt(exported(**changes)[1], tmp_path / "deep" / "package", TensorRtOptions(**options))
+    assert "\n" not in str(raised.value) and not any(tmp_path.iterdir())
+
+
+def test_nothing_is_left_of_what_failed(
+    exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packaging, "write_recorded", full)
+    with pytest.raises(LucidError, match=r"failed: No space left on device\. Nothing was left behind"):
+        package_tensorrt(exported()[1], tmp_path / "deep" / "package", TensorRtOptions(plugin=plugin, **LIMITS))
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_there_is_replaced_on_demand(exported: Exported, plugin: Path, tmp_path: Path) -> None:
+    _, artifact = exported()
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "precious").touch()
+    with pytest.raises(LucidError, match="exists already"):
+        package_tensorrt(artifact, target, TensorRtOptions(plugin=plugin, **LIMITS))
+    replacing = TensorRtOptions(plugin=plugin, overwrite=True, **LIMITS)
+    with pytest.raises(LucidError, match="is not a package for TensorRT"):
+        package_tensorrt(artifact, target, replacing)
+    (target / "precious").rename(target / "profiles.json")
+    package_tensorrt(artifact, target, replacing)
+    assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
+
+
+def test_a_standard_model_needs_no_plugin(exported: Exported, tmp_path: Path) -> None:
+    folder = package_tensorrt(exported(attention_type="llama")[1], tmp_path / "package", TensorRtOptions(**LIMITS))
+    assert not (folder / "liblucid_tensorrt.so").exists() and "Plugins" not in (folder / "build.sh").read_text()
+    assert run(folder, "./compare.sh").returncode == 0

@@ -1,0 +1,93 @@
+"""The scripts: what they say to trtexec and to Polygraphy, read by stand-ins that print their words."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.packaging.tensorrt.scripts import compare_script, polygraphy_script, resource, trtexec_script
+from lucid_deploy.runtimes.tensorrt.limits import Range
+
+PROFILE: dict[str, Range] = {"input_ids": ((1, 1), (2, 8), (2, 16)), "past.0.key": ((1, 2, 0, 4),) * 3}
+PROFILES = {"prefill": PROFILE, "decode": PROFILE}
+TOLERANCES = {case: {"logits": 0.000123456} for case in ("prefill", "prefill_past", "decode")}
+
+
+def told(text: str, tmp_path: Path, *words: str, **environment: str) -> list[list[str]]:
+    """Run a script from another folder; return the words of each program that it started."""
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done; echo --end--\n')
+    script = tmp_path / "script.sh"
+    script.write_text(text)
+    for path in (stand_in, script):
+        path.chmod(0o755)
+    given = {**os.environ, "TRTEXEC": str(stand_in), "PYTHON": str(stand_in), **environment}
+    run = subprocess.run([script, *words], env=given, capture_output=True, text=True, cwd="/", timeout=60)
+    assert run.returncode == 0, run.stderr
+    return [part.splitlines() for part in run.stdout.split("--end--\n") if part]
+
+
+def test_trtexec(tmp_path: Path) -> None:
+    prefill, decode = told(trtexec_script(PROFILES, "lib.so", False), tmp_path, "--verbose")
+    assert decode == [word.replace("prefill", "decode") for word in prefill]
+    assert prefill == [
+        "--onnx=prefill.onnx",
+        "--saveEngine=prefill.engine",
+        "--skipInference",
+        "--profilingVerbosity=detailed",
+        "--dynamicPlugins=./lib.so",
+        "--minShapes=input_ids:1x1,past.0.key:1x2x0x4",
+        "--optShapes=input_ids:2x8,past.0.key:1x2x0x4",
+        "--maxShapes=input_ids:2x16,past.0.key:1x2x0x4",
+        "--stronglyTyped",
+        "--noTF32",
+        "--verbose",
+    ]
+
+
+def test_trtexec_with_other_options(tmp_path: Path) -> None:
+    [prefill, _] = told(trtexec_script(PROFILES, None, True), tmp_path, TRTEXEC_OPTIONS="")
+    assert "--decomposableAttentions=*" in prefill
+    assert not [word for word in prefill if "Plugins" in word or "Typed" in word]
+
+
+def test_polygraphy(tmp_path: Path) -> None:
+    [prefill, decode] = told(polygraphy_script(PROFILES), tmp_path)
+    assert decode == [word.replace("prefill", "decode") for word in prefill]
+    assert prefill[:6] == ["run_polygraphy.py", "convert", "prefill.onnx", "--convert-to", "trt", "-o"]
+    assert prefill[prefill.index("--trt-max-shapes") + 1 :][:2] == ["input_ids:[2,16]", "past.0.key:[1,2,0,4]"]
+
+
+@pytest.mark.parametrize(("words", "runners"), [((), ["--onnxrt"]), (("--trt", "--onnxrt"), ["--trt", "--onnxrt"])])
+def test_compare(words: tuple[str, ...], runners: list[str], tmp_path: Path) -> None:
+    found = told(compare_script(PROFILES, TOLERANCES), tmp_path, *words)
+    assert [call[2] for call in found] == ["prefill.functions.onnx", "prefill.functions.onnx", "decode.functions.onnx"]
+    for call, case in zip(found, TOLERANCES, strict=True):
+        assert call[call.index("--load-outputs") + 1] == f"{case}_outputs.json"
+        assert call[call.index("--atol") + 1 :] == ["logits:0.000123", *runners]
+
+
+def test_the_rtx_name_is_made_resolvable(tmp_path: Path) -> None:
+    """With the variable set, the scripts ask Python where the library is; the stand-in answers with its words."""
+    stand_in = '#!/bin/sh\nif [ "$1" = -c ]; then echo "$PWD/libs"; else echo "$LD_LIBRARY_PATH"; fi\n'
+    (tmp_path / "libs").mkdir()
+    (tmp_path / "libs" / "libtensorrt_rtx.so.1").touch()
+    (tmp_path / "python").write_text(stand_in)
+    (tmp_path / "build.sh").write_text(polygraphy_script(PROFILES))
+    for name in ("python", "build.sh"):
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PYTHON": "./python", "POLYGRAPHY_USE_TENSORRT_RTX": "1", "LD_LIBRARY_PATH": "/else"}
+    run = subprocess.run([tmp_path / "build.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    assert run.stdout.splitlines() == [f"{tmp_path}/.libraries:/else"] * 2, run.stderr
+    assert (tmp_path / ".libraries" / "libtensorrt_rtx.so").resolve() == tmp_path / "libs" / "libtensorrt_rtx.so.1"
+
+
+@pytest.mark.parametrize("name", ["run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py"])
+def test_resources_are_python(name: str) -> None:
+    compile(resource(name), name, "exec")
+    assert "lucid_deploy" not in resource(name)
+    json.dumps(resource(name))
