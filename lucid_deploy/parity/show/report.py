@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -208,6 +209,12 @@ class Report(Measurement):
         return found
 
 
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Which package each import name comes from; it reads the records of all that is installed, once a process."""
+    return importlib.metadata.packages_distributions()
+
+
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """Return versions and machine, to write beside results.
 
@@ -215,7 +222,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         packages: Import names of what ran the candidate; versions are looked up without importing them.
     """
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
-    distributions = importlib.metadata.packages_distributions()
+    distributions = _distributions()
     for package in dict.fromkeys(("numpy", "torch", *packages)):
         for name in distributions.get(package, ()):
             versions[name] = importlib.metadata.version(name)
