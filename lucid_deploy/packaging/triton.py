@@ -9,7 +9,6 @@ caches of different lengths cannot be stacked.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -173,7 +172,7 @@ def _fill(
     version.mkdir()
     if engines is None:
         shutil.copyfile(artifact.graph_path(stage), version / "model.onnx")
-        _share(artifact.path(WEIGHTS), version / WEIGHTS, folder.parent / f"{name}-prefill" / "1" / WEIGHTS)
+        shutil.copyfile(artifact.path(WEIGHTS), version / WEIGHTS)  # ONNX refuses external data with several links
         plugin = None
     else:
         built = engine_directory(artifact, engines.backend)
@@ -185,20 +184,6 @@ def _fill(
             plugin = f"{name}-{stage}/plugin/{engines.plugin.file}"
     text = model_config(artifact, stage, name, options, plugin)
     (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-
-
-def _share(source: Path, target: Path, copied: Path) -> None:
-    """Copy the weights for the first model, and link the second one's to that copy where the file system can.
-
-    Never to the artifact's own file: ONNX's checker takes a second link to a weight file for an attack.
-    """
-    if target.parent.parent.name.startswith(f".{copied.parent.parent.name}."):
-        shutil.copyfile(source, target)
-        return
-    try:
-        os.link(copied, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Path:

@@ -66,21 +66,18 @@ def plugin_graph(artifact: Artifact, stage: str, limits: Limits, folder: Path) -
             made = Path(scratch, path.name)
             made.write_bytes(graph.model)
             os.replace(made, path)
-            if not (folder / WEIGHTS).exists():
+            if not _is_own_file(folder / WEIGHTS):
                 made = Path(scratch, WEIGHTS)
-                _link(artifact.path(WEIGHTS), made)
+                shutil.copyfile(artifact.path(WEIGHTS), made)
                 os.replace(made, folder / WEIGHTS)
     except OSError as error:
         raise _unwritable(folder, error) from error
     return path
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; not a symbolic one, whose target onnxruntime refuses outside the graph's folder."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links: the copy costs disk, nothing else
-        shutil.copyfile(source, target)
+def _is_own_file(path: Path) -> bool:
+    """Whether weights are there under this name alone: ONNX refuses external data with several links, or behind one."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_nlink == 1
 
 
 def _unwritable(folder: Path, error: OSError) -> LucidError:
