@@ -27,10 +27,12 @@ from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.tokenizer import check_tokenizer, copy_companions
 from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
+from lucid_deploy.plugins.table import DIAGONALS, UNIT
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.diagonal import DiagonalEffect
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.model.checkpoint import Checkpoint
@@ -52,10 +54,12 @@ class ExportOptions:
         overwrite: Whether an existing artifact at the output may be replaced.
         cache_dtype: Type of the cache: ``auto`` (the model's), ``float16`` or ``int8``.
         quantize: How to quantize weights; None: not at all.
-        range_scan: Whether to see, before a float16 export, that no value overflows; without, that is recorded.
+        range_scan: Whether to run the checkpoint before: to see that no value overflows float16, and what the diagonal
+            of L costs. Without, a float16 artifact records that.
         calibration: A text file whose lines the scan runs too.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
         inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
+        diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
 
@@ -70,6 +74,7 @@ class ExportOptions:
     assume_unused: tuple[str, ...] = ()
     hub: HubOptions | None = None
     inline: bool = False
+    diagonal: str = UNIT
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest says of them: all that decides what is exported."""
@@ -102,7 +107,7 @@ def export(
     output = Path(output)
     _check_request(output, options)
     checkpoint, hub = _fetched(checkpoint, options, progress)
-    source = Checkpoint(checkpoint, options.assume_unused)
+    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal)
     _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
     check_tokenizer(source.directory)
@@ -115,11 +120,22 @@ def export(
         from lucid_deploy.export.quantize import plan_quantization
 
         quantization = plan_quantization(source.stored_shapes(), source.tied, options.quantize)
-    ranges = _scan_ranges(source, options, quantization, progress)
+    ranges, effect = _scan_ranges(source, options, quantization, progress)
+    said = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
     made = missing_directories(output.parent)
     try:
         with _made(output) as building:
-            _build(source, str(checkpoint), building, options, progress or (lambda *_: None), ranges, quantization, hub)
+            _build(
+                source,
+                str(checkpoint),
+                building,
+                options,
+                progress or (lambda *_: None),
+                ranges,
+                quantization,
+                hub,
+                said,
+            )
             _check_request(output, options)  # again: tracing and writing took a while
             put_in_place(building, output)
     except OSError as error:
@@ -148,6 +164,8 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"logits must be last or all, not {options.logits!r}.")
     if options.cache not in CACHES:
         raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
+    if options.diagonal not in DIAGONALS:
+        raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
     resolve_cache_dtype(options.cache_dtype, options.dtype)
     if options.quantize is not None:
         from lucid_deploy.export.quantize import check_options
@@ -193,23 +211,36 @@ def _check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
         )
 
 
+def _is_demo(checkpoint: str | Path) -> bool:
+    """Whether it is the bundled model, which was trained with 1 on the diagonal."""
+    from lucid_deploy.model.checkpoint import DEMO, resolve
+
+    return resolve(checkpoint).resolve() == resolve(DEMO)
+
+
 def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
     return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
 
 
 def _scan_ranges(
     source: Checkpoint, options: ExportOptions, quantization: Quantization | None, progress: Progress | None
-) -> dict[str, Any] | None:
-    """Refuse a model whose values overflow float16; return what the manifest says, None where nothing is float16."""
+) -> tuple[dict[str, Any] | None, DiagonalEffect | None]:
+    """Refuse a model whose values overflow float16; return what the manifest says, None where nothing is float16.
+
+    With it comes what training's diagonal would change; None where it is not measured, or is what is exported.
+    """
+    from lucid_deploy.export.range_scan import measure_diagonal
+
+    asked = options.range_scan and options.diagonal == UNIT
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if "float16" not in (options.dtype, stored):
         if options.calibration is not None:
             raise LucidError("--calibration is for the range scan of --dtype float16; leave it out.")
-        return None
+        return None, measure_diagonal(source, progress) if asked else None
     if not options.range_scan:
         if options.calibration is not None:
             raise LucidError("--calibration is for the range scan, which --skip-range-scan leaves out.")
-        return {"skipped": True}
+        return {"skipped": True}, None
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, scan
 
     whole = options.dtype == "float16"
@@ -221,7 +252,7 @@ def _scan_ranges(
         source.directory,
         "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
     )
-    return found.to_dict()
+    return found.to_dict(), found.diagonal if asked else None
 
 
 def _build(
@@ -233,6 +264,7 @@ def _build(
     ranges: dict[str, Any] | None,
     quantization: Quantization | None,
     hub: dict[str, str] | None,
+    said: tuple[str, ...],
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
@@ -293,7 +325,7 @@ def _build(
         layers=_described(source, options),
         transposed=tuple(sorted(set(*transposed) - set(() if quantization is None else quantization.tensors))),
         float32_head=_has_float32_head(source, quantization),
-        notes=(*source.notes, *tokenizer_notes),
+        notes=(*source.notes, *said, *tokenizer_notes),
         assumed_unused=source.assumed_unused,
         hub=hub,
         options=options.recorded(),

@@ -11,18 +11,28 @@ from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.causal_attention.onnx_body import CausalAttention
 from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
+from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
 
+# Where training's diagonal comes in. The solve takes its root on both sides, rows of V, and rows and columns of E, so
+# that E becomes exp(−|K̂_i − K̂_j|²/(2√d)), which has 1 on the diagonal.
+DIVIDED = {
+    Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
+    DecodeAttention.name: DividedRows("K_new", 1.0, {"weights": 0, "y_new": 0}),
+}
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention)}
 
 
-def function_proto(name: str, opset: int = OPSET) -> onnx.FunctionProto:
+def function_proto(name: str, opset: int = OPSET, training_diagonal: bool = False) -> onnx.FunctionProto:
     """Return an operator's body as it stands in a graph's file.
 
     Args:
         name: The operator.
         opset: Version of the standard operators in the graph: a runtime inlines only a function of the same version.
+        training_diagonal: Whether its nodes have the attribute ``diagonal``, as all of a graph have or none.
     """
     function = FUNCTIONS[name].to_function_proto()
+    if training_diagonal and name in DIVIDED:
+        function = with_divided_rows(function, DIVIDED[name])
     for item in function.opset_import:
         if item.domain == "":
             item.version = opset

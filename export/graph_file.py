@@ -12,7 +12,7 @@ from lucid_deploy.artifact import WEIGHTS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.passes import pair_heads
-from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.plugins.table import DIAGONAL, DOMAIN
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ def _stored_name(name: str, plan: Collection[str]) -> str:
 
 def _attach_functions(proto: onnx.ModelProto) -> None:
     opset = next(item.version for item in proto.opset_import if item.domain == "")
-    for name in sorted({node.op_type for node in proto.graph.node if node.domain == DOMAIN}):
-        proto.functions.append(function_proto(name, opset))
+    nodes = [node for node in proto.graph.node if node.domain == DOMAIN]
+    training = any(attribute.name == DIAGONAL.name for node in nodes for attribute in node.attribute)
+    for name in sorted({node.op_type for node in nodes}):
+        proto.functions.append(function_proto(name, opset, training))
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

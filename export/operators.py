@@ -6,19 +6,24 @@ Names, inputs and outputs are those of :mod:`lucid_deploy.plugins.table`. The bo
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import onnx
 from onnx.defs import OpSchema
 from onnxscript import values
 
 from lucid_deploy.plugins.table import (
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,
+    DIAGONAL,
     DOMAIN,
     PRECONDITION,
     SCATTER_ROW,
     VERSION,
+    Attribute,
     Operator,
     Tensor,
 )
@@ -50,25 +55,35 @@ def schema(operator: Operator) -> OpSchema:
         inputs=parameters(operator.inputs),
         outputs=parameters(operator.outputs),
         type_constraints=[("T", list(map(_onnx_type, operator.types)), "the model's type")],
-        attributes=[OpSchema.Attribute(each.name, OpSchema.AttrType.FLOAT, each.text) for each in operator.attributes],
+        attributes=[_attribute(each) for each in operator.attributes],
     )
+
+
+def _attribute(attribute: Attribute) -> OpSchema.Attribute:
+    if attribute.default is None:
+        return OpSchema.Attribute(attribute.name, OpSchema.AttrType.FLOAT, attribute.text)
+    default = onnx.helper.make_attribute(attribute.name, attribute.default)
+    return OpSchema.Attribute(attribute.name, default, attribute.text)
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return how ``torch.onnx.export`` turns our custom PyTorch operators into nodes of the domain."""
-    precondition, causal_attention, decode_attention, scatter_row = map(
-        _node_maker, (PRECONDITION, CAUSAL_ATTENTION, DECODE_ATTENTION, SCATTER_ROW)
-    )
+    causal_attention, scatter_row = map(_node_maker, (CAUSAL_ATTENTION, SCATTER_ROW))
+    precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
     # The tracer reads these signatures. Where a graph has no attribute for an argument, it says how PyTorch computes.
-    def translate_precondition(k, v, k_past, y_past, mask, eps: float, implementation: str):  # type: ignore[no-untyped-def]
-        return precondition(k, v, k_past, y_past, mask, epsilon=eps)
+    def translate_precondition(  # type: ignore[no-untyped-def]
+        k, v, k_past, y_past, mask, eps: float, implementation: str, training_diagonal: bool = False
+    ):
+        return precondition(training_diagonal)(k, v, k_past, y_past, mask, epsilon=eps)
 
     def translate_causal_attention(q, k, y, mask):  # type: ignore[no-untyped-def]
         return causal_attention(q, k, y, mask)
 
-    def translate_decode_attention(q, k_new, v_new, k, y, mask, eps: float, implementation: str):  # type: ignore[no-untyped-def]
-        return decode_attention(q, k_new, v_new, k, y, mask, epsilon=eps)
+    def translate_decode_attention(  # type: ignore[no-untyped-def]
+        q, k_new, v_new, k, y, mask, eps: float, implementation: str, training_diagonal: bool = False
+    ):
+        return decode_attention(training_diagonal)(q, k_new, v_new, k, y, mask, epsilon=eps)
 
     def translate_scatter_row(cache, row, index):  # type: ignore[no-untyped-def]
         return scatter_row(cache, row, index)
@@ -79,6 +94,16 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         _torch_operator(CAUSAL_ATTENTION): translate_causal_attention,
         _torch_operator(DECODE_ATTENTION): translate_decode_attention,
     }
+
+
+def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
+    """Return what makes nodes with training's diagonal or with 1 on it.
+
+    The latter have no such attribute, as in graphs from before there was one; the tracer would write a default down.
+    """
+    unit = dataclasses.replace(operator, attributes=tuple(each for each in operator.attributes if each != DIAGONAL))
+    makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})
+    return lambda training: makers[training]
 
 
 def _node_maker(operator: Operator) -> values.Op:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.diagonal import DiagonalEffect
+from lucid_deploy.model.layer_plan import LUCID
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ LIMIT = 65504.0  # largest number of float16
 MARGIN = 4.0  # other prompts give other values: a value nearer to the limit than this factor is a warning
 PROMPT_TOKENS = 512  # of a calibration line are run at most …
 CALIBRATION_LINES = 64  # … and so many lines
+SHORT_PROMPT = 32  # tokens of a prompt where only the diagonal of L is measured: the model is read, little is computed
 RECALL_PROMPTS = 27  # for the demo: one of each length
 CACHED = ("key", "y")  # what goes into the cache
 ORDER = (  # of a layer's tensors, as they are computed
@@ -62,6 +65,7 @@ class RangeScan:
         calibration: Name of the text file that was run too, or None.
         peaks: Largest magnitude of each tensor, by layer: ``embedding``, ``layer 0`` …, ``head``.
         checked: Names of the tensors that are float16 in the graphs; None: all.
+        diagonal: What training's diagonal of L changes.
     """
 
     prompts: int
@@ -69,6 +73,7 @@ class RangeScan:
     calibration: str | None
     peaks: dict[str, dict[str, float]] = field(default_factory=dict)
     checked: tuple[str, ...] | None = None
+    diagonal: DiagonalEffect = field(default_factory=DiagonalEffect)
 
     def warnings(self) -> list[str]:
         """Return a sentence for each tensor that comes closer to the limit than the margin."""
@@ -115,11 +120,11 @@ class RangeScan:
                     yield layer, tensor, peak
 
 
-def sample_prompts(checkpoint: Checkpoint, calibration: Path | None) -> list[Array]:
+def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int = PROMPT_TOKENS) -> list[Array]:
     """Return the prompts to scan, int64 ``(B, N)`` each, rows of equal length together.
 
     Random, repeated and correlated tokens as verification uses them; for the recall model its prompts; and the lines of
-    a text file.
+    a text file. Each has ``most`` tokens at most.
 
     Raises:
         LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
@@ -134,7 +139,7 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None) -> list[Arr
         rows += _calibration_rows(checkpoint, calibration)
     by_length: dict[int, list[Array]] = {}
     for row in rows:
-        cut = row[: min(PROMPT_TOKENS, checkpoint.config.max_position_embeddings)]
+        cut = row[: min(most, checkpoint.config.max_position_embeddings)]
         by_length.setdefault(len(cut), []).append(cut)
     return [np.stack(group) for group in by_length.values()]
 
@@ -208,21 +213,51 @@ def scan(
         checked,
     )
     with torch.inference_mode():
-        table = checkpoint.tensor("model.embed_tokens.weight")
-        streams = [table[torch.from_numpy(ids)].float() * config.embedding_multiplier for ids in prompts]
-        del table
+        streams = _embedded(checkpoint, prompts)
         found.peaks["embedding"] = {"residual stream": _largest(streams)}
         for index in range(config.num_hidden_layers):
             if progress is not None:
                 progress("Scanning ranges", index, config.num_hidden_layers)
             layer, peaks = _load_layer(checkpoint, index), _LargestMagnitudes()
             peaks.watch(layer)
+            found.diagonal.watch(layer, index)
             streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
             found.peaks[f"layer {index}"] = peaks.named
         found.peaks["head"] = _run_head(checkpoint, streams)
         if progress is not None:
             progress("Scanning ranges", config.num_hidden_layers, config.num_hidden_layers)
     return found
+
+
+def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -> DiagonalEffect:
+    """Run a checkpoint over a few short prompts, up to its last layer with a solve, for what its diagonal costs alone.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        progress: As :func:`scan`.
+    """
+    import torch
+
+    config, found = checkpoint.config, DiagonalEffect()
+    count = max((index + 1 for index, kind in enumerate(config.kinds) if kind == LUCID), default=0)
+    prompts = sample_prompts(checkpoint, None, SHORT_PROMPT) if count else []
+    with torch.inference_mode():
+        streams = _embedded(checkpoint, prompts)
+        for index in range(count):
+            if progress is not None:
+                progress("Measuring the diagonal of L", index, count)
+            layer, peaks = _load_layer(checkpoint, index), _LargestMagnitudes()
+            found.watch(layer, index)
+            streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
+    return found
+
+
+def _embedded(checkpoint: Checkpoint, prompts: Sequence[Array]) -> list[torch.Tensor]:
+    import torch
+
+    table = checkpoint.tensor("model.embed_tokens.weight")
+    multiplier = checkpoint.config.embedding_multiplier
+    return [table[torch.from_numpy(ids)].float() * multiplier for ids in prompts]
 
 
 def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:

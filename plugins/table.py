@@ -33,10 +33,17 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A float attribute."""
+    """A float attribute.
+
+    Attributes:
+        name: Its name.
+        text: What it says.
+        default: What a node without it means; None: every node has it.
+    """
 
     name: str
     text: str
+    default: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Operator:
         inputs: In order.
         outputs: In order.
         types: What ``T`` may be.
-        attributes: Its attributes, all required.
+        attributes: Its attributes.
         torch_name: Of PyTorch's custom operator; empty where PyTorch has none.
     """
 
@@ -77,6 +84,11 @@ class Operator:
 
 
 EPSILON = Attribute("epsilon", "added to the mean square of a key before the root")
+DIAGONAL = Attribute(
+    "diagonal", "0: L_ii is 1; 1: L_ii is exp(√d(m/(m + epsilon) − 1)), m the mean square of key i", 0.0
+)
+UNIT, TRAINING = "unit", "training"  # what people call the two
+DIAGONALS = (UNIT, TRAINING)
 
 _NEW = "[batch, kv_heads, sequence, head_dim]"
 _CACHE = "[batch, kv_heads, past_sequence, head_dim]"
@@ -85,7 +97,7 @@ _SCALE = "[batch, kv_heads, past_sequence, 1]"
 
 PRECONDITION = Operator(
     name="Precondition",
-    text="Solve L Y = V for new tokens, given the cache of those before; L = tril(exp(K̂K̂ᵀ/√d − √d)), unit diagonal.",
+    text="Solve L Y = V for new tokens, given the cache of those before; L = tril(exp(K̂K̂ᵀ/√d − √d)).",
     inputs=(
         Tensor("K", _NEW, "raw keys of the new tokens"),
         Tensor("V", _NEW, "their values"),
@@ -94,7 +106,7 @@ PRECONDITION = Operator(
         Tensor("mask", "[batch, past_sequence + sequence]", "false at padding", "bool"),
     ),
     outputs=(Tensor("Y", _NEW, "preconditioned values of the new tokens"),),
-    attributes=(EPSILON,),
+    attributes=(EPSILON, DIAGONAL),
     torch_name="lucid::precondition",
 )
 CAUSAL_ATTENTION = Operator(
@@ -129,7 +141,7 @@ DECODE_ATTENTION = Operator(
         _MASK,
     ),
     outputs=_ATTENDED,
-    attributes=(EPSILON,),
+    attributes=(EPSILON, DIAGONAL),
     torch_name="lucid::decode_attention",
 )
 # Never in an artifact: a session puts these into the decode graph that it loads, to read a cache as it is stored.
@@ -144,7 +156,7 @@ DECODE_ATTENTION_FLOAT16 = Operator(
     ),
     outputs=_ATTENDED,
     types=("float32",),
-    attributes=(EPSILON,),
+    attributes=(EPSILON, DIAGONAL),
 )
 DECODE_ATTENTION_INT8 = Operator(
     name="DecodeAttentionInt8",
@@ -159,7 +171,7 @@ DECODE_ATTENTION_INT8 = Operator(
     ),
     outputs=_ATTENDED,
     types=("float32", "float16"),
-    attributes=(EPSILON,),
+    attributes=(EPSILON, DIAGONAL),
 )
 # Never in an artifact: a graph pass makes it the standard TensorScatter.
 SCATTER_ROW = Operator(

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     ["auto", "float16", "int8"],
     help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
 )
+@choice_option(
+    "--diagonal",
+    ["unit", "training"],
+    help="Diagonal of L in LUCID layers. unit: 1. training: what the authors' training code divides by, which is below "
+    "1 for small keys.",
+)
 @click.option(
     "--inline",
     is_flag=True,
@@ -50,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--skip-range-scan",
     is_flag=True,
-    help="Export float16 without looking whether values overflow.",
+    help="Do not run the checkpoint before: neither for values that overflow float16 nor for what --diagonal changes.",
 )
 @click.option(
     "--quantize",
@@ -101,6 +107,7 @@ def command(
     logits: str,
     cache: str,
     cache_dtype: str,
+    diagonal: str,
     inline: bool,
     calibration: str | None,
     skip_range_scan: bool,
@@ -137,6 +144,7 @@ def command(
         assume_unused=assume_unused,
         hub=hub,
         inline=inline,
+        diagonal=diagonal,
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)

@@ -13,8 +13,10 @@ from lucid_deploy.model.config import LucidConfig, parse_config, read_config
 from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
 from lucid_deploy.model.families import family_named
+from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.tensor_names import unwrapped
 from lucid_deploy.model.variants import listed, settle
+from lucid_deploy.plugins.table import UNIT
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +57,7 @@ class Checkpoint:
     Args:
         checkpoint: A directory, or the word ``demo``.
         assume_unused: Keys of ``config.json`` that are not known here and that the user says change nothing.
+        diagonal: See :attr:`LucidConfig.diagonal`.
 
     Attributes:
         directory: Where it lies.
@@ -68,7 +71,7 @@ class Checkpoint:
             error names them all).
     """
 
-    def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = ()) -> None:
+    def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = (), diagonal: str = UNIT) -> None:
         self.directory = resolve(checkpoint)
         raw = read_config(self.directory)
         where = str(self.directory / "config.json")
@@ -80,7 +83,8 @@ class Checkpoint:
         self._handles: dict[Path, Any] = {}
         self._named, wrappers = unwrapped(self._file_of, str(self.directory))
         config, notes = settle(config, raw, self._named, str(self.directory))
-        self.config: LucidConfig = _with_generation_eos(config, self.directory)
+        config = _with_generation_eos(config, self.directory)
+        self.config: LucidConfig = _with_diagonal(config, diagonal, str(self.directory))
         self.tied = self.config.tie_word_embeddings
         self.notes = (*_wrapper_notes(wrappers), *notes, *self._share_head())
         self._check_tensors()
@@ -186,6 +190,12 @@ def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:
     if not parts:
         return ()
     return (f"Tensor names were read without {' and '.join(parts)}, which a training wrapper put into them.",)
+
+
+def _with_diagonal(config: LucidConfig, diagonal: str, where: str) -> LucidConfig:
+    if diagonal != UNIT and LUCID not in config.kinds:
+        raise LucidError(f"{where} has no LUCID layers, so there is no diagonal to choose: leave out --diagonal.")
+    return dataclasses.replace(config, diagonal=diagonal)
 
 
 def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:

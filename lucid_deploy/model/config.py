@@ -16,6 +16,7 @@ from lucid_deploy.model.config_check import check_keys
 from lucid_deploy.model.config_file import ConfigFile, RopeBlock, checked, read_object, token_ids
 from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS, ROPE_REASONS
 from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
+from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 ROPE_TYPES = tuple(ROPE_KEYS)
 QK_NORMS = ("none", "after_rope", "before_rope")
@@ -53,6 +54,7 @@ _ADDED = frozenset(
         "sliding_window",
         "window_rope_theta",
         "rope_layers",
+        "diagonal",
     )
 )
 
@@ -63,8 +65,9 @@ class RopeScaling:
 
     Attributes:
         rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
-            divided, high ones kept, a ramp between).
-        factor: The divisor.
+            divided, high ones kept, a ramp between), ``dynamic`` (unchanged up to ``max_position_embeddings``; beyond,
+            all would change with the length of the text, so that sessions never go there).
+        factor: The divisor; of ``dynamic`` without effect up to ``max_position_embeddings``.
         low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
         high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
         original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
@@ -116,6 +119,8 @@ class LucidConfig:
         sliding_window: How many tokens, itself included, a token of a layer over a window sees.
         window_rope_theta: The rotary base of layers over a window, without scaling; None: that of all.
         rope_layers: Which layers rotate; empty: all.
+        diagonal: What LUCID layers divide row i of the solve by: ``unit`` is 1, ``training`` what the formula gives,
+            exp(√d(m/(m + eps) − 1)) with m the mean square of key i. No key of ``config.json`` says it.
     """
 
     vocab_size: int
@@ -149,6 +154,7 @@ class LucidConfig:
     sliding_window: int | None = None
     window_rope_theta: float | None = None
     rope_layers: tuple[bool, ...] = ()
+    diagonal: str = UNIT
 
     def rope(self, index: int) -> Rope | None:
         """Return how a layer rotates; None: not at all."""
@@ -216,6 +222,8 @@ class LucidConfig:
             raise ValueError(f"layer_kinds are {config.layer_kinds} for {config.num_hidden_layers} layers")
         if config.qk_norm not in QK_NORMS or config.hidden_act not in ACTIVATIONS:
             raise ValueError(f"qk_norm is {config.qk_norm!r}, hidden_act {config.hidden_act!r}")
+        if config.diagonal not in DIAGONALS:
+            raise ValueError(f"diagonal is {config.diagonal!r}")
         if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
             raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
         if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.cache.layout import CacheLayout, LayerLayout
+from lucid_deploy.plugins.table import UNIT
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
@@ -29,6 +30,7 @@ class LayerDescription:
         operators: By stage, the operators of the domain ``ai.lucid`` that its graph uses.
         weights: Names of the weights its mixer reads, without the layer's prefix: ``self_attn.k_proj.weight``.
         solves: Whether its cached ``value`` solves the triangular system of its cached ``key``.
+        diagonal: Of a layer that solves: the diagonal of its system, as :attr:`LucidConfig.diagonal`.
         eviction: Why its oldest tokens cannot be dropped from a cache, as the end of a sentence.
     """
 
@@ -37,6 +39,7 @@ class LayerDescription:
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     weights: tuple[str, ...] = ()
     solves: bool = False
+    diagonal: str = UNIT
     eviction: str = "what is cached for the later tokens was computed from them"
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class LayerDescription:
             "operators": {stage: list(names) for stage, names in self.operators.items()},
             "weights": list(self.weights),
             "solves": self.solves,
+            "diagonal": self.diagonal,
             "eviction": self.eviction,
         }
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 from lucid_deploy.model.config import LucidConfig, RopeScaling
 from lucid_deploy.model.layers import layer_kind
+from lucid_deploy.plugins.table import TRAINING
 
 
 def summarize(config: LucidConfig) -> str:
@@ -15,6 +16,8 @@ def summarize(config: LucidConfig) -> str:
     parts = [layers, _positions(config)]
     if config.qk_norm != "none":
         parts.append(f"norms of queries and keys {'after' if config.qk_norm == 'after_rope' else 'before'} rotation")
+    if config.diagonal == TRAINING:
+        parts.append("training's diagonal of L")
     return ", ".join(parts)
 
 

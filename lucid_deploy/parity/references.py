@@ -46,7 +46,7 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
             f"--checkpoint DIR.{again}"
         )
-    source = Checkpoint(name, artifact.manifest.assumed_unused)
+    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal)
     differing = [
         f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
         f"{getattr(source.config, field.name)} in the checkpoint"

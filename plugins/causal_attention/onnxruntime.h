@@ -10,12 +10,12 @@ template <class T>
 struct CausalAttention {
     using Table = table::CausalAttention;
     using In = Table::In;
-    static constexpr bool kEpsilon = false;
+    static constexpr bool kSolves = false;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
 
-    static void compute(const Context& context, float) {
+    static void compute(const Context& context, const Attributes&) {
         auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), y = context.input<T>(In::Y, 4);
         auto mask = context.input<bool>(In::mask, 2);
         context.require(y.shape == k.shape, "K and Y differ in shape");

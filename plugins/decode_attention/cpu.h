@@ -22,7 +22,7 @@ struct DecodeArguments {
     T* o;             // [B, H·G, 1, D]
     T* y_new;         // [B, H, 1, D]
     size_t batch, heads, groups, past, width;
-    float epsilon;
+    float epsilon, diagonal; // `diagonal`: 0: L_ii is 1; 1: it is training's
 };
 
 } // namespace lucid

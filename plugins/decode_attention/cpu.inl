@@ -42,7 +42,7 @@ struct Token {
     float* norms;   // [kColumns]: what the new key's scores are multiplied by
     float* zeros;   // a row of the cache that stands for every one without a token
     float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
-    float peak;     // of the new key's row: √d
+    float peak;     // of the new key's row: √d + log L_ii
     size_t rows;
 };
 
@@ -74,7 +74,7 @@ Token make_token(const Decode<T, S>& decode, size_t head, bool token, Scratch& s
         if (token) column[a.groups * cut.padded] = to_float(key[k]) * norm / root_d;
     }
     // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
-    made.peak = token ? root_d : 1e30f;
+    made.peak = token ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
     return made;
 }
 
@@ -244,7 +244,7 @@ void chunk_task(void* data, size_t index) {
     }
 }
 
-// Joins a head's chunks: y = v − Σ of the new key's row, then the softmax over the cache and the new token.
+// Joins a head's chunks: y = v / L_ii − Σ of the new key's row, then the softmax over the cache and the new token.
 template <class T, class S>
 void join_task(void* data, size_t head) {
     Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
@@ -254,7 +254,11 @@ void join_task(void* data, size_t head) {
     const T *key = a.k_new + head * d, *value = a.v_new + head * d;
     Scratch scratch(2 * cut.padded, 2);
     float *y = scratch.take(d), *sums = scratch.take(d);
-    for (size_t k = 0; k < d; ++k) y[k] = to_float(value[k]);
+    bool token = a.mask[head / a.heads * (a.past + 1) + a.past];
+    float norm = 0.0f, root_d = std::sqrt(static_cast<float>(d));
+    key_norms(&norm, key, d, 1, &token, a.epsilon);
+    float factor = std::exp(log_row_factor(norm, root_d, a.epsilon, a.diagonal)); // 1 / L_ii
+    for (size_t k = 0; k < d; ++k) y[k] = to_float(value[k]) * factor;
     for (size_t chunk = 0; chunk < chunks; ++chunk) {
         const float* received = decode.part(head, chunk) + 2 * rows + a.groups * cut.padded;
         for (size_t k = 0; k < d; ++k) y[k] -= received[cut.place(k)];
@@ -264,7 +268,7 @@ void join_task(void* data, size_t head) {
         const T* query = a.q + (head * a.groups + row) * d;
         float peak = 0.0f, total = 1.0f;
         for (size_t k = 0; k < d; ++k) peak += to_float(query[k]) * to_float(key[k]);
-        peak /= std::sqrt(static_cast<float>(d));
+        peak /= root_d;
         std::copy(y, y + d, sums);
         for (size_t chunk = 0; chunk < chunks; ++chunk) {
             const float *part = decode.part(head, chunk), *weighted = part + 2 * rows + row * cut.padded;

@@ -12,11 +12,18 @@ import math
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.shared.keys import compute_dtype, normalize_keys
+from lucid_deploy.plugins.shared.keys import compute_dtype, log_row_factors, normalize_keys
 
 
 def decode_attention_fused(
-    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Score G query rows and the new key in one product, then average and subtract in another."""
     work = compute_dtype(q.dtype)
@@ -28,7 +35,12 @@ def decode_attention_fused(
     scores = torch.cat([q_rows, new_row], dim=2) @ keys.mT  # (B, H, G+1, P): the one pass over K
     key_norm = torch.rsqrt(keys.square().mean(-1) + eps)[:, :, None, :]  # (B, H, 1, P)
     s_query, s_new = scores[:, :, :groups], scores[:, :, groups:]
-    e = torch.exp(s_new * key_norm - root_d)  # (B, H, 1, P)
+    shift: float | Tensor = root_d
+    if training_diagonal:  # the rows of E and V, over L_ii
+        row_log = log_row_factors(k_new.to(work), eps)  # (B, H, 1, 1)
+        row_log = row_log if mask is None else row_log * mask[:, None, None, past:]
+        shift, new_value = shift - row_log, new_value * row_log.exp()
+    e = torch.exp(s_new * key_norm - shift)  # (B, H, 1, P)
     if mask is not None:
         s_query = s_query.masked_fill(~mask[:, None, None, :past], -torch.inf)
         e = e * (mask[:, None, None, :past] & mask[:, None, None, past:])

@@ -1,7 +1,8 @@
 """Decode attention in one pass over the cache: the new key rides along as one more query row.
 
-The last row of every tile is the new key. Its weights E = exp(k̂·k̂_j/√d − √d) are softmax weights with a peak that
-is known beforehand, √d, so both kinds of row share the scores' product and the product with Y.
+The last row of every tile is the new key. Its weights E = exp(k̂·k̂_j/√d − √d) are softmax weights with a peak that is
+known beforehand, √d (or √d + log L_ii, which divides the row by L_ii), so both kinds of row share the scores' product
+and the product with Y.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -9,7 +10,7 @@ is known beforehand, √d, so both kinds of row share the scores' product and th
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens
+from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens, row_shifts
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])
@@ -28,6 +29,7 @@ def decode_split_kernel(
     epsilon,
     scale,
     shift,
+    diagonal,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -43,7 +45,7 @@ def decode_split_kernel(
         p_k, p_y: ``(B, H, n_past, width)``; rows that the mask hides are never read.
         p_mask: ``(B, n_past + 1)`` bytes.
         p_work: float32: sums ``(B·H, n_splits, n_groups + 1, width)``, then peaks and weights without the last axis.
-        scale, shift, width_units: As in the preconditioner.
+        scale, shift, diagonal, width_units: As in the preconditioner.
     """
     width = width_units * WIDTH_UNIT
     n_rows = n_groups + 1
@@ -61,10 +63,12 @@ def decode_split_kernel(
     o_queries = (i_batch_head.to(tl.int64) * n_groups + i_first_query) * width
     b_q = load_rows(p_q + o_queries, o_r, m_queries, width, BLOCK_D)
     b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * width, o_r * 0, m_new_row, width, BLOCK_D)
-    b_row_scale = tl.where(m_new_row, inverse_norms(b_k_new, m_new_row, width, epsilon), 1.0) * scale
+    b_new_norm = inverse_norms(b_k_new, m_new_row, width, epsilon)
+    b_row_scale = tl.where(m_new_row, b_new_norm, 1.0) * scale
+    b_shift = row_shifts(b_new_norm, epsilon, shift, diagonal)
     b_q = tl.where(m_new_row[:, None], b_k_new, b_q)
 
-    b_peak = tl.where(m_new_row, shift, float("-inf"))
+    b_peak = tl.where(m_new_row, b_shift, float("-inf"))
     b_weight = tl.zeros((ROWS,), tl.float32)
     b_acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
@@ -75,7 +79,7 @@ def decode_split_kernel(
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_row_scale[:, None]
         b_scores *= tl.where(m_new_row[:, None], b_norms[None, :], 1.0)
         b_scores = tl.where(m_tile[None, :], b_scores, float("-inf"))
-        b_next = tl.where(m_new_row, shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
+        b_next = tl.where(m_new_row, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores - b_safe[:, None])
         b_decay = tl.exp2(b_peak - b_safe)
@@ -107,7 +111,10 @@ def decode_combine_kernel(
     n_groups,
     n_splits,
     width_units,
+    epsilon,
     scale,
+    shift,
+    diagonal,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
@@ -117,7 +124,7 @@ def decode_combine_kernel(
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
         p_k_new, p_v_new, p_y_new: ``(B, H, 1, width)``.
-        p_mask, p_work, scale, width_units: As in the kernel before.
+        p_mask, p_work, scale, shift, diagonal, width_units: As in the kernel before.
     """
     width = width_units * WIDTH_UNIT
     n_rows = n_groups + 1
@@ -155,9 +162,11 @@ def decode_combine_kernel(
     o_new = i_batch_head.to(tl.int64) * width + o_d
     is_token = tl.load(p_mask + (i_batch_head // n_heads).to(tl.int64) * (n_past + 1) + n_past) != 0
     b_v = tl.load(p_v_new + o_new, mask=m_d, other=0.0).to(tl.float32)
-    b_y = tl.where(is_token, b_v - b_received, b_v)
     b_q = tl.load(p_q + o_query, mask=m_d, other=0.0).to(tl.float32)
     b_k = tl.load(p_k_new + o_new, mask=m_d, other=0.0).to(tl.float32)
+    norm = tl.rsqrt(tl.sum(b_k * b_k, axis=0) / width + epsilon)
+    factor = tl.exp2(shift - row_shifts(norm, epsilon, shift, diagonal))
+    b_y = tl.where(is_token, b_v * factor - b_received, b_v)
     own_score = tl.sum(b_q * b_k, axis=0) * scale
     next_peak = tl.maximum(peak, own_score)
     own = tl.exp2(own_score - next_peak)

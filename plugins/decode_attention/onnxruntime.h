@@ -14,7 +14,7 @@ struct DecodeAttention {
     using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
     using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
     using In = typename Table::In;
-    static constexpr bool kEpsilon = true;
+    static constexpr bool kSolves = true;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
@@ -22,7 +22,7 @@ struct DecodeAttention {
         return index > In::Y ? element_type<float>() : element_type<T>(); // the scales
     }
 
-    static void compute(const Context& context, float epsilon) {
+    static void compute(const Context& context, const Attributes& attributes) {
         auto q = context.input<T>(In::Q, 4);
         auto k_new = context.input<T>(In::K_new, 4), v_new = context.input<T>(In::V_new, 4);
         auto k = context.input<S>(In::K, 4), y = context.input<S>(In::Y, 4);
@@ -44,7 +44,7 @@ struct DecodeAttention {
         }
         T *o = context.output<T>(Table::Out::O, q.shape), *y_new = context.output<T>(Table::Out::Y_new, row);
         run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
-             q.at(1) / k.at(1), k.at(2), k.at(3), epsilon},
+             q.at(1) / k.at(1), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
             SessionPool(context));
     }
 

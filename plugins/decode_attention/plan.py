@@ -39,6 +39,7 @@ def plan_decode_attention(
     epsilon: float,
     arch: int,
     tuned: Choice | None = None,
+    diagonal: float = 0.0,
 ) -> Plan:
     """Plan decode attention for Q ``(batch, heads · groups, 1, width)`` over ``past`` cached rows.
 
@@ -52,6 +53,7 @@ def plan_decode_attention(
         epsilon: Added to the mean square of a key.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
+        diagonal: 0: L_ii is 1; 1: it is training's.
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
@@ -62,13 +64,14 @@ def plan_decode_attention(
     tuned = tuned or choice(TUNED, arch, dtype, padded)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups, "n_splits": splits}
-    scores, combine_unit = score_scalars(width), min(unit, COMBINE_UNIT)
+    combine_unit = min(unit, COMBINE_UNIT)
+    floats = {"epsilon": epsilon, **score_scalars(width), "diagonal": diagonal}
     split = Step(
         kernel="decode_split_kernel",
         dtype=dtype,
         grid=(batch * heads, splits, chunks),
         pointers=("Q", "K_new", "K", "Y", "mask", "workspace"),
-        scalars={**sizes, "width_units": width // unit, "epsilon": epsilon, **scores},
+        scalars={**sizes, "width_units": width // unit, **floats},
         constants={"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
@@ -78,7 +81,7 @@ def plan_decode_attention(
         dtype=dtype,
         grid=(batch * heads, groups, 1),
         pointers=("Q", "K_new", "V_new", "mask", "workspace", "O", "Y_new"),
-        scalars={**sizes, "width_units": width // combine_unit, "scale": scores["scale"]},
+        scalars={**sizes, "width_units": width // combine_unit, **floats},
         constants={"BLOCK_S": COMBINE_SPLITS, "BLOCK_D": padded, "WIDTH_UNIT": combine_unit},
         num_warps=COMBINE_WARPS,
         num_stages=1,

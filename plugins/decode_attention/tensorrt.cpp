@@ -28,14 +28,14 @@ int64_t queryRows(int64_t groups)
 class DecodeAttentionPlugin final : public OperatorPlugin
 {
 public:
-    explicit DecodeAttentionPlugin(float epsilon)
-        : OperatorPlugin(table::DecodeAttention::kName, epsilon)
+    explicit DecodeAttentionPlugin(Attributes attributes)
+        : OperatorPlugin(table::DecodeAttention::kName, attributes)
     {
     }
 
     IPluginV3* clone() noexcept override
     {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mEpsilon).release(); });
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mAttributes).release(); });
     }
 
     int32_t getNbOutputs() const noexcept override { return Out::kCount; }
@@ -71,7 +71,7 @@ protected:
         require(q.d[2] == 1 && knew.d[2] == 1, "there must be one new token");
         require(q.d[0] == k.d[0] && q.d[3] == k.d[3] && k.d[1] > 0 && q.d[1] % k.d[1] == 0,
             "Q must have the batch and width of K and a multiple of its heads");
-        return {k.d[0], k.d[1], q.d[1] / k.d[1], 1, k.d[2], k.d[3], Type::kFloat32, mEpsilon};
+        return {k.d[0], k.d[1], q.d[1] / k.d[1], 1, k.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
     //! Enough for every smaller batch too: fewer heads take more splits, up to kTargetPrograms programs in all.
@@ -99,21 +99,21 @@ protected:
             {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::K]), address(inputs[In::Y]),
                 address(inputs[In::mask]), address(workspace), narrow(sizes.past), narrow(sizes.heads),
                 narrow(sizes.groups), narrow(splits), narrow(sizes.width / unit), sizes.epsilon, scale(sizes),
-                shift(sizes)}};
+                shift(sizes), sizes.diagonal}};
         Step const combineStep{&combine, {programs(batchHeads), programs(sizes.groups), 1},
             {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::V_new]), address(inputs[In::mask]),
                 address(workspace), address(outputs[Out::O]), address(outputs[Out::Y_new]), narrow(sizes.past),
                 narrow(sizes.heads), narrow(sizes.groups), narrow(splits), narrow(sizes.width / kCompiledUnit),
-                scale(sizes)}};
+                sizes.epsilon, scale(sizes), shift(sizes), sizes.diagonal}};
         return {splitStep, combineStep};
     }
 };
 
 } // namespace
 
-std::unique_ptr<IPluginV3> makeDecodeAttention(float epsilon)
+std::unique_ptr<IPluginV3> makeDecodeAttention(Attributes attributes)
 {
-    return std::make_unique<DecodeAttentionPlugin>(epsilon);
+    return std::make_unique<DecodeAttentionPlugin>(attributes);
 }
 
 } // namespace lucid

@@ -24,6 +24,7 @@ def decode_attention(
     mask: Tensor | None = None,
     eps: float = 1e-5,
     implementation: str = "fused",
+    training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attend from one new token to the cache and itself.
 
@@ -37,6 +38,8 @@ def decode_attention(
         eps: Added to the mean square of a key before the root.
         implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache; on
             CUDA tensors the Triton kernels, as for :func:`~lucid_deploy.plugins.precondition.precondition`).
+        training_diagonal: As for :func:`~lucid_deploy.plugins.precondition.precondition`: what the new token's row is
+            divided by.
 
     Returns:
         The heads' outputs ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, in the type of ``q``.
@@ -47,7 +50,7 @@ def decode_attention(
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"implementation must be one of {tuple(IMPLEMENTATIONS)}, not {implementation!r}")
     _check_shapes(q, k_new, v_new, k, y, mask)
-    return decode_attention_operator(q, k_new, v_new, k, y, mask, eps, implementation)
+    return decode_attention_operator(q, k_new, v_new, k, y, mask, eps, implementation, training_diagonal)
 
 
 def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> None:
@@ -64,14 +67,30 @@ def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor,
 
 @torch.library.custom_op(DECODE_ATTENTION.torch_name, mutates_args=())
 def decode_attention_operator(
-    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`decode_attention`."""
-    return IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps)
+    return IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
 
 
 @decode_attention_operator.register_fake
 def _decode_attention_shape(
-    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(v_new.shape)

@@ -8,6 +8,7 @@ constexpr char const* kDomain = "ai.lucid";
 constexpr int kVersion = 1;
 constexpr char const* kVersionText = "1";
 constexpr char const* kEpsilon = "epsilon";
+constexpr char const* kDiagonal = "diagonal";
 
 struct Precondition {
     static constexpr char const* kName = "Precondition";

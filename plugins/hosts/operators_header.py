@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lucid_deploy.files import write_whole
-from lucid_deploy.plugins.table import DOMAIN, EPSILON, IN_ONNXRUNTIME, IN_TENSORRT, VERSION, Operator
+from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, IN_ONNXRUNTIME, IN_TENSORRT, VERSION, Operator
 
 HEADER = Path(__file__).with_name("operators_generated.h")
 
@@ -24,6 +24,7 @@ constexpr char const* kDomain = "{DOMAIN}";
 constexpr int kVersion = {VERSION};
 constexpr char const* kVersionText = "{VERSION}";
 constexpr char const* kEpsilon = "{EPSILON.name}";
+constexpr char const* kDiagonal = "{DIAGONAL.name}";
 
 {structs}
 }} // namespace lucid::table

@@ -7,17 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.shared.keys import compute_dtype, normalize_keys
+from lucid_deploy.plugins.shared.keys import compute_dtype, log_row_factors, normalize_keys
 
 BLOCK = 128  # rows solved at once: E of one block row is BLOCK × (P + N), the only memory beyond the output
 
 
 def precondition_blocked(
-    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor,
+    y_past: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    training_diagonal: bool = False,
 ) -> Tensor:
     """Solve one block of rows after the other; E is made block row by block row and never kept.
 
-    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), with the past as the blocks before the first.
+    Y_i = L_ii⁻¹ ( V_i − Σ_{j<i} E_ij Y_j ), with the past as the blocks before the first. Rows of E and V are divided
+    by training's diagonal beforehand, so that the diagonal left to solve with is 1.
     """
     work = compute_dtype(v.dtype)
     n, past, root_d = k.shape[2], k_past.shape[2], math.sqrt(k.shape[3])
@@ -27,15 +34,21 @@ def precondition_blocked(
     if mask is not None:
         # A key row of padding must neither send (its Y row is zeroed in y) nor receive (its row of E is dropped).
         token = mask[:, None, :, None].to(work)  # (B, 1, P+N, 1)
+    row_log = values.new_zeros(()).expand(*values.shape[:3], 1)  # −log L_ii, (B, H, N, 1)
+    if training_diagonal:
+        row_log = log_row_factors(k.to(work), eps)
+        row_log = row_log if mask is None else row_log * token[:, :, past:]
+        values = values * row_log.exp()
     y = [y_past.to(work) if mask is None else y_past.to(work) * token[:, :, :past]]
     out = [values[:, :, :0]]  # no new tokens, no rows
     for start in range(0, n, BLOCK):
         rows = slice(past + start, past + min(start + BLOCK, n))
         k_i = k_hat[:, :, rows]  # (B, H, b, D)
+        shift = root_d - row_log[:, :, start : start + BLOCK]  # (B, H, b, 1)
         before = torch.cat(y, dim=2) if len(y) > 1 else y[0]  # (B, H, P+start, D)
         y = [before]
-        received = torch.exp(k_i @ k_hat[:, :, : rows.start].mT - root_d) @ before  # (B, H, b, D)
-        diagonal = torch.exp(k_i @ k_i.mT - root_d).tril(-1)  # (B, H, b, b); the unit diagonal is implied
+        received = torch.exp(k_i @ k_hat[:, :, : rows.start].mT - shift) @ before  # (B, H, b, D)
+        diagonal = torch.exp(k_i @ k_i.mT - shift).tril(-1)  # (B, H, b, b); the unit diagonal is implied
         if mask is not None:
             received = received * token[:, :, rows]
             diagonal = diagonal * (token[:, :, rows] * token[:, :, rows].mT)

@@ -30,16 +30,16 @@ struct Solve {
 struct RowTile {
     const float* keys; // [D][kRows], transposed
     float* scale;      // [kRows]: 1 / (norm · √d)
-    float* shift;      // [kRows]: −√d; at padding so low that E becomes 0
-    float* sums;       // [kRows][padded width]: V, then V − Σ E Y, then Y
-    float* weights;    // [kColumns][kRows]: E transposed
+    float* shift;      // [kRows]: −√d − log L_ii; at padding so low that E becomes 0
+    float* sums;       // [kRows][padded width]: V over L_ii, then V − Σ E Y, then Y
+    float* weights;    // [kColumns][kRows]: E transposed, rows over L_ii
     float* key_room;   // [kColumns][D]
     float* value_room; // [kColumns][padded width]
     size_t rounded;    // rows in whole panels
     size_t padded;     // the width in whole vectors
 };
 
-// weights[c][r] = exp(k_r·k_c / (|k_r| |k_c| √d) − √d)
+// weights[c][r] = exp(k_r·k_c / (|k_r| |k_c| √d) − √d) / L_rr
 inline void make_weights(const RowTile& tile, const float* keys, const float* norms, size_t columns, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
     for (size_t first = 0; first < tile.rounded; first += kPanel) {
@@ -123,8 +123,14 @@ void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     std::fill(tile.sums + rows * padded, tile.sums + tile.rounded * padded, 0.0f);
     for (size_t row = 0; row < tile.rounded; ++row) {
         bool token = row < rows && own[row];
-        tile.scale[row] = token ? norms[a.past + first + row] / root_d : 0.0f;
-        tile.shift[row] = token ? -root_d : -1e30f;
+        float norm = token ? norms[a.past + first + row] : 0.0f;
+        float log_factor = log_row_factor(norm, root_d, a.epsilon, a.diagonal);
+        tile.scale[row] = norm / root_d;
+        tile.shift[row] = token ? log_factor - root_d : -1e30f;
+        if (log_factor == 0.0f) continue;
+        Vector factor = broadcast(std::exp(log_factor));
+        for (float* at = tile.sums + row * padded; at < tile.sums + (row + 1) * padded; at += kLanes)
+            store(at, load(at) * factor);
     }
 
     const T *past_keys = a.k_past + head * a.past * d, *past_values = a.y_past + head * a.past * d;

@@ -11,15 +11,15 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens
+from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens, row_shifts
 
 
 @triton.jit
-def weights(b_k, b_row_scale, b_k_other, m_other, width, epsilon, shift):
-    """Return E = exp(K̂ K̂ᵀ/√d − √d), float32: scores of the raw keys first, both norms after the product."""
+def weights(b_k, b_row_scale, b_k_other, m_other, width, epsilon, b_shift):
+    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32: scores of raw keys first, both norms after the product."""
     b_scores = tl.dot(b_k, tl.trans(b_k_other), input_precision="tf32x3")
     b_norms = inverse_norms(b_k_other, m_other, width, epsilon)
-    return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - shift)
+    return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - b_shift[:, None])
 
 
 @triton.jit(do_not_specialize=["n_new", "n_past", "n_heads", "n_batch_heads", "width_units"])
@@ -39,6 +39,7 @@ def precondition_kernel(
     epsilon,
     scale,
     shift,
+    diagonal,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -54,6 +55,7 @@ def precondition_kernel(
         width_units: width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
         scale: log₂e / √width.
         shift: √width · log₂e.
+        diagonal: 0: L_ii is 1; 1: it is training's.
     """
     PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "bf16x3"
     width = width_units * WIDTH_UNIT
@@ -73,10 +75,12 @@ def precondition_kernel(
     m_rows = i_first + o_m < n_new
     m_tokens = load_tokens(p_mask + n_past + i_first, o_m, m_rows)
     b_k = load_rows(p_k + o_rows, o_m, m_tokens, width, BLOCK_D)
-    b_row_scale = inverse_norms(b_k, m_tokens, width, epsilon) * scale
+    b_row_norms = inverse_norms(b_k, m_tokens, width, epsilon)
+    b_row_scale = b_row_norms * scale
+    b_shift = row_shifts(b_row_norms, epsilon, shift, diagonal)
 
     # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
-    b_e_own = weights(b_k, b_row_scale, b_k, m_tokens, width, epsilon, shift)
+    b_e_own = weights(b_k, b_row_scale, b_k, m_tokens, width, epsilon, b_shift)
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
@@ -95,13 +99,14 @@ def precondition_kernel(
             p_tile_mask = p_mask + tl.where(is_past, 0, n_past) + i_first_token
             m_tile = load_tokens(p_tile_mask, o_n, i_first_token + o_n < n_tokens)
             b_k_tile = load_rows(tl.where(is_past, p_k_past, p_k) + o_tile, o_n, m_tile, width, BLOCK_D)
-            b_e = weights(b_k, b_row_scale, b_k_tile, m_tile, width, epsilon, shift)
+            b_e = weights(b_k, b_row_scale, b_k_tile, m_tile, width, epsilon, b_shift)
             b_y_tile = load_rows(tl.where(is_past, p_y_past, p_y) + o_tile, o_n, m_tile, width, BLOCK_D)
             b_acc = add_product(b_e, b_y_tile, b_acc)
         i_tile = n_ready
 
     b_v = load_rows(p_v + o_rows, o_m, m_rows, width, BLOCK_D).to(tl.float32)
-    b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_v - b_acc, 0.0), input_precision=PRECISION)
+    b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_acc
+    b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision=PRECISION)
     b_y = tl.where(m_tokens[:, None], b_y, b_v)
     p_out = p_y + o_rows + o_m[:, None] * width + o_d[None, :]
     tl.store(p_out, b_y.to(p_y.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])

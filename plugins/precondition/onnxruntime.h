@@ -10,12 +10,12 @@ template <class T>
 struct Precondition {
     using Table = table::Precondition;
     using In = Table::In;
-    static constexpr bool kEpsilon = true;
+    static constexpr bool kSolves = true;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
 
-    static void compute(const Context& context, float epsilon) {
+    static void compute(const Context& context, const Attributes& attributes) {
         auto k = context.input<T>(In::K, 4), v = context.input<T>(In::V, 4);
         auto k_past = context.input<T>(In::K_past, 4), y_past = context.input<T>(In::Y_past, 4);
         auto mask = context.input<bool>(In::mask, 2);
@@ -27,7 +27,7 @@ struct Precondition {
                         "mask is not [batch, past_sequence + sequence]");
         T* y = context.output<T>(Table::Out::Y, k.shape);
         kernels<T>().precondition({k.data, v.data, k_past.data, y_past.data, mask.data, y, k.at(0), k.at(1), k.at(2),
-                                   k_past.at(2), k.at(3), epsilon},
+                                   k_past.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
                                   SessionPool(context));
     }
 };

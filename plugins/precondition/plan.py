@@ -33,6 +33,7 @@ def plan_precondition(
     epsilon: float,
     arch: int,
     tuned: Choice | None = None,
+    diagonal: float = 0.0,
 ) -> Plan:
     """Plan the solve for K and V ``(batch, heads, new, width)`` after ``past`` tokens.
 
@@ -46,6 +47,7 @@ def plan_precondition(
         epsilon: Added to the mean square of a key.
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
+        diagonal: 0: L_ii is 1; 1: it is training's.
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
@@ -66,6 +68,7 @@ def plan_precondition(
             "width_units": width // unit,
             "epsilon": epsilon,
             **score_scalars(width),
+            "diagonal": diagonal,
         },
         constants={"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
         num_warps=tuned.num_warps,

@@ -11,7 +11,13 @@ from lucid_deploy.plugins.shared.keys import compute_dtype, normalize_keys
 
 
 def precondition_reference(
-    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor,
+    y_past: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    training_diagonal: bool = False,
 ) -> Tensor:
     """Solve the whole triangular system at once: the formula, as it stands on paper."""
     work = compute_dtype(v.dtype)
@@ -21,5 +27,10 @@ def precondition_reference(
     if mask is not None:
         e = e * (mask[:, None, past:, None] & mask[:, None, None, :])
     rhs = v.to(work) - e[..., :past] @ y_past.to(work)  # (B, H, N, D)
-    lower = e[..., past:].tril(-1) + torch.eye(n, dtype=work, device=k.device)  # (B, H, N, N), unit diagonal
-    return torch.linalg.solve_triangular(lower, rhs, upper=False, unitriangular=True).to(v.dtype)
+    diagonal = torch.ones(n, dtype=work, device=k.device)
+    if training_diagonal:
+        diagonal = e[..., past:].diagonal(dim1=-2, dim2=-1)  # (B, H, N)
+        if mask is not None:
+            diagonal = diagonal.where(mask[:, None, past:], 1)
+    lower = e[..., past:].tril(-1) + diagonal.diag_embed()  # (B, H, N, N)
+    return torch.linalg.solve_triangular(lower, rhs, upper=False).to(v.dtype)

@@ -15,14 +15,14 @@ using Out = table::Precondition::Out;
 class PreconditionPlugin final : public OperatorPlugin
 {
 public:
-    explicit PreconditionPlugin(float epsilon)
-        : OperatorPlugin(table::Precondition::kName, epsilon)
+    explicit PreconditionPlugin(Attributes attributes)
+        : OperatorPlugin(table::Precondition::kName, attributes)
     {
     }
 
     IPluginV3* clone() noexcept override
     {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mEpsilon).release(); });
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makePrecondition(mAttributes).release(); });
     }
 
     int32_t getNbOutputs() const noexcept override { return Out::kCount; }
@@ -53,7 +53,7 @@ protected:
                 "K_past and Y_past must have one shape");
             require(i == 2 || past.d[i] == k.d[i], "K and K_past may differ in their tokens only");
         }
-        return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mEpsilon};
+        return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
     //! A ticket, and a counter for each head.
@@ -75,15 +75,15 @@ protected:
             {address(inputs[In::K]), address(inputs[In::V]), address(inputs[In::K_past]), address(inputs[In::Y_past]),
                 address(inputs[In::mask]), address(outputs[Out::Y]), address(workspace), narrow(sizes.newTokens),
                 narrow(sizes.past), narrow(sizes.heads), narrow(batchHeads), narrow(sizes.width / unit), sizes.epsilon,
-                scale(sizes), shift(sizes)}}};
+                scale(sizes), shift(sizes), sizes.diagonal}}};
     }
 };
 
 } // namespace
 
-std::unique_ptr<IPluginV3> makePrecondition(float epsilon)
+std::unique_ptr<IPluginV3> makePrecondition(Attributes attributes)
 {
-    return std::make_unique<PreconditionPlugin>(epsilon);
+    return std::make_unique<PreconditionPlugin>(attributes);
 }
 
 } // namespace lucid

@@ -2,7 +2,8 @@
 
     L Y = V,      L = tril(exp(K̂K̂ᵀ/√d − √d))        (arXiv 2602.10410, eq. 8)
 
-with RMS-normalised keys K̂ and a diagonal of exactly 1. With a past, its rows are known already, so only the new rows
+with RMS-normalised keys K̂ and a diagonal of exactly 1, or of what the formula says, which eps makes less than 1: the
+authors' training divides by that. With a past, its rows are known already, so only the new rows
 are solved:
 
     Y_new = L_new⁻¹ ( V_new − exp(K̂_new K̂_pastᵀ/√d − √d) Y_past )
@@ -28,6 +29,7 @@ def precondition(
     mask: Tensor | None = None,
     eps: float = 1e-5,
     implementation: str = "blocked",
+    training_diagonal: bool = False,
 ) -> Tensor:
     """Precondition the values of new tokens, given the cache of the tokens before them.
 
@@ -41,6 +43,8 @@ def precondition(
         implementation: ``reference`` (dense, O(N(P + N)) memory) or ``blocked`` (O(P + N) memory; on CUDA tensors the
             Triton kernel where it takes them, once :mod:`lucid_deploy.plugins.hosts.triton.torch_kernels` is imported,
             as the model does).
+        training_diagonal: Whether row i is divided by exp(√D(m/(m + eps) − 1)), m the mean square of key i, and not
+            by 1.
 
     Returns:
         Y of the new tokens, ``(B, H, N, D)``, in the type of ``v``. Half-precision inputs are computed in float32.
@@ -55,8 +59,8 @@ def precondition(
     if k_past is None or y_past is None:
         k_past, y_past = k[:, :, :0], v[:, :, :0]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (k, v, k_past, y_past)):
-        return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps)
-    return precondition_operator(k, v, k_past, y_past, mask, eps, implementation)
+        return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal)
+    return precondition_operator(k, v, k_past, y_past, mask, eps, implementation, training_diagonal)
 
 
 def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | None, mask: Tensor | None) -> None:
@@ -78,14 +82,28 @@ def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | 
 
 @torch.library.custom_op(PRECONDITION.torch_name, mutates_args=())
 def precondition_operator(
-    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor,
+    y_past: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> Tensor:
     """See :func:`precondition`."""
-    return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps).contiguous()
+    return IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal).contiguous()
 
 
 @precondition_operator.register_fake
 def _precondition_shape(
-    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor,
+    y_past: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> Tensor:
     return v.new_empty(v.shape)

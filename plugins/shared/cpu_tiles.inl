@@ -123,6 +123,11 @@ const float* as_tile(const T* rows, size_t width, size_t padded, size_t count, c
     return room;
 }
 
+// Returns −log L_ii of a key whose 1 / sqrt(mean(K²) + eps) is `norm`: 0 with `diagonal` 0, that of training with 1.
+inline float log_row_factor(float norm, float root_d, float epsilon, float diagonal) {
+    return diagonal == 0.0f ? 0.0f : diagonal * root_d * epsilon * norm * norm;
+}
+
 // norms[row] = 1 / sqrt(mean(K²) + eps), 0 for masked rows.
 template <class T>
 void key_norms(float* norms, const T* keys, size_t width, size_t count, const bool* mask, float epsilon) {

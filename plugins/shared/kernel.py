@@ -30,6 +30,16 @@ def inverse_norms(b_k, m_n, width, epsilon):
 
 
 @triton.jit
+def row_shifts(b_norms, epsilon, shift, diagonal):
+    """Return the exponent of 2 that is subtracted in each row of E so that the row is divided by L_ii.
+
+    ``diagonal`` is 0 where L_ii is 1, and 1 where it is exp(√d(m/(m + ε) − 1)), m the mean square of the key, of which
+    ``b_norms`` are the 1 / sqrt(m + ε).
+    """
+    return shift - shift * diagonal * epsilon * b_norms * b_norms
+
+
+@triton.jit
 def add_product(b_e, b_y, b_acc):
     """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in the tensors' type.
 

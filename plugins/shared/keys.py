@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,3 +16,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def normalize_keys(k: Tensor, eps: float) -> Tensor:
     """Return K̂ = K / sqrt(mean(K²) + eps), shape and type of ``k``."""
     return k * torch.rsqrt(k.square().mean(-1, keepdim=True) + eps)
+
+
+def log_row_factors(k: Tensor, eps: float) -> Tensor:
+    """Return −log L_ii of training's diagonal, √D·eps/(mean(K²) + eps): ``(…, N, D)`` to ``(…, N, 1)``.
+
+    L_ii = exp(K̂_i·K̂_i/√D − √D) itself would be a small difference of large numbers.
+    """
+    return math.sqrt(k.shape[-1]) * eps / (k.square().mean(-1, keepdim=True) + eps)

@@ -52,7 +52,8 @@ def test_export_says_attention_positions_and_layers(official: tuple[Path, list[s
     said = official[1]
     assert said[0].endswith("; 2 LUCID layers, no rotary positions, float32, growing cache")
     assert said[1].startswith(BETA)
-    assert said[2:] == ["Assumed unused: zeta_gain, which is 3."]
+    assert said[2].startswith("The diagonal of L is 1 in this artifact.")
+    assert said[3:] == ["Assumed unused: zeta_gain, which is 3."]
 
 
 def test_the_manifest_and_json_have_it_too(official: tuple[Path, list[str]]) -> None:
@@ -70,7 +71,7 @@ def test_inspect_shows_it(official: tuple[Path, list[str]]) -> None:
     root, said = official
     shown = printed("inspect", root / "artifact").splitlines()
     assert "2 LUCID layers, no rotary positions, float32, growing cache, hidden 64" in shown[0]
-    assert shown[1:3] == said[1:]
+    assert shown[1:4] == said[1:]
     facts = json.loads(printed("inspect", root / "artifact", "--json", "-"))
     assert (facts["remarks"], facts["assumed_unused"]) == (said[1:], {"zeta_gain": 3})
 

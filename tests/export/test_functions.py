@@ -123,7 +123,9 @@ def test_bodies_have_the_tables_tensors(name: str) -> None:
     body = FUNCTIONS[name].to_function_proto()
     assert (body.domain, body.name) == (DOMAIN, operator.name)
     assert (tuple(body.input), tuple(body.output)) == (operator.input_names, operator.output_names)
-    assert list(body.attribute) == [each.name for each in operator.attributes]
+    assert list(body.attribute) == [each.name for each in operator.attributes if each.default is None]
+    given = function_proto(name, training_diagonal=True)
+    assert list(given.attribute) == [each.name for each in operator.attributes]
 
 
 def test_every_operator_of_an_artifact_has_a_body() -> None:

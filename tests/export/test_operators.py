@@ -19,7 +19,8 @@ def test_schemas_are_the_tables(operator: Operator) -> None:
     assert (found.name, found.domain, found.since_version) == (operator.name, DOMAIN, VERSION)
     assert tuple(each.name for each in found.inputs) == operator.input_names
     assert tuple(each.name for each in found.outputs) == operator.output_names
-    assert list(found.attributes) == [each.name for each in operator.attributes]
+    required = {each.name: each.default is None for each in operator.attributes}
+    assert {name: attribute.required for name, attribute in found.attributes.items()} == required
 
 
 IN_TORCH = [each for each in OPERATORS if each.torch_name]

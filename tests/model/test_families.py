@@ -37,7 +37,7 @@ def lucid_attention(
     if module.layer_idx in module.config.solved:
         k_hat = key / torch.sqrt((key * key).mean(-1, keepdim=True) + module.config.rms_norm_eps)
         e = torch.exp(k_hat @ k_hat.mT / math.sqrt(d) - math.sqrt(d))
-        system = e.tril(-1) + torch.eye(n, dtype=key.dtype)
+        system = e.tril() if getattr(module.config, "training", False) else e.tril(-1) + torch.eye(n, dtype=key.dtype)
         value = torch.stack([torch.linalg.inv(one) for one in system.flatten(0, 1)]).view(system.shape) @ value
     scores = query @ key.repeat_interleave(groups, 1).mT * (options.get("scaling") or d**-0.5)
     age = torch.arange(n)[:, None] - torch.arange(n)  # of each key to each query

@@ -15,7 +15,7 @@ from torch import Tensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
+from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, VERSION, Operator
 from lucid_deploy.plugins.table import Tensor as Parameter
 
 INSTRUCTIONS = ("avx512", "avx2", "portable")
@@ -38,8 +38,10 @@ def runnable(library: Path) -> list[str]:
 
 
 @functools.cache
-def session(operator: Operator, library: Path, threads: int = 2, dtype: str = "float32") -> ort.InferenceSession:
-    """Return a session of one node, for tensors of the model in ``dtype``."""
+def session(
+    operator: Operator, library: Path, threads: int = 2, dtype: str = "float32", training: bool = False
+) -> ort.InferenceSession:
+    """Return a session of one node, for tensors of the model in ``dtype``, with training's diagonal or 1."""
     make = onnx.helper
 
     def info(item: Parameter) -> onnx.ValueInfoProto:
@@ -47,7 +49,7 @@ def session(operator: Operator, library: Path, threads: int = 2, dtype: str = "f
         axes = [f"{item.name}_{axis}" for axis in range(item.shape.count(",") + 1)]
         return make.make_tensor_value_info(item.name, kind, axes)
 
-    attributes = {each.name: 1e-5 for each in operator.attributes}
+    attributes = ({EPSILON.name: 1e-5} if operator.attributes else {}) | ({DIAGONAL.name: 1.0} if training else {})
     node = make.make_node(operator.name, operator.input_names, operator.output_names, domain=DOMAIN, **attributes)
     graph = make.make_graph([node], operator.name, [*map(info, operator.inputs)], [*map(info, operator.outputs)])
     opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]

@@ -11,17 +11,17 @@ import torch
 
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
+from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, VERSION, Operator
 
 H, G, D = 2, 3, 20
 TYPES = {"float32": (onnx.TensorProto.FLOAT, np.float32), "float16": (onnx.TensorProto.FLOAT16, np.float16)}
 
 
-def single_operator(operator: Operator, dtype: str = "float32") -> ort.InferenceSession:
-    """Return a session of one node of the domain."""
+def single_operator(operator: Operator, dtype: str = "float32", training: bool = False) -> ort.InferenceSession:
+    """Return a session of one node of the domain, with training's diagonal or 1."""
     make, element = onnx.helper, TYPES[dtype][0]
     name, inputs, outputs = operator.name, operator.input_names, operator.output_names
-    attributes = {each.name: 1e-5 for each in operator.attributes}
+    attributes = ({EPSILON.name: 1e-5} if operator.attributes else {}) | ({DIAGONAL.name: 1.0} if training else {})
     infos = [
         make.make_tensor_value_info(item, onnx.TensorProto.BOOL, ["b", "t"])
         if item == "mask"
@@ -32,7 +32,7 @@ def single_operator(operator: Operator, dtype: str = "float32") -> ort.Inference
     node = make.make_node(name, inputs, outputs, domain=DOMAIN, **attributes)
     model = make.make_model(
         make.make_graph([node], name, infos, outs),
-        functions=[function_proto(name)],
+        functions=[function_proto(name, training_diagonal=training)],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

@@ -17,6 +17,7 @@ from lucid_deploy.plugins.causal_attention import causal_attention
 from lucid_deploy.plugins.decode_attention import decode_attention
 from lucid_deploy.plugins.precondition import precondition
 from lucid_deploy.plugins.scatter_row import scatter_row
+from lucid_deploy.plugins.table import TRAINING
 
 
 class LucidAttention(GroupedQueryAttention):
@@ -24,17 +25,19 @@ class LucidAttention(GroupedQueryAttention):
 
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__(config, implementation)
-        self.decode_implementation = "reference" if implementation == "reference" else "fused"
+        training = config.diagonal == TRAINING
+        self.solve_options = config.rms_norm_eps, implementation, training
+        self.decode_options = config.rms_norm_eps, "reference" if implementation == "reference" else "fused", training
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, k_past: Tensor, v_past: Tensor, step: Step
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`GroupedQueryAttention.attend`; values are Y."""
-        mask, eps = step.mask, self.config.rms_norm_eps
+        mask = step.mask
         if step.decode:
-            o, y = decode_attention(q, k, v, k_past, v_past, mask, eps, self.decode_implementation)
+            o, y = decode_attention(q, k, v, k_past, v_past, mask, *self.decode_options)
             return o, y, torch.cat([v_past, y], dim=2)
-        y = precondition(k, v, k_past, v_past, mask, eps, self.implementation)
+        y = precondition(k, v, k_past, v_past, mask, *self.solve_options)
         values = torch.cat([v_past, y], dim=2)  # (B, KV, T, D)
         return causal_attention(q, keys, values, mask), y, values
 
@@ -43,6 +46,6 @@ class LucidAttention(GroupedQueryAttention):
     ) -> tuple[Tensor, LayerCache]:
         """See :meth:`GroupedQueryAttention.attend_static`."""
         keys, values = self.codec.decode(past, q.dtype)  # (B, KV, M, D)
-        o, y = decode_attention(q, k, v, keys, values, mask, self.config.rms_norm_eps, self.decode_implementation)
+        o, y = decode_attention(q, k, v, keys, values, mask, *self.decode_options)
         stored = zip(past, self.codec.encode(k, y), strict=True)
         return o, tuple(scatter_row(buffer, row, cache_length) for buffer, row in stored)

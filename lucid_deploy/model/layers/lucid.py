@@ -25,6 +25,7 @@ class _Lucid(LayerKind):
             operators={"prefill": (PRECONDITION.name, CAUSAL_ATTENTION.name), "decode": (DECODE_ATTENTION.name,)},
             weights=projection_names(config, self.attribute),
             solves=True,
+            diagonal=config.diagonal,
             eviction="with LUCID attention, Y of every later token was computed from their keys and values, so the "
             "rest would not be the cache of the remaining text",
         )

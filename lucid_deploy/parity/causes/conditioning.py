@@ -1,7 +1,8 @@
 """The conditioning of every head's solve, from the reference's keys: by how much L⁻¹ can amplify an error.
 
 In float64 on at most ``TOKENS`` tokens, so that the dense matrices stay small; since L is triangular, its leading block
-is the L of the leading tokens.
+is the L of the leading tokens. With training's diagonal D it is D^-½ L D^-½ that is looked at, whose diagonal is 1: the
+solve is that of it, with rows of V and of Y over the root of D.
 
 Shapes: KV key/value heads, T tokens, D head width.
 """
@@ -16,10 +17,11 @@ import numpy as np
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
+from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, row_factors, substitute
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets, explained_scenarios
+from lucid_deploy.plugins.table import UNIT
 from lucid_deploy.runtimes.session import Array
 
 NORM_BOUND = 2.0  # ‖L⁻¹‖₂ never exceeds it, see docs/mathematics.md
@@ -75,11 +77,12 @@ def conditioning(
         for tensor, rows in target.reference.tensors.items():
             if tensor.is_keys and layers[tensor.layer].solves:
                 keys = rows.values[0].reshape(-1, config.num_key_value_heads, config.head_dim).swapaxes(0, 1)
-                yield from head_stats(target.scenario.name, tensor.layer, keys, config.rms_norm_eps)
+                diagonal = layers[tensor.layer].diagonal
+                yield from head_stats(target.scenario.name, tensor.layer, keys, config.rms_norm_eps, diagonal)
                 meter.tick()
 
 
-def head_stats(scenario: str, layer: int, keys: Array, eps: float) -> list[HeadStats]:
+def head_stats(scenario: str, layer: int, keys: Array, eps: float, diagonal: str = UNIT) -> list[HeadStats]:
     """Measure the preconditioner of every head of a layer.
 
     Args:
@@ -87,11 +90,13 @@ def head_stats(scenario: str, layer: int, keys: Array, eps: float) -> list[HeadS
         layer: Index of the layer.
         keys: The reference's raw keys, float64 ``(KV, T, D)``; the first ``TOKENS`` are looked at.
         eps: The model's ``rms_norm_eps``.
+        diagonal: That of the layer's system.
     """
     keys = keys[:, :TOKENS]
     heads, tokens, width = keys.shape
     below, identity = np.tri(tokens, k=-1, dtype=bool), np.eye(tokens)
-    unit, e = normalized(keys, eps), kernel(keys, keys, eps)  # (KV, T, D), (KV, T, T)
+    root = np.sqrt(row_factors(keys, eps, diagonal))  # (KV, T, 1)
+    unit, e = normalized(keys, eps), kernel(keys, keys, eps) * root * root.swapaxes(1, 2)  # (KV, T, D), (KV, T, T)
     inverses = substitute(e, np.broadcast_to(identity, e.shape))  # (KV, T, T)
     found = []
     for head in range(heads):

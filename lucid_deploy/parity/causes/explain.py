@@ -193,6 +193,7 @@ def _shares(
             eps,
             partial(store, layout=layer.cache),
             stored_each_row,
+            layer.diagonal,
         )
         for index, layer in enumerate(layers.layers)
         if layer.solves

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.plugins.table import UNIT
 from lucid_deploy.runtimes.session import Array
 
 TOKENS = (
@@ -86,6 +87,21 @@ def kernel(rows: Array, columns: Array, eps: float, unit_type: str = "float64") 
     return np.asarray(np.exp(left @ right.swapaxes(-1, -2) / root_d - root_d))
 
 
+def row_factors(keys: Array, eps: float, diagonal: str) -> Array:
+    """Return what rows of E and V are multiplied by: 1/L_ii, ``(KV, N, 1)`` in the type of the keys ``(KV, N, D)``.
+
+    Args:
+        keys: Raw keys.
+        eps: Added to the mean square of a key.
+        diagonal: ``unit`` or ``training``, as :attr:`~lucid_deploy.model.config.LucidConfig.diagonal`.
+    """
+    if diagonal == UNIT:
+        return np.ones_like(keys[..., :1])
+    added = keys.dtype.type(eps)
+    ratio = added / (np.mean(np.square(keys), axis=-1, keepdims=True) + added)
+    return np.asarray(np.exp(keys.dtype.type(math.sqrt(keys.shape[-1])) * ratio))
+
+
 def substitute(e: Array, values: Array, past: Array | None = None, rounding: Rounding | None = None) -> Array:
     """Solve ``L Y = V`` row by row: ``Y_i = V_i − Σ_{j<i} E_ij Y_j``.
 
@@ -118,6 +134,7 @@ def error_shares(
     eps: float,
     store: Rounding,
     stored_each_row: bool,
+    diagonal: str = UNIT,
 ) -> ErrorShares:
     """Split a layer's error in Y into what came in and what the solve added.
 
@@ -130,25 +147,27 @@ def error_shares(
         store: Rounds rows of Y, ``(KV, n, D)``, as the cache does.
         stored_each_row: Whether every row was stored before the next read it (decoding), or the whole solve ran in
             float32 and was rounded at its end (one prefill).
+        diagonal: That of the layer's system, as in its description.
     """
     k_ref, v_ref, y_ref = (array[:, :TOKENS].astype(np.float64) for array in reference)
     k, v, y = (array[:, :TOKENS].astype(np.float64) for array in candidate)
     with np.errstate(all="ignore"):  # a candidate with NaN gives NaN here, which reports show as such
-        e_ref, e = kernel(k_ref, k_ref, eps), kernel(k, k, eps)
-        exact = substitute(e, v)
+        f_ref, f = (row_factors(keys, eps, diagonal) for keys in (k_ref, k))
+        e_ref, e = kernel(k_ref, k_ref, eps) * f_ref, kernel(k, k, eps) * f
+        exact = substitute(e, v * f)
         inputs, total = exact - y_ref, y - y_ref
         k32 = k.astype(np.float32)
-        single = kernel(k32, k32, eps).astype(np.float64)
+        single = (kernel(k32, k32, eps) * row_factors(k32, eps, diagonal)).astype(np.float64)
         each = (lambda row: store(row[:, None])[:, 0]) if stored_each_row else (lambda row: round_to(row, "float32"))
-        rounded = store(substitute(e, v, rounding=each))
+        rounded = store(substitute(e, v * f, rounding=each))
         scale = np.linalg.norm(y_ref)
         size = {
             "total": total,
-            "keys": substitute(e, v_ref) - y_ref,
-            "values": substitute(e_ref, v) - y_ref,
+            "keys": substitute(e, v_ref * f) - y_ref,
+            "values": substitute(e_ref, v * f_ref) - y_ref,
             "inputs": inputs,
             "solve": y - exact,
-            "e_expected": substitute(single, v) - exact,
+            "e_expected": substitute(single, v * f) - exact,
             "y_expected": rounded - exact,
         }
         relative = {name: float(np.linalg.norm(error) / scale) for name, error in size.items()}

@@ -10,14 +10,16 @@ import numpy as np
 from lucid_deploy.cache.storage import SCALE
 from lucid_deploy.model.config import LucidConfig, Rope
 from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
-from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, substitute
+from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, row_factors, substitute
 from lucid_deploy.parity.measure.rounding import round_to
+from lucid_deploy.plugins.table import DIAGONALS, TRAINING, UNIT
 from lucid_deploy.runtimes.layers import Layers, LayerStates
 from lucid_deploy.runtimes.session import Array
 
 FITS = 0.25  # a guess explains an error if it leaves at most this share of it
 CONFINED = 0.95  # share of an error's energy that must lie in one place to speak of it
 LOW_E = "E (the exponentials) is in {}; it must be float32."
+WORDS = {UNIT: "1", TRAINING: "training's"}
 LARGE = 0.3  # relative error from which on a tensor is another one rather than a bad one
 
 
@@ -32,6 +34,8 @@ class Evidence:
         wanted: The reference's K, V and Y of the whole sequence, float64 ``(KV, T, D)``.
         positions: Of the rows, ``(n,)``.
         decode: Whether each row was a call of its own.
+        diagonal: That of the layer's system, as in its description.
+        eps: The model's ``rms_norm_eps``.
     """
 
     keys: Array
@@ -40,9 +44,17 @@ class Evidence:
     wanted: tuple[Array, Array, Array]
     positions: Array
     decode: bool
+    diagonal: str = UNIT
+    eps: float = 0.0
 
-    def solve(self, e: Array, diagonal: float = 1.0) -> Array:
-        """Solve for the rows exactly, after the reference's cache, with E given as ``(KV, n, T)``."""
+    def solve(self, e: Array, diagonal: float | Array | None = None) -> Array:
+        """Solve for the rows exactly, after the reference's cache, with E given as ``(KV, n, T)``.
+
+        Args:
+            e: E.
+            diagonal: Another one of L than the layer's: a number, or one for each row, ``(KV, n, 1)``.
+        """
+        diagonal = self.diagonal_of(self.diagonal) if diagonal is None else diagonal
         past, v = self.wanted[2], self.values.astype(np.float64)
         if self.decode:
             earlier = np.arange(past.shape[1]) < self.positions[:, None]  # (n, T)
@@ -50,6 +62,10 @@ class Evidence:
         start = int(self.positions[0])
         stop = int(self.positions[-1]) + 1
         return substitute(e[..., :stop] / diagonal, v / diagonal, past[:, :start])
+
+    def diagonal_of(self, diagonal: str) -> Array:
+        """Return the diagonal of L that the rows' keys give, ``(KV, n, 1)``."""
+        return np.asarray(1 / row_factors(self.keys.astype(np.float64), self.eps, diagonal))
 
     def kernel(self, eps: float, unit_type: str = "float64") -> Array:
         """Return E of the rows against all tokens, ``(KV, n, T)``, from keys normalised and then rounded to a type."""
@@ -126,7 +142,8 @@ def gather(layers: Layers, inside: ReferenceStates, finding: WorstOwnError, tick
     keys, values, solved, positions = (
         np.concatenate(arrays, axis=min(1, arrays[0].ndim - 1)) for arrays in zip(*found, strict=True)
     )
-    return Evidence(keys, values, solved, wanted, positions, finding.feeding == DECODE)
+    diagonal, eps = layers.layers[layer].diagonal, layers.config.rms_norm_eps
+    return Evidence(keys, values, solved, wanted, positions, finding.feeding == DECODE, diagonal, eps)
 
 
 def solve_tensors(states: LayerStates, layer: int) -> tuple[Array, Array, Array]:
@@ -178,8 +195,17 @@ def _solved_hint(evidence: Evidence, config: LucidConfig, solves: bool) -> str:
         # Rounded with the constant factor exp(−√d) in it, or before that is multiplied.
         *((LOW_E.format(kind), evidence.solve(rounded)) for kind, pair in low.items() for rounded in pair),
     ]
+    guesses += [
+        (
+            f"The diagonal of L is {WORDS[other]}; this artifact's is {WORDS[evidence.diagonal]}.",
+            evidence.solve(e, made),
+        )
+        for other in DIAGONALS
+        if other != evidence.diagonal
+        for made in [evidence.diagonal_of(other)]
+    ]
     row = int(np.argmin(evidence.positions))
-    if evidence.positions[row] == 0:  # c · y_0 = v_0
+    if evidence.positions[row] == 0 and evidence.diagonal == UNIT:  # c · y_0 = v_0
         y, v = actual[:, row], evidence.values[:, row]
         diagonal = float(np.vdot(v, v) / np.vdot(y, v))
         if np.isfinite(diagonal) and diagonal != 0:

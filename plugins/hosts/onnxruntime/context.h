@@ -18,6 +18,10 @@ struct Input {
     size_t at(size_t axis) const { return static_cast<size_t>(shape[axis]); }
 };
 
+struct Attributes {
+    float epsilon = 0.0f, diagonal = 0.0f;
+};
+
 struct Failure {
     OrtStatus* status;
 };

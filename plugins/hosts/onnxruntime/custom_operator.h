@@ -10,7 +10,7 @@ namespace lucid {
 
 struct Instance {
     const OrtApi* api;
-    float epsilon;
+    Attributes attributes;
 };
 
 // The callbacks of one operator for one type.
@@ -38,17 +38,24 @@ struct CustomOperator : OrtCustomOp {
     }
 
     static OrtStatus* create(const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-        float epsilon = 0.0f;
-        if (Operator::kEpsilon)
-            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kEpsilon, &epsilon)) return status;
-        *kernel = new Instance{api, epsilon};
+        Attributes attributes;
+        if (Operator::kSolves) {
+            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kEpsilon, &attributes.epsilon))
+                return status;
+            OrtStatus* missing = api->KernelInfoGetAttribute_float(info, table::kDiagonal, &attributes.diagonal);
+            if (missing != nullptr) { // as in every graph whose diagonal is 1
+                api->ReleaseStatus(missing);
+                attributes.diagonal = 0.0f;
+            }
+        }
+        *kernel = new Instance{api, attributes};
         return nullptr;
     }
 
     static OrtStatus* compute(void* kernel, OrtKernelContext* context) {
         const Instance& instance = *static_cast<Instance*>(kernel);
         try {
-            Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.epsilon);
+            Operator::compute(Context(*instance.api, context, Operator::Table::kName), instance.attributes);
         } catch (const Failure& failure) {
             return failure.status;
         } catch (const std::exception& error) { // no memory

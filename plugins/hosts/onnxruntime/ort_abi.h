@@ -51,7 +51,9 @@ struct OrtApi {
     OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext* context, size_t index, const OrtValue** value); // 90
     OrtStatus* (*KernelContext_GetOutput)(OrtKernelContext* context, size_t index, const int64_t* dimensions,
                                           size_t count, OrtValue** value); // 91
-    void* from_92[7];
+    void* from_92[1];
+    void (*ReleaseStatus)(OrtStatus* status); // 93
+    void* from_94[5];
     void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo* info); // 99
     void* from_100[174];
     OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext* context, void (*task)(void*, size_t), size_t total,

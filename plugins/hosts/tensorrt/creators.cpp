@@ -12,7 +12,7 @@ namespace lucid
 namespace
 {
 
-using Make = std::unique_ptr<IPluginV3> (*)(float);
+using Make = std::unique_ptr<IPluginV3> (*)(Attributes);
 
 PluginField const* findField(PluginFieldCollection const* fields, char const* name, PluginFieldType type)
 {
@@ -59,7 +59,10 @@ public:
             }
             PluginField const* const epsilon = findField(fields, table::kEpsilon, PluginFieldType::kFLOAT32);
             require(epsilon != nullptr, (std::string(mName) + " needs the attribute " + table::kEpsilon).c_str());
-            return mMake(*static_cast<float const*>(epsilon->data)).release();
+            PluginField const* const diagonal = findField(fields, table::kDiagonal, PluginFieldType::kFLOAT32);
+            return mMake({*static_cast<float const*>(epsilon->data),
+                             diagonal == nullptr ? 0.0F : *static_cast<float const*>(diagonal->data)})
+                .release();
         });
     }
 
@@ -71,8 +74,9 @@ public:
 private:
     char const* const mName;
     Make const mMake;
-    PluginField const mEpsilon{table::kEpsilon, nullptr, PluginFieldType::kFLOAT32, 1};
-    PluginFieldCollection const mFields{1, &mEpsilon};
+    PluginField const mAttributes[2]{{table::kEpsilon, nullptr, PluginFieldType::kFLOAT32, 1},
+        {table::kDiagonal, nullptr, PluginFieldType::kFLOAT32, 1}};
+    PluginFieldCollection const mFields{2, mAttributes};
 };
 
 } // namespace

@@ -37,8 +37,8 @@ void require(bool holds, char const* message)
     }
 }
 
-OperatorPlugin::OperatorPlugin(char const* name, float epsilon)
-    : mEpsilon(epsilon)
+OperatorPlugin::OperatorPlugin(char const* name, Attributes attributes)
+    : mAttributes(attributes)
     , mName(name)
     , mAbi(LUCID_PLUGIN_ABI)
 {
@@ -130,7 +130,8 @@ Sizes OperatorPlugin::sizesOf(PluginTensorDesc const* inputs) const
     }
     Sizes sizes = readSizes(shapes);
     sizes.type = kernelType(inputs[0].type);
-    sizes.epsilon = mEpsilon;
+    sizes.epsilon = mAttributes.epsilon;
+    sizes.diagonal = mAttributes.diagonal;
     checkSizes(sizes);
     Dims const& mask = inputs[maskInput()].dims;
     require(mask.d[0] == sizes.batch && mask.d[1] == sizes.past + sizes.newTokens,
@@ -178,7 +179,9 @@ IPluginV3* OperatorPlugin::attachToContext(IPluginResourceContext*) noexcept
 PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
 {
     return guarded(static_cast<PluginFieldCollection const*>(nullptr), [&] {
-        mFields = {{table::kEpsilon, &mEpsilon, PluginFieldType::kFLOAT32, 1}, {"abi", &mAbi, PluginFieldType::kINT32, 1}};
+        mFields = {{table::kEpsilon, &mAttributes.epsilon, PluginFieldType::kFLOAT32, 1},
+            {table::kDiagonal, &mAttributes.diagonal, PluginFieldType::kFLOAT32, 1},
+            {"abi", &mAbi, PluginFieldType::kINT32, 1}};
         mFieldCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
         return static_cast<PluginFieldCollection const*>(&mFieldCollection);
     });

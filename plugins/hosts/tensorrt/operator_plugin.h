@@ -14,6 +14,13 @@
 namespace lucid
 {
 
+//! Attributes of a node.
+struct Attributes
+{
+    float epsilon;
+    float diagonal; //!< 0 where the node has none
+};
+
 //! Base of the plugins, which stand in the operators' tensorrt.cpp. They say which tensors there are; nothing here throws
 //! to TensorRT.
 class OperatorPlugin : public nvinfer1::IPluginV3,
@@ -22,7 +29,7 @@ class OperatorPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneRuntime
 {
 public:
-    OperatorPlugin(char const* name, float epsilon);
+    OperatorPlugin(char const* name, Attributes attributes);
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
@@ -69,7 +76,7 @@ protected:
     //! Index of the boolean input.
     int32_t maskInput() const { return inputCount() - 1; }
 
-    float const mEpsilon;
+    Attributes const mAttributes;
 
 private:
     Sizes sizesOf(nvinfer1::PluginTensorDesc const* inputs) const;
@@ -89,7 +96,7 @@ inline CUdeviceptr address(void const* pointer)
     return reinterpret_cast<CUdeviceptr>(pointer);
 }
 
-std::unique_ptr<nvinfer1::IPluginV3> makePrecondition(float epsilon);
-std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttention(float epsilon);
+std::unique_ptr<nvinfer1::IPluginV3> makePrecondition(Attributes attributes);
+std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttention(Attributes attributes);
 
 } // namespace lucid

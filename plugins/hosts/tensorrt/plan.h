@@ -26,6 +26,7 @@ struct Sizes
     int64_t width;
     Type type;
     float epsilon;
+    float diagonal; //!< 0: L_ii is 1; 1: it is training's
 };
 
 //! Throws std::invalid_argument that says which size is not supported.

@@ -23,6 +23,7 @@ def precondition(
     y_past: Tensor | None = None,
     mask: Tensor | None = None,
     eps: float = 1e-5,
+    training_diagonal: bool = False,
     *,
     out: Tensor | None = None,
     workspace: Tensor | None = None,
@@ -37,6 +38,7 @@ def precondition(
         y_past: Their preconditioned values, ``(B, H, P, D)``.
         mask: bool ``(B, P + N)``, False at padding; None: no padding.
         eps: Added to the mean square of a key.
+        training_diagonal: Whether row i is divided by training's L_ii instead of 1.
         out: Where to write Y, ``(B, H, N, D)``, contiguous; None: new memory.
         workspace: Scratch bytes (uint8), at least the plan's; None: new memory.
         tuned: Constants to use instead of the tuned ones.
@@ -55,7 +57,7 @@ def precondition(
     past = k_past.shape[2]
     if v.shape != k.shape or k_past.shape != (batch, heads, past, width) or y_past.shape != k_past.shape:
         raise ValueError("k and v must have one shape, k_past and y_past another that differs in the tokens only")
-    plan = plan_precondition(batch, heads, new, past, width, _dtype(k), eps, _arch(k), tuned)
+    plan = plan_precondition(batch, heads, new, past, width, _dtype(k), eps, _arch(k), tuned, float(training_diagonal))
     tensors = {"K": k, "V": v, "K_past": k_past, "Y_past": y_past, "mask": _mask(mask, k, past + new)}
     tensors["Y"] = torch.empty_like(v, memory_format=torch.contiguous_format) if out is None else out
     execute(plan, tensors, workspace)
@@ -70,6 +72,7 @@ def decode_attention(
     y: Tensor,
     mask: Tensor | None = None,
     eps: float = 1e-5,
+    training_diagonal: bool = False,
     *,
     out: tuple[Tensor, Tensor] | None = None,
     workspace: Tensor | None = None,
@@ -85,6 +88,7 @@ def decode_attention(
         y: Cached preconditioned values, ``(B, H, P, D)``. Rows that the mask hides may hold anything, NaN included.
         mask: bool ``(B, P + 1)``; None: no padding.
         eps: Added to the mean square of a key.
+        training_diagonal: Whether row i is divided by training's L_ii instead of 1.
         out: Where to write O and Y_new; None: new memory.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
@@ -103,7 +107,8 @@ def decode_attention(
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
     if k_new.shape != (batch, heads, 1, width) or v_new.shape != k_new.shape:
         raise ValueError(f"k_new and v_new must be {(batch, heads, 1, width)}, one new token")
-    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned)
+    diagonal = float(training_diagonal)
+    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned, diagonal)
     tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + 1)}
     new = torch.contiguous_format
     o, y_new = out or (torch.empty_like(q, memory_format=new), torch.empty_like(v_new, memory_format=new))

@@ -57,19 +57,34 @@ def device_lacks(device: torch.device) -> str | None:
 
 
 def _precondition(
-    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor | None, eps: float, implementation: str
+    k: Tensor,
+    v: Tensor,
+    k_past: Tensor,
+    y_past: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> Tensor:
     if implementation == "reference" or why_not(k, v, k_past, y_past):
-        return solve.IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps).contiguous()
-    return launch.precondition(k, v, k_past, y_past, mask, eps)
+        return solve.IMPLEMENTATIONS[implementation](k, v, k_past, y_past, mask, eps, training_diagonal).contiguous()
+    return launch.precondition(k, v, k_past, y_past, mask, eps, training_diagonal)
 
 
 def _decode_attention(
-    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None, eps: float, implementation: str
+    q: Tensor,
+    k_new: Tensor,
+    v_new: Tensor,
+    k: Tensor,
+    y: Tensor,
+    mask: Tensor | None,
+    eps: float,
+    implementation: str,
+    training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
     if implementation == "reference" or why_not(q, k_new, v_new, k, y):
-        return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps)
-    return launch.decode_attention(q, k_new, v_new, k, y, mask, eps)
+        return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
+    return launch.decode_attention(q, k_new, v_new, k, y, mask, eps, training_diagonal)
 
 
 use_kernels()

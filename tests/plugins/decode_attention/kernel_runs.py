@@ -36,14 +36,17 @@ def decode_inputs(case: Case) -> dict[str, Tensor]:
     return {"q": q, "k_new": keys["k"], "v_new": keys["v"], "k": keys["k_past"], "y": keys["y_past"], "mask": mask}
 
 
-def plain_decode(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def plain_decode(
+    q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor, training: bool = False
+) -> tuple[Tensor, Tensor]:
     """The two formulas in float32 with E and the softmax weights rounded."""
     batch, heads, past, width = k.shape
     keys, root_d, dtype = torch.cat([k, k_new], 2).float(), math.sqrt(width), q.dtype
     norms = torch.rsqrt(keys.square().mean(-1) + EPS)[:, :, None, :]
-    e = torch.exp(k_new.float() @ keys.mT * norms * norms[..., -1:] / root_d - root_d)[..., :past]
+    row_log = root_d * EPS * norms[..., -1:].square() * (mask[:, None, None, past:] if training else 0)
+    e = torch.exp(k_new.float() @ keys.mT * norms * norms[..., -1:] / root_d - root_d + row_log)[..., :past]
     e = round_weights(e * (mask[:, None, None, :past] & mask[:, None, None, past:]), dtype)
-    y_new = v_new.float() - e @ y.float()
+    y_new = v_new.float() * row_log.exp() - e @ y.float()
     scores = q.float().view(batch, heads, -1, width) @ keys.mT / root_d
     visible = mask.clone()
     visible[:, -1] = True
@@ -56,8 +59,10 @@ def plain_decode(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, 
 def run_decode(case: Case) -> dict[str, Any]:
     """As :func:`run_precondition`, for decode attention; with ``case.static``, NaN rows stand behind the cache."""
     inputs = decode_inputs(case)
-    exact = decode_attention_reference(*(t if t.dtype == torch.bool else t.double() for t in inputs.values()), EPS)
-    plain = plain_decode(*inputs.values())
+    exact = decode_attention_reference(
+        *(t if t.dtype == torch.bool else t.double() for t in inputs.values()), EPS, case.training
+    )
+    plain = plain_decode(*inputs.values(), case.training)
     hidden = ~inputs["mask"][:, None, : case.past, None]
     garbage = torch.full((case.batch, case.heads, case.static, case.width), torch.nan, dtype=case.torch_dtype)
     for name in ("k", "y"):
@@ -67,7 +72,14 @@ def run_decode(case: Case) -> dict[str, Any]:
     (o, o_guard), (y_new, y_guard) = poisoned(inputs["q"]), poisoned(inputs["v_new"])
     sizes = (case.batch, case.heads, case.groups, case.past + case.static, case.width, case.dtype, EPS, 80)
     workspace, workspace_guard = poisoned_workspace(plan_decode_attention(*sizes, tuned_choice(case)).workspace_bytes)
-    decode_attention(**inputs, eps=EPS, out=(o, y_new), workspace=workspace, tuned=tuned_choice(case))
+    decode_attention(
+        **inputs,
+        eps=EPS,
+        training_diagonal=case.training,
+        out=(o, y_new),
+        workspace=workspace,
+        tuned=tuned_choice(case),
+    )
     return {
         "error": relative_error(o, exact[0]),
         "plain": relative_error(plain[0], exact[0]),

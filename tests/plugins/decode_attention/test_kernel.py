@@ -40,7 +40,15 @@ WIDTHS = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES + WIDTHS, ids=str)
+TRAINING = [
+    Case(new=1, past=100, keys=0.9, training=True),
+    Case(new=1, past=0, dtype="bfloat16", training=True),
+    Case(new=1, past=257, dtype="bfloat16", keys=0.99, batch=2, padded=True, groups=8, training=True),
+    Case(new=1, past=65, dtype="float16", keys="repeated", batch=2, padded=True, static=200, training=True),
+]
+
+
+@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

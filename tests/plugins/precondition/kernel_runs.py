@@ -24,15 +24,21 @@ from tests.plugins.kernel_cases import (
 )
 
 
-def exact_precondition(k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor) -> Tensor:
-    return precondition_reference(k.double(), v.double(), k_past.double(), y_past.double(), mask, EPS)
+def exact_precondition(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor, training: bool = False
+) -> Tensor:
+    return precondition_reference(k.double(), v.double(), k_past.double(), y_past.double(), mask, EPS, training)
 
 
-def plain_precondition(k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor) -> Tensor:
+def plain_precondition(
+    k: Tensor, v: Tensor, k_past: Tensor, y_past: Tensor, mask: Tensor, training: bool = False
+) -> Tensor:
     """Row by row in float32 with E and every stored row of Y rounded: what a careful plain implementation loses."""
     keys, values, root_d = torch.cat([k_past, k], 2).float(), v.float(), math.sqrt(k.shape[3])
     norms = torch.rsqrt(keys.square().mean(-1) + EPS)
-    e = torch.exp(keys @ keys.mT * norms[..., None] * norms[..., None, :] / root_d - root_d)
+    row_log = root_d * EPS * norms.square() * (mask[:, None] if training else 0)
+    e = torch.exp(keys @ keys.mT * norms[..., None] * norms[..., None, :] / root_d - root_d + row_log[..., None])
+    values = values * row_log[:, :, k_past.shape[2] :, None].exp()
     e = round_weights(e * (mask[:, None, :, None] & mask[:, None, None, :]), k.dtype)
     past, y = k_past.shape[2], torch.cat([y_past.float(), torch.zeros_like(values)], 2)
     for i in range(k.shape[2]):
@@ -48,7 +54,9 @@ def precondition_inputs(case: Case) -> dict[str, Tensor]:
     mask = make_mask(case, case.past + case.new)
     k_past, k, v_past, v = keys[:, :, : case.past], keys[:, :, case.past :], values[:, :, : case.past], values
     empty = k_past[:, :, :0]
-    y_past = exact_precondition(k_past, v_past, empty, empty, mask[:, : case.past]) if case.past else v_past
+    y_past = (
+        exact_precondition(k_past, v_past, empty, empty, mask[:, : case.past], case.training) if case.past else v_past
+    )
     v = v[:, :, case.past :]
     return {"k": k, "v": v, "k_past": k_past, "y_past": y_past.to(case.torch_dtype), "mask": mask}
 
@@ -63,13 +71,16 @@ def hide_padding(inputs: dict[str, Tensor], past: int) -> dict[str, Tensor]:
 def run_precondition(case: Case) -> dict[str, Any]:
     """Return the kernel's and the plain implementation's error, and what else a test checks."""
     inputs = precondition_inputs(case)
-    exact, plain = exact_precondition(*inputs.values()), plain_precondition(*inputs.values())
+    exact = exact_precondition(*inputs.values(), case.training)
+    plain = plain_precondition(*inputs.values(), case.training)
     out, guard = poisoned(inputs["v"])
     sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
     plan = plan_precondition(*sizes)
     workspace, workspace_guard = poisoned_workspace(plan.workspace_bytes)
     hidden = hide_padding(inputs, case.past)
-    precondition(**hidden, eps=EPS, out=out, workspace=workspace, tuned=tuned_choice(case))
+    precondition(
+        **hidden, eps=EPS, training_diagonal=case.training, out=out, workspace=workspace, tuned=tuned_choice(case)
+    )
     padding = ~inputs["mask"][:, None, case.past :, None].expand_as(out)
     return {
         "error": relative_error(out, exact),

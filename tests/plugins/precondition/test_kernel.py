@@ -72,7 +72,15 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS, ids=str)
+TRAINING = [
+    Case(new=65, past=100, keys=0.9, training=True),
+    Case(new=130, dtype="bfloat16", keys=0.99, training=True),
+    Case(new=70, past=40, dtype="float16", keys="repeated", training=True),
+    Case(new=66, past=65, keys=0.99, width=68, padded=True, batch=2, training=True),
+]
+
+
+@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + TRAINING, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_precondition, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

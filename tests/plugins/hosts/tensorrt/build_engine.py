@@ -30,7 +30,7 @@ def model(dtype: int, width: int) -> onnx.ModelProto:
     solve = (["k", "v", "k_past", "y_past", "mask"], ["y"])
     decode = (["q", "k_new", "v_new", "k_cache", "y_cache", "decode_mask"], ["o", "y_new"])
     nodes = [
-        helper.make_node("Precondition", *solve, name="solve", domain="ai.lucid", epsilon=1e-5),
+        helper.make_node("Precondition", *solve, name="solve", domain="ai.lucid", epsilon=1e-5, diagonal=1.0),
         helper.make_node("DecodeAttention", *decode, name="decode", domain="ai.lucid", epsilon=1e-5),
     ]
     results = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in outputs.items()]

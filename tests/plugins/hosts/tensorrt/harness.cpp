@@ -1,6 +1,6 @@
 // Runs a plugin as TensorRT would, without TensorRT: creator, build phase, serialisation, runtime phase, enqueue.
 //
-// harness LIBRARY OPERATOR TYPE BATCH HEADS GROUPS NEW PAST WIDTH EPSILON MODE
+// harness LIBRARY OPERATOR TYPE BATCH HEADS GROUPS NEW PAST WIDTH EPSILON MODE [DIAGONAL]
 // MODE: run; abi (another ABI number is deserialised); mask (the mask's shape is wrong); mixed (V has another type).
 // Prints one JSON object a line: what the plugin answered and what it logged.
 #include <NvInferRuntime.h>
@@ -40,6 +40,7 @@ struct Call
     int64_t batch, heads, groups, newTokens, past, width;
     float epsilon;
     std::string mode;
+    std::vector<float> diagonal; // empty where the node has no such attribute
 };
 
 struct Tensors
@@ -75,20 +76,25 @@ void print(char const* what, long long value)
     std::printf("{\"%s\": %lld}\n", what, value);
 }
 
-Call readCall(char** argv)
+Call readCall(int argc, char** argv)
 {
+    std::vector<float> diagonal;
+    if (argc > 12)
+    {
+        diagonal.push_back(std::strtof(argv[12], nullptr));
+    }
     std::string const type = argv[3];
     auto const number = [&](int i) { return static_cast<int64_t>(std::atoll(argv[i])); };
     return {argv[2],
         type == "float32"       ? DataType::kFLOAT
             : type == "float16" ? DataType::kHALF
                                 : DataType::kBF16,
-        number(4), number(5), number(6), number(7), number(8), number(9), std::strtof(argv[10], nullptr), argv[11]};
+        number(4), number(5), number(6), number(7), number(8), number(9), std::strtof(argv[10], nullptr), argv[11], diagonal};
 }
 
 Tensors makeTensors(Call const& call)
 {
-    auto const [name, type, b, h, g, n, p, d, epsilon, mode] = call;
+    auto const [name, type, b, h, g, n, p, d, epsilon, mode, diagonal] = call;
     DataType const second = mode == "mixed" ? DataType::kFLOAT : type;
     Tensors tensors;
     if (name == "DecodeAttention")
@@ -215,9 +221,9 @@ extern "C" __attribute__((visibility("default"))) ILogger* getLogger() noexcept
     return &logger;
 }
 
-int main(int, char** argv)
+int main(int argc, char** argv)
 {
-    Call const call = readCall(argv);
+    Call const call = readCall(argc, argv);
     Tensors const tensors = makeTensors(call);
     void* const library = dlopen(argv[1], RTLD_NOW);
     if (library == nullptr)
@@ -228,8 +234,9 @@ int main(int, char** argv)
     Finder finder;
     symbol<void (*)(ILoggerFinder*)>(library, "setLoggerFinder")(&finder);
     IPluginCreatorV3One* const creator = findCreator(library, call.operatorName);
-    PluginField const attribute{"epsilon", &call.epsilon, PluginFieldType::kFLOAT32, 1};
-    PluginFieldCollection const attributes{1, &attribute};
+    PluginField const fields[2]{{"epsilon", &call.epsilon, PluginFieldType::kFLOAT32, 1},
+        {"diagonal", call.diagonal.data(), PluginFieldType::kFLOAT32, 1}};
+    PluginFieldCollection const attributes{call.diagonal.empty() ? 1 : 2, fields};
     std::unique_ptr<IPluginV3> const built{creator->createPlugin("layer", &attributes, TensorRTPhase::kBUILD)};
     askForBuild(*built, tensors);
     if (std::unique_ptr<IPluginV3> const loaded = saveAndLoad(*built, *creator, call.mode))

@@ -72,9 +72,10 @@ class Problem:
     past: int = 0
     width: int = 64
     epsilon: float = 1e-5
+    diagonal: float | None = None  # None: the node has no such attribute
 
     def plan(self, arch: int) -> Plan:
-        rest = (self.past, self.width, self.dtype, self.epsilon, arch)
+        rest = (self.past, self.width, self.dtype, self.epsilon, arch, None, self.diagonal or 0.0)
         if self.operator == PRECONDITION.name:
             return plan_precondition(self.batch, self.heads, self.new, *rest)
         return plan_decode_attention(self.batch, self.heads, self.groups, *rest)
@@ -103,6 +104,7 @@ class Tools:
             environment["LD_LIBRARY_PATH"] = str(self.driver.parent)
         sizes = (problem.batch, problem.heads, problem.groups, problem.new, problem.past, problem.width)
         command = [self.harness, self.plugin, problem.operator, problem.dtype, *sizes, repr(problem.epsilon), mode]
+        command += [] if problem.diagonal is None else [repr(problem.diagonal)]
         result = subprocess.run(
             list(map(str, command)), env=environment, capture_output=True, text=True, timeout=PATIENCE
         )

@@ -11,7 +11,9 @@ PROBLEMS = [
     Problem("Precondition", "bfloat16", new=65, width=256),
     Problem("Precondition", new=4096, past=30000, heads=8, width=80),
     Problem("Precondition", "float32", new=5, width=16),
+    Problem("Precondition", "bfloat16", new=65, past=3, width=68, diagonal=1.0),
     Problem("DecodeAttention"),
+    Problem("DecodeAttention", "float32", past=100, groups=3, width=96, diagonal=1.0),
     Problem("DecodeAttention", past=2048, heads=4, groups=8, width=68),
     Problem("DecodeAttention", "float32", past=100, groups=15, width=96),
     Problem("DecodeAttention", "bfloat16", past=1, groups=16, width=36),
@@ -61,7 +63,7 @@ def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_pat
     assert cleared == ([(pointers["workspace"], 0, plan.zeroed_bytes)] * 3 if plan.zeroed_bytes else [])
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[7]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9]], ids=str)
 def test_modules_are_loaded_once_for_each_context(problem, tools, tmp_path):
     _, calls = tools.run(problem, tmp_path / "log", 90)
     variants = [step.variant for step in problem.plan(90).steps]

@@ -1,0 +1,213 @@
+"""Training's diagonal in an artifact: graphs against transformers with a solve put into it, warning and records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+from transformers import Gemma3TextConfig
+
+import lucid_deploy as ld
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.diagonal import ROUNDING, DiagonalEffect
+from lucid_deploy.export.range_scan import measure_diagonal, scan
+from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.model.family_shapes import MIXED, THREE, random_model
+from tests.model.test_families import GATE, check, ids, logits_of
+from tests.parity.recording_models import lucid_model
+
+SMALL_KEYS = 0.05  # what k_proj is multiplied by
+
+
+def with_small_keys(checkpoint: Path, factor: float = SMALL_KEYS) -> Path:
+    """Make the keys of a checkpoint so small that the diagonal matters."""
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    for name in tensors:
+        if "k_proj" in name:
+            tensors[name] *= factor
+    save_file(tensors, path)
+    return checkpoint
+
+
+def make_mixed(path: Path) -> Any:
+    """LUCID layers and one over a window, ε so large that the diagonal is far from 1; return transformers' model."""
+    config = Gemma3TextConfig(
+        **THREE, head_dim=16, sliding_window=6, layer_types=MIXED, attention_type="lucid", rms_norm_eps=0.3
+    )
+    model = random_model(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.weight.add_(0.5)  # keys point one way
+    model.save_pretrained(path)
+    model.config.solved, model.config.training = (0, 2), True
+    model.set_attn_implementation("lucid_dense")
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_graphs_are_the_model_with_that_diagonal(cache: str, tmp_path: Path, built_library: Path) -> None:
+    """One-shot, chunked, decoded and padded, with rows and a ring in the cache."""
+    model = make_mixed(tmp_path / "checkpoint")
+    exact = logits_of(model, ids())
+    model.config.training = False
+    other = logits_of(model, ids())
+    assert np.linalg.norm(other - exact) > 100 * GATE * np.linalg.norm(exact), "a wrong diagonal would pass"
+    options = ExportOptions(cache=cache, diagonal="training")
+    artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", options)
+    for kernels in ("functions", "library") if cache == "growing" else ("functions",):
+        check(open_session(artifact, "onnxruntime", kernels=kernels), exact, GATE)
+    check(TorchSession(load_model(Checkpoint(tmp_path / "checkpoint", (), "training"))), exact, GATE)
+    assert artifact.config.diagonal == "training"
+    assert [layer.diagonal for layer in artifact.manifest.layers] == ["training", "unit", "training"]
+
+
+@pytest.mark.slow
+def test_verify_judges_with_the_artifacts_diagonal(make_checkpoint: Any, tmp_path: Path) -> None:
+    """The own model has it too; golden files with the wrong one are refused, whichever the artifact has."""
+    from tests.parity.recording_models import record_lucid
+
+    checkpoint = with_small_keys(make_checkpoint(max_position_embeddings=48))
+    golden = {
+        name: record_lucid(checkpoint, tmp_path / f"{name}.safetensors", name, tokens=40)
+        for name in ("one", "training")
+    }
+    for diagonal, right, wrong in (("training", "training", "one"), ("unit", "one", "training")):
+        artifact = ld.export(checkpoint, tmp_path / diagonal, diagonal=diagonal)
+        assert artifact.verify(quick=True, steps=4, golden=golden[right]).passed
+        found = artifact.verify(quick=True, steps=4, golden=golden[wrong])
+        assert found.report.own_failure is None and str(found.report.failure.tensor) == "layer 0 Y"
+
+
+@pytest.mark.slow
+def test_graphs_with_the_other_diagonal_are_caught_and_named(make_checkpoint: Any, tmp_path: Path) -> None:
+    import shutil
+
+    checkpoint = with_small_keys(make_checkpoint(max_position_embeddings=48))
+    made = {name: ld.export(checkpoint, tmp_path / name, diagonal=name) for name in ("unit", "training")}
+    for name, other, words in (("training", "unit", "is 1"), ("unit", "training", "is training's")):
+        copy = Path(shutil.copytree(made[name].directory, tmp_path / f"{name} broken"))
+        manifest = json.loads((copy / "lucid.json").read_text())
+        for stage in ("prefill", "decode"):
+            file = f"{stage}.onnx"
+            shutil.copy(made[other].directory / file, copy / file)
+            manifest["files"][file] = made[other].manifest.files[file]
+        (copy / "lucid.json").write_text(json.dumps(manifest))
+        found = open_verified(copy)
+        assert not found.passed and f"The diagonal of L {words}" in found.failure
+
+
+def open_verified(directory: Path) -> Any:
+    from lucid_deploy.parity import VerifyOptions, verify_artifact
+
+    return verify_artifact(open_artifact(directory), VerifyOptions(quick=True, steps=4))
+
+
+# The warning
+
+
+def effect(checkpoint: Path) -> DiagonalEffect:
+    return measure_diagonal(Checkpoint(checkpoint))
+
+
+def test_the_effect_is_that_on_the_models_own_keys(make_checkpoint: Any) -> None:
+    """Against L_ii and Y that a model in transformers' class makes of one prompt."""
+    checkpoint = with_small_keys(make_checkpoint())
+    found = effect(checkpoint)
+    smallest, tokens = 1.0, torch.arange(30)[None] % 5
+    rows = {}
+    for name in ("one", "training"):
+        model = lucid_model(checkpoint, name)
+        with torch.no_grad():
+            model(tokens)
+        rows[name] = [layer.self_attn.recorded for layer in model.model.layers]
+    for key, _ in rows["training"]:
+        mean = (key * key).mean(-1)
+        smallest = min(smallest, float(torch.exp(6 * (mean / (mean + 1e-5) - 1)).min()))  # √36
+    change = (rows["training"][0][1] - rows["one"][0][1]).norm() / rows["one"][0][1].norm()
+    assert 0.5 * (1 - smallest) < 1 - found.smallest < 2 * (1 - smallest)
+    assert 0.2 * float(change) < found.difference < 5 * float(change)
+
+
+def test_the_warning_says_how_much_and_what_to_do(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = with_small_keys(make_checkpoint())
+    artifact = export(checkpoint, tmp_path / "artifact")
+    [said] = artifact.manifest.notes
+    assert said == effect(checkpoint).sentence
+    assert f"{effect(checkpoint).smallest:.6g}" in said and "--diagonal training" in said
+    for args in (["inspect", str(artifact.directory)], ["export", str(checkpoint), "-o", str(tmp_path / "again")]):
+        assert said in CliRunner().invoke(main, args).output
+
+
+def test_nothing_is_said_where_it_makes_no_difference(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(rms_norm_eps=1e-12)
+    assert effect(checkpoint).difference < ROUNDING and not effect(checkpoint).sentence
+    assert export(checkpoint, tmp_path / "artifact").manifest.notes == ()
+
+
+def test_nothing_is_said_or_measured_where_it_was_chosen_or_left_out(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = with_small_keys(make_checkpoint())
+    for name, options in {"chosen": {"diagonal": "training"}, "left out": {"range_scan": False}}.items():
+        assert export(checkpoint, tmp_path / name, ExportOptions(**options)).manifest.notes == ()
+    assert export("demo", tmp_path / "demo").manifest.notes == ()
+
+
+def test_a_range_scan_measures_it_too(make_checkpoint: Any) -> None:
+    checkpoint = Checkpoint(with_small_keys(make_checkpoint()))
+    found, alone = scan(checkpoint).diagonal, measure_diagonal(checkpoint)
+    assert found.smallest == pytest.approx(alone.smallest, abs=0.5 * (1 - alone.smallest))
+    assert found.sentence
+
+
+def test_standard_attention_has_no_diagonal(make_checkpoint: Any, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(attention_type="llama")
+    assert effect(checkpoint) == DiagonalEffect()
+    with pytest.raises(LucidError, match="has no LUCID layers, so there is no diagonal to choose"):
+        export(checkpoint, tmp_path / "artifact", ExportOptions(diagonal="training"))
+    with pytest.raises(LucidError, match="diagonal must be unit or training, not 'one'"):
+        export(checkpoint, tmp_path / "artifact", ExportOptions(diagonal="one"))
+
+
+# Records
+
+
+def test_inspect_and_the_success_line_say_it(make_checkpoint: Any, tmp_path: Path) -> None:
+    target = tmp_path / "artifact"
+    args = ["export", str(make_checkpoint()), "-o", str(target), "--diagonal", "training"]
+    assert "training's diagonal of L" in CliRunner().invoke(main, args).output
+    assert "training's diagonal of L" in CliRunner().invoke(main, ["inspect", str(target)]).output
+    described = json.loads(CliRunner().invoke(main, ["inspect", str(target), "--json"]).output)
+    assert {layer["diagonal"] for layer in described["layers"]} == {"training"}
+    assert described["options"]["diagonal"] == "training" and described["model"]["diagonal"] == "training"
+
+
+def test_manifests_from_before_have_one_on_the_diagonal(artifact_copy: Path) -> None:
+    path = artifact_copy / "lucid.json"
+    manifest = json.loads(path.read_text())
+    del manifest["config"]["diagonal"]
+    for layer in manifest["layers"]:
+        del layer["diagonal"]
+    path.write_text(json.dumps(manifest))
+    artifact = open_artifact(artifact_copy)
+    assert artifact.config.diagonal == "unit" and artifact.manifest.layers[0].diagonal == "unit"
+    manifest["config"]["diagonal"] = "two"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(LucidError, match="diagonal is 'two'"):
+        open_artifact(artifact_copy)
+
+
+def test_graphs_with_one_on_the_diagonal_have_no_attribute(artifact_copy: Path) -> None:
+    for stage in ("prefill", "decode"):
+        assert b"diagonal" not in (artifact_copy / f"{stage}.onnx").read_bytes()
