@@ -56,7 +56,7 @@ def all_cases() -> Iterator[Case]:
 def operator_case(problem: Problem) -> Case:
     """Make the case of an operator."""
     inputs, operator = make_inputs(problem), problem.operator
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.attributes}
+    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     exact = FORMULAS[operator.name](*inputs.values(), **attributes)
     plain = PlainKernels(problem.dtype).operators()[operator.name](*inputs.values(), **attributes)
     wanted = dict(zip(operator.output_names, exact, strict=True))

@@ -49,7 +49,7 @@ def operator_node(
     operator: Operator, inputs: tuple[str, ...] | list[str], outputs: tuple[str, ...] | list[str]
 ) -> onnx.NodeProto:
     """Return a node of an operator, with its attributes."""
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.attributes}
+    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
 
 

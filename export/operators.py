@@ -101,7 +101,7 @@ def _solver(operator: Operator) -> Callable[[bool], Callable[..., Any]]:
 
     The latter have no such attribute, as in graphs from before there was one; the tracer would write a default down.
     """
-    unit = dataclasses.replace(operator, attributes=tuple(each for each in operator.attributes if each != DIAGONAL))
+    unit = dataclasses.replace(operator, attributes=operator.required)
     makers = _node_maker(unit), functools.partial(_node_maker(operator), **{DIAGONAL.name: 1.0})
     return lambda training: makers[training]
 

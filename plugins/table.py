@@ -78,6 +78,11 @@ class Operator:
         """Names of the outputs, in order."""
         return tuple(each.name for each in self.outputs)
 
+    @property
+    def required(self) -> tuple[Attribute, ...]:
+        """The attributes that every node has."""
+        return tuple(each for each in self.attributes if each.default is None)
+
     def place(self, name: str) -> int:
         """Return the position of an input; ValueError if there is none of that name."""
         return self.input_names.index(name)

@@ -180,9 +180,36 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
                 )
 
 
-def first_tokens(tensor: CacheTensor, array: Array, length: int) -> Array:
-    """Cut a tensor back to its first tokens; :func:`check_truncation` says whether that is exact."""
+def first_tokens(tensor: CacheTensor, array: Array, length: int, mask: Array) -> Array:
+    """Cut a tensor back to its first columns; :func:`check_truncation` says whether that is exact.
+
+    Args:
+        tensor: Its description.
+        array: The whole tensor; a ring's may have room in front of what is held.
+        length: Columns to keep.
+        mask: Bool ``(batch, T)``, False at padding: which columns hold tokens, those to be dropped included.
+    """
+    if tensor.sort == "ring":
+        return np.take_along_axis(array, first_of_ring(mask, length, array.shape[2])[:, None, :, None], axis=2)
     return array[:, :, :length] if tensor.has_tokens else array
+
+
+def first_of_ring(mask: Array, length: int, rows: int) -> Array:
+    """Return which rows of a ring stay, and where, when a cache is cut back.
+
+    A ring holds tokens and no padding, the newest last. So the rows that go are as many as the columns cut off hold
+    tokens, which differs from one batch row to the next.
+
+    Args:
+        mask: Bool ``(batch, T)``, False at padding.
+        length: Columns to keep, L.
+        rows: Rows of the ring, R.
+
+    Returns:
+        Int64 ``(batch, L)``: the row that comes to each place; any row where there is no token.
+    """
+    dropped = mask[:, length:].sum(axis=1, dtype=np.int64)  # (B,)
+    return np.maximum(np.arange(rows - length, rows) - dropped[:, None], 0)
 
 
 def held(tensor: CacheTensor, buffer: Array, tokens: int) -> Array:

@@ -162,12 +162,12 @@ ROPE_BLOCKS = ("rope_scaling", "rope_parameters")
 ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
+    "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 # Why other types are refused, where transformers has them.
 ROPE_REASONS = {
-    "dynamic": " Its angles change with the length of a text, and cached keys cannot be turned again.",
     "longrope": " It has two sets of angles, and changes between them with the length of a text, which cached keys "
     "cannot.",
 }

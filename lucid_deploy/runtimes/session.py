@@ -288,8 +288,12 @@ class Session(ABC, Generic[Tensor]):
 
     @property
     def context_limit(self) -> int | None:
-        """Most tokens of a context; None with ``allow_extrapolation``."""
-        return None if self.allow_extrapolation else self.config.max_position_embeddings
+        """Most tokens of a context; None with ``allow_extrapolation``, if the model's angles stay the same beyond."""
+        return None if self._extrapolates else self.config.max_position_embeddings
+
+    @property
+    def _extrapolates(self) -> bool:
+        return self.allow_extrapolation and self.config.rope_scaling.rope_type != "dynamic"
 
     @property
     def batch_limit(self) -> int | None:
@@ -303,10 +307,13 @@ class Session(ABC, Generic[Tensor]):
             LucidError: It is longer than the model was made for, and extrapolation is not permitted.
         """
         limit = self.config.max_position_embeddings
-        if tokens > limit and not self.allow_extrapolation:
+        if tokens > limit and not self._extrapolates:
+            remedy = "Shorten it, or pass --allow-extrapolation."
+            if self.allow_extrapolation:
+                remedy = "Shorten it: with rope_scaling 'dynamic' the angles of all keys would change beyond."
             raise LucidError(
                 f"The context would be {tokens} tokens, the model was made for {limit} (max_position_embeddings). "
-                "Shorten it, or pass --allow-extrapolation."
+                f"{remedy}"
             )
 
     @abstractmethod
@@ -318,7 +325,9 @@ class Session(ABC, Generic[Tensor]):
         layers = zip(self.layout, self.layer_arrays(cache), strict=True)
         return self._layers_from_arrays(
             [
-                tuple(first_tokens(t, x, length) for t, x in zip(decoded_layout(layer), arrays, strict=True))
+                tuple(
+                    first_tokens(t, x, length, cache.mask) for t, x in zip(decoded_layout(layer), arrays, strict=True)
+                )
                 for layer, arrays in layers
             ]
         )

@@ -82,13 +82,26 @@ def test_a_buffer_holds_rows_in_front_and_a_ring_at_the_end(tensor: CacheTensor)
 
 def test_what_can_be_cut_back() -> None:
     array = content(ROWS, 8, 0)[None]
-    np.testing.assert_array_equal(first_tokens(ROWS, array, 3), array[:, :, :3])
+    np.testing.assert_array_equal(first_tokens(ROWS, array, 3, np.ones((1, 8), bool)), array[:, :, :3])
     check_truncation(((ROWS,), (RING, ROWS)), 2, 5)  # nothing was dropped from the ring yet
     check_truncation((ALL,), 9, 9)
     with pytest.raises(LucidError, match=r"truncated to 2: recent of layer 1 holds the last 5 tokens only"):
         check_truncation(((ROWS,), (RING,)), 2, 6)
     with pytest.raises(LucidError, match=r"average of layer 0 is a state, into which every token is mixed"):
         check_truncation((ALL,), 2, 3)
+
+
+def test_a_ring_is_cut_back_by_the_tokens_of_the_columns_that_go() -> None:
+    """It holds tokens and no padding, at its end; three rows with two, three and no tokens in front of the cut."""
+    mask = np.array([[1, 1, 0, 1, 0], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]], dtype=bool)
+    for room in (5, 4):  # columns held, or a buffer of another size: only its end counts
+        ring = np.full((3, 2, room, 3), -1.0)
+        for row, columns in enumerate(mask):
+            for place, token in enumerate(np.flatnonzero(columns)[::-1]):
+                ring[row, :, room - 1 - place] = token
+        cut = first_tokens(RING, ring, 3, mask)
+        assert cut.shape == (3, 2, 3, 3)
+        assert cut[0, 0, 1:, 0].tolist() == [0, 1] and cut[1, 0, :, 0].tolist() == [0, 1, 2]
 
 
 def test_axes_of_graphs() -> None:

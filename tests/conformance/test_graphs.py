@@ -23,7 +23,7 @@ def test_the_node_is_that_of_the_table(operator: Operator) -> None:
     (node,) = model.graph.node
     assert (node.domain, node.op_type) == (DOMAIN, operator.name)
     assert tuple(node.input) == operator.input_names and tuple(node.output) == operator.output_names
-    assert {each.name for each in node.attribute} == {each.name for each in operator.attributes}
+    assert {each.name for each in node.attribute} == {each.name for each in operator.required}
     assert [each.name for each in model.functions] == [operator.name]
 
 
@@ -32,7 +32,7 @@ def test_the_body_computes_the_formula(operator: Operator) -> None:
     problem = FIRST[operator]
     inputs = make_inputs(problem)
     session = ort.InferenceSession(operator_model(problem, inputs).SerializeToString())
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.attributes}
+    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     wanted = FORMULAS[operator.name](*inputs.values(), **attributes)
     for found, exact in zip(session.run(None, inputs), wanted, strict=True):
         assert relative_error(np.asarray(found), exact) < 3e-6

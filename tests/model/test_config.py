@@ -142,7 +142,7 @@ def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: 
         ({"attention_type": "lucid", "key_scaling_exp": False}, "key_scaling_exp is False"),
         ({"attention_type": "lucid_path"}, "attention_type 'lucid_path'"),
         ({"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_scaling 'longrope'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_scaling 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "alpha": 2}}, "alpha is 2"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"sliding_window": 128}, "sliding_window is 128"),

@@ -143,3 +143,18 @@ def test_all_logits_are_those_of_each_token(exported: Exported, runtime: str) ->
     assert one.length == other.length == 11
     with pytest.raises(LucidError, match="mask"):
         session.prefill_all(new, one, mask[:, :3])
+
+
+def test_dynamic_scaling_does_not_go_beyond_the_models_context(make_checkpoint: Callable[..., Path]) -> None:
+    """Up to there its angles are the unscaled ones; beyond, those of keys in the cache would have to change too."""
+    scaling = {"rope_type": "dynamic", "factor": 4.0}
+    scaled, plain = (
+        TorchSession(load_model(make_checkpoint(name, **changes)), allow_extrapolation=True)
+        for name, changes in {"scaled": {"rope_scaling": scaling}, "plain": {}}.items()
+    )
+    ids = np.arange(512)[None] % 97
+    answers = [session.prefill(ids, session.empty_cache(1)) for session in (scaled, plain)]
+    np.testing.assert_array_equal(*answers)
+    assert (scaled.context_limit, plain.context_limit) == (512, None)
+    with pytest.raises(LucidError, match="with rope_scaling 'dynamic' the angles of all keys would change beyond"):
+        scaled.prefill(np.zeros((1, 513), np.int64), scaled.empty_cache(1))

@@ -221,7 +221,10 @@ class OrtSession(Session[Any]):
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
         make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
         return [
-            tuple(make(np.ascontiguousarray(first_tokens(t, x.numpy(), length))) for t, x in zip(*pair, strict=True))
+            tuple(
+                make(np.ascontiguousarray(first_tokens(t, x.numpy(), length, cache.mask)))
+                for t, x in zip(*pair, strict=True)
+            )
             for pair in zip(self.layout, cache.layers, strict=True)
         ]
 

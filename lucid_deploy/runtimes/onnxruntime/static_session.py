@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
+from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffer
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
@@ -77,7 +77,13 @@ class StaticOrtSession(OrtSession):
         return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers])
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
-        return cache.layers  # rows beyond the cache's length are not read
+        # Rows beyond the cache's length are not read, so they stay. A ring's newest rows are read, so they go.
+        if all(tensor.sort == "rows" for layer in self.layout for tensor in layer):
+            return cache.layers  # still bound: nothing is copied
+        return [
+            tuple(first_tokens(t, x, length, cache.mask) if t.sort == "ring" else x for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
@@ -101,7 +107,11 @@ class StaticOrtSession(OrtSession):
         bound.positions[:] = positions
         bound.length[:] = past
         # The graph masks by cache_length too and counts the new row as a token; its mask holds from the next step on.
+        waiting = np.flatnonzero(~mask[:, past].astype(bool))  # no token of these rows may enter a ring or a state
+        before = [(buffer, buffer[waiting]) for buffer, _ in bound.binding.replaced] if len(waiting) else []
         logits = self.run_bound(bound.binding)
+        for buffer, kept in before:
+            buffer[waiting] = kept
         bound.mask[:, past] = mask[:, past]
         return logits, bound.layers
 

@@ -62,7 +62,9 @@ class OpenVinoSession(Session[Array]):
 
     def _first_tokens(self, cache: Cache[Array], length: int) -> Layers:
         return [
-            tuple(np.ascontiguousarray(first_tokens(t, x, length)) for t, x in zip(layout, layer, strict=True))
+            tuple(
+                np.ascontiguousarray(first_tokens(t, x, length, cache.mask)) for t, x in zip(layout, layer, strict=True)
+            )
             for layout, layer in zip(self.layout, cache.layers, strict=True)
         ]
 

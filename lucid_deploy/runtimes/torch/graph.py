@@ -42,11 +42,11 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
     from lucid_deploy.plugins.precondition.torch_operator import precondition
     from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 
-    def solve(*tensors: torch.Tensor, epsilon: float) -> torch.Tensor:
-        return precondition(*tensors, eps=epsilon)
+    def solve(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> torch.Tensor:
+        return precondition(*tensors, eps=epsilon, training_diagonal=diagonal == 1)
 
-    def decode(*tensors: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return decode_attention(*tensors, eps=epsilon)
+    def decode(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        return decode_attention(*tensors, eps=epsilon, training_diagonal=diagonal == 1)
 
     computing: dict[str, Callable[..., Any]] = {
         table.PRECONDITION.name: solve,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.layout import CacheTensor, first_of_ring
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -48,8 +48,14 @@ class TorchSession(Session[torch.Tensor]):
         return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._dtype))) for layer, stored in pairs]
 
     def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
+        def cut(tensor: CacheTensor, x: torch.Tensor) -> torch.Tensor:
+            if tensor.sort == "ring":
+                places = torch.from_numpy(first_of_ring(cache.mask, length, x.shape[2])).to(x.device)  # (B, L)
+                return torch.take_along_dim(x, places[:, None, :, None], dim=2)
+            return x[:, :, :length] if tensor.has_tokens else x
+
         return [
-            tuple(x[:, :, :length] if tensor.has_tokens else x for tensor, x in zip(layout, layer, strict=True))
+            tuple(cut(tensor, x) for tensor, x in zip(layout, layer, strict=True))
             for layout, layer in zip(self.layout, cache.layers, strict=True)
         ]
 

@@ -1,0 +1,157 @@
+"""Rings against a full-length cache with a window mask: cut back, waiting rows, forks, in batches of unequal length.
+
+The reference is transformers' own model (its window is a mask) on each row's tokens alone, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import Gemma3TextConfig
+
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
+from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.model.family_shapes import MIXED, THREE, random_model
+from tests.model.test_families import GATE, error, logits_of
+
+pytestmark = pytest.mark.slow  # exports
+
+WINDOW = 8
+Opener = Callable[[Path], Session[Any]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A checkpoint with two LUCID layers and one over a window, and transformers' model with a solve put into it."""
+    path = tmp_path_factory.mktemp("model")
+    config = Gemma3TextConfig(
+        **THREE, head_dim=16, sliding_window=WINDOW, layer_types=MIXED, query_pre_attn_scalar=20, attention_type="lucid"
+    )
+    made = random_model(config)
+    made.save_pretrained(path)
+    made.config.solved = (0, 2)
+    made.set_attn_implementation("lucid_dense")
+    return path, made
+
+
+@pytest.fixture(scope="module", params=["torch", "growing", "static"])
+def session(request: pytest.FixtureRequest, model: tuple[Path, Any], tmp_path_factory: Any) -> Session[Any]:
+    if request.param == "torch":
+        return TorchSession(load_model(model[0]))
+    target = tmp_path_factory.mktemp(request.param) / "artifact"
+    return open_session(export(model[0], target, ExportOptions(cache=request.param)), kernels="functions")
+
+
+class Rows:
+    """A cache, and each row's tokens beside it: what it answers is held against the reference after every step."""
+
+    def __init__(self, session: Session[Any], exact: Any, batch: int) -> None:
+        self.session, self.exact = session, exact
+        self.cache: Cache[Any] = session.empty_cache(batch)
+        self.columns: list[list[int | None]] = [[] for _ in range(batch)]  # None: padding
+        self.rng = np.random.default_rng(batch)
+
+    def prefill(self, mask: list[str]) -> Rows:
+        """Run columns; a row of the mask has ``x`` for a token and ``-`` for padding."""
+        tokens = np.array([[letter == "x" for letter in row] for row in mask])
+        ids = self.rng.integers(1, 61, tokens.shape)
+        self.check(self.session.prefill(ids, self.cache, tokens), ids, tokens)
+        return self
+
+    def decode(self, mask: str) -> Rows:
+        """Run one token of every row that has an ``x``; the others wait."""
+        tokens = np.array([[letter == "x"] for letter in mask])
+        ids = self.rng.integers(1, 61, tokens.shape)
+        self.check(self.session.decode(ids, self.cache, tokens), ids, tokens)
+        return self
+
+    def truncate(self, length: int) -> Rows:
+        self.session.truncate(self.cache, length)
+        self.columns = [row[:length] for row in self.columns]
+        return self
+
+    def fork(self) -> Rows:
+        other = Rows(self.session, self.exact, len(self.columns))
+        other.cache, other.columns = self.session.fork(self.cache), [list(row) for row in self.columns]
+        return other
+
+    def check(self, logits: Array, ids: Array, tokens: Array) -> None:
+        for row, columns in enumerate(self.columns):
+            columns += [int(token) if there else None for token, there in zip(ids[row], tokens[row], strict=True)]
+            if tokens[row].any():
+                text = np.array([[token for token in columns if token is not None]])
+                wanted = logits_of(self.exact, text)[0, -1]
+                assert error(logits[row, -1], wanted) <= GATE, f"row {row} after {len(columns)} columns"
+
+
+@pytest.fixture
+def rows(session: Session[Any], model: tuple[Path, Any]) -> Callable[[int], Rows]:
+    return lambda batch: Rows(session, model[1], batch)
+
+
+def steps(rows: Rows, mask: str, count: int) -> Rows:
+    for _ in range(count):
+        rows.decode(mask)
+    return rows
+
+
+def test_a_prompt_that_is_cut_back_goes_on_from_there(rows: Any) -> None:
+    steps(rows(1).prefill(["xxxxxxx"]).truncate(3), "x", WINDOW + 3)
+
+
+def test_decoded_tokens_that_are_cut_back_were_never_run(rows: Any) -> None:
+    """As speculation does it: some tokens are tried, some of them kept."""
+    made = rows(1).prefill(["xx"])
+    for keep in (4, 5, 7):
+        steps(made, "x", 8 - len(made.columns[0])).truncate(keep)
+    steps(made, "x", WINDOW + 2)
+
+
+def test_a_cut_cache_takes_another_prompt(rows: Any) -> None:
+    """As a shared prefix does it; what was behind it must not show, nor change under the one it was forked from."""
+    first = steps(rows(1).prefill(["xxxxxx"]), "x", 1)
+    second = first.fork().truncate(4).prefill(["xxxxx"])
+    steps(first, "x", WINDOW), steps(second, "x", WINDOW)
+
+
+@pytest.mark.parametrize("waits", ["x-", "-x"])
+def test_a_row_that_waits_gets_nothing_pushed_into_its_ring(rows: Any, waits: str) -> None:
+    made = steps(rows(2).prefill(["xxxxxx", "--xxxx"]), "xx", 2)
+    steps(steps(made, waits, 3), "xx", 2)
+    steps(steps(made, waits, WINDOW + 1), "xx", 3)
+
+
+def test_rows_that_wait_before_their_ring_is_full(rows: Any) -> None:
+    steps(steps(steps(rows(3).prefill(["x--", "xxx", "--x"]), "x-x", 2), "-x-", 2), "xxx", WINDOW)
+
+
+@pytest.mark.parametrize("mask", [["xxx--", "xxxxx"], ["x-x-x", "--xxx"], ["xxxx-", "-xxxx"]])
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_padded_rows_are_cut_back_by_columns(rows: Any, mask: list[str], length: int) -> None:
+    made = rows(2).prefill(mask).truncate(length)
+    steps(made.prefill(["xx", "-x"]), "xx", WINDOW + 1)
+
+
+def test_rows_that_waited_are_cut_back(rows: Any) -> None:
+    made = rows(2).prefill(["xxx", "-xx"])
+    made.decode("x-").decode("-x").decode("xx")
+    steps(made.truncate(5).decode("xx").truncate(4), "xx", WINDOW)
+
+
+def test_rows_are_taken_out_and_put_together_again(rows: Any, session: Session[Any]) -> None:
+    """As the batcher does it, with rings that are full, part full and cut back."""
+    long, short = steps(rows(1).prefill(["xxxxx"]), "x", WINDOW), rows(1).prefill(["xxxxxx"]).truncate(2)
+    both = rows(2)
+    both.cache, both.columns = merge_caches(session, [long.cache, short.cache]), long.columns + short.columns
+    steps(steps(both, "xx", 2), "-x", 4)
+    swapped = rows(2)
+    swapped.cache, swapped.columns = select_rows(session, both.cache, [1, 0]), both.columns[::-1]
+    steps(swapped, "xx", 3)
