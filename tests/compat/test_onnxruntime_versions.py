@@ -25,7 +25,7 @@ from tests.compat.tried import BETWEEN, NEWEST, OLDEST, STATIC_FROM
 pytestmark = pytest.mark.compat
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_ALL")
+LEVELS = ("DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL")
 ERROR = 1e-4  # relative, of a step's logits in float32; plain rounding gives some 1e-6
 CHUNKS = (7, 1, 30)
 
@@ -82,6 +82,14 @@ def test_inlined_graphs_run_alike(exported: Exported, tmp_path: Path, version: s
     result = run(version, artifact, tmp_path / "case.npz", "ENABLE_ALL")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["error"] <= ERROR
+
+
+def test_what_came_before_knows_no_opset_23(exported: Exported, tmp_path: Path):
+    """Why versions below 1.23 are refused as too old."""
+    checkpoint, artifact = exported()
+    write_case(checkpoint, tmp_path / "case.npz")
+    result = run("1.22.1", artifact, tmp_path / "case.npz", "ENABLE_ALL")
+    assert result.returncode != 0 and "ValidateOpsetForDomain" in result.stderr, result.stderr
 
 
 def test_the_version_below_the_oldest_is_found_to_be_wrong(exported: Exported, tmp_path: Path):

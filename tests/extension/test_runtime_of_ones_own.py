@@ -35,7 +35,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small(exported: Exported) -> Artifact:
-    """One layer and contexts of up to 96 tokens, beyond the 64 at which the evaluator's GatherElements ends."""
+    """One layer and contexts of up to 96 tokens."""
     return exported(num_hidden_layers=1, max_position_embeddings=96)[1]
 
 

@@ -66,8 +66,12 @@ def kept(rows: Tensor, valid: Tensor, window: int) -> Tensor:
     place = torch.where(valid, total - later, total)  # where each goes; padding behind the last row, to be dropped
     source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
     source = source.scatter(1, place, torch.arange(total, device=rows.device).expand_as(place))  # (B, R + N + 1)
-    source = source[:, :total][:, -window:, None][:, None]  # (B, 1, R', 1)
-    return rows.gather(2, source.expand(-1, rows.shape[1], -1, rows.shape[3]))  # (B, KV, R', ·)
+    source = source[:, :total][:, -window:]  # (B, R')
+    # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
+    batch, heads, _, width = rows.shape
+    first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
+    picked = rows.flatten(0, 2).index_select(0, (first + source[:, None]).flatten())
+    return picked.reshape(batch, heads, source.shape[1], width)  # (B, KV, R', ·)
 
 
 def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:

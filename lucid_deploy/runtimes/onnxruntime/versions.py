@@ -9,6 +9,7 @@ from lucid_deploy.errors import LucidError
 
 # Its Attention gives query head h the key/value head h mod KV, not h // (H / KV); the logits are off by their own size.
 _WRONG_HEADS = "1.23.0"
+_FIRST = (1, 23)  # older ones know no opset 23
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 
 
@@ -22,6 +23,11 @@ def check_version(version: str, artifact: Artifact) -> None:
     Raises:
         LucidError: It does not; the remedy is named.
     """
+    if _numbers(version) < _FIRST:
+        raise LucidError(
+            f"onnxruntime {version} is too old for {artifact.directory}: it does not know opset 23. Install another "
+            'version: pip install "onnxruntime>=1.23.1"'
+        )
     config = artifact.config
     grouped = 1 < config.num_key_value_heads < config.num_attention_heads
     if version == _WRONG_HEADS and grouped:

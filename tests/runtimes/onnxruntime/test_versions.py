@@ -37,6 +37,12 @@ def test_1_23_0_runs_what_it_computes_rightly(heads: int, exported: Exported, mo
     open_session(exported(num_hidden_layers=1, num_key_value_heads=heads)[1])
 
 
+def test_older_ones_are_refused(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.1")
+    with pytest.raises(LucidError, match=r'onnxruntime 1\.22\.1 is too old for .* opset 23.*"onnxruntime>=1\.23\.1"$'):
+        open_session(exported()[1])
+
+
 @pytest.mark.parametrize("version", ["1.23.1", "1.24.4", "1.24.0+cu12"])
 def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact = exported(cache="static")[1]
