@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check clean
+.PHONY: bench wheel docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -59,6 +59,9 @@ bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an
 		$(BIN)/python benchmarks/$$script.py || exit 1; \
 	done
 
+wheel: $(VENV)/.wheel # an sdist and a wheel with compiled kernels, into dist; WHEEL=--cpu-only leaves the plugin out
+	$(BIN)/python .ci/build_wheel.py $(WHEEL)
+
 docs: $(VENV)/.dev # the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
@@ -80,6 +83,10 @@ $(VENV)/.demo: $(VENV)/.python pyproject.toml
 
 $(VENV)/.rtx: $(VENV)/.python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[cpu,rtx,kernels]"
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,kernels,wheel]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml

@@ -57,8 +57,11 @@ class _Size(click.ParamType):
     "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
 )
 @click.option(
-    "--plugin", type=click.Path(path_type=Path), help="The plugin library; default: the one from plugin build."
+    "--plugin",
+    type=click.Path(path_type=Path),
+    help="The plugin library; default: the wheel's or plugin build's.",
 )
+@click.option("--no-plugin-build", is_flag=True, help="Refuse if there is no plugin library, instead of building one.")
 @click.option("--overwrite", is_flag=True, help="Replace engines that exist already.")
 @json_option("the report")
 def command(
@@ -71,27 +74,38 @@ def command(
     workspace: int | None,
     weightless: bool,
     plugin: Path | None,
+    no_plugin_build: bool,
     overwrite: bool,
     json_target: str | None,
 ) -> None:
     """Build TensorRT engines of an exported artifact.
 
     One engine for prefill and one for decode, into ARTIFACT/engines, with a manifest that running checks first. With
-    TensorRT-RTX this needs no GPU. LUCID models need the plugin library: run lucid-deploy plugin build once before.
+    TensorRT-RTX this needs no GPU. LUCID models need the plugin library; if there is none, one with the kernels for the
+    artifact's type is built first, which takes minutes and a C++ compiler.
 
     Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import progress, write_json
+    from lucid_deploy.cli._console import note, progress, write_json
     from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
     options = BuildOptions(
-        backend, max_batch, max_context, prefill_chunk, listed, workspace, weightless, plugin, overwrite
+        backend,
+        max_batch,
+        max_context,
+        prefill_chunk,
+        listed,
+        workspace,
+        weightless,
+        plugin,
+        overwrite,
+        not no_plugin_build,
     )
     opened = open_artifact(artifact)
     with progress("Building") as update:
-        report = build_engines(opened, options, update)
+        report = build_engines(opened, options, update, note)
     if json_target is not None:
         write_json(report.to_dict(), json_target)
     if json_target != "-":

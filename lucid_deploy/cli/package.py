@@ -38,7 +38,7 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
 @click.option(
     "--plugin",
     type=click.Path(path_type=Path),
-    help="tensorrt: the plugin library; default: the one from plugin build.",
+    help="tensorrt: the plugin library; default: as in build.",
 )
 @click.option(
     "--attention",
@@ -90,9 +90,10 @@ def _triton(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[P
 
 
 def _tensorrt(artifact: Any, output: str, options: dict[str, Any]) -> tuple[list[Path], dict[str, Any]]:
-    from lucid_deploy.cli._console import progress
+    from lucid_deploy.cli._console import note, progress
     from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
 
     chosen = TensorRtOptions(**{name: options[name] for name in (*_OF_TENSORRT, "overwrite")})
-    with progress("Packaging"):
-        return [package_tensorrt(artifact, output, chosen)], {}
+    with progress("Packaging") as update:
+        shown = lambda done, total, name: update(f"Compiling {name}", done, total)  # noqa: E731
+        return [package_tensorrt(artifact, output, chosen, note, shown)], {}

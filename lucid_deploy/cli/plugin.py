@@ -79,22 +79,16 @@ def _build_tensorrt(
     archs: tuple[int, ...], dtypes: tuple[str, ...], output: Path | None, quiet: bool
 ) -> dict[str, Any]:
     from lucid_deploy.cli._console import console_out, human_size, progress
-    from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI, build_plugin, find_cuda_headers
-    from lucid_deploy.plugins.hosts.tensorrt.build import find_tensorrt_headers as find_headers
-    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, compile_kernels
-    from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache, total_size
-    from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
+    from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
+    from lucid_deploy.plugins.hosts.triton.compiled_kernel import total_size
+    from lucid_deploy.runtimes.tensorrt.plugin_library import build_library, user_library
 
-    wanted = archs or ARCHITECTURES
-    find_headers(), find_cuda_headers()  # what is missing shows before the long compilation
+    wanted, library = archs or ARCHITECTURES, output or user_library()
     with progress("Compiling kernels") as update:
-        kernels = compile_kernels(
-            wanted,
-            select=lambda variant: not dtypes or variant.dtype in dtypes,
-            cache=default_cache(),
-            progress=lambda done, total, name: update(f"Compiling {name}", done, total),
+        kernels = build_library(
+            library, wanted, dtypes, lambda done, total, name: update(f"Compiling {name}", done, total)
         )
-    library = build_plugin(output or default_library(), kernels)
     size, (kernels_size, packed) = library.stat().st_size, total_size(kernels)
     if not quiet:
         console_out.print(

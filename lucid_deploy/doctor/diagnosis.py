@@ -98,10 +98,11 @@ def _onnxruntime() -> str:
 
 def _cpu_kernels() -> str:
     from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
+    from lucid_deploy.plugins.hosts.prebuilt import origin
 
     library = default_ort_library()
     check_ort_library(library)
-    found = f"{library}, {kernels_name(library)}"
+    found = f"{library} ({origin(library)}), {kernels_name(library)}"
     try:
         import onnxruntime  # noqa: F401
     except ImportError:

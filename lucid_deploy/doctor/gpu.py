@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from lucid_deploy.doctor.diagnosis import Check, importable
+from lucid_deploy.errors import LucidError
+
+SWITCH = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu>=1.23.1,<2"'
 
 
 def _backend(name: str) -> str:
@@ -17,12 +22,13 @@ def _backend(name: str) -> str:
 
 
 def _plugin_library() -> str:
+    from lucid_deploy.plugins.hosts.prebuilt import origin
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI, check_plugin
     from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
 
     library = default_library()
     check_plugin(library)
-    return f"{library}, ABI {PLUGIN_ABI}"
+    return f"{library} ({origin(library)}), ABI {PLUGIN_ABI}"
 
 
 def _compiler() -> str:
@@ -51,6 +57,26 @@ def _gpu() -> str:
     return f"{device.name}, compute capability {dotted(device.capability)}"
 
 
+def _onnxruntime_gpu() -> str:
+    """Both distributions own the module's folder, so whichever was installed last has overwritten the other."""
+    import importlib.metadata
+
+    import onnxruntime as ort
+
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    if len(found) == 2:
+        raise LucidError(
+            "onnxruntime and onnxruntime-gpu are both installed, into one folder, and the files are a mixture of both. "
+            f"Keep one of them: {SWITCH}"
+        )
+    if "onnxruntime-gpu" not in found:
+        raise LucidError(f"not installed; it takes the place of onnxruntime, of which it has everything: {SWITCH}")
+    return "providers: " + ", ".join(ort.get_available_providers())
+
+
 _KERNELS, _RTX, _TRT = (f'pip install "lucid-deploy[{name}]"' for name in ("kernels", "rtx", "trt"))
 # What raises a LucidError says itself what to do; the hint is for a package that does not import.
 CHECKS = (
@@ -62,5 +88,6 @@ CHECKS = (
     Check("TensorRT-RTX", "build; run on a GPU", lambda: _backend("tensorrt-rtx"), _RTX, package="tensorrt_rtx_cu13"),
     Check("TensorRT", "build --backend tensorrt", lambda: _backend("tensorrt"), _TRT, package="tensorrt"),
     Check("cuda-bindings", "run on a GPU", importable("cuda.bindings.driver"), _RTX),
+    Check("onnxruntime-gpu", "run --provider", _onnxruntime_gpu, package="onnxruntime-gpu"),
     Check("CUDA driver, GPU", "run on a GPU", _gpu, package=None),
 )

@@ -24,7 +24,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildOptions]:
     """Put a stand-in in the place of the build; note what it is asked for."""
     given: list[BuildOptions] = []
 
-    def build(artifact: Artifact, options: BuildOptions, progress: Any) -> BuildReport:
+    def build(artifact: Artifact, options: BuildOptions, progress: Any, announce: Any) -> BuildReport:
         given.append(options)
         engine = EngineFile("decode.engine", 3 * 2**20, "", {}, {"DecodeAttention": ["a", "b"]})
         plain = EngineFile("prefill.engine", 512, "", {}, {})

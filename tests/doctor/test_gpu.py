@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import pytest
 
 from lucid_deploy.doctor.diagnosis import run_check
-from lucid_deploy.doctor.gpu import CHECKS
+from lucid_deploy.doctor.gpu import CHECKS, SWITCH
 from lucid_deploy.errors import LucidError
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice
 
@@ -31,3 +33,28 @@ def test_a_driver_that_is_not_there_is_missing_and_no_failure(monkeypatch: pytes
     [check] = [each for each in CHECKS if each.name == "CUDA driver, GPU"]
     found = run_check(check)
     assert (found.status, found.required, found.remark) == ("missing", False, "No CUDA driver was found. Do this.")
+
+
+@pytest.mark.parametrize(
+    ("installed", "status", "remark"),
+    [
+        (("onnxruntime", "onnxruntime-gpu"), "broken", "both installed, into one folder"),
+        (("onnxruntime",), "missing", "takes the place of onnxruntime"),
+        (("onnxruntime-gpu",), "ok", "providers: "),
+    ],
+)
+def test_the_two_onnxruntimes(
+    installed: tuple[str, ...], status: str, remark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both own the folder onnxruntime; one command line switches."""
+
+    def version(name: str) -> str:
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "1.30.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    [check] = [each for each in CHECKS if each.name == "onnxruntime-gpu"]
+    found = run_check(check)
+    assert (found.status, found.required) == (status, False) and remark in found.remark
+    assert (SWITCH in found.remark) == (status != "ok") and "\n" not in found.remark

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import string
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,9 +22,10 @@ from lucid_deploy.packaging.tensorrt.scripts import (
     resource,
     trtexec_script,
 )
+from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_plugin
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
-from lucid_deploy.runtimes.tensorrt.plugin_library import default_library
+from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
 from lucid_deploy.version import __version__
 
@@ -40,7 +42,7 @@ class TensorRtOptions:
         max_batch: Most rows; None: 4.
         max_context: Most tokens of a row; None: the model's.
         prefill_chunk: Most new tokens of one prefill; None: 2048, or less if the context is shorter.
-        plugin: The plugin library; None: where ``lucid-deploy plugin build`` puts it.
+        plugin: The plugin library; None: the one that ``lucid-deploy build`` would take, built if there is none.
         attention: ``explicit`` or ``standard``; None: what suits the type.
         overwrite: Whether a package that is there may be replaced.
     """
@@ -53,13 +55,21 @@ class TensorRtOptions:
     overwrite: bool = False
 
 
-def package_tensorrt(artifact: Artifact, output: str | Path, options: TensorRtOptions | None = None) -> Path:
+def package_tensorrt(
+    artifact: Artifact,
+    output: str | Path,
+    options: TensorRtOptions | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> Path:
     """Write the folder; it appears whole or not at all.
 
     Args:
         artifact: The opened artifact.
         output: The folder.
         options: See :class:`TensorRtOptions`.
+        announce: Called with one line before a plugin library is built, if there is none.
+        progress: Called with (done, in all, name of the last kernel) while it is.
 
     Returns:
         The folder.
@@ -72,7 +82,10 @@ def package_tensorrt(artifact: Artifact, output: str | Path, options: TensorRtOp
     check_polygraphy()
     limits = _checked_limits(artifact, options)
     _check_output(output, options.overwrite)
-    library = _library(options.plugin) if artifact.manifest.uses(PLUGIN_OPERATORS) else None
+    library = None
+    if artifact.manifest.uses(PLUGIN_OPERATORS):
+        library = options.plugin or find_or_build(artifact.manifest.dtype, (), True, announce, progress)
+        check_plugin(library)
     form = options.attention or attention_form(artifact)
     graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
     recorded = record(artifact, limits)
@@ -111,14 +124,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _library(chosen: Path | None) -> Path:
-    from lucid_deploy.plugins.hosts.tensorrt.build import check_plugin
-
-    library = (chosen or default_library()).resolve()
-    check_plugin(library)
-    return library
-
-
 def _fill(
     folder: Path,
     artifact: Artifact,
@@ -129,8 +134,6 @@ def _fill(
     recorded: dict[str, Recorded],
     library: Path | None,
 ) -> None:
-    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
-
     shutil.copyfile(artifact.path(WEIGHTS), folder / WEIGHTS)  # no link: ONNX's checker takes that for an attack
     for stage in STAGES:
         (folder / f"{stage}.onnx").write_bytes(graphs[stage].engine)

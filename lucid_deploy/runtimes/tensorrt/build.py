@@ -24,7 +24,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
 )
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
-from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
+from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_artifact, prepare_graph
 from lucid_deploy.version import __version__
 
@@ -47,8 +47,9 @@ class BuildOptions:
         capabilities: Compute capabilities to build for, such as ``8.6``; (): all that the backend supports.
         workspace: Most scratch bytes of a layer; None: the backend chooses.
         weightless: Leave the weights out of the engines. Needs a GPU when building.
-        plugin: The plugin library; None: where ``lucid-deploy plugin build`` puts it.
+        plugin: The plugin library; None: the wheel's, else where ``lucid-deploy plugin build`` puts it.
         overwrite: Whether engines that are there may be replaced.
+        plugin_build: Whether a plugin library is built if there is none.
     """
 
     backend: str | None = None
@@ -60,6 +61,7 @@ class BuildOptions:
     weightless: bool = False
     plugin: Path | None = None
     overwrite: bool = False
+    plugin_build: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ class BuildReport:
         return {"directory": str(self.directory), **asdict(self.manifest), "built": self.built}
 
 
-def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress | None = None) -> BuildReport:
+def build_engines(
+    artifact: Artifact,
+    options: BuildOptions,
+    progress: Progress | None = None,
+    announce: Callable[[str], None] = lambda line: None,
+) -> BuildReport:
     """Build the prefill and the decode engine of an artifact.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
@@ -90,6 +97,7 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
         artifact: The opened artifact.
         options: See :class:`BuildOptions`.
         progress: Called with (what is being done, done, in all).
+        announce: Called with one line where something takes long that was not asked for: building the plugin library.
 
     Raises:
         LucidError: A missing package or plugin library, options that contradict each other or the model, a type, a head
@@ -112,15 +120,24 @@ def build_engines(artifact: Artifact, options: BuildOptions, progress: Progress 
     graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in STAGES]
     if backend.needs_gpu_to_build or options.weightless:
         capabilities = (_device(backend, options).capability,)
-    library = (options.plugin or default_library()).resolve() if needs_plugin else None
-    if library is not None:
+    shown = progress or (lambda *_: None)
+    library = None
+    if needs_plugin:
+        library = options.plugin or find_or_build(
+            artifact.manifest.dtype,
+            capabilities,
+            options.plugin_build,
+            announce,
+            lambda done, total, name: shown(f"Compiling {name}", done, total),
+        )
+        library = library.resolve()
         register(library, backend.trt)
     settings = Settings(
         capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
         workspace=options.workspace,
         weightless=options.weightless,
     )
-    return _build(artifact, backend, graphs, limits, settings, capabilities, library, progress or (lambda *_: None))
+    return _build(artifact, backend, graphs, limits, settings, capabilities, library, shown)
 
 
 def _device(backend: Backend, options: BuildOptions) -> Device:

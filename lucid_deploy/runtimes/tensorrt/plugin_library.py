@@ -1,17 +1,112 @@
-"""Where the plugin library is, and bringing it beside the engines."""
+"""Where the plugin library is, building it where there is none, and bringing it beside the engines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+
+_SECONDS = 1.5  # of one core for a kernel, as measured on two cores of 2023
 
 
-def default_library() -> Path:
-    """Return where ``lucid-deploy plugin build`` puts the library and ``lucid-deploy build`` looks for it."""
+def user_library() -> Path:
+    """Return where ``lucid-deploy plugin build`` puts the library."""
     from lucid_deploy.plugins.hosts.cache_folder import cache_folder
     from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
 
     return cache_folder() / LIBRARY_NAME
+
+
+def default_library() -> Path:
+    """Return where commands look for the library: what the wheel brought, else where ``plugin build`` puts it."""
+    from lucid_deploy.plugins.hosts.prebuilt import prebuilt
+    from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME
+
+    return prebuilt(LIBRARY_NAME) or user_library()
+
+
+def build_library(
+    output: Path,
+    archs: Sequence[int] = (),
+    dtypes: Sequence[str] = (),
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+) -> list[CompiledKernel]:
+    """Compile the kernels and the library.
+
+    Args:
+        output: The library to write.
+        archs: Compute capabilities, 90 for 9.0; (): all.
+        dtypes: Types of artifacts; (): all.
+        progress: Called with (done, in all, name of the last kernel).
+
+    Returns:
+        The kernels in it.
+
+    Raises:
+        LucidError: No compiler, headers or Triton, or a compiler fails.
+    """
+    from lucid_deploy.plugins.hosts.compiler import find_compiler
+    from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin, find_cuda_headers, find_tensorrt_headers
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, compile_kernels
+    from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
+
+    find_compiler(), find_tensorrt_headers(), find_cuda_headers()  # what is missing shows before the long compilation
+    kernels = compile_kernels(
+        archs or ARCHITECTURES,
+        select=lambda variant: not dtypes or variant.dtype in dtypes,
+        cache=default_cache(),
+        progress=progress,
+    )
+    build_plugin(output, kernels)
+    return kernels
+
+
+def find_or_build(
+    dtype: str,
+    capabilities: Sequence[int],
+    may_build: bool,
+    announce: Callable[[str], None],
+    progress: Callable[[int, int, str], None],
+) -> Path:
+    """Return the library for engines of an artifact; one with the kernels that it needs is built if there is none.
+
+    Args:
+        dtype: The artifact's type.
+        capabilities: Compute capabilities that the engines are for, 86 for 8.6; (): all.
+        may_build: Whether a library may be built.
+        announce: Called with one line before it is built, which takes minutes.
+        progress: As for :func:`build_library`.
+
+    Raises:
+        LucidError: There is none and it may or can not be built.
+    """
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, PTX_ARCHITECTURE, variants
+
+    library = default_library()
+    if library.is_file():
+        return library
+    archs = tuple(sorted(capabilities)) if capabilities and set(capabilities) <= set(ARCHITECTURES) else ARCHITECTURES
+    names = "all" if archs == ARCHITECTURES else "-".join(map(str, archs))
+    own = library.with_name(f"{library.stem}-{dtype}-{names}.so")
+    if own.is_file():
+        return own
+    if not may_build:
+        raise LucidError(
+            f"There is no plugin library {library}. Run: lucid-deploy plugin build, or leave out --no-plugin-build."
+        )
+    count = sum(variant.dtype == dtype for arch in {*archs, PTX_ARCHITECTURE} for variant in variants(arch))
+    announce(
+        f"There is no plugin library, so one is built now: {count} GPU kernels for {dtype}, about "
+        f"{max(round(count * _SECONDS / 60), 1)} minutes of one core unless they were compiled before. It is kept as "
+        f"{own}; --no-plugin-build refuses instead."
+    )
+    build_library(own, archs, (dtype,), progress)
+    return own
 
 
 def register(library: Path, trt: Any) -> None:

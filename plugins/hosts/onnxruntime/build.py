@@ -13,6 +13,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.compiler import find_compiler, run_compiler, system_includes
+from lucid_deploy.plugins.hosts.elf import wrong_machine
+from lucid_deploy.plugins.hosts.prebuilt import prebuilt
 
 ORT_ABI = 2  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
@@ -24,9 +26,14 @@ FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-shared", "-fPIC", "-fvisib
 BUILD_COMMAND = "lucid-deploy plugin build --target onnxruntime"
 
 
-def default_ort_library() -> Path:
-    """Return where ``lucid-deploy plugin build`` puts the library and sessions look for it: beside TensorRT's."""
+def user_ort_library() -> Path:
+    """Return where ``lucid-deploy plugin build`` puts the library: beside TensorRT's."""
     return cache_folder() / LIBRARY_NAME
+
+
+def default_ort_library() -> Path:
+    """Return where sessions look for the library: what the wheel brought, else where ``plugin build`` puts it."""
+    return prebuilt(LIBRARY_NAME) or user_ort_library()
 
 
 def source_hash() -> str:
@@ -43,7 +50,7 @@ def build_ort_library(
     """Build the library, or keep the one that is there when it was built from the same sources.
 
     Args:
-        output: The library to write; None: :func:`default_ort_library`. It and its record appear when complete.
+        output: The library to write; None: :func:`user_ort_library`. It and its record appear when complete.
         compiler: C++ compiler; None finds one.
         include: Folder of ``onnxruntime_c_api.h``; None takes ``ONNXRUNTIME_ROOT``, else the system's, else the
             library's own declarations of the part it uses, which suffice.
@@ -54,7 +61,7 @@ def build_ort_library(
     Raises:
         LucidError: No compiler, no header where one was named, the compiler fails, or the folder cannot be written.
     """
-    output = default_ort_library() if output is None else output
+    output = user_ort_library() if output is None else output
     if _is_current(output):
         return output, False
     compiler = find_compiler() if compiler is None else compiler
@@ -64,7 +71,7 @@ def build_ort_library(
         with partial_directory(output) as folder:
             library = Path(folder, LIBRARY_NAME)
             run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"])
-            record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": _sha256(library)}
+            record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
             written = Path(folder, "record.json")
             written.write_text(json.dumps(record) + "\n")
             os.replace(library, output)
@@ -84,7 +91,7 @@ def check_ort_library(library: Path) -> None:
         raise LucidError(f"There is no library of kernels {library}. Run: {BUILD_COMMAND}")
     advice = f"Run: {BUILD_COMMAND}, or leave it aside with --kernels functions."
     record = _read_record(library)
-    if record is None or record["sha256"] != _sha256(library):
+    if record is None or record["sha256"] != file_hash(library):
         raise LucidError(f"The library of kernels {library} is damaged: it differs from its record. {advice}")
     if record["abi"] != ORT_ABI or record["sources"] != source_hash():
         raise LucidError(f"The library of kernels {library} was built from the sources of another version. {advice}")
@@ -100,6 +107,8 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
     Raises:
         LucidError: It cannot be loaded, or this processor cannot run the kernels that are wanted.
     """
+    if wrong := wrong_machine(library):
+        raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
     try:
         loaded = ctypes.CDLL(str(library))
         abi, select, current = loaded.lucidOrtAbi, loaded.lucidOrtSelectKernels, loaded.lucidOrtKernels
@@ -167,5 +176,6 @@ def _is_current(library: Path) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file, as records have it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     run_compiler,
     system_includes,
 )
+from lucid_deploy.plugins.hosts.elf import wrong_machine
 
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
@@ -85,6 +86,8 @@ def plugin_abi(library: Path) -> int:
     Raises:
         LucidError: It cannot be loaded or is not a plugin library of ours.
     """
+    if wrong := wrong_machine(library):
+        raise LucidError(f"{library} is not a usable plugin library: {wrong}. Run: lucid-deploy plugin build")
     try:
         function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi
     except (OSError, AttributeError) as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, register
+from lucid_deploy.runtimes.tensorrt import plugin_library
+from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, find_or_build, register
 
 
 def test_it_lies_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +26,53 @@ def test_what_is_no_library_is_not_registered(content: bytes | None, tmp_path: P
         library.write_bytes(content)
     with pytest.raises(LucidError, match=str(library)):
         register(library, SimpleNamespace())
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """An empty cache, and a stand-in for the compilers that notes what it is asked for."""
+    calls: list[tuple[Any, ...]] = []
+
+    def build(output: Path, archs: tuple[int, ...], dtypes: tuple[str, ...], progress: Any) -> list[Any]:
+        calls.append((output.name, archs, dtypes))
+        output.parent.mkdir(exist_ok=True)
+        output.touch()
+        return []
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(plugin_library, "build_library", build)
+    return calls
+
+
+def ask(*given: Any) -> tuple[Path, list[str]]:
+    said: list[str] = []
+    return find_or_build(*given, said.append, lambda *_: None), said
+
+
+def test_what_is_missing_is_built_once_and_said(built: list[tuple[Any, ...]]) -> None:
+    library, [line] = ask("float32", (86,), True)
+    assert library.name == "liblucid_tensorrt-float32-86.so" and str(library) in line
+    assert built == [(library.name, (86,), ("float32",))]
+    assert "There is no plugin library, so one is built now: " in line and "--no-plugin-build refuses" in line
+    assert ask("float32", (86,), True) == (library, []) and len(built) == 1
+    assert ask("float16", (), True)[0].name == "liblucid_tensorrt-float16-all.so", "another type has other kernels"
+    assert ask("float32", (75,), True)[0].name == "liblucid_tensorrt-float32-all.so", "no kernels of its own"
+
+
+def test_the_usual_library_comes_first_and_the_wheels_before_it(
+    built: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = default_library()
+    usual.parent.mkdir()
+    usual.touch()
+    assert ask("float32", (), True) == (usual, [])
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.prebuilt.FOLDER", tmp_path / "wheel")
+    (tmp_path / "wheel").mkdir()
+    (tmp_path / "wheel" / usual.name).touch()
+    assert ask("float32", (), True) == (tmp_path / "wheel" / usual.name, []) and built == []
+
+
+def test_building_can_be_refused(built: list[tuple[Any, ...]]) -> None:
+    with pytest.raises(LucidError, match=r"no plugin library .*Run: lucid-deploy plugin build, or leave out"):
+        ask("float32", (), False)
+    assert built == []
