@@ -22,7 +22,7 @@ from lucid_deploy.packaging.tensorrt.scripts import (
     resource,
     trtexec_script,
 )
-from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_plugin
+from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernels, check_plugin
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
@@ -86,6 +86,7 @@ def package_tensorrt(
     if artifact.manifest.uses(PLUGIN_OPERATORS):
         library = options.plugin or find_or_build(artifact.manifest.dtype, (), True, announce, progress)
         check_plugin(library)
+        check_kernels(library, artifact.manifest.dtype)
     form = options.attention or attention_form(artifact)
     graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
     recorded = record(artifact, limits)

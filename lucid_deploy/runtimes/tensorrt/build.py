@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import whole_directory, write_whole
+from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import (
@@ -132,6 +133,7 @@ def build_engines(
         )
         library = library.resolve()
         register(library, backend.trt)
+        check_kernels(library, artifact.manifest.dtype)
     settings = Settings(
         capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
         workspace=options.workspace,

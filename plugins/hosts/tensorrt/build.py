@@ -112,6 +112,28 @@ def check_plugin(library: Path) -> None:
         )
 
 
+def check_kernels(library: Path, dtype: str) -> None:
+    """Check that a library has kernels for a type; ``plugin build --dtype`` makes libraries that lack others.
+
+    An engine would be built without them all the same, and fail when it runs.
+
+    Args:
+        library: A checked library.
+        dtype: Of the artifact.
+
+    Raises:
+        LucidError: It has none.
+    """
+    content = library.read_bytes()  # names of kernels say their type: decode_split_float16_d64_u8_r16
+    found = [name for name in ("float32", "float16", "bfloat16") if f"_{name}_d".encode() in content]
+    if dtype not in found:
+        raise LucidError(
+            f"The plugin library {library} has no kernels for {dtype}; it has them for "
+            f"{', '.join(found) or 'no type'}. Run: lucid-deploy plugin build --target tensorrt --dtype {dtype} "
+            "--output LIBRARY, and pass --plugin LIBRARY."
+        )
+
+
 def find_tensorrt_headers() -> Path:
     """Return the folder of TensorRT's headers: ``TENSORRT_ROOT``, else the system's, else kernel-lens's.
 
