@@ -17,8 +17,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Compute = Callable[..., tuple[Array, ...]]
 
 
-def precondition(K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float) -> tuple[Array]:
-    """Solve L Y = V row by row; L = tril(exp(K̂K̂ᵀ/√d − √d)) with a diagonal of exactly 1.
+def precondition(
+    K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float, diagonal: float = 0.0
+) -> tuple[Array]:
+    """Solve L Y = V row by row; L = tril(exp(K̂K̂ᵀ/√d − √d)) with a diagonal of exactly 1, unless told otherwise.
 
     Args:
         K: Raw keys of the new tokens, ``(B, H, N, D)``.
@@ -27,6 +29,7 @@ def precondition(K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, 
         Y_past: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + N)``, false at padding, which takes no part and whose Y is its V.
         epsilon: Added to the mean square of a key.
+        diagonal: 1: the formula's own diagonal, which is a little below 1 since epsilon is in K̂; padding has 1.
 
     Returns:
         Y of the new tokens, float64 ``(B, H, N, D)``.
@@ -38,6 +41,9 @@ def precondition(K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, 
         weights = np.exp((keys[:, :, :row] * keys[:, :, row : row + 1]).sum(-1) / root - root)  # (B, H, row)
         weights = weights * (mask[:, None, :row] & mask[:, None, row : row + 1])
         y[:, :, row] -= (weights[..., None] * y[:, :, :row]).sum(2)
+        if diagonal:
+            own = np.exp((keys[:, :, row] * keys[:, :, row]).sum(-1) / root - root)  # (B, H)
+            y[:, :, row] /= np.where(mask[:, row, None], own, 1)[..., None]
     return (y[:, :, past:],)
 
 
@@ -69,7 +75,14 @@ def causal_attention(Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array]:
 
 
 def decode_attention(
-    Q: Array, K_new: Array, V_new: Array, K: Array, Y: Array, mask: Array, epsilon: float
+    Q: Array,
+    K_new: Array,
+    V_new: Array,
+    K: Array,
+    Y: Array,
+    mask: Array,
+    epsilon: float,
+    diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
     """Y of the one new token, and the attention of its queries over the cache and itself.
 
@@ -81,11 +94,12 @@ def decode_attention(
         Y: Its preconditioned values, ``(B, H, P, D)``.
         mask: ``(B, P + 1)``, false at padding.
         epsilon: Added to the mean square of a key.
+        diagonal: See :func:`precondition`.
 
     Returns:
         O ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, float64.
     """
-    (y_new,) = precondition(K_new, V_new, K, Y, mask, epsilon)
+    (y_new,) = precondition(K_new, V_new, K, Y, mask, epsilon, diagonal)
     keys, values = np.concatenate([exact(K), exact(K_new)], axis=2), np.concatenate([exact(Y), y_new], axis=2)
     return (*causal_attention(Q, keys, values, mask), y_new)
 
@@ -100,9 +114,11 @@ def decode_attention_int8(
     Y_scale: Array,
     mask: Array,
     epsilon: float,
+    diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
     """Return what :func:`decode_attention` does of a cache whose rows stand for themselves times their scales."""
-    return decode_attention(Q, K_new, V_new, exact(K) * exact(K_scale), exact(Y) * exact(Y_scale), mask, epsilon)
+    keys, values = exact(K) * exact(K_scale), exact(Y) * exact(Y_scale)
+    return decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
 
 def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:

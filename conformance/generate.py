@@ -15,7 +15,7 @@ import numpy as np
 from lucid_deploy.conformance.case_files import CASES, Case, Description, Output, write_case
 from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.conformance.formulas import FORMULAS, Array
-from lucid_deploy.conformance.graphs import ATTRIBUTES, operator_model
+from lucid_deploy.conformance.graphs import operator_model
 from lucid_deploy.conformance.model_problems import EXACT, MODEL_PROBLEMS, ModelProblem, model_inputs
 from lucid_deploy.conformance.plain import NUMPY, PlainKernels, single
 from lucid_deploy.conformance.problem_list import PROBLEMS
@@ -56,7 +56,7 @@ def all_cases() -> Iterator[Case]:
 def operator_case(problem: Problem) -> Case:
     """Make the case of an operator."""
     inputs, operator = make_inputs(problem), problem.operator
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
+    attributes = problem.attributes
     exact = FORMULAS[operator.name](*inputs.values(), **attributes)
     plain = PlainKernels(problem.dtype).operators()[operator.name](*inputs.values(), **attributes)
     wanted = dict(zip(operator.output_names, exact, strict=True))

@@ -16,7 +16,6 @@ from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
 
 IR_VERSION = 10
-ATTRIBUTES = {table.EPSILON.name: EPSILON}
 _FIXED = ("kv_heads", "heads", "head_dim", "1")  # axes that an artifact's graphs know beforehand
 
 
@@ -37,27 +36,37 @@ def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelP
 
     assert list(inputs) == list(operator.input_names)
     graph = helper.make_graph(
-        [operator_node(operator, operator.input_names, operator.output_names)],
+        [operator_node(operator, operator.input_names, operator.output_names, problem.attributes)],
         operator.name,
         [info(item) for item in operator.inputs],
         [info(item) for item in operator.outputs],
     )
-    return whole_model(graph, [operator])
+    return whole_model(graph, [operator], problem.diagonal != 0)
 
 
 def operator_node(
-    operator: Operator, inputs: tuple[str, ...] | list[str], outputs: tuple[str, ...] | list[str]
+    operator: Operator,
+    inputs: tuple[str, ...] | list[str],
+    outputs: tuple[str, ...] | list[str],
+    attributes: Mapping[str, float] | None = None,
 ) -> onnx.NodeProto:
-    """Return a node of an operator, with its attributes."""
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
+    """Return a node of an operator, with its attributes; None: those that every node has."""
+    if attributes is None:
+        attributes = {each.name: EPSILON for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
 
 
-def whole_model(graph: onnx.GraphProto, operators: list[Operator]) -> onnx.ModelProto:
-    """Return the model of a graph, with the bodies of its operators; it passes ONNX's checker."""
+def whole_model(graph: onnx.GraphProto, operators: list[Operator], diagonal: bool = False) -> onnx.ModelProto:
+    """Return the model of a graph, with the bodies of its operators; it passes ONNX's checker.
+
+    Args:
+        graph: The graph.
+        operators: Those that it has.
+        diagonal: Whether their nodes have the attribute of that name.
+    """
     model = helper.make_model(
         graph,
-        functions=[body(operator) for operator in operators],
+        functions=[body(operator, diagonal) for operator in operators],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=IR_VERSION,
         producer_name="lucid-deploy",
@@ -66,16 +75,16 @@ def whole_model(graph: onnx.GraphProto, operators: list[Operator]) -> onnx.Model
     return model
 
 
-def body(operator: Operator) -> onnx.FunctionProto:
+def body(operator: Operator, diagonal: bool = False) -> onnx.FunctionProto:
     """Return an operator's body in standard operators; those of no artifact get theirs here."""
     if operator.name in FUNCTIONS:
-        return function_proto(operator.name)
-    return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator)
+        return function_proto(operator.name, training_diagonal=diagonal)
+    return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator, diagonal)
 
 
-def _stored_decode(operator: Operator) -> onnx.FunctionProto:
+def _stored_decode(operator: Operator, diagonal: bool) -> onnx.FunctionProto:
     """Return the body of decoding over a stored cache: the values of K and Y in float32, then that of decoding."""
-    function = function_proto(table.DECODE_ATTENTION.name)
+    function = function_proto(table.DECODE_ATTENTION.name, training_diagonal=diagonal)
     nodes = []
     for name in ("K", "Y"):
         scaled = f"{name}_scale" in operator.input_names
@@ -96,6 +105,7 @@ def _stored_decode(operator: Operator) -> onnx.FunctionProto:
         nodes,
         list(function.opset_import),
         list(function.attribute),
+        list(function.attribute_proto),
     )
 
 

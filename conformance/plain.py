@@ -46,24 +46,44 @@ class PlainKernels:
         }
 
     def precondition(
-        self, K: Array, V: Array, K_past: Array, Y_past: Array, mask: Array, epsilon: float
+        self,
+        K: Array,
+        V: Array,
+        K_past: Array,
+        Y_past: Array,
+        mask: Array,
+        epsilon: float,
+        diagonal: float = 0.0,
     ) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.precondition`."""
         past = K_past.shape[2]
         weights = self.weights(np.concatenate([single(K_past), single(K)], axis=2), past, mask, epsilon)
         received = self.weights_of_past(weights[..., :past]) @ single(Y_past)
-        return (self.stored(self.solve(weights[..., past:], single(V) - received)),)
+        new, right = weights[..., past:], single(V) - received
+        if diagonal:
+            own = np.diagonal(new, axis1=2, axis2=3)[..., None]  # (B, H, N, 1)
+            own = np.where(own > 0, own, np.float32(1))  # padding
+            new, right = new / own, right / own
+        return (self.stored(self.solve(new, right)),)
 
     def causal_attention(self, Q: Array, K: Array, Y: Array, mask: Array) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.causal_attention`."""
         return (self.stored(self.attend(single(Q), single(K), single(Y), mask)),)
 
     def decode_attention(
-        self, Q: Array, K_new: Array, V_new: Array, K: Array, Y: Array, mask: Array, epsilon: float
+        self,
+        Q: Array,
+        K_new: Array,
+        V_new: Array,
+        K: Array,
+        Y: Array,
+        mask: Array,
+        epsilon: float,
+        diagonal: float = 0.0,
     ) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.decode_attention`."""
         mask = self.seen_in_buffer(mask)
-        (y_new,) = self.precondition(K_new, V_new, K, Y, mask, epsilon)
+        (y_new,) = self.precondition(K_new, V_new, K, Y, mask, epsilon, diagonal)
         keys, values = (np.concatenate([single(a), single(b)], axis=2) for a, b in ((K, K_new), (Y, y_new)))
         return self.stored(self.attend(single(Q), keys, values, mask)), y_new
 
@@ -78,9 +98,11 @@ class PlainKernels:
         Y_scale: Array,
         mask: Array,
         epsilon: float,
+        diagonal: float = 0.0,
     ) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.decode_attention_int8`."""
-        return self.decode_attention(Q, K_new, V_new, single(K) * K_scale, single(Y) * Y_scale, mask, epsilon)
+        keys, values = single(K) * K_scale, single(Y) * Y_scale
+        return self.decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
     def scatter_row(self, cache: Array, row: Array, index: Array) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.scatter_row`."""

@@ -38,6 +38,13 @@ def _precondition() -> list[Problem]:
         make("small_keys", "keys so small that eps counts", new=20, past=5, size=0.01),
         make("many_rows", "more than 128 rows", new=140, past=3, width=6, heads=1, keys=0.95),
         make("long", "more than 1024 rows, as outer blocks have", new=1060, width=2, heads=1, keys=0.9),
+        replace(
+            past,
+            name="diagonal",
+            text="the diagonal that training code divides by, small keys",
+            diagonal=1.0,
+            size=0.05,
+        ),
         *_in_types(correlated),
         *_in_types(repeated),
         *_in_types(past),
@@ -81,6 +88,13 @@ def _decode_attention() -> list[Problem]:
         make("odd_width", "a width of 7", past=15, width=7),
         make("small_keys", "keys so small that eps counts", past=12, size=0.01),
         make("many_rows", "more tokens than a chunk of 1024 has", past=1100, width=2, heads=1, groups=2),
+        replace(
+            buffer,
+            name="diagonal",
+            text="the diagonal that training code divides by, small keys",
+            diagonal=1.0,
+            size=0.05,
+        ),
         *_in_types(past),
         *_in_types(buffer),
     ]
@@ -92,6 +106,9 @@ def _stored_caches() -> list[Problem]:
         past = Problem(operator, "past", "grouped heads over a past", past=30, groups=3)
         buffer = Problem(operator, "buffer", "a buffer whose last rows hold no token", past=11, hidden=6, batch=2)
         found += [past, replace(buffer, keys=0.95, width=7)]
+        found.append(
+            replace(past, name="diagonal", text="the diagonal of training, small keys", diagonal=1.0, size=0.05)
+        )
         found += _in_types(past, tuple(dtype for dtype in operator.types if dtype != "float32"))
     return found
 

@@ -35,6 +35,7 @@ class Problem:
         padded: Whether the last batch row begins with padding and the first has a hole.
         hidden: Rows of a buffer behind the cache's tokens, which hold other numbers and are hidden by the mask.
         batch, heads, groups: ``B``, ``H`` and ``G``.
+        diagonal: 1: the diagonal of L that training code divides by; 0: one.
     """
 
     operator: Operator
@@ -51,6 +52,13 @@ class Problem:
     batch: int = 1
     heads: int = 2
     groups: int = 2
+    diagonal: float = 0.0
+
+    @property
+    def attributes(self) -> dict[str, float]:
+        """What the operator's node has; what it means without, it does not say."""
+        found = {each.name: EPSILON for each in self.operator.required}
+        return {**found, table.DIAGONAL.name: float(self.diagonal)} if self.diagonal else found
 
 
 def make_inputs(problem: Problem) -> dict[str, Array]:

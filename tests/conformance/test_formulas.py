@@ -16,10 +16,10 @@ from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
 
 REFERENCES = {
-    table.PRECONDITION.name: lambda *tensors: (precondition_reference(*tensors, EPSILON),),
-    table.CAUSAL_ATTENTION.name: lambda *tensors: (causal_attention_reference(*tensors),),
-    table.DECODE_ATTENTION.name: lambda *tensors: decode_attention_reference(*tensors, EPSILON),
-    table.SCATTER_ROW.name: lambda *tensors: (scatter_row_reference(*tensors),),
+    table.PRECONDITION.name: lambda diagonal, *tensors: (precondition_reference(*tensors, EPSILON, diagonal),),
+    table.CAUSAL_ATTENTION.name: lambda _, *tensors: (causal_attention_reference(*tensors),),
+    table.DECODE_ATTENTION.name: lambda diagonal, *tensors: decode_attention_reference(*tensors, EPSILON, diagonal),
+    table.SCATTER_ROW.name: lambda _, *tensors: (scatter_row_reference(*tensors),),
 }
 COMPARED = [each for each in PROBLEMS if each.dtype == "float32" and each.operator.name in REFERENCES]
 
@@ -28,9 +28,8 @@ COMPARED = [each for each in PROBLEMS if each.dtype == "float32" and each.operat
 def test_both_say_the_same_in_float64(problem: Problem) -> None:
     inputs = [torch.from_numpy(array) for array in make_inputs(problem).values()]
     inputs = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
-    attributes = {each.name: EPSILON for each in problem.operator.required}
-    found = FORMULAS[problem.operator.name](*(tensor.numpy() for tensor in inputs), **attributes)
-    for ours, theirs in zip(found, REFERENCES[problem.operator.name](*inputs), strict=True):
+    found = FORMULAS[problem.operator.name](*(tensor.numpy() for tensor in inputs), **problem.attributes)
+    for ours, theirs in zip(found, REFERENCES[problem.operator.name](problem.diagonal == 1, *inputs), strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-9, atol=1e-12)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.conformance.formulas import FORMULAS
-from lucid_deploy.conformance.graphs import ATTRIBUTES, operator_model
+from lucid_deploy.conformance.graphs import operator_model
 from lucid_deploy.conformance.problem_list import PROBLEMS
 from lucid_deploy.conformance.problems import make_inputs
 from lucid_deploy.plugins import table
@@ -32,7 +32,6 @@ def test_the_body_computes_the_formula(operator: Operator) -> None:
     problem = FIRST[operator]
     inputs = make_inputs(problem)
     session = ort.InferenceSession(operator_model(problem, inputs).SerializeToString())
-    attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
-    wanted = FORMULAS[operator.name](*inputs.values(), **attributes)
+    wanted = FORMULAS[operator.name](*inputs.values(), **problem.attributes)
     for found, exact in zip(session.run(None, inputs), wanted, strict=True):
         assert relative_error(np.asarray(found), exact) < 3e-6

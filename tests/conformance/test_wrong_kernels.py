@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 
 from lucid_deploy.conformance.case_files import CASES, Case, case_names, read_case
 from lucid_deploy.conformance.plain import PlainKernels
+from lucid_deploy.conformance.problems import EPSILON
 from lucid_deploy.conformance.run_kernels import run_kernels
 from lucid_deploy.conformance.wrong_kernels import (
     WRONG,
@@ -53,3 +55,12 @@ def test_weights_in_bfloat16_are_found_in_bfloat16_itself() -> None:
 def test_what_only_a_model_shows_is_found_in_models() -> None:
     assert all(name.startswith("model_") for name in failed(NormalizedKeysCached))
     assert "model_decode_static" in failed(StaleBufferRow) and "scatter_row_buffer" in failed(StaleBufferRow)
+
+
+def test_kernels_that_know_no_other_diagonal_are_found() -> None:
+    class UnitDiagonal(PlainKernels):
+        def precondition(self, *inputs: Any, **attributes: Any) -> Any:
+            return super().precondition(*inputs[:5], EPSILON)
+
+    named = [name for name in case_names() if name.endswith("_diagonal")]
+    assert len(named) == 4 and all(run_kernels(case(name), UnitDiagonal) for name in named)
