@@ -13,9 +13,11 @@ from onnx import TensorProto
 
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.cache.layout import CacheTensor
-from lucid_deploy.export.trace import graph_inputs, graph_outputs
+from lucid_deploy.export.trace import graph_inputs, graph_outputs, trace
+from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.description import LayerDescription, describe
 from lucid_deploy.model.lucid import LucidForCausalLM
+from tests.conftest import MIXED, TINY
 from tests.export.float32_islands import HALF, LINEAR, nodes, products_in_half, typed
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -130,3 +132,12 @@ def test_transposed_are_the_weights_of_linear_layers(exported: Exported) -> None
             model = LucidForCausalLM(artifact.config)
         linear = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
         assert set(artifact.manifest.transposed) == linear - ({"lm_head.weight"} if tied else set())
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_layers_with_as_many_key_heads_as_query_heads_are_traced(stage: str) -> None:
+    """PyTorch's exporter fails on attention that is said to be grouped and is not: so did Llama 2 and Phi-3 mini."""
+    config = parse_config({**TINY, **MIXED, "num_key_value_heads": TINY["num_attention_heads"]}, "test configuration")
+    for cache in ("growing", "static"):
+        operators = {node.op_type for node in trace(config, stage, "float32", cache=cache).model.graph}
+        assert "Attention" in operators

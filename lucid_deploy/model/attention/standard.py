@@ -44,5 +44,6 @@ def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) ->
     """Attend with one token, ``(B, H, 1, D)``, over keys and values ``(B, KV, T, D)`` seen by ``(B, T)``."""
     mask = None if visible is None else visible[:, None, None, :]  # (B, 1, 1, T)
     work = compute_dtype(q.dtype)
-    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=True)
+    grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter refuses heads that are said to be grouped and are not
+    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
     return attended.to(q.dtype)

@@ -124,5 +124,6 @@ def visible(at: TokenColumns, n: int, window: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
     work = compute_dtype(q.dtype)
     mask = seen[:, None]  # (B, 1, N, R + N)
-    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=True)
+    grouped = q.shape[1] != k.shape[1]  # PyTorch's exporter refuses heads that are said to be grouped and are not
+    attended = F.scaled_dot_product_attention(q.to(work), k.to(work), v.to(work), attn_mask=mask, enable_gqa=grouped)
     return attended.to(q.dtype)
