@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,6 @@ from lucid_deploy.artifact.manifest import read_manifest
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
 from lucid_deploy.cli import main
-from lucid_deploy.cli._config_file import read_defaults
 from lucid_deploy.conformance.case_files import CASES, DATA, read_case
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Sampling
@@ -112,10 +111,10 @@ def case(path: Path) -> object:
 
 
 def options(path: Path) -> object:
-    root = click.Context(main, info_name="lucid-deploy")
-    command = main.get_command(root, "export")
-    assert command is not None
-    return read_defaults(str(path), click.Context(command, info_name="export", parent=root))
+    """Run a command that fails in any case: there is no checkpoint."""
+    result = CliRunner().invoke(main, ["export", "nowhere", "--output", "nowhere", "--config", str(path)])
+    assert isinstance(result.exception, SystemExit) and result.exit_code == 2, result.exc_info
+    raise LucidError(result.stderr.partition("Error: ")[2].rstrip("\n"))
 
 
 def answers(path: Path) -> None:
