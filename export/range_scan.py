@@ -283,8 +283,8 @@ def _run_layer(
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
     step = layer_steps(config, positions, torch.float32)[index]
-    x, (_, y) = layer(x, step, layer.mixer.empty_cache(batch, x))
-    peaks.add("y", y)
+    x, present = layer(x, step, layer.mixer.empty_cache(batch, x))
+    peaks.add("y", present[-1])
     peaks.add("residual stream", x)
     return x
 

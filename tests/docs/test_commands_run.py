@@ -100,7 +100,7 @@ class Reader:
             patch.chdir(self.folder)
             for name in ("PATH", "XDG_CACHE_HOME"):
                 patch.setenv(name, self.environment[name])
-            result = CliRunner().invoke(main, shlex.split(line)[1:])
+            result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output[-3000:]}\n{result.exception!r}"
 
     def run(self, command: list[str], shown: str) -> None:

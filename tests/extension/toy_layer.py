@@ -60,7 +60,7 @@ class Toy(Mixer):
         return out, (states[:, -1].to(torch.float32 if state.dtype == torch.float32 else x.dtype), kept[:, None])
 
     def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
-        width = like.shape[1]
+        width = self.u_proj.out_features
         wide = torch.float64 if like.dtype == torch.float64 else torch.float32
         return like.new_zeros((batch, width), dtype=wide), like.new_zeros((batch, 1, 0, width))
 
