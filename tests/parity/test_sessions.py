@@ -187,9 +187,9 @@ def solve(k, v, k_past, y_past, eps, diagonal, skip_solve):
 
 
 def test_the_helper_above_is_right_when_nothing_is_broken(model, targets, monkeypatch):
-    def right(k, v, k_past, y_past, mask, eps, implementation):
+    def right(k, v, k_past, y_past, mask, eps, implementation, training_diagonal):
         if mask is not None:
-            return original(k, v, k_past, y_past, mask, eps, implementation)
+            return original(k, v, k_past, y_past, mask, eps, implementation, training_diagonal)
         return solve(k, v, k_past, y_past, eps, diagonal=None, skip_solve=False)
 
     original = lucid.precondition
@@ -205,7 +205,7 @@ def test_the_helper_above_is_right_when_nothing_is_broken(model, targets, monkey
     ],
 )
 def test_a_diagonal_that_is_not_one_in_prefill(model, targets, monkeypatch, diagonal):
-    def broken(k, v, k_past, y_past, mask, eps, implementation):
+    def broken(k, v, k_past, y_past, mask, eps, implementation, training_diagonal):
         return solve(k, v, k_past, y_past, eps, diagonal, skip_solve=False)
 
     monkeypatch.setattr(lucid, "precondition", broken)
@@ -213,9 +213,9 @@ def test_a_diagonal_that_is_not_one_in_prefill(model, targets, monkeypatch, diag
 
 
 def test_the_solve_within_a_chunk_skipped(model, targets, monkeypatch):
-    def broken(k, v, k_past, y_past, mask, eps, implementation):
+    def broken(k, v, k_past, y_past, mask, eps, implementation, training_diagonal):
         if k_past.shape[2] == 0:
-            return original(k, v, k_past, y_past, mask, eps, implementation)
+            return original(k, v, k_past, y_past, mask, eps, implementation, training_diagonal)
         return solve(k, v, k_past, y_past, eps, None, skip_solve=True)
 
     original = lucid.precondition
