@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
-import onnx.inliner
+import onnx
 import pytest
 import torch
 
 from lucid_deploy.conformance.case_files import CASES, read_case
+from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.torch.graph import open_torch_graph
+from tests.runtimes.graph_cases import SOME, check_outputs
 
 
-@pytest.mark.parametrize("name", ["decode_attention_past", "model_prefill_float16", "model_decode"])
+@pytest.mark.parametrize("name", SOME)
 def test_a_graph_gives_its_outputs(name: str) -> None:
-    case = read_case(CASES / name)
-    model = onnx.inliner.inline_local_functions(case.model)
-    options = RuntimeOptions("torch", threads=1)
-    found = open_torch_graph(model, options)(case.inputs)
-    assert list(found) == list(case.outputs)
-    for item in case.model.graph.output:
-        wanted = onnx.helper.tensor_dtype_to_np_dtype(item.type.tensor_type.elem_type)
-        assert found[item.name].dtype == wanted
-        np.testing.assert_allclose(found[item.name], case.outputs[item.name], rtol=0.02, atol=0.02)
+    check_outputs(name, lambda model: open_torch_graph(model, RuntimeOptions("torch", threads=1)))
 
 
 def test_our_operators_are_pytorchs_in_every_type() -> None:
@@ -32,7 +25,16 @@ def test_our_operators_are_pytorchs_in_every_type() -> None:
         del case.model.functions[:]  # nothing else could compute it
         found = open_torch_graph(case.model, RuntimeOptions("torch"))(case.inputs)["Y"]
         assert found.dtype.name == dtype
-        np.testing.assert_allclose(found.astype("f4"), case.outputs["Y"], rtol=0.05, atol=0.05)
+        assert relative_error(found, case.outputs["Y"]) <= case.description.outputs[0].tolerance
+
+
+@pytest.mark.parametrize("diagonal", [0.5, 2.0])
+def test_a_diagonal_that_means_nothing_is_refused(diagonal: float) -> None:
+    case = read_case(CASES / "precondition_past_padded")
+    del case.model.functions[:]
+    case.model.graph.node[0].attribute.append(onnx.helper.make_attribute("diagonal", diagonal))
+    with pytest.raises(LucidError, match="The attribute diagonal must be 0 or 1"):
+        open_torch_graph(case.model, RuntimeOptions("torch"))(case.inputs)
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
