@@ -37,11 +37,11 @@ def runnable(library: Path) -> list[str]:
     return found
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None, typed=True)  # 1 is not 1.0 to a graph
 def session(
-    operator: Operator, library: Path, threads: int = 2, dtype: str = "float32", training: bool = False
+    operator: Operator, library: Path, threads: int = 2, dtype: str = "float32", diagonal: float | None = None
 ) -> ort.InferenceSession:
-    """Return a session of one node, for tensors of the model in ``dtype``, with training's diagonal or 1."""
+    """Return a session of one node for tensors in ``dtype``; the node has the attribute ``diagonal`` if given."""
     make = onnx.helper
 
     def info(item: Parameter) -> onnx.ValueInfoProto:
@@ -49,7 +49,9 @@ def session(
         axes = [f"{item.name}_{axis}" for axis in range(item.shape.count(",") + 1)]
         return make.make_tensor_value_info(item.name, kind, axes)
 
-    attributes = ({EPSILON.name: 1e-5} if operator.attributes else {}) | ({DIAGONAL.name: 1.0} if training else {})
+    attributes: dict[str, float] = {EPSILON.name: 1e-5} if operator.attributes else {}
+    if diagonal is not None:
+        attributes[DIAGONAL.name] = diagonal
     node = make.make_node(operator.name, operator.input_names, operator.output_names, domain=DOMAIN, **attributes)
     graph = make.make_graph([node], operator.name, [*map(info, operator.inputs)], [*map(info, operator.outputs)])
     opsets = [make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)]

@@ -55,7 +55,7 @@ def in_onnx_bodies(dtype: str = "float32") -> Implementation:
 
 
 def in_library(library: Path, dtype: str = "float32") -> Implementation:
-    solve, decode = (cpu_sessions.session(each, library, 2, dtype, True) for each in (PRECONDITION, DECODE_ATTENTION))
+    solve, decode = (cpu_sessions.session(each, library, 2, dtype, 1.0) for each in (PRECONDITION, DECODE_ATTENTION))
     return Implementation(lambda *x: cpu_sessions.run(solve, *x)[0], lambda *x: tuple(cpu_sessions.run(decode, *x)))
 
 

@@ -43,10 +43,10 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
     from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
 
     def solve(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> torch.Tensor:
-        return precondition(*tensors, eps=epsilon, training_diagonal=diagonal == 1)
+        return precondition(*tensors, eps=epsilon, training_diagonal=_training(diagonal))
 
     def decode(*tensors: torch.Tensor, epsilon: float, diagonal: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-        return decode_attention(*tensors, eps=epsilon, training_diagonal=diagonal == 1)
+        return decode_attention(*tensors, eps=epsilon, training_diagonal=_training(diagonal))
 
     computing: dict[str, Callable[..., Any]] = {
         table.PRECONDITION.name: solve,
@@ -55,6 +55,12 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
         table.SCATTER_ROW.name: scatter_row,
     }
     return {name: _with_arrays(compute, device) for name, compute in computing.items()}
+
+
+def _training(diagonal: float) -> bool:
+    if diagonal not in (0, 1):
+        raise LucidError(f"The attribute diagonal must be 0 or 1, not {diagonal:g}.")
+    return diagonal == 1
 
 
 def _with_arrays(compute: Callable[..., Any], device: str) -> Callable[..., tuple[Array, ...]]:

@@ -42,14 +42,28 @@ struct CustomOperator : OrtCustomOp {
         if (Operator::kSolves) {
             if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kEpsilon, &attributes.epsilon))
                 return status;
-            OrtStatus* missing = api->KernelInfoGetAttribute_float(info, table::kDiagonal, &attributes.diagonal);
-            if (missing != nullptr) { // as in every graph whose diagonal is 1
-                api->ReleaseStatus(missing);
-                attributes.diagonal = 0.0f;
-            }
+            if (OrtStatus* status = read_diagonal(api, info, attributes.diagonal)) return status;
         }
         *kernel = new Instance{api, attributes};
         return nullptr;
+    }
+
+    // Reads the optional attribute: a graph whose diagonal is 1 has none.
+    static OrtStatus* read_diagonal(const OrtApi* api, const OrtKernelInfo* info, float& diagonal) {
+        OrtStatus* missing = api->KernelInfoGetAttribute_float(info, table::kDiagonal, &diagonal);
+        if (missing == nullptr && (diagonal == 0.0f || diagonal == 1.0f)) return nullptr;
+        if (missing != nullptr) {
+            api->ReleaseStatus(missing);
+            diagonal = 0.0f;
+            int64_t number = 0;
+            OrtStatus* absent = api->KernelInfoGetAttribute_int64(info, table::kDiagonal, &number);
+            if (absent != nullptr) {
+                api->ReleaseStatus(absent);
+                return nullptr;
+            }
+        }
+        std::string message = std::string(Operator::Table::kName) + ": " + table::kDiagonal + " must be the float 0 or 1";
+        return api->CreateStatus(ORT_INVALID_ARGUMENT, message.c_str());
     }
 
     static OrtStatus* compute(void* kernel, OrtKernelContext* context) {

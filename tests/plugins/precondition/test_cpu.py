@@ -122,3 +122,10 @@ def test_the_gate_would_see_independent_keys_pass(library):
     k, v, k_past, y_past = problem(257, 0, 64, 0.9)
     exact, _ = solve(k, v, k_past, y_past, None)
     assert error(v, exact) > 0.1
+
+
+@pytest.mark.parametrize("diagonal", [1, 0, 0.5, -1.0])
+def test_a_diagonal_that_means_nothing_is_refused(library, diagonal):
+    """Integers too: read as a float there would be none, and the diagonal 1 without a word."""
+    with pytest.raises(Exception, match="diagonal must be the float 0 or 1"):
+        session(PRECONDITION, library, 1, diagonal=diagonal)
