@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     help="Keys that may read /metrics; no other key may then, and counts are exact.",
 )
 @click.option("--share-prefix-cache", is_flag=True, help="Reuse stored prefixes among different API keys.")
+@click.option("--ui/--no-ui", default=True, show_default=True, help="Serve pages for browsers: / to try it, /docs.")
 @click.option(
     "--allow-host",
     multiple=True,
@@ -185,6 +186,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         names if is_loopback(options["host"]) and not keys else None,
         ApiKeys() if metrics is None else read_api_keys(metrics, "--metrics-key-file"),
         options["share_prefix_cache"],
+        options["ui"],
     )
 
 

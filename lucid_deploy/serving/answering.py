@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -17,8 +16,9 @@ from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailab
 from lucid_deploy.serving.http_body import read_body
 from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, TextPiece
 from lucid_deploy.serving.metrics import TokenClock
-from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.serving.responses import Answer
+from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
 from lucid_deploy.serving.waiting import RequestCancellation
@@ -27,8 +27,8 @@ LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
-async def answer(service: Service, request: Request, chat: bool) -> Response:
-    """Answer a request for completions or a chat.
+async def answer(service: Service, request: Request, kind: Kind) -> Response:
+    """Answer a request for completions, a chat or a response.
 
     Raises:
         ApiError: The request is wrong, refused, or took too long.
@@ -37,20 +37,21 @@ async def answer(service: Service, request: Request, chat: bool) -> Response:
     service.check_ready()
     limits, started = service.settings.limits, request.state.started
     patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
-    prepared = _owned(service, request, await _read(service, request, patience, chat))
+    prepared = _owned(service, request, await _read(service, request, patience, kind))
     service.check_ready()  # again: the body may have taken its time
-    whole = Answer(prepared, service.settings.model, service.settings.fingerprint)
+    form = ResponseAnswer if kind == "response" else Answer
+    whole = form(prepared, service.settings.model, service.settings.fingerprint)
     stream = EventStream(service, whole, TokenClock(service.metrics, started), patience)
     await stream.begin()  # until the first event, so that a refusal has its own HTTP status
     service.metrics.prompt_tokens.inc(prepared.prompt_tokens)
     return stream if prepared.stream else await stream.whole_answer()
 
 
-async def _read(service: Service, request: Request, patience: RequestCancellation, chat: bool) -> PreparedRequest:
+async def _read(service: Service, request: Request, patience: RequestCancellation, kind: Kind) -> PreparedRequest:
     """Take in a body and read it; its memory counts as held until then."""
     with service.body_memory.share() as share:
         body = await read_body(request, service.settings.limits, request.state.started, share)
-        return await patience.during(service.readers.read(body, chat))
+        return await patience.during(service.readers.read(body, kind))
 
 
 def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
@@ -60,7 +61,7 @@ def _owned(service: Service, request: Request, prepared: PreparedRequest) -> Pre
 
 
 class EventStream(StreamingResponse):
-    """An answer by server-sent events: ``data: {…}`` for every chunk, ``data: [DONE]`` at the end.
+    """An answer by server-sent events, as its form writes them.
 
     Args:
         service: The application's state.
@@ -69,7 +70,9 @@ class EventStream(StreamingResponse):
         patience: What ends it early.
     """
 
-    def __init__(self, service: Service, answer: Answer, clock: TokenClock, patience: RequestCancellation) -> None:
+    def __init__(
+        self, service: Service, answer: Answer | ResponseAnswer, clock: TokenClock, patience: RequestCancellation
+    ) -> None:
         super().__init__(iter(()), headers=SSE_HEADERS, media_type="text/event-stream")
         self._service = service
         self._answer = answer
@@ -122,7 +125,7 @@ class EventStream(StreamingResponse):
                 scope["state"]["status"] = error.status  # for the log: the status line was sent long ago
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
-                        await _send_event(send, error.body())
+                        await self._send_events(send, self._answer.failure(error))
                         await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self.close()
@@ -156,23 +159,21 @@ class EventStream(StreamingResponse):
     async def _send_all(self, send: Send) -> None:
         answer = self._answer
         for chunk in answer.opening():
-            await _send_event(send, chunk)
+            await self._send_events(send, chunk)
         async for events in self._all():
             for event in events:
                 if isinstance(event, TextPiece):
                     piece = answer.chunk(event)
                     if piece is not None:
-                        await _send_event(send, piece)
+                        await self._send_events(send, piece)
                 elif isinstance(event, RowEnd):
-                    await _send_event(send, answer.closing(event.row, event.reason))
-        if answer.request.include_usage:
-            await _send_event(send, answer.usage_chunk())
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+                    await self._send_events(send, *answer.closing(event.row, event.reason))
+        await self._send_events(send, *answer.ending())
+        await send({"type": "http.response.body", "body": answer.end_of_stream, "more_body": False})
 
-
-async def _send_event(send: Send, data: dict[str, Any]) -> None:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
+    async def _send_events(self, send: Send, *events: dict[str, Any]) -> None:
+        for event in events:
+            await send({"type": "http.response.body", "body": self._answer.frame(event), "more_body": True})
 
 
 def _refused(refusal: Refusal) -> ApiError:

@@ -11,7 +11,9 @@ from lucid_deploy.serving.answering import answer
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.guard import METRICS, RequestGuard, error_response
 from lucid_deploy.serving.openapi import document
+from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.serving.service import Service
+from lucid_deploy.version import __version__
 
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
@@ -20,6 +22,7 @@ def build_app(service: Service) -> FastAPI:
     """Return the application."""
     app = FastAPI(title="lucid-deploy", openapi_url=None, docs_url=None, redoc_url=None)
 
+    @app.api_route("/health", methods=["GET", "HEAD"])
     @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def health() -> Response:
         try:
@@ -37,6 +40,10 @@ def build_app(service: Service) -> FastAPI:
     async def openapi() -> Response:
         return JSONResponse(document())
 
+    @app.get("/version")
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
     @app.get("/v1/models")
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [service.model_json()]})
@@ -48,11 +55,19 @@ def build_app(service: Service) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(service, request, chat=False)
+        return await answer(service, request, "completion")
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(service, request, chat=True)
+        return await answer(service, request, "chat")
+
+    @app.post("/v1/responses")
+    async def responses(request: Request) -> Response:
+        return await answer(service, request, "response")
+
+    if service.settings.pages:
+        for path in PAGES:
+            app.add_api_route(path, page(path), methods=["GET", "HEAD"])
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:

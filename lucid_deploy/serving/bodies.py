@@ -19,10 +19,16 @@ PromptItem = Annotated[
     str | int | list[int], Meta(extra={"expected": "a text, a whole number (a token id), or a list of token ids"})
 ]
 _SALT = "Stored prefixes are reused under the same salt only."
+Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy; 1 if not given.")]
+TopP = Annotated[float, Meta(gt=0, le=1, description="Sample among the likeliest up to this sum.")]
+TopK = Annotated[int, Meta(ge=0, le=2**31, description="Sample among the K likeliest; 0 is all.")]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="The same seed gives the same tokens.")]
+IgnoreEos = Annotated[bool, Meta(description="Go on after an end-of-sequence token.")]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)]
 Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
 
 
-def _only(*neutral: Any) -> Meta:
+def only(*neutral: Any) -> Meta:
     """Return what says that a field is not supported, and which values of it have no effect; null always is one."""
     accepted = "".join(f", {value!r}" for value in neutral)
     return Meta(description=f"Not supported: null{accepted} only.", extra={"neutral": neutral})
@@ -40,12 +46,10 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
     model: Annotated[str, Meta(description="The name of the served model.")]
     n: Annotated[int, Meta(description="Generations of each prompt; 1 if not given.")] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2, description="0 is greedy; 1 if not given.")] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1, description="Sample among the likeliest up to this sum.")] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=2**31, description="Sample among the K likeliest; 0 is all.")] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="The same seed gives the same tokens.")] | None = (
-        None
-    )
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
     stop: Annotated[
         StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None,
         Meta(
@@ -55,8 +59,8 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     ] = None
     stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
-    ignore_eos: Annotated[bool, Meta(description="Go on after an end-of-sequence token.")] | None = None
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)] | None = None
+    ignore_eos: IgnoreEos | None = None
+    cache_salt: CacheSalt | None = None
     user: Harmless = None
     metadata: Harmless = None
     store: Harmless = None
@@ -65,9 +69,10 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     prompt_cache_key: Harmless = None
     prompt_cache_retention: Harmless = None
     parallel_tool_calls: Harmless = None
-    presence_penalty: Annotated[Any, _only(0, 0.0)] = None
-    frequency_penalty: Annotated[Any, _only(0, 0.0)] = None
-    logit_bias: Annotated[Any, _only({})] = None
+    presence_penalty: Annotated[Any, only(0, 0.0)] = None
+    frequency_penalty: Annotated[Any, only(0, 0.0)] = None
+    logit_bias: Annotated[Any, only({})] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +91,7 @@ class CompletionRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknow
     ) = None
     echo: Annotated[bool, Meta(description="Put the prompt in front of the answer.")] | None = None
     best_of: Annotated[int, Meta(description="Not supported: as many as n only.")] | None = None
-    suffix: Annotated[Any, _only("")] = None
+    suffix: Annotated[Any, only("")] = None
 
 
 class TextPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -104,9 +109,9 @@ class Message(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     name: str | None = None
     refusal: Harmless = None
     annotations: Harmless = None
-    tool_calls: Annotated[Any, _only([])] = None
-    function_call: Annotated[Any, _only()] = None
-    audio: Annotated[Any, _only()] = None
+    tool_calls: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only()] = None
+    audio: Annotated[Any, only()] = None
 
 
 class ChatRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -119,17 +124,16 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fiel
     top_logprobs: (
         Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description="Alternatives to report for each token.")] | None
     ) = None
-    tools: Annotated[Any, _only([])] = None
-    functions: Annotated[Any, _only([])] = None
-    tool_choice: Annotated[Any, _only("none", "auto")] = None
-    function_call: Annotated[Any, _only("none", "auto")] = None
-    response_format: Annotated[Any, _only({"type": "text"})] = None
-    modalities: Annotated[Any, _only(["text"])] = None
-    audio: Annotated[Any, _only()] = None
-    prediction: Annotated[Any, _only()] = None
-    reasoning_effort: Annotated[Any, _only()] = None
-    verbosity: Annotated[Any, _only()] = None
-    web_search_options: Annotated[Any, _only()] = None
+    tools: Annotated[Any, only([])] = None
+    functions: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    reasoning_effort: Annotated[Any, only()] = None
+    verbosity: Annotated[Any, only()] = None
+    web_search_options: Annotated[Any, only()] = None
 
 
 def refuse_unsupported(body: Struct, where: str = "") -> None:

@@ -12,11 +12,12 @@ from starlette.types import Message, Receive, Scope, Send
 
 from lucid_deploy.json_fields import shown
 from lucid_deploy.serving.errors import ApiError, ClientGone, unavailable
+from lucid_deploy.serving.pages import PAGES
 from lucid_deploy.serving.security import host_allowed
 from lucid_deploy.serving.service import Service
 
 log = logging.getLogger("lucid_deploy.serving")
-OPEN_PATHS = ("/healthz",)
+HEALTH = ("/healthz", "/health")
 METRICS = "/metrics"
 DRAIN_SECONDS, DRAIN_BYTES = 2.0, 16 << 20  # of a body that nobody wants
 
@@ -59,7 +60,7 @@ class RequestGuard:
             self._note(scope, scope["state"].get("status", exchange.status), time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
-        if scope["state"].get("reserved") and scope["path"] not in OPEN_PATHS:
+        if scope["state"].get("reserved") and scope["path"] not in HEALTH:
             error = unavailable("The server has too many connections. Try again.", "too_many_connections")
             error.headers["Connection"] = "close"
             return error
@@ -74,7 +75,8 @@ class RequestGuard:
         keys = settings.metrics_keys if scope["path"] == METRICS and settings.metrics_keys else settings.keys
         key = keys.identify(headers.get(b"authorization"))
         scope["state"]["key"] = key
-        if scope["path"] in OPEN_PATHS or key is not None:
+        open_paths = (*HEALTH, *PAGES) if settings.pages else HEALTH  # pages hold nothing of the model
+        if scope["path"] in open_paths or key is not None:
             return None
         message = "The API key is missing or wrong; send it as Authorization: Bearer KEY."
         return ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

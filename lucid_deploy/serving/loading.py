@@ -70,6 +70,7 @@ class ApiOptions:
         hosts: Names besides this machine's under which it answers; None: any.
         metrics_keys: Who may read exact metrics.
         share_prefixes: Whether stored prefixes are reused among different keys.
+        pages: Whether the pages for browsers are served.
     """
 
     model: str | None = None
@@ -82,6 +83,7 @@ class ApiOptions:
     hosts: frozenset[str] | None = None
     metrics_keys: ApiKeys = NO_KEYS
     share_prefixes: bool = False
+    pages: bool = True
 
 
 def open_checked(directory: str) -> Artifact:
@@ -161,6 +163,7 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
         created=int(manifest.stat().st_mtime),
         metrics_keys=api.metrics_keys,
         share_prefixes=api.share_prefixes,
+        pages=api.pages,
     )
     return Service(settings, backend, ReaderPool(setup, api.readers))
 

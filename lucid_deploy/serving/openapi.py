@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest
 from lucid_deploy.version import __version__
 
 ERROR = {
@@ -32,7 +33,7 @@ ERROR = {
 def document() -> dict[str, Any]:
     """Return the document, in OpenAPI 3.1."""
     bodies, schemas = msgspec.json.schema_components(
-        (CompletionRequest, ChatRequest), ref_template="#/components/schemas/{name}"
+        (CompletionRequest, ChatRequest, ResponseRequest), ref_template="#/components/schemas/{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -40,9 +41,12 @@ def document() -> dict[str, Any]:
         "paths": {
             "/v1/completions": {"post": _post("Continue a prompt.", bodies[0])},
             "/v1/chat/completions": {"post": _post("Answer a chat.", bodies[1])},
+            "/v1/responses": {"post": _post("Answer a text or a chat, by the Responses API.", bodies[2])},
             "/v1/models": {"get": _get("The model that is served.")},
             "/v1/models/{name}": {"get": {**_get("One model."), "parameters": [_NAME]}},
             "/healthz": {"get": {**_get("Whether requests are taken."), "security": []}},
+            "/health": {"get": {**_get("The same as /healthz."), "security": []}},
+            "/version": {"get": _get("The version of lucid-deploy.")},
             "/metrics": {"get": _get("Metrics, in Prometheus' text format.", "text/plain")},
             "/openapi.json": {"get": _get("This document.")},
         },

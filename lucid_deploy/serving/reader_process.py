@@ -25,7 +25,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.limits import Limits
-from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 
 HEADER_BYTES = 4
 SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
@@ -41,9 +41,9 @@ class ReaderSetup(msgspec.Struct, frozen=True):
 
 
 class ReadTask(msgspec.Struct, frozen=True):
-    """Every further frame: a body of ``/v1/completions`` or of ``/v1/chat/completions``."""
+    """Every further frame: a body, and what it asks for."""
 
-    chat: bool
+    kind: Kind
     body: bytes
 
 
@@ -104,7 +104,7 @@ def answer(reader: RequestReader, task: ReadTask, limits: Limits) -> Reply:
     """Read one body within its bounds."""
     try:
         with _bounded_time(limits.reading_seconds):
-            return BodyPrepared((reader.chat if task.chat else reader.completion)(task.body))
+            return BodyPrepared(reader.read(task.kind, task.body))
     except ApiError as error:
         return BodyRefused(error.status, error.message, error.code, error.param)
     except _TimeIsUp:

@@ -24,7 +24,7 @@ from lucid_deploy.serving.reader_process import (
     Reply,
     too_costly,
 )
-from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.requests import Kind, PreparedRequest
 
 log = logging.getLogger("lucid_deploy.serving")
 LARGE = 64 << 10  # bytes of body from which it may not take the last reader
@@ -188,15 +188,15 @@ class ReaderPool:
         await asyncio.gather(*self._background, return_exceptions=True)
         await asyncio.gather(*(reader.stop(kill=True) for reader in self._readers))
 
-    async def read(self, body: bytes, chat: bool) -> PreparedRequest:
-        """Read a body of ``/v1/completions``, or of ``/v1/chat/completions``.
+    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+        """Read a body of one kind.
 
         Raises:
             ApiError: It is wrong, or too costly to read.
         """
         async with self._large if len(body) >= LARGE else contextlib.nullcontext():
             reader = await self._free.get()
-            work = asyncio.ensure_future(self._read(reader, ReadTask(chat, body)))
+            work = asyncio.ensure_future(self._read(reader, ReadTask(kind, body)))
             try:
                 reply = await asyncio.shield(work)
             finally:

@@ -1,8 +1,9 @@
-"""The two requests of the API: a body in, a job out. What would change the result and is not supported is refused."""
+"""The requests of the API: a body in, a job out. What would change the result and is not supported is refused."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
@@ -12,10 +13,12 @@ from lucid_deploy.serving.chat import ChatTemplate
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.limits import Limits
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, in_our_words, repeated
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 PromptItems = str | list[int]
+Kind = Literal["completion", "chat", "response"]  # of request
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class PreparedRequest:
         chat: Whether it is a chat.
         echo: What each prompt's answers begin with.
         cache_salt: Chosen by the client; stored prefixes are shared under the same salt only.
+        response: What an answer of ``/v1/responses`` repeats of its request.
     """
 
     job: Job
@@ -37,6 +41,7 @@ class PreparedRequest:
     chat: bool
     echo: tuple[str, ...] = field(default=())
     cache_salt: str = ""
+    response: dict[str, Any] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -81,6 +86,28 @@ class RequestReader:
             return self._chat(decode(data, ChatRequest, "body"))
         except FieldError as error:
             raise invalid(str(error), error.param, error.code) from error
+
+    def response(self, data: bytes) -> PreparedRequest:
+        """Read the body of ``/v1/responses``.
+
+        Raises:
+            ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
+        """
+        try:
+            body = decode(data, ResponseRequest, "body")
+            refuse_unsupported(body)
+            return replace(self._chat(as_chat(body)), response=repeated(body))
+        except FieldError as error:
+            error = in_our_words(error)
+            raise invalid(str(error), error.param, error.code) from error
+
+    def read(self, kind: Kind, data: bytes) -> PreparedRequest:
+        """Read a body of one kind.
+
+        Raises:
+            ApiError: As :meth:`completion`, :meth:`chat` or :meth:`response`.
+        """
+        return {"completion": self.completion, "chat": self.chat, "response": self.response}[kind](data)
 
     def _completion(self, body: CompletionRequest) -> PreparedRequest:
         self._check_model(body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from typing import Any
 
+from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
 
@@ -13,11 +15,16 @@ from lucid_deploy.serving.requests import PreparedRequest
 class Answer:
     """An answer in the making.
 
+    Attributes:
+        end_of_stream: What comes behind the last event.
+
     Args:
         request: The request.
         model: The served name.
         fingerprint: Names the artifact, so that clients see when seeds stop giving the same tokens.
     """
+
+    end_of_stream = b"data: [DONE]\n\n"
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
         self.request = request
@@ -81,9 +88,22 @@ class Answer:
         content: Any = {"content": piece.text} if self.request.chat else piece.text
         return self._chunk(piece.row, content, self._logprobs_json(list(piece.logprobs)))
 
-    def closing(self, row: int, reason: str) -> dict[str, Any]:
+    def closing(self, row: int, reason: str) -> list[dict[str, Any]]:
         """Return the chunk that says why a generation ended."""
-        return self._chunk(row, {} if self.request.chat else "", reason=reason)
+        return [self._chunk(row, {} if self.request.chat else "", reason=reason)]
+
+    def ending(self) -> list[dict[str, Any]]:
+        """Return the chunk behind all generations: the counts, if they were asked for."""
+        return [self.usage_chunk()] if self.request.include_usage else []
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """Return the event of an error within a stream."""
+        return error.body()
+
+    def frame(self, event: dict[str, Any]) -> bytes:
+        """Return a chunk as a server-sent event."""
+        text = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+        return f"data: {text}\n\n".encode()
 
     def usage_chunk(self) -> dict[str, Any]:
         """Return the last chunk of a stream with ``include_usage``."""
@@ -109,11 +129,12 @@ class Answer:
                 "top_logprobs": [_by_text(item) for item in items] if self.request.job.top_logprobs else None,
                 "text_offset": [item.offset for item in items],
             }
-        content = [{**_token_json(item.chosen), "top_logprobs": [_token_json(t) for t in item.top]} for item in items]
+        content = [{**token_json(item.chosen), "top_logprobs": [token_json(t) for t in item.top]} for item in items]
         return {"content": content, "refusal": None}
 
 
-def _token_json(token: TokenText) -> dict[str, Any]:
+def token_json(token: TokenText) -> dict[str, Any]:
+    """Return a token with its log-probability, as chats and responses have it."""
     data = None if token.data is None else list(token.data)
     return {"token": token.text, "logprob": token.logprob, "bytes": data}
 

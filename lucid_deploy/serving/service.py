@@ -28,6 +28,7 @@ class Settings:
         created: When the artifact was made, seconds since 1970.
         metrics_keys: Who may read exact metrics; if empty, everyone who may ask reads rounded ones.
         share_prefixes: Whether stored prefixes are reused among different keys.
+        pages: Whether the pages for browsers are served, and what only they use.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Settings:
     created: int = 0
     metrics_keys: ApiKeys = NO_KEYS
     share_prefixes: bool = False
+    pages: bool = True
 
 
 class Service:

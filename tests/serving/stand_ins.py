@@ -13,7 +13,7 @@ from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.reader_process import ReaderSetup
-from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 from lucid_deploy.serving.security import ApiKeys
 from lucid_deploy.serving.service import Service, Settings
 from tests.serving.reader_tools import write_setup
@@ -53,8 +53,8 @@ class ReaderHere:
         folder = Path(setup.directory)
         self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))
 
-    async def read(self, body: bytes, chat: bool) -> PreparedRequest:
-        return (self._reader.chat if chat else self._reader.completion)(body)
+    async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
+        return self._reader.read(kind, body)
 
 
 def service(folder: Path, backend: ScriptedBackend, keys: ApiKeys | None = None, **more: Any) -> Service:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lucid_deploy.version import __version__
 from tests.serving.stand_ins import ScriptedBackend, client, service
 
 
@@ -21,18 +22,21 @@ def request(folder: Path, method: str, path: str, **more: Any) -> Any:
 
 
 def test_health(tmp_path: Path) -> None:
-    assert request(tmp_path, "GET", "/healthz").json() == {"status": "ok"}
-    loading = request(tmp_path, "GET", "/healthz", state="loading")
-    assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
-    for state, status in (("ready", 200), ("dead", 503)):
-        assert request(tmp_path, "HEAD", "/healthz", state=state).status_code == status
+    for path in ("/healthz", "/health"):
+        assert request(tmp_path, "GET", path).json() == {"status": "ok"}
+        loading = request(tmp_path, "GET", path, state="loading")
+        assert (loading.status_code, loading.json()) == (503, {"status": "loading"})
+        for state, status in (("ready", 200), ("dead", 503)):
+            assert request(tmp_path, "HEAD", path, state=state).status_code == status
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "not_found"),
-        ("GET", "/docs", 404, "not_found"),
+        ("GET", "/redoc", 404, "not_found"),
+        ("GET", "/v1/responses/resp_1", 404, "not_found"),
+        ("GET", "/v1/responses", 405, "method_not_allowed"),
         ("GET", "/v1/models/other", 404, "model_not_found"),
         ("GET", "/v1/models/../../etc/passwd", 404, "not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
@@ -50,6 +54,7 @@ def test_what_there_is(tmp_path: Path) -> None:
     assert request(tmp_path, "GET", "/v1/models").json()["data"][0]["id"] == "m"
     assert request(tmp_path, "GET", "/v1/models/m").json()["id"] == "m"
     assert request(tmp_path, "GET", "/openapi.json").json()["openapi"] == "3.1.0"
+    assert request(tmp_path, "GET", "/version").json() == {"version": __version__}
     assert "lucid_rows 4.0" in request(tmp_path, "GET", "/metrics").text
 
 

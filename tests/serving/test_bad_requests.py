@@ -135,6 +135,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 2}, "best_of is not supported"),
     ({"suffix": "end"}, "suffix is not supported"),
     ({"logit_bias": {"5": 1}}, "logit_bias is not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
     ({"presence_penalty": 0.1}, "presence_penalty is not supported"),
     ({"frequency_penalty": False}, "frequency_penalty is not supported"),
     ({"stream": "yes"}, "stream must be true or false"),
@@ -182,10 +183,17 @@ def test_fields_of_a_chat(http: httpx.Client, fields: dict[str, Any], message: s
 
 
 def test_what_changes_nothing_is_accepted(http: httpx.Client) -> None:
-    neutral = {"user": "me", "metadata": {"a": "b"}, "store": False, "presence_penalty": 0, "logit_bias": {}}
+    neutral = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "response_format": {"type": "text"},
+        "presence_penalty": 0,
+        "logit_bias": {},
+    }
     body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "best_of": 1, "suffix": None, "top_k": 0, **neutral}
     assert http.post(COMPLETIONS, json=body).json()["choices"][0]["text"] == "blue cup"
-    more = {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "frequency_penalty": 0.0}
+    more = {"tools": [], "tool_choice": "none", "frequency_penalty": 0.0}
     answer = http.post(CHAT, json={"model": MODEL, "messages": USER, "temperature": 0, **neutral, **more})
     assert answer.json()["choices"][0]["message"]["content"] == "blue cup"
 
@@ -215,7 +223,7 @@ def test_the_schemas_are_published(http: httpx.Client) -> None:
 
 def test_other_paths_and_methods(http: httpx.Client) -> None:
     refused(http.get("/"), 404)
-    refused(http.get("/docs"), 404)
+    refused(http.get("/redoc"), 404)
     refused(http.get("/v1/models/..%2f..%2fetc%2fpasswd"), 404, "model_not_found")
     refused(http.get(COMPLETIONS), 405, "method_not_allowed")
     head = http.head("/healthz")

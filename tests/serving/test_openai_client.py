@@ -208,3 +208,53 @@ def test_another_model_is_not_found(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as error:
         client.completions.create(model="gpt", prompt=PROMPT)
     assert error.value.code == "model_not_found"
+
+
+def test_a_response_is_the_chat_of_the_same_messages(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model=MODEL, input=PROMPT, temperature=0, store=False)
+    assert (answer.output_text, answer.status, answer.model) == ("blue cup", "completed", MODEL)
+    assert answer.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens, answer.usage.total_tokens) == (18, 2, 20)
+    first, _, rest = PROMPT.partition(", ")
+    asked: Any = [{"role": "user", "content": [{"type": "input_text", "text": rest}]}]
+    split = client.responses.create(model=MODEL, instructions=f"{first},", input=asked, temperature=0)
+    assert (split.output_text, split.instructions) == ("blue cup", f"{first},")
+    more: Any = [{"role": "user", "content": PROMPT}, *answer.output, {"role": "user", "content": ". bear has"}]
+    assert client.responses.create(model=MODEL, input=more, temperature=0).output_text == "green key"
+
+
+@pytest.mark.parametrize("count", [20, None])
+def test_a_streamed_response_has_typed_events(client: openai.OpenAI, reference: Reference, count: int | None) -> None:
+    more: dict[str, Any] = {"max_output_tokens": count, **LONG} if count else {}
+    events = list(client.responses.create(model=MODEL, input=PROMPT, temperature=0, stream=True, **more))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == (reference.text(PROMPT, 20, eos=False) if count else "blue cup")
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last = events[-1]
+    assert last.type == ("response.incomplete" if count else "response.completed")
+    assert last.response.output_text == text
+    with client.responses.stream(
+        model=MODEL,
+        input=PROMPT,
+        temperature=0,
+        extra_body=more.get("extra_body"),
+        **({"max_output_tokens": count} if count else {}),
+    ) as stream:  # the client's own bookkeeping of the events
+        assert "".join(event.delta for event in stream if event.type == "response.output_text.delta") == text
+
+
+def test_log_probabilities_of_a_response(client: openai.OpenAI) -> None:
+    wanted: Any = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    answer = client.responses.create(model=MODEL, input=PROMPT, temperature=0, **wanted)
+    (message,) = answer.output
+    assert message.type == "message" and message.content[0].type == "output_text"
+    found = message.content[0].logprobs
+    assert found is not None and [item.token for item in found] == ["blue", "cup"]
+    assert all(len(item.top_logprobs) == 2 and -0.01 < item.logprob < 0 for item in found)
+
+
+def test_a_response_that_needs_an_earlier_one_is_refused_by_name(client: openai.OpenAI) -> None:
+    for field, value in (("store", True), ("previous_response_id", "resp_1")):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.responses.create(model=MODEL, input=PROMPT, **{field: value})  # type: ignore[call-overload]
+        assert (error.value.param, error.value.code) == (field, "unsupported_parameter")

@@ -12,6 +12,7 @@ import pytest
 
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
 from lucid_deploy.serving.openapi import document
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -41,6 +42,11 @@ def test_references_lead_somewhere() -> None:
         (CompletionRequest, {"model": "m", "prompt": "p", "stop": ""}, False),
         (ChatRequest, {"model": "m", "messages": [{"role": "user", "content": "c"}]}, True),
         (ChatRequest, {"model": "m", "messages": [{"role": "u", "content": [{"type": "text", "text": "c"}]}]}, True),
+        (ResponseRequest, {"model": "m", "input": "c", "store": False}, True),
+        (ResponseRequest, {"model": "m", "input": [{"role": "user", "content": "c"}]}, True),
+        (ResponseRequest, {"model": "m", "input": []}, False),
+        (ResponseRequest, {"model": "m", "input": [{"role": "user"}]}, False),
+        (ResponseRequest, {"model": "m", "input": "c", "stop": "d"}, False),
         (ChatRequest, {"model": "m", "messages": []}, False),
         (ChatRequest, {"model": "m", "messages": [{"role": "u", "content": [{"type": "image_url"}]}]}, False),
     ],

@@ -21,7 +21,7 @@ from lucid_deploy.serving.reader_process import (
     read_frame,
     write_frame,
 )
-from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.requests import Kind, PreparedRequest
 from tests.serving.reader_tools import limits
 
 PREPARED = PreparedRequest(Job(((1, 2),), stops=("é",)), stream=True, include_usage=False, chat=True, echo=("x",))
@@ -33,12 +33,10 @@ class Scripted:
     def __init__(self, outcome: Any) -> None:
         self.outcome = outcome
 
-    def chat(self, _: bytes) -> Any:
+    def read(self, _kind: Kind, _body: bytes) -> Any:
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
-
-    completion = chat
 
 
 @pytest.mark.parametrize(
@@ -50,15 +48,15 @@ class Scripted:
 )
 def test_outcomes(outcome: Any, reply: Reply) -> None:
     scripted: Any = Scripted(outcome)
-    assert answer(scripted, ReadTask(True, b""), limits()) == reply
+    assert answer(scripted, ReadTask("chat", b""), limits()) == reply
 
 
 def test_no_memory_is_the_client_s_fault_and_the_rest_ours() -> None:
     scripted: Any = Scripted(MemoryError())
-    refused = answer(scripted, ReadTask(False, b""), limits())
+    refused = answer(scripted, ReadTask("completion", b""), limits())
     assert isinstance(refused, BodyRefused) and (refused.status, refused.code) == (400, "too_costly")
     scripted = Scripted(ZeroDivisionError("here"))
-    failed = answer(scripted, ReadTask(False, b""), limits())
+    failed = answer(scripted, ReadTask("completion", b""), limits())
     assert isinstance(failed, ReaderFault) and "ZeroDivisionError: here" in failed.trace
 
 

@@ -14,6 +14,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.readers import Reader, ReaderPool, check_setup
+from lucid_deploy.serving.requests import Kind
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 
@@ -25,27 +26,27 @@ def with_pool(setup: ReaderSetup, test: Callable[[ReaderPool], Awaitable[None]],
         await pool.start()
         try:
             await test(pool)
-            assert (await pool.read(completion("w5"), chat=False)).job.prompts == ((5,),)
+            assert (await pool.read(completion("w5"), "completion")).job.prompts == ((5,),)
         finally:
             await pool.close()
 
     asyncio.run(run())
 
 
-async def refusal(pool: ReaderPool, body: bytes, chat: bool = True) -> ApiError:
+async def refusal(pool: ReaderPool, body: bytes, kind: Kind = "chat") -> ApiError:
     with pytest.raises(ApiError) as caught:
-        await pool.read(body, chat)
+        await pool.read(body, kind)
     return caught.value
 
 
 def test_good_bodies(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         read = await pool.read(
-            completion(["w1 w2", "w3"], n=2, stop=["x"], seed=-1, echo=True, stream=True), chat=False
+            completion(["w1 w2", "w3"], n=2, stop=["x"], seed=-1, echo=True, stream=True), "completion"
         )
         assert (read.job.prompts, read.job.n, read.job.stops) == (((1, 2), (3,)), 2, ("x",))
         assert (read.job.seed, read.echo, read.stream, read.chat) == (2**64 - 1, ("w1 w2", "w3"), True, False)
-        read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), chat=True)
+        read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), "chat")
         assert (read.job.prompts, read.job.top_logprobs, read.chat) == (((1, 7),), 3, True)
         assert read.job.max_new_tokens == 100
 
@@ -54,7 +55,7 @@ def test_good_bodies(tmp_path: Path) -> None:
 
 def test_bad_bodies(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
-        error = await refusal(pool, completion(5), chat=False)
+        error = await refusal(pool, completion(5), "completion")
         assert (error.status, error.param, error.code) == (400, "prompt", "invalid_value")
         error = await refusal(pool, chat("w1", model="other"))
         assert (error.status, error.code) == (404, "model_not_found")
@@ -68,7 +69,7 @@ def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
         error = await refusal(pool, chat("endless"))
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message
-        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)
+        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)
         assert pool.pids == before  # the process lives on
 
     with_pool(write_setup(tmp_path), test)
@@ -77,10 +78,10 @@ def test_a_template_without_end_is_interrupted(tmp_path: Path) -> None:
 def test_code_that_cannot_be_interrupted_ends_the_process_alone(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         before = pool.pids
-        error = await refusal(pool, completion("a" * 500_000), chat=False)
+        error = await refusal(pool, completion("a" * 500_000), "completion")
         assert (error.status, error.code) == (400, "too_costly")
         assert "took more than 0.4 s of processor time" in error.message  # and not a minute by the clock
-        assert (await pool.read(completion("w1"), chat=False)).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
         assert pool.pids != before
 
     with_pool(write_setup(tmp_path, rule="a.*b"), test)
@@ -104,9 +105,9 @@ def test_the_largest_body_of_the_worst_kind_fits_and_a_larger_one_does_not(tmp_p
     worst = b'{"model": "m", "prompt": [' + b"[]," * ((4 << 20) // 3) + b"[]]}"
 
     async def test(pool: ReaderPool) -> None:
-        error = await refusal(pool, worst, chat=False)
+        error = await refusal(pool, worst, "completion")
         assert error.code == "invalid_value" and "prompts are too many" in error.message
-        error = await refusal(pool, worst * 4, chat=False)  # twice broken, and parsed before that shows
+        error = await refusal(pool, worst * 4, "completion")  # twice broken, and parsed before that shows
         assert error.code in ("too_costly", "invalid_json")
 
     with_pool(write_setup(tmp_path, reading_seconds=20.0), test)
@@ -124,7 +125,7 @@ def test_half_a_character_from_a_template_is_refused(template: str, tmp_path: Pa
 
 def test_a_tokenizer_that_panics_refuses_the_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     async def test(pool: ReaderPool) -> None:
-        error = await refusal(pool, completion("a" * 40 + "b"), chat=False)
+        error = await refusal(pool, completion("a" * 40 + "b"), "completion")
         assert (error.status, error.param, error.code) == (400, "prompt", "tokenizer_failed")
 
     with_pool(write_setup(tmp_path, rule=PANIC), test)
@@ -133,8 +134,9 @@ def test_a_tokenizer_that_panics_refuses_the_text(tmp_path: Path, capfd: pytest.
 
 def test_long_texts_are_refused_before_they_are_tokenized_or_rendered(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
-        for body, is_chat in ((completion("a" * 101 + "b"), False), (chat("a" * 101), True)):
-            error = await refusal(pool, body, is_chat)
+        cases: list[tuple[bytes, Kind]] = [(completion("a" * 101 + "b"), "completion"), (chat("a" * 101), "chat")]
+        for body, kind in cases:
+            error = await refusal(pool, body, kind)
             assert error.code == "context_length_exceeded" and "characters; this server takes 100" in error.message
         error = await refusal(pool, chat("w1"))
         assert "The prompt has 500 characters" in error.message
@@ -146,13 +148,13 @@ def test_long_texts_are_refused_before_they_are_tokenized_or_rendered(tmp_path: 
 def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
         before = pool.pids
-        running = asyncio.ensure_future(pool.read(chat("endless"), chat=True))
-        queued = [asyncio.ensure_future(pool.read(chat("endless"), chat=True)) for _ in range(50)]
+        running = asyncio.ensure_future(pool.read(chat("endless"), "chat"))
+        queued = [asyncio.ensure_future(pool.read(chat("endless"), "chat")) for _ in range(50)]
         await asyncio.sleep(0.1)
         for task in [running, *queued]:
             task.cancel()
         await asyncio.wait([running, *queued])
-        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)  # and not after 51 times 60 s
+        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)  # and not after 51 times 60 s
         assert pool.pids != before
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
@@ -160,9 +162,9 @@ def test_a_request_nobody_waits_for_leaves_the_queue_or_the_reader(tmp_path: Pat
 
 def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
-        large = [asyncio.ensure_future(pool.read(chat("endless", user="x" * (64 << 10)), chat=True)) for _ in range(4)]
+        large = [asyncio.ensure_future(pool.read(chat("endless", user="x" * (64 << 10)), "chat")) for _ in range(4)]
         await asyncio.sleep(0.2)
-        assert (await pool.read(completion("w1"), chat=False)).job.prompts == ((1,),)
+        assert (await pool.read(completion("w1"), "completion")).job.prompts == ((1,),)
         assert not any(task.done() for task in large)
         for task in large:
             task.cancel()
@@ -173,13 +175,13 @@ def test_large_bodies_leave_a_reader_to_small_ones(tmp_path: Path) -> None:
 
 def test_a_killed_reader_is_replaced(tmp_path: Path) -> None:
     async def test(pool: ReaderPool) -> None:
-        task = asyncio.ensure_future(pool.read(chat("endless"), chat=True))
+        task = asyncio.ensure_future(pool.read(chat("endless"), "chat"))
         await asyncio.sleep(0.1)
         os.kill(pool.pids[0] or 0, signal.SIGKILL)
         with pytest.raises(ApiError, match="was killed") as raised:
             await task
         assert (raised.value.status, raised.value.headers["Retry-After"]) == (503, "5")
-        assert (await pool.read(chat("w2"), chat=True)).job.prompts == ((1, 2),)
+        assert (await pool.read(chat("w2"), "chat")).job.prompts == ((1, 2),)
 
     with_pool(write_setup(tmp_path, reading_seconds=60.0), test)
 

@@ -46,7 +46,9 @@ def test_chunks_of_a_stream() -> None:
     assert made.chunk(TextPiece(1, "", 1)) is None  # nothing to show yet, but a token
     chunk = made.chunk(TextPiece(1, "hi", 1))
     assert chunk is not None and chunk["choices"][0]["delta"] == {"content": "hi"} and chunk["usage"] is None
-    assert made.closing(1, "length")["choices"][0]["finish_reason"] == "length"
+    (closing,) = made.closing(1, "length")
+    assert closing["choices"][0]["finish_reason"] == "length"
+    assert made.ending() == [made.usage_chunk()]
     last = made.usage_chunk()
     assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 2)
 

@@ -1,0 +1,153 @@
+"""The body of ``POST /v1/responses``: the part of OpenAI's Responses API that needs no memory of earlier answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.bodies import (
+    MOST_LOGPROBS,
+    CacheSalt,
+    ChatRequest,
+    Harmless,
+    IgnoreEos,
+    Message,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    only,
+)
+
+LOGPROBS = "message.output_text.logprobs"  # the one thing that include may ask for
+_PART = '"input_text" or "output_text", the only kinds that this server takes'
+_INPUT = "a text, or a list of messages"
+
+
+class ResponseStreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """How a stream of events is sent."""
+
+    include_obfuscation: Harmless = None
+
+
+class InputPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A part of a message; what an earlier answer said of its parts is accepted, so that it can be sent back."""
+
+    type: Annotated[Literal["input_text", "output_text"], Meta(extra={"expected": _PART})]
+    text: str
+    annotations: Harmless = None
+    logprobs: Harmless = None
+
+
+class InputMessage(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A message of the input, or one that an earlier answer gave."""
+
+    role: Annotated[str, Meta(description="developer is the template's system.")]
+    content: str | list[InputPart]
+    type: Annotated[Literal["message"], Meta(extra={"expected": '"message", the only kind of item here'})] = "message"
+    id: Harmless = None
+    status: Harmless = None
+    phase: Harmless = None
+
+
+class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /v1/responses``."""
+
+    model: Annotated[str, Meta(description="The name of the served model.")]
+    input: Annotated[
+        str | Annotated[list[InputMessage], Meta(min_length=1)],
+        Meta(description="The user's text, or all messages so far.", extra={"expected": _INPUT}),
+    ]
+    instructions: Annotated[str, Meta(description="A system message in front of the input.")] | None = None
+    max_output_tokens: Annotated[int, Meta(description="Most new tokens; all that fit if not given.")] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    seed: Seed | None = None
+    stream: Annotated[bool, Meta(description="Send typed events as tokens come.")] | None = None
+    stream_options: ResponseStreamOptions | None = None
+    ignore_eos: IgnoreEos | None = None
+    cache_salt: CacheSalt | None = None
+    include: (
+        list[Annotated[Literal["message.output_text.logprobs"], Meta(extra={"expected": f'"{LOGPROBS}"'})]] | None
+    ) = None
+    top_logprobs: (
+        Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description=f"With {LOGPROBS}: alternatives of each token.")] | None
+    ) = None
+    metadata: dict[str, str] | None = None
+    user: Harmless = None
+    service_tier: Harmless = None
+    safety_identifier: Harmless = None
+    prompt_cache_key: Harmless = None
+    prompt_cache_retention: Harmless = None
+    parallel_tool_calls: Harmless = None
+    store: Annotated[Any, only(False)] = None
+    previous_response_id: Annotated[Any, only()] = None
+    conversation: Annotated[Any, only()] = None
+    prompt: Annotated[Any, only()] = None
+    background: Annotated[Any, only(False)] = None
+    context_management: Annotated[Any, only([])] = None
+    truncation: Annotated[Any, only("disabled")] = None
+    text: Annotated[Any, only({}, {"format": {"type": "text"}})] = None
+    reasoning: Annotated[Any, only({})] = None
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    max_tool_calls: Annotated[Any, only()] = None
+    moderation: Annotated[Any, only()] = None
+
+
+def as_chat(body: ResponseRequest) -> ChatRequest:
+    """Return the chat that a request asks for.
+
+    Raises:
+        FieldError: ``top_logprobs`` without the ``include`` that asks for them.
+    """
+    logprobs = bool(body.include)
+    if body.top_logprobs is not None and not logprobs:
+        raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
+    given = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
+    opening = [] if body.instructions is None else [Message(role="system", content=body.instructions)]
+    return ChatRequest(
+        model=body.model,
+        messages=[*opening, *map(_message, given)],
+        max_completion_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        seed=body.seed,
+        stream=body.stream,
+        ignore_eos=body.ignore_eos,
+        cache_salt=body.cache_salt,
+        logprobs=logprobs or None,
+        top_logprobs=body.top_logprobs,
+    )
+
+
+def repeated(body: ResponseRequest) -> dict[str, Any]:
+    """Return what an answer repeats of its request."""
+    return {
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "top_logprobs": body.top_logprobs or 0,
+    }
+
+
+def in_our_words(error: FieldError) -> FieldError:
+    """Return an error of the chat with the names that its fields have here."""
+    for name, here in (("max_completion_tokens", "max_output_tokens"), ("messages", "input")):
+        if error.param is not None and error.param.startswith(name):
+            message = str(error)
+            message = here + message.removeprefix(name) if message.startswith(name) else message
+            return FieldError(message, here + error.param.removeprefix(name), error.code)
+    return error
+
+
+def _message(given: InputMessage) -> Message:
+    content = given.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
+    return Message(role="system" if given.role == "developer" else given.role, content=text)

@@ -1,0 +1,96 @@
+"""The body of /v1/responses as a chat, and errors with the names that its fields have there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from tests.serving.reader_tools import MODEL, write_setup
+
+TEMPLATE = (
+    "{% for m in messages %}{{ {'system': 'w1', 'user': 'w2', 'assistant': 'w3'}[m.role] or raise_exception('who?') }}"
+    " {{ m.content }} {% endfor %}"
+)
+
+
+def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
+    setup = write_setup(folder, template)
+    reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+    return reader.response(json.dumps({"model": MODEL, "input": given, **fields}).encode())
+
+
+def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        read(folder, given, **fields)
+    return caught.value
+
+
+def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
+    found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
+    assert found.job.prompts == ((1, 9, 2, 5, 6),)
+    assert (found.job.max_new_tokens, found.job.temperature, found.job.top_p) == (7, 0.5, 0.9)
+    assert (found.stream, found.include_usage, found.chat) == (True, False, True)
+    assert found.response is not None and found.response["instructions"] == "w9"
+
+
+def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
+    earlier = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [{"type": "output_text", "text": "w6 ", "annotations": [], "logprobs": []}],
+    }
+    parts = [{"type": "input_text", "text": "w7 "}, {"type": "input_text", "text": "w8"}]
+    given = [{"role": "developer", "content": "w4"}, {"role": "user", "content": "w5"}, earlier]
+    found = read(tmp_path, [*given, {"role": "user", "content": parts, "type": "message"}])
+    assert found.job.prompts == ((1, 4, 2, 5, 3, 6, 2, 7, 8),)
+
+
+def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
+    wanted = ["message.output_text.logprobs"]
+    assert read(tmp_path, "w5").job.top_logprobs is None
+    assert read(tmp_path, "w5", include=wanted).job.top_logprobs == 0
+    assert read(tmp_path, "w5", include=wanted, top_logprobs=4).job.top_logprobs == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "fields", "message", "param"),
+    [
+        ("w5", {"store": True}, "store is not supported", "store"),
+        ("w5", {"previous_response_id": "resp_1"}, "previous_response_id is not supported", "previous_response_id"),
+        ("w5", {"conversation": "c"}, "conversation is not supported", "conversation"),
+        ("w5", {"background": True}, "background is not supported", "background"),
+        ("w5", {"truncation": "auto"}, "truncation is not supported", "truncation"),
+        ("w5", {"reasoning": {"effort": "low"}}, "reasoning is not supported", "reasoning"),
+        ("w5", {"text": {"format": {"type": "json_object"}}}, "text is not supported", "text"),
+        ("w5", {"tools": [{"type": "web_search"}]}, "tools is not supported", "tools"),
+        ("w5", {"include": ["file_search_call.results"]}, "include[0] must be", "include[0]"),
+        ("w5", {"top_logprobs": 2}, "top_logprobs needs include", "top_logprobs"),
+        ("w5", {"stop": "x"}, "Unknown field", "stop"),
+        ("w5", {"max_output_tokens": 101}, "max_output_tokens must be 1 to 100", "max_output_tokens"),
+        ("w5", {"temperature": 3}, "temperature must be 0 to 2", "temperature"),
+        ("", {"template": "{{ messages[0].content }}"}, "prompt is empty", "input"),
+        ([], {}, "input must be", "input"),
+        (5, {}, "input must be a text, or a list of messages", "input"),
+        ([{"role": "user", "content": [{"type": "input_image"}]}], {}, "the only kinds", "input[0].content[0].type"),
+        ([{"type": "function_call_output", "role": "user", "content": "w5"}], {}, "only kind", "input[0].type"),
+        ([{"role": "wizard", "content": "w5"}], {}, "template refuses these messages", "input"),
+        ("w5", {"template": None}, "no chat template", None),
+    ],
+)
+def test_what_is_refused(given: Any, fields: dict[str, Any], message: str, param: str | None, tmp_path: Path) -> None:
+    error = refused(tmp_path, given, **fields)
+    assert message in error.message and error.param == param
+
+
+def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
+    neutral = {"store": False, "truncation": "disabled", "tools": [], "text": {"format": {"type": "text"}}}
+    assert read(tmp_path, "w5", **neutral, previous_response_id=None, user="me", metadata={"a": "b"}).response
