@@ -75,8 +75,9 @@ class Model:
             prompt: Text, or token ids.
             max_new_tokens: Upper bound of new tokens.
             stop: Strings that end the text and are not part of it.
-            options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``seed``; ``prefill_chunk`` and
-                ``stop_at_eos``.
+            options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``min_p``, ``seed``;
+                ``presence_penalty``, ``frequency_penalty``, ``repetition_penalty``, ``logit_bias`` (by token id) and
+                ``bad_words`` (texts); ``prefill_chunk`` and ``stop_at_eos``.
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
@@ -134,13 +135,21 @@ class _GenerationRun:
         stop: Sequence[str],
         options: dict[str, Any],
     ) -> None:
-        from lucid_deploy.generation.generate import Generation, Sampling
+        from lucid_deploy.generation.generate import Generation
+        from lucid_deploy.generation.logit_adjustment import bad_word_ids
+        from lucid_deploy.generation.sampling import Sampling
         from lucid_deploy.generation.text_stream import AnswerText
 
         tokenizer = model.tokenizer
         if tokenizer is None and stop:
             raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings.")
         sampling = {item.name: options.pop(item.name) for item in fields(Sampling) if item.name in options}
+        if "logit_bias" in sampling:
+            sampling["logit_bias"] = tuple(dict(sampling["logit_bias"]).items())
+        if "bad_words" in sampling:
+            if tokenizer is None:
+                raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
+            sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
         unknown = sorted(options.keys() - {"prefill_chunk", "stop_at_eos"})
         if unknown:
             raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")

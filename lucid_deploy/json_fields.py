@@ -19,6 +19,7 @@ from msgspec import inspect
 from lucid_deploy.errors import LucidError
 
 SHOWN = 40  # characters of a wrong value that a message repeats
+NAMES = "[...]"  # how msgspec writes any name in an object
 T = TypeVar("T")
 _WORDS: dict[type, str] = {
     inspect.BoolType: "true or false",
@@ -110,6 +111,10 @@ def _explained(data: bytes, form: type, what: str, said: str) -> FieldError:
     if match is None:
         return FieldError(f"The {what} is not valid JSON: {said}.", None, "invalid_json")
     path = match[1]
+    if path.endswith(NAMES):  # a value in an object whose names are data
+        path = path.removesuffix(NAMES)
+        expected = _words(_at(raw, inspect.type_info(form), path)[1])
+        return FieldError(f"{path} must be {expected}.", path, "invalid_value")
     value, kind = _at(raw, inspect.type_info(form), path)
     if value is None and path.isidentifier():
         return FieldError(f"The field {path} is missing.", path, "missing_field")

@@ -11,8 +11,8 @@ import numpy as np
 from lucid_deploy.batching.request import Finished, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampler
 from lucid_deploy.generation.prefix_store import PrefixStore
+from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
@@ -176,7 +176,7 @@ class Batcher:
             cache = self.session.empty_cache(1)
         self.prompt_tokens_reused += cache.length
         ids = list(request.prompt_ids[: cache.length])
-        self._filling = _Row(number, request, Sampler(request.sampling), cache, ids)
+        self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), cache, ids)
         return True
 
     def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.logit_adjustment import BIASES, bad_word_ids, logit_bias
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.stop_strings import check_stops
 from lucid_deploy.json_fields import FieldError, decode
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 _SHOWN = 10  # faults that are named, of many
+_BY_TEXT = ("logit_bias", "bad_words")  # fields of Sampling that a line spells otherwise
 _EXAMPLE = '{"prompt": "text"}'
 
 
@@ -38,6 +40,12 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     top_k: int | None = None
     top_p: float | None = None
     seed: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: Annotated[dict[str, float] | None, Meta(extra={"expected": BIASES})] = None
+    bad_words: Annotated[list[_StopText] | None, Meta(extra={"expected": "a list of texts"})] = None
     stop: Annotated[_StopText | list[_StopText] | None, Meta(extra={"expected": "a text or a list of texts"})] = None
 
 
@@ -50,12 +58,14 @@ class PromptDefaults:
         sampling: How tokens are chosen.
         stop: Strings that end an answer.
         stop_at_eos: Whether an end-of-sequence token ends an answer; for all prompts.
+        bad_words: Texts that no answer contains.
     """
 
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
+    bad_words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_stops(self.stop)
@@ -73,6 +83,7 @@ class Prompt:
     sampling: Sampling
     stop: tuple[str, ...]
     stop_at_eos: bool
+    bad_words: tuple[str, ...] = ()
 
     def request(self, tokenizer: TextTokenizer | None) -> Request:
         """Return it as a request, the text tokenized."""
@@ -81,7 +92,11 @@ class Prompt:
         else:
             assert self.text is not None and tokenizer is not None
             ids = tokenizer.encode(self.text)
-        return Request(ids, self.max_new_tokens, self.sampling, self.stop_at_eos)
+        sampling = self.sampling
+        if self.bad_words:
+            assert tokenizer is not None
+            sampling = replace(sampling, bad_words=bad_word_ids(self.bad_words, tokenizer))
+        return Request(ids, self.max_new_tokens, sampling, self.stop_at_eos)
 
 
 @dataclass(frozen=True)
@@ -128,8 +143,8 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
     """
 
     def check(prompt: Prompt) -> None:
-        if tokenizer is None and (prompt.text is not None or prompt.stop):
-            raise LucidError("the artifact has no tokenizer.json: give prompt_ids, and no stop strings")
+        if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words):
+            raise LucidError("the artifact has no tokenizer.json: give prompt_ids, and no stop strings or bad words")
         prompt.request(tokenizer).check(session)
 
     _all(file.path, ((prompt.line, lambda prompt=prompt: check(prompt)) for prompt in file.prompts))  # type: ignore[misc]
@@ -163,15 +178,18 @@ def _prompt(number: int, line: bytes, defaults: PromptDefaults) -> Prompt:
         text=given.prompt,
         ids=None if given.prompt_ids is None else tuple(given.prompt_ids),
         max_new_tokens=_or(given.max_new_tokens, defaults.max_new_tokens),
-        sampling=Sampling(
-            _or(given.temperature, base.temperature),
-            _or(given.top_k, base.top_k),
-            _or(given.top_p, base.top_p),
-            _or(given.seed, base.seed),
-        ),
+        sampling=_sampling(given, base),
         stop=(given.stop,) if isinstance(given.stop, str) else tuple(_or(given.stop, defaults.stop)),
         stop_at_eos=defaults.stop_at_eos,
+        bad_words=tuple(_or(given.bad_words, defaults.bad_words)),
     )
+
+
+def _sampling(given: PromptLine, base: Sampling) -> Sampling:
+    values = {item.name: getattr(given, item.name) for item in fields(Sampling) if item.name not in _BY_TEXT}
+    if given.logit_bias is not None:
+        values["logit_bias"] = logit_bias(given.logit_bias)
+    return replace(base, **{name: value for name, value in values.items() if value is not None})
 
 
 def _line(line: bytes) -> PromptLine:

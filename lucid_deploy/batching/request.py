@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampling, check_prompt
+from lucid_deploy.generation.generate import check_prompt
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.session import Session
 
 
@@ -34,11 +35,12 @@ class Request:
         """Compare the request with what a session can run.
 
         Raises:
-            LucidError: An empty prompt, a token id outside the vocabulary, a prompt longer than the context, or a
-                number out of its range.
+            LucidError: An empty prompt, a token id outside the vocabulary (in biases and bad words too), a prompt
+                longer than the context, or a number out of its range.
         """
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         vocabulary = session.config.vocab_size
+        self.sampling.check(vocabulary)
         if self.top_logprobs is not None and not 0 <= self.top_logprobs <= vocabulary:
             raise LucidError(f"top_logprobs must be 0 to {vocabulary} (the vocabulary), not {self.top_logprobs}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.runtimes.session import Session
 
 _CHUNK = 512  # prompt tokens between two steps of the running rows, unless told otherwise
@@ -55,7 +57,7 @@ def run_batch(
 
     file = read_prompts(options.batch, defaults)
     if not defaults.sampling.temperature and not any(prompt.sampling.temperature for prompt in file.prompts):
-        note_greedy(defaults.sampling.top_k, defaults.sampling.top_p)
+        note_greedy(defaults.sampling)
     with progress("Loading the model"):
         session = open_session()
     chunk = _CHUNK if options.prefill_chunk is None else options.prefill_chunk
@@ -63,11 +65,12 @@ def run_batch(
     check_prompts(file, session, tokenizer)
     with reading(artifact.path(MANIFEST)):
         manifest = artifact.path(MANIFEST).read_bytes()
+    used = {**asdict(defaults), "extrapolation": session.allow_extrapolation}
     facts = {
         "prompts": file.sha256,
         "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,
-        "options": {**asdict(defaults), "stop": list(defaults.stop), "extrapolation": session.allow_extrapolation},
+        "options": json.loads(json.dumps(used)),  # as the record has them: lists
     }
     answers = AnswerFile(options.output, facts, {prompt.line for prompt in file.prompts}, options.overwrite)
     before, total, started = len(answers.answered), len(file.prompts), time.perf_counter()
@@ -107,12 +110,14 @@ def run_batch(
         raise CheckFailed(f"{answers.failed} of {total} prompts failed; {options.output} says why in the field error.")
 
 
-def note_greedy(top_k: int, top_p: float) -> None:
+def note_greedy(sampling: Sampling) -> None:
     """Say on stderr when options of sampling are given and nothing is sampled."""
     from lucid_deploy.cli._console import console_err
 
-    if top_k or top_p < 1:
-        console_err.print("Note: --top-k and --top-p do nothing at temperature 0; give --temperature to sample.")
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+        console_err.print(
+            "Note: --top-k, --top-p and --min-p do nothing at temperature 0; give --temperature to sample."
+        )
 
 
 def batch_options(batch: str, output: str | None, prompts: tuple[str | None, ...], **rest: Any) -> BatchOptions:

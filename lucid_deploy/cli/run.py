@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,12 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._sampling import sampling_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
@@ -28,12 +31,7 @@ if TYPE_CHECKING:
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling.")
-@click.option("--top-k", type=int, default=0, show_default=True, help="Sample among the K most likely; 0 is all.")
-@click.option(
-    "--top-p", type=float, default=1.0, show_default=True, help="Sample among the most likely up to this sum."
-)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
@@ -60,10 +58,8 @@ def command(
     prompt_ids: str | None,
     runtime: RuntimeOptions,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
+    sampling: Sampling,
+    bad_words: tuple[str, ...],
     stop: tuple[str, ...],
     prefill_chunk: int | None,
     ignore_eos: bool,
@@ -80,9 +76,10 @@ def command(
     The new text goes to stdout as it comes, a line of timings to stderr.
 
     With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and optionally "id",
-    "max_new_tokens", "temperature", "top_k", "top_p", "seed" and "stop", which replace the options. Each line of the
-    output is an answer with the number of its "line", in the order in which they are completed. After an interruption
-    run the same command again: it continues where it stopped.
+    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty",
+    "repetition_penalty", "logit_bias" (an object from token ids to numbers) and "bad_words" (a list), which replace the
+    options. Each line of the output is an answer with the number of its "line", in the order in which they are
+    completed. After an interruption run the same command again: it continues where it stopped.
 
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
@@ -91,11 +88,11 @@ def command(
     from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.generation.generate import Generation, Sampling
+    from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.generation.logit_adjustment import bad_word_ids
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
     opened = open_artifact(artifact)
     if check:
         with progress("Checking hashes") as update:
@@ -109,14 +106,16 @@ def command(
             rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, json_target=json_target
         )
         options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
-        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos)
+        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
-    if not temperature:
-        note_greedy(top_k, top_p)
-    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop))
+    if not sampling.temperature:
+        note_greedy(sampling)
+    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words))
+    if tokenizer is not None:
+        sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     ids = _prompt_ids(prompt, prompt_file, prompt_ids, tokenizer)
     with progress("Loading the model"):

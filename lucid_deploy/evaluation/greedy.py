@@ -9,7 +9,7 @@ import numpy as np
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.shared import CHUNK, GroupBatch, TokenizedText, waves
-from lucid_deploy.generation.generate import Sampler, Sampling
+from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.runtimes.session import Session
 
 
@@ -37,11 +37,14 @@ def generate(
         The new tokens of each prompt, without the end-of-sequence token.
 
     Raises:
-        LucidError: A prompt is empty, or has no room for the new tokens; or none of these are asked for.
+        LucidError: A prompt is empty, or has no room for the new tokens; none of these are asked for; or the sampling
+            has penalties, biases or bad words.
         CheckFailed: The model gave logits that are not finite.
     """
     if max_new_tokens < 1:
         raise LucidError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+    if sampling is not None and sampling.adjusts:
+        raise LucidError("Evaluation draws from the model's own logits: leave out penalties, biases and bad words.")
     tokenized = [[TokenizedText(prompt) for prompt in group] for group in groups]
     answers: list[list[list[int]]] = [[[] for _ in group] for group in groups]
     choose, done, total = Sampler(sampling or Sampling()), 0, sum(len(group) for group in groups)

@@ -27,7 +27,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
 from lucid_deploy.evaluation.task import TokenizerLike
-from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Session

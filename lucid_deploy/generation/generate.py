@@ -8,74 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.runtimes.session import Array, Session
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        temperature: 0 takes the most likely token; above, logits are divided by it before sampling.
-        top_k: Sample among this many most likely tokens; 0 is all.
-        top_p: Sample among the most likely tokens whose probabilities reach this sum; 1 is all.
-        seed: Of the random generator; None draws one.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise LucidError(f"The temperature must be 0 or more, not {self.temperature}.")
-        if self.top_k < 0:
-            raise LucidError(f"top_k must be 0 (all) or more, not {self.top_k}.")
-        if not 0 < self.top_p <= 1:
-            raise LucidError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
-        if self.seed is not None and self.seed < 0:
-            raise LucidError(f"The seed must be 0 or more, not {self.seed}.")
-
-
-class Sampler:
-    """Draws tokens from logits, reproducibly for a given seed."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._rng = np.random.default_rng(sampling.seed)
-
-    def __call__(self, logits: Array) -> int:
-        """Choose a token from the logits of one position, float ``(vocab,)``.
-
-        Raises:
-            CheckFailed: A logit is not finite.
-        """
-        if not np.isfinite(logits).all():
-            raise CheckFailed(
-                "The model gave logits that are not finite: its weights are damaged (lucid-deploy inspect --check), or "
-                "its numbers are too large for its type (export with another --dtype)."
-            )
-        if self._sampling.temperature == 0:
-            return int(logits.argmax())
-        probabilities = filtered_probabilities(logits, self._sampling)
-        return int(self._rng.choice(probabilities.size, p=probabilities))
-
-
-def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
-    """Return the distribution that is sampled: temperature, top-k, top-p in this order; float64 ``(vocab,)``."""
-    with np.errstate(over="ignore"):  # the temperature may be almost 0
-        scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
-    keep = order[: sampling.top_k] if sampling.top_k else order
-    probabilities = np.exp(scaled[keep] - scaled[keep[0]])
-    probabilities /= probabilities.sum()
-    # The token that crosses top_p still belongs to the set, so that the set is never empty.
-    inside = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
-    out = np.zeros_like(scaled)
-    out[keep[:inside]] = probabilities[:inside]
-    return out / out.sum()
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.sampling import Sampler, Sampling
+from lucid_deploy.runtimes.session import Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
@@ -128,8 +63,9 @@ class Generation:
         Raises:
             LucidError: As :meth:`Session.prefill`.
         """
-        session, choose = self.session, Sampler(self.sampling)
+        session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
+        self.sampling.check(session.config.vocab_size)
         cache = session.empty_cache(1)
         prompt = np.array([self.prompt_ids], dtype=np.int64)
         logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampling
 from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.generation.token_text import TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
@@ -77,8 +77,8 @@ def _requests(job: Job) -> list[Request]:
 
     out = []
     for row in range(job.rows):
-        seed = None if job.seed is None else job.seed + row % job.n
-        sampling = Sampling(job.temperature, job.top_k, job.top_p, seed)
+        seed = None if job.sampling.seed is None else job.sampling.seed + row % job.n
+        sampling = replace(job.sampling, seed=seed)
         prompt = list(job.prompts[row // job.n])
         out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs, job.cache_owner))
     return out

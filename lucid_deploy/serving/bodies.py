@@ -7,17 +7,23 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, inspect
 
+from lucid_deploy.generation.logit_adjustment import BIASES
 from lucid_deploy.json_fields import FieldError
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
 STOP_LENGTH = 1000  # characters
+MOST_BAD_WORDS = 1000
 SALT_LENGTH = 256  # characters
 
 StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
 PromptItem = Annotated[
     str | int | list[int], Meta(extra={"expected": "a text, a whole number (a token id), or a list of token ids"})
 ]
+_MIN_P = "Sample among tokens with at least this share of the likeliest one's probability."
+_PRESENCE = "Taken off the logits of tokens that the answer has."
+_FREQUENCY = "Taken off for each time that the answer has the token."
+_REPETITION = "Divides positive logits of tokens that prompt or answer have, multiplies negative ones."
 _SALT = "Stored prefixes are reused under the same salt only."
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 is greedy; 1 if not given.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="Sample among the likeliest up to this sum.")]
@@ -49,6 +55,17 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1, description=_MIN_P)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2, description=_PRESENCE)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description=_FREQUENCY)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100, description=_REPETITION)] | None = None
+    logit_bias: Annotated[
+        dict[str, float] | None, Meta(description="Added to logits, -100 to 100.", extra={"expected": BIASES})
+    ] = None
+    bad_words: Annotated[
+        Annotated[list[StopText], Meta(max_length=MOST_BAD_WORDS)] | None,
+        Meta(description="Texts that no answer contains.", extra={"expected": "a list of texts"}),
+    ] = None
     seed: Seed | None = None
     stop: Annotated[
         StopText | Annotated[list[StopText], Meta(max_length=MOST_STOPS)] | None,
@@ -69,9 +86,6 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     prompt_cache_key: Harmless = None
     prompt_cache_retention: Harmless = None
     parallel_tool_calls: Harmless = None
-    presence_penalty: Annotated[Any, only(0, 0.0)] = None
-    frequency_penalty: Annotated[Any, only(0, 0.0)] = None
-    logit_bias: Annotated[Any, only({})] = None
     response_format: Annotated[Any, only({"type": "text"})] = None
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from lucid_deploy.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,7 @@ class Job:
         prompts: Token ids of each prompt.
         n: Generations of each.
         max_new_tokens: Most tokens of each generation.
-        temperature: As :class:`lucid_deploy.generation.generate.Sampling`, like the next three.
-        top_k: 0 is all.
-        top_p: 1 is all.
-        seed: Of a prompt's first generation; the next ones count up.
+        sampling: How tokens are chosen. Its seed is that of a prompt's first generation; the next ones count up.
         stops: Texts that end a generation and are not part of it.
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
@@ -28,10 +27,7 @@ class Job:
     prompts: tuple[tuple[int, ...], ...]
     n: int = 1
     max_new_tokens: int = 16
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=1.0))
     stops: tuple[str, ...] = ()
     stop_at_eos: bool = True
     top_logprobs: int | None = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.logit_adjustment import bad_word_ids, logit_bias
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
 from lucid_deploy.serving.chat import ChatTemplate
@@ -241,14 +245,32 @@ class RequestReader:
             prompts=prompts,
             n=n,
             max_new_tokens=self._new_tokens(new_tokens, max(map(len, prompts))),
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_k=body.top_k or 0,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=None if body.seed is None else body.seed % 2**64,  # the generator takes no negative ones
+            sampling=self._sampling(body),
             stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
         )
+
+    def _sampling(self, body: SamplingFields) -> Sampling:
+        with _named("logit_bias"):
+            bias = logit_bias(body.logit_bias or {})
+        with _named("bad_words"):
+            bad_words = bad_word_ids(body.bad_words or (), self._tokenizer)
+        sampling = Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_k=body.top_k or 0,
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=None if body.seed is None else body.seed % 2**64,  # the generator takes no negative ones
+            min_p=body.min_p or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+            bad_words=bad_words,
+        )
+        with _named("logit_bias"):
+            sampling = replace(sampling, logit_bias=bias)
+            sampling.check(self._limits.vocabulary)
+        return sampling
 
     def _new_tokens(self, wanted: int | None, longest: int) -> int:
         """Return how many tokens to generate behind a prompt; None: all that fit."""
@@ -262,6 +284,15 @@ class RequestReader:
             )
             raise FieldError(message, None, "context_length_exceeded")
         return wanted
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Say of an error in the body of the ``with`` which field it is about."""
+    try:
+        yield
+    except LucidError as error:
+        raise FieldError(str(error), name, "invalid_value") from error
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:

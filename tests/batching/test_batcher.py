@@ -13,7 +13,8 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
 from tests.batching.lone_runs import CASES, NAMES
 

@@ -18,7 +18,8 @@ import torch
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Request
 from lucid_deploy.batching.rows import make_rows
-from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache

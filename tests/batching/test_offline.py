@@ -10,7 +10,7 @@ from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.offline import answer_prompts
 from lucid_deploy.batching.prompts import Prompt
-from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.sampling import Sampling
 from tests.generation.sample_tokenizers import byte_ids, make
 
 TEXT = "aé漢b"

@@ -11,7 +11,7 @@ import pytest
 from lucid_deploy.batching.prompts import Prompt, PromptDefaults, check_prompts, read_prompts
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.sampling import Sampling
 from tests.generation.sample_tokenizers import make
 
 DEFAULTS = PromptDefaults(7, Sampling(0.5, 3, 0.9, 11), ("end",), stop_at_eos=False)
@@ -46,6 +46,13 @@ def test_what_a_line_says_counts(tmp_path: Path) -> None:
     assert read(tmp_path, {"prompt": "a", "temperature": 5.5})[0].sampling.temperature == 5.5
 
 
+def test_penalties_biases_and_bad_words_of_a_line(tmp_path: Path) -> None:
+    fields = {"min_p": 0.2, "presence_penalty": 1, "frequency_penalty": -1, "repetition_penalty": 1.1}
+    (prompt,) = read(tmp_path, {"prompt": "a", **fields, "logit_bias": {"3": -2}, "bad_words": ["fox", "the"]})
+    assert prompt.sampling == Sampling(0.5, 3, 0.9, 11, 0.2, 1.0, -1.0, 1.1, ((3, -2.0),))
+    assert prompt.request(make("word level", tmp_path)).sampling.bad_words == ((2,), (1,))
+
+
 def test_a_prompt_becomes_a_request(tmp_path: Path) -> None:
     prompts = read(tmp_path, {"prompt": "the fox"}, {"prompt_ids": [4, 5]})
     tokenizer = make("word piece", tmp_path)
@@ -71,6 +78,12 @@ def test_a_prompt_becomes_a_request(tmp_path: Path) -> None:
         ('{"prompt": "w1", "temperature": NaN}', "NaN is not a JSON number"),
         ('{"prompt": "w1", "temperature": -1}', "line 3: The temperature must be 0 or more"),
         ('{"prompt": "w1", "top_p": 0}', "top_p must be above 0"),
+        ('{"prompt": "w1", "min_p": 2}', "min_p must be 0 to 1"),
+        ('{"prompt": "w1", "presence_penalty": -3}', "presence_penalty must be -2 to 2"),
+        ('{"prompt": "w1", "repetition_penalty": 0}', "repetition_penalty must be above 0"),
+        ('{"prompt": "w1", "logit_bias": {"a": 1}}', "'a' is no token id"),
+        ('{"prompt": "w1", "logit_bias": {"1": true}}', "logit_bias must be an object from token ids to numbers"),
+        ('{"prompt": "w1", "bad_words": "w1"}', "bad_words must be a list of texts"),
         ('{"prompt": "w1", "seed": 1.5}', "seed must be a whole number"),
         ('{"prompt": "w1", "stop": [""]}', "stop[0] must be a text that is not empty"),
         ('{"prompt": "w1", "stop": 3}', "stop must be"),

@@ -296,7 +296,7 @@ def test_options_of_sampling_at_temperature_zero_are_remarked(place: Workplace) 
     place.write({"prompt": "w1", "temperature": 1.0}, {"prompt": "w1"})
     assert "Note:" not in place.run("-n", 1, "--top-k", 5).stderr
     place.write({"prompt": "w1"})
-    assert "Note: --top-k and --top-p do nothing" in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
+    assert "Note: --top-k, --top-p and --min-p do nothing" in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
     arguments = ["run", str(place.directory), "--prompt", "w1", "-n", "1"]
     assert "Note:" in CliRunner().invoke(main, [*arguments, "--top-p", "0.5"]).stderr
     assert "Note:" not in CliRunner().invoke(main, [*arguments, "--top-p", "0.5", "--temperature", "1"]).stderr

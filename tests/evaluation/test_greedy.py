@@ -12,7 +12,8 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.greedy import generate
-from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import open_session
 from tests.evaluation.chaos import VOCAB, chaotic, groups_of
 

@@ -26,7 +26,7 @@ from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
 from lucid_deploy.cli import main
 from lucid_deploy.conformance.case_files import CASES, DATA, read_case
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.generate import Sampling
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import decode
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import parse_config, read_config

@@ -1,59 +1,55 @@
-"""Choosing tokens."""
+"""Checks before a generation, and that a generation follows its sampling."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from lucid_deploy.errors import CheckFailed
-from lucid_deploy.generation.generate import Sampler, Sampling, filtered_probabilities
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Session
 
-# Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
-PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
-LOGITS = np.log(PROBABILITIES).astype(np.float32)
+PROMPT = [5, 9, 5, 9, 40]
+
+
+@pytest.fixture(scope="module")
+def session(exported: Callable[..., tuple[Path, Artifact]]) -> Session:
+    return open_session(exported()[1])
+
+
+def generated(session: Session, count: int = 12, **sampling: object) -> list[int]:
+    return list(Generation(session, PROMPT, count, Sampling(**sampling), stop_at_eos=False))  # type: ignore[arg-type]
+
+
+def test_penalties_biases_and_bad_words_reach_the_tokens(session: Session) -> None:
+    plain = generated(session)
+    assert generated(session, logit_bias=((plain[0], -100.0),))[0] != plain[0]
+    assert set(generated(session, logit_bias=((33, 100.0),))) == {33}
+    assert plain[0] not in generated(session, bad_words=((plain[0],),))
+    assert generated(session, bad_words=(tuple(plain[:2]),))[:2] != plain[:2]
+    once = generated(session, repetition_penalty=1e6)  # leaves nothing of a logit that is positive
+    assert len(set(once)) == len(once) and not set(once) & set(PROMPT)
 
 
 @pytest.mark.parametrize(
-    ("sampling", "expected"),
+    ("prompt", "count", "sampling", "said"),
     [
-        (Sampling(1.0), [0.15, 0.5, 0.05, 0.3]),
-        (Sampling(0.5), [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]),
-        (Sampling(1.0, top_k=2), [0, 0.625, 0, 0.375]),
-        (Sampling(1.0, top_k=9), [0.15, 0.5, 0.05, 0.3]),
-        (Sampling(1.0, top_p=0.7), [0, 0.625, 0, 0.375]),
-        (Sampling(1.0, top_p=0.81), [0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95]),
-        (Sampling(1.0, top_p=1e-6), [0, 1, 0, 0]),
-        (Sampling(1.0, top_k=2, top_p=0.6), [0, 1, 0, 0]),
-        (Sampling(1e-320), [0, 1, 0, 0]),
-    ],
-    ids=[
-        "all",
-        "temperature squares",
-        "top-k",
-        "top-k beyond the vocabulary",
-        "top-p keeps the token that crosses it",
-        "top-p between two tokens",
-        "top-p is never empty",
-        "top-p is of what top-k left",
-        "almost no temperature",
+        ([], 1, Sampling(), "The prompt is empty"),
+        ([1], 0, Sampling(), "max_new_tokens must be at least 1"),
+        ([1, 97], 1, Sampling(), "Token id 97 is outside the vocabulary"),
+        ([10**30], 1, Sampling(), "outside the vocabulary"),
+        ([1] * 513, 1, Sampling(), "512"),
+        ([1], 1, Sampling(logit_bias=((97, 1.0),)), "logit_bias: token id 97 is outside"),
+        ([1], 1, Sampling(bad_words=((97,),)), "bad_words: token id 97 is outside"),
     ],
 )
-def test_filtered_probabilities(sampling: Sampling, expected: list[float]) -> None:
-    np.testing.assert_allclose(filtered_probabilities(LOGITS, sampling), expected, atol=1e-6)
-
-
-def test_draws_follow_the_probabilities() -> None:
-    sampler, count = Sampler(Sampling(1.0, seed=0)), 20_000
-    drawn = np.bincount([sampler(LOGITS) for _ in range(count)], minlength=4) / count
-    np.testing.assert_allclose(drawn, PROBABILITIES, atol=4 * 0.5 / np.sqrt(count))  # four standard deviations
-
-
-def test_no_temperature_takes_the_most_likely() -> None:
-    assert Sampler(Sampling())(LOGITS) == 1
-
-
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_logits_that_are_not_finite_are_a_failed_check(bad: float, temperature: float) -> None:
-    with pytest.raises(CheckFailed, match="not finite"):
-        Sampler(Sampling(temperature))(np.array([0.0, bad], dtype=np.float32))
+def test_what_cannot_be_generated(
+    prompt: list[int], count: int, sampling: Sampling, said: str, session: Session
+) -> None:
+    with pytest.raises(LucidError, match=said):
+        list(Generation(session, prompt, count, sampling))

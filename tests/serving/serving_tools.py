@@ -19,7 +19,8 @@ import pytest
 import lucid_deploy
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.generation.generate import Generation, Sampling
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.runtimes import Session, open_session
 from tests.patience import PATIENCE

@@ -17,9 +17,8 @@ BASE: dict[str, Any] = {"model": "m", "prompt": "p"}
     ("fields", "name"),
     [
         ({"suffix": "x"}, "suffix"),
-        ({"presence_penalty": False}, "presence_penalty"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"1": 1}}, "logit_bias"),
+        ({"suffix": False}, "suffix"),
+        ({"suffix": 0}, "suffix"),
     ],
 )
 def test_what_would_change_the_result_is_refused(fields: dict[str, Any], name: str) -> None:
@@ -28,9 +27,7 @@ def test_what_would_change_the_result_is_refused(fields: dict[str, Any], name: s
     assert (error.value.param, error.value.code) == (name, "unsupported_parameter")
 
 
-@pytest.mark.parametrize(
-    "fields", [{"suffix": ""}, {"presence_penalty": 0}, {"presence_penalty": 0.0}, {"logit_bias": {}}]
-)
+@pytest.mark.parametrize("fields", [{"suffix": ""}, {"suffix": None}, {}])
 def test_values_without_effect_are_taken(fields: dict[str, Any]) -> None:
     refuse_unsupported(msgspec.convert({**BASE, **fields}, CompletionRequest))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.jobs import Job
 
 
@@ -12,5 +13,6 @@ def test_rows_are_prompts_times_n() -> None:
 
 
 def test_a_job_travels_between_processes() -> None:
-    job = Job(((1,), (2, 3)), n=2, seed=2**64 - 1, stops=("é",), top_logprobs=0, cache_owner="o")
+    sampling = Sampling(1.0, seed=2**64 - 1, logit_bias=((3, -1.5),), bad_words=((1, 2), (3,)))
+    job = Job(((1,), (2, 3)), n=2, sampling=sampling, stops=("é",), top_logprobs=0, cache_owner="o")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(job), type=Job) == job

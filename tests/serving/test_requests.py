@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.serving.chat import load_chat_template
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
@@ -29,7 +30,7 @@ def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> Ap
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
     assert reader(tmp_path).completion(completion("w3 w4")) == PreparedRequest(
-        Job(((3, 4),), n=1, max_new_tokens=16, temperature=1.0), stream=False, include_usage=False, chat=False
+        Job(((3, 4),), n=1, max_new_tokens=16, sampling=Sampling(1.0)), stream=False, include_usage=False, chat=False
     )
 
 
@@ -49,9 +50,16 @@ def test_everything_of_a_completion(tmp_path: Path) -> None:
         "cache_salt": "s",
         "user": "me",
         "best_of": 2,
+        "min_p": 0.1,
+        "presence_penalty": -1,
+        "frequency_penalty": 2,
+        "repetition_penalty": 1.5,
+        "logit_bias": {"7": -100, "8": 2.5},
+        "bad_words": ["w3 w4", "w9"],
     }
     read = reader(tmp_path).completion(completion([[5], [6, 7]], **fields))
-    assert read.job == Job(((5,), (6, 7)), 2, 9, 0.0, 3, 0.5, 5, ("a", "b"), False, 20)
+    sampling = Sampling(0.0, 3, 0.5, 5, 0.1, -1.0, 2.0, 1.5, ((7, -100.0), (8, 2.5)), ((3, 4), (9,)))
+    assert read.job == Job(((5,), (6, 7)), 2, 9, sampling, ("a", "b"), False, 20)
     assert (read.stream, read.include_usage, read.cache_salt, read.prompt_tokens) == (True, True, "s", 3)
 
 
@@ -109,6 +117,16 @@ def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
         (completion("x" * 1001), "1001 characters; this server takes 1000", "context_length_exceeded"),
         (completion("w1", best_of=2), "best_of is not supported", "unsupported_parameter"),
         (completion("w1", echo=True, logprobs=1), "echo together with logprobs", "unsupported_parameter"),
+        (
+            completion("w1", logit_bias={"100": 1}),
+            "logit_bias: token id 100 is outside the vocabulary",
+            "invalid_value",
+        ),
+        (completion("w1", logit_bias={"-1": 1}), "'-1' is no token id", "invalid_value"),
+        (completion("w1", logit_bias={"5": 1, "05": 2}), "logit_bias names token 5 twice", "invalid_value"),
+        (completion("w1", logit_bias={"5": 101}), "The bias of token 5 must be -100 to 100, not 101", "invalid_value"),
+        (completion("w1", bad_words=["zebra"]), 'no token for the bad word "zebra"', "invalid_value"),
+        (completion("w1", bad_words=[" "]), "A bad word must be text that is not empty", "invalid_value"),
         (completion("w1", stream_options={}), "stream_options needs stream", "invalid_value"),
         (completion("w1", model="x"), "does not exist here", "model_not_found"),
     ],

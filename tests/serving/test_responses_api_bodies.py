@@ -35,7 +35,7 @@ def refused(folder: Path, given: Any, **fields: Any) -> ApiError:
 def test_a_text_is_what_the_user_says(tmp_path: Path) -> None:
     found = read(tmp_path, "w5 w6", instructions="w9", max_output_tokens=7, temperature=0.5, top_p=0.9, stream=True)
     assert found.job.prompts == ((1, 9, 2, 5, 6),)
-    assert (found.job.max_new_tokens, found.job.temperature, found.job.top_p) == (7, 0.5, 0.9)
+    assert (found.job.max_new_tokens, found.job.sampling.temperature, found.job.sampling.top_p) == (7, 0.5, 0.9)
     assert (found.stream, found.include_usage, found.chat) == (True, False, True)
     assert found.response is not None and found.response["instructions"] == "w9"
 

@@ -1,0 +1,160 @@
+"""From logits to a token: what is taken off or ruled out, temperature, and the likeliest tokens to draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.generation.logit_adjustment import LogitAdjustment
+from lucid_deploy.runtimes.session import Array
+
+MOST_BIAS = 100.0  # OpenAI's
+MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 takes the most likely token; above, logits are divided by it before sampling.
+        top_k: Sample among this many most likely tokens; 0 is all.
+        top_p: Sample among the most likely tokens whose probabilities reach this sum; 1 is all.
+        seed: Of the random generator; None draws one.
+        min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
+        presence_penalty: Taken off the logit of every token that was generated before.
+        frequency_penalty: Taken off for each time that it was.
+        repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied; 1 is
+            none.
+        logit_bias: Pairs (token id, what is added to its logit).
+        bad_words: Sequences of token ids; no answer has one of them in it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise LucidError(f"The temperature must be 0 or more, not {self.temperature}.")
+        if self.top_k < 0:
+            raise LucidError(f"top_k must be 0 (all) or more, not {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise LucidError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if self.seed is not None and self.seed < 0:
+            raise LucidError(f"The seed must be 0 or more, not {self.seed}.")
+        if not 0 <= self.min_p <= 1:
+            raise LucidError(f"min_p must be 0 to 1, not {self.min_p}.")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not abs(getattr(self, name)) <= MOST_PENALTY:
+                raise LucidError(f"{name} must be {-MOST_PENALTY:g} to {MOST_PENALTY:g}, not {getattr(self, name)}.")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise LucidError(f"repetition_penalty must be above 0, not {self.repetition_penalty}.")
+        for token, bias in self.logit_bias:
+            if not abs(bias) <= MOST_BIAS:
+                raise LucidError(f"The bias of token {token} must be {-MOST_BIAS:g} to {MOST_BIAS:g}, not {bias}.")
+        if not all(self.bad_words):
+            raise LucidError("A bad word must have at least one token.")
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits change before temperature and filters."""
+        penalties = (self.presence_penalty, self.frequency_penalty, self.repetition_penalty - 1)
+        return any(penalties) or bool(self.logit_bias or self.bad_words)
+
+    def check(self, vocabulary: int) -> None:
+        """Compare token ids with a vocabulary of so many tokens.
+
+        Raises:
+            LucidError: A bias or a bad word names a token outside it.
+        """
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in self.logit_bias]),
+            ("bad_words", [token for word in self.bad_words for token in word]),
+        ):
+            for token in tokens:
+                if not 0 <= token < vocabulary:
+                    raise LucidError(f"{name}: token id {token} is outside the vocabulary (0 to {vocabulary - 1}).")
+
+
+class Sampler:
+    """Draws the tokens of one answer from logits, reproducibly for a given seed.
+
+    Args:
+        sampling: How.
+        prompt_ids: The prompt's token ids, which the repetition penalty counts.
+    """
+
+    def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
+        self._sampling = sampling
+        self._rng = np.random.default_rng(sampling.seed)
+        self._adjustment: LogitAdjustment | None = None
+        if sampling.adjusts:
+            self._adjustment = LogitAdjustment(
+                prompt_ids,
+                sampling.presence_penalty,
+                sampling.frequency_penalty,
+                sampling.repetition_penalty,
+                sampling.logit_bias,
+                sampling.bad_words,
+            )
+
+    def __call__(self, logits: Array, allowed: Array | None = None) -> int:
+        """Choose a token from the logits of one position.
+
+        Args:
+            logits: Of the model, float ``(vocab,)``.
+            allowed: Tokens that may be chosen, bool ``(vocab,)``; None: all.
+
+        Raises:
+            CheckFailed: A logit is not finite.
+            LucidError: Bad words and what is allowed leave no token.
+        """
+        if not np.isfinite(logits).all():
+            raise CheckFailed(
+                "The model gave logits that are not finite: its weights are damaged (lucid-deploy inspect --check), or "
+                "its numbers are too large for its type (export with another --dtype)."
+            )
+        if self._adjustment is not None:
+            logits = self._adjustment(logits)
+        if allowed is not None:
+            logits = np.where(allowed, logits, -np.inf)
+        token = int(logits.argmax())
+        if logits[token] == -np.inf:
+            raise LucidError("No token is left to choose: bad_words rule out every token that may come next.")
+        if self._sampling.temperature > 0:
+            probabilities = filtered_probabilities(logits, self._sampling)
+            token = int(self._rng.choice(probabilities.size, p=probabilities))
+        if self._adjustment is not None:
+            self._adjustment.add(token)
+        return token
+
+
+def filtered_probabilities(logits: Array, sampling: Sampling) -> Array:
+    """Return the distribution that is sampled: temperature, min-p, top-k, top-p in this order; float64 ``(vocab,)``.
+
+    A logit of −∞ has probability 0.
+    """
+    with np.errstate(over="ignore"):  # the temperature may be almost 0
+        scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")
+    if sampling.min_p:  # exp(scaled) is the share of the likeliest token's probability
+        order = order[: int(np.count_nonzero(np.exp(scaled) >= sampling.min_p))]
+    keep = order[: sampling.top_k] if sampling.top_k else order
+    probabilities = np.exp(scaled[keep] - scaled[keep[0]])
+    probabilities /= probabilities.sum()
+    # The token that crosses top_p still belongs to the set, so that the set is never empty.
+    inside = int(np.searchsorted(np.cumsum(probabilities), sampling.top_p)) + 1
+    out = np.zeros_like(scaled)
+    out[keep[:inside]] = probabilities[:inside]
+    return out / out.sum()

@@ -1,0 +1,125 @@
+"""Choosing tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.generation.sampling import Sampler, Sampling, filtered_probabilities
+
+# Probabilities 0.5, 0.3, 0.15, 0.05 in another order.
+PROBABILITIES = np.array([0.15, 0.5, 0.05, 0.3])
+LOGITS = np.log(PROBABILITIES).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(1.0), [0.15, 0.5, 0.05, 0.3]),
+        (Sampling(0.5), [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]),
+        (Sampling(1.0, top_k=2), [0, 0.625, 0, 0.375]),
+        (Sampling(1.0, top_k=9), [0.15, 0.5, 0.05, 0.3]),
+        (Sampling(1.0, top_p=0.7), [0, 0.625, 0, 0.375]),
+        (Sampling(1.0, top_p=0.81), [0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95]),
+        (Sampling(1.0, top_p=1e-6), [0, 1, 0, 0]),
+        (Sampling(1.0, top_k=2, top_p=0.6), [0, 1, 0, 0]),
+        (Sampling(1e-320), [0, 1, 0, 0]),
+        (Sampling(1.0, min_p=0.31), [0, 0.625, 0, 0.375]),
+        (Sampling(1.0, min_p=1.0), [0, 1, 0, 0]),
+        (Sampling(1.0, top_p=0.6, min_p=0.55), [0, 1, 0, 0]),
+    ],
+    ids=[
+        "all",
+        "temperature squares",
+        "top-k",
+        "top-k beyond the vocabulary",
+        "top-p keeps the token that crosses it",
+        "top-p between two tokens",
+        "top-p is never empty",
+        "top-p is of what top-k left",
+        "almost no temperature",
+        "min-p is a share of the likeliest",
+        "min-p is never empty",
+        "top-p is of what min-p left",
+    ],
+)
+def test_filtered_probabilities(sampling: Sampling, expected: list[float]) -> None:
+    np.testing.assert_allclose(filtered_probabilities(LOGITS, sampling), expected, atol=1e-6)
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampler, count = Sampler(Sampling(1.0, seed=0)), 20_000
+    drawn = np.bincount([sampler(LOGITS) for _ in range(count)], minlength=4) / count
+    np.testing.assert_allclose(drawn, PROBABILITIES, atol=4 * 0.5 / np.sqrt(count))  # four standard deviations
+
+
+def test_no_temperature_takes_the_most_likely() -> None:
+    assert Sampler(Sampling())(LOGITS) == 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_not_finite_are_a_failed_check(bad: float, temperature: float) -> None:
+    with pytest.raises(CheckFailed, match="not finite"):
+        Sampler(Sampling(temperature))(np.array([0.0, bad], dtype=np.float32))
+
+
+def test_filters_are_those_of_transformers() -> None:
+    import torch
+    from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    logits = np.random.default_rng(0).normal(size=200) * 3
+    for sampling in (Sampling(0.7, min_p=0.05), Sampling(1.5, 20, 0.8), Sampling(1.3, 30, 0.9, min_p=0.02)):
+        scores, ids = torch.from_numpy(logits[None]), torch.tensor([[0]])
+        for warper in (
+            TemperatureLogitsWarper(sampling.temperature),
+            MinPLogitsWarper(sampling.min_p) if sampling.min_p else None,
+            TopKLogitsWarper(sampling.top_k) if sampling.top_k else None,
+            TopPLogitsWarper(sampling.top_p) if sampling.top_p < 1 else None,
+        ):
+            scores = scores if warper is None else warper(ids, scores)
+        expected = torch.softmax(scores, -1)[0].numpy()
+        np.testing.assert_allclose(filtered_probabilities(logits, sampling), expected, atol=1e-12)
+        assert 1 < np.count_nonzero(expected) < 150
+
+
+def test_a_sampler_counts_what_it_draws() -> None:
+    greedy = Sampler(Sampling(presence_penalty=2.0), prompt_ids=[1])
+    assert [greedy(LOGITS) for _ in range(4)] == [1, 3, 0, 1]  # 0.5, 0.3, 0.15, 0.05: ln 10 is above 2
+    banned = Sampler(Sampling(bad_words=((1,), (3, 3))))
+    assert [banned(LOGITS) for _ in range(3)] == [3, 0, 3]
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    allowed = np.array([True, False, True, False])
+    assert Sampler(Sampling())(LOGITS, allowed) == 0
+    drawn = {Sampler(Sampling(1.0, top_k=1, seed=seed))(LOGITS, allowed) for seed in range(20)}
+    assert drawn == {0}
+    with pytest.raises(LucidError, match="No token is left"):
+        Sampler(Sampling(bad_words=((0,), (2,))))(LOGITS, allowed)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": float("nan")}, "min_p"),
+        ({"presence_penalty": 2.1}, "presence_penalty must be -2 to 2"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"logit_bias": ((4, 101.0),)}, "bias of token 4"),
+        ({"bad_words": ((1,), ())}, "at least one token"),
+    ],
+)
+def test_settings_out_of_range(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(LucidError, match=said):
+        Sampling(**options)
+
+
+def test_tokens_outside_the_vocabulary() -> None:
+    for sampling in (Sampling(logit_bias=((9, 1.0),)), Sampling(bad_words=((1, 9),)), Sampling(bad_words=((-1,),))):
+        with pytest.raises(LucidError, match="outside the vocabulary"):
+            sampling.check(9)
