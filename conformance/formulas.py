@@ -121,6 +121,33 @@ def decode_attention_int8(
     return decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 
 
+def delta_rule(
+    query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array, scale: float
+) -> tuple[Array, Array]:
+    """S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ and o_t = scale · S_tᵀ q_t, token by token.
+
+    Args:
+        query: ``(B, H, N, D)``.
+        key: ``(B, H, N, D)``, of unit length.
+        value: ``(B, H, N, E)``.
+        log_decay: log α, ``(B, H, N)``.
+        beta: ``(B, H, N)``.
+        state: S_0, ``(B, H, D, E)``.
+        scale: What outputs are multiplied by.
+
+    Returns:
+        The outputs ``(B, H, N, E)`` and S_N ``(B, H, D, E)``, float64.
+    """
+    s, out = exact(state).copy(), np.zeros(value.shape)
+    for t in range(key.shape[2]):
+        k, q, v = (exact(x[:, :, t]) for x in (key, query, value))
+        s *= np.exp(exact(log_decay[:, :, t]))[..., None, None]
+        missing = v - (s * k[..., None]).sum(2)  # (B, H, E)
+        s += exact(beta[:, :, t])[..., None, None] * k[..., None] * missing[:, :, None]
+        out[:, :, t] = scale * (s * q[..., None]).sum(2)
+    return out, s
+
+
 def scatter_row(cache: Array, row: Array, index: Array) -> tuple[Array]:
     """Return the buffer ``(B, H, M, D)`` with ``row`` ``(B, H, 1, D)`` at ``index`` ``(B,)``, float64."""
     present = exact(cache).copy()
@@ -145,5 +172,6 @@ FORMULAS: Mapping[str, Compute] = {
     table.DECODE_ATTENTION.name: decode_attention,
     table.DECODE_ATTENTION_FLOAT16.name: decode_attention,
     table.DECODE_ATTENTION_INT8.name: decode_attention_int8,
+    table.DELTA_RULE.name: delta_rule,
     table.SCATTER_ROW.name: scatter_row,
 }

@@ -9,14 +9,15 @@ from onnx import helper
 
 from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.conformance.plain import NUMPY
-from lucid_deploy.conformance.problems import EPSILON, Problem
+from lucid_deploy.conformance.problems import ATTRIBUTES, Problem
 from lucid_deploy.export.functions import FUNCTIONS, function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import DOMAIN, VERSION, Operator
 
 IR_VERSION = 10
-_FIXED = ("kv_heads", "heads", "head_dim", "1")  # axes that an artifact's graphs know beforehand
+# Axes that an artifact's graphs know beforehand.
+_FIXED = ("kv_heads", "heads", "head_dim", "key_width", "value_width", "1")
 
 
 def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelProto:
@@ -27,7 +28,7 @@ def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelP
         inputs: Its inputs, whose fixed axes the graph gets.
     """
     operator, sizes = problem.operator, {"heads": problem.heads * problem.groups, "kv_heads": problem.heads}
-    sizes |= {"head_dim": problem.width, "1": 1}
+    sizes |= {"head_dim": problem.width, "key_width": problem.width, "value_width": problem.value_width, "1": 1}
 
     def info(item: table.Tensor) -> onnx.ValueInfoProto:
         axes = [sizes[axis] if axis in _FIXED else axis for axis in item.shape.strip("[]").split(", ")]
@@ -41,7 +42,7 @@ def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelP
         [info(item) for item in operator.inputs],
         [info(item) for item in operator.outputs],
     )
-    return whole_model(graph, [operator], problem.diagonal != 0)
+    return whole_model(graph, [operator], problem.diagonal != 0, problem.new == 1)
 
 
 def operator_node(
@@ -52,21 +53,24 @@ def operator_node(
 ) -> onnx.NodeProto:
     """Return a node of an operator, with its attributes; None: those that every node has."""
     if attributes is None:
-        attributes = {each.name: EPSILON for each in operator.required}
+        attributes = {each.name: ATTRIBUTES[each.name] for each in operator.required}
     return helper.make_node(operator.name, inputs, outputs, domain=DOMAIN, **attributes)
 
 
-def whole_model(graph: onnx.GraphProto, operators: list[Operator], diagonal: bool = False) -> onnx.ModelProto:
+def whole_model(
+    graph: onnx.GraphProto, operators: list[Operator], diagonal: bool = False, one_token: bool = False
+) -> onnx.ModelProto:
     """Return the model of a graph, with the bodies of its operators; it passes ONNX's checker.
 
     Args:
         graph: The graph.
         operators: Those that it has.
         diagonal: Whether their nodes have the attribute of that name.
+        one_token: Whether they get one new token, for which an operator may have a body of its own.
     """
     model = helper.make_model(
         graph,
-        functions=[body(operator, diagonal) for operator in operators],
+        functions=[body(operator, diagonal, one_token) for operator in operators],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=IR_VERSION,
         producer_name="lucid-deploy",
@@ -75,10 +79,10 @@ def whole_model(graph: onnx.GraphProto, operators: list[Operator], diagonal: boo
     return model
 
 
-def body(operator: Operator, diagonal: bool = False) -> onnx.FunctionProto:
+def body(operator: Operator, diagonal: bool = False, one_token: bool = False) -> onnx.FunctionProto:
     """Return an operator's body in standard operators; those of no artifact get theirs here."""
     if operator.name in FUNCTIONS:
-        return function_proto(operator.name, training_diagonal=diagonal)
+        return function_proto(operator.name, training_diagonal=diagonal, one_token=one_token)
     return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator, diagonal)
 
 

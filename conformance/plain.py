@@ -42,6 +42,7 @@ class PlainKernels:
             table.DECODE_ATTENTION.name: self.decode_attention,
             table.DECODE_ATTENTION_FLOAT16.name: self.decode_attention,
             table.DECODE_ATTENTION_INT8.name: self.decode_attention_int8,
+            table.DELTA_RULE.name: self.delta_rule,
             table.SCATTER_ROW.name: self.scatter_row,
         }
 
@@ -103,6 +104,24 @@ class PlainKernels:
         """See :func:`~lucid_deploy.conformance.formulas.decode_attention_int8`."""
         keys, values = single(K) * K_scale, single(Y) * Y_scale
         return self.decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
+
+    def delta_rule(
+        self, query: Array, key: Array, value: Array, log_decay: Array, beta: Array, state: Array, scale: float
+    ) -> tuple[Array, ...]:
+        """See :func:`~lucid_deploy.conformance.formulas.delta_rule`; all tokens are one chunk."""
+        q, k, v, b = (single(each) for each in (query, key, value, beta[..., None]))
+        g = single(log_decay)[..., None]  # (B, H, N, 1)
+        lower = np.tril(np.ones((g.shape[2], g.shape[2]), np.float32))
+        between = np.exp(np.cumsum(g * np.tril(lower, -1), axis=2)) * lower  # (B, H, N, N): γ_i/γ_j
+        from_start = np.exp(np.cumsum(g, axis=2))  # (B, H, N, 1): γ
+        own = self.decay_before_reading(np.exp(g))
+        scores = k @ np.swapaxes(k, 2, 3) * between * own
+        right = b * (v - (k * from_start * own) @ state)
+        corrections = self.solve(self.rounded(np.tril(b * scores, -1)), right)  # (B, H, N, E)
+        attended = self.rounded(self.read_by_queries(np.float32(scale) * (q @ np.swapaxes(k, 2, 3)) * between))
+        output = np.float32(scale) * (q * from_start) @ state + attended @ corrections
+        to_end = self.kept_in_state(np.swapaxes(between[:, :, -1:], 2, 3))  # (B, H, N, 1): γ_N/γ
+        return self.stored(output), from_start[:, :, -1:] * state + np.swapaxes(k * to_end, 2, 3) @ corrections
 
     def scatter_row(self, cache: Array, row: Array, index: Array) -> tuple[Array, ...]:
         """See :func:`~lucid_deploy.conformance.formulas.scatter_row`."""
@@ -170,6 +189,18 @@ class PlainKernels:
     def seen_in_buffer(self, mask: Array) -> Array:
         """Return which rows of a cache's buffer are tokens, as decoding takes it from the mask."""
         return mask
+
+    def decay_before_reading(self, decay: Array) -> Array:
+        """Return, over α, how much a token's own α counts in what it corrects."""
+        return np.ones_like(decay)
+
+    def read_by_queries(self, weights: Array) -> Array:
+        """Return what each query reads of each correction, ``(B, H, N, N)``."""
+        return weights
+
+    def kept_in_state(self, decay: Array) -> Array:
+        """Return how much of each correction is in the state at the end, ``(B, H, N, 1)``."""
+        return decay
 
     def stored(self, tensor: Array) -> Array:
         """Return a tensor in the type that it is stored in."""

@@ -118,4 +118,34 @@ def _scatter_row() -> list[Problem]:
     return [first, *_in_types(first, ("float16", "bfloat16", "int8"))]
 
 
-PROBLEMS = (*_precondition(), *_causal_attention(), *_decode_attention(), *_stored_caches(), *_scatter_row())
+def _delta_rule() -> list[Problem]:
+    def make(name: str, text: str, **fields: object) -> Problem:
+        return Problem(table.DELTA_RULE, name, text, **{"groups": 1, **fields})  # type: ignore[arg-type]
+
+    state = make("state_padded", "a state, decay, padding and a hole", new=21, past=1, padded=True, batch=2, decay=-0.3)
+    repeated = make("repeated", "three keys, over and over, and decay", new=45, keys=1.0, decay=-0.1)
+    return [
+        make("one_token", "one token, and a state of 0"),
+        make("one_token_state", "one token after others, with decay", past=1, decay=-0.5, batch=2),
+        make("plain", "no decay, keys that resemble each other", new=40),
+        make("overshooting", "β of 1 to 2, repeated keys", new=30, keys=1.0, beta=2.0, past=1),
+        make("chunks", "more tokens than two chunks of 64 have, with decay", new=131, past=1, decay=-0.02, heads=1),
+        make("whole_chunk", "as many tokens as a chunk of 64 has", new=64, past=1, decay=-0.1, heads=1),
+        make("forgetting", "decay to nothing between neighbours", new=70, past=1, decay=-60.0, heads=1),
+        make("odd_width", "keys 5 wide", new=23, width=5, past=1, decay=-0.2),
+        make("width_of_one", "keys 1 wide, where every key is a sign", new=12, width=1, past=1),
+        state,
+        repeated,
+        *_in_types(state),
+        *_in_types(repeated),
+    ]
+
+
+PROBLEMS = (
+    *_precondition(),
+    *_causal_attention(),
+    *_decode_attention(),
+    *_stored_caches(),
+    *_delta_rule(),
+    *_scatter_row(),
+)

@@ -16,6 +16,8 @@ from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import Operator
 
 EPSILON = 1e-5
+SCALE = 0.5
+ATTRIBUTES = {table.EPSILON.name: EPSILON, table.SCALE.name: SCALE}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Problem:
         hidden: Rows of a buffer behind the cache's tokens, which hold other numbers and are hidden by the mask.
         batch, heads, groups: ``B``, ``H`` and ``G``.
         diagonal: 1: the diagonal of L that training code divides by; 0: one.
+        beta: The largest β of the delta rule; the smallest is half of it. Where there is a past, its state is not 0.
+        decay: The smallest log α of the delta rule; the largest is 0.
     """
 
     operator: Operator
@@ -53,11 +57,18 @@ class Problem:
     heads: int = 2
     groups: int = 2
     diagonal: float = 0.0
+    beta: float = 1.0
+    decay: float = 0.0
+
+    @property
+    def value_width(self) -> int:
+        """Width of the delta rule's values, another than that of its keys."""
+        return self.width + 3
 
     @property
     def attributes(self) -> dict[str, float]:
         """What the operator's node has; what it means without, it does not say."""
-        found = {each.name: EPSILON for each in self.operator.required}
+        found = {each.name: ATTRIBUTES[each.name] for each in self.operator.required}
         return {**found, table.DIAGONAL.name: float(self.diagonal)} if self.diagonal else found
 
 
@@ -67,6 +78,8 @@ def make_inputs(problem: Problem) -> dict[str, Array]:
     random = np.random.RandomState(sum(place * ord(letter) for place, letter in enumerate(name, 1)) % 2**31)
     if problem.operator is table.SCATTER_ROW:
         return _buffer(problem, random)
+    if problem.operator is table.DELTA_RULE:
+        return _delta(problem, random)
     return {item.name: _input(item.name, item.type, values) for item, values in _tensors(problem, random)}
 
 
@@ -126,3 +139,18 @@ def _buffer(problem: Problem, random: np.random.RandomState) -> dict[str, Array]
         cache, row = (np.rint(40 * x).clip(-127, 127) for x in (cache, row))
     dtype = NUMPY[problem.dtype]
     return {"cache": cache.astype(dtype), "row": row.astype(dtype), "index": index.astype(np.int64)}
+
+
+def _delta(problem: Problem, random: np.random.RandomState) -> dict[str, Array]:
+    shape = (problem.batch, problem.heads, problem.new)
+    key = _keys(problem, (*shape, problem.width), random)
+    query = key + 0.5 * random.standard_normal(key.shape)
+    token = _mask(problem, problem.new)[:, None]  # (B, 1, N)
+    arrays = {name: x / np.linalg.norm(x, axis=-1, keepdims=True) for name, x in (("query", query), ("key", key))}
+    arrays["value"] = random.standard_normal((*shape, problem.value_width))
+    arrays["log_decay"] = problem.decay * random.random_sample(shape) * token
+    arrays["beta"] = problem.beta * (0.5 + 0.5 * random.random_sample(shape)) * token
+    state = random.standard_normal((*shape[:2], problem.width, problem.value_width))
+    arrays["state"] = state if problem.past else np.zeros_like(state)
+    types = {item.name: problem.dtype if item.type == "T" else item.type for item in problem.operator.inputs}
+    return {name: _input(name, types[name], array) for name, array in arrays.items()}

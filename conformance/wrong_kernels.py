@@ -1,4 +1,4 @@
-"""Twelve kernels that are wrong, each as somebody once wrote it; each must fail at least one case."""
+"""Fifteen kernels that are wrong, each as somebody once wrote it; each must fail at least one case."""
 
 from __future__ import annotations
 
@@ -131,6 +131,30 @@ class RowFinishedTooEarly(PlainKernels):
         return super().solve(early, right)
 
 
+class DecayMissingInTheCorrection(PlainKernels):
+    """The delta rule corrects v − S_{t−1}ᵀk instead of v − α S_{t−1}ᵀk."""
+
+    def decay_before_reading(self, decay: Array) -> Array:
+        """The token's own α is taken out."""
+        return 1 / decay
+
+
+class QueryBeforeTheCorrection(PlainKernels):
+    """A query of the delta rule reads the state before its own token has corrected it."""
+
+    def read_by_queries(self, weights: Array) -> Array:
+        """No query reads its own token's correction."""
+        return np.tril(weights, -1)
+
+
+class LastTokenNotInState(PlainKernels):
+    """The state that is passed on lacks the last token's correction."""
+
+    def kept_in_state(self, decay: Array) -> Array:
+        """Its row is zero."""
+        return decay * (np.arange(decay.shape[2]) < decay.shape[2] - 1)[:, None]
+
+
 WRONG: tuple[type[PlainKernels], ...] = (
     ValuesAreNotPreconditioned,
     NormalizedKeysCached,
@@ -144,4 +168,7 @@ WRONG: tuple[type[PlainKernels], ...] = (
     ShiftMissing,
     SoftmaxOverNormalizedKeys,
     RowFinishedTooEarly,
+    DecayMissingInTheCorrection,
+    QueryBeforeTheCorrection,
+    LastTokenNotInState,
 )

@@ -87,7 +87,15 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN]
     training = any(attribute.name == DIAGONAL.name for node in nodes for attribute in node.attribute)
     for name in sorted({node.op_type for node in nodes}):
-        proto.functions.append(function_proto(name, opset, training))
+        proto.functions.append(function_proto(name, opset, training, _of_one_token(proto, name)))
+
+
+def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:
+    """Return whether the first input of all of an operator's nodes, (batch, heads, sequence, width), has one token."""
+    infos = (*proto.graph.value_info, *proto.graph.input)
+    shapes = {info.name: [axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in infos}
+    nodes = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type == name]
+    return all(shapes.get(node.input[0], [])[2:3] == [1] for node in nodes)
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

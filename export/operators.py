@@ -18,6 +18,7 @@ from onnxscript import values
 from lucid_deploy.plugins.table import (
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,
+    DELTA_RULE,
     DIAGONAL,
     DOMAIN,
     PRECONDITION,
@@ -68,7 +69,7 @@ def _attribute(attribute: Attribute) -> OpSchema.Attribute:
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return how ``torch.onnx.export`` turns our custom PyTorch operators into nodes of the domain."""
-    causal_attention, scatter_row = map(_node_maker, (CAUSAL_ATTENTION, SCATTER_ROW))
+    causal_attention, delta_rule, scatter_row = map(_node_maker, (CAUSAL_ATTENTION, DELTA_RULE, SCATTER_ROW))
     precondition, decode_attention = map(_solver, (PRECONDITION, DECODE_ATTENTION))
 
     # The tracer reads these signatures. Where a graph has no attribute for an argument, it says how PyTorch computes.
@@ -85,6 +86,11 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     ):
         return decode_attention(training_diagonal)(q, k_new, v_new, k, y, mask, epsilon=eps)
 
+    def translate_delta_rule(  # type: ignore[no-untyped-def]
+        query, key, value, log_decay, beta, state, scale: float, implementation: str
+    ):
+        return delta_rule(query, key, value, log_decay, beta, state, scale=scale)
+
     def translate_scatter_row(cache, row, index):  # type: ignore[no-untyped-def]
         return scatter_row(cache, row, index)
 
@@ -93,6 +99,7 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
         _torch_operator(PRECONDITION): translate_precondition,
         _torch_operator(CAUSAL_ATTENTION): translate_causal_attention,
         _torch_operator(DECODE_ATTENTION): translate_decode_attention,
+        _torch_operator(DELTA_RULE): translate_delta_rule,
     }
 
 
@@ -116,6 +123,7 @@ def _torch_operator(operator: Operator) -> Callable[..., Any]:
     # These register PyTorch's operators.
     import lucid_deploy.plugins.causal_attention
     import lucid_deploy.plugins.decode_attention
+    import lucid_deploy.plugins.delta_rule
     import lucid_deploy.plugins.precondition
     import lucid_deploy.plugins.scatter_row  # noqa: F401
 

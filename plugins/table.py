@@ -94,6 +94,7 @@ DIAGONAL = Attribute(
 )
 UNIT, TRAINING = "unit", "training"  # what people call the two
 DIAGONALS = (UNIT, TRAINING)
+SCALE = Attribute("scale", "what outputs are multiplied by; usually 1/√key_width")
 
 _NEW = "[batch, kv_heads, sequence, head_dim]"
 _CACHE = "[batch, kv_heads, past_sequence, head_dim]"
@@ -149,6 +150,28 @@ DECODE_ATTENTION = Operator(
     attributes=(EPSILON, DIAGONAL),
     torch_name="lucid::decode_attention",
 )
+_KEYS = "[batch, heads, sequence, key_width]"
+_VALUES = "[batch, heads, sequence, value_width]"
+_GATES = "[batch, heads, sequence]"
+_STATE = "[batch, heads, key_width, value_width]"
+DELTA_RULE = Operator(
+    name="DeltaRule",
+    text="S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ and o_t = scale · S_tᵀ q_t, for all new tokens.",
+    inputs=(
+        Tensor("query", _KEYS, "queries of the new tokens"),
+        Tensor("key", _KEYS, "their keys, of unit length"),
+        Tensor("value", _VALUES, "their values"),
+        Tensor("log_decay", _GATES, "log α, at most 0; 0 for the plain rule and at padding", "float32"),
+        Tensor("beta", _GATES, "β, 0 to 2; 0 at padding"),
+        Tensor("state", _STATE, "S before the first token", "float32"),
+    ),
+    outputs=(
+        Tensor("output", _VALUES, "the heads' outputs"),
+        Tensor("new_state", _STATE, "S after the last token", "float32"),
+    ),
+    attributes=(SCALE,),
+    torch_name="lucid::delta_rule",
+)
 # Never in an artifact: a session puts these into the decode graph that it loads, to read a cache as it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
@@ -198,6 +221,7 @@ OPERATORS = (
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
+    DELTA_RULE,
     SCATTER_ROW,
 )
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION)  # what the plugin library has

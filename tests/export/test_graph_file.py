@@ -17,7 +17,7 @@ from lucid_deploy.export.graph_file import other_names, write_graph
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.export.weights import ALIGNMENT, plan_weights
 from lucid_deploy.plugins.precondition import precondition
-from lucid_deploy.plugins.table import DOMAIN, PRECONDITION
+from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, PRECONDITION
 from tests.export.passes.graphs import FLOAT, model, weight_of
 from tests.plugins.problems import keys
 
@@ -87,3 +87,15 @@ def test_a_tied_head_is_the_embedding_under_either_name(tmp_path: Path) -> None:
     assert other_names(made(), {embedding: SCALE.shape}) == {}
     [weight] = stored_weights(check_external_data(written(tmp_path, found, False, stored=embedding)))
     assert (weight.name, weight.offset) == ("lm_head.weight", ALIGNMENT)
+
+
+@pytest.mark.parametrize(("tokens", "loops"), [("new", 2), (1, 0)])
+def test_nodes_of_one_new_token_get_a_body_of_one(tokens: str | int, loops: int, tmp_path: Path) -> None:
+    rows, gates, state = ["batch", 2, tokens, WIDTH], ["batch", 2, tokens], ["batch", 2, WIDTH, WIDTH]
+    shapes = dict(zip(DELTA_RULE.input_names, (rows, rows, rows, gates, gates, state), strict=True))
+    outputs = dict(zip(DELTA_RULE.output_names, (rows, state), strict=True))
+    node = helper.make_node(DELTA_RULE.name, list(shapes), list(outputs), domain=DOMAIN, scale=1.0)
+    types = [{name: (FLOAT, shape) for name, shape in each.items()} for each in (shapes, outputs)]
+    write_graph(tmp_path / "graph.onnx", model([node], *types, OPSET), {})
+    [body] = onnx.load(str(tmp_path / "graph.onnx")).functions
+    assert (body.name, sum(each.op_type == "Loop" for each in body.node)) == (DELTA_RULE.name, loops)

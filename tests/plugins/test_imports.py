@@ -72,7 +72,7 @@ def test_the_table_imports_nothing() -> None:
     assert {name.split(".")[0] for name in imported(PLUGINS / "table.py")} == allowed
 
 
-@pytest.mark.parametrize("name", ["precondition", "decode_attention", "causal_attention", "scatter_row"])
+@pytest.mark.parametrize("name", ["precondition", "decode_attention", "causal_attention", "delta_rule", "scatter_row"])
 def test_an_operators_package_imports_pytorch_alone(name: str) -> None:
     assert loaded(f"import lucid_deploy.plugins.{name}") == {"torch"}
 

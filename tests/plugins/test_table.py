@@ -68,5 +68,6 @@ def test_pytorchs_operators_have_the_tables_tensors(operator: Operator) -> None:
     tensors = [each.name for each in found.arguments if "Tensor" in str(each.type)]
     assert tensors == [each.lower() for each in operator.input_names]
     assert len(found.returns) == len(operator.outputs)
-    assert ("eps" in [each.name for each in found.arguments]) == bool(operator.attributes)
+    arguments = [each.name for each in found.arguments]
+    assert {"epsilon" if each == "eps" else each for each in arguments} >= {each.name for each in operator.required}
     assert set(operator.types) >= set(FLOATS)

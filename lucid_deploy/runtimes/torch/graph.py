@@ -38,6 +38,7 @@ def open_torch_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
 def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
     from lucid_deploy.plugins.causal_attention.torch_operator import causal_attention
     from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
+    from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule
     from lucid_deploy.plugins.hosts.triton import torch_kernels  # noqa: F401 (which it makes PyTorch's on a GPU)
     from lucid_deploy.plugins.precondition.torch_operator import precondition
     from lucid_deploy.plugins.scatter_row.torch_operator import scatter_row
@@ -52,6 +53,7 @@ def _operators(device: str) -> dict[str, Callable[..., tuple[Array, ...]]]:
         table.PRECONDITION.name: solve,
         table.CAUSAL_ATTENTION.name: causal_attention,
         table.DECODE_ATTENTION.name: decode,
+        table.DELTA_RULE.name: delta_rule,
         table.SCATTER_ROW.name: scatter_row,
     }
     return {name: _with_arrays(compute, device) for name, compute in computing.items()}

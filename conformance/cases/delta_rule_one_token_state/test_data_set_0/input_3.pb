@@ -1,0 +1,1 @@
+B	log_decayJHÝW¾B´Û¾Fbä½X€l¾

@@ -1,0 +1,55 @@
+"""The delta rule in PyTorch, chunk by chunk: products of matrices instead of a step for every token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.block_inverse.reference import invert_unit_lower
+from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
+from lucid_deploy.plugins.shared.keys import compute_dtype
+
+CHUNK = 64  # tokens that are solved together
+LOWEST_LOG = -1e4  # its exponential is 0 in every type; −∞ itself would give NaN where it meets a 0 of a mask
+
+
+def delta_rule_blocked(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Solve for the corrections of a chunk's tokens, all at once; between chunks only the state goes on.
+
+    With N = tril(diag(β)(Γ ∘ KKᵀ), −1) and T = (I + N)⁻¹ diag(β), the corrections are R = T (V − (γ ∘ K) S), the
+    outputs scale · ((γ ∘ Q) S + (Γ ∘ QKᵀ) R), and the next state is γ_C S + ((γ_C/γ) ∘ K)ᵀ R.
+    """
+    new = key.shape[2]
+    if new < 2:
+        return delta_rule_reference(query, key, value, log_decay, beta, state, scale)
+    work = compute_dtype(value.dtype)
+    q, k, v = (_chunks(each.to(work)) for each in (query * scale, key, value))  # (B, H, m, C, D or E)
+    g, b = (_chunks(each.to(work)[..., None]) for each in (log_decay, beta))  # (B, H, m, C, 1)
+    g = g.clamp_min(LOWEST_LOG)
+
+    # Sums of the logarithms from one token to another, and no differences of sums: those would cancel where α is small.
+    ones = torch.ones(CHUNK, CHUNK, dtype=work, device=key.device)
+    between = (g * ones.tril(-1)).cumsum(-2)  # (B, H, m, C, C): row i, column j is log γ_i/γ_j, and 0 for i < j
+    gamma = between.exp().tril()
+    from_start = g.cumsum(-2)  # (B, H, m, C, 1): log γ
+    to_end = between[..., -1:, :].mT.exp()  # (B, H, m, C, 1): γ_C/γ
+
+    solve = invert_unit_lower((b * gamma * (k @ k.mT)).tril(-1)) * b.mT  # T, (B, H, m, C, C)
+    attended = gamma * (q @ k.mT)  # (B, H, m, C, C)
+    k_start, q_start, k_end = k * from_start.exp(), q * from_start.exp(), (k * to_end).mT
+    decay = from_start[..., -1:, :].exp()  # (B, H, m, 1, 1): γ_C
+
+    s, outputs = state.to(work), []
+    for i in range(k.shape[2]):
+        corrections = solve[:, :, i] @ (v[:, :, i] - k_start[:, :, i] @ s)  # R, (B, H, C, E)
+        outputs.append(q_start[:, :, i] @ s + attended[:, :, i] @ corrections)
+        s = decay[:, :, i] * s + k_end[:, :, i] @ corrections
+    return torch.cat(outputs, dim=2)[:, :, :new].to(value.dtype), s.to(state.dtype)
+
+
+def _chunks(x: Tensor) -> Tensor:
+    """Return ``(B, H, N, W)`` as ``(B, H, m, C, W)``; the rows added at the end are 0, and so do nothing."""
+    padded = torch.nn.functional.pad(x, (0, 0, 0, -x.shape[2] % CHUNK))
+    return padded.unflatten(2, (-1, CHUNK))
