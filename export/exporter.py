@@ -59,6 +59,8 @@ class ExportOptions:
         calibration: A text file whose lines the scan runs too.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
         inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
+        opset: Version of ONNX's standard operators: 23, or 24 with a static cache, whose rows are then written by
+            TensorScatter, which older runtimes do not have. None: the newer.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
@@ -75,6 +77,7 @@ class ExportOptions:
     hub: HubOptions | None = None
     inline: bool = False
     diagonal: str = UNIT
+    opset: int | None = None
 
     def recorded(self) -> dict[str, Any]:
         """Return what the manifest says of them: all that decides what is exported."""
@@ -164,6 +167,7 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"logits must be last or all, not {options.logits!r}.")
     if options.cache not in CACHES:
         raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
+    _check_opset(options)
     if options.diagonal not in DIAGONALS:
         raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
     resolve_cache_dtype(options.cache_dtype, options.dtype)
@@ -269,7 +273,7 @@ def _build(
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
     from lucid_deploy.export.graph_file import other_names, write_graph
-    from lucid_deploy.export.operators import OPSET
+    from lucid_deploy.export.operators import opset_of
     from lucid_deploy.export.passes import quantize_weights
     from lucid_deploy.export.trace import trace
     from lucid_deploy.export.weights import plan_weights, write_weights
@@ -288,6 +292,7 @@ def _build(
             options.cache,
             options.cache_dtype,
             float32_head=_has_float32_head(source, quantization),
+            opset=options.opset,
         )
     progress("Tracing", len(STAGES), len(STAGES))
     transposed = {frozenset(graph.transposed) for graph in traced.values()}
@@ -314,7 +319,7 @@ def _build(
         dtype=options.dtype,
         cache=options.cache,
         logits=options.logits,
-        opset=OPSET,
+        opset=options.opset or opset_of(options.cache),
         operators=VERSION,
         source=DEMO if name == DEMO else str(source.directory.resolve()),
         versions=_versions(),
@@ -336,6 +341,17 @@ def _build(
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
     (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _check_opset(options: ExportOptions) -> None:
+    from lucid_deploy.export.operators import OPSET, opset_of
+
+    allowed = sorted({OPSET, opset_of(options.cache)})
+    if options.opset is not None and options.opset not in allowed:
+        raise LucidError(
+            f"Graphs with a {options.cache} cache are written in opset {' or '.join(map(str, allowed))}, not "
+            f"{options.opset}."
+        )
 
 
 def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:

@@ -32,6 +32,12 @@ from lucid_deploy.plugins.table import (
 OPSET = 23  # of the standard operators: the first with Attention and RMSNormalization
 OPSET_STATIC = 24  # of graphs that write into a cache in place: the first with TensorScatter
 
+
+def opset_of(cache: str) -> int:
+    """Return the version of the standard operators in graphs of a cache, ``growing`` or ``static``, by default."""
+    return OPSET_STATIC if cache == "static" else OPSET
+
+
 _ONNX_TYPES = {"float32": "float"}  # where ONNX has another name for a type
 
 

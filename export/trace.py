@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.export.excerpt import Excerpt, excerpt
-from lucid_deploy.export.operators import OPSET, translation_table
+from lucid_deploy.export.operators import OPSET, opset_of, translation_table
 from lucid_deploy.export.passes import (
     NotRepeatable,
     layers_of,
@@ -19,7 +19,7 @@ from lucid_deploy.export.passes import (
     repeat_layers,
     repeat_names,
     store_transposed,
-    use_tensor_scatter,
+    write_rows,
 )
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
@@ -97,6 +97,7 @@ def trace(
     cache: str = "growing",
     cache_dtype: str = "auto",
     float32_head: bool = True,
+    opset: int | None = None,
 ) -> Traced:
     """Trace one stage.
 
@@ -108,6 +109,7 @@ def trace(
         cache: ``growing``, or ``static``: decode writes into buffers of fixed size.
         cache_dtype: Type of the cache, one of :data:`~lucid_deploy.cache.storage.CACHE_DTYPES`.
         float32_head: See :attr:`lucid_deploy.model.lucid.Head.in_float32`.
+        opset: Version of the standard operators; None: :func:`~lucid_deploy.export.operators.opset_of` the cache.
     """
     stored = resolve_cache_dtype(cache_dtype, dtype)
     layers = describe(config, stored)
@@ -120,6 +122,7 @@ def trace(
             _stage_module(config, stage, dtype, logits, stored, float32_head),
             graph_inputs(described, stage, cache),
             graph_outputs(described, config.vocab_size, stage, logits, cache),
+            opset or opset_of(cache),
         )
 
     shorter = excerpt(config, layers)
@@ -159,9 +162,9 @@ def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) 
     return _Graph(model, layers, frozenset(repeat_names(graph.transposed, shorter.sources)))
 
 
-def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos) -> _Graph:
+def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset: int) -> _Graph:
     model = _export(module, inputs, outputs)
-    use_tensor_scatter(model)
+    write_rows(model, opset)
     weights = _detach_weights(model)
     _optimize(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).

@@ -124,13 +124,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         cache: str = "growing",
         cache_dtype: str = "auto",
         inline: bool = False,
+        opset: int | None = None,
         **changes: Any,
     ) -> tuple[Path, Artifact]:
-        key = json.dumps([dtype, logits, cache, cache_dtype, inline, changes], sort_keys=True)
+        key = json.dumps([dtype, logits, cache, cache_dtype, inline, opset, changes], sort_keys=True)
         if key not in done:
             checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
             target = root / f"artifact{len(done)}"
-            options = ExportOptions(dtype, logits, cache=cache, cache_dtype=cache_dtype, inline=inline)
+            stored = {"cache": cache, "cache_dtype": cache_dtype}
+            options = ExportOptions(dtype, logits, **stored, inline=inline, opset=opset)
             export(checkpoint, target, options)
             done[key] = (checkpoint, target)
         checkpoint, target = done[key]

@@ -7,7 +7,7 @@ from lucid_deploy.export.passes.pair_heads import pair_heads
 from lucid_deploy.export.passes.quantize_weights import quantize_weights
 from lucid_deploy.export.passes.repeat_layers import NotRepeatable, repeat_layers, repeat_names
 from lucid_deploy.export.passes.store_transposed import store_transposed
-from lucid_deploy.export.passes.use_tensor_scatter import use_tensor_scatter
+from lucid_deploy.export.passes.write_rows import write_rows
 
 __all__ = [
     "NotRepeatable",
@@ -19,5 +19,5 @@ __all__ = [
     "repeat_layers",
     "repeat_names",
     "store_transposed",
-    "use_tensor_scatter",
+    "write_rows",
 ]

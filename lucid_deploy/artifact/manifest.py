@@ -57,7 +57,7 @@ class Manifest:
         cache: ``growing``: present tensors are past tensors plus the new rows; ``static``: decode takes buffers and
             writes its row into them.
         logits: ``last`` or ``all``: for which of the new tokens prefill gives logits.
-        opset: Version of the standard ONNX operator set.
+        opset: Highest version of the standard ONNX operators in the graphs.
         operators: Version of the operators of domain ``ai.lucid``.
         source: The checkpoint it was exported from, a path or the word ``demo``.
         versions: Versions of lucid-deploy and of the libraries that wrote the artifact.

@@ -57,6 +57,11 @@ class Artifact:
             self._graphs[stage] = check_external_data(self.graph_path(stage))
         return self._graphs[stage]
 
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether decode writes rows into a static cache with ``TensorScatter``, as in opset 24."""
+        return any(node.op_type == "TensorScatter" for node in self.graph("decode").graph.node)
+
     def weights(self, stage: str) -> tuple[StoredWeight, ...]:
         """Return where the weights of a stage's graph lie, in its order."""
         return stored_weights(self.graph(stage))

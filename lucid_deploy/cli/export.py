@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     "1 for small keys.",
 )
 @click.option(
+    "--opset",
+    type=click.Choice(["23", "24"]),
+    help="Version of ONNX's standard operators. Default: 23, and 24 with --cache static. With 23, a static cache runs "
+    "in OpenVINO and onnxruntime below 1.25 too, which have no TensorScatter.",
+)
+@click.option(
     "--inline",
     is_flag=True,
     help="Write graphs without functions, for runtimes that know none, such as OpenVINO. Our own kernels need them.",
@@ -108,6 +114,7 @@ def command(
     cache: str,
     cache_dtype: str,
     diagonal: str,
+    opset: str | None,
     inline: bool,
     calibration: str | None,
     skip_range_scan: bool,
@@ -145,6 +152,7 @@ def command(
         hub=hub,
         inline=inline,
         diagonal=diagonal,
+        opset=None if opset is None else int(opset),
     )
     with progress("Exporting") as update:
         artifact = export(checkpoint, output, options, update)

@@ -30,9 +30,10 @@ def error_of(*command: object, cwd: Path | None = None) -> tuple[str, float]:
     return found["version"], found["error"]
 
 
+@pytest.mark.parametrize("cache", ["growing", "static"])
 @pytest.mark.parametrize("version", OPENVINO)
-def test_openvino_runs_inlined_graphs(exported: Exported, tmp_path: Path, version: str) -> None:
-    checkpoint, artifact = exported(inline=True)
+def test_openvino_runs_inlined_graphs(exported: Exported, tmp_path: Path, version: str, cache: str) -> None:
+    checkpoint, artifact = exported(inline=True, cache=cache, opset=23)
     write_case(checkpoint, tmp_path / "case.npz")
     python = python_with(f"openvino=={version}")
     found, error = error_of(python, HERE / "run_openvino.py", artifact.directory, tmp_path / "case.npz")

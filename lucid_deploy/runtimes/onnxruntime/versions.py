@@ -36,10 +36,11 @@ def check_version(version: str, artifact: Artifact) -> None:
             f"{config.num_attention_heads} query heads with other key/value heads than the model does. Install another "
             'version: pip install "onnxruntime>=1.23.1"'
         )
-    if artifact.manifest.cache == "static" and _numbers(version) < _STATIC:
+    if _numbers(version) < _STATIC and artifact.writes_in_place:
         raise LucidError(
             f"onnxruntime {version} cannot write into the static cache of {artifact.directory}: it has no operator "
-            'TensorScatter. Install another version, pip install "onnxruntime>=1.25", or export with --cache growing.'
+            'TensorScatter. Install another version, pip install "onnxruntime>=1.25", or export with --opset 23 or '
+            "--cache growing."
         )
 
 

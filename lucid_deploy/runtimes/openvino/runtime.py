@@ -29,6 +29,10 @@ class OpenVinoRuntime(Runtime):
 
     def open(self, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
         """See :meth:`Runtime.open`."""
+        if artifact.manifest.cache == "static":
+            from lucid_deploy.runtimes.openvino.static_session import StaticOpenVinoSession
+
+            return StaticOpenVinoSession(artifact, options)
         from lucid_deploy.runtimes.openvino.session import OpenVinoSession
 
         return OpenVinoSession(artifact, options)

@@ -12,7 +12,7 @@ from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.openvino.versions import check_version
+from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -31,7 +31,7 @@ class OpenVinoSession(Session[Array]):
         options: See :class:`~lucid_deploy.runtimes.options.RuntimeOptions`.
 
     Raises:
-        LucidError: A version that does not run the graphs.
+        LucidError: A version that does not run the graphs, or graphs with an operator that OpenVINO does not have.
         CheckFailed: OpenVINO cannot load a graph.
     """
 
@@ -39,6 +39,7 @@ class OpenVinoSession(Session[Array]):
         import openvino
 
         check_version(openvino.__version__)
+        check_operators(artifact)
         manifest = artifact.manifest
         super().__init__(
             artifact.config,
@@ -125,8 +126,13 @@ class _Graph:
         except RuntimeError as error:
             reason = _reason(str(error))
             raise CheckFailed(f"OpenVINO {openvino.__version__} cannot load {path}: {reason}") from error
-        self._request = compiled.create_infer_request()
+        self._compiled = compiled
+        self._request = self.new_request()
         self._outputs = [compiled.output(item.name) for item in artifact.manifest.graphs[stage].outputs]
+
+    def new_request(self) -> openvino.InferRequest:
+        """Return another request, with tensors of its own."""
+        return self._compiled.create_infer_request()
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
         """Run once; return the outputs in the manifest's order, each memory of its own."""

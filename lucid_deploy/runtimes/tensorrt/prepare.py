@@ -103,6 +103,11 @@ def check_artifact(artifact: Artifact) -> None:
             f"TensorRT's plugin computes operators that the graphs of {artifact.directory} do not have: they were "
             "exported with --inline. Export without it for engines."
         )
+    if artifact.manifest.cache == "static" and not artifact.writes_in_place:
+        raise LucidError(
+            f"The graphs of {artifact.directory} were exported with --opset 23, without the TensorScatter that engines "
+            "write their static cache with. Export without --opset for engines."
+        )
     check_layout(artifact)
     check_head_width(artifact)
 

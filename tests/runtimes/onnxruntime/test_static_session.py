@@ -18,10 +18,11 @@ from lucid_deploy.runtimes.torch.session import TorchSession
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-@pytest.fixture(params=["lucid", "llama"])
+@pytest.fixture(params=["lucid", "llama", "opset 23"])
 def pair(request: pytest.FixtureRequest, exported: Exported) -> tuple[Session, Session]:
     """The float64 reference, and the static session."""
-    checkpoint, artifact = exported(cache="static", attention_type=request.param)
+    changes = {"opset": 23} if request.param == "opset 23" else {"attention_type": request.param}
+    checkpoint, artifact = exported(cache="static", **changes)
     return TorchSession(load_model(checkpoint, torch.float64)), open_session(artifact)
 
 

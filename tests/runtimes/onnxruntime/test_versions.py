@@ -48,9 +48,14 @@ def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: 
     artifact = exported(cache="static")[1]
     monkeypatch.setattr("onnxruntime.__version__", version)
     with pytest.raises(
-        LucidError, match=r'static cache .* TensorScatter.* "onnxruntime>=1\.25", or .* --cache growing'
+        LucidError,
+        match=r'static cache .* TensorScatter.* "onnxruntime>=1\.25", or .* --opset 23 or --cache growing',
     ):
         open_session(artifact)
+
+
+def test_static_caches_of_opset_23_run_on_older_versions(exported: Exported) -> None:
+    check_version("1.23.1", exported(cache="static", opset=23)[1])
 
 
 @pytest.mark.parametrize("version", ["1.25.0", "1.32.0", "2.0.0", "1.25.0.dev20260417008"])

@@ -105,7 +105,6 @@ def test_a_forked_cache_goes_on_by_itself(small: Artifact) -> None:
     [
         ({"inline": False}, "they have functions that it does not know. Export with --inline, or choose another"),
         ({"dtype": "bfloat16"}, "runs models in float32 or float16, and .* has bfloat16. Export with --dtype float32"),
-        ({"cache": "static"}, "runs caches that are growing, and .* has static. Export with --cache growing"),
     ],
     ids=str,
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 import torch
 from onnx import helper
 
 from lucid_deploy.export.operators import OPSET, OPSET_STATIC
-from lucid_deploy.export.passes import use_tensor_scatter
+from lucid_deploy.export.passes import write_rows
 from lucid_deploy.plugins.scatter_row import scatter_row
 from lucid_deploy.plugins.table import DOMAIN, SCATTER_ROW
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run
@@ -22,21 +23,25 @@ def made() -> ir.Model:
     return model([node], inputs, {"present": (FLOAT, SHAPE)}, OPSET)
 
 
-def test_it_writes_the_rows_that_pytorchs_operator_writes() -> None:
+@pytest.mark.parametrize(
+    ("opset", "wanted"),
+    [(OPSET_STATIC, ["TensorScatter"]), (OPSET, ["Shape", "Constant", "Unsqueeze", "Expand", "ScatterElements"])],
+)
+def test_it_writes_the_rows_that_pytorchs_operator_writes(opset: int, wanted: list[str]) -> None:
     found = made()
-    use_tensor_scatter(found)
-    assert operators(found) == ["TensorScatter"]
-    assert found.opset_imports[""] == OPSET_STATIC > OPSET
+    write_rows(found, opset)
+    assert operators(found) == wanted
+    assert found.opset_imports[""] == opset
     rng = np.random.default_rng(0)
     cache, row = (rng.standard_normal((3, 2, size, 4)).astype(np.float32) for size in (6, 1))
     index = np.array([0, 5, 2])
     [present] = run(found, {"cache": cache, "row": row, "index": index})
-    wanted = scatter_row(*map(torch.from_numpy, (cache, row, index)))
-    np.testing.assert_array_equal(present, wanted.numpy())
+    expected = scatter_row(*map(torch.from_numpy, (cache, row, index)))
+    np.testing.assert_array_equal(present, expected.numpy())
 
 
 def test_a_graph_without_the_placeholder_is_not_changed() -> None:
     found = model([helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}, OPSET)
     before = ir.serde.serialize_model(found).SerializeToString()
-    use_tensor_scatter(found)
+    write_rows(found, OPSET_STATIC)
     assert ir.serde.serialize_model(found).SerializeToString() == before

@@ -1,0 +1,83 @@
+"""OpenVINO with a static cache. It writes buffers of its own, of which the caller's take the new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lucid_deploy.runtimes.openvino.session import Layers, OpenVinoSession
+from lucid_deploy.runtimes.session import Array
+from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
+
+if TYPE_CHECKING:
+    import openvino
+
+
+@dataclass(frozen=True)
+class _Binding:
+    """What one step needs.
+
+    Attributes:
+        request: OpenVINO's, whose inputs are the caller's arrays.
+        written: Buffer and output of every tensor of rows, ``(B, KV, M, ·)``.
+        length: Int64 ``(B,)``: where the new rows are.
+    """
+
+    request: openvino.InferRequest
+    written: list[tuple[Array, Array]]
+    length: Array
+
+
+class StaticOpenVinoSession(StaticSession, OpenVinoSession):
+    """As :class:`OpenVinoSession`, for an artifact exported with ``--cache static --opset 23``."""
+
+    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
+        return super()._run_prefill_all(input_ids, mask, positions, held)
+
+    def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
+        return super()._run_prefill(input_ids, mask, positions, held)
+
+    def bind_decode(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep:
+        """See :meth:`InPlaceDecoding.bind_decode`."""
+        import openvino
+
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "position_ids": positions,
+            "cache_length": length,
+        }
+        tensors = [
+            pair for each in zip(self.layout, layers, strict=True) for pair in zip(*each, strict=True)
+        ]  # of the layout, and the buffer
+        names = [f"{index}.{tensor.name}" for index, layout in enumerate(self.layout) for tensor in layout]
+        inputs |= {f"past_key_values.{name}": buffer for name, (_, buffer) in zip(names, tensors, strict=True)}
+        request = self._graphs["decode"].new_request()
+        for name, array in inputs.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        written: list[tuple[Array, Array]] = []
+        replaced: list[tuple[Array, Array]] = []
+        for name, (tensor, buffer) in zip(names, tensors, strict=True):
+            output = np.empty_like(buffer)
+            request.set_tensor(f"present.{name}", openvino.Tensor(output, shared_memory=True))
+            (written if tensor.sort == "rows" else replaced).append((buffer, output))
+        return BoundStep(_Binding(request, written, length), replaced)
+
+    def run_bound(self, binding: BoundStep) -> Array:
+        """See :meth:`InPlaceDecoding.run_bound`."""
+        bound: _Binding = binding.binding
+        bound.request.infer()
+        rows = np.arange(len(bound.length))
+        for buffer, output in bound.written:
+            buffer[rows, :, bound.length] = output[rows, :, bound.length]
+        for buffer, output in binding.replaced:
+            buffer[...] = output
+        logits: Array = bound.request.get_tensor("logits").data.copy()
+        return logits

@@ -1,0 +1,146 @@
+"""A static cache, whatever runs its graphs: buffers bound once, each new row written into them.
+
+Prefill works on growing tensors. The first decode step moves them into buffers with room to spare; when it is used
+up, larger buffers take their place. Until then every step reads and writes the same memory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from lucid_deploy.cache.layout import CacheTensor, first_tokens, held, new_buffer
+from lucid_deploy.cache.storage import decode_layer, encode_layer
+from lucid_deploy.runtimes.in_place import InPlaceDecoding
+from lucid_deploy.runtimes.session import Array, Cache, Session
+
+_GRAIN = 256  # rows; buffers are a multiple of it …
+_SPARE = 8  # … and at least an eighth longer than what they hold, so that moving stays cheap per token
+
+ArrayLayers: TypeAlias = list[tuple[Array, ...]]
+
+
+@dataclass(frozen=True)
+class BoundStep:
+    """A decode step on memory that stays where it is.
+
+    Attributes:
+        binding: The runtime's binding of inputs and outputs.
+        replaced: Input and output of every tensor that the runtime does not write in place.
+    """
+
+    binding: Any
+    replaced: list[tuple[Array, Array]]
+
+
+@dataclass
+class _BoundBuffers:
+    """Everything that is bound: numpy arrays that the runtime reads from and writes into."""
+
+    layers: ArrayLayers  # (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
+    mask: Array  # int64 (B, M)
+    input_ids: Array  # int64 (B, 1)
+    positions: Array  # int64 (B, 1)
+    length: Array  # int64 (B,)
+    binding: BoundStep
+
+
+class StaticSession(Session[Any]):
+    """Decoding of an artifact exported with ``--cache static``: what a runtime's session adds to its growing one.
+
+    A cache's layers are numpy arrays: of exactly its length after prefill, longer while decoding.
+    """
+
+    _bound: _BoundBuffers | None = None
+
+    @property
+    def in_place(self) -> InPlaceDecoding:
+        """See :attr:`Session.in_place`."""
+        return self
+
+    @abstractmethod
+    def bind_decode(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep:
+        """See :meth:`InPlaceDecoding.bind_decode`."""
+
+    @abstractmethod
+    def run_bound(self, binding: BoundStep) -> Array:
+        """See :meth:`InPlaceDecoding.run_bound`."""
+
+    def layer_arrays(self, cache: Cache[Any]) -> list[tuple[Array, ...]]:
+        """See :meth:`Session.layer_arrays`."""
+        # Copies, since buffers are written in place.
+        return [
+            decode_layer([held(t, x, cache.length).copy() for t, x in zip(layout, layer, strict=True)], layout)
+            for layout, layer in zip(self.layout, cache.layers, strict=True)
+        ]
+
+    def fork(self, cache: Cache[Any]) -> Cache[Any]:
+        """See :meth:`Session.fork`; buffers are written in place, so they are copied."""
+        return Cache(cache.mask, [tuple(x.copy() for x in layer) for layer in cache.layers])
+
+    def _first_tokens(self, cache: Cache[Any], length: int) -> ArrayLayers:
+        # Rows beyond the cache's length are not read, so they stay. A ring's newest rows are read, so they go.
+        if all(tensor.sort == "rows" for layer in self.layout for tensor in layer):
+            return cache.layers  # still bound: nothing is copied
+        return [
+            tuple(first_tokens(t, x, length, cache.mask) if t.sort == "ring" else x for t, x in zip(*pair, strict=True))
+            for pair in zip(self.layout, cache.layers, strict=True)
+        ]
+
+    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> ArrayLayers:
+        return [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
+
+    def _held_layers(self, layers: ArrayLayers, past: int) -> ArrayLayers:
+        """Return the rows of a cache's tokens, which prefill reads, without the room behind them."""
+        return [
+            tuple(np.ascontiguousarray(held(t, x, past)) for t, x in zip(layout, layer, strict=True))
+            for layout, layer in zip(self.layout, layers, strict=True)
+        ]
+
+    def _run_decode(
+        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
+    ) -> tuple[Array, ArrayLayers]:
+        past = mask.shape[1] - 1
+        bound = self._bound
+        if bound is None or bound.layers is not layers or past >= bound.mask.shape[1]:
+            bound = self._bound = self._bind(layers, past, mask)
+        bound.input_ids[:] = input_ids
+        bound.positions[:] = positions
+        bound.length[:] = past
+        # The graph masks by cache_length too and counts the new row as a token; its mask holds from the next step on.
+        waiting = np.flatnonzero(~mask[:, past].astype(bool))  # no token of these rows may enter a ring or a state
+        before = [(buffer, buffer[waiting]) for buffer, _ in bound.binding.replaced] if len(waiting) else []
+        logits = self.run_bound(bound.binding)
+        for buffer, kept in before:
+            buffer[waiting] = kept
+        bound.mask[:, past] = mask[:, past]
+        return logits, bound.layers
+
+    def _bind(self, layers: ArrayLayers, past: int, mask: Array) -> _BoundBuffers:
+        """Move a cache's rows into buffers with room, and bind them as inputs and outputs at once.
+
+        The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
+        """
+        batch = mask.shape[0]
+        room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
+        for index, layout in enumerate(self.layout):
+            layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
+        whole, column = np.zeros((batch, room), np.int64), np.zeros((batch, 1), np.int64)
+        whole[:, :past] = mask[:, :past]
+        length = np.zeros((batch,), np.int64)
+        positions = column.copy()
+        binding = self.bind_decode(layers, whole, column, positions, length)
+        return _BoundBuffers(layers, whole, column, positions, length, binding)
+
+
+def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:
+    """Return a buffer with room for so many rows that holds what another one does."""
+    buffer = new_buffer(tensor, rows.shape[0], room, rows.dtype)
+    held(tensor, buffer, past)[:] = held(tensor, rows, past)
+    return buffer
