@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,19 @@ class TextTokenizer:
             _explain_panic(error, "these tokens")
             raise
         return text
+
+    def decode_many(self, rows: Sequence[list[int]]) -> list[str]:
+        """Return the text of several lists of token ids, special tokens included.
+
+        Raises:
+            LucidError: The tokenizer failed on them.
+        """
+        try:
+            texts: list[str] = self._tokenizer.decode_batch(list(rows), skip_special_tokens=False)
+        except BaseException as error:
+            _explain_panic(error, "these tokens")
+            raise
+        return texts
 
     def decode_steps(self) -> Callable[[int], str | None]:
         """Return the library's incremental decoder: a function from the next id to the text that it makes whole.

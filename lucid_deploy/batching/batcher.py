@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from lucid_deploy.batching.request import Finished, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
-from lucid_deploy.generation.sampling import Sampler
+from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
@@ -26,6 +28,7 @@ class _Row:
         number: The request's.
         cache: While its prompt runs; None once it is among the running rows.
         ids: Tokens in its cache.
+        guide: Follows its constraint, if it has one.
         next: The token to run next.
         count: New tokens so far.
     """
@@ -33,6 +36,7 @@ class _Row:
     number: int
     request: Request
     choose: Sampler
+    guide: Guide | None
     cache: Cache[Any] | None
     ids: list[int] = field(default_factory=list)
     next: int = 0
@@ -50,6 +54,7 @@ class Batcher:
             one whole prompt a step. Short prompts share a step and are cut where it is full. With a cache that rounds
             (``--cache-dtype``) a prompt is cut at multiples of this number only, so that its answer is the one it would
             get alone.
+        guides: Holds answers to constraints; None: requests have none.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 
@@ -58,7 +63,12 @@ class Batcher:
     """
 
     def __init__(
-        self, session: Session[Any], rows: int = 8, prefill_chunk: int | None = 512, prefix_tokens: int = 0
+        self,
+        session: Session[Any],
+        rows: int = 8,
+        prefill_chunk: int | None = 512,
+        prefix_tokens: int = 0,
+        guides: GuideFactory | None = None,
     ) -> None:
         if rows < 1:
             raise LucidError(f"A batch needs at least one row, not {rows}.")
@@ -77,6 +87,8 @@ class Batcher:
         # prompts beside it.
         self._fixed_cuts = session.cache_dtype != session.dtype
         self._store = PrefixStore(session, prefix_tokens)
+        self._guides = guides
+        self._opened: dict[int, Future[Guide]] = {}  # of waiting requests
         self._waiting: OrderedDict[int, Request] = OrderedDict()
         self._filling: _Row | None = None
         self._running: dict[int, _Row] = {}
@@ -108,11 +120,16 @@ class Batcher:
         """Queue a request; return its number, which is in everything that comes out for it.
 
         Raises:
-            LucidError: As :meth:`Request.check`. Nothing is queued then.
+            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides. Nothing is queued
+                then.
         """
         request.check(self.session)
+        if request.constraint is not None and self._guides is None:
+            raise LucidError("This batcher was made without guides: it takes no constraints.")
         number, self._next = self._next, self._next + 1
         self._waiting[number] = request
+        if request.constraint is not None and self._guides is not None:
+            self._opened[number] = self._guides.open(request.constraint, request.stop_at_eos)
         return number
 
     def cancel(self, number: int) -> None:
@@ -125,7 +142,8 @@ class Batcher:
 
         Returns:
             What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
-            comes out as finished with ``error``; the others go on.
+            comes out as finished with ``error``, one whose constraint leaves no token with ``refused``; the others go
+            on.
 
         Raises:
             LucidError: The runtime failed on the whole batch.
@@ -141,7 +159,7 @@ class Batcher:
     def _run_prompts(self, events: list[Event]) -> None:
         budget = self.prefill_chunk
         while budget is None or budget > 0:
-            if self._filling is None and not self._start_next():
+            if self._filling is None and not self._start_next(events):
                 return
             row = self._filling
             assert row is not None and row.cache is not None
@@ -166,17 +184,28 @@ class Batcher:
             if budget is None:
                 return
 
-    def _start_next(self) -> bool:
+    def _start_next(self, events: list[Event]) -> bool:
+        """Give the first waiting request a row; return whether one has started."""
         if not self._waiting or self.active >= self.rows:
             return False
-        number, request = self._waiting.popitem(last=False)
+        number, request = next(iter(self._waiting.items()))
+        opened = self._opened.get(number)
+        if opened is not None and self._running and not opened.done():  # the running rows need not wait for it
+            return False
+        try:
+            guide = None if opened is None else opened.result()
+        except LucidError as error:
+            self._end(number, Finished(number, "refused", str(error)), events)
+            return self._start_next(events)
+        del self._waiting[number]
+        self._opened.pop(number, None)
         most = len(request.prompt_ids) - 1  # the last token gives the logits
         cache = self._store.find(request.prompt_ids, most, request.cache_owner)
         if cache is None:
             cache = self.session.empty_cache(1)
         self.prompt_tokens_reused += cache.length
         ids = list(request.prompt_ids[: cache.length])
-        self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), cache, ids)
+        self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
         return True
 
     def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:
@@ -207,17 +236,25 @@ class Batcher:
     def _choose(self, row: _Row, logits: Array, events: list[Event]) -> Finished | None:
         """Choose a row's next token; return the end if the row ends with it."""
         try:
-            token = row.choose(logits)
+            allowed = None if row.guide is None else row.guide.allowed()
+            if row.guide is not None and allowed is None:  # the text is complete
+                return Finished(row.number, "eos")
+            token = row.choose(logits, allowed)
+        except NoTokenLeft as error:
+            return Finished(row.number, "refused", str(error))
         except LucidError as error:
             return Finished(row.number, "error", str(error))
         request = row.request
         if request.stop_at_eos and token in self.session.config.eos_token_ids:
             return Finished(row.number, "eos")
         row.next, row.count = token, row.count + 1
+        if row.guide is not None:
+            row.guide.advance(token)  # its mask is computed while the model runs
         self.generated_tokens += 1
         events.append(Token(row.number, token, *_log_probabilities(logits, token, request.top_logprobs)))
         if row.count == request.max_new_tokens:
-            return Finished(row.number, "length")
+            complete = row.guide is not None and row.guide.complete
+            return Finished(row.number, "eos" if complete else "length")
         limit = self.session.context_limit
         return Finished(row.number, "context") if limit is not None and len(row.ids) >= limit else None
 
@@ -232,6 +269,7 @@ class Batcher:
             self._filling = None
         else:
             del self._waiting[number]
+            self._opened.pop(number, None)
         events.append(end)
 
     def _is_filling(self, number: int) -> bool:

@@ -12,6 +12,15 @@ from msgspec import Meta, Struct
 
 from lucid_deploy.batching.request import Request
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint
+from lucid_deploy.generation.guided_fields import (
+    NAMES,
+    GuidedChoice,
+    GuidedGrammar,
+    GuidedJson,
+    GuidedRegex,
+    constraint_of,
+)
 from lucid_deploy.generation.logit_adjustment import BIASES, bad_word_ids, logit_bias
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.stop_strings import check_stops
@@ -45,6 +54,10 @@ class PromptLine(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: Annotated[dict[str, float] | None, Meta(extra={"expected": BIASES})] = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
     bad_words: Annotated[list[_StopText] | None, Meta(extra={"expected": "a list of texts"})] = None
     stop: Annotated[_StopText | list[_StopText] | None, Meta(extra={"expected": "a text or a list of texts"})] = None
 
@@ -59,6 +72,7 @@ class PromptDefaults:
         stop: Strings that end an answer.
         stop_at_eos: Whether an end-of-sequence token ends an answer; for all prompts.
         bad_words: Texts that no answer contains.
+        constraint: What answers must be.
     """
 
     max_new_tokens: int
@@ -66,6 +80,7 @@ class PromptDefaults:
     stop: tuple[str, ...] = ()
     stop_at_eos: bool = True
     bad_words: tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         check_stops(self.stop)
@@ -84,6 +99,7 @@ class Prompt:
     stop: tuple[str, ...]
     stop_at_eos: bool
     bad_words: tuple[str, ...] = ()
+    constraint: Constraint | None = None
 
     def request(self, tokenizer: TextTokenizer | None) -> Request:
         """Return it as a request, the text tokenized."""
@@ -96,7 +112,7 @@ class Prompt:
         if self.bad_words:
             assert tokenizer is not None
             sampling = replace(sampling, bad_words=bad_word_ids(self.bad_words, tokenizer))
-        return Request(ids, self.max_new_tokens, sampling, self.stop_at_eos)
+        return Request(ids, self.max_new_tokens, sampling, self.stop_at_eos, constraint=self.constraint)
 
 
 @dataclass(frozen=True)
@@ -143,8 +159,10 @@ def check_prompts(file: PromptFile, session: Session[Any], tokenizer: TextTokeni
     """
 
     def check(prompt: Prompt) -> None:
-        if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words):
-            raise LucidError("the artifact has no tokenizer.json: give prompt_ids, and no stop strings or bad words")
+        if tokenizer is None and (prompt.text is not None or prompt.stop or prompt.bad_words or prompt.constraint):
+            raise LucidError(
+                "the artifact has no tokenizer.json: give prompt_ids, and no stop strings, bad words or guided fields"
+            )
         prompt.request(tokenizer).check(session)
 
     _all(file.path, ((prompt.line, lambda prompt=prompt: check(prompt)) for prompt in file.prompts))  # type: ignore[misc]
@@ -182,6 +200,7 @@ def _prompt(number: int, line: bytes, defaults: PromptDefaults) -> Prompt:
         stop=(given.stop,) if isinstance(given.stop, str) else tuple(_or(given.stop, defaults.stop)),
         stop_at_eos=defaults.stop_at_eos,
         bad_words=tuple(_or(given.bad_words, defaults.bad_words)),
+        constraint=_or(constraint_of({name: getattr(given, name) for name in NAMES}), defaults.constraint),
     )
 
 

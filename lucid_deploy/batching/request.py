@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.generate import check_prompt
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.session import Session
@@ -22,6 +23,8 @@ class Request:
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token does not come out).
         top_logprobs: None: no log-probabilities; 0: of the chosen token; n: of the n most likely tokens as well.
         cache_owner: Stored prefixes are reused among requests of one owner only.
+        constraint: What the answer must be; it ends when nothing can follow, or at an end-of-sequence token where the
+            text is complete.
     """
 
     prompt_ids: list[int]
@@ -30,6 +33,7 @@ class Request:
     stop_at_eos: bool = True
     top_logprobs: int | None = None
     cache_owner: str = ""
+    constraint: Constraint | None = None
 
     def check(self, session: Session) -> None:
         """Compare the request with what a session can run.
@@ -69,8 +73,9 @@ class Finished:
 
     Attributes:
         request: The request's number.
-        reason: ``eos``, ``length`` (max_new_tokens), ``context`` (no room left), ``cancelled`` or ``error``.
-        error: What went wrong, with ``error``.
+        reason: ``eos`` (also when a constraint lets nothing follow), ``length`` (max_new_tokens), ``context`` (no room
+            left), ``cancelled``, ``refused`` (constraint and bad words leave no token) or ``error``.
+        error: What went wrong, with ``error`` and ``refused``.
     """
 
     request: int

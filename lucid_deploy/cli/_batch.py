@@ -54,6 +54,7 @@ def run_batch(
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
     from lucid_deploy.files import reading
+    from lucid_deploy.generation.guide import GuideFactory
 
     file = read_prompts(options.batch, defaults)
     if not defaults.sampling.temperature and not any(prompt.sampling.temperature for prompt in file.prompts):
@@ -61,7 +62,10 @@ def run_batch(
     with progress("Loading the model"):
         session = open_session()
     chunk = _CHUNK if options.prefill_chunk is None else options.prefill_chunk
-    batcher = Batcher(session, options.rows, chunk, options.prefix_tokens)
+    guides = None
+    if tokenizer is not None and any(prompt.constraint for prompt in file.prompts):
+        guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+    batcher = Batcher(session, options.rows, chunk, options.prefix_tokens, guides)
     check_prompts(file, session, tokenizer)
     with reading(artifact.path(MANIFEST)):
         manifest = artifact.path(MANIFEST).read_bytes()

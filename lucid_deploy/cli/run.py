@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._guided import guided_options
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.generation.constraint import Constraint
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.generation.text_stream import AnswerText
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @sampling_options
+@guided_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
@@ -60,6 +63,7 @@ def command(
     max_new_tokens: int,
     sampling: Sampling,
     bad_words: tuple[str, ...],
+    constraint: Constraint | None,
     stop: tuple[str, ...],
     prefill_chunk: int | None,
     ignore_eos: bool,
@@ -77,9 +81,10 @@ def command(
 
     With --batch FILE, each line of the file is a JSON object with "prompt" or "prompt_ids", and optionally "id",
     "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "presence_penalty", "frequency_penalty",
-    "repetition_penalty", "logit_bias" (an object from token ids to numbers) and "bad_words" (a list), which replace the
-    options. Each line of the output is an answer with the number of its "line", in the order in which they are
-    completed. After an interruption run the same command again: it continues where it stopped.
+    "repetition_penalty", "logit_bias" (an object from token ids to numbers) and "bad_words" (a list), and one of
+    "guided_json" (a schema), "guided_regex", "guided_choice" (a list) and "guided_grammar"; they replace the options.
+    Each line of the output is an answer with the number of its "line", in the order in which they are completed. After
+    an interruption run the same command again: it continues where it stopped.
 
     Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
     """
@@ -89,6 +94,7 @@ def command(
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation
+    from lucid_deploy.generation.guide import GuideFactory
     from lucid_deploy.generation.logit_adjustment import bad_word_ids
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
@@ -106,14 +112,14 @@ def command(
             rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, json_target=json_target
         )
         options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
-        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words)
+        defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words, constraint)
         run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
     if not sampling.temperature:
         note_greedy(sampling)
-    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words))
+    tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words or constraint))
     if tokenizer is not None:
         sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
@@ -121,6 +127,9 @@ def command(
     with progress("Loading the model"):
         session = load()
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
+    if constraint is not None and tokenizer is not None:
+        guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+        generation.guide = guides.open(constraint, not ignore_eos).result()
     _generate(generation, stream, json_target)
 
 

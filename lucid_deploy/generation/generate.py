@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.runtimes.session import Session
 
@@ -44,7 +45,9 @@ class Generation:
         sampling: How tokens are chosen.
         prefill_chunk: Tokens of the prompt that run at once; None: all.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token is not yielded).
-        finish_reason: Set at the end: ``eos``, ``length`` (max_new_tokens) or ``context`` (no room left).
+        finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
+            ``context`` (no room left).
+        guide: What the answer must be; None: anything.
         progress: Called while the prompt runs, with (tokens done, tokens in all).
     """
 
@@ -56,12 +59,13 @@ class Generation:
     stop_at_eos: bool = True
     finish_reason: str = ""
     progress: Callable[[int, int], None] | None = None
+    guide: Guide | None = None
 
     def __iter__(self) -> Iterator[int]:
         """Yield new token ids.
 
         Raises:
-            LucidError: As :meth:`Session.prefill`.
+            LucidError: As :meth:`Session.prefill`, or the guide leaves no token.
         """
         session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
@@ -71,13 +75,20 @@ class Generation:
         logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
         limit = session.context_limit
         for count in range(1, self.max_new_tokens + 1):
-            token = choose(logits[0, -1])
+            allowed = None if self.guide is None else self.guide.allowed()
+            if self.guide is not None and allowed is None:  # the text is complete
+                self.finish_reason = "eos"
+                return
+            token = choose(logits[0, -1], allowed)
             if self.stop_at_eos and token in session.config.eos_token_ids:
                 self.finish_reason = "eos"
                 return
+            if self.guide is not None:
+                self.guide.advance(token)  # its mask is computed while the model runs
             yield token
             if count == self.max_new_tokens:
-                self.finish_reason = "length"
+                complete = self.guide is not None and self.guide.complete
+                self.finish_reason = "eos" if complete else "length"
                 return
             if limit is not None and cache.length >= limit:
                 self.finish_reason = "context"

@@ -15,6 +15,10 @@ MOST_BIAS = 100.0  # OpenAI's
 MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
 
 
+class NoTokenLeft(LucidError):
+    """What was asked of an answer rules out every token that could come next."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen.
@@ -118,7 +122,7 @@ class Sampler:
 
         Raises:
             CheckFailed: A logit is not finite.
-            LucidError: Bad words and what is allowed leave no token.
+            NoTokenLeft: Bad words and what is allowed leave no token.
         """
         if not np.isfinite(logits).all():
             raise CheckFailed(
@@ -131,7 +135,7 @@ class Sampler:
             logits = np.where(allowed, logits, -np.inf)
         token = int(logits.argmax())
         if logits[token] == -np.inf:
-            raise LucidError("No token is left to choose: bad_words rule out every token that may come next.")
+            raise NoTokenLeft("No token is left to choose: bad_words rule out every token that may come next.")
         if self._sampling.temperature > 0:
             probabilities = filtered_probabilities(logits, self._sampling)
             token = int(self._rng.choice(probabilities.size, p=probabilities))

@@ -53,12 +53,12 @@ class TokenTexts:
             return bytes([int(match[1], 16)])
         if not self._byte_level or self._tokenizer.is_added(token):
             return None
-        alphabet = _byte_alphabet()
+        alphabet = byte_alphabet()
         return bytes(alphabet[letter] for letter in piece) if alphabet.keys() >= set(piece) else None
 
 
 @lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Return the letters that byte-level tokenizers write for bytes: printable ones stand for themselves, the others
     for U+0100 and up in order.
     """

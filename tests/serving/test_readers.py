@@ -45,7 +45,7 @@ def test_good_bodies(tmp_path: Path) -> None:
             completion(["w1 w2", "w3"], n=2, stop=["x"], seed=-1, echo=True, stream=True), "completion"
         )
         assert (read.job.prompts, read.job.n, read.job.stops) == (((1, 2), (3,)), 2, ("x",))
-        assert (read.job.seed, read.echo, read.stream, read.chat) == (2**64 - 1, ("w1 w2", "w3"), True, False)
+        assert (read.job.sampling.seed, read.echo, read.stream, read.chat) == (2**64 - 1, ("w1 w2", "w3"), True, False)
         read = await pool.read(chat("w7", logprobs=True, top_logprobs=3), "chat")
         assert (read.job.prompts, read.job.top_logprobs, read.chat) == (((1, 7),), 3, True)
         assert read.job.max_new_tokens == 100

@@ -1,0 +1,224 @@
+"""What an answer must be: a JSON schema, a regular expression, one of some texts or a grammar, checked before it runs.
+
+llguidance (extra ``guided``) compiles them. It was chosen over xgrammar, which needs transformers, Triton and pydantic:
+llguidance is one library without dependencies, and says of each JSON schema which keywords it cannot enforce.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.errors import LucidError, missing_extra
+
+if TYPE_CHECKING:
+    from llguidance import LLParserLimits
+
+MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
+MOST_CHOICES = 10_000
+_LEXER_STATES = 50_000  # 1 to 2 kB each
+_WHITESPACE = r"[ \n\t]{0,20}"  # between the parts of JSON: without an end, a model might write blanks for ever
+# Keywords of older drafts that the newest one ignores: what they ask for would silently not hold.
+_OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names, not keywords
+_DATA = ("const", "enum", "default", "examples")
+_UNIMPLEMENTED = re.compile(r'Unimplemented keys: \["(.*?)"')
+_WHOLE = '%llguidance {"no_forcing": true}\nstart: @answer'  # no_forcing: every spelling of a text in tokens is allowed
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A grammar that answers follow. Plain data; the functions below make it.
+
+    Attributes:
+        grammar: In llguidance's language, Lark with extensions, or a JSON schema.
+        is_schema: Whether it is a JSON schema.
+    """
+
+    grammar: str
+    is_schema: bool = False
+
+    def compiled(self) -> str:
+        """Return the grammar as llguidance takes it."""
+        answer: dict[str, Any] = {"name": "answer"}
+        if self.is_schema:
+            options = {"whitespace_pattern": _WHITESPACE}
+            answer["json_schema"] = {**_object(json.loads(self.grammar)), "x-guidance": options}
+        else:
+            answer["lark_grammar"] = self.grammar
+        return json.dumps({"grammars": [{"lark_grammar": _WHOLE}, answer]})
+
+    def check(self) -> None:
+        """Compile it, within llguidance's bounds.
+
+        Raises:
+            LucidError: It is not valid, asks for something that cannot be enforced, or is too large.
+        """
+        if said := _complaint(self):
+            raise LucidError(_explained(said))
+
+
+def from_json_schema(schema: Any) -> Constraint:
+    """Return the constraint of a JSON schema: an object or a boolean.
+
+    Raises:
+        LucidError: It is no schema, or uses what cannot be enforced.
+    """
+    if not isinstance(schema, dict | bool):
+        raise LucidError("A JSON schema must be an object or a boolean.")
+    _check_keywords(schema)
+    text = json.dumps(schema)
+    _check_size(len(text))
+    return _checked(Constraint(text, is_schema=True))
+
+
+def from_regex(expression: str) -> Constraint:
+    """Return the constraint of a regular expression that the whole answer matches (Rust's syntax, no look-around).
+
+    Raises:
+        LucidError: It is empty, or not valid.
+    """
+    _check_size(len(expression))
+    if not expression:
+        raise LucidError("The regular expression is empty.")
+    try:
+        return _checked(Constraint(f"start: /{library().regex_to_lark(expression, use_ascii='')}/"))
+    except ValueError as error:
+        raise LucidError(f"The regular expression is not valid: {error}.") from error
+
+
+def from_choices(choices: Sequence[str]) -> Constraint:
+    """Return the constraint of an answer that is one of some texts.
+
+    Raises:
+        LucidError: There are none, one is empty, or there are too many.
+    """
+    if not choices:
+        raise LucidError("There must be at least one choice.")
+    if len(choices) > MOST_CHOICES:
+        raise LucidError(f"There may be at most {MOST_CHOICES} choices, not {len(choices)}.")
+    if not all(choices):
+        raise LucidError("A choice must be text that is not empty.")
+    _check_size(sum(map(len, choices)))
+    return _checked(Constraint("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)))
+
+
+def from_grammar(text: str) -> Constraint:
+    """Return the constraint of a grammar in Lark's syntax with llguidance's extensions, or in GBNF.
+
+    Raises:
+        LucidError: It is not valid, or names special tokens.
+    """
+    _check_size(len(text))
+    library()
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return _checked(Constraint(any_to_lark(text)))
+    except LucidError:
+        raise
+    except Exception as error:  # the library raises that
+        raise LucidError(f"The grammar is not valid: {_first_line(str(error))}.") from error
+
+
+def limits() -> LLParserLimits:
+    """Return the bounds of one grammar: its size, the work for one token, and memory."""
+    bounds: LLParserLimits = library().LLParserLimits(max_lexer_states=_LEXER_STATES, verbose_errors=False)
+    return bounds
+
+
+@lru_cache(maxsize=64)  # files of prompts repeat one schema on every line
+def _complaint(constraint: Constraint) -> str:
+    """Return what llguidance says against a grammar, its warnings included; empty if nothing."""
+    matcher = library().LLMatcher
+    _, said = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
+    return said[0] if said else ""
+
+
+def library() -> Any:
+    """Return llguidance.
+
+    Raises:
+        LucidError: It is not installed.
+    """
+    try:
+        import llguidance
+    except ImportError as error:
+        raise missing_extra("llguidance", "guided", "hold answers to a schema, an expression or a grammar") from error
+    return llguidance
+
+
+def _checked(constraint: Constraint) -> Constraint:
+    constraint.check()
+    return constraint
+
+
+def _check_size(characters: int) -> None:
+    if characters > MOST_CHARACTERS:
+        raise LucidError(f"It has {characters} characters; at most {MOST_CHARACTERS} are compiled.")
+
+
+def _object(schema: Any) -> dict[str, Any]:
+    """Return a schema as an object; one that is a boolean has equivalents."""
+    if isinstance(schema, dict):
+        return schema
+    return {} if schema else {"enum": []}
+
+
+def _check_keywords(schema: Any) -> None:
+    """Refuse keywords that llguidance takes and does not hold answers to.
+
+    It does not keep names unique that come from ``additionalProperties``, so ``minProperties`` cannot count them.
+    """
+    if isinstance(schema, dict) and "x-guidance" in schema:
+        raise LucidError("The schema's keyword x-guidance changes how it is enforced; leave it out.")
+    for item in _schemas(schema):
+        required, least = item.get("required"), item.get("minProperties")
+        named = len(set(map(str, required))) if isinstance(required, list) else 0
+        if isinstance(least, int | float) and least > max(1, named):
+            raise LucidError(_cannot("minProperties", " beyond the required ones"))
+        if found := [name for name in _OLDER if name in item]:
+            raise LucidError(_cannot(found[0]))
+
+
+def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object inside a schema that is a schema itself."""
+    left: list[Any] = [schema]
+    while left:  # no recursion: it may be nested deeply
+        item = left.pop()
+        if isinstance(item, list):
+            left += item
+        elif isinstance(item, dict):
+            yield item
+            for keyword, value in item.items():
+                if keyword in _BY_NAME and isinstance(value, dict):
+                    left += value.values()
+                elif keyword not in _DATA:
+                    left.append(value)
+
+
+def _cannot(keyword: str, more: str = "") -> str:
+    return f"The schema's keyword {keyword} cannot be enforced{more}."
+
+
+def _explained(said: str) -> str:
+    """Return what llguidance says, in one line."""
+    if match := _UNIMPLEMENTED.search(said):
+        return _cannot(match[1])
+    if "oneOf constraints are not supported" in said:
+        return _cannot("oneOf", " unless its schemas exclude each other")
+    if "can't validate <" in said:
+        return "A grammar must not name special tokens."
+    return f"It cannot be enforced: {_first_line(said)}."
+
+
+def _first_line(said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    reason = next((line for line in lines if line.startswith("error: ")), "")
+    text = lines[0] if lines else "no reason is given"
+    text = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", text)
+    return f"{text} {reason}".strip().rstrip(".")[:300]

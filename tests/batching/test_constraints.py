@@ -1,0 +1,136 @@
+"""Constrained and free requests share a batch, each as if it were alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Session
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"type": "integer", "minimum": 0, "maximum": 999}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
+PROMPT = [40, 41, 40, 41, 70]
+Setup = tuple[Session, TextTokenizer, GuideFactory]
+
+
+@pytest.fixture(scope="module", params=["growing", "static"])
+def setup(request: pytest.FixtureRequest, with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]]) -> Setup:
+    _, artifact = with_byte_level_tokenizer(cache=request.param)
+    session, tokenizer = open_session(artifact), TextTokenizer(artifact.directory)
+    return session, tokenizer, GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+
+
+def alone(setup: Setup, request: Request) -> tuple[list[int], str]:
+    session, _, guides = setup
+    guide = None if request.constraint is None else guides.open(request.constraint, request.stop_at_eos).result()
+    running = Generation(
+        session, request.prompt_ids, request.max_new_tokens, request.sampling, None, request.stop_at_eos, guide=guide
+    )
+    return list(running), running.finish_reason
+
+
+def together(setup: Setup, requests: list[Request], **options: Any) -> list[tuple[list[int], str]]:
+    session, _, guides = setup
+    batcher = Batcher(session, guides=guides, **options)
+    numbers = [batcher.submit(request) for request in requests]
+    tokens: dict[int, list[int]] = {number: [] for number in numbers}
+    ends: dict[int, str] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            if isinstance(event, Token):
+                tokens[event.request].append(event.token)
+            elif isinstance(event, Finished):
+                ends[event.request] = event.reason
+    return [(tokens[number], ends[number]) for number in numbers]
+
+
+def request(constraint: Constraint | None, seed: int = 0, count: int = 60, **more: Any) -> Request:
+    return Request([*PROMPT, seed + 2], count, Sampling(1.5, seed=seed), constraint=constraint, **more)
+
+
+def test_each_gets_what_it_gets_alone(setup: Setup) -> None:
+    schema = from_json_schema(SCHEMA)
+    requests = [
+        request(schema, 1),
+        request(None, 2, count=20),
+        request(schema, 3, stop_at_eos=False),
+        request(from_regex("[a-f]{4,9}"), 4),
+        request(from_choices(["left", "right"]), 5),
+        request(None, 6, count=30),
+        request(schema, 7, top_logprobs=2),
+        Request([*PROMPT, 9], 60, Sampling(), constraint=schema),
+    ]
+    found = together(setup, requests, rows=3)
+    assert found == [alone(setup, item) for item in requests]
+    assert found == together(setup, requests, rows=8, prefill_chunk=2, prefix_tokens=100)
+    _, tokenizer, _ = setup
+    for (ids, reason), item in zip(found, requests, strict=True):
+        if item.constraint == schema and reason == "eos":
+            jsonschema.validate(json.loads(tokenizer.decode(ids)), SCHEMA)
+    assert [reason for (_, reason), item in zip(found, requests, strict=True) if item.constraint].count("eos") >= 5
+    assert [found[1][1], found[5][1]] == ["length", "length"]
+    assert tokenizer.decode(found[4][0]) in ("left", "right")
+
+
+def test_an_answer_that_length_cuts_says_so_and_one_that_just_fits_is_whole(setup: Setup) -> None:
+    whole, reason = alone(setup, request(from_choices(["left", "right"]), 5))
+    assert reason == "eos"
+    for count, expected in ((len(whole), "eos"), (len(whole) - 1, "length")):
+        item = request(from_choices(["left", "right"]), 5, count=count)
+        assert alone(setup, item) == (whole[:count], expected)
+        assert together(setup, [item]) == [(whole[:count], expected)]
+
+
+def test_log_probabilities_are_the_model_s_own(setup: Setup) -> None:
+    session, _, guides = setup
+    batcher = Batcher(session, guides=guides)
+    batcher.submit(request(from_choices(["left"]), top_logprobs=0))
+    batcher.submit(request(None, top_logprobs=320))
+    first: dict[int, Token] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            if isinstance(event, Token):
+                first.setdefault(event.request, event)
+    free = dict(first[1].top)
+    assert first[0].logprob == pytest.approx(free[first[0].token]) and first[0].logprob < -1e-3
+
+
+def test_what_no_token_fits_ends_alone(setup: Setup) -> None:
+    tokenizer = setup[1]
+    letters = tuple((token,) for token in range(320) if "l" in (tokenizer.piece(token) or ""))
+    refused = Request(PROMPT, 9, Sampling(bad_words=letters), constraint=from_choices(["left"]))
+    found = together(setup, [request(None, 1, count=5), refused, request(None, 2, count=5)])
+    assert [reason for _, reason in found] == ["length", "refused", "length"]
+
+
+def test_a_batcher_without_guides_takes_no_constraints(setup: Setup) -> None:
+    with pytest.raises(LucidError, match="takes no constraints"):
+        Batcher(setup[0]).submit(request(from_choices(["a"])))
+
+
+def test_a_waiting_request_can_be_cancelled(setup: Setup) -> None:
+    session, _, guides = setup
+    batcher = Batcher(session, rows=1, guides=guides)
+    batcher.submit(request(None, 1, count=5))
+    number = batcher.submit(request(from_choices(["a"])))
+    batcher.step()
+    batcher.cancel(number)
+    assert Finished(number, "cancelled") in batcher.step()

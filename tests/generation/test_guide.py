@@ -1,0 +1,169 @@
+"""Every finished answer is what its constraint asks for: a model that knows nothing, every kind of tokenizer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+
+import jsonschema
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint, from_choices, from_grammar, from_json_schema, from_regex
+from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.sampling import NoTokenLeft
+from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of, walk
+from tests.generation.schema_corpus import SCHEMAS, closed
+
+SEEDS = 5
+NUMBERS = "[0-9]{1,2}( [0-9]{1,2}){2,5}"
+CHOICES, SIGNS = ["true", "true false", "null", "{ }"], [" two  spaces", "漢字", "a\nb\\"]
+NESTED = 'start: "[" " "? x " "? "]"\nx: "1" | "5" | "[" " "? x " "? "]"'
+Setup = tuple[TextTokenizer, GuideFactory]
+# A vocabulary of words has no token for every text that a schema may need; such an answer ends with an error.
+WITH_WORDS = ("type: integer", "type: object", "type: several", "enum", "anyOf", "$defs", "$ref: recursion")
+
+
+@pytest.fixture(scope="module")
+def setups(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Setup]:
+    made: dict[str, Setup] = {}
+
+    def get(kind: str) -> Setup:
+        if kind not in made:
+            tokenizer = tokenizer_of(kind, tmp_path_factory.mktemp("tokenizer"))
+            made[kind] = tokenizer, GuideFactory(tokenizer, SIZE, [END])
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_finished_answer_follows_its_schema(name: str, kind: str, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups(kind)
+    schema = SCHEMAS[name]
+    finished = 0
+    for seed in range(SEEDS):
+        text, complete = walk(guides, tokenizer, from_json_schema(schema), seed)
+        finished += complete
+        if complete:
+            jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+    assert finished, "no answer ends, so that nothing was validated"
+
+
+@pytest.mark.parametrize("name", WITH_WORDS)
+def test_answers_of_words_follow_their_schema(name: str, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups("word level")
+    finished = 0
+    for seed in range(8):
+        try:
+            text, complete = walk(guides, tokenizer, from_json_schema(SCHEMAS[name]), seed)
+        except NoTokenLeft:
+            continue
+        finished += complete
+        if complete:
+            jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(text))
+    assert finished >= 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_expressions_choices_and_grammars(kind: str, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups(kind)
+    words = kind == "word level"
+    cases: list[tuple[Constraint, Callable[[str], object]]] = [
+        (from_regex("[0-9]{1,2}( [0-9]{1,2}){2,5}"), re.compile("[0-9]{1,2}( [0-9]{1,2}){2,5}").fullmatch),
+        (from_choices(["true", "true false", "null", "{ }"]), ["true", "true false", "null", "{ }"].__contains__),
+        (
+            from_grammar('start: "[" " "? x " "? "]"\nx: "1" | "5" | "[" " "? x " "? "]"'),
+            lambda t: nested(json.loads(t)),
+        ),
+    ]
+    if not words:
+        cases.append(
+            (from_choices([" two  spaces", "漢字", "a\nb\\"]), [" two  spaces", "漢字", "a\nb\\"].__contains__)
+        )
+        cases.append((from_regex("(\\d|é|🦊){3,9}"), re.compile("([0-9]|é|🦊|\\d){3,9}").fullmatch))
+        cases.append((from_grammar('root ::= "x" [a-c]+ "\\n"'), re.compile("x[a-c]+\n").fullmatch))
+    for constraint, is_right in cases:
+        finished = [
+            text for text, complete in (walk(guides, tokenizer, constraint, seed) for seed in range(6)) if complete
+        ]
+        assert len(finished) >= 3
+        assert all(is_right(text) for text in finished), finished
+
+
+def nested(value: object) -> bool:
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value in (1, 5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_end_is_allowed_exactly_where_the_text_is_complete(kind: str, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups(kind)
+    expression = "7( 7){1,3}"
+    guide, ids = guides.open(from_regex(expression)).result(), []
+    for _ in range(30):
+        allowed = guide.allowed()
+        if allowed is None:
+            break
+        assert allowed[END] == bool(re.fullmatch(expression, tokenizer.decode(ids)))
+        specials = [token for token in np.flatnonzero(allowed) if tokenizer.is_special(int(token)) and token != END]
+        assert not specials
+        ids.append(int(next(token for token in np.flatnonzero(allowed) if token != END)))
+        guide.advance(ids[-1])
+    assert re.fullmatch(expression, tokenizer.decode(ids)) and guide.allowed() is None and guide.complete
+
+
+def test_without_an_end_token_an_answer_goes_on_while_it_can(setups: Callable[[str], Setup]) -> None:
+    _, guides = setups("word level")
+    guide = guides.open(from_choices(["true", "true false"]), may_end=False).result()
+    for word in ("true", "false"):
+        allowed = guide.allowed()
+        assert allowed is not None and list(np.flatnonzero(allowed)) == [WORDS.index(word)]
+        guide.advance(WORDS.index(word))
+    assert guide.allowed() is None
+
+
+def test_a_vocabulary_without_the_tokens_is_refused(setups: Callable[[str], Setup]) -> None:
+    _, guides = setups("word level")
+    for refuses in (guides.check, lambda constraint: guides.open(constraint).result().allowed()):
+        with pytest.raises(NoTokenLeft, match="allows no token here"):
+            refuses(from_regex("zebra"))
+    guide = guides.open(from_regex("true zebra")).result()  # later on
+    guide.advance(WORDS.index("true"))
+    with pytest.raises(NoTokenLeft):
+        guide.allowed()
+    assert not guide.complete
+
+
+HARMFUL = ["(a+)+b", "(a|a)*b", "(.*a){30}b", "(a?){200}a{200}", "(x+x+)+y", "a{1000000}", "((a{1000}){1000}){1000}"]
+
+
+@pytest.mark.parametrize("expression", HARMFUL)
+def test_expressions_that_ruin_backtracking_are_harmless(expression: str, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups("byte-level bpe")
+    guides.check(from_regex(expression))
+    walk(guides, tokenizer, from_regex(expression), 0, most=50)
+
+
+def test_a_recursion_that_cannot_end_is_cut_by_length(setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups("byte-level bpe")
+    endless = {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"], "additionalProperties": False}
+    text, complete = walk(guides, tokenizer, from_json_schema(endless), 0, most=200)
+    assert not complete and '"c"' in text
+    with pytest.raises(LucidError):
+        guides.check(from_json_schema({"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}))
+
+
+def test_answers_of_one_constraint_are_independent(setups: Callable[[str], Setup]) -> None:
+    _, guides = setups("word level")
+    constraint = from_json_schema(closed(a={"enum": [1, 5]}))
+    first, second = guides.open(constraint).result(), guides.open(constraint).result()
+    first.advance(WORDS.index("{"))
+    for guide, word in ((first, '"a"'), (second, "{")):
+        allowed = guide.allowed()
+        assert allowed is not None and list(np.flatnonzero(allowed)) == [WORDS.index(word)]
