@@ -33,6 +33,7 @@ SPEAK = (
     "guard",
     "http_body",
     "metrics",
+    "pages",
     "ray_",
     "server",
     "service",
