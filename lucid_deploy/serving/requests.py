@@ -69,6 +69,11 @@ class RequestReader:
         self._tokenizer = tokenizer
         self._template = template
 
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
+
     def completion(self, data: bytes) -> PreparedRequest:
         """Read the body of ``/v1/completions``.
 
@@ -212,11 +217,11 @@ class RequestReader:
         limits = self._limits
         if not ids:
             raise FieldError("The prompt is empty: it has no tokens.", name, "empty_prompt")
-        if len(ids) > limits.prompt_tokens:
-            message = f"The prompt has {len(ids)} tokens; this server takes {limits.prompt_tokens}."
-            raise FieldError(message, name, "context_length_exceeded")
         if len(ids) >= limits.context:
             message = f"The prompt has {len(ids)} tokens and the model's context is {limits.context}, answer included."
+            raise FieldError(message, name, "context_length_exceeded")
+        if len(ids) > limits.prompt_tokens:
+            message = f"The prompt has {len(ids)} tokens; this server takes {limits.prompt_tokens}."
             raise FieldError(message, name, "context_length_exceeded")
         if (highest := max(ids)) >= limits.vocabulary:
             message = (

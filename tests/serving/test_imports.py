@@ -22,6 +22,7 @@ ORDER = [
     "requests",
     "reader_process",
     "readers",
+    "reader_client",
     "metrics",
     "security",
     "engine",
