@@ -19,6 +19,7 @@ ORDER = [
     "bodies",
     "responses_api_bodies",
     "chat",
+    "generation_fields",
     "requests",
     "reader_process",
     "readers",
