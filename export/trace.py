@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.artifact import TensorInfo
 from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.export.capture import capture
 from lucid_deploy.export.excerpt import Excerpt, excerpt
-from lucid_deploy.export.operators import OPSET, opset_of, translation_table
+from lucid_deploy.export.operators import opset_of
 from lucid_deploy.export.passes import (
     NotRepeatable,
     layers_of,
@@ -163,7 +162,8 @@ def _repeated(graph: _Graph, shorter: Excerpt, inputs: _Infos, outputs: _Infos) 
 
 
 def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset: int) -> _Graph:
-    model = _export(module, inputs, outputs)
+    arguments, axes = _example(inputs)
+    model = capture(module, arguments, axes, [info.name for info in inputs], [info.name for info in outputs])
     write_rows(model, opset)
     weights = _detach_weights(model)
     _optimize(model)
@@ -178,29 +178,6 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
         model.graph.inputs.remove(value)
         model.graph.initializers[str(value.name)] = value
     return _Graph(model, layers_of(model.graph), frozenset(transposed))
-
-
-def _export(module: torch.nn.Module, inputs: tuple[TensorInfo, ...], outputs: tuple[TensorInfo, ...]) -> ir.Model:
-    import torch
-
-    arguments, axes = _example(inputs)
-    with warnings.catch_warnings(), _quiet_logging():
-        warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
-        warnings.simplefilter("ignore", DeprecationWarning)
-        program = torch.onnx.export(
-            module,
-            arguments,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            opset_version=OPSET,
-            input_names=[info.name for info in inputs],
-            output_names=[info.name for info in outputs],
-            dynamic_shapes=axes,
-            custom_translation_table=translation_table(),
-        )
-    assert program is not None
-    return program.model
 
 
 def _stage_module(
@@ -292,15 +269,3 @@ def _set_shape(value: ir.Value, info: TensorInfo) -> None:
 
     value.name = info.name
     value.shape = ir.Shape(info.shape)
-
-
-class _quiet_logging:
-    """Silences the exporter's remark that torchvision is not installed; warnings of a real fault are errors there."""
-
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("torch.onnx")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)

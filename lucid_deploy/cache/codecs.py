@@ -61,7 +61,7 @@ class Int8Codec(CacheCodec):
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """See :meth:`CacheCodec.decode`."""
         k, y, k_scale, y_scale = stored
-        work = torch.promote_types(dtype, torch.float32)
+        work = torch.float64 if dtype == torch.float64 else torch.float32
         return (k.to(work) * k_scale).to(dtype), (y.to(work) * y_scale).to(dtype)
 
 

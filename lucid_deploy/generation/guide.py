@@ -196,5 +196,4 @@ class GuideFactory:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    said = next(iter(matcher.get_error().splitlines()), "no reason is given").rstrip(".")
-    return "the vocabulary has none that fits" if said.startswith("NoExtension") else said
+    return next(iter(matcher.get_error().splitlines()), "no reason is given").rstrip(".")

@@ -148,7 +148,7 @@ def static_mask(mask: Tensor | None, rows: int, cache_length: Tensor) -> Tensor:
     """Return which of M rows of a buffer hold a token, and True for the new one: bool ``(B, M + 1)``."""
     filled = torch.arange(rows, device=cache_length.device) < cache_length[:, None]  # (B, M)
     if mask is not None:
-        filled = filled & mask
+        filled = filled.logical_and(mask)
     return torch.cat([filled, torch.ones_like(filled[:, :1])], dim=1)
 
 
@@ -159,4 +159,4 @@ def last_token(x: Tensor, mask: Tensor | None) -> Tensor:
         return x[:, n - 1 :]
     index = (mask[:, mask.shape[1] - n :] * torch.arange(n, device=x.device)).argmax(dim=1)  # (B,)
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
-    return x.flatten(0, 1).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]
+    return x.reshape(batch * n, x.shape[2]).index_select(0, torch.arange(batch, device=x.device) * n + index)[:, None]

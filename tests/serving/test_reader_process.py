@@ -61,13 +61,13 @@ def test_no_memory_is_the_client_s_fault_and_the_rest_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [ReaderReady(True), BodyPrepared(PREPARED), BodyRefused(400, "é", None, None), ReaderFault("trace")]
+    "reply", [ReaderReady(), BodyPrepared(PREPARED), BodyRefused(400, "é", None, None), ReaderFault("trace")]
 )
 def test_frames(reply: Reply) -> None:
     pipe = io.BytesIO()
     write_frame(pipe, reply)
-    write_frame(pipe, ReaderReady(True))
+    write_frame(pipe, ReaderReady())
     pipe.seek(0)
     assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == reply
-    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == ReaderReady(True)
+    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == ReaderReady()
     assert read_frame(pipe) == b""

@@ -37,7 +37,7 @@ class StandardAttention(GroupedQueryAttention):
             keys, values = present
         else:  # the new row as it is
             keys, values = scatter_row(keys, k, cache_length), scatter_row(values, v, cache_length)
-        return attend_from_last(q, keys, values, mask[:, :-1] | own), present
+        return attend_from_last(q, keys, values, mask[:, :-1].logical_or(own)), present
 
 
 def attend_from_last(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

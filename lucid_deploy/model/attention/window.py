@@ -61,16 +61,15 @@ def kept(rows: Tensor, valid: Tensor, window: int) -> Tensor:
         valid: Which of them hold a token, ``(B, R + N)``.
         window: W.
     """
-    total = rows.shape[2]
+    batch, heads, total, width = rows.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
-    place = torch.where(valid, total - later, total)  # where each goes; padding behind the last row, to be dropped
+    place = torch.where(valid, -later + total, total)  # where each goes; padding behind the last row, to be dropped
     source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
-    source = source.scatter(1, place, torch.arange(total, device=rows.device).expand_as(place))  # (B, R + N + 1)
+    source = source.scatter(1, place, torch.arange(total, device=rows.device).expand(batch, total))  # (B, R + N + 1)
     source = source[:, :total][:, -window:]  # (B, R')
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
-    batch, heads, _, width = rows.shape
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
-    picked = rows.flatten(0, 2).index_select(0, (first + source[:, None]).flatten())
+    picked = rows.reshape(batch * heads * total, width).index_select(0, (first + source[:, None]).reshape(-1))
     return picked.reshape(batch, heads, source.shape[1], width)  # (B, KV, R', ·)
 
 
@@ -109,7 +108,7 @@ class WindowAttention(StandardAttention):
             shifted(held, row, new, window) if one else kept(torch.cat([held, row], dim=2), at.valid, window)
             for held, row in zip(past, self.codec.encode(k, v), strict=True)
         )
-        return self.output(o, x), present
+        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
 
 
 def visible(at: TokenColumns, n: int, window: int) -> Tensor:
@@ -118,7 +117,8 @@ def visible(at: TokenColumns, n: int, window: int) -> Tensor:
     distance = at.counts[:, total - n :, None] - at.counts[:, None]  # (B, N, R + N)
     column = torch.arange(total, device=at.counts.device)
     own = column[total - n :, None] == column  # (N, R + N)
-    return (at.valid[:, None] & (distance >= 0) & (distance < window)) | own
+    within = (distance >= 0).logical_and(distance < window)
+    return at.valid[:, None].logical_and(within).logical_or(own)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:

@@ -25,20 +25,7 @@ __all__ = [
 ]
 
 GROUP = "lucid_deploy.families"
-BUILT_IN = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "granite",
-    "smollm3",
-    "phi3",
-    "gemma3_text",
-    "qwen3_next",
-    "qwen3_5_text",
-    "delta_net",
-    "gated_deltanet",
-)
+BUILT_IN = ("llama", "mistral", "qwen2", "qwen3", "granite", "smollm3", "phi3", "gemma3_text")
 _registered: dict[str, Family] = {}
 
 

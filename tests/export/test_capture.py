@@ -1,0 +1,116 @@
+"""Graphs are captured without decompositions where there is nothing to decompose, and are the same graphs."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor
+
+from lucid_deploy.export import capture as capturing
+from lucid_deploy.export.capture import capture, to_decompose
+from lucid_deploy.export.trace import trace
+from lucid_deploy.model.config import parse_config
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+LUCID_AND_WINDOW = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "lucid_layers": [0],
+    "sliding_window": 9,
+}
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Of each program, what was decomposed."""
+    said: list[set[str]] = []
+
+    def asked(*arguments: Any) -> set[Any]:
+        found = to_decompose(*arguments)
+        said.append(set(map(str, found)))
+        return found
+
+    monkeypatch.setattr(capturing, "to_decompose", asked)
+    return said
+
+
+def say(model: ir.Model) -> Counter[tuple[str, ...]]:
+    """Return the nodes and the attributes that they have."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return Counter((node.op_type, *sorted(f"{each}" for each in node.attributes.values())) for node in nodes)
+
+
+@pytest.mark.parametrize(("stage", "cache"), [("prefill", "growing"), ("decode", "static")])
+def test_our_models_need_none_and_their_graphs_are_the_same(
+    stage: str, cache: str, asked: list[set[str]], fresh_traces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config({**TINY, **LUCID_AND_WINDOW}, "test configuration")
+    found = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
+    assert asked == [set()], "these have no translation of their own: let the model use others"
+    monkeypatch.setattr(capturing, "to_decompose", lambda *_: {"all"})
+    decomposed = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
+    assert say(found.model) == say(decomposed.model)
+    assert found.inputs == decomposed.inputs and found.outputs == decomposed.outputs
+
+
+class Module(torch.nn.Module):
+    def __init__(self, compute: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x)
+
+
+def in_place(x: Tensor) -> Tensor:
+    y = x + 1
+    y[:, 0].mul_(3)
+    return y
+
+
+MODULES = [
+    (in_place, "aten.mul_.Tensor"),
+    (
+        lambda x: x.flatten(1),
+        "aten.flatten.using_ints",
+    ),  # a composite view; its own translation takes 0 rows for "as many as before"
+    (lambda x: torch.special.xlog1py(x, x.abs()), "aten.special_xlog1py.default"),  # has no translation
+    (lambda x: x.transpose(1, 2), None),
+]
+
+
+@pytest.mark.parametrize(("compute", "decomposed"), MODULES)
+@pytest.mark.parametrize("rows", [3, 0])
+def test_graphs_compute_what_the_module_does(
+    compute: Callable[[Tensor], Tensor], decomposed: str | None, rows: int, asked: list[set[str]]
+) -> None:
+    import onnxruntime
+
+    axes = ({0: torch.export.Dim.DYNAMIC},)
+    model = capture(Module(compute).eval(), (torch.ones(2, 3, 4),), axes, ["x"], ["y"])
+    assert asked == [{decomposed} - {None}]
+    x = torch.randn(rows, 3, 4)
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    (found,) = session.run(None, {"x": x.numpy()})
+    assert found.shape == compute(x.clone()).shape
+    np.testing.assert_allclose(found, compute(x.clone()).numpy(), rtol=1e-3)  # float16's rounding
+
+
+def test_other_threads_programs_are_decomposed_as_ever() -> None:
+    """What an export does to PyTorch's exporter is for its own programs, and ends with it."""
+    program = torch.export.export(Module(lambda x: x.reshape(-1)), (torch.ones(2, 3),))
+    before, found = torch.export.ExportedProgram.run_decompositions, []
+    with capturing.only_needed_decompositions():
+        assert program.run_decompositions({}) is program
+        thread = threading.Thread(target=lambda: found.append(program.run_decompositions({}) is program))
+        thread.start()
+        thread.join()
+    assert found == [False]
+    assert torch.export.ExportedProgram.run_decompositions is before
