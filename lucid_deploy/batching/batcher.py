@@ -87,6 +87,10 @@ class Batcher:
         # prompts beside it.
         self._fixed_cuts = session.cache_dtype != session.dtype
         self._store = PrefixStore(session, prefix_tokens)
+        # Caches that cannot be cut back are kept at set lengths while a prompt runs, which such cuts make.
+        self._fixed_cuts |= prefix_tokens > 0 and any(
+            not tensor.has_tokens for each in session.layout for tensor in each
+        )
         self._guides = guides
         self._opened: dict[int, Future[Guide]] = {}  # of waiting requests
         self._waiting: OrderedDict[int, Request] = OrderedDict()
@@ -179,6 +183,7 @@ class Batcher:
             if budget is not None:
                 budget -= len(part)
             if len(row.ids) < len(prompt):
+                self._keep_beginning(row)
                 return
             self._take_first(row, logits[0, -1], events)
             if budget is None:
@@ -207,6 +212,13 @@ class Batcher:
         ids = list(request.prompt_ids[: cache.length])
         self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
         return True
+
+    def _keep_beginning(self, row: _Row) -> None:
+        """Keep what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
+        chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
+        if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
+            assert row.cache is not None
+            self._store.add(row.ids, row.cache, row.request.cache_owner)
 
     def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:
         """Choose the first token of a prompt that has run, and let the row decode if it goes on."""

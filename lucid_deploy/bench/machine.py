@@ -16,7 +16,17 @@ import numpy as np
 
 BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
 UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
-_PACKAGES = ("lucid-deploy", "torch", "onnx", "onnxscript", "onnxruntime", "transformers", "numpy")
+_PACKAGES = (
+    "lucid-deploy",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "triton",
+    "transformers",
+    "numpy",
+)
 
 
 def describe_machine() -> dict[str, Any]:

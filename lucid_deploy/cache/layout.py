@@ -70,6 +70,10 @@ class CacheTensor:
         """Return the length of the token axis after so many columns of a batch."""
         return min(tokens, self.window) if self.window is not None else tokens
 
+    def forgets(self, tokens: int) -> bool:
+        """Whether, after so many columns, it no longer is what it was after fewer of them."""
+        return self.sort == "state" or (self.window is not None and tokens > self.window)
+
     def batch_shape(self, batch: int, tokens: int) -> tuple[int, ...]:
         """Return the shape of the whole tensor for so many batch rows and columns."""
         if not self.has_tokens:
@@ -151,6 +155,11 @@ def join_rows(tensor: CacheTensor, contents: Sequence[Array], tokens: int) -> Ar
     return whole
 
 
+def cuts_exactly(layout: CacheLayout, length: int, tokens: int) -> bool:
+    """Whether a cache of so many columns can be cut back to ``length`` of them, see :func:`check_truncation`."""
+    return length == tokens or not any(tensor.forgets(tokens) for layer in layout for tensor in layer)
+
+
 def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
     """Check that a cache can be cut back exactly.
 
@@ -172,7 +181,7 @@ def check_truncation(layout: CacheLayout, length: int, tokens: int) -> None:
                     "state, into which every token is mixed, so that later ones cannot be taken out again. Fork the "
                     "cache at the length to return to, or run the text again."
                 )
-            if tensor.sort == "ring" and tensor.window is not None and tokens > tensor.window:
+            if tensor.forgets(tokens):
                 raise LucidError(
                     f"A cache of {tokens} tokens cannot be truncated to {length}: {tensor.name} of layer {index} holds "
                     f"the last {tensor.window} tokens only, and has dropped those before them. Fork the cache at the "

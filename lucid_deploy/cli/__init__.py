@@ -25,6 +25,7 @@ COMMANDS = {
     "plugin": "Build the libraries that compute our operators natively.",
     "build": "Build TensorRT engines of an exported artifact.",
     "run": "Generate text with an exported artifact.",
+    "chat": "Talk with a model in the terminal.",
     "serve": "Serve an artifact over HTTP, as OpenAI's API.",
     "verify": "Prove that an artifact computes what PyTorch computes.",
     "eval": "Measure how good an artifact's answers are.",

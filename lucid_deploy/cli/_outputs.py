@@ -15,7 +15,13 @@ from lucid_deploy.errors import LucidError
 
 # Parameters of commands, by their names: what is written; models, into whose directories nothing is written; and
 # other files that are read. A test holds that every parameter with a path is here or among the rest.
-OUTPUTS = {"json_target": "--json", "output": "--output", "page": "--report", "plot_directory": "--plot"}
+OUTPUTS = {
+    "json_target": "--json",
+    "output": "--output",
+    "page": "--report",
+    "plot_directory": "--plot",
+    "history": "--history",
+}
 MODELS = ("artifact", "artifacts", "checkpoint", "against")
 READ = (
     "batch",

@@ -11,7 +11,7 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.session import Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
@@ -49,6 +49,7 @@ class Generation:
             ``context`` (no room left).
         guide: What the answer must be; None: anything.
         progress: Called while the prompt runs, with (tokens done, tokens in all).
+        cache: Holds the first tokens of the prompt already, and gets the others; None: a new one.
     """
 
     session: Session[Any]
@@ -60,6 +61,7 @@ class Generation:
     finish_reason: str = ""
     progress: Callable[[int, int], None] | None = None
     guide: Guide | None = None
+    cache: Cache[Any] | None = None
 
     def __iter__(self) -> Iterator[int]:
         """Yield new token ids.
@@ -70,8 +72,8 @@ class Generation:
         session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
-        cache = session.empty_cache(1)
-        prompt = np.array([self.prompt_ids], dtype=np.int64)
+        cache = session.empty_cache(1) if self.cache is None else self.cache
+        prompt = np.array([self.prompt_ids[cache.length :]], dtype=np.int64)
         logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
         limit = session.context_limit
         for count in range(1, self.max_new_tokens + 1):

@@ -196,4 +196,5 @@ class GuideFactory:
 
 
 def _reason(matcher: LLMatcher) -> str:
-    return next(iter(matcher.get_error().splitlines()), "no reason is given").rstrip(".")
+    said = next(iter(matcher.get_error().splitlines()), "no reason is given").rstrip(".")
+    return "the vocabulary has none that fits" if said.startswith("NoExtension") else said

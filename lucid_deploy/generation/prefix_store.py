@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import cuts_exactly
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -17,7 +18,9 @@ _Key = tuple[str, bytes]  # owner, token ids
 class PrefixStore:
     """Keeps caches within a budget; the one not used for the longest time is dropped first.
 
-    What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token.
+    What is kept is exact for any text with the same beginning, because K and Y of a token depend on no later token. A
+    cache that cannot be cut back (a layer keeps a state, or a window that is full) is found only by texts that begin
+    with all of its text, so beginnings of a text are kept beside it.
 
     Entries have owners, who share the budget and nothing else: whether a text is found, and so how long it takes, must
     not depend on what others have run.
@@ -67,10 +70,10 @@ class PrefixStore:
             return
         for key, old in self._of(owner):
             shared = _common(old, new)
-            if shared == len(new):  # this one and more is there already
+            if shared == len(new) and self._gives(shared, old):  # this one and more is there already
                 self._entries.move_to_end(key)
                 return
-            if shared == len(old):  # the new one holds all of it
+            if shared == len(old) and self._gives(shared, new):  # the new one holds all of it
                 del self._entries[key]
         while self._entries and self.tokens + len(new) > self.budget:
             self._entries.popitem(last=False)
@@ -85,8 +88,9 @@ class PrefixStore:
             owner: Whose entries are searched.
         """
         wanted = np.asarray(ids, dtype=np.int64)[: len(ids) if most is None else most]
+        common = ((_common(old, wanted), key, old) for key, old in self._of(owner))
         shared, best = max(
-            ((_common(old, wanted), key) for key, old in self._of(owner)),
+            ((shared, key) for shared, key, old in common if self._gives(shared, old)),
             key=lambda item: item[0],
             default=(0, ("", b"")),
         )
@@ -96,6 +100,14 @@ class PrefixStore:
         cache = self._session.fork(self._entries[best][1])
         self._session.truncate(cache, shared)
         return cache
+
+    def gives_beginnings(self, tokens: int) -> bool:
+        """Whether a kept cache of so many tokens is found by texts that share only its beginning."""
+        return cuts_exactly(self._session.layout, 0, tokens)
+
+    def _gives(self, shared: int, ids: Array) -> bool:
+        """Whether the cache of a text can be cut back to its first tokens."""
+        return cuts_exactly(self._session.layout, shared, len(ids))
 
     def _of(self, owner: str) -> list[tuple[_Key, Array]]:
         return [(key, ids) for key, (ids, _) in self._entries.items() if key[0] == owner]

@@ -12,7 +12,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, parse_config, read_config
 from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
-from lucid_deploy.model.families import family_named
+from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.tensor_names import unwrapped
 from lucid_deploy.model.variants import listed, settle
@@ -113,7 +113,7 @@ class Checkpoint:
         path = self._file_of[stored]
         try:
             file = self._open(path)
-            data: torch.Tensor = file.get_slice(stored)[slice(*place.rows)] if place.rows else file.get_tensor(stored)
+            data: torch.Tensor = _placed(file, stored, place)
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
         return data.double() + place.plus if place.plus else data
@@ -141,13 +141,15 @@ class Checkpoint:
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in self.stored_shapes().items():
             place = self._family.stored(name, self.config)
-            rows = shape[0] if place.rows is None else place.rows[1]
+            rows = shape[0] if place.rows is None else place.rows[1] * place.groups
             wanted[place.name] = (max(rows, *wanted.get(place.name, (0,))[:1]), *shape[1:])
         return wanted
 
     def _check_tensors(self) -> None:
         wanted = self._expected()
-        found = {name: tuple(self._header(name).get_shape()) for name in self._named if not name.endswith(_DERIVED)}
+        read = [name for name in self._named if not name.endswith(_DERIVED)]
+        read = [name for name in read if not name.startswith(self._family.unused_tensors)]
+        found = {name: tuple(self._header(name).get_shape()) for name in read}
         if self.tied:
             self._check_tied_head(found)
         problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
@@ -184,6 +186,18 @@ class Checkpoint:
                 f"{self.directory}: tie_word_embeddings is true, but lm_head.weight differs from "
                 "model.embed_tokens.weight. Set tie_word_embeddings to false or remove lm_head.weight."
             )
+
+
+def _placed(file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
+    """Read a parameter from the tensor in which it lies."""
+    if place.rows is None:
+        whole: torch.Tensor = file.get_tensor(stored)
+        return whole
+    if place.groups == 1:
+        rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
+        return rows
+    parts: torch.Tensor = file.get_tensor(stored).unflatten(0, (place.groups, -1))
+    return parts[:, slice(*place.rows)].flatten(0, 1)
 
 
 def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from lucid_deploy.plugins.table import DIAGONALS, UNIT
 ROPE_TYPES = tuple(ROPE_KEYS)
 QK_NORMS = ("none", "after_rope", "before_rope")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
+STATE_DTYPES = ("float32", "float16", "bfloat16")
 
 _SIZES = (
     "vocab_size",
@@ -55,6 +56,9 @@ _ADDED = frozenset(
         "window_rope_theta",
         "rope_layers",
         "diagonal",
+        "rotary_width",
+        "attention_gate",
+        "state_dtype",
     )
 )
 
@@ -121,6 +125,10 @@ class LucidConfig:
         rope_layers: Which layers rotate; empty: all.
         diagonal: What LUCID layers divide row i of the solve by: ``unit`` is 1, ``training`` what the formula gives,
             exp(√d(m/(m + eps) − 1)) with m the mean square of key i. No key of ``config.json`` says it.
+        rotary_width: How much of each head is rotated, its first elements; None: all of it.
+        attention_gate: Whether attention's heads are multiplied by the sigmoid of a projection, ``g_proj``.
+        state_dtype: Type of recurrent states in a cache, ``float32`` or the exported model's; float64 in a float64
+            model. No key of ``config.json`` says it.
     """
 
     vocab_size: int
@@ -155,6 +163,9 @@ class LucidConfig:
     window_rope_theta: float | None = None
     rope_layers: tuple[bool, ...] = ()
     diagonal: str = UNIT
+    rotary_width: int | None = None
+    attention_gate: bool = False
+    state_dtype: str = "float32"
 
     def rope(self, index: int) -> Rope | None:
         """Return how a layer rotates; None: not at all."""
@@ -163,6 +174,11 @@ class LucidConfig:
         if self.kinds[index] == WINDOW and self.window_rope_theta is not None:
             return Rope(self.window_rope_theta, RopeScaling())
         return Rope(self.rope_theta, self.rope_scaling)
+
+    @property
+    def rotated(self) -> int:
+        """How many elements of each head are rotated, where a layer rotates."""
+        return self.head_dim if self.rotary_width is None else self.rotary_width
 
     @property
     def has_output_bias(self) -> bool:
@@ -224,6 +240,10 @@ class LucidConfig:
             raise ValueError(f"qk_norm is {config.qk_norm!r}, hidden_act {config.hidden_act!r}")
         if config.diagonal not in DIAGONALS:
             raise ValueError(f"diagonal is {config.diagonal!r}")
+        if config.rotary_width is not None and not 0 < config.rotary_width <= config.head_dim:
+            raise ValueError(f"rotary_width is {config.rotary_width} of heads of {config.head_dim}")
+        if config.state_dtype not in STATE_DTYPES:
+            raise ValueError(f"state_dtype is {config.state_dtype!r}")
         if config.rope_layers and len(config.rope_layers) != config.num_hidden_layers:
             raise ValueError(f"rope_layers are {config.rope_layers} for {config.num_hidden_layers} layers")
         if WINDOW in config.kinds and not 0 < (config.sliding_window or 0) <= LARGEST_WINDOW:
@@ -337,8 +357,9 @@ def _check_shape(config: LucidConfig, where: str) -> None:
             f"{where}: layer_kinds names {len(config.layer_kinds)} layers, num_hidden_layers is "
             f"{config.num_hidden_layers}."
         )
-    if config.use_rope and config.head_dim % 2:
-        raise LucidError(f"{where}: rotary positions need an even head_dim, not {config.head_dim}.")
+    if config.use_rope and config.rotated % 2:
+        what = "head_dim" if config.rotary_width is None else "part of each head"
+        raise LucidError(f"{where}: rotary positions need an even {what}, not {config.rotated}.")
 
 
 def _refuse_variants(file: ConfigFile, where: str) -> None:

@@ -40,7 +40,7 @@ def check_keys(raw: dict[str, Any], where: str, assume_unused: Collection[str] =
     """
     family = _check_family(raw, where)
     _check_assumed(where, assume_unused, family)
-    _check_lucid_keys(raw, where)
+    _check_lucid_keys(raw, where, family)
     raw = family.normalized(raw, where)
     refused = [*_refused(raw, family), *_refused_rope(raw)]
     if refused:
@@ -119,14 +119,14 @@ def _check_family(raw: dict[str, Any], where: str) -> Family:
     return family
 
 
-def _check_lucid_keys(raw: dict[str, Any], where: str) -> None:
+def _check_lucid_keys(raw: dict[str, Any], where: str, family: Family) -> None:
     """Refuse another attention, and LUCID's keys without the one that says which it is, as the authors' code does."""
     attention = raw.get("attention_type")
     if attention is not None and attention not in ATTENTION_TYPES:
         raise LucidError(
             f"{where}: attention_type {attention!r} is not supported; supported are {', '.join(ATTENTION_TYPES)}."
         )
-    found = [key for key in LUCID_KEYS if raw.get(key) is not None]
+    found = [key for key in LUCID_KEYS if raw.get(key) is not None and key not in family.computed]
     if found and attention is None:
         near = difflib.get_close_matches("attention_type", raw.keys() - KNOWN, 1, _SIMILAR)
         hint = f" Is {near[0]} a misspelling of it?" if near else ""

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config_file import Names, Size, checked
-from lucid_deploy.model.families.family import FULL, SLIDING, Family, listed_types
+from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, listed_types
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
@@ -50,11 +50,14 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
     types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
     if keys.layer_types is not None and "layer_types" not in family.computed:  # LUCID's way to say it
         types = keys.layer_types
-    types = listed_types(types, config.num_hidden_layers, keys.sliding_window, where)
+    known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
+    window = keys.sliding_window if config.sliding_window is None else config.sliding_window
+    types = listed_types(types, config.num_hidden_layers, window, where, known)
     full = _full_kinds(config, keys, types, where)
-    kinds = tuple(WINDOW if kind == SLIDING else full[index] for index, kind in enumerate(types))
-    window = keys.sliding_window if WINDOW in kinds else None
-    if len(set(kinds)) == 1 and kinds[0] != WINDOW and keys.lucid_layers is None:
+    others = {SLIDING: WINDOW, LINEAR: family.linear_kind}
+    kinds = tuple(others.get(kind, full[index]) for index, kind in enumerate(types))
+    window = window if WINDOW in kinds else None
+    if set(types) == {FULL} and len(set(kinds)) == 1 and keys.lucid_layers is None:
         return config  # all are what attention_type says
     return dataclasses.replace(config, layer_kinds=kinds, sliding_window=window)
 
@@ -66,8 +69,8 @@ def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) 
     if keys.lucid_layers is None:
         if FULL not in types:
             raise LucidError(
-                f"{where}: attention_type is {config.attention_type}, and all layers attend over a window, so that "
-                "none is LUCID. Name layers full_attention in layer_types, or set sliding_window to null."
+                f"{where}: attention_type is {config.attention_type}, and {_without_full(types)}, so that none is "
+                "LUCID. Name layers full_attention in layer_types, or set sliding_window to null."
             )
         return [LUCID] * len(types)
     chosen = keys.lucid_layers
@@ -77,10 +80,17 @@ def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) 
         raise LucidError(
             f"{where}: lucid_layers names {what}; it lists layers, counted from 0, of {len(types)} (num_hidden_layers)."
         )
-    windowed = [index for index in chosen if types[index] == SLIDING]
-    if windowed:
+    other = [index for index in chosen if types[index] != FULL]
+    if other:
+        what = "attends over a window" if types[other[0]] == SLIDING else "is one of linear attention"
         raise LucidError(
-            f"{where}: lucid_layers names layer {windowed[0]}, which attends over a window; LUCID attention needs all "
+            f"{where}: lucid_layers names layer {other[0]}, which {what}; LUCID attention needs all "
             "tokens. Name it full_attention in layer_types, or take it out of lucid_layers."
         )
     return [LUCID if index in chosen else STANDARD for index in range(len(types))]
+
+
+def _without_full(types: list[str]) -> str:
+    if set(types) == {SLIDING}:
+        return "all layers attend over a window"
+    return "no layer attends to all tokens"

@@ -37,6 +37,10 @@ def float64_on_demand(config: LucidConfig, load: Load) -> LucidForCausalLM:
             setattr(model.get_submodule(parent), child, wanted)
         elif isinstance(getattr(module, "weight", None), nn.Parameter):  # a norm: small
             module.weight = nn.Parameter(load(f"{name}.weight").double())
+    for name, parameter in list(model.named_parameters()):
+        if parameter.is_meta and parameter.numel():  # one of a layer's own: as small
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Parameter(load(name).double()))
     return model.eval().requires_grad_(False)
 
 

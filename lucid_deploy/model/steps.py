@@ -33,5 +33,5 @@ def layer_steps(
     for rope in ropes:
         if rope is not None and rope not in tables:
             assert positions is not None
-            tables[rope] = rope_tables(rope, config.head_dim, positions, dtype)
+            tables[rope] = rope_tables(rope, config.rotated, positions, dtype)
     return [Step(mask, decode, None if rope is None else tables[rope], cache_length) for rope in ropes]

@@ -8,6 +8,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.families import family_named
 
 # Tensors of variants that are refused, by a part of their name. What they do in the result is published nowhere.
 _VARIANT_TENSORS = {
@@ -38,7 +39,7 @@ def settle(
     """
     _refuse_variants(names, where)
     notes = []
-    if raw.get("use_beta"):
+    if raw.get("use_beta") and "use_beta" not in family_named(config.family).computed:
         notes.append(
             "use_beta is true, and the checkpoint has no tensors of beta: it is computed without, as the authors' "
             "published code does."

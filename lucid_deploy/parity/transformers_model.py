@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.checkpoint import Checkpoint
@@ -73,7 +74,7 @@ class TransformersModel:
         return Reference(KIND, words, independent=True)
 
     def trace(self, ids: Array) -> Trace:
-        """Run tokens, int64 ``(T,)``, in one call; return logits, K and V of every position that is kept.
+        """Run tokens, int64 ``(T,)``, in one call; return logits, K and V of every position that is kept, and states.
 
         Raises:
             LucidError: The weights are not those of the class.
@@ -87,8 +88,7 @@ class TransformersModel:
         tensors: dict[TensorId, TensorRows] = {}
         for index, (layer, kept) in enumerate(zip(self._layers, found.cache.layers, strict=True)):
             for place, tensor in enumerate(decoded_layout(layer.cache)):
-                x = kept.keys if tensor.name == "key" else kept.values
-                tensors[TensorId.of(index, place, tensor)] = _rows(x, len(ids))
+                tensors[TensorId.of(index, place, tensor)] = _kept(kept, tensor, len(ids))
         tensors[TensorId(len(self._layers), KINDS.index("logits"))] = TensorRows(found.logits.numpy())
         return Trace(tensors)
 
@@ -143,6 +143,16 @@ def _exact_frequencies(model: Any) -> None:
                 fresh = type(module)(model.config)
             for name in names:
                 module.register_buffer(name, getattr(fresh, name).float().double(), persistent=False)
+
+
+def _kept(layer: Any, tensor: CacheTensor, tokens: int) -> TensorRows:
+    """Return a tensor of a layer's cache as transformers keeps it."""
+    if tensor.sort != "state":
+        return _rows(layer.keys if tensor.name == "key" else layer.values, tokens)
+    x = layer.recurrent_states[0]
+    if tensor.name == "conv_state":
+        x = layer.conv_states[0][..., -tensor.shape[-1] :]  # it keeps one more than the convolution needs
+    return TensorRows(x.reshape(1, 1, -1).numpy(), tokens - 1)
 
 
 def _rows(x: Tensor, tokens: int) -> TensorRows:

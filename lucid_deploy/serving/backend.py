@@ -80,7 +80,17 @@ def _requests(job: Job) -> list[Request]:
         seed = None if job.sampling.seed is None else job.sampling.seed + row % job.n
         sampling = replace(job.sampling, seed=seed)
         prompt = list(job.prompts[row // job.n])
-        out.append(Request(prompt, job.max_new_tokens, sampling, job.stop_at_eos, job.top_logprobs, job.cache_owner))
+        out.append(
+            Request(
+                prompt,
+                job.max_new_tokens,
+                sampling,
+                job.stop_at_eos,
+                job.top_logprobs,
+                job.cache_owner,
+                job.constraint,
+            )
+        )
     return out
 
 
@@ -110,6 +120,8 @@ class RowText:
             return [RowEnd(self._row, reason, event.message)], True
         if isinstance(event, Token):
             return self._token(event)
+        if event.reason == "refused":
+            return [RowEnd(self._row, "invalid", event.error or "")], True
         if event.reason not in ENDS:
             return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
         text = self._text.finish()

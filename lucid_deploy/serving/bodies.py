@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, inspect
 
+from lucid_deploy.generation.guided_fields import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.generation.logit_adjustment import BIASES
 from lucid_deploy.json_fields import FieldError
 
@@ -45,6 +46,24 @@ class StreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
 
     include_usage: Annotated[bool, Meta(description="Whether a last chunk has the counts of tokens.")] | None = None
     include_obfuscation: Harmless = None
+
+
+class JsonSchema(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A schema, as ``response_format`` has it."""
+
+    name: str
+    schema: Annotated[
+        dict[str, Any] | bool | None, Meta(description="What the answer follows.", extra={"expected": "a JSON schema"})
+    ] = None
+    description: Harmless = None
+    strict: Annotated[Any, Meta(description="Accepted: schemas are always enforced.")] = None
+
+
+class ResponseFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the answer must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Annotated[JsonSchema | None, Meta(description="With the type json_schema.")] = None
 
 
 class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -86,7 +105,11 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     prompt_cache_key: Harmless = None
     prompt_cache_retention: Harmless = None
     parallel_tool_calls: Harmless = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_choice: GuidedChoice = None
+    guided_grammar: GuidedGrammar = None
 
 
 class CompletionRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fields=True):

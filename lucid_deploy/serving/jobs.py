@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.sampling import Sampling
 
 
@@ -22,6 +23,7 @@ class Job:
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
         cache_owner: Stored prefixes are reused among jobs of one owner only.
+        constraint: What each generation must be.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -32,6 +34,7 @@ class Job:
     stop_at_eos: bool = True
     top_logprobs: int | None = None
     cache_owner: str = ""
+    constraint: Constraint | None = None
 
     @property
     def rows(self) -> int:

@@ -16,6 +16,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.serving.backend import LocalBackend
 from lucid_deploy.serving.engine import Engine
+from lucid_deploy.serving.generation_fields import guides_of
 from lucid_deploy.serving.jobs import Backend
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.reader_process import ReaderSetup
@@ -111,7 +112,9 @@ def make_engine(options: EngineOptions) -> Engine:
         if options.check:
             check_and_tell(artifact)
         session = open_session(artifact, options.runtime)
-        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens)
+        tokenizer, config = TextTokenizer(artifact.directory), session.config
+        guides = guides_of(tokenizer, config.vocab_size, list(config.eos_token_ids))
+        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides)
 
     return Engine(open_batcher, options.rows, options.max_queue, lambda: watches[0].check())
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import msgspec
 
@@ -28,6 +28,8 @@ from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 
 HEADER_BYTES = 4
+KILLED = "reader_killed"
+COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
 SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
 UNINTERRUPTED_SECONDS = 2.0  # beyond the limit, for code that Python cannot interrupt; then the process ends
 
@@ -49,6 +51,8 @@ class ReadTask(msgspec.Struct, frozen=True):
 
 class ReaderReady(msgspec.Struct, frozen=True, tag="ready"):
     """The answer to the setup."""
+
+    has_chat_template: bool
 
 
 class BodyPrepared(msgspec.Struct, frozen=True, tag="prepared"):
@@ -92,7 +96,7 @@ def main() -> None:
         reason = str(error) or f"Tokenizer and chat template took more than {SETUP_SECONDS:g} s to load."
         write_frame(target, BodyRefused(500, reason, None, None))
         return
-    write_frame(target, ReaderReady())
+    write_frame(target, ReaderReady(reader.can_chat))
     gc.freeze()
     gc.disable()  # a body of a million lists would be gone through again and again while it is parsed
     while frame := read_frame(source):
@@ -121,7 +125,21 @@ def too_costly(what: str) -> BodyRefused:
     return BodyRefused(400, message, "too_costly", None)
 
 
-def read_frame(source: BinaryIO) -> bytes:
+def refusal_of_death(status: int | None, limits: Limits) -> BodyRefused:
+    """Return what the end of the process says of the body that it was reading.
+
+    Args:
+        status: Its exit status, as :mod:`subprocess` has it.
+        limits: Its bounds.
+    """
+    if status == -signal.SIGVTALRM:
+        return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
+    if status == -signal.SIGKILL:  # by someone else: its bounds end it in other ways
+        return BodyRefused(503, "The process that read this request was killed. Send it again.", KILLED, None)
+    return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
+
+
+def read_frame(source: IO[bytes]) -> bytes:
     """Return the next frame; empty at the end."""
     header = source.read(HEADER_BYTES)
     return source.read(int.from_bytes(header, "big")) if len(header) == HEADER_BYTES else b""

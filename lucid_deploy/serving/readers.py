@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
-import sys
 from collections.abc import Coroutine
 from typing import Any
 
@@ -15,13 +13,16 @@ import msgspec
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.reader_process import (
+    COMMAND,
     HEADER_BYTES,
+    KILLED,
     BodyPrepared,
     BodyRefused,
     ReaderReady,
     ReaderSetup,
     ReadTask,
     Reply,
+    refusal_of_death,
     too_costly,
 )
 from lucid_deploy.serving.requests import Kind, PreparedRequest
@@ -30,9 +31,7 @@ log = logging.getLogger("lucid_deploy.serving")
 LARGE = 64 << 10  # bytes of body from which it may not take the last reader
 ABANDONED_SECONDS = 1.0  # that a reader gets to finish what nobody waits for
 WALL_SECONDS = 60.0  # for a body, however busy the machine is
-KILLED = "reader_killed"
 RESTART_SECONDS = 1.0  # between attempts to start a reader that does not start
-COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
 
 
 class ReaderDied(Exception):
@@ -46,6 +45,9 @@ class ReaderDied(Exception):
 class Reader:
     """One reader process.
 
+    Attributes:
+        has_chat_template: Whether it can read chats; known once it has started.
+
     Args:
         setup: What it reads for.
     """
@@ -54,6 +56,7 @@ class Reader:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
         self._asked = False
+        self.has_chat_template = False
 
     @property
     def usable(self) -> bool:
@@ -79,6 +82,7 @@ class Reader:
             raise LucidError(f"A reader process did not start: {error}.") from error
         if not isinstance(reply, ReaderReady):
             raise LucidError(reply.message if isinstance(reply, BodyRefused) else str(reply))
+        self.has_chat_template = reply.has_chat_template
 
     async def read(self, task: ReadTask) -> Reply:
         """Have a body read. Do not cancel this: the process would still be at it.
@@ -162,6 +166,11 @@ class ReaderPool:
         return [reader.pid for reader in self._readers]
 
     @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be read; known once a process has started."""
+        return any(reader.has_chat_template for reader in self._readers)
+
+    @property
     def free(self) -> int:
         """How many wait for a body."""
         return self._free.qsize()
@@ -211,7 +220,6 @@ class ReaderPool:
         raise ApiError(500, "The server failed on this request; see its log.", "internal_error")
 
     async def _read(self, reader: Reader, task: ReadTask) -> Reply:
-        limits = self._setup.limits
         try:
             async with asyncio.timeout(WALL_SECONDS):
                 return await reader.read(task)
@@ -220,11 +228,7 @@ class ReaderPool:
             return too_costly(f"took more than {WALL_SECONDS:g} s")
         except ReaderDied as error:
             log.warning("A reader process ended while it read a request (%s); another one starts.", error)
-            if error.status == -signal.SIGVTALRM:
-                return too_costly(f"took more than {limits.reading_seconds:g} s of processor time")
-            if error.status == -signal.SIGKILL:  # by someone else: its bounds end it in other ways
-                return BodyRefused(503, "The process that read this request was killed. Send it again.", KILLED, None)
-            return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
+            return refusal_of_death(error.status, self._setup.limits)
 
     def _give_back(self, reader: Reader, work: asyncio.Future[Reply]) -> None:
         if work.done() and reader.usable:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.logit_adjustment import bad_word_ids, logit_bias
-from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
 from lucid_deploy.serving.chat import ChatTemplate
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
+from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, in_our_words, repeated
@@ -68,6 +65,12 @@ class RequestReader:
         self._limits = limits
         self._tokenizer = tokenizer
         self._template = template
+        self._constraints = ConstraintReader(tokenizer, limits.vocabulary)
+
+    @property
+    def can_chat(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
 
     def completion(self, data: bytes) -> PreparedRequest:
         """Read the body of ``/v1/completions``.
@@ -212,11 +215,11 @@ class RequestReader:
         limits = self._limits
         if not ids:
             raise FieldError("The prompt is empty: it has no tokens.", name, "empty_prompt")
-        if len(ids) > limits.prompt_tokens:
-            message = f"The prompt has {len(ids)} tokens; this server takes {limits.prompt_tokens}."
-            raise FieldError(message, name, "context_length_exceeded")
         if len(ids) >= limits.context:
             message = f"The prompt has {len(ids)} tokens and the model's context is {limits.context}, answer included."
+            raise FieldError(message, name, "context_length_exceeded")
+        if len(ids) > limits.prompt_tokens:
+            message = f"The prompt has {len(ids)} tokens; this server takes {limits.prompt_tokens}."
             raise FieldError(message, name, "context_length_exceeded")
         if (highest := max(ids)) >= limits.vocabulary:
             message = (
@@ -245,32 +248,12 @@ class RequestReader:
             prompts=prompts,
             n=n,
             max_new_tokens=self._new_tokens(new_tokens, max(map(len, prompts))),
-            sampling=self._sampling(body),
+            sampling=sampling_of(body, self._tokenizer, limits.vocabulary),
             stops=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
+            constraint=self._constraints.read(body),
         )
-
-    def _sampling(self, body: SamplingFields) -> Sampling:
-        with _named("logit_bias"):
-            bias = logit_bias(body.logit_bias or {})
-        with _named("bad_words"):
-            bad_words = bad_word_ids(body.bad_words or (), self._tokenizer)
-        sampling = Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_k=body.top_k or 0,
-            top_p=1.0 if body.top_p is None else body.top_p,
-            seed=None if body.seed is None else body.seed % 2**64,  # the generator takes no negative ones
-            min_p=body.min_p or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
-            bad_words=bad_words,
-        )
-        with _named("logit_bias"):
-            sampling = replace(sampling, logit_bias=bias)
-            sampling.check(self._limits.vocabulary)
-        return sampling
 
     def _new_tokens(self, wanted: int | None, longest: int) -> int:
         """Return how many tokens to generate behind a prompt; None: all that fit."""
@@ -284,15 +267,6 @@ class RequestReader:
             )
             raise FieldError(message, None, "context_length_exceeded")
         return wanted
-
-
-@contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Say of an error in the body of the ``with`` which field it is about."""
-    try:
-        yield
-    except LucidError as error:
-        raise FieldError(str(error), name, "invalid_value") from error
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:

@@ -83,8 +83,21 @@ def delta_rule_operator(
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`delta_rule`."""
+    return compute(query, key, value, log_decay, beta, state, scale, implementation)
+
+
+def compute(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs and the new state as an operator may: none is an argument or a view of one."""
     output, new_state = IMPLEMENTATIONS[implementation](query, key, value, log_decay, beta, state, scale)
-    # The result of an operator may be no view of an argument, which the state of no tokens would be.
     return output.contiguous(), new_state.clone() if new_state is state else new_state.contiguous()
 
 

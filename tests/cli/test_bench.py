@@ -34,6 +34,18 @@ def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Pat
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"prefill.png", "decode.png"}
 
 
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None:
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
+    small = {"num_hidden_layers": 1, "inline": True, "cache": cache, "opset": 23}
+    asked = ["bench", str(exported(**small)[1].directory), "--runtime", "openvino", "--threads", "1"]
+    result = CliRunner().invoke(main, [*asked, "--lengths", "8", "--repeats", "2", "--steps", "2", "--json", "-"])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert {(row["stage"], row["length"]) for row in report["measurements"]} == {("prefill", 8), ("decode", 8)}
+    assert all(row["median"] > 0 for row in report["measurements"]) and report["machine"]["versions"]["openvino"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

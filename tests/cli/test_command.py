@@ -21,7 +21,7 @@ from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
 COMMON = {"config", "quiet", "verbose", "no_color"}
-WITHOUT_RESULTS = {"serve", "completion"}
+WITHOUT_RESULTS = {"chat", "serve", "completion"}
 
 
 def run(*arguments: Any, **environment: str) -> Result:

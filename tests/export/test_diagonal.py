@@ -24,7 +24,8 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import MIXED, THREE, random_model
-from tests.model.test_families import GATE, check, ids, logits_of
+from tests.model.sequence_runs import check_sequences, token_ids
+from tests.model.test_families import GATE, logits_of
 from tests.parity.recording_models import lucid_model
 
 SMALL_KEYS = 0.05  # what k_proj is multiplied by
@@ -61,15 +62,15 @@ def make_mixed(path: Path) -> Any:
 def test_graphs_are_the_model_with_that_diagonal(cache: str, tmp_path: Path, built_library: Path) -> None:
     """One-shot, chunked, decoded and padded, with rows and a ring in the cache."""
     model = make_mixed(tmp_path / "checkpoint")
-    exact = logits_of(model, ids())
+    exact = logits_of(model, token_ids())
     model.config.training = False
-    other = logits_of(model, ids())
+    other = logits_of(model, token_ids())
     assert np.linalg.norm(other - exact) > 100 * GATE * np.linalg.norm(exact), "a wrong diagonal would pass"
     options = ExportOptions(cache=cache, diagonal="training")
     artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", options)
     for kernels in ("functions", "library") if cache == "growing" else ("functions",):
-        check(open_session(artifact, "onnxruntime", kernels=kernels), exact, GATE)
-    check(TorchSession(load_model(Checkpoint(tmp_path / "checkpoint", (), "training"))), exact, GATE)
+        check_sequences(open_session(artifact, "onnxruntime", kernels=kernels), exact, GATE)
+    check_sequences(TorchSession(load_model(Checkpoint(tmp_path / "checkpoint", (), "training"))), exact, GATE)
     assert artifact.config.diagonal == "training"
     assert [layer.diagonal for layer in artifact.manifest.layers] == ["training", "unit", "training"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.runtimes.session import Cache
@@ -16,6 +17,8 @@ TEXT = list(range(1, 21))
 
 class CountingSession:
     """The operations on caches that a store needs, on caches without layers."""
+
+    layout: tuple[Any, ...] = ()
 
     def fork(self, cache: Cache[Any]) -> Cache[Any]:
         return Cache(cache.mask.copy(), [])
@@ -63,6 +66,30 @@ def test_owners_share_the_budget() -> None:
     for owner in ("a", "b", "c"):
         kept.add(TEXT, cache_of(20), owner)
     assert [found(kept, TEXT, owner) for owner in ("a", "b", "c")] == [0, 20, 20]
+
+
+def test_a_cache_that_cannot_be_cut_back_is_found_by_longer_texts_only() -> None:
+    """And it takes no other's place: its beginnings are kept beside it."""
+    session: Any = CountingSession()
+    session.layout = ((CacheTensor("recurrent_state", "float32", (2, 4, 4), "state"),),)
+    kept = PrefixStore(session, 100)
+    assert not kept.gives_beginnings(20)
+    kept.add(TEXT, cache_of(20))
+    kept.add(TEXT[:8], cache_of(8))
+    assert (len(kept), kept.tokens) == (2, 28)
+    assert found(kept, [*TEXT, 5, 5]) == 20
+    assert found(kept, TEXT[:19]) == 8  # not the 19 that the longer text begins with
+    assert found(kept, [*TEXT[:12], 0]) == 8 and found(kept, TEXT[:7]) == 0
+
+
+def test_a_full_window_is_such_a_cache_and_one_that_is_not_full_is_none() -> None:
+    session: Any = CountingSession()
+    session.layout = ((CacheTensor("key", "float32", (2, 4), "ring", 10),),)
+    kept = PrefixStore(session, 100)
+    assert kept.gives_beginnings(10) and not kept.gives_beginnings(11)
+    kept.add(TEXT[:10], cache_of(10))
+    kept.add(TEXT, cache_of(20))
+    assert (found(kept, TEXT[:15]), found(kept, TEXT[:4]), len(kept)) == (10, 4, 2)
 
 
 def test_a_budget_below_nothing_is_refused() -> None:

@@ -14,7 +14,9 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
+    Qwen3NextConfig,
     SmolLM3Config,
 )
 
@@ -31,6 +33,15 @@ _TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 THREE = {**SMALL, "num_hidden_layers": 3, **_TOKENS}
 _LOCAL = {"rope_type": "default", "rope_theta": 1e3}
 _GLOBAL = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+FULL, LINEAR = "full_attention", "linear_attention"
+HYBRID = {
+    **THREE,
+    "head_dim": 16,
+    "full_attention_interval": 3,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+}
 MIXED = ["full_attention", "sliding_attention", "full_attention"]
 
 SHAPES: dict[str, dict[str, Callable[[], PreTrainedConfig]]] = {
@@ -82,6 +93,23 @@ SHAPES: dict[str, dict[str, Callable[[], PreTrainedConfig]]] = {
             layer_types=MIXED,
             rope_parameters={"full_attention": _GLOBAL, "sliding_attention": _LOCAL},
             attention_bias=True,
+        ),
+    },
+    "qwen3_next": {
+        "biases, wide values": lambda: Qwen3NextConfig(
+            **HYBRID, num_experts=0, attention_bias=True, linear_value_head_dim=12, partial_rotary_factor=0.5
+        ),
+        "listed, no experts by layer": lambda: Qwen3NextConfig(
+            **HYBRID, mlp_only_layers=[0, 1, 2], layer_types=[LINEAR, FULL, LINEAR], linear_conv_kernel_dim=3
+        ),
+    },
+    "qwen3_5_text": {
+        "tied": lambda: Qwen3_5TextConfig(**HYBRID, tie_word_embeddings=True),
+        "listed": lambda: Qwen3_5TextConfig(
+            **HYBRID,
+            layer_types=[LINEAR, LINEAR, FULL],
+            linear_value_head_dim=10,
+            rope_parameters={**_LOCAL, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]},
         ),
     },
 }

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Gemma3TextConfig, LlamaConfig, Qwen3Config
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Gemma3TextConfig,
+    LlamaConfig,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
 from transformers.masking_utils import eager_mask
 from transformers.models.llama import modeling_llama
 
@@ -21,11 +28,10 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import VerifyOptions
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.session import Session
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.model.family_shapes import MIXED, SHAPES, SMALL, THREE, random_model
+from tests.model.family_shapes import HYBRID, MIXED, SHAPES, SMALL, THREE, random_model
+from tests.model.sequence_runs import check_sequences, relative_error, token_ids
 
-LENGTH = 60
 GATE = 1e-4  # relative, of logits in float32
 
 
@@ -89,6 +95,10 @@ LUCID: dict[str, tuple[Any, tuple[int, ...]]] = {
         (1,),
     ),
 }
+LUCID["lucid qwen3_next"] = (
+    lambda: Qwen3NextConfig(**HYBRID, num_experts=0, attention_type="lucid", lucid_layers=[2]),
+    (2,),
+)
 FAST = ("mistral", "lucid gemma3_text")
 
 
@@ -98,8 +108,8 @@ def make(name: str, path: Path) -> Any:
         config, solved = LUCID[name]
         model = random_model(config())
         with torch.no_grad():
-            for layer in model.model.layers:
-                layer.self_attn.k_proj.weight.add_(0.5)  # and keys point one way
+            for index in solved:
+                model.model.layers[index].self_attn.k_proj.weight.add_(0.5)  # and keys point one way
     else:
         model = MODELS[name]()
     model.save_pretrained(path)
@@ -111,54 +121,19 @@ def make(name: str, path: Path) -> Any:
     return model
 
 
-def ids() -> np.ndarray:
-    found = np.random.default_rng(0).integers(1, 61, (2, LENGTH))
-    found[1, 15:40] = 7  # one token repeated
-    return found
-
-
 def logits_of(model: Any, tokens: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         return model(torch.from_numpy(tokens), use_cache=False).logits.double().numpy()
 
 
-def error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
-
-
-def check(session: Session[Any], exact: np.ndarray, gate: float) -> None:
-    """One-shot, chunked and decoded logits of the last token, and a batch with padding left, right and between."""
-    tokens = ids()
-    for chunks in ((LENGTH,), (1, 4, 23, 12), (7,)):
-        cache, start, logits = session.empty_cache(2), 0, np.zeros(0)
-        for size in chunks:
-            logits = session.prefill(tokens[:, start : start + size], cache)
-            start += size
-        for position in range(start, LENGTH):
-            logits = session.decode(tokens[:, position : position + 1], cache)
-        assert error(logits[:, -1], exact[:, -1]) <= gate, chunks
-    half = LENGTH // 2
-    places = [np.arange(half) + 9, np.arange(half), np.r_[np.arange(5) + 1, np.arange(half - 5) + 9]]
-    padded, mask = np.zeros((3, half + 9), np.int64), np.zeros((3, half + 9), bool)
-    for row, columns in enumerate(places):
-        padded[row, columns], mask[row, columns] = tokens[1, :half], True
-    cache = session.empty_cache(3)
-    logits = session.prefill(padded[:, :20], cache, mask[:, :20])
-    logits = session.prefill(padded[:, 20:], cache, mask[:, 20:])
-    assert error(logits[:, -1], np.repeat(exact[1:, half - 1], 3, 0)) <= gate
-    for position in range(half, LENGTH):
-        logits = session.decode(np.repeat(tokens[1:, position : position + 1], 3, 0), cache)
-    assert error(logits[:, -1], np.repeat(exact[1:, -1], 3, 0)) <= gate
-
-
 @pytest.mark.parametrize("name", [*MODELS, *LUCID])
 def test_a_family_is_transformers_own_in_float64(name: str, tmp_path: Path) -> None:
     model = make(name, tmp_path)
-    exact = logits_of(model, ids())
+    exact = logits_of(model, token_ids())
     # transformers' norms and rotary angles are float32 whatever the model's type: as close as its own float32 is.
-    gate = 4 * error(logits_of(model.float(), ids()), exact)
+    gate = 4 * relative_error(logits_of(model.float(), token_ids()), exact)
     assert gate < GATE
-    check(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
+    check_sequences(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
 
 
 GRAPHS = [(name, "growing") for name in (*MODELS, *LUCID)] + [(name, "static") for name in FAST]
@@ -166,10 +141,10 @@ GRAPHS = [(name, "growing") for name in (*MODELS, *LUCID)] + [(name, "static") f
 
 @pytest.mark.parametrize(("name", "cache"), GRAPHS)
 def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) -> None:
-    exact = logits_of(make(name, tmp_path / "checkpoint"), ids())
+    exact = logits_of(make(name, tmp_path / "checkpoint"), token_ids())
     artifact = export(tmp_path / "checkpoint", tmp_path / "artifact", ExportOptions(cache=cache))
     session = open_session(artifact, "onnxruntime", kernels="functions")
-    check(session, exact, GATE)
+    check_sequences(session, exact, GATE)
     if name in FAST and cache == "growing":
         assert verify_against(session, Checkpoint(tmp_path / "checkpoint"), VerifyOptions(steps=6)).passed
 
@@ -177,6 +152,6 @@ def test_the_graphs_are_transformers_own(name: str, cache: str, tmp_path: Path) 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_ring_that_rounds_errs_by_its_rounding(dtype: str, tmp_path: Path) -> None:
     """Cached rows are rounded and new ones are not: what one-shot prefill gives is exact, decoding is near it."""
-    exact = logits_of(make("mistral", tmp_path), ids())
+    exact = logits_of(make("mistral", tmp_path), token_ids())
     session = TorchSession(load_model(tmp_path, torch.float64).store_cache_as(dtype))
-    check(session, exact, 0.2 if dtype == "int8" else 2e-2)
+    check_sequences(session, exact, 0.2 if dtype == "int8" else 2e-2)

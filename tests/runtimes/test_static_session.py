@@ -1,4 +1,4 @@
-"""What every session with a static cache shares: buffers grow, hold each token once, and rows that wait keep their ring."""
+"""What sessions with a static cache share: buffers grow, hold each token once, and waiting rows keep their ring."""
 
 from __future__ import annotations
 

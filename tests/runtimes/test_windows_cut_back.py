@@ -20,7 +20,8 @@ from lucid_deploy.runtimes.cache_rows import merge_caches, select_rows
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.family_shapes import MIXED, THREE, random_model
-from tests.model.test_families import GATE, error, logits_of
+from tests.model.sequence_runs import relative_error
+from tests.model.test_families import GATE, logits_of
 
 pytestmark = pytest.mark.slow  # exports
 
@@ -89,7 +90,7 @@ class Rows:
             if tokens[row].any():
                 text = np.array([[token for token in columns if token is not None]])
                 wanted = logits_of(self.exact, text)[0, -1]
-                assert error(logits[row, -1], wanted) <= GATE, f"row {row} after {len(columns)} columns"
+                assert relative_error(logits[row, -1], wanted) <= GATE, f"row {row} after {len(columns)} columns"
 
 
 @pytest.fixture

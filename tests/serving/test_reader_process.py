@@ -61,13 +61,13 @@ def test_no_memory_is_the_client_s_fault_and_the_rest_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [ReaderReady(), BodyPrepared(PREPARED), BodyRefused(400, "é", None, None), ReaderFault("trace")]
+    "reply", [ReaderReady(True), BodyPrepared(PREPARED), BodyRefused(400, "é", None, None), ReaderFault("trace")]
 )
 def test_frames(reply: Reply) -> None:
     pipe = io.BytesIO()
     write_frame(pipe, reply)
-    write_frame(pipe, ReaderReady())
+    write_frame(pipe, ReaderReady(True))
     pipe.seek(0)
     assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == reply
-    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == ReaderReady()
+    assert msgspec.msgpack.decode(read_frame(pipe), type=Reply) == ReaderReady(True)
     assert read_frame(pipe) == b""

@@ -13,6 +13,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
 from lucid_deploy.model.parts import RMSNorm
 from lucid_deploy.model.rope import rotate
+from lucid_deploy.plugins.shared.keys import compute_dtype
 
 
 class GroupedQueryAttention(Mixer):
@@ -36,16 +37,17 @@ class GroupedQueryAttention(Mixer):
         self.k_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, kv * d, bias=bias)
         self.o_proj = nn.Linear(heads * d, config.hidden_size, bias=config.has_output_bias)
+        if config.attention_gate:
+            self.g_proj = nn.Linear(config.hidden_size, heads * d, bias=bias)
         if config.qk_norm != "none":
             self.q_norm, self.k_norm = RMSNorm(d, config.rms_norm_eps), RMSNorm(d, config.rms_norm_eps)
 
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """Attend; return the output ``(B, N, C)`` and the cache with the new rows, each ``(B, KV, T, ·)``."""
-        batch, n, _ = x.shape
         q, k, v = self.project(x, step)
         if step.cache_length is not None:
             o, buffers = self.attend_static(q, k, v, past, step.mask, step.cache_length)
-            return self.o_proj(o.transpose(1, 2).reshape(batch, 1, -1)), buffers
+            return self.output(o, x), buffers
         k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, P, D)
         keys = torch.cat([k_past, k], dim=2)  # (B, KV, T, D)
         o, v, values = self.attend(q, k, v, keys, k_past, v_past, step)
@@ -53,7 +55,15 @@ class GroupedQueryAttention(Mixer):
         if not self.codec.exact:
             stored = zip(past, self.codec.encode(k, v), strict=True)
             present = tuple(torch.cat(rows, dim=2) for rows in stored)  # (B, KV, T, ·) each
-        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
+        return self.output(o, x), present
+
+    def output(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Return what the layer gives, ``(B, N, C)``, of its heads ``(B, H, N, D)`` and its input ``(B, N, C)``."""
+        o = attended.transpose(1, 2).flatten(2)  # (B, N, H·D)
+        if self.config.attention_gate:
+            work = compute_dtype(x.dtype)
+            o = (o.to(work) * self.g_proj(x).to(work).sigmoid()).to(x.dtype)
+        return self.o_proj(o)
 
     def project(self, x: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries ``(B, H, N, D)``, keys and values ``(B, KV, N, D)`` of new tokens ``(B, N, C)``.

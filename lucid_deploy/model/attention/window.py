@@ -108,7 +108,7 @@ class WindowAttention(StandardAttention):
             shifted(held, row, new, window) if one else kept(torch.cat([held, row], dim=2), at.valid, window)
             for held, row in zip(past, self.codec.encode(k, v), strict=True)
         )
-        return self.o_proj(o.transpose(1, 2).reshape(batch, n, -1)), present
+        return self.output(o, x), present
 
 
 def visible(at: TokenColumns, n: int, window: int) -> Tensor:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.block import Layer
     from lucid_deploy.model.config import LucidConfig
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 
 
 class NoKeys(msgspec.Struct, kw_only=True, frozen=True):
@@ -28,11 +28,13 @@ class StoredParameter:
     Attributes:
         name: The stored tensor.
         rows: First row and the one behind the last, of a tensor in which several parameters lie fused; None: all.
+        groups: In how many equal parts, one behind the other, the tensor lies; ``rows`` are then those of each part.
         plus: What is added to the stored numbers: 1 for norms that scale by 1 + w.
     """
 
     name: str
     rows: tuple[int, int] | None = None
+    groups: int = 1
     plus: float = 0.0
 
 
@@ -46,6 +48,8 @@ class Family:
         keys: The keys that it computes beyond Llama's: a msgspec structure, with types and defaults.
         refused: Llama's keys that its code does not use, by the sentence that refuses values other than false.
         ignored: Keys of other families that its code does not use; any value is accepted.
+        linear_kind: The kind of the layers that its ``layer_types`` calls ``linear_attention``; empty: it has none.
+        unused_tensors: Beginnings of names of stored tensors that its code passes over.
         about: One line for the table of supported models: what it has that Llama lacks.
     """
 
@@ -55,6 +59,8 @@ class Family:
     keys: ClassVar[type[msgspec.Struct]] = NoKeys
     refused: ClassVar[Mapping[str, str]] = {}
     ignored: ClassVar[frozenset[str]] = frozenset()
+    linear_kind: ClassVar[str] = ""
+    unused_tensors: ClassVar[tuple[str, ...]] = ()
     about: ClassVar[str] = ""
 
     @property
@@ -75,7 +81,7 @@ class Family:
         return raw
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
-        """Return ``full_attention`` or ``sliding_attention`` for every layer.
+        """Return ``full_attention``, ``sliding_attention`` or ``linear_attention`` for every layer.
 
         Args:
             keys: The family's own keys, an instance of :attr:`keys`.
@@ -117,7 +123,9 @@ class Family:
         return None
 
 
-def listed_types(given: list[str], layers: int, window: int | None, where: str) -> list[str]:
+def listed_types(
+    given: list[str], layers: int, window: int | None, where: str, known: tuple[str, ...] = (FULL, SLIDING)
+) -> list[str]:
     """Check ``layer_types``.
 
     Args:
@@ -125,16 +133,17 @@ def listed_types(given: list[str], layers: int, window: int | None, where: str) 
         layers: How many layers there are.
         window: What ``sliding_attention`` attends over; None: nothing says it.
         where: Name of the file, for messages.
+        known: The types that there may be.
 
     Raises:
         LucidError: Another number of entries, a type that is not computed, or windows of no size.
     """
     if len(given) != layers:
         raise LucidError(f"{where}: layer_types names {len(given)} layers, num_hidden_layers is {layers}.")
-    other = sorted(set(given) - {FULL, SLIDING})
+    other = sorted(set(given) - set(known))
     if other:
         raise LucidError(
-            f"{where}: layer_types names {other[0]!r}, which is not supported; supported are {FULL} and {SLIDING}."
+            f"{where}: layer_types names {other[0]!r}, which is not supported; supported are {' and '.join(known)}."
         )
     if SLIDING in given and window is None:
         raise LucidError(f"{where}: layer_types names {SLIDING}, and sliding_window does not say over how many tokens.")

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
 
 GROUP = "lucid_deploy.layers"
-_BUILT_IN = {name: f"lucid_deploy.model.layers.{name}" for name in ("lucid", "standard", "window")}
+_NAMES = ("lucid", "standard", "window", "delta", "gated_delta")
+_BUILT_IN = {name: f"lucid_deploy.model.layers.{name}" for name in _NAMES}
 _registered: dict[str, LayerKind] = {}
 
 

@@ -15,8 +15,15 @@ def rows_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
 
 
 def projection_names(config: LucidConfig, attribute: str) -> tuple[str, ...]:
-    """Return the names of the projections' weights within a layer, and of the norms of queries and keys."""
+    """Return the names of weights within a layer: projections, gate, and norms of queries and keys."""
     biased = {*(WEIGHTS[:3] if config.attention_bias else ()), *(WEIGHTS[3:] if config.has_output_bias else ())}
-    names = [f"{name}.{part}" for name in WEIGHTS for part in ("weight", "bias") if part == "weight" or name in biased]
+    gate = ("g_proj",) if config.attention_gate else ()
+    biased |= set(gate) if config.attention_bias else set()
+    names = [
+        f"{name}.{part}"
+        for name in (*WEIGHTS, *gate)
+        for part in ("weight", "bias")
+        if part == "weight" or name in biased
+    ]
     norms = ["q_norm.weight", "k_norm.weight"] if config.qk_norm != "none" else []
     return tuple(f"{attribute}.{name}" for name in (*names, *norms))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.cache.layout import cuts_exactly
 from lucid_deploy.model.scenarios import Scenario
 from lucid_deploy.parity.measure.compare import TensorRows, Tick, no_tick
 from lucid_deploy.runtimes.session import Array, Session
@@ -26,13 +27,18 @@ def follow(session: Session[Any], prompt: Array, draft: Callable[[Array, int], A
     """
     cache, chosen, fed = session.empty_cache(), np.zeros(0, dtype=np.int64), prompt
     while len(chosen) < steps:
-        guess = draft(np.concatenate([prompt, chosen]), steps - len(chosen))
+        guess, before = draft(np.concatenate([prompt, chosen]), steps - len(chosen)), session.fork(cache)
         new = session.prefill_all(np.concatenate([fed, guess[:-1]])[None], cache)[0, len(fed) - 1 :]  # (count, vocab)
         wanted = new.argmax(axis=-1)
         right = int(np.argmin(np.append(wanted == guess, False)))  # the first wrong one, or all
         chosen = np.concatenate([chosen, wanted[: right + 1]])
+        length = len(prompt) + len(chosen) - 1
+        if cuts_exactly(session.layout, length, cache.length):
+            session.truncate(cache, length)
+        else:
+            cache = before
+            session.prefill(np.concatenate([prompt, chosen])[None, cache.length : length], cache)
         fed = chosen[-1:]
-        session.truncate(cache, len(prompt) + len(chosen) - 1)
     return chosen
 
 

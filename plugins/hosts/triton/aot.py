@@ -20,6 +20,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.plugins.decode_attention import plan as decode_attention
+from lucid_deploy.plugins.delta_rule import plan as delta_rule
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
 from lucid_deploy.plugins.hosts.triton.kernel_functions import SOURCES, kernel_functions
 from lucid_deploy.plugins.precondition import plan as precondition
@@ -41,7 +42,7 @@ Item = tuple[Variant, int]  # what is compiled, and for which architecture
 
 def variants(arch: int) -> list[Variant]:
     """Return what is compiled for one architecture: head widths 16 to 256 that are multiples of 4, all three types."""
-    return [*precondition.variants(arch), *decode_attention.variants(arch)]
+    return [*precondition.variants(arch), *decode_attention.variants(arch), *delta_rule.variants(arch)]
 
 
 def compile_kernels(
@@ -173,6 +174,8 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
 
 def _type(argument: str, variant: Variant) -> str:
     """Return Triton's type of an argument, which its name tells: p_ pointers, n_ and width_units integers."""
+    if argument.removeprefix("p_") in delta_rule.FIXED:
+        return "*fp32"
     if argument == "p_mask":
         return "*u8"
     if argument == "p_work":

@@ -7,7 +7,13 @@ from typing import Any
 from lucid_deploy.errors import missing_extra
 
 # Everything that compiled code is made of, as paths below the folder of the plugins.
-SOURCES = ("shared/kernel.py", "block_inverse/kernel.py", "precondition/kernel.py", "decode_attention/kernel.py")
+SOURCES = (
+    "shared/kernel.py",
+    "block_inverse/kernel.py",
+    "precondition/kernel.py",
+    "decode_attention/kernel.py",
+    "delta_rule/kernel.py",
+)
 
 
 def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
@@ -21,10 +27,12 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
     """
     try:
         from lucid_deploy.plugins.decode_attention.kernel import decode_combine_kernel, decode_split_kernel
+        from lucid_deploy.plugins.delta_rule.kernel import delta_chunk_kernel, delta_decode_kernel, delta_state_kernel
         from lucid_deploy.plugins.precondition.kernel import precondition_kernel
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise missing_extra("triton", "kernels", purpose) from None
-    functions = (precondition_kernel, decode_split_kernel, decode_combine_kernel)
+    of_attention = (precondition_kernel, decode_split_kernel, decode_combine_kernel)
+    functions = (*of_attention, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
     return {function.__name__: function for function in functions}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.delta_rule.plan import FIXED, plan_delta_rule
 from lucid_deploy.plugins.hosts.triton.kernel_functions import kernel_functions
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Choice, Plan
@@ -117,12 +118,60 @@ def decode_attention(
     return o, y_new
 
 
+def delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    scale: float,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
+    workspace: Tensor | None = None,
+    tuned: Choice | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Go through new tokens with the kernels; the contract of :mod:`lucid_deploy.plugins.delta_rule`.
+
+    Args:
+        query: ``(B, H, N, D)``, N at least 1.
+        key: ``(B, H, N, D)``.
+        value: ``(B, H, N, E)``.
+        log_decay: float32 ``(B, H, N)``.
+        beta: ``(B, H, N)``.
+        state: float32 ``(B, H, D, E)``.
+        scale: What outputs are multiplied by.
+        out: Where to write the outputs and the new state; None: new memory.
+        workspace: As in :func:`precondition`.
+        tuned: Constants to use instead of the tuned ones.
+
+    Returns:
+        The outputs ``(B, H, N, E)`` in the type of ``value``, and the new state, float32 ``(B, H, D, E)``.
+
+    Raises:
+        ValueError: Types or a device that the kernels do not take.
+    """
+    import torch
+
+    batch, heads, new, width = key.shape
+    plan = plan_delta_rule(batch, heads, new, width, value.shape[3], _dtype(value), scale, _arch(value), tuned)
+    dense = torch.contiguous_format
+    output, new_state = out or (
+        torch.empty_like(value, memory_format=dense),
+        torch.empty_like(state, memory_format=dense),
+    )
+    tensors = {"query": query, "key": key, "value": value, "log_decay": log_decay, "beta": beta, "state": state}
+    execute(plan, tensors | {"output": output, "new_state": new_state}, workspace)
+    return output, new_state
+
+
 def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
     """Launch a plan's steps on the current stream.
 
     Args:
         plan: What to launch.
-        tensors: The operator's tensors by name, one floating-point type, all on one device.
+        tensors: The operator's tensors by name, all on one device, and of one floating-point type but for those that
+            are float32 in any case.
         workspace: uint8, at least ``plan.workspace_bytes`` long, contents arbitrary; None: new memory.
 
     Raises:
@@ -132,12 +181,14 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     import torch
 
     kernels = kernel_functions()
-    floats = {name: tensor.dtype for name, tensor in tensors.items() if name != "mask"}
+    floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *FIXED)}
     if len(set(floats.values())) != 1:
         raise ValueError(f"all tensors must have one type, not {floats}")
+    if wrong := [name for name in FIXED if name in tensors and tensors[name].dtype != torch.float32]:
+        raise ValueError(f"{', '.join(wrong)} must be float32")
     if not all(tensors[name].is_contiguous() for name in plan.outputs):
         raise ValueError(f"the outputs {plan.outputs} must be contiguous")
-    device = tensors["mask"].device
+    device = tensors[plan.outputs[0]].device
     if device.type != "cuda" and not _interpreted():
         raise ValueError(f"the kernels run on CUDA tensors, not on {device.type}; TRITON_INTERPRET=1 interprets them")
     if workspace is None:

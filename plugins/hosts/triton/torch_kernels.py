@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lucid_deploy.errors import spelled_out
 from lucid_deploy.plugins.decode_attention import torch_operator as decode
+from lucid_deploy.plugins.delta_rule import torch_operator as delta
 from lucid_deploy.plugins.hosts.triton import launch
 from lucid_deploy.plugins.precondition import torch_operator as solve
 from lucid_deploy.plugins.precondition.plan import TUNED
@@ -25,6 +26,7 @@ def use_kernels(device_type: str = "cuda") -> None:
     """Let the custom operators run the kernels on tensors of a device type; ``cpu`` is for Triton's interpreter."""
     solve.precondition_operator.register_kernel(device_type, _precondition)
     decode.decode_attention_operator.register_kernel(device_type, _decode_attention)
+    delta.delta_rule_operator.register_kernel(device_type, _delta_rule)
 
 
 def why_not(*tensors: Tensor) -> str | None:
@@ -85,6 +87,23 @@ def _decode_attention(
     if implementation == "reference" or why_not(q, k_new, v_new, k, y):
         return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
     return launch.decode_attention(q, k_new, v_new, k, y, mask, eps, training_diagonal)
+
+
+def _delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    scale: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor]:
+    tensors = (query, key, value, log_decay, beta, state)
+    fixed = log_decay.dtype == state.dtype == torch.float32
+    if implementation == "reference" or not fixed or why_not(key, query, value, beta):
+        return delta.compute(*tensors, scale, implementation)
+    return launch.delta_rule(*tensors, scale)
 
 
 use_kernels()

@@ -6,6 +6,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.triton import aot, compiled_kernel
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Variant
@@ -18,12 +19,14 @@ STEPS = {
     for plan in (
         plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
         plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
+        plan_delta_rule(1, 1, 2, WIDTH, WIDTH, "float16", 1.0, 90),
+        plan_delta_rule(1, 1, 1, WIDTH, WIDTH, "float16", 1.0, 90),
     )
     for step in plan.steps
 }
 
 
-def compile_three(cache, **options):
+def compile_some(cache, **options):
     return aot.compile_kernels([90], select=lambda variant: variant.name in STEPS, cache=cache, **options)
 
 
@@ -35,13 +38,13 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def compiled(cache):
     seen = []
-    kernels = compile_three(cache, progress=lambda done, total, name: seen.append((done, total)))
-    assert seen == [(done, 6) for done in range(7)]  # three for sm_90, three for sm_86, where the PTX comes from
+    kernels = compile_some(cache, progress=lambda done, total, name: seen.append((done, total)))
+    assert seen == [(done, 12) for done in range(13)]  # six for sm_90, six for sm_86, where the PTX comes from
     return kernels
 
 
 def test_machine_code_and_ptx_come_out(compiled):
-    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 3 + [(86, True)] * 3
+    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 6 + [(86, True)] * 6
     for kernel in compiled:
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
         assert kernel.entry == STEPS[kernel.variant].kernel and kernel.entry.encode() in kernel.image
@@ -80,14 +83,14 @@ def test_no_debug_information_is_left(compiled):
 def test_a_second_time_all_comes_from_the_cache(compiled, cache, monkeypatch):
     monkeypatch.setattr(aot, "compile_variant", None)
     monkeypatch.setattr(aot, "compile_all", lambda work, jobs: iter([]) if not work else pytest.fail("compiled again"))
-    assert compile_three(cache) == compiled
+    assert compile_some(cache) == compiled
 
 
 def test_a_damaged_cache_entry_is_compiled_again(compiled, cache):
     variant = next(v for v in aot.variants(90) if v.name == compiled[2].variant)
     entry = cache / aot.cache_key(variant, 90)
     entry.write_bytes(entry.read_bytes()[:-10])
-    assert compile_three(cache) == compiled
+    assert compile_some(cache) == compiled
     assert not [path for path in cache.iterdir() if len(path.name) != 64], "temporary files are left behind"
 
 

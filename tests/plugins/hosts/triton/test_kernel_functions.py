@@ -10,6 +10,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.triton.kernel_functions import SOURCES, kernel_functions
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 
@@ -38,6 +39,8 @@ def test_every_launch_of_a_plan_has_its_function() -> None:
     for plan in (
         plan_precondition(1, 2, 100, 7, 64, "float16", 1e-5, 90),
         plan_decode_attention(1, 2, 4, 1000, 64, "bfloat16", 1e-5, 90),
+        plan_delta_rule(1, 2, 100, 64, 48, "float16", 1.0, 90),
+        plan_delta_rule(1, 2, 1, 64, 48, "float16", 1.0, 90),
     ):
         for step in plan.steps:
             names = set(functions[step.kernel].arg_names)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import lucid_deploy.model.lucid  # noqa: F401 (what a session imports puts the kernels in place)
 from lucid_deploy.plugins.hosts.triton import torch_kernels
 from lucid_deploy.plugins.hosts.triton.torch_kernels import why_not
-from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, PRECONDITION
+from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, DELTA_RULE, PRECONDITION, Operator
 from tests.plugins.hosts.triton.model_runs import CHUNK, PROMPT, STEPS, check_operators, run_model
 
 LAYERS = 2
@@ -60,8 +60,10 @@ def test_pytorch_finds_the_operators_in_order(dtype, interpret):
     assert interpret(check_operators, dtype)
 
 
-@pytest.mark.parametrize("operator", [PRECONDITION, DECODE_ATTENTION, CAUSAL_ATTENTION], ids=lambda each: each.name)
-def test_cuda_tensors_go_to_the_kernels_that_there_are(operator):
+@pytest.mark.parametrize(
+    "operator", [PRECONDITION, DECODE_ATTENTION, DELTA_RULE, CAUSAL_ATTENTION], ids=lambda each: each.name
+)
+def test_cuda_tensors_go_to_the_kernels_that_there_are(operator: Operator) -> None:
     registered = torch._C._dispatch_has_kernel_for_dispatch_key(operator.torch_name, "CUDA")
     assert registered == (operator is not CAUSAL_ATTENTION)
     assert not torch._C._dispatch_has_kernel_for_dispatch_key(operator.torch_name, "CPU")

@@ -1,0 +1,301 @@
+"""``lucid-deploy chat``: lines in, answers out, until the input ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import click
+
+from lucid_deploy.cli._console import note, write_text
+from lucid_deploy.errors import CheckFailed, LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.generation.conversation import Conversation
+
+HELP = """\
+/help             this list
+/reset            forget the conversation
+/system TEXT      begin anew with a system message; without TEXT, with none
+/save FILE        write the conversation as JSON
+/exit             leave, as Ctrl-D does
+\"\"\"               begins and ends a text of several lines; a \\ at the end of a line goes on in the next one
+//…               a text that begins with /
+Ctrl-C            stops the answer; pressed again before it has stopped, it ends the session"""
+MULTILINE = '"""'
+
+
+class Turns(Protocol):
+    """What was said so far, in the form that the model takes."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Return the token ids of everything so far and a new text of the user's."""
+        ...
+
+    def keep(self, text: str, answer: str, ids: list[int]) -> None:
+        """Add a text and its answer, whose token ids are those of the prompt and of the answer."""
+        ...
+
+    def begin(self, system: str | None) -> None:
+        """Forget everything, and begin with a system message, if there is one."""
+        ...
+
+    def saved(self) -> dict[str, Any]:
+        """Return what was said, for JSON."""
+        ...
+
+
+@dataclass
+class ChatTurns:
+    """Messages, which a chat template makes one text of.
+
+    Attributes:
+        token_ids: From messages to token ids.
+        messages: Those so far.
+    """
+
+    token_ids: Callable[[list[dict[str, Any]]], list[int]]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """As :class:`Turns`."""
+        return self.token_ids([*self.messages, {"role": "user", "content": text}])
+
+    def keep(self, text: str, answer: str, ids: list[int]) -> None:
+        """As :class:`Turns`."""
+        self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]
+
+    def begin(self, system: str | None) -> None:
+        """As :class:`Turns`."""
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+
+    def saved(self) -> dict[str, Any]:
+        """As :class:`Turns`: as ``/v1/chat/completions`` takes them."""
+        return {"messages": self.messages}
+
+
+@dataclass
+class CompletionTurns:
+    """One text of the user's and the model's turns, for a model without a chat template."""
+
+    tokenizer: TextTokenizer
+    ids: list[int] = field(default_factory=list)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """As :class:`Turns`."""
+        ids = [*self.ids, *self.tokenizer.encode(text, add_special_tokens=not self.ids)]
+        if not ids:
+            raise LucidError("The text is empty: it has no tokens.")
+        return ids
+
+    def keep(self, text: str, answer: str, ids: list[int]) -> None:
+        """As :class:`Turns`."""
+        self.ids = ids
+
+    def begin(self, system: str | None) -> None:
+        """As :class:`Turns`."""
+        if system is not None:
+            raise LucidError("A system message needs a chat template, which this model does not have.")
+        self.ids = []
+
+    def saved(self) -> dict[str, Any]:
+        """As :class:`Turns`."""
+        return {"text": self.tokenizer.decode(self.ids), "ids": self.ids}
+
+
+class StopSwitch:
+    """Ctrl-C while an answer runs: the first one asks for the end of the answer, a second one interrupts."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextlib.contextmanager
+    def armed(self) -> Iterator[None]:
+        """Hear Ctrl-C while the block runs."""
+        self.asked = False
+        before = signal.signal(signal.SIGINT, self._on_signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class _Stopped(Exception):
+    """Ctrl-C came while the prompt ran."""
+
+
+class ChatSession:
+    """Reads lines and carries them out.
+
+    Args:
+        conversation: Runs the model.
+        turns: What was said.
+        tokenizer: The artifact's.
+        stops: Texts that end an answer.
+        interactive: Whether somebody types: then mistakes do not end the session, and control characters of answers do
+            not reach the terminal.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        turns: Turns,
+        tokenizer: TextTokenizer,
+        stops: tuple[str, ...] = (),
+        interactive: bool = False,
+    ) -> None:
+        self._conversation = conversation
+        self._turns = turns
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._interactive = interactive
+        self._switch = StopSwitch()
+
+    def run(self) -> None:
+        """Answer until the input ends.
+
+        Raises:
+            LucidError: A text cannot be answered, and nobody is there to type another.
+        """
+        while (text := self._read()) is not None:
+            if text == "/exit":
+                return
+            try:
+                self._carry_out(text)
+            except (LucidError, CheckFailed) as error:
+                if not self._interactive:
+                    raise
+                note(f"Error: {error}")
+
+    def _read(self) -> str | None:
+        """Return the next text, of one or several lines; None at the end."""
+        lines: list[str] = []
+        try:
+            line = self._line("> ")
+            block = line.startswith(MULTILINE)
+            line = line.removeprefix(MULTILINE)
+            while not line.endswith(MULTILINE) if block else line.endswith("\\"):
+                lines.append(line if block else line[:-1])
+                line = self._line(". ")
+            lines.append(line.removesuffix(MULTILINE) if block else line)
+        except EOFError:
+            if self._interactive:
+                click.echo()
+            return "\n".join(lines) if lines and not self._interactive else None
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            click.echo()
+            note("Ctrl-D leaves; /help lists the commands.")
+            return ""
+        return "\n".join(lines)
+
+    def _line(self, prompt: str) -> str:
+        if self._interactive:
+            return input(prompt)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.removesuffix("\n")
+
+    def _carry_out(self, text: str) -> None:
+        if not text.strip():
+            return
+        if not text.startswith("/") or text.startswith("//"):
+            self._answer(text.removeprefix("/") if text.startswith("//") else text)
+            return
+        name, _, rest = text.partition(" ")
+        rest = rest.strip()
+        if name == "/help":
+            note(HELP)
+        elif name == "/reset":
+            self._begin(None)
+            note("The conversation is forgotten.")
+        elif name == "/system":
+            self._begin(rest or None)
+            note("A new conversation with this system message." if rest else "A new conversation.")
+        elif name == "/save":
+            self._save(rest)
+        else:
+            raise LucidError(f"There is no command {name}; /help lists them. Write // for a text that begins with /.")
+
+    def _begin(self, system: str | None) -> None:
+        self._turns.begin(system)
+        self._conversation.reset()
+
+    def _save(self, file: str) -> None:
+        if not file:
+            raise LucidError("Name the file: /save FILE.")
+        if Path(file).exists():
+            raise LucidError(f"{file} exists. Name another file.")
+        write_text(json.dumps(self._turns.saved(), indent=2, ensure_ascii=False) + "\n", file)
+        note(f"Saved to {file}.")
+
+    def _answer(self, text: str) -> None:
+        from lucid_deploy.generation.text_stream import AnswerText
+
+        try:
+            text.encode()
+        except UnicodeError as error:
+            raise LucidError(f"The text is not valid UTF-8: {error}.") from error
+        prompt = self._turns.prompt_ids(text)
+        answer, ids = AnswerText(self._tokenizer, self._stops), list(prompt)
+        said = ""
+        with self._switch.armed():
+            try:
+                for piece in self._pieces(prompt, answer, ids):
+                    said += piece
+                    click.echo(printable(piece) if self._interactive else piece, nl=False)
+                    sys.stdout.flush()
+            except _Stopped:
+                note("Stopped before the answer; the text was taken back.")
+                return
+        click.echo()
+        count = len(ids) - len(prompt)
+        if answer.stopped:  # what comes behind the stop string was not said
+            ids = [*prompt, *self._tokenizer.encode(said, add_special_tokens=False)]
+        self._turns.keep(text, said, ids)
+        self._tell(count, answer.stopped)
+
+    def _pieces(self, prompt: list[int], answer: Any, ids: list[int]) -> Iterator[str]:
+        """Yield the answer's text, and add its token ids to those of the prompt."""
+
+        def progress(_done: int, _total: int) -> None:
+            if self._switch.asked:
+                raise _Stopped
+
+        with contextlib.closing(self._conversation.answer(prompt, progress)) as tokens:  # type: ignore[type-var]
+            for token in tokens:
+                ids.append(token)
+                yield answer.push(token)
+                if answer.stopped or self._switch.asked:
+                    break
+        yield answer.finish()
+
+    def _tell(self, count: int, at_stop: bool) -> None:
+        found = self._conversation
+        reason = "stop" if at_stop else found.finish_reason or "stopped by Ctrl-C"
+        total = found.reused + found.computed
+        note(f"[{count} tokens ({reason}); {found.computed} of {total} prompt tokens were new]")
+
+
+def printable(text: str) -> str:
+    """Return text without the control characters that a terminal obeys; line breaks and tabs stay."""
+    return "".join(letter if letter in "\n\t" or not _is_control(letter) else "\ufffd" for letter in text)
+
+
+def _is_control(letter: str) -> bool:
+    return ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0

@@ -1,0 +1,129 @@
+"""``lucid-deploy chat``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._options import artifact_argument, runtime_options
+from lucid_deploy.cli._sampling import sampling_options
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.generation.sampling import Sampling
+    from lucid_deploy.runtimes.options import RuntimeOptions
+    from lucid_deploy.serving.reader_client import ChatReader
+
+
+@click.command("chat", cls=Command)
+@artifact_argument
+@click.option("--system", metavar="TEXT", help="The system message, for models with a chat template.")
+@click.option("--completion", is_flag=True, help="Continue one text, though the model has a chat template.")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
+@click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
+@click.option(
+    "--prefill-chunk", type=int, default=512, show_default=True, metavar="N", help="Run prompts N tokens at a time."
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
+@click.option("--history", metavar="FILE", help="Keep the lines that were typed in FILE; otherwise they are forgotten.")
+def command(
+    artifact: str,
+    system: str | None,
+    completion: bool,
+    runtime: RuntimeOptions,
+    max_new_tokens: int,
+    sampling: Sampling,
+    bad_words: tuple[str, ...],
+    stop: tuple[str, ...],
+    prefill_chunk: int,
+    ignore_eos: bool,
+    history: str | None,
+) -> None:
+    """Talk with a model in the terminal.
+
+    Type a line to get an answer; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. Of each turn only the
+    new tokens are run: the cache of the conversation is kept. Without a chat template, or with --completion, the model
+    continues one text, to which each line is added. Lines that come through a pipe are answered one after the other.
+
+    Example: lucid-deploy chat ./artifact --temperature 0.7
+    """
+    from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
+    from lucid_deploy.cli._console import note, progress
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.generation.conversation import Conversation
+    from lucid_deploy.generation.logit_adjustment import bad_word_ids
+    from lucid_deploy.runtimes import open_session
+
+    opened = open_artifact(artifact)
+    tokenizer = TextTokenizer(opened.directory)
+    sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(_reader(opened, runtime.allow_extrapolation))
+        chats = reader.has_chat_template and not completion
+        if system is not None and not chats:
+            why = "with --completion" if completion else "the model has no chat template"
+            raise LucidError(f"--system needs a chat template: {why}.")
+        turns: Turns = ChatTurns(reader.token_ids) if chats else CompletionTurns(tokenizer)
+        turns.begin(system)
+        with progress("Loading the model"):
+            session = open_session(opened, runtime)
+        conversation = Conversation(session, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
+        if not reader.has_chat_template:
+            note("The model has no chat template: it continues one text, to which each line is added.")
+        if interactive:
+            note(f"{opened.directory.resolve().name}, {session.label}. /help lists the commands, Ctrl-D leaves.")
+            stack.enter_context(_line_editing(history))
+        ChatSession(conversation, turns, tokenizer, stop, interactive).run()
+
+
+def _reader(artifact: Artifact, allow_extrapolation: bool) -> ChatReader:
+    """Return the process that renders chats, with the bounds that a server has."""
+    import msgspec
+
+    from lucid_deploy.serving.loading import ApiOptions, EngineOptions, reader_setup
+    from lucid_deploy.serving.reader_client import ChatReader
+
+    setup = reader_setup(EngineOptions(str(artifact.directory)), ApiOptions())
+    many = 2**31 - 1  # time and memory bound what is read, the context what is answered
+    limits = replace(setup.limits, prompt_tokens=many, prompt_characters=many)
+    if allow_extrapolation:
+        limits = replace(limits, context=many)
+    setup = msgspec.structs.replace(setup, limits=limits)
+    return ChatReader(setup)
+
+
+@contextlib.contextmanager
+def _line_editing(history: str | None) -> Iterator[None]:
+    """Let lines be edited and called up again, where Python has GNU readline or libedit; keep them if that is asked."""
+    try:
+        import readline
+    except ImportError:  # Windows: the console edits lines itself
+        yield
+        return
+    from lucid_deploy.errors import LucidError
+
+    if history is not None:
+        try:
+            os.close(os.open(history, os.O_CREAT | os.O_RDWR, 0o600))  # what is typed is for nobody else to read
+            readline.read_history_file(history)
+        except OSError as error:
+            raise LucidError(f"--history {history} cannot be used: {error.strerror or error}.") from error
+    try:
+        yield
+    finally:
+        if history is not None and Path(history).exists():
+            readline.set_history_length(1000)
+            readline.write_history_file(history)

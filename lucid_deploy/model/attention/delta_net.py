@@ -1,0 +1,189 @@
+"""Layers of the delta rule (arXiv 2406.06484) and of the gated delta rule (arXiv 2412.06464).
+
+    S_t = α_t S_{t−1} + β_t k_t (v_t − α_t S_{t−1}ᵀ k_t)ᵀ,      o_t = S_tᵀ q_t / √D
+
+Queries, keys and values go through a short causal convolution and silu; queries and keys then have unit length. β is
+the sigmoid of a projection, or twice that; α = exp(−exp(A) softplus(a + b)), or 1 in the plain rule. The output of
+each head is normed, and gated by a projection of the layer's input.
+
+Shapes: B batch, N new tokens, HK key heads, H value heads, D key width, E value width, C hidden, K kernel, W channels
+of the convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lucid_deploy.model.attention.token_order import TokenOrder, take, token_order
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.layers.delta_settings import DeltaSettings, state_layout
+from lucid_deploy.model.mixer import LayerCache, Mixer, Step
+from lucid_deploy.model.parts import RMSNorm
+from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.plugins.shared.keys import compute_dtype
+
+L2_EPS = 1e-6  # added to a sum of squares, as transformers and flash-linear-attention do
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
+
+
+class ShortConvolution(nn.Module):
+    """The weight of a causal convolution, a channel by itself, ``(channels, 1, K)``; the newest token's is the last."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, kernel))
+
+
+class DeltaNet(Mixer):
+    """A layer of the plain delta rule: nothing decays.
+
+    The cache is the last K − 1 inputs of the convolutions, ``(B, W, K − 1)``, where the layer has any, and the state
+    ``(B, H, D, E)``.
+    """
+
+    def __init__(self, config: LucidConfig, settings: DeltaSettings, implementation: str) -> None:
+        super().__init__()
+        self.settings, self.implementation, self.state_dtype = settings, implementation, config.state_dtype
+        self._cache_dtype: str | None = None
+        hidden, keys, values = config.hidden_size, settings.key_channels, settings.value_channels
+        self.q_proj = nn.Linear(hidden, keys, bias=False)
+        self.k_proj = nn.Linear(hidden, keys, bias=False)
+        self.v_proj = nn.Linear(hidden, values, bias=False)
+        if settings.has_beta:
+            self.b_proj = nn.Linear(hidden, settings.value_heads, bias=False)
+        if settings.kernel:
+            self.q_conv1d = ShortConvolution(keys, settings.kernel)
+            self.k_conv1d = ShortConvolution(keys, settings.kernel)
+            self.v_conv1d = ShortConvolution(values, settings.kernel)
+        if settings.gate != "none":
+            self.g_proj = nn.Linear(hidden, values, bias=False)
+        self.o_norm = RMSNorm(settings.value_width, config.rms_norm_eps)
+        self.o_proj = nn.Linear(values, hidden, bias=False)
+
+    def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
+        """See :meth:`Mixer.forward`."""
+        n = x.shape[1]
+        new = None if step.mask is None else step.mask.narrow(1, step.mask.shape[1] - n, n)  # (B, N)
+        if new is None or step.decode or step.cache_length is not None:
+            return self.mix(x, past, new, None)
+        order = token_order(new)
+        o, present = self.mix(take(x, order.source), past, order.valid, order)
+        return take(o, order.place), present
+
+    def mix(
+        self, x: Tensor, past: LayerCache, valid: Tensor | None, order: TokenOrder | None
+    ) -> tuple[Tensor, LayerCache]:
+        """Mix tokens that stand in front of the padding.
+
+        Args:
+            x: ``(B, N, C)``.
+            past: The cache.
+            valid: Which columns hold a token, bool ``(B, N)``; None: all.
+            order: How many tokens a row has; None: N, or N is 1.
+
+        Returns:
+            ``(B, N, C)``, with anything at padding, and the cache with the tokens.
+        """
+        batch, n, _ = x.shape
+        settings = self.settings
+        mixed = torch.cat([self.q_proj(x), self.k_proj(x), self.v_proj(x)], dim=2)  # (B, N, W)
+        present: LayerCache = ()
+        if settings.kernel:
+            mixed, inputs = self.convolve(mixed, past[0], valid, order)
+            present = (inputs,)
+        work = compute_dtype(x.dtype)
+        mixed = F.silu(mixed.to(work))
+        q, k, v = mixed.split([settings.key_channels, settings.key_channels, settings.value_channels], dim=2)
+        query, key = (self._key_heads(each, settings).to(x.dtype) for each in (q, k))  # (B, H, N, D)
+        value = v.view(batch, n, settings.value_heads, settings.value_width).transpose(1, 2).to(x.dtype)
+        beta, decay = self.beta(x, work), self.log_decay(x, work)  # (B, N, H)
+        if valid is not None:
+            beta, decay = (torch.where(valid[:, :, None], each, torch.zeros_like(each)) for each in (beta, decay))
+        o, state = delta_rule(
+            query,
+            key,
+            value,
+            decay.transpose(1, 2),
+            beta.transpose(1, 2).to(x.dtype),
+            past[-1].to(work),
+            scale=settings.key_width**-0.5,
+            implementation=self.implementation,
+        )
+        normed = self.o_norm(o.transpose(1, 2))  # (B, N, H, E)
+        if settings.gate != "none":
+            gate = GATES[settings.gate](self.g_proj(x).to(work)).view(normed.shape)
+            normed = (normed.to(work) * gate).to(x.dtype)
+        return self.o_proj(normed.reshape(batch, n, -1)), (*present, state.to(past[-1].dtype))
+
+    def convolve(
+        self, mixed: Tensor, past: Tensor, valid: Tensor | None, order: TokenOrder | None
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve ``(B, N, W)`` with the inputs before it, ``(B, W, K − 1)``; return it and the last inputs."""
+        n, kept = mixed.shape[1], self.settings.kernel - 1
+        weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])[:, 0]  # (W, K)
+        rows = torch.cat([past.mT.to(mixed.dtype), mixed], dim=1)  # (B, K − 1 + N, W)
+        work = compute_dtype(mixed.dtype)
+        convolved = rows[:, :n].to(work) * weight[:, 0].to(work)
+        for tap in range(1, kept + 1):
+            convolved = convolved + rows[:, tap : tap + n].to(work) * weight[:, tap].to(work)  # (B, N, W)
+        if order is not None:
+            last = take(rows, order.count + torch.arange(kept, device=rows.device))  # (B, K − 1, W)
+        else:
+            last = rows[:, rows.shape[1] - kept :]
+            if valid is not None:  # one column, a token or none
+                last = torch.where(valid[:, :, None], last, rows[:, :kept])
+        return convolved, last.mT.to(past.dtype)
+
+    def _key_heads(self, x: Tensor, settings: DeltaSettings) -> Tensor:
+        """Return ``(B, N, HK·D)`` as heads of unit length, each as often as value heads share it: ``(B, H, N, D)``."""
+        batch, n, _ = x.shape
+        heads = x.view(batch, n, settings.key_heads, settings.key_width).transpose(1, 2)  # (B, HK, N, D)
+        unit = heads * torch.rsqrt((heads * heads).sum(-1, keepdim=True) + L2_EPS)
+        times = settings.value_heads // settings.key_heads
+        if times == 1:
+            return unit
+        shape = (batch, settings.key_heads, times, n, settings.key_width)
+        return unit[:, :, None].expand(shape).flatten(1, 2)
+
+    def beta(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return β of tokens ``(B, N, C)``, ``(B, N, H)``."""
+        if not self.settings.has_beta:
+            found = torch.ones_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
+        else:
+            found = self.b_proj(x).to(dtype).sigmoid()
+        return found * 2 if self.settings.negative_eigenvalues else found
+
+    def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return log α of tokens ``(B, N, C)``, ``(B, N, H)``: 0."""
+        return torch.zeros_like(x[:, :, :1], dtype=dtype).expand(-1, -1, self.settings.value_heads)
+
+    def empty_cache(self, batch: int, like: Tensor) -> LayerCache:
+        """See :meth:`Mixer.empty_cache`: zeros."""
+        layout = state_layout(self.settings, self.state_dtype, self._cache_dtype or _name(like.dtype))
+        return tuple(like.new_zeros((batch, *each.shape), dtype=getattr(torch, each.dtype)) for each in layout)
+
+    def store_cache_as(self, cache_dtype: str, dtype: torch.dtype) -> None:
+        """See :meth:`Mixer.store_cache_as`: of the inputs of the convolutions."""
+        self._cache_dtype = _name(dtype) if cache_dtype == "auto" else cache_dtype
+
+
+class GatedDeltaNet(DeltaNet):
+    """A layer of the gated delta rule: every head's state decays by what the token says."""
+
+    def __init__(self, config: LucidConfig, settings: DeltaSettings, implementation: str) -> None:
+        super().__init__(config, settings, implementation)
+        self.a_proj = nn.Linear(config.hidden_size, settings.value_heads, bias=False)
+        self.A_log = nn.Parameter(torch.zeros(settings.value_heads))
+        self.dt_bias = nn.Parameter(torch.ones(settings.value_heads))
+
+    def log_decay(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return log α of tokens ``(B, N, C)``, ``(B, N, H)``: −exp(A) softplus(a + b)."""
+        return -self.A_log.to(dtype).exp() * F.softplus(self.a_proj(x).to(dtype) + self.dt_bias.to(dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

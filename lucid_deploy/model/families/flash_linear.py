@@ -1,0 +1,206 @@
+"""What flash-linear-attention's models have in common: names of tensors, MLPs by a ratio, and layers of attention."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import msgspec
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_file import Flag, Positive, Size, Whole, checked
+from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
+from lucid_deploy.model.layers.delta_settings import check_kernel
+
+_STORED = {
+    "model.embed_tokens.": "model.embeddings.",
+    ".input_layernorm.": ".attn_norm.",
+    ".post_attention_layernorm.": ".mlp_norm.",
+    ".linear_attn.": ".attn.",
+    ".self_attn.": ".attn.",
+}
+# Llama's keys that this toolkit would compute, and that these models say in other ways or do not have.
+_FOREIGN = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "sliding_window",
+    "layer_types",
+    "layer_kinds",
+    "layer_settings",
+)
+
+
+class FlashKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """The keys that all of these models have."""
+
+    norm_eps: Positive = 1e-6
+    hidden_ratio: Size = 4
+    num_heads: Size
+    expand_v: Positive = 1.0
+    conv_size: Whole = 4
+    use_short_conv: Flag = True
+    use_gate: Flag = False
+    allow_neg_eigval: Flag = False
+    attn: Any = None
+    attnres_block_size: Any = None
+    conv_bias: Flag = False
+
+
+class AttentionKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """The object ``attn``: which layers attend to all tokens or over a window, and their shape."""
+
+    layers: list[Whole]
+    num_heads: Size
+    num_kv_heads: Size | None = None
+    qkv_bias: Flag = False
+    qk_norm: Flag = False
+    window_size: Size | None = None
+    rope_theta: Positive = 10000.0
+
+
+class FlashLinearFamily(Family):
+    """A model of flash-linear-attention: every layer is of one linear kind, but those that ``attn`` lists."""
+
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        (
+            # How, not what, is computed.
+            "attn_mode",
+            "fuse_norm",
+            "fuse_swiglu",
+            # What training computes.
+            "fuse_cross_entropy",
+            "fuse_linear_cross_entropy",
+            "use_l2warp",
+            # A key that no layer of its code reads.
+            "use_output_norm",
+        )
+    )
+
+    def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
+        """See :meth:`Family.normalized`."""
+        foreign = [key for key in (*_FOREIGN, "head_dim") if raw.get(key) is not None and key not in self.computed]
+        if foreign:
+            raise LucidError(
+                f"{where}: {foreign[0]} is {raw[foreign[0]]!r}, a key that models of the family {self.model_type} do "
+                "not have. Take it out, or correct model_type."
+            )
+        if raw.get("hidden_act") not in (None, "swish", "silu"):
+            raise LucidError(f"{where}: hidden_act {raw['hidden_act']!r} is not supported; only swish is.")
+        keys: Any = checked(raw, self.keys, where)
+        plain = {**raw, "hidden_act": "silu", "rms_norm_eps": keys.norm_eps}
+        if raw.get("intermediate_size") is None and isinstance(raw.get("hidden_size"), int):
+            inner = int(raw["hidden_size"] * keys.hidden_ratio * 2 / 3)
+            plain["intermediate_size"] = 256 * -(-inner // 256)  # its own rounding
+        attention = attention_keys(keys.attn, where)
+        heads = keys.num_heads if attention is None else attention.num_heads
+        plain |= {"num_attention_heads": heads, "num_key_value_heads": heads}
+        if attention is not None:
+            plain |= {"rope_theta": attention.rope_theta, "attention_bias": attention.qkv_bias}
+            plain["num_key_value_heads"] = attention.num_kv_heads or heads
+        return plain
+
+    def layer_types(self, keys: Any, layers: int) -> list[str]:
+        """See :meth:`Family.layer_types`."""
+        attention = attention_keys(keys.attn, "attn")
+        if attention is None:
+            return [LINEAR] * layers
+        kind = FULL if attention.window_size is None else SLIDING
+        return [kind if index in attention.layers else LINEAR for index in range(layers)]
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        """See :meth:`Family.configure`."""
+        _refuse(keys, where)
+        attention = attention_keys(keys.attn, where)
+        layers = [] if attention is None else attention.layers
+        beyond = [index for index in layers if index >= config.num_hidden_layers]
+        if beyond or len(set(layers)) < len(layers):
+            what = f"layer {beyond[0]}" if beyond else "a layer twice"
+            raise LucidError(
+                f"{where}: attn.layers names {what}; it lists layers, counted from 0, of {config.num_hidden_layers} "
+                "(num_hidden_layers)."
+            )
+        if layers and config.hidden_size % config.num_attention_heads:
+            raise LucidError(
+                f"{where}: hidden_size ({config.hidden_size}) is not a multiple of attn.num_heads "
+                f"({config.num_attention_heads})."
+            )
+        settings = self.settings(config, keys, where)
+        return dataclasses.replace(
+            config,
+            head_dim=config.hidden_size // config.num_attention_heads if layers else settings["key_width"],
+            attention_output_bias=False,
+            sliding_window=None if attention is None else attention.window_size,
+            use_rope=config.use_rope and bool(layers),
+            rope_layers=tuple(index in layers for index in range(config.num_hidden_layers)) if layers else (),
+            layer_settings={self.linear_kind: settings},
+        )
+
+    @abstractmethod
+    def settings(self, config: LucidConfig, keys: Any, where: str) -> dict[str, Any]:
+        """Return the settings of its linear layers, see :class:`~lucid_deploy.model.layers.delta_settings`."""
+
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
+        """See :meth:`Family.stored`."""
+        for ours, theirs in _STORED.items():
+            name = name.replace(ours, theirs)
+        return StoredParameter(name)
+
+
+def attention_keys(given: Any, where: str) -> AttentionKeys | None:
+    """Return what ``attn`` says; None: no layer attends.
+
+    Raises:
+        LucidError: Not an object, keys that are not known, or several objects.
+    """
+    if given is None or given == []:
+        return None
+    one = given[0] if isinstance(given, list) and len(given) == 1 else given
+    if isinstance(one, list):
+        raise LucidError(f"{where}: attn lists {len(one)} kinds of attention; more than one is not supported.")
+    if not isinstance(one, dict):
+        raise LucidError(f"{where}: attn must be an object, not {one!r}.")
+    unknown = sorted(one.keys() - set(AttentionKeys.__struct_fields__))
+    if unknown:
+        raise LucidError(f"{where}: attn.{unknown[0]} is not known; known are {_listed(AttentionKeys)}.")
+    found = checked(one, AttentionKeys, f"{where}: attn")
+    if found.qk_norm:
+        raise LucidError(
+            f"{where}: attn.qk_norm is true. Versions of flash-linear-attention differ in whether they compute it, so "
+            "it is not supported."
+        )
+    return found if found.layers else None
+
+
+def whole(value: float, what: str, where: str) -> int:
+    """Return a width that a factor makes.
+
+    Raises:
+        LucidError: It is no whole number.
+    """
+    if value != round(value):
+        raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
+    return round(value)
+
+
+def _refuse(keys: Any, where: str) -> None:
+    if keys.attnres_block_size is not None:
+        raise LucidError(
+            f"{where}: attnres_block_size is {keys.attnres_block_size!r}. It mixes the residuals of layers, which is "
+            "not supported."
+        )
+    if keys.conv_bias:
+        raise LucidError(f"{where}: conv_bias is true. Biases of short convolutions are not supported.")
+    if keys.use_short_conv:
+        check_kernel(keys.conv_size, "conv_size", where)
+
+
+def _listed(form: type[msgspec.Struct]) -> str:
+    return ", ".join(form.__struct_fields__)

@@ -1,0 +1,171 @@
+"""Qwen3-Next without experts: layers of the gated delta rule, and gated attention that rotates a part of each head."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import msgspec
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config_file import Names, Positive, Size, Whole
+from lucid_deploy.model.config_keys import ROPE_BLOCKS
+from lucid_deploy.model.families.family import FULL, LINEAR, Family, StoredParameter
+from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings
+
+_FACTOR = "partial_rotary_factor"
+
+
+class LinearKeys(msgspec.Struct, kw_only=True, frozen=True):
+    """What Qwen's layers of the gated delta rule are, and which layers they are."""
+
+    layer_types: Names | None = None
+    full_attention_interval: Size = 4
+    partial_rotary_factor: Positive = 0.25
+    linear_conv_kernel_dim: Size = 4
+    linear_key_head_dim: Size = 128
+    linear_value_head_dim: Size = 128
+    linear_num_key_heads: Size = 16
+    linear_num_value_heads: Size = 32
+
+
+class _Keys(LinearKeys, kw_only=True, frozen=True):
+    num_experts: Whole = 512
+    decoder_sparse_step: Size = 1
+    mlp_only_layers: list[Whole] = []
+
+
+class QwenHybrid(Family):
+    """What Qwen3-Next and Qwen3.5 have in common."""
+
+    linear_kind = "gated_delta"
+    refused: ClassVar = {"mlp_bias": "Qwen's code makes no biases in its MLPs"}
+    unused_tensors: ClassVar[tuple[str, ...]] = (
+        "mtp.",
+    )  # heads that predict further tokens; its code passes over them too
+
+    def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
+        """See :meth:`Family.normalized`: how much of each head is rotated stands beside the block of the rotation."""
+        plain = dict(raw)
+        for name in ROPE_BLOCKS:
+            block = raw.get(name)
+            if isinstance(block, dict) and _FACTOR in block:
+                plain[name] = {key: value for key, value in block.items() if key != _FACTOR}
+                if plain.setdefault(_FACTOR, block[_FACTOR]) != block[_FACTOR]:
+                    raise LucidError(f"{where}: {_FACTOR} is {raw[_FACTOR]!r}, and {block[_FACTOR]!r} in {name}.")
+        return plain
+
+    def layer_types(self, keys: Any, layers: int) -> list[str]:
+        """See :meth:`Family.layer_types`."""
+        if keys.layer_types is not None:
+            return list(keys.layer_types)
+        return [LINEAR if (index + 1) % keys.full_attention_interval else FULL for index in range(layers)]
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        """See :meth:`Family.configure`."""
+        if keys.partial_rotary_factor > 1:
+            raise LucidError(f"{where}: {_FACTOR} is {keys.partial_rotary_factor:g}; a head is rotated once at most.")
+        if keys.linear_num_value_heads % keys.linear_num_key_heads:
+            raise LucidError(
+                f"{where}: linear_num_value_heads ({keys.linear_num_value_heads}) is not a multiple of "
+                f"linear_num_key_heads ({keys.linear_num_key_heads})."
+            )
+        check_kernel(keys.linear_conv_kernel_dim, "linear_conv_kernel_dim", where)
+        if config.hidden_act != "silu":
+            raise LucidError(
+                f"{where}: hidden_act {config.hidden_act!r} is not supported in this family; only silu is."
+            )
+        settings = {
+            "key_heads": keys.linear_num_key_heads,
+            "value_heads": keys.linear_num_value_heads,
+            "key_width": keys.linear_key_head_dim,
+            "value_width": keys.linear_value_head_dim,
+            "kernel": keys.linear_conv_kernel_dim,
+            "gate": "silu",
+        }
+        types = self.layer_types(keys, config.num_hidden_layers)
+        rotated = int(config.head_dim * keys.partial_rotary_factor)
+        return dataclasses.replace(
+            config,
+            qk_norm="before_rope",
+            attention_gate=True,
+            rotary_width=rotated if rotated < config.head_dim else None,
+            rope_layers=tuple(kind == FULL for kind in types),
+            layer_settings={**config.layer_settings, self.linear_kind: settings},
+        )
+
+    def stored(self, name: str, config: LucidConfig) -> StoredParameter:
+        """See :meth:`Family.stored`: norms scale by 1 + w, and queries lie beside the gates of their heads."""
+        if ".linear_attn." in name:
+            return self.stored_linear(name, config)
+        for part, rows in (("q_proj", (0, config.head_dim)), ("g_proj", (config.head_dim, 2 * config.head_dim))):
+            if f".self_attn.{part}." in name:
+                return StoredParameter(name.replace(part, "q_proj"), rows, config.num_attention_heads)
+        return StoredParameter(name, plus=1.0 if "norm." in name else 0.0)
+
+    def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
+        """Return where a parameter of a layer of the gated delta rule lies."""
+        settings = delta_settings(config, self.linear_kind)
+        keys, values = settings.key_channels, settings.value_channels
+        convolved = {"q": (0, keys), "k": (keys, 2 * keys), "v": (2 * keys, 2 * keys + values)}
+        for part, rows in convolved.items():
+            if f".{part}_conv1d." in name:
+                return StoredParameter(name.replace(f"{part}_conv1d", "conv1d"), rows)
+        for ours, theirs in ((".o_norm.", ".norm."), (".o_proj.", ".out_proj.")):
+            name = name.replace(ours, theirs)
+        return StoredParameter(name)
+
+
+class _Qwen3Next(QwenHybrid):
+    model_type = "qwen3_next"
+    architectures = ("Qwen3NextForCausalLM",)
+    defaults: ClassVar = {"num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32768}
+    keys = _Keys
+    # Of the experts, of which there are none.
+    ignored = frozenset(
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "num_experts_per_tok",
+            "norm_topk_prob",
+            "output_router_logits",
+            "router_aux_loss_coef",
+        )
+    )
+    about = "without experts; layers of the gated delta rule, gated attention that rotates a part of each head"
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        """See :meth:`Family.configure`."""
+        mixtures = [
+            index
+            for index in range(config.num_hidden_layers)
+            if keys.num_experts and index not in keys.mlp_only_layers and (index + 1) % keys.decoder_sparse_step == 0
+        ]
+        if mixtures:
+            raise LucidError(
+                f"{where}: the MLP of layer {mixtures[0]} is a mixture of {keys.num_experts} experts (num_experts, "
+                "mlp_only_layers, decoder_sparse_step), which is not supported."
+            )
+        return super().configure(config, keys, where)
+
+    def stored_linear(self, name: str, config: LucidConfig) -> StoredParameter:
+        """See :meth:`QwenHybrid.stored_linear`: each key head's queries, keys, values and gates lie together."""
+        settings = delta_settings(config, self.linear_kind)
+        shared = settings.value_heads // settings.key_heads
+        key, value = settings.key_width, shared * settings.value_width
+        places = {
+            "q_proj": ("in_proj_qkvz", 0, key),
+            "k_proj": ("in_proj_qkvz", key, 2 * key),
+            "v_proj": ("in_proj_qkvz", 2 * key, 2 * key + value),
+            "g_proj": ("in_proj_qkvz", 2 * key + value, 2 * key + 2 * value),
+            "b_proj": ("in_proj_ba", 0, shared),
+            "a_proj": ("in_proj_ba", shared, 2 * shared),
+        }
+        for part, (stored, start, end) in places.items():
+            if f".{part}." in name:
+                return StoredParameter(name.replace(part, stored), (start, end), settings.key_heads)
+        return super().stored_linear(name, config)
+
+
+FAMILY = _Qwen3Next()

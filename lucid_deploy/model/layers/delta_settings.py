@@ -1,0 +1,147 @@
+"""What layers of the delta rule need beyond Llama's settings: ``layer_settings`` of a configuration, by kind.
+
+"layer_settings": {"delta": {"key_heads": 4, "value_heads": 4, "key_width": 64, "value_width": 64, "kernel": 4}}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from lucid_deploy.cache.layout import CacheTensor, LayerLayout
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config_file import Flag, Size, checked
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.config import LucidConfig
+
+GATES = ("none", "silu", "sigmoid")
+LARGEST_KERNEL = 64
+_Kernel = Annotated[int, Meta(ge=0, le=LARGEST_KERNEL, description="0, or a whole number of at least 2")]
+_Gate = Annotated[str, Meta(description="none, silu or sigmoid")]
+
+
+class DeltaSettings(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The shape of a layer of the delta rule.
+
+    Attributes:
+        key_heads: Heads of queries and of keys.
+        value_heads: Heads of values, each with a state; a multiple of ``key_heads``. Consecutive ones share a key head.
+        key_width: Width of a query or key head.
+        value_width: Width of a value head.
+        kernel: How many tokens the short convolutions see, the newest included; 0: there are none.
+        gate: What the output gate goes through, ``silu`` or ``sigmoid``; ``none``: there is no gate.
+        has_beta: Whether β comes from the token; false: it is 1.
+        negative_eigenvalues: Whether β is doubled, which lets a step turn the sign of what the state holds of a key.
+    """
+
+    key_heads: Size
+    value_heads: Size
+    key_width: Size
+    value_width: Size
+    kernel: _Kernel = 4
+    gate: _Gate = "none"
+    has_beta: Flag = True
+    negative_eigenvalues: Flag = False
+
+    @property
+    def key_channels(self) -> int:
+        """Width of all queries, and of all keys."""
+        return self.key_heads * self.key_width
+
+    @property
+    def value_channels(self) -> int:
+        """Width of all values."""
+        return self.value_heads * self.value_width
+
+    @property
+    def channels(self) -> int:
+        """Channels that the short convolutions run over: queries, keys and values, in this order."""
+        return 2 * self.key_channels + self.value_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as ``layer_settings`` holds it."""
+        return msgspec.structs.asdict(self)
+
+
+def delta_settings(config: LucidConfig, kind: str) -> DeltaSettings:
+    """Return the settings of a kind's layers.
+
+    Args:
+        config: The model.
+        kind: ``delta`` or ``gated_delta``.
+
+    Raises:
+        LucidError: They are missing, or no layer can have them; the message names the key.
+    """
+    given = config.layer_settings.get(kind)
+    where = f"layer_settings.{kind}"
+    if not isinstance(given, dict):
+        raise LucidError(f"{where} is missing: layers of kind {kind} need key_heads, value_heads and their widths.")
+    unknown = sorted(given.keys() - set(DeltaSettings.__struct_fields__))
+    if unknown:
+        raise LucidError(f"{where} has the key {unknown[0]!r}, which layers of kind {kind} do not have.")
+    settings = checked(given, DeltaSettings, where)
+    if settings.value_heads % settings.key_heads:
+        raise LucidError(
+            f"{where}: value_heads ({settings.value_heads}) is not a multiple of key_heads ({settings.key_heads})."
+        )
+    if settings.kernel:
+        check_kernel(settings.kernel, "kernel", where)
+    if settings.gate not in GATES:
+        raise LucidError(f"{where}: gate must be {', '.join(GATES)}, not {settings.gate!r}.")
+    return settings
+
+
+def check_kernel(size: int, key: str, where: str) -> None:
+    """Check the size of short convolutions.
+
+    Args:
+        size: How many tokens they see.
+        key: What the configuration calls it.
+        where: Name of the file, for messages.
+
+    Raises:
+        LucidError: It keeps nothing of the tokens before, or more than is supported.
+    """
+    if not 2 <= size <= LARGEST_KERNEL:
+        raise LucidError(
+            f"{where}: {key} is {size}; short convolutions over 2 to {LARGEST_KERNEL} tokens are supported, the newest "
+            "included."
+        )
+
+
+def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) -> LayerLayout:
+    """Return the cache of a layer: the last inputs of its convolutions, and the state of the recurrence.
+
+    Args:
+        settings: Its shape.
+        state_dtype: Type of the recurrent state.
+        cache_dtype: Type that rows are cached in. The inputs of the convolutions are kept in it, in float32 beside
+            int8: there are few of them, and they have no scales.
+    """
+    shape = (settings.value_heads, settings.key_width, settings.value_width)
+    wide = "float64" if cache_dtype == "float64" else state_dtype
+    recurrent = CacheTensor("recurrent_state", wide, shape, "state")
+    if not settings.kernel:
+        return (recurrent,)
+    inputs = "float32" if cache_dtype == "int8" else cache_dtype
+    return (CacheTensor("conv_state", inputs, (settings.channels, settings.kernel - 1), "state"), recurrent)
+
+
+def weight_names(settings: DeltaSettings, attribute: str, decays: bool) -> tuple[str, ...]:
+    """Return the names of a layer's weights within it.
+
+    Args:
+        settings: Its shape.
+        attribute: Name of the mixer.
+        decays: Whether the state decays.
+    """
+    names = [f"{name}_proj.weight" for name in ("q", "k", "v")]
+    names += ["b_proj.weight"] if settings.has_beta else []
+    names += ["a_proj.weight", "A_log", "dt_bias"] if decays else []
+    names += [f"{name}_conv1d.weight" for name in ("q", "k", "v")] if settings.kernel else []
+    names += ["g_proj.weight"] if settings.gate != "none" else []
+    return tuple(f"{attribute}.{name}" for name in (*names, "o_norm.weight", "o_proj.weight"))

@@ -1,0 +1,103 @@
+"""A reader process for one user: chats become token ids there, within the same bounds as a server's requests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import msgspec
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.reader_process import (
+    COMMAND,
+    HEADER_BYTES,
+    BodyPrepared,
+    BodyRefused,
+    ReaderFault,
+    ReaderReady,
+    ReaderSetup,
+    ReadTask,
+    Reply,
+    read_frame,
+    refusal_of_death,
+)
+
+
+class ChatReader:
+    """Renders chats and tokenizes them in a process of its own, which ends when time or memory are over.
+
+    A template is a program that came with the model, and can loop or take all memory. Use it in a ``with``.
+
+    Attributes:
+        has_chat_template: Whether the model has a chat template.
+
+    Args:
+        setup: What it reads for.
+
+    Raises:
+        LucidError: The tokenizer or the chat template cannot be read.
+    """
+
+    def __init__(self, setup: ReaderSetup) -> None:
+        self._setup = setup
+        self._start()
+
+    def __enter__(self) -> ChatReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def token_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Return the token ids of a chat, with the opening of the model's answer.
+
+        Args:
+            messages: As ``/v1/chat/completions`` takes them.
+
+        Raises:
+            LucidError: The template refuses them, they are too long, or reading them is too costly.
+        """
+        if self._process.poll() is not None:
+            self._start()
+        body = json.dumps({"model": self._setup.model, "messages": messages}).encode()
+        reply = self._ask(ReadTask("chat", body))
+        if isinstance(reply, BodyPrepared):
+            return list(reply.request.job.prompts[0])
+        raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        reply = self._ask(self._setup)
+        if not isinstance(reply, ReaderReady):
+            self._stop()
+            raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
+        self.has_chat_template = reply.has_chat_template
+
+    def _stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _ask(self, message: msgspec.Struct) -> Reply:
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None
+        data = msgspec.msgpack.encode(message)
+        try:
+            process.stdin.write(len(data).to_bytes(HEADER_BYTES, "big") + data)
+            process.stdin.flush()
+        except BrokenPipeError:
+            return refusal_of_death(process.wait(), self._setup.limits)
+        frame = read_frame(process.stdout)
+        if not frame:
+            return refusal_of_death(process.wait(), self._setup.limits)
+        return msgspec.msgpack.decode(frame, type=Reply)
+
+
+def _fault(reply: Reply) -> str:
+    trace = reply.trace if isinstance(reply, ReaderFault) else str(reply)
+    return f"Reading the chat failed by a fault of lucid-deploy:\n{trace}"

@@ -1,0 +1,105 @@
+"""From sizes to launches of the delta rule's kernels, with no GPU and no Triton; ``tensorrt.cpp`` does the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lucid_deploy.plugins.shared.plan import (
+    FLOAT32_BYTES,
+    PADDED_WIDTHS,
+    Choice,
+    Plan,
+    Step,
+    Variant,
+    check_sizes,
+    choice,
+    padded_width,
+)
+from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
+
+TUNED = Path(__file__).with_name("tuned.json")
+COMPILED_UNIT = 4  # widths are multiples of it in the kernels that are compiled ahead of time
+DECODE_COLUMNS = 32  # of the state, of one program: a line of memory
+DECODE_WARPS = 4
+FIXED = ("log_decay", "state", "new_state")  # float32 whatever the type of the others
+
+
+def plan_delta_rule(
+    batch: int,
+    heads: int,
+    new: int,
+    key_width: int,
+    value_width: int,
+    dtype: str,
+    scale: float,
+    arch: int,
+    tuned: Choice | None = None,
+) -> Plan:
+    """Plan the delta rule for ``new`` tokens: one launch for one token, two for more.
+
+    Args:
+        batch: Sequences.
+        heads: Heads.
+        new: New tokens, at least 1.
+        key_width: 16 to 256.
+        value_width: At least 1.
+        dtype: ``float32``, ``float16`` or ``bfloat16``.
+        scale: What outputs are multiplied by.
+        arch: Compute capability, 90 for 9.0.
+        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps, stages.
+
+    Raises:
+        ValueError: Sizes or a device outside what the kernels support.
+    """
+    check_sizes(batch=batch, heads=heads, new=new, value_width=value_width)
+    padded = padded_width(key_width)
+    unit = COMPILED_UNIT if key_width % COMPILED_UNIT == 0 and value_width % COMPILED_UNIT == 0 else 1
+    tuned = tuned or choice(TUNED, arch, dtype, padded)
+    inputs, outputs = DELTA_RULE.input_names, DELTA_RULE.output_names
+    widths = {"n_key_units": key_width // unit, "n_value_units": value_width // unit}
+    if new == 1:
+        grid = (batch * heads, -(-value_width // DECODE_COLUMNS), 1)
+        constants = {"BLOCK_N": DECODE_COLUMNS, "BLOCK_D": padded, "WIDTH_UNIT": unit}
+        scalars = {**widths, "scale": scale}
+        step = Step("delta_decode_kernel", dtype, grid, (*inputs, *outputs), scalars, constants, DECODE_WARPS, 1)
+        return Plan((step,), outputs, workspace_bytes=0, zeroed_bytes=0)
+    chunks = -(-new // tuned.block_m)
+    chunk = Step(
+        kernel="delta_chunk_kernel",
+        dtype=dtype,
+        grid=(chunks, batch * heads, 1),
+        pointers=("query", "key", "log_decay", "beta", "workspace"),
+        scalars={"n_new": new, "n_key_units": widths["n_key_units"], "scale": scale},
+        constants={"BLOCK_M": tuned.block_m, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+    )
+    state = Step(
+        kernel="delta_state_kernel",
+        dtype=dtype,
+        grid=(batch * heads, -(-value_width // tuned.block_n), 1),
+        pointers=("query", "key", "value", "log_decay", "state", "workspace", *outputs),
+        scalars={"n_new": new, **widths, "scale": scale},
+        constants={"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        num_warps=tuned.num_warps,
+        num_stages=tuned.num_stages,
+    )
+    workspace = batch * heads * chunks * 2 * tuned.block_m**2 * FLOAT32_BYTES
+    return Plan((chunk, state), outputs, workspace_bytes=workspace, zeroed_bytes=0)
+
+
+def variants(arch: int) -> list[Variant]:
+    """Return what is compiled ahead of time for one architecture."""
+    found = []
+    for dtype in FLOATS:
+        for padded in PADDED_WIDTHS:
+            tuned = choice(TUNED, arch, dtype, padded)
+            width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT))
+            chunk = (("BLOCK_M", tuned.block_m), *width)
+            state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)
+            found += [
+                Variant("delta_chunk_kernel", dtype, chunk, tuned.num_warps, tuned.num_stages),
+                Variant("delta_state_kernel", dtype, state, tuned.num_warps, tuned.num_stages),
+                Variant("delta_decode_kernel", dtype, (("BLOCK_N", DECODE_COLUMNS), *width), DECODE_WARPS, 1),
+            ]
+    return found

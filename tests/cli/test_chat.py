@@ -1,0 +1,231 @@
+"""``lucid-deploy chat``: through a pipe, and in a terminal that a test types into."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lucid_deploy.cli import main
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import replace_file
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m.content == 'w90' %}{{ raise_exception('not that') }}{% endif %}"
+    "{% if m.content == 'w91' %}"
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+    "{{ {'system': 'w11', 'user': 'w12', 'assistant': 'w13'}[m.role] }} {{ m.content }} {% endfor %}w13"
+)
+FIXED = ("--ignore-eos", "-n", "6")
+
+
+@pytest.fixture
+def chatty(with_tokenizer: Path) -> Path:
+    """The tiny artifact with a chat template."""
+    replace_file(with_tokenizer, "tokenizer_config.json", json.dumps({"chat_template": TEMPLATE}).encode())
+    return with_tokenizer
+
+
+def chat(directory: Path, *lines: str, options: tuple[str, ...] = FIXED, status: int = 0) -> Result:
+    """Give lines through a pipe."""
+    result = CliRunner().invoke(main, ["chat", str(directory), *options], input="".join(f"{line}\n" for line in lines))
+    assert result.exit_code == status, result.output
+    return result
+
+
+def new_tokens(result: Result) -> list[tuple[int, int]]:
+    """Return for each answer how many tokens of its prompt were run, and how many there were."""
+    return [(int(a), int(b)) for a, b in re.findall(r"(\d+) of (\d+) prompt tokens were new", result.stderr)]
+
+
+def ran(directory: Path, prompt: str) -> str:
+    """Return what `run` answers to a text that the template has made."""
+    result = CliRunner().invoke(main, ["run", str(directory), "--prompt", prompt, *FIXED])
+    assert result.exit_code == 0
+    return result.stdout.removesuffix("\n")
+
+
+def test_each_answer_is_that_of_run_to_the_whole_chat(chatty: Path) -> None:
+    result = chat(chatty, "w1 w2 w3", "w4", options=(*FIXED, "--system", "w20"))
+    first, second = result.stdout.splitlines()
+    assert first == ran(chatty, "w11 w20 w12 w1 w2 w3 w13")
+    assert second == ran(chatty, f"w11 w20 w12 w1 w2 w3 w13 {first} w12 w4 w13")
+    # Of the second prompt the first's seven tokens and all of its answer but the last are in the cache.
+    assert new_tokens(result) == [(7, 7), (4, 16)]
+
+
+def test_the_cache_is_kept_between_turns(chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lucid_deploy.runtimes.session import Session
+
+    prefilled: list[int] = []
+    prefill = Session.prefill
+
+    def counted(self: Any, input_ids: Any, *more: Any, **named: Any) -> Any:
+        prefilled.append(input_ids.shape[1])
+        return prefill(self, input_ids, *more, **named)
+
+    monkeypatch.setattr(Session, "prefill", counted)
+    result = chat(chatty, "w1 w2 w3", "w4", "/reset", "w4")
+    assert prefilled == [new for new, _ in new_tokens(result)] == [5, 4, 3]
+
+
+def test_a_model_without_a_template_continues_one_text(with_tokenizer: Path) -> None:
+    result = chat(with_tokenizer, "w1 w2 w3", "w4")
+    first, second = result.stdout.splitlines()
+    assert "has no chat template: it continues one text" in result.stderr
+    assert first == ran(with_tokenizer, "w1 w2 w3")
+    assert second == ran(with_tokenizer, f"w1 w2 w3 {first} w4")
+    assert new_tokens(result) == [(3, 3), (2, 10)]
+    refused = chat(with_tokenizer, "w1", options=("--system", "w2"), status=2)
+    assert "--system needs a chat template: the model has no chat template." in refused.stderr
+
+
+def test_completion_of_a_model_with_a_template(chatty: Path) -> None:
+    assert chat(chatty, "w1 w2", options=(*FIXED, "--completion")).stdout == ran(chatty, "w1 w2") + "\n"
+
+
+def test_commands(chatty: Path, tmp_path: Path) -> None:
+    file = tmp_path / "saved.json"
+    result = chat(chatty, "w1", "/system w5 w6", "w2", f"/save {file}", "/help", "/exit", "w3")
+    (_, answer) = result.stdout.splitlines()
+    assert json.loads(file.read_text()) == {
+        "messages": [
+            {"role": "system", "content": "w5 w6"},
+            {"role": "user", "content": "w2"},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+    assert answer == ran(chatty, "w11 w5 w6 w12 w2 w13")
+    assert "/reset            forget the conversation" in result.stderr
+    for line, message in (
+        (f"/save {file}", "exists. Name another file."),
+        ("/save", "Name the file"),
+        ("/what", "There is no command /what"),
+        (f"/save {tmp_path}/none/x", "cannot be written"),
+    ):
+        assert message in chat(chatty, line, status=2).stderr
+
+
+def test_texts_of_several_lines_and_with_a_slash(chatty: Path) -> None:
+    result = chat(chatty, '"""w1', "w2", 'w3"""', "/reset", "w1 \\", "w2 w3", "/reset", "", "   ", "//w1")
+    block, continued, slash = result.stdout.splitlines()
+    assert block == continued == ran(chatty, "w12 w1 w2 w3 w13")
+    assert slash == ran(chatty, "w12 /w1 w13")
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_the_chat(chatty: Path) -> None:
+    whole = ran(chatty, "w12 w1 w13").split()
+    place = next(i for i, word in enumerate(whole) if i and word not in whole[:i])
+    result = chat(chatty, "w1", "w4", options=(*FIXED, "--stop", f" {whole[place]}"))
+    first, second = result.stdout.splitlines()
+    assert first == " ".join(whole[:place]) and "(stop)" in result.stderr
+    wanted = ran(chatty, f"w12 w1 w13 {first} w12 w4 w13")
+    assert wanted.startswith(second)
+
+
+def test_what_cannot_be_answered(chatty: Path) -> None:
+    assert "template refuses these messages: not that" in chat(chatty, "w90", status=2).stderr
+    assert "model's context is 512" in chat(chatty, "w1 " * 600, status=2).stderr
+    assert "max_new_tokens must be at least 1" in chat(chatty, "w1", options=("-n", "0"), status=2).stderr
+
+
+def test_a_template_in_a_loop_is_ended(chatty: Path) -> None:
+    """Without Ctrl-C: the process that renders has bounds of its own."""
+    assert "took more than 5 s of processor time" in chat(chatty, "w91", status=2).stderr
+
+
+def test_a_template_that_does_not_compile_is_said(with_tokenizer: Path) -> None:
+    replace_file(with_tokenizer, "tokenizer_config.json", json.dumps({"chat_template": "{% for"}).encode())
+    assert "The chat template in" in chat(with_tokenizer, "w1", status=2).stderr
+
+
+class Terminal:
+    """A command in a terminal."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self.handle, child = pty.openpty()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "NO_COLOR": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=child,
+            stdout=child,
+            stderr=child,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to whose terminal it is
+        )
+        os.close(child)
+        self.text = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.handle, text.encode())
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Read until the text behind the last match matches, and leave what follows for the next call."""
+        end = time.monotonic() + PATIENCE
+        while (found := re.search(pattern, self.text, re.S)) is None:
+            assert time.monotonic() < end, self.text
+            if select.select([self.handle], [], [], 0.5)[0]:
+                try:
+                    self.text += os.read(self.handle, 65536).decode(errors="replace").replace("\r", "")
+                except OSError:
+                    assert re.search(pattern, self.text, re.S), self.text
+        self.text = self.text[found.end() :]
+        return found
+
+    def status(self) -> int:
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def terminal(chatty: Path, tmp_path: Path) -> Iterator[Terminal]:
+    program = str(Path(__file__).parent / "slow_chat.py")
+    options = ["--ignore-eos", "-n", "400", "--history", str(tmp_path / "history")]
+    opened = Terminal([program, "0.05", "chat", str(chatty), *options])
+    yield opened
+    with contextlib.suppress(ProcessLookupError):
+        opened.process.kill()
+    opened.process.wait()
+    os.close(opened.handle)
+
+
+def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.wait_for(r"Ctrl-D leaves\.\n.*> ")
+    terminal.type("w1 w2 w3\n")
+    terminal.wait_for(r"w3\n\w+ \w+ \w+")  # the answer has begun …
+    terminal.type("\x03")  # … and Ctrl-C stops it, not the session
+    found = terminal.wait_for(r"\[(\d+) tokens \(stopped by Ctrl-C\); 5 of 5 prompt tokens were new\]\n.*> ")
+    assert 3 <= int(found[1]) < 400
+    terminal.type("w90\n")
+    terminal.wait_for(r"Error: The model's chat template refuses these messages: not that\.\n.*> ")
+    terminal.type("w5\n")
+    terminal.wait_for(r"w5\n\w+ \w+")
+    terminal.type("\x03")
+    again = terminal.wait_for(r"stopped by Ctrl-C\); (\d) of (\d+) prompt tokens were new\]\n.*> ")
+    assert int(again[2]) == 5 + int(found[1]) + 3 and int(again[1]) == 4
+    terminal.type("/reset\n")
+    terminal.wait_for(r"forgotten\.\n.*> ")
+    terminal.type("\x1b[A\x1b[A\x1b[A\x1b[A\n")  # up to the first line
+    terminal.wait_for(r"w2 w3\n\w+ \w+")
+    terminal.type("\x03")
+    terminal.wait_for(r"5 of 5 prompt tokens were new\]\n.*> ")
+    terminal.type("w7 half a line\x03")  # Ctrl-C while typing drops the line
+    terminal.wait_for(r"Ctrl-D leaves; /help lists the commands\.\n.*> ")
+    terminal.type("\x04")
+    assert terminal.status() == 0
+    history = tmp_path / "history"
+    assert history.read_text().splitlines()[-1] == "w1 w2 w3" and history.stat().st_mode & 0o77 == 0

@@ -1,0 +1,90 @@
+"""A conversation gives what each whole text gives alone, and runs what is new only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.conversation import Conversation
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.model.checkpoint import load_model
+from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.conftest import MIXED, write_checkpoint
+
+FIRST = [5, 17, 80, 5, 17, 33, 2, 9, 9, 41, 60, 5]
+KINDS = {"rows": {}, "rings": MIXED}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session[Any]]:
+    """Models in float64, of which the second has a layer that cannot go back once its ring is full."""
+    path = write_checkpoint(tmp_path_factory.mktemp("conversation") / "c", **KINDS[request.param])
+    yield TorchSession(load_model(path, torch.float64))
+
+
+def alone(session: Session[Any], prompt: list[int], count: int, **sampling: Any) -> list[int]:
+    return list(Generation(session, prompt, count, Sampling(**sampling), stop_at_eos=False))
+
+
+def test_each_answer_is_that_of_the_whole_text(session: Session[Any]) -> None:
+    made = Conversation(session, 8, Sampling(), prefill_chunk=5, stop_at_eos=False)
+    text = list(FIRST)
+    for more in ([7, 5], [17, 33, 17], [4]):
+        answer = list(made.answer(text))
+        assert answer == alone(session, text, 8)
+        assert made.reused + made.computed == len(text)
+        text += [*answer, *more]
+    assert made.computed == 1 + 3  # the last token of an answer is not run before the next text
+    assert made.finish_reason == "length"
+
+
+def test_a_text_that_differs_goes_back_to_where_it_does(session: Session[Any]) -> None:
+    made = Conversation(session, 8, Sampling(), stop_at_eos=False)
+    answer = list(made.answer(FIRST))
+    rows_only = all(tensor.sort == "rows" for layer in session.layout for tensor in layer)
+    other = [*FIRST, *answer[:3], 50, 51]  # as a template may write an answer in another way
+    assert list(made.answer(other)) == alone(session, other, 8)
+    assert made.reused == (len(FIRST) + 3 if rows_only else len(FIRST))  # a full ring: from the last prompt
+    changed = [1, 2, *FIRST]
+    assert list(made.answer(changed)) == alone(session, changed, 8)
+    assert made.reused == 0
+    again = [*changed, 3][: len(changed) - 1]  # a part of what was run
+    assert list(made.answer(again)) == alone(session, again, 8)
+
+
+def test_an_answer_that_was_stopped(session: Session[Any]) -> None:
+    made = Conversation(session, 100, Sampling(), stop_at_eos=False)
+    with closing(made.answer(FIRST)) as tokens:  # type: ignore[type-var]
+        begun = list(islice(tokens, 3))
+    assert made.finish_reason == ""
+    text = [*FIRST, *begun, 8]
+    assert list(islice(made.answer(text), 5)) == alone(session, text, 5)
+    assert made.computed == 2
+
+
+def test_an_error_leaves_what_was_there(session: Session[Any]) -> None:
+    made = Conversation(session, 4, Sampling(), stop_at_eos=False)
+    answer = list(made.answer(FIRST))
+    with pytest.raises(LucidError, match="The context would be"):
+        list(made.answer([*FIRST, *answer, *[5] * 600]))
+    with pytest.raises(LucidError, match="outside the vocabulary"):
+        list(made.answer([*FIRST, *answer, 97]))
+    text = [*FIRST, *answer, 6]
+    assert list(made.answer(text)) == alone(session, text, 4)
+
+
+def test_seeds_count_up_and_begin_again(session: Session[Any]) -> None:
+    made = Conversation(session, 6, Sampling(temperature=2.0, seed=7), stop_at_eos=False)
+    first, second = list(made.answer(FIRST)), list(made.answer(FIRST))
+    assert first == alone(session, FIRST, 6, temperature=2.0, seed=7)
+    assert second == alone(session, FIRST, 6, temperature=2.0, seed=8)
+    made.reset()
+    assert (list(made.answer(FIRST)), made.reused) == (first, 0)

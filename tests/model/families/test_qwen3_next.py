@@ -1,0 +1,100 @@
+"""Qwen3-Next's configuration as transformers reads it, and where the parts of its fused tensors lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.families import family_named
+from tests.model.config_samples import refusal
+from tests.model.families.read_both import FULL, SIZES
+
+LINEAR = "linear_attention"
+PLAIN = {**SIZES, "model_type": "qwen3_next", "num_experts": 0}
+
+
+def stored_rows(ours: LucidConfig, theirs: Any) -> None:
+    """Check that what our parameters read covers every row of every stored tensor once."""
+    with torch.device("meta"):
+        stored = {name: tuple(x.shape) for name, x in AutoModelForCausalLM.from_config(theirs).state_dict().items()}
+    rows: dict[str, list[int]] = {}
+    for name, shape in expected_shapes(ours).items():
+        place = family_named(ours.family).stored(name, ours)
+        whole = stored[place.name]
+        start, end = place.rows or (0, whole[0])
+        part = whole[0] // place.groups
+        assert ((end - start) * place.groups, *whole[1:]) == shape
+        assert place.plus == (1 if "norm." in name and "linear_attn" not in name else 0)
+        rows.setdefault(place.name, []).extend(
+            group * part + row for group in range(place.groups) for row in range(start, end)
+        )
+    assert {name: sorted(found) for name, found in rows.items()} == {
+        name: list(range(shape[0])) for name, shape in stored.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"full_attention_interval": 3, "partial_rotary_factor": 0.5, "head_dim": 32},
+        {"layer_types": [LINEAR, FULL] * 3, "rope_parameters": {"rope_theta": 5e3, "partial_rotary_factor": 0.125}},
+        {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_conv_kernel_dim": 3, "attention_bias": True},
+        {"num_experts": 8, "decoder_sparse_step": 7},
+        {"num_experts": 8, "mlp_only_layers": list(range(6))},
+    ],
+    ids=str,
+)
+def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
+    ours = parse_config({**PLAIN, **given}, "config.json")
+    theirs = CONFIG_MAPPING["qwen3_next"](**{**SIZES, "num_experts": 0, **given})
+    written = parse_config({**theirs.to_dict(), "dtype": None}, "config.json")
+    assert written == ours
+    assert ours.kinds == tuple("gated_delta" if kind == LINEAR else "standard" for kind in theirs.layer_types)
+    rope = theirs.rope_parameters
+    assert ours.rotated == int(theirs.head_dim * rope["partial_rotary_factor"])
+    assert (ours.rope_theta, ours.head_dim, ours.qk_norm) == (rope["rope_theta"], theirs.head_dim, "before_rope")
+    assert ours.layer_settings["gated_delta"]["kernel"] == theirs.linear_conv_kernel_dim
+    assert [ours.rope(index) is not None for index in range(6)] == [kind == FULL for kind in theirs.layer_types]
+
+
+def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
+    sizes = {"num_attention_heads": 4, "linear_num_value_heads": 6, "linear_num_key_heads": 3, "attention_bias": True}
+    stored_rows(
+        parse_config({**PLAIN, **sizes}, "config.json"),
+        CONFIG_MAPPING["qwen3_next"](**{**SIZES, "num_experts": 0, **sizes}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_experts": 8}, "the MLP of layer 0 is a mixture of 8 experts"),
+        ({"num_experts": None}, "the MLP of layer 0 is a mixture of 512 experts"),
+        ({"num_experts": 8, "mlp_only_layers": [0, 1, 3]}, "the MLP of layer 2 is a mixture of 8 experts"),
+        ({"linear_num_value_heads": 5, "linear_num_key_heads": 2}, "linear_num_value_heads (5) is not a multiple of"),
+        ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; short convolutions over 2 to 64 tokens"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; a head is rotated once at most"),
+        ({"partial_rotary_factor": 0.5, "head_dim": 6}, "rotary positions need an even part of each head, not 3"),
+        (
+            {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}},
+            "partial_rotary_factor is 0.5, and 0.25 in rope_parameters",
+        ),
+        ({"layer_types": [LINEAR, "sliding_attention"] * 3}, "names sliding_attention, and sliding_window does not"),
+        ({"layer_types": ["chunked"] * 6}, "supported are full_attention and sliding_attention and linear_attention"),
+        (
+            {"hidden_act": "gelu_pytorch_tanh"},
+            "hidden_act 'gelu_pytorch_tanh' is not supported in this family; only silu is",
+        ),
+        ({"linear_num_heads": 3}, "linear_num_heads is 3"),
+        ({"attention_type": "lucid", "lucid_layers": [0]}, "names layer 0, which is one of linear attention"),
+        ({"attention_type": "lucid", "layer_types": [LINEAR] * 6}, "no layer attends to all tokens, so that none is"),
+    ],
+)
+def test_what_it_does_not_compute_is_refused(given: dict[str, Any], said: str) -> None:
+    assert said in refusal(PLAIN, **given)

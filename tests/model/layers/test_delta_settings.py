@@ -1,0 +1,72 @@
+"""Settings of the delta rule's layers: read strictly, and what follows from them for the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.description import describe, layout_of
+from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings, state_layout, weight_names
+from tests.model.config_samples import LLAMA, parse
+
+SETTINGS: dict[str, Any] = {"key_heads": 2, "value_heads": 4, "key_width": 8, "value_width": 12, "kernel": 4}
+
+
+def settings(**changes: Any) -> Any:
+    return delta_settings(parse(LLAMA, layer_settings={"delta": {**SETTINGS, **changes}}), "delta")
+
+
+@pytest.mark.parametrize(("dtype", "inputs", "state"), [("float32",) * 3, ("int8", "float32", "float32")])
+def test_the_cache_is_inputs_and_a_state(dtype: str, inputs: str, state: str) -> None:
+    convolved, recurrent = state_layout(settings(), "float32", dtype)
+    assert (convolved.name, convolved.shape, convolved.dtype) == ("conv_state", (2 * 16 + 48, 3), inputs)
+    assert (recurrent.name, recurrent.shape, recurrent.dtype) == ("recurrent_state", (4, 8, 12), state)
+
+
+def test_the_state_is_wide_whatever_rows_are() -> None:
+    for dtype, wide in (("float16", "float32"), ("bfloat16", "float32"), ("float64", "float64")):
+        assert [tensor.dtype for tensor in state_layout(settings(), "float32", dtype)] == [dtype, wide]
+    assert [tensor.dtype for tensor in state_layout(settings(), "bfloat16", "bfloat16")] == ["bfloat16"] * 2
+
+
+def test_without_convolutions_the_state_is_all() -> None:
+    assert [tensor.name for tensor in state_layout(settings(kernel=0), "float32", "float32")] == ["recurrent_state"]
+    assert not any("conv1d" in name for name in weight_names(settings(kernel=0), "linear_attn", True))
+
+
+def test_a_cache_of_such_layers_does_not_grow() -> None:
+    config = parse(LLAMA, layer_settings={"delta": SETTINGS}, layer_kinds=["delta", "delta"])
+    layout = layout_of(describe(config, "float32"))
+    assert bytes_per_token(layout) == 0
+    assert layout_bytes(layout, 1) == layout_bytes(layout, 100_000) == 2 * 4 * (80 * 3 + 4 * 8 * 12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"value_heads": 3}, "value_heads (3) is not a multiple of key_heads (2)"),
+        ({"key_width": 0}, "key_width must be a positive whole number, not 0"),
+        ({"kernel": 1}, "kernel is 1; short convolutions over 2 to 64 tokens are supported"),
+        ({"kernel": 2.5}, "kernel must be 0, or a whole number of at least 2, not 2.5"),
+        ({"gate": "tanh"}, "gate must be none, silu, sigmoid, not 'tanh'"),
+        ({"has_beta": 1}, "has_beta must be true or false, not 1"),
+        ({"heads": 4}, "has the key 'heads', which layers of kind delta do not have"),
+        ({"key_heads": None}, "key_heads is missing"),
+    ],
+)
+def test_settings_that_no_layer_can_have_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(LucidError) as caught:
+        settings(**changes)
+    assert said in str(caught.value) and str(caught.value).startswith("layer_settings.delta")
+
+
+def test_settings_must_be_there() -> None:
+    config = parse(LLAMA)
+    for given in ({}, {"delta": 3}):
+        with pytest.raises(LucidError, match=r"layer_settings.delta is missing: layers of kind delta need key_heads"):
+            delta_settings(dataclasses.replace(config, layer_settings=given), "delta")
+    check_kernel(2, "kernel", "here")

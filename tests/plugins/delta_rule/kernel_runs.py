@@ -1,0 +1,138 @@
+"""What runs inside of an interpreter's process: the delta rule's kernels, and their error against float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.block_inverse.reference import merge_masks
+from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
+from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
+from lucid_deploy.plugins.delta_rule.torch_operator import delta_rule_operator
+from lucid_deploy.plugins.hosts.triton.launch import INTERPRETER_ARCH, delta_rule
+from lucid_deploy.plugins.shared.plan import Choice, Plan
+from tests.plugins.delta_rule.problems import Inputs, doubled, in_type, inputs
+from tests.plugins.kernel_cases import poisoned, poisoned_workspace, relative_error
+
+SCALE = 0.3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem; ``tuned`` is the chunk and the columns of the state of one program."""
+
+    tokens: int
+    correlation: float = 0.9
+    beta: str = "open"
+    decay: str = "slow"
+    dtype: str = "float32"
+    widths: tuple[int, int] = (32, 36)
+    tuned: tuple[int, int] | None = None
+
+
+def plain_delta_rule(given: Inputs, chunk: int) -> tuple[Tensor, Tensor]:
+    """By chunks in float32, with merged inverses: what a careful plain version loses.
+
+    Its products are NumPy's, as the interpreter's are: with β near 2 and one key repeated, errors depend on the order
+    of sums more than on anything else (merging then loses up to 8 times more than substitution does). For bfloat16
+    tensors, the state and the corrections have 16 bits where they meet keys and queries.
+    """
+    dtype = given[2].dtype
+    query, key, value, log_decay, beta, s = (each.float() for each in given)
+    rows = []
+    for first in range(0, key.shape[2], chunk):
+        q, k, v, b, g = (
+            _part(each, first, chunk) for each in (query, key, value, beta[..., None], log_decay[..., None])
+        )
+        g = g.clamp_min(-1e4)
+        between = (g * torch.ones(k.shape[2], k.shape[2]).tril(-1)).cumsum(2)  # (B, H, C, C)
+        gamma, start = between.exp().tril(), g.cumsum(2).exp()
+        solve = _inverse((b * gamma * _times(k, k.mT)).tril(-1)) * b.mT
+        r = _times(solve, v - start * _times(k, _rounded(s, dtype)))
+        rows.append(SCALE * (start * _times(q, _rounded(s, dtype)) + _times(gamma * _times(q, k.mT), r)))
+        s = start[:, :, -1:] * s + _times(k.mT, _rounded(between[:, :, -1:].mT.exp() * r, dtype))
+    return torch.cat(rows, dim=2)[:, :, : key.shape[2]].to(dtype), s
+
+
+def _part(x: Tensor, first: int, chunk: int) -> Tensor:
+    """Return a chunk of ``(B, H, N, W)``, with rows of 0 behind the last token."""
+    part = x[:, :, first : first + chunk]
+    return torch.nn.functional.pad(part, (0, 0, 0, chunk - part.shape[2]))
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
+
+
+def _inverse(x: Tensor) -> Tensor:
+    size = x.shape[-1]
+    t = torch.eye(size).expand_as(x)
+    for mask in merge_masks(size):
+        t = t - _times(t, _times(mask * x, t))
+    return t
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype != torch.bfloat16:
+        return x
+    high = x.bfloat16().float()
+    return high + (x - high).bfloat16().float()
+
+
+def run_delta_rule(case: Case) -> dict[str, Any]:
+    """Return the kernels' and the plain version's errors of outputs and state, and whether memory around is intact."""
+    given = in_type(inputs(case.tokens, case.correlation, case.beta, case.decay, (1, 2), case.widths), _dtype(case))
+    exact = delta_rule_reference(*doubled(given), SCALE)
+    tuned = Choice(*case.tuned, num_warps=4, num_stages=1) if case.tuned else None
+    plan = plan_delta_rule(1, 2, case.tokens, *case.widths, case.dtype, SCALE, INTERPRETER_ARCH, tuned)
+    chunk = 1 if case.tokens == 1 else plan.steps[0].constants["BLOCK_M"]
+    plain = plain_delta_rule(given, chunk)
+    made = [poisoned(like) for like in (given[2], given[5])]
+    workspace, guard = poisoned_workspace(plan.workspace_bytes)
+    delta_rule(*given, SCALE, out=(made[0][0], made[1][0]), workspace=workspace, tuned=tuned)
+    return {
+        "errors": [relative_error(found, wanted) for (found, _), wanted in zip(made, exact, strict=True)],
+        "plain": [relative_error(found, wanted) for found, wanted in zip(plain, exact, strict=True)],
+        "guards_intact": all(bool(each.isnan().all()) for _, each in made) and bool((guard == 0xFF).all()),
+    }
+
+
+def _dtype(case: Case) -> torch.dtype:
+    return getattr(torch, case.dtype)
+
+
+def run_operator(tokens: int, dtype: str, changes: str = "") -> dict[str, Any]:
+    """Return which kernels PyTorch's operator launches on tensors that they take or, with ``changes``, do not take.
+
+    Args:
+        tokens: New ones.
+        dtype: Of the model.
+        changes: ``float64``: all tensors; ``narrow``: keys 8 wide; ``state``: its type is the model's.
+    """
+    from lucid_deploy.plugins.hosts.triton import launch
+    from lucid_deploy.plugins.hosts.triton.torch_kernels import use_kernels
+
+    use_kernels("cpu")
+    given = in_type(inputs(tokens, widths=(8 if changes == "narrow" else 32, 36)), getattr(torch, dtype))
+    if changes == "float64":
+        given = doubled(given)
+    if changes == "state":
+        given = (*given[:5], given[5].to(given[2].dtype))
+    launched: list[str] = []
+    execute = launch.execute
+
+    def noted(plan: Plan, *arguments: Any) -> None:
+        launched.extend(step.kernel.split("_")[1] for step in plan.steps)
+        execute(plan, *arguments)
+
+    launch.execute = noted
+    try:
+        delta_rule_operator(*given, SCALE, "blocked")
+    finally:
+        launch.execute = execute
+    torch.library.opcheck(delta_rule_operator, (*given, SCALE, "blocked"))
+    return {"launched": launched, "in_order": True}

@@ -1,0 +1,73 @@
+"""The launches of the delta rule's kernels. Needs no Triton."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.plugins.delta_rule.plan import TUNED, plan_delta_rule, variants
+from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Plan, choice, padded_width
+from lucid_deploy.plugins.table import FLOATS
+
+
+def rule(**changes) -> Plan:
+    sizes = {"batch": 2, "heads": 3, "new": 130, "key_width": 68, "value_width": 100, "dtype": "float16"}
+    return plan_delta_rule(**sizes | {"scale": 0.5, "arch": 90} | changes)
+
+
+def test_a_program_for_each_chunk_and_then_one_for_some_columns():
+    chunk, state = rule().steps
+    assert chunk.grid == (-(-130 // chunk.constants["BLOCK_M"]), 6, 1)
+    assert state.grid == (6, -(-100 // state.constants["BLOCK_N"]), 1)
+    assert rule().zeroed_bytes == 0
+
+
+def test_one_token_is_one_launch_without_a_workspace():
+    [step] = rule(new=1).steps
+    assert step.kernel == "delta_decode_kernel" and step.grid == (6, 4, 1)
+    assert rule(new=1).workspace_bytes == 0
+
+
+def test_memory_grows_with_the_tokens_alone():
+    size = choice(TUNED, 90, "float16", 128).block_m
+    assert rule(new=10 * size).workspace_bytes == 10 * rule(new=size).workspace_bytes == 10 * 6 * 2 * 4 * size**2
+
+
+@pytest.mark.parametrize(("key", "value", "unit"), [(64, 128, 4), (68, 100, 4), (66, 128, 1), (64, 33, 1)])
+def test_widths_are_passed_in_units(key, value, unit):
+    for step in rule(key_width=key, value_width=value).steps:
+        assert step.constants["WIDTH_UNIT"] == unit and step.constants["BLOCK_D"] == padded_width(key)
+        assert step.scalars["n_key_units"] * unit == key
+        assert step.scalars.get("n_value_units", value // unit) * unit == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key_width": 15}, "head width 15 is not supported"),
+        ({"key_width": 257}, "head width 257 is not supported"),
+        ({"value_width": 0}, "value_width must be at least 1"),
+        ({"new": 0}, "new must be at least 1"),
+        ({"arch": 75}, "compute capability 7.5 is too old"),
+    ],
+)
+def test_what_the_kernels_do_not_take_is_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
+        rule(**changes)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [16, 36, 128, 256])
+@pytest.mark.parametrize("new", [1, 70])
+def test_every_plan_finds_its_compiled_form(new, width, dtype):
+    for step in rule(new=new, key_width=width, dtype=dtype).steps:
+        [variant] = [each for each in variants(90) if each.name == step.variant]
+        assert dict(variant.constants) == step.constants
+        assert (variant.num_warps, variant.num_stages) == (step.num_warps, step.num_stages)
+
+
+def test_every_choice_is_there_and_chunks_can_be_inverted():
+    for arch in (80, 86, 89, 90, 100, 120):
+        for dtype in FLOATS:
+            for padded in PADDED_WIDTHS:
+                found = choice(TUNED, arch, dtype, padded)
+                assert found.block_m in (16, 32, 64, 128) and found.block_n >= 16

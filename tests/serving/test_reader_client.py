@@ -1,0 +1,48 @@
+"""A reader process for one user: bounds, and that it goes on after an error and after its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.reader_client import ChatReader
+from tests.serving.reader_tools import write_setup
+
+
+def test_chats_become_token_ids(tmp_path: Path) -> None:
+    with ChatReader(write_setup(tmp_path)) as reader:
+        assert reader.has_chat_template
+        assert reader.token_ids([{"role": "user", "content": "w7 w8"}]) == [1, 7, 8]
+        with pytest.raises(LucidError, match=r"took more than 0\.4 s of processor time"):
+            reader.token_ids([{"role": "user", "content": "endless"}])
+        with pytest.raises(LucidError, match="half a character"):
+            reader.token_ids([{"role": "user", "content": "\ud800"}])
+        assert reader.token_ids([{"role": "user", "content": "w9"}]) == [1, 9]
+
+
+def test_a_process_that_ended_is_started_again(tmp_path: Path) -> None:
+    greedy = "{% if messages[0].content == 'w5' %}{{ 'x' * 9999999999 }}{% endif %}w1 {{ messages[0].content }}"
+    with ChatReader(write_setup(tmp_path, greedy)) as reader:
+        with pytest.raises(LucidError, match="needed more than"):
+            reader.token_ids([{"role": "user", "content": "w5"}])
+        assert reader.token_ids([{"role": "user", "content": "w6"}]) == [1, 6]
+        os.kill(reader.pid, signal.SIGKILL)
+        with pytest.raises(LucidError, match="was killed"):
+            reader.token_ids([{"role": "user", "content": "w6"}])
+        assert reader.token_ids([{"role": "user", "content": "w6"}]) == [1, 6]
+
+
+def test_without_a_template(tmp_path: Path) -> None:
+    with ChatReader(write_setup(tmp_path, None)) as reader:
+        assert not reader.has_chat_template
+        with pytest.raises(LucidError, match="no chat template"):
+            reader.token_ids([{"role": "user", "content": "w6"}])
+
+
+def test_a_template_that_is_not_valid(tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match="chat template in"):
+        ChatReader(write_setup(tmp_path, "{% for"))

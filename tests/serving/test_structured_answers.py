@@ -1,0 +1,160 @@
+"""Answers of a form through the server and OpenAI's client; what cannot be enforced is refused and harms nobody."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, Server
+from tests.serving.tool_server import running, with_template
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 5}, "n": {"enum": [1, 22, 333]}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
+USER: Any = [{"role": "user", "content": "keys"}]
+SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.5, "seed": 5, "max_tokens": 150}
+
+
+@pytest.fixture(scope="module")
+def server(
+    with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    directory = with_template(with_byte_level_tokenizer, tmp_path_factory.mktemp("served"))
+    with running(directory, "--prefix-cache-tokens", 500, "--max-body", 30 << 20) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+        yield made
+
+
+def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> None:
+    answers = client.chat.completions.create(messages=USER, response_format=FORMAT, n=3, **SAMPLED)
+    for choice in answers.choices:
+        assert choice.finish_reason == "stop" and choice.message.content
+        jsonschema.validate(json.loads(choice.message.content), SCHEMA)
+    assert len({choice.message.content for choice in answers.choices}) == 3  # seeds count up
+    pieces = ["", "", ""]
+    for chunk in client.chat.completions.create(messages=USER, response_format=FORMAT, n=3, stream=True, **SAMPLED):
+        for part in chunk.choices:
+            pieces[part.index] += part.delta.content or ""
+    assert pieces == [choice.message.content for choice in answers.choices]
+
+
+def test_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
+    def text(**fields: Any) -> str:
+        choice = client.completions.create(prompt="keys", **SAMPLED, extra_body=fields).choices[0]
+        assert choice.finish_reason == "stop"
+        return choice.text
+
+    jsonschema.validate(json.loads(text(guided_json=SCHEMA)), SCHEMA)
+    jsonschema.validate(json.loads(text(guided_json=json.dumps(SCHEMA))), SCHEMA)
+    jsonschema.validate(json.loads(text(response_format=FORMAT)), SCHEMA)
+    assert re.fullmatch("(ab|c)[0-9]{2}", text(guided_regex="(ab|c)[0-9]{2}"))
+    assert text(guided_choice=["left", "right"]) in ("left", "right")
+    assert text(guided_grammar='root ::= "yes" | "no"') in ("yes", "no")
+    bias = {str(token): 20 for token in (94, 91)}  # towards the ends of texts and objects: any object may be long
+    whole = client.chat.completions.create(
+        messages=USER, response_format={"type": "json_object"}, logit_bias=bias, **SAMPLED
+    ).choices[0]
+    assert whole.message.content is not None and whole.message.content.lstrip().startswith("{")
+    if whole.finish_reason == "stop":
+        assert isinstance(json.loads(whole.message.content), dict)
+
+
+def test_an_answer_that_is_cut_says_so_and_a_stop_text_still_stops(client: openai.OpenAI) -> None:
+    cut = client.chat.completions.create(messages=USER, response_format=FORMAT, **{**SAMPLED, "max_tokens": 3})
+    assert cut.choices[0].finish_reason == "length"
+    stopped = client.chat.completions.create(messages=USER, response_format=FORMAT, stop='"name', **SAMPLED)
+    assert stopped.choices[0].finish_reason == "stop" and "name" not in (stopped.choices[0].message.content or "")
+
+
+def test_log_probabilities_are_of_the_whole_distribution(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        messages=USER, response_format=FORMAT, logprobs=True, top_logprobs=3, **SAMPLED
+    ).choices[0]
+    assert answer.logprobs is not None and answer.logprobs.content is not None
+    assert b"".join(bytes(item.bytes or ()) for item in answer.logprobs.content).decode() == answer.message.content
+    assert all(item.logprob < -1 for item in answer.logprobs.content[:1])
+    tops = [top.token for item in answer.logprobs.content for top in item.top_logprobs]
+    assert any(top not in (answer.message.content or "") for top in tops)
+
+
+def test_constrained_and_free_requests_together_get_what_they_get_alone(client: openai.OpenAI) -> None:
+    def ask(index: int) -> str | None:
+        form: Any = {"response_format": FORMAT} if index % 2 else {}
+        messages: Any = [{"role": "user", "content": f"keys {index}"}]
+        settings = {**SAMPLED, "seed": index, "max_tokens": 40}
+        found = client.chat.completions.create(messages=messages, **settings, **form)
+        return found.choices[0].message.content
+
+    alone = [ask(index) for index in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == alone
+
+
+HUGE = {"type": "object", "properties": {f"name{i}": {"type": "string", "maxLength": 9} for i in range(200_000)}}
+REFUSED: list[tuple[dict[str, Any], str, str]] = [
+    ({"response_format": {"type": "xml"}}, "response_format.type", 'must be "json_object" or "json_schema" or "text"'),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}},
+        "response_format.json_schema.schema",
+        "keyword not cannot be enforced",
+    ),
+    ({"guided_json": {"uniqueItems": True}}, "guided_json", "keyword uniqueItems cannot be enforced"),
+    ({"guided_json": {"$ref": "https://example.org"}}, "guided_json", "not present"),
+    ({"guided_json": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}}, "guided_json", "allows no token"),
+    ({"guided_json": HUGE}, "guided_json", "characters; at most 1048576"),
+    ({"guided_json": 5}, "guided_json", "must be a JSON schema, not 5"),
+    ({"guided_regex": "(?=a)b"}, "guided_regex", "look-around"),
+    ({"guided_regex": "("}, "guided_regex", "unclosed group"),
+    ({"guided_choice": []}, "guided_choice", "at least one choice"),
+    ({"guided_choice": ["a", 5]}, "guided_choice[1]", "must be a text"),
+    ({"guided_grammar": "start: <[5]>"}, "guided_grammar", "special tokens"),
+    ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice", "cannot be combined with guided_regex"),
+    ({"guided_regex": "a", "response_format": FORMAT}, "guided_regex", "cannot be combined with response_format"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "said"), REFUSED, ids=[f"{i}-{item[1]}" for i, item in enumerate(REFUSED)])
+def test_what_cannot_be_enforced_is_refused_by_name(
+    fields: dict[str, Any], param: str, said: str, server: Server
+) -> None:
+    body = {"model": MODEL, "prompt": "keys", **fields}
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert (said in error["message"], error["param"]) == (True, param), error
+    assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize("expression", ["(a+)+$", "(a|a)*b", "((a{1000}){1000}){1000}", "(.*a){30}b"])
+def test_expressions_that_ruin_others_are_harmless(expression: str, client: openai.OpenAI) -> None:
+    found = client.completions.create(
+        prompt="keys", **{**SAMPLED, "max_tokens": 20}, extra_body={"guided_regex": expression}
+    )
+    assert found.choices[0].finish_reason in ("stop", "length")
+
+
+def test_bad_words_that_leave_nothing_end_with_a_400(client: openai.OpenAI) -> None:
+    words = [chr(code) for code in range(33, 127)]
+    with pytest.raises(openai.BadRequestError, match="No token is left"):
+        client.completions.create(prompt="keys", **SAMPLED, extra_body={"guided_choice": ["l"], "bad_words": words})
