@@ -224,7 +224,7 @@ OPERATORS = (
     DELTA_RULE,
     SCATTER_ROW,
 )
-IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION)  # what the plugin library has
+IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DELTA_RULE)  # what the plugin library has
 IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     PRECONDITION,
     CAUSAL_ATTENTION,

@@ -19,6 +19,7 @@ from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
 COMPILED_UNIT = 4  # widths are multiples of it in the kernels that are compiled ahead of time
+LARGEST_CHUNK = 64  # TensorRT asks for the workspace before the device, and with it the chunk, is known
 DECODE_COLUMNS = 32  # of the state, of one program: a line of memory
 DECODE_WARPS = 4
 FIXED = ("log_decay", "state", "new_state")  # float32 whatever the type of the others
@@ -84,7 +85,8 @@ def plan_delta_rule(
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
-    workspace = batch * heads * chunks * 2 * tuned.block_m**2 * FLOAT32_BYTES
+    largest = max(tuned.block_m, LARGEST_CHUNK)
+    workspace = batch * heads * -(-new // largest) * 2 * largest**2 * FLOAT32_BYTES
     return Plan((chunk, state), outputs, workspace_bytes=workspace, zeroed_bytes=0)
 
 

@@ -9,6 +9,7 @@ constexpr int kVersion = 1;
 constexpr char const* kVersionText = "1";
 constexpr char const* kEpsilon = "epsilon";
 constexpr char const* kDiagonal = "diagonal";
+constexpr char const* kScale = "scale";
 
 struct Precondition {
     static constexpr char const* kName = "Precondition";
@@ -27,6 +28,16 @@ struct DecodeAttention {
     };
     struct Out {
         enum : int { O, Y_new, kCount };
+    };
+};
+
+struct DeltaRule {
+    static constexpr char const* kName = "DeltaRule";
+    struct In {
+        enum : int { query, key, value, log_decay, beta, state, kCount };
+    };
+    struct Out {
+        enum : int { output, new_state, kCount };
     };
 };
 

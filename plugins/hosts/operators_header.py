@@ -6,7 +6,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lucid_deploy.files import write_whole
-from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, IN_ONNXRUNTIME, IN_TENSORRT, VERSION, Operator
+from lucid_deploy.plugins.table import (
+    DIAGONAL,
+    DOMAIN,
+    EPSILON,
+    IN_ONNXRUNTIME,
+    IN_TENSORRT,
+    SCALE,
+    VERSION,
+    Operator,
+)
 
 HEADER = Path(__file__).with_name("operators_generated.h")
 
@@ -25,6 +34,7 @@ constexpr int kVersion = {VERSION};
 constexpr char const* kVersionText = "{VERSION}";
 constexpr char const* kEpsilon = "{EPSILON.name}";
 constexpr char const* kDiagonal = "{DIAGONAL.name}";
+constexpr char const* kScale = "{SCALE.name}";
 
 {structs}
 }} // namespace lucid::table

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DOMAIN
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATOR
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
 
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
 
@@ -77,13 +77,14 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
     path = artifact.graph_path(stage)
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
-    wanted = STAGE_OPERATOR[stage]
-    layers = sum(layer.uses(wanted, stage) for layer in artifact.manifest.layers)
-    if nodes[wanted] != layers or sum(nodes.values()) != layers:
-        raise LucidError(
-            f"{path} has {nodes[wanted]} nodes {DOMAIN}::{wanted} where the model has {layers} LUCID layers: the "
-            "custom operators were removed or inlined, and what is in their place cannot be built. Export it again."
-        )
+    for name in PLUGIN_OPERATORS:
+        wanted = name in STAGE_OPERATORS[stage]
+        layers = sum(layer.uses(name, stage) for layer in artifact.manifest.layers) if wanted else 0
+        if nodes[name] != layers:
+            raise LucidError(
+                f"{path} has {nodes[name]} nodes {DOMAIN}::{name} where the model has {layers} layers with it: the "
+                "custom operators were removed or inlined, and what is in their place cannot be built. Export it again."
+            )
 
 
 def check_artifact(artifact: Artifact) -> None:

@@ -41,13 +41,26 @@ void checkAbi(PluginFieldCollection const* fields)
     }
 }
 
+//! The value of a node's attribute, 0 where it has none.
+float attribute(PluginFieldCollection const* fields, char const* name)
+{
+    PluginField const* const field = findField(fields, name, PluginFieldType::kFLOAT32);
+    return field == nullptr ? 0.0F : *static_cast<float const*>(field->data);
+}
+
+//! Attributes are floats; a node must have the first.
 class Creator final : public IPluginCreatorV3One
 {
 public:
-    Creator(char const* name, Make make)
+    Creator(char const* name, Make make, std::vector<char const*> const& attributes)
         : mName(name)
         , mMake(make)
     {
+        for (char const* const each : attributes)
+        {
+            mAttributes.push_back({each, nullptr, PluginFieldType::kFLOAT32, 1});
+        }
+        mFields = {static_cast<int32_t>(mAttributes.size()), mAttributes.data()};
     }
 
     IPluginV3* createPlugin(char const*, PluginFieldCollection const* fields, TensorRTPhase phase) noexcept override
@@ -57,11 +70,11 @@ public:
             {
                 checkAbi(fields);
             }
-            PluginField const* const epsilon = findField(fields, table::kEpsilon, PluginFieldType::kFLOAT32);
-            require(epsilon != nullptr, (std::string(mName) + " needs the attribute " + table::kEpsilon).c_str());
-            PluginField const* const diagonal = findField(fields, table::kDiagonal, PluginFieldType::kFLOAT32);
-            return mMake({*static_cast<float const*>(epsilon->data),
-                             diagonal == nullptr ? 0.0F : *static_cast<float const*>(diagonal->data)})
+            char const* const needed = mAttributes[0].name;
+            require(findField(fields, needed, PluginFieldType::kFLOAT32) != nullptr,
+                (std::string(mName) + " needs the attribute " + needed).c_str());
+            return mMake({attribute(fields, table::kEpsilon), attribute(fields, table::kDiagonal),
+                             attribute(fields, table::kScale)})
                 .release();
         });
     }
@@ -74,9 +87,8 @@ public:
 private:
     char const* const mName;
     Make const mMake;
-    PluginField const mAttributes[2]{{table::kEpsilon, nullptr, PluginFieldType::kFLOAT32, 1},
-        {table::kDiagonal, nullptr, PluginFieldType::kFLOAT32, 1}};
-    PluginFieldCollection const mFields{2, mAttributes};
+    std::vector<PluginField> mAttributes;
+    PluginFieldCollection mFields{};
 };
 
 } // namespace
@@ -86,10 +98,13 @@ private:
 
 LUCID_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept
 {
-    static lucid::Creator precondition{lucid::table::Precondition::kName, lucid::makePrecondition};
-    static lucid::Creator decodeAttention{lucid::table::DecodeAttention::kName, lucid::makeDecodeAttention};
-    static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention};
-    count = 2;
+    using namespace lucid;
+    static std::vector<char const*> const ofSolve{table::kEpsilon, table::kDiagonal};
+    static Creator precondition{table::Precondition::kName, makePrecondition, ofSolve};
+    static Creator decodeAttention{table::DecodeAttention::kName, makeDecodeAttention, ofSolve};
+    static Creator deltaRule{table::DeltaRule::kName, makeDeltaRule, {table::kScale}};
+    static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention, &deltaRule};
+    count = 3;
     return creators;
 }
 

@@ -80,13 +80,13 @@ int32_t OperatorPlugin::getOutputDataTypes(
         require(nbInputs == inputCount(), "wrong number of inputs");
         for (int32_t i = 0; i < nbInputs; ++i)
         {
-            require(i == maskInput() ? inputTypes[i] == DataType::kBOOL
-                                     : isFloat(inputTypes[i]) && inputTypes[i] == inputTypes[0],
-                "all tensors must have one type, float32, float16 or bfloat16, and the mask must be bool");
+            require(isFloat(inputTypes[0]) && inputTypes[i] == typeOf(i, inputTypes[0]),
+                "all tensors must have one type, float32, float16 or bfloat16, but for a mask, which must be bool, and "
+                "for log_decay and state, which must be float32");
         }
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
-            outputTypes[i] = inputTypes[0];
+            outputTypes[i] = typeOf(nbInputs + i, inputTypes[0]);
         }
         return 0;
     });
@@ -100,11 +100,24 @@ bool OperatorPlugin::supportsFormatCombination(
     {
         return false;
     }
-    if (pos == maskInput())
-    {
-        return desc.type == DataType::kBOOL;
-    }
-    return isFloat(desc.type) && desc.type == inOut[0].desc.type;
+    return isFloat(inOut[0].desc.type) && desc.type == typeOf(pos, inOut[0].desc.type);
+}
+
+DataType OperatorPlugin::typeOf(int32_t position, DataType type) const
+{
+    return position == inputCount() - 1 ? DataType::kBOOL : type;
+}
+
+void OperatorPlugin::checkMask(Dims const& mask, Sizes const& sizes) const
+{
+    require(mask.d[0] == sizes.batch && mask.d[1] == sizes.past + sizes.newTokens,
+        "mask must be (batch, past and new tokens)");
+}
+
+std::vector<PluginField> OperatorPlugin::attributeFields() const
+{
+    return {{table::kEpsilon, &mAttributes.epsilon, PluginFieldType::kFLOAT32, 1},
+        {table::kDiagonal, &mAttributes.diagonal, PluginFieldType::kFLOAT32, 1}};
 }
 
 size_t OperatorPlugin::getWorkspaceSize(
@@ -130,12 +143,8 @@ Sizes OperatorPlugin::sizesOf(PluginTensorDesc const* inputs) const
     }
     Sizes sizes = readSizes(shapes);
     sizes.type = kernelType(inputs[0].type);
-    sizes.epsilon = mAttributes.epsilon;
-    sizes.diagonal = mAttributes.diagonal;
     checkSizes(sizes);
-    Dims const& mask = inputs[maskInput()].dims;
-    require(mask.d[0] == sizes.batch && mask.d[1] == sizes.past + sizes.newTokens,
-        "mask must be (batch, past and new tokens)");
+    checkMask(inputs[inputCount() - 1].dims, sizes);
     return sizes;
 }
 
@@ -179,9 +188,8 @@ IPluginV3* OperatorPlugin::attachToContext(IPluginResourceContext*) noexcept
 PluginFieldCollection const* OperatorPlugin::getFieldsToSerialize() noexcept
 {
     return guarded(static_cast<PluginFieldCollection const*>(nullptr), [&] {
-        mFields = {{table::kEpsilon, &mAttributes.epsilon, PluginFieldType::kFLOAT32, 1},
-            {table::kDiagonal, &mAttributes.diagonal, PluginFieldType::kFLOAT32, 1},
-            {"abi", &mAbi, PluginFieldType::kINT32, 1}};
+        mFields = attributeFields();
+        mFields.push_back({"abi", &mAbi, PluginFieldType::kINT32, 1});
         mFieldCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
         return static_cast<PluginFieldCollection const*>(&mFieldCollection);
     });

@@ -14,11 +14,12 @@
 namespace lucid
 {
 
-//! Attributes of a node.
+//! Attributes of a node; 0 where it has none of that name.
 struct Attributes
 {
     float epsilon;
-    float diagonal; //!< 0 where the node has none
+    float diagonal;
+    float scale;
 };
 
 //! Base of the plugins, which stand in the operators' tensorrt.cpp. They say which tensors there are; nothing here throws
@@ -73,8 +74,14 @@ protected:
     virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const = 0;
 
-    //! Index of the boolean input.
-    int32_t maskInput() const { return inputCount() - 1; }
+    //! The type of a tensor, inputs first, in a node whose first input has `type`: that one, but for the boolean mask.
+    virtual nvinfer1::DataType typeOf(int32_t position, nvinfer1::DataType type) const;
+
+    //! Throws std::invalid_argument unless the last input, the mask, has a column for each token.
+    virtual void checkMask(nvinfer1::Dims const& mask, Sizes const& sizes) const;
+
+    //! What an engine stores of the node's attributes.
+    virtual std::vector<nvinfer1::PluginField> attributeFields() const;
 
     Attributes const mAttributes;
 
@@ -98,5 +105,6 @@ inline CUdeviceptr address(void const* pointer)
 
 std::unique_ptr<nvinfer1::IPluginV3> makePrecondition(Attributes attributes);
 std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttention(Attributes attributes);
+std::unique_ptr<nvinfer1::IPluginV3> makeDeltaRule(Attributes attributes);
 
 } // namespace lucid

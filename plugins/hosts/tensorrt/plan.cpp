@@ -42,6 +42,11 @@ void checkSizes(Sizes const& sizes)
         throw std::invalid_argument("head width " + std::to_string(sizes.width)
             + " is not supported: multiples of 4 from 16 to 256 are");
     }
+    if (sizes.valueWidth < 1 || sizes.valueWidth % kCompiledUnit != 0)
+    {
+        throw std::invalid_argument(
+            "value width " + std::to_string(sizes.valueWidth) + " is not supported: multiples of 4 are");
+    }
     if (sizes.batch < 1 || sizes.heads < 1 || sizes.groups < 1 || sizes.newTokens < 1 || sizes.past < 0)
     {
         throw std::invalid_argument("batch, heads and new tokens must be at least 1");

@@ -27,6 +27,8 @@ struct Sizes
     Type type;
     float epsilon;
     float diagonal; //!< 0: L_ii is 1; 1: it is training's
+    int64_t valueWidth = kCompiledUnit; //!< where it is another than the keys'
+    float scale = 0.0F;
 };
 
 //! Throws std::invalid_argument that says which size is not supported.

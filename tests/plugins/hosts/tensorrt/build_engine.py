@@ -1,4 +1,4 @@
-"""Build an engine from an ONNX file that uses both operators; run by test_tensorrt.py in a process of its own.
+"""Build an engine from an ONNX file that uses all three operators; run by test_tensorrt.py in a process of its own.
 
 A parser or plugin that ends the process must not end the test run. Prints one JSON object.
 """
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 
+OPERATORS = ("Precondition", "DecodeAttention", "DeltaRule")
 HEADS, GROUPS = 2, 2
 BATCH, TOKENS = (1, 1, 2), (1, 64, 512)
 PAST = (0, 64, 512)  # an empty past is in the profile
@@ -23,17 +24,23 @@ def model(dtype: int, width: int) -> onnx.ModelProto:
     new, one = ["b", HEADS, "n", width], ["b", HEADS, 1, width]
     past, cache = ["b", HEADS, "p", width], ["b", HEADS, "c", width]
     inputs = {"k": new, "v": new, "k_past": past, "y_past": past, "q": queries, "k_new": one, "v_new": one}
-    inputs |= {"k_cache": cache, "y_cache": cache}
+    inputs |= {"k_cache": cache, "y_cache": cache, "value": ["b", HEADS, "n", 2 * width], "beta": ["b", HEADS, "n"]}
+    float32 = {"log_decay": ["b", HEADS, "n"], "state": ["b", HEADS, width, 2 * width]}
     values = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()]
+    values += [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in float32.items()]
     masks = [helper.make_tensor_value_info(name, TensorProto.BOOL, ["b", axis]) for name, axis in MASKS.items()]
     outputs = {"y": new, "o": queries, "y_new": one}
     solve = (["k", "v", "k_past", "y_past", "mask"], ["y"])
     decode = (["q", "k_new", "v_new", "k_cache", "y_cache", "decode_mask"], ["o", "y_new"])
+    delta = (["k", "v", "value", "log_decay", "beta", "state"], ["output", "new_state"])
     nodes = [
         helper.make_node("Precondition", *solve, name="solve", domain="ai.lucid", epsilon=1e-5, diagonal=1.0),
         helper.make_node("DecodeAttention", *decode, name="decode", domain="ai.lucid", epsilon=1e-5),
+        helper.make_node("DeltaRule", *delta, name="delta", domain="ai.lucid", scale=0.5),
     ]
+    outputs["output"] = inputs["value"]
     results = [helper.make_tensor_value_info(name, dtype, shape) for name, shape in outputs.items()]
+    results.append(helper.make_tensor_value_info("new_state", TensorProto.FLOAT, float32["state"]))
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("ai.lucid", 1)]
     return helper.make_model(helper.make_graph(nodes, "graph", values + masks, results), opset_imports=opsets)
 
@@ -77,7 +84,7 @@ def main(library: str, dtype: str, width: str) -> None:
     layers = {network.get_layer(i).name: str(network.get_layer(i).type) for i in range(network.num_layers)}
     engine = builder.build_serialized_network(network, config) if parsed else None
     content = b"" if engine is None else bytes(engine)
-    size, stored = len(content), [name for name in ("Precondition", "DecodeAttention") if name.encode() in content]
+    size, stored = len(content), [name for name in OPERATORS if name.encode() in content]
     result = {"layers": layers, "engine": size, "stored": stored, "errors": logger.errors}
     sys.stdout.write(json.dumps(result) + "\n")
 

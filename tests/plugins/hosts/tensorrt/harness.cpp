@@ -1,7 +1,9 @@
 // Runs a plugin as TensorRT would, without TensorRT: creator, build phase, serialisation, runtime phase, enqueue.
 //
-// harness LIBRARY OPERATOR TYPE BATCH HEADS GROUPS NEW PAST WIDTH EPSILON MODE [DIAGONAL]
-// MODE: run; abi (another ABI number is deserialised); mask (the mask's shape is wrong); mixed (V has another type).
+// harness LIBRARY OPERATOR TYPE BATCH HEADS GROUPS NEW PAST WIDTH VALUE_WIDTH EPSILON MODE [DIAGONAL]
+// EPSILON is the delta rule's scale, and VALUE_WIDTH is for it alone.
+// MODE: run; abi (another ABI number is deserialised); mask (the mask's shape, or a gate's, is wrong); mixed (the second
+// input has another type); state (the state has the others' type).
 // Prints one JSON object a line: what the plugin answered and what it logged.
 #include <NvInferRuntime.h>
 
@@ -37,7 +39,7 @@ struct Call
 {
     std::string operatorName;
     DataType type;
-    int64_t batch, heads, groups, newTokens, past, width;
+    int64_t batch, heads, groups, newTokens, past, width, valueWidth;
     float epsilon;
     std::string mode;
     std::vector<float> diagonal; // empty where the node has no such attribute
@@ -79,9 +81,9 @@ void print(char const* what, long long value)
 Call readCall(int argc, char** argv)
 {
     std::vector<float> diagonal;
-    if (argc > 12)
+    if (argc > 13)
     {
-        diagonal.push_back(std::strtof(argv[12], nullptr));
+        diagonal.push_back(std::strtof(argv[13], nullptr));
     }
     std::string const type = argv[3];
     auto const number = [&](int i) { return static_cast<int64_t>(std::atoll(argv[i])); };
@@ -89,14 +91,23 @@ Call readCall(int argc, char** argv)
         type == "float32"       ? DataType::kFLOAT
             : type == "float16" ? DataType::kHALF
                                 : DataType::kBF16,
-        number(4), number(5), number(6), number(7), number(8), number(9), std::strtof(argv[10], nullptr), argv[11], diagonal};
+        number(4), number(5), number(6), number(7), number(8), number(9), number(10), std::strtof(argv[11], nullptr), argv[12], diagonal};
 }
 
 Tensors makeTensors(Call const& call)
 {
-    auto const [name, type, b, h, g, n, p, d, epsilon, mode, diagonal] = call;
+    auto const [name, type, b, h, g, n, p, d, e, epsilon, mode, diagonal] = call;
     DataType const second = mode == "mixed" ? DataType::kFLOAT : type;
     Tensors tensors;
+    if (name == "DeltaRule")
+    {
+        DataType const fixed = mode == "state" ? type : DataType::kFLOAT;
+        PluginTensorDesc const state = tensor(fixed, {b, h, d, e});
+        tensors.inputs = {tensor(type, {b, h, n, d}), tensor(second, {b, h, n, d}), tensor(type, {b, h, n, e}),
+            tensor(DataType::kFLOAT, {b, h, n}), tensor(type, {b, h, n + (mode == "mask" ? 1 : 0)}), state};
+        tensors.outputs = {tensors.inputs[2], state};
+        return tensors;
+    }
     if (name == "DecodeAttention")
     {
         tensors.inputs = {tensor(type, {b, h * g, 1, d}), tensor(second, {b, h, 1, d}), tensor(type, {b, h, 1, d}),
@@ -234,7 +245,8 @@ int main(int argc, char** argv)
     Finder finder;
     symbol<void (*)(ILoggerFinder*)>(library, "setLoggerFinder")(&finder);
     IPluginCreatorV3One* const creator = findCreator(library, call.operatorName);
-    PluginField const fields[2]{{"epsilon", &call.epsilon, PluginFieldType::kFLOAT32, 1},
+    char const* const first = call.operatorName == "DeltaRule" ? "scale" : "epsilon";
+    PluginField const fields[2]{{first, &call.epsilon, PluginFieldType::kFLOAT32, 1},
         {"diagonal", call.diagonal.data(), PluginFieldType::kFLOAT32, 1}};
     PluginFieldCollection const attributes{call.diagonal.empty() ? 1 : 2, fields};
     std::unique_ptr<IPluginV3> const built{creator->createPlugin("layer", &attributes, TensorRTPhase::kBUILD)};

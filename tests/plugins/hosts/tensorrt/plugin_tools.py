@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.tensorrt.build import (
     build_plugin,
     find_compiler,
@@ -23,7 +24,7 @@ from lucid_deploy.plugins.hosts.triton.aot import variants
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
-from lucid_deploy.plugins.table import OPERATORS, PRECONDITION
+from lucid_deploy.plugins.table import DELTA_RULE, OPERATORS, PRECONDITION
 from tests.patience import PATIENCE
 
 HERE = Path(__file__).parent
@@ -36,6 +37,8 @@ def signatures() -> dict[str, str]:
     plans = (
         plan_precondition(1, 1, 1, 0, 64, "float16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80),
+        plan_delta_rule(1, 1, 1, 64, 64, "float16", 1.0, 80),
+        plan_delta_rule(1, 1, 2, 64, 64, "float16", 1.0, 80),
     )
     return {step.kernel: signature(step) for plan in plans for step in plan.steps}
 
@@ -61,7 +64,7 @@ def stand_ins(archs: Iterable[int], ptx: bool = True) -> list[CompiledKernel]:
 
 @dataclass(frozen=True)
 class Problem:
-    """One call of an operator; ``operator`` is Precondition or DecodeAttention."""
+    """One call of an operator; for DeltaRule ``epsilon`` is the scale, and keys and values have widths of their own."""
 
     operator: str
     dtype: str = "float16"
@@ -73,8 +76,12 @@ class Problem:
     width: int = 64
     epsilon: float = 1e-5
     diagonal: float | None = None  # None: the node has no such attribute
+    value_width: int = 64
 
     def plan(self, arch: int) -> Plan:
+        if self.operator == DELTA_RULE.name:
+            widths = (self.width, self.value_width)
+            return plan_delta_rule(self.batch, self.heads, self.new, *widths, self.dtype, self.epsilon, arch)
         rest = (self.past, self.width, self.dtype, self.epsilon, arch, None, self.diagonal or 0.0)
         if self.operator == PRECONDITION.name:
             return plan_precondition(self.batch, self.heads, self.new, *rest)
@@ -103,6 +110,7 @@ class Tools:
         if driver:
             environment["LD_LIBRARY_PATH"] = str(self.driver.parent)
         sizes = (problem.batch, problem.heads, problem.groups, problem.new, problem.past, problem.width)
+        sizes += (problem.value_width,)
         command = [self.harness, self.plugin, problem.operator, problem.dtype, *sizes, repr(problem.epsilon), mode]
         command += [] if problem.diagonal is None else [repr(problem.diagonal)]
         result = subprocess.run(

@@ -20,6 +20,11 @@ PROBLEMS = [
     Problem("DecodeAttention", past=32768, heads=1, groups=71, width=64),
     Problem("DecodeAttention", past=777, batch=40, heads=8, groups=4, width=128),
     Problem("DecodeAttention", "bfloat16", past=777, batch=3, heads=5, groups=1, width=256),
+    Problem("DeltaRule", epsilon=0.125),
+    Problem("DeltaRule", "bfloat16", batch=3, heads=5, width=68, value_width=100),
+    Problem("DeltaRule", new=257, batch=2, heads=4, width=128, value_width=128, epsilon=0.5),
+    Problem("DeltaRule", "float32", new=2, width=16, value_width=4),
+    Problem("DeltaRule", "bfloat16", new=8192, heads=32, width=256, value_width=260),
 ]
 
 
@@ -53,7 +58,7 @@ def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_pat
     lines, calls = tools.run(problem, tmp_path / "log", arch)
     plan, pointers = problem.plan(arch), problem.pointers()
     assert answers(lines, "log") == []
-    assert answers(lines, "creators") == [2] and answers(lines, "supported") == [1]
+    assert answers(lines, "creators") == [3] and answers(lines, "supported") == [1]
     assert answers(lines, "configured") == [0] and answers(lines, "loaded") == [1]
     assert answers(lines, "workspace") == [plan.workspace_bytes]
     assert answers(lines, "prepared") + answers(lines, "enqueued") == [0] * 6
@@ -63,7 +68,7 @@ def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_pat
     assert cleared == ([(pointers["workspace"], 0, plan.zeroed_bytes)] * 3 if plan.zeroed_bytes else [])
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9], PROBLEMS[17]], ids=str)
 def test_modules_are_loaded_once_for_each_context(problem, tools, tmp_path):
     _, calls = tools.run(problem, tmp_path / "log", 90)
     variants = [step.variant for step in problem.plan(90).steps]
@@ -95,6 +100,9 @@ def test_little_shared_memory_needs_no_attribute(tools, tmp_path):
         (Problem("Precondition", width=12), {}, "head width 12 is not supported"),
         (Problem("DecodeAttention", width=260), {}, "head width 260 is not supported"),
         (Problem("Precondition", past=3), {"mode": "mask"}, "mask must be (batch, past and new tokens)"),
+        (Problem("DeltaRule", new=3), {"mode": "mask"}, "log_decay and beta must be (batch, heads, tokens)"),
+        (Problem("DeltaRule", width=12), {}, "head width 12 is not supported"),
+        (Problem("DeltaRule", value_width=30), {}, "value width 30 is not supported: multiples of 4 are"),
         (Problem("Precondition"), {"arch": 75}, "no kernel precondition_float16_d64_u8 for compute capability 7.5"),
         (Problem("Precondition"), {"fail": "cuModuleLoadData"}, "loading precondition_float16_d64_u8 failed: stand-in"),
         (Problem("Precondition"), {"fail": "cuLaunchKernel"}, "launching precondition_float16_d64_u8 failed"),
@@ -110,8 +118,11 @@ def test_errors_are_logged_and_returned(problem, options, message, tools, tmp_pa
     assert answers(lines, "enqueued") == [-1] * 3
 
 
-def test_tensors_of_several_types_are_not_a_supported_format(tools, tmp_path):
-    lines, _ = tools.run(Problem("Precondition"), tmp_path / "log", mode="mixed")
+@pytest.mark.parametrize(
+    ("operator", "mode"), [("Precondition", "mixed"), ("DeltaRule", "mixed"), ("DeltaRule", "state")]
+)
+def test_tensors_of_other_types_are_not_a_supported_format(operator, mode, tools, tmp_path):
+    lines, _ = tools.run(Problem(operator), tmp_path / "log", mode=mode)
     assert answers(lines, "supported") == [0]
 
 

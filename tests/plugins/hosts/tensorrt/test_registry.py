@@ -22,11 +22,11 @@ def build_engine(library, dtype, width):
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("FLOAT16", 68), ("BFLOAT16", 128), ("FLOAT", 36)])
-def test_an_engine_with_both_plugins_is_built(dtype, width, tools):
+def test_an_engine_with_all_plugins_is_built(dtype, width, tools):
     result = build_engine(tools.plugin, dtype, width)
     assert result["errors"] == []
-    assert result["layers"] == {"solve": "LayerType.PLUGIN_V3", "decode": "LayerType.PLUGIN_V3"}
-    assert result["engine"] > 0 and result["stored"] == ["Precondition", "DecodeAttention"]
+    assert result["layers"] == dict.fromkeys(("solve", "decode", "delta"), "LayerType.PLUGIN_V3")
+    assert result["engine"] > 0 and result["stored"] == ["Precondition", "DecodeAttention", "DeltaRule"]
 
 
 def test_a_width_that_the_kernels_lack_fails_the_build_with_our_message(tools):
