@@ -59,7 +59,7 @@ class GroupedQueryAttention(Mixer):
 
     def output(self, attended: Tensor, x: Tensor) -> Tensor:
         """Return what the layer gives, ``(B, N, C)``, of its heads ``(B, H, N, D)`` and its input ``(B, N, C)``."""
-        o = attended.transpose(1, 2).flatten(2)  # (B, N, H·D)
+        o = attended.transpose(1, 2).reshape(*x.shape[:2], -1)  # (B, N, H·D)
         if self.config.attention_gate:
             work = compute_dtype(x.dtype)
             o = (o.to(work) * self.g_proj(x).to(work).sigmoid()).to(x.dtype)
