@@ -90,5 +90,5 @@ $(VENV)/.wheel: $(VENV)/.python pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,rtx,kernels,bench,serve,guided,ray,eval,transformers,docs,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[cpu,openvino,rtx,kernels,bench,serve,guided,ray,otel,eval,transformers,docs,dev]"
 	@touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.batching.request import Finished, Request, Token
+from lucid_deploy.batching.request import Finished, Mark, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.guide import Guide, GuideFactory
@@ -58,6 +59,9 @@ class Batcher:
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 
+    Attributes:
+        marks: The phases that requests entered in the last step.
+
     Raises:
         LucidError: Numbers out of range, or more rows than the session can run.
     """
@@ -83,6 +87,7 @@ class Batcher:
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
+        self.marks: list[Mark] = []
         # Tokens of one call see each other before the cache rounds them: where a prompt is cut must not depend on the
         # prompts beside it.
         self._fixed_cuts = session.cache_dtype != session.dtype
@@ -153,6 +158,7 @@ class Batcher:
             LucidError: The runtime failed on the whole batch.
         """
         events: list[Event] = []
+        self.marks = []
         for number in self._cancelled:
             self._end(number, Finished(number, "cancelled"), events)
         self._cancelled.clear()
@@ -209,6 +215,7 @@ class Batcher:
         if cache is None:
             cache = self.session.empty_cache(1)
         self.prompt_tokens_reused += cache.length
+        self.marks.append(Mark(number, "prefill", time.time_ns(), cache.length))
         ids = list(request.prompt_ids[: cache.length])
         self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
         return True
@@ -222,6 +229,7 @@ class Batcher:
 
     def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:
         """Choose the first token of a prompt that has run, and let the row decode if it goes on."""
+        self.marks.append(Mark(row.number, "decode", time.time_ns()))
         end = self._choose(row, logits, events)
         if end is None or end.reason != "error":
             assert row.cache is not None

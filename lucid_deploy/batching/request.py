@@ -68,6 +68,23 @@ class Token:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """The time at which a request entered a phase, for traces.
+
+    Attributes:
+        request: The request's number.
+        phase: ``prefill`` (it has got a row) or ``decode`` (its prompt has run).
+        at: Nanoseconds since 1970.
+        reused: Prompt tokens that a stored prefix held.
+    """
+
+    request: int
+    phase: str
+    at: int
+    reused: int = 0
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a request; nothing comes out for it afterwards.
 

@@ -94,6 +94,11 @@ if TYPE_CHECKING:
     help="Least important message to log to stderr; info has a line per request.  [default: info; warning with "
     "--quiet, debug with --verbose]",
 )
+@click.option(
+    "--otlp-endpoint",
+    metavar="URL",
+    help="OpenTelemetry collector that gets a span per request and phase (OTLP over HTTP), as http://localhost:4318.",
+)
 @choice_option("--engine", ["local", "ray"], help="One process, or replicas on a Ray cluster.")
 @click.option("--replicas", type=click.IntRange(1), help="With ray: engines; 1 if not given.")
 @click.option("--min-replicas", type=click.IntRange(0), help="With ray: scale between this many engines …")
@@ -122,6 +127,7 @@ def command(artifact: str, engine: str, log_level: str | None, **options: Any) -
     Example: lucid-deploy serve ./artifact --port 8000
     """
     _check_extra()
+    _check_tracing(options["otlp_endpoint"])
     from lucid_deploy.serving.loading import open_checked
     from lucid_deploy.serving.logs import set_up_logging
 
@@ -152,6 +158,14 @@ def _check_extra() -> None:
             __import__(package)
         except ImportError as error:
             raise missing_extra(package, "serve", "serve an artifact") from error
+
+
+def _check_tracing(endpoint: str | None) -> None:
+    """Refuse a wrong URL, or say what is to be installed, before anything is loaded."""
+    if endpoint is not None:
+        from lucid_deploy.serving.tracing import open_tracing
+
+        open_tracing(endpoint).close()
 
 
 def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
@@ -187,6 +201,7 @@ def _api_options(options: dict[str, Any]) -> ApiOptions:
         ApiKeys() if metrics is None else read_api_keys(metrics, "--metrics-key-file"),
         options["share_prefix_cache"],
         options["ui"],
+        options["otlp_endpoint"],
     )
 
 

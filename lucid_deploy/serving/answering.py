@@ -14,13 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from lucid_deploy.serving.errors import ApiError, invalid, queue_full, unavailable
 from lucid_deploy.serving.http_body import read_body
-from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, TextPiece
+from lucid_deploy.serving.jobs import Event, Refusal, RowEnd, RowTimes, TextPiece
 from lucid_deploy.serving.metrics import TokenClock
 from lucid_deploy.serving.requests import Kind, PreparedRequest
 from lucid_deploy.serving.responses import Answer
 from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 from lucid_deploy.serving.security import cache_owner
 from lucid_deploy.serving.service import Service
+from lucid_deploy.serving.tracing import RequestTrace
 from lucid_deploy.serving.waiting import RequestCancellation
 
 LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
@@ -34,14 +35,27 @@ async def answer(service: Service, request: Request, kind: Kind) -> Response:
         ApiError: The request is wrong, refused, or took too long.
         ClientGone: The client closed the connection.
     """
+    trace = _begin_trace(service, request, kind)
+    try:
+        return await _answer(service, request, kind, trace)
+    except ApiError as error:
+        if trace is not None:
+            trace.fail(_error_type(error))
+        raise
+
+
+async def _answer(service: Service, request: Request, kind: Kind, trace: RequestTrace | None) -> Response:
     service.check_ready()
     limits, started = service.settings.limits, request.state.started
     patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
-    prepared = _owned(service, request, await _read(service, request, patience, kind))
+    prepared = _for_the_engine(service, request, await _read(service, request, patience, kind))
     service.check_ready()  # again: the body may have taken its time
     form = ResponseAnswer if kind == "response" else Answer
     whole = form(prepared, service.settings.model, service.settings.fingerprint)
-    stream = EventStream(service, whole, TokenClock(service.metrics, started), patience)
+    if trace is not None:
+        trace.prepared(prepared)
+        trace.answering(whole.id)
+    stream = EventStream(service, whole, TokenClock(service.metrics, started), patience, trace)
     await stream.begin()  # until the first event, so that a refusal has its own HTTP status
     service.metrics.prompt_tokens.inc(prepared.prompt_tokens)
     return stream if prepared.stream else await stream.whole_answer()
@@ -54,10 +68,25 @@ async def _read(service: Service, request: Request, patience: RequestCancellatio
         return await patience.during(service.readers.read(body, kind))
 
 
-def _owned(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
-    """Note in a job whose stored prefixes it may use."""
+def _begin_trace(service: Service, request: Request, kind: Kind) -> RequestTrace | None:
+    """Begin a request's spans; the guard ends them."""
+    if service.tracing is None:
+        return None
+    headers, state = request.scope["headers"], request.state
+    trace = service.tracing.begin(headers, kind, service.settings.model, state.started)
+    state.trace = trace
+    return trace
+
+
+def _error_type(error: ApiError) -> str:
+    return error.code or ("invalid_request" if error.status < 500 else "internal_error")
+
+
+def _for_the_engine(service: Service, request: Request, prepared: PreparedRequest) -> PreparedRequest:
+    """Note in a job whose stored prefixes it may use, and whether it is timed."""
     key = "" if service.settings.share_prefixes else request.state.key
-    return replace(prepared, job=replace(prepared.job, cache_owner=cache_owner(key, prepared.cache_salt)))
+    owner = cache_owner(key, prepared.cache_salt)
+    return replace(prepared, job=replace(prepared.job, cache_owner=owner, timed=service.tracing is not None))
 
 
 class EventStream(StreamingResponse):
@@ -68,16 +97,23 @@ class EventStream(StreamingResponse):
         answer: What turns events into JSON.
         clock: Times tokens.
         patience: What ends it early.
+        trace: Its spans, if there are any.
     """
 
     def __init__(
-        self, service: Service, answer: Answer | ResponseAnswer, clock: TokenClock, patience: RequestCancellation
+        self,
+        service: Service,
+        answer: Answer | ResponseAnswer,
+        clock: TokenClock,
+        patience: RequestCancellation,
+        trace: RequestTrace | None = None,
     ) -> None:
         super().__init__(iter(()), headers=SSE_HEADERS, media_type="text/event-stream")
         self._service = service
         self._answer = answer
         self._clock = clock
         self._patience = patience
+        self._trace = trace
         self._open = answer.request.job.rows
         self._first: list[Event] = []
         self._events: AsyncGenerator[list[Event], None] = service.backend.generate(answer.request.job)
@@ -123,6 +159,8 @@ class EventStream(StreamingResponse):
             except ApiError as error:
                 self._service.metrics.rejected.labels(error.code or "internal_error").inc()
                 scope["state"]["status"] = error.status  # for the log: the status line was sent long ago
+                if self._trace is not None:
+                    self._trace.fail(_error_type(error))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LAST_WORD_SECONDS):
                         await self._send_events(send, self._answer.failure(error))
@@ -131,7 +169,7 @@ class EventStream(StreamingResponse):
             await self.close()
 
     async def _next(self) -> list[Event]:
-        events = await anext(self._events)
+        events = await self._from_engine()
         for event in events:
             if isinstance(event, Refusal):
                 raise _refused(event)
@@ -139,9 +177,20 @@ class EventStream(StreamingResponse):
                 raise invalid(event.message) if event.reason == "invalid" else _failed(event.message)
             if isinstance(event, RowEnd):
                 self._open -= 1
-            elif event.tokens:
+            elif isinstance(event, TextPiece) and event.tokens:
                 self._clock.tick(event.row)
         return events
+
+    async def _from_engine(self) -> list[Event]:
+        """Return the next events for the client; times of phases are for the trace only."""
+        while True:
+            events = await anext(self._events)
+            if self._trace is None:
+                return events
+            self._trace.take(events)
+            rest: list[Event] = [event for event in events if not isinstance(event, RowTimes)]
+            if rest:
+                return rest
 
     async def _all(self) -> AsyncGenerator[list[Event], None]:
         yield self._first

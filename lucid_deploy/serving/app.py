@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import FastAPI, Request
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -15,12 +16,14 @@ from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.serving.service import Service
 from lucid_deploy.version import __version__
 
+# FastAPI's own spans and logs would have texts of errors in them, and be turned on by environment variables.
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 def build_app(service: Service) -> FastAPI:
     """Return the application."""
-    app = FastAPI(title="lucid-deploy", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="lucid-deploy", openapi_url=None, docs_url=None, redoc_url=None, telemetry=NO_TELEMETRY)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     @app.api_route("/healthz", methods=["GET", "HEAD"])

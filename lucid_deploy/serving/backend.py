@@ -12,9 +12,10 @@ from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.generation.token_text import TokenTexts
 from lucid_deploy.serving.engine import Engine, EngineDownError, EngineFault, QueueFullError
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, TextPiece, TokenLogprob, TokenText
+from lucid_deploy.serving.row_times import RowEvents, TimedRow
 
 if TYPE_CHECKING:
-    from lucid_deploy.batching import Finished, Request, Token
+    from lucid_deploy.batching import Finished, Mark, Request, Token
 
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
 
@@ -43,16 +44,18 @@ class LocalBackend:
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
+        rows = {row: self._row(row, job) for row in range(job.rows)}
         try:
-            stream = self.engine.submit(_requests(job))
+            stream = self.engine.submit(_requests(job), job.timed)
         except QueueFullError as error:
             yield [Refusal("queue_full", retry_after=error.retry_after)]
             return
         except EngineDownError as error:
             yield [Refusal("down", str(error))]
             return
-        rows = {row: RowText(row, job, self._tokenizer, self._token_texts) for row in range(job.rows)}
         try:
+            if job.timed:
+                yield [row.times for row in rows.values() if isinstance(row, TimedRow)]
             while rows:
                 out: list[Event] = []
                 for number, event in await stream.next():
@@ -70,6 +73,10 @@ class LocalBackend:
                     yield out
         finally:
             stream.close()
+
+    def _row(self, row: int, job: Job) -> RowEvents:
+        text = RowText(row, job, self._tokenizer, self._token_texts)
+        return TimedRow(row, text) if job.timed else text
 
 
 def _requests(job: Job) -> list[Request]:
@@ -111,10 +118,12 @@ class RowText:
         self._wants_logprobs = job.top_logprobs is not None
         self._waiting: list[TokenLogprob] = []
 
-    def take(self, event: Token | Finished | EngineFault) -> tuple[list[Event], bool]:
+    def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
-        from lucid_deploy.batching import Token
+        from lucid_deploy.batching import Mark, Token
 
+        if isinstance(event, Mark):
+            return [], False
         if isinstance(event, EngineFault):
             reason = "invalid" if event.kind == "invalid" else "error"
             return [RowEnd(self._row, reason, event.message)], True

@@ -8,14 +8,14 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
-    from lucid_deploy.batching import Batcher, Finished, Request, Token
+    from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
@@ -41,16 +41,25 @@ class EngineFault:
     message: str
 
 
-class JobEvents:
-    """The events of several generations that were asked for together, numbered from 0. Belongs to one event loop."""
+if TYPE_CHECKING:
+    EngineEvent = Token | Finished | Mark | EngineFault
 
-    def __init__(self, engine: Engine, rows: int) -> None:
+
+class JobEvents:
+    """The events of several generations that were asked for together, numbered from 0. Belongs to one event loop.
+
+    Attributes:
+        timed: Whether marks are among the events.
+    """
+
+    def __init__(self, engine: Engine, rows: int, timed: bool = False) -> None:
+        self.timed = timed
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._open = set(range(rows))
-        self._events: asyncio.Queue[list[tuple[int, Token | Finished | EngineFault]]] = asyncio.Queue()
+        self._events: asyncio.Queue[list[tuple[int, EngineEvent]]] = asyncio.Queue()
 
-    async def next(self) -> list[tuple[int, Token | Finished | EngineFault]]:
+    async def next(self) -> list[tuple[int, EngineEvent]]:
         """Return the next events as (number, event), as soon as there are any."""
         return await self._events.get()
 
@@ -70,12 +79,12 @@ class JobEvents:
         """The event loop that its events go to."""
         return self._loop
 
-    def deliver(self, events: list[tuple[int, Token | Finished | EngineFault]]) -> None:
+    def deliver(self, events: list[tuple[int, EngineEvent]]) -> None:
         """Take events over; runs in the event loop."""
-        from lucid_deploy.batching import Token
+        from lucid_deploy.batching import Finished
 
         kept = [(row, event) for row, event in events if row in self._open]
-        self._open -= {row for row, event in kept if not isinstance(event, Token)}
+        self._open -= {row for row, event in kept if isinstance(event, (Finished, EngineFault))}
         if kept:
             self._events.put_nowait(kept)
 
@@ -145,8 +154,12 @@ class Engine:
         """Return the batcher's state after its last step, by the names in :mod:`lucid_deploy.serving.metrics`."""
         return dict(self._gauges)
 
-    def submit(self, requests: list[Request]) -> JobEvents:
+    def submit(self, requests: list[Request], timed: bool = False) -> JobEvents:
         """Queue generations, all or none. Call it in an event loop.
+
+        Args:
+            requests: What to generate.
+            timed: Whether the batcher's marks come among the events.
 
         Raises:
             QueueFullError: There is no room for all of them.
@@ -158,7 +171,7 @@ class Engine:
             if self._admitted + len(requests) > self.capacity:
                 raise QueueFullError(min(60, max(1, math.ceil(self._seconds))))
             self._admitted += len(requests)
-            stream = JobEvents(self, len(requests))
+            stream = JobEvents(self, len(requests), timed)
             for row, request in enumerate(requests):
                 self._commands.put(("submit", stream, row, request))
         return stream
@@ -175,7 +188,8 @@ class Engine:
             self._when_loaded()
             while self._take_commands(batcher):
                 self._check_now_and_then()
-                self._deliver(batcher.step())
+                events = batcher.step()
+                self._deliver([*batcher.marks, *events])
                 self._observe(batcher)
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
@@ -221,8 +235,8 @@ class Engine:
             batcher.cancel(number)
             self._release(1)
 
-    def _deliver(self, events: list[Token | Finished]) -> None:
-        from lucid_deploy.batching import Finished
+    def _deliver(self, events: Sequence[Mark | Token | Finished]) -> None:
+        from lucid_deploy.batching import Finished, Mark
 
         out: list[tuple[JobEvents, int, Any]] = []
         for event in events:
@@ -230,6 +244,10 @@ class Engine:
             if found is None:  # cancelled
                 continue
             stream, row, started, prompt = found
+            if isinstance(event, Mark):
+                if stream.timed:
+                    out.append((stream, row, event))
+                continue
             if isinstance(event, Finished):
                 del self._running[event.request], self._numbers[stream, row]
                 self._cached.pop(event.request, None)

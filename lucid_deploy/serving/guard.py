@@ -57,7 +57,10 @@ class RequestGuard:
             error = ApiError(500, "The server failed on this request; see its log.", "internal_error")
             await error_response(self._service, error)(scope, exchange.receive, exchange.send)
         finally:
-            self._note(scope, scope["state"].get("status", exchange.status), time.perf_counter() - started)
+            status = scope["state"].get("status", exchange.status)
+            if (trace := scope["state"].get("trace")) is not None:
+                trace.end(status)
+            self._note(scope, status, time.perf_counter() - started)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         if scope["state"].get("reserved") and scope["path"] not in HEALTH:

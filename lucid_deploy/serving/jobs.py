@@ -24,6 +24,7 @@ class Job:
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
         cache_owner: Stored prefixes are reused among jobs of one owner only.
         constraint: What each generation must be.
+        timed: Whether :class:`RowTimes` are among the events.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -35,6 +36,7 @@ class Job:
     top_logprobs: int | None = None
     cache_owner: str = ""
     constraint: Constraint | None = None
+    timed: bool = False
 
     @property
     def rows(self) -> int:
@@ -80,6 +82,34 @@ class RowEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class RowTimes:
+    """When generation ``row`` did what, as far as it is known; the latest one counts.
+
+    Times are nanoseconds since 1970 by the clock of the engine's machine; 0: not yet.
+
+    Attributes:
+        row: The generation.
+        queued: It was given to the engine.
+        prefill: It got a row, and its prompt began to run.
+        decode: Its prompt had run.
+        ended: Its last token was text.
+        reused: Prompt tokens that a stored prefix held.
+        text_began, text_ended: The first token began to become text, and the last one had.
+        text_spent: Nanoseconds that turning tokens into text took in all.
+    """
+
+    row: int
+    queued: int
+    prefill: int = 0
+    decode: int = 0
+    ended: int = 0
+    reused: int = 0
+    text_began: int = 0
+    text_ended: int = 0
+    text_spent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
 
@@ -88,7 +118,7 @@ class Refusal:
     retry_after: int = 1
 
 
-Event = TextPiece | RowEnd | Refusal
+Event = TextPiece | RowEnd | RowTimes | Refusal
 
 
 class Backend(Protocol):

@@ -22,6 +22,7 @@ from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys
+from lucid_deploy.serving.tracing import open_tracing
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher
@@ -72,6 +73,7 @@ class ApiOptions:
         metrics_keys: Who may read exact metrics.
         share_prefixes: Whether stored prefixes are reused among different keys.
         pages: Whether the pages for browsers are served.
+        otlp_endpoint: URL of the collector that gets spans; None: there are none.
     """
 
     model: str | None = None
@@ -85,6 +87,7 @@ class ApiOptions:
     metrics_keys: ApiKeys = NO_KEYS
     share_prefixes: bool = False
     pages: bool = True
+    otlp_endpoint: str | None = None
 
 
 def open_checked(directory: str) -> Artifact:
@@ -168,7 +171,8 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
         share_prefixes=api.share_prefixes,
         pages=api.pages,
     )
-    return Service(settings, backend, ReaderPool(setup, api.readers))
+    tracing = None if api.otlp_endpoint is None else open_tracing(api.otlp_endpoint)
+    return Service(settings, backend, ReaderPool(setup, api.readers), tracing)
 
 
 def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 REPEATS = 5  # of one warning or error …
 WINDOW_SECONDS = 10.0  # … in this time
-FLOOR = {"uvicorn": "WARNING", "asyncio": "WARNING"}  # of the libraries
+FLOOR = {"uvicorn": "WARNING", "asyncio": "WARNING", "opentelemetry": "WARNING"}  # of the libraries
 
 
 class RateLimit(logging.Filter):

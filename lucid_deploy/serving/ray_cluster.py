@@ -21,7 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd
+from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service, reader_setup
 from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.ray_router import PrefixRouter
@@ -248,7 +248,7 @@ class RayBackend:
             begun = False
             try:
                 async for events in response:
-                    begun = True
+                    begun = begun or any(not isinstance(event, RowTimes) for event in events)
                     yield events
                 return
             except BackPressureError:

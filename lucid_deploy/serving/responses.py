@@ -41,6 +41,11 @@ class Answer:
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in echo]
         self._reasons: list[str | None] = [None for _ in echo]
 
+    @property
+    def id(self) -> str:
+        """Names the answer."""
+        return str(self._common["id"])
+
     def add(self, piece: TextPiece) -> None:
         """Take a piece into the whole answer."""
         self.new_tokens += piece.tokens

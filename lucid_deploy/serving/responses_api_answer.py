@@ -57,6 +57,11 @@ class ResponseAnswer:
         self._status = "in_progress"
         self._number = -1
 
+    @property
+    def id(self) -> str:
+        """Names the answer."""
+        return str(self._common["id"])
+
     def add(self, piece: TextPiece) -> None:
         """Take a piece into the whole answer."""
         self.new_tokens += piece.tokens

@@ -112,6 +112,8 @@ async def _serve(
         failed_to_load = engine.state == "dead" and not server.was_told_to_end
         await service.readers.close()
         await asyncio.to_thread(engine.stop)
+        if service.tracing is not None:
+            await asyncio.to_thread(service.tracing.close)
     if failed_to_load and engine.error is not None:
         raise engine.error
 

@@ -13,6 +13,7 @@ from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.metrics import Metrics
 from lucid_deploy.serving.readers import ReaderPool
 from lucid_deploy.serving.security import NO_KEYS, ApiKeys
+from lucid_deploy.serving.tracing import Tracing
 
 
 @dataclass
@@ -54,12 +55,16 @@ class Service:
         settings: What it serves, and to whom.
         backend: Runs the jobs.
         readers: Read the bodies.
+        tracing: Makes spans; None: there are none.
     """
 
-    def __init__(self, settings: Settings, backend: Backend, readers: ReaderPool) -> None:
+    def __init__(
+        self, settings: Settings, backend: Backend, readers: ReaderPool, tracing: Tracing | None = None
+    ) -> None:
         self.settings = settings
         self.backend = backend
         self.readers = readers
+        self.tracing = tracing
         self.metrics = Metrics(backend.gauges)
         self.body_memory = BodyMemory(BODIES * settings.limits.body_bytes)
         self.draining = False

@@ -80,6 +80,27 @@ def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int 
     assert (batcher.step(), batcher.waiting, batcher.active) == ([], 0, 0)
 
 
+def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static: Session[Any]) -> None:
+    batcher = Batcher(static, rows=1, prefill_chunk=16, prefix_tokens=100)
+    numbers = [batcher.submit(Request(prompt(40), 2, stop_at_eos=False)) for _ in range(2)]
+    found: list[tuple[int, str, int]] = []
+    times, steps = [], 0
+    while not batcher.idle:
+        batcher.step()
+        steps += 1
+        found += [(mark.request, mark.phase, mark.reused) for mark in batcher.marks]
+        times += [mark.at for mark in batcher.marks]
+        if steps == 1:
+            assert found == [(numbers[0], "prefill", 0)]  # 16 of 40 tokens have run
+    assert found == [
+        (numbers[0], "prefill", 0),
+        (numbers[0], "decode", 0),
+        (numbers[1], "prefill", 39),
+        (numbers[1], "decode", 0),
+    ]
+    assert times == sorted(times)
+
+
 def test_a_long_prompt_does_not_stall_running_rows(static: Session[Any]) -> None:
     batcher = Batcher(static, rows=2, prefill_chunk=16)
     first = batcher.submit(Request(prompt(5), 40, stop_at_eos=False))

@@ -18,7 +18,7 @@ BLOCK = """
 import sys
 for name in ("onnxruntime", "openvino", "triton", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "cuda"):
     sys.modules[name] = None
-for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance"):
+for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray", "lm_eval", "llguidance", "opentelemetry"):
     sys.modules[name] = None
 """
 # The adapter is a class of lm_eval's. Kernels are written in Triton; only what runs or compiles them imports them.

@@ -23,6 +23,7 @@ from lucid_deploy.cli import main
         (["--threads", "0"], "number of threads"),
         (["--device", "cuda"], "runs on cpu"),
         (["--rows", "0"], "not in the range"),
+        (["--otlp-endpoint", "localhost:4317"], "not the URL of a collector"),
     ],
 )
 def test_options_that_cannot_be(with_tokenizer: Path, options: list[str], message: str) -> None:

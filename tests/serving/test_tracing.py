@@ -1,0 +1,340 @@
+"""Spans of requests to the application over a real engine, read back from OpenTelemetry's own exporter in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel")
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
+from opentelemetry.trace import SpanKind, StatusCode
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.serving.jobs import Refusal, RowEnd, RowTimes, TextPiece
+from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, reader_setup
+from lucid_deploy.serving.service import Service, Settings
+from lucid_deploy.serving.tracing import Tracing, open_tracing, traces_url
+from tests.patience import PATIENCE
+from tests.serving.reader_tools import completion
+from tests.serving.serving_tools import MODEL, PROMPT
+from tests.serving.stand_ins import ReaderHere, ScriptedBackend, client, service
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+HEADERS = {"Content-Type": "application/json", "traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "a=1"}
+PHASES = ["queue", "prefill", "decode", "detokenize"]
+CONVENTIONS = {value for name, value in vars(gen_ai_attributes).items() if name.startswith("GEN_AI_")}
+
+Use = Callable[[httpx.AsyncClient], Awaitable[Any]]
+
+
+def traced(directory: Path, use: Use, rows: int = 2, prefix_tokens: int = 0, **limits: Any) -> list[ReadableSpan]:
+    """Serve an artifact in this process, use it, and return the spans."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    options = EngineOptions(str(directory), rows=rows, max_queue=1, prefix_tokens=prefix_tokens, check=False)
+    setup = reader_setup(options, ApiOptions(MODEL, pages=False, **limits))
+
+    async def run() -> None:
+        backend = make_backend(options)
+        loaded = threading.Event()
+        backend.engine.start(loaded.set)
+        await asyncio.to_thread(loaded.wait)
+        readers: Any = ReaderHere(setup)
+        settings = Settings(setup.model, "f", setup.limits, ApiOptions().keys, None)
+        made = Service(settings, backend, readers, Tracing(provider))
+        try:
+            async with client(made) as http:
+                await use(http)
+        finally:
+            backend.engine.stop()
+
+    asyncio.run(run())
+    return list(exporter.get_finished_spans())
+
+
+def of_request(spans: list[ReadableSpan]) -> ReadableSpan:
+    (found,) = (span for span in spans if span.kind is SpanKind.SERVER)
+    return found
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+def begun(span: ReadableSpan) -> int:
+    assert span.start_time is not None
+    return span.start_time
+
+
+def ended(span: ReadableSpan) -> int:
+    assert span.end_time is not None
+    return span.end_time
+
+
+def test_the_spans_of_a_request(artifacts: dict[str, Path]) -> None:
+    answers: list[Any] = []
+
+    async def use(http: httpx.AsyncClient) -> None:
+        body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, "max_tokens": 6, "seed": 5, "stop": ["zebra"]}
+        answers.append((await http.post("/v1/completions", json=body, headers=HEADERS)).json())
+
+    spans = traced(artifacts["static"], use)
+    request, answer = of_request(spans), answers[0]
+    children = {span.name: span for span in spans if span is not request}
+    assert set(children) == {"read", *PHASES}
+    assert request.name == f"text_completion {MODEL}"
+    assert request.context is not None
+    assert request.parent is not None
+    assert (f"{request.context.trace_id:032x}", f"{request.parent.span_id:016x}") == (TRACE, PARENT)
+    assert request.parent.is_remote
+    assert request.context.trace_state.to_header() == "a=1"
+    for span in children.values():
+        assert span.parent == request.context
+        assert begun(request) <= begun(span) <= ended(span) <= ended(request)
+    ends = [ended(children[name]) for name in PHASES[:2]]
+    assert ends == [begun(children[name]) for name in PHASES[1:3]]
+    assert begun(children["prefill"]) < ended(children["prefill"]) <= begun(children["detokenize"])
+    assert ended(children["read"]) <= begun(children["queue"])
+
+    found, usage = attributes(request), answer["usage"]
+    assert found.pop("gen_ai.response.time_to_first_chunk") <= (ended(request) - begun(request)) / 1e9
+    assert found == {
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "lucid-deploy",
+        "gen_ai.request.model": MODEL,
+        "gen_ai.request.max_tokens": 6,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.request.top_k": 0,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.request.frequency_penalty": 0.0,
+        "gen_ai.request.presence_penalty": 0.0,
+        "gen_ai.request.stream": False,
+        "gen_ai.request.choice.count": 1,
+        "gen_ai.request.seed": 5,
+        "gen_ai.response.id": answer["id"],
+        "gen_ai.response.finish_reasons": (answer["choices"][0]["finish_reason"],),
+        "gen_ai.usage.input_tokens": usage["prompt_tokens"],
+        "gen_ai.usage.output_tokens": usage["completion_tokens"],
+        "gen_ai.usage.cache_read.input_tokens": 0,
+        "http.response.status_code": 200,
+    }
+    assert {name for name in attributes(request) if name.startswith("gen_ai.")} <= CONVENTIONS
+    assert attributes(children["prefill"])["lucid.prompt_tokens"] == usage["prompt_tokens"]
+    assert attributes(children["decode"])["lucid.new_tokens"] == usage["completion_tokens"] > 0
+    lasts = (ended(children["detokenize"]) - begun(children["detokenize"])) / 1e9
+    assert 0 < attributes(children["detokenize"])["lucid.seconds_spent"] <= lasts
+
+    everything = json.dumps([json.loads(span.to_json()) for span in spans])  # no text, of the client or the model
+    words = {*PROMPT.split(), *answer["choices"][0]["text"].split(), "zebra"}
+    assert not [word for word in words if len(word) > 2 and word in everything]
+
+
+def test_a_stream_of_several_generations(artifacts: dict[str, Path]) -> None:
+    async def use(http: httpx.AsyncClient) -> None:
+        message = {"role": "user", "content": PROMPT}
+        body = {"model": MODEL, "messages": [message], "n": 2, "stream": True, "max_tokens": 4, "seed": 1}
+        answer = await http.post("/v1/chat/completions", json=body)
+        assert answer.text.rstrip().endswith("[DONE]")
+
+    spans = traced(artifacts["growing"], use, rows=1)
+    request = of_request(spans)
+    assert request.name == f"chat {MODEL}"
+    assert request.parent is None
+    for name in PHASES:
+        assert sorted(attributes(span)["lucid.row"] for span in spans if span.name == name) == [0, 1]
+    first, second = (
+        next(span for span in spans if span.name == name and attributes(span)["lucid.row"] == row)
+        for name, row in (("decode", 0), ("queue", 1))
+    )
+    assert ended(second) >= ended(first) - 50_000_000  # one row: the second waits until the first is done
+    assert ended(second) > begun(first)
+    assert attributes(request)["gen_ai.usage.output_tokens"] == sum(
+        attributes(span)["lucid.new_tokens"] for span in spans if span.name == "decode"
+    )
+
+
+def test_a_stored_prefix_is_counted(artifacts: dict[str, Path]) -> None:
+    async def use(http: httpx.AsyncClient) -> None:
+        for _ in range(2):
+            await http.post("/v1/completions", json={"model": MODEL, "prompt": PROMPT, "max_tokens": 1})
+
+    spans = traced(artifacts["static"], use, prefix_tokens=500)
+    reused = [attributes(span)["gen_ai.usage.cache_read.input_tokens"] for span in spans if span.parent is None]
+    read = [attributes(span)["gen_ai.usage.input_tokens"] for span in spans if span.parent is None]
+    assert reused == [0, read[0] - 1]
+
+
+def scripted(folder: Path, use: Use, *script: Any) -> list[ReadableSpan]:
+    """As :func:`traced`, over an engine that does what the script says."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def run() -> None:
+        made = service(folder, ScriptedBackend(*script))
+        made.tracing = Tracing(provider)
+        async with client(made) as http:
+            await use(http)
+
+    asyncio.run(run())
+    return list(exporter.get_finished_spans())
+
+
+def test_refused_and_failed_requests(tmp_path: Path) -> None:
+    async def bad(http: httpx.AsyncClient) -> None:
+        await http.post("/v1/completions", content=b"{secret", headers=HEADERS)
+
+    async def good(http: httpx.AsyncClient) -> None:
+        await http.post("/v1/completions", content=completion("w1 w2"), headers=HEADERS)
+
+    async def stream(http: httpx.AsyncClient) -> None:
+        await http.post("/v1/completions", content=completion("w1 w2", stream=True), headers=HEADERS)
+
+    late = [[RowTimes(0, 1, 2, 3)], [TextPiece(0, "a", 1)], [RowEnd(0, "error", "secret")]]
+    cases: list[tuple[Use, list[Any], int, str, StatusCode]] = [
+        (bad, [], 400, "invalid_json", StatusCode.UNSET),
+        (good, [[Refusal("queue_full", "secret")]], 429, "queue_full", StatusCode.UNSET),
+        (good, [[RowTimes(0, 1)], [RowEnd(0, "error", "secret")]], 500, "engine_error", StatusCode.ERROR),
+        (stream, late, 500, "engine_error", StatusCode.ERROR),
+    ]
+    for use, script, status, error, code in cases:
+        spans = scripted(tmp_path, use, *script)
+        found = attributes(of_request(spans))
+        assert (found["http.response.status_code"], found["error.type"]) == (status, error)
+        assert of_request(spans).status.status_code is code
+        assert not any("secret" in span.to_json() for span in spans)
+    assert {span.name for span in spans} >= {"queue", "prefill", "decode"}
+
+
+def test_a_request_that_ends_in_the_queue_shows_so(tmp_path: Path) -> None:
+    """A phase that did not end lasts until the request does, and later phases have no span."""
+
+    async def use(http: httpx.AsyncClient) -> None:
+        await http.post("/v1/completions", content=completion("w1 w2"), headers=HEADERS)
+
+    spans = scripted(tmp_path, use, [RowTimes(0, 10**18)], RuntimeError("lost"))
+    assert {span.name for span in spans if span.kind is not SpanKind.SERVER} == {"read", "queue"}
+    (queue,) = (span for span in spans if span.name == "queue")
+    assert (begun(queue), ended(queue)) == (10**18, ended(of_request(spans)))
+
+
+@pytest.mark.parametrize(
+    ("headers", "count"),
+    [
+        ([("traceparent", f"00-{TRACE}-{PARENT}-00")], 0),  # the client says that it is not to be recorded
+        ([("traceparent", "no")], 3),
+        ([("traceparent", f"00-{TRACE}-{PARENT}-00")] * 2, 3),  # two are none
+        ([], 3),
+    ],
+)
+def test_the_client_context(headers: list[tuple[str, str]], count: int, tmp_path: Path) -> None:
+    async def use(http: httpx.AsyncClient) -> None:
+        sent = [*headers, ("Content-Type", "application/json")]
+        await http.post("/v1/completions", content=completion("w1"), headers=sent)
+
+    spans = scripted(tmp_path, use, [RowTimes(0, 1)], [TextPiece(0, "a", 1), RowEnd(0, "stop")])
+    assert len(spans) == count
+    assert all(span.parent is None for span in spans if span.kind is SpanKind.SERVER)
+
+
+class Collector(HTTPServer):
+    """Takes spans by OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, str | None, ExportTraceServiceRequest]] = []
+        super().__init__(("127.0.0.1", 0), _Taker)
+
+
+class _Taker(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        sent = ExportTraceServiceRequest.FromString(body)
+        self.server.taken.append((self.path, self.headers["Authorization"], sent))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_collector_gets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20key")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+    with Collector() as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}")
+        tracing.begin([], "chat", "m", 0.0).end(200)
+        tracing.close()
+        collector.shutdown()
+    ((path, key, sent),) = collector.taken
+    assert (path, key) == ("/v1/traces", "Bearer key")
+    (resource,) = sent.resource_spans
+    named = {item.key: item.value.string_value for item in resource.resource.attributes}
+    assert (named["service.name"], named["deployment.environment.name"]) == ("lucid-deploy", "test")
+    assert [span.name for scope in resource.scope_spans for span in scope.spans] == ["chat m"]
+
+
+def test_the_user_names_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "mine")
+    with Collector() as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        tracing = open_tracing(f"http://127.0.0.1:{collector.server_port}/v1/traces/")
+        tracing.begin([], "chat", "m", 0.0).end(200)
+        tracing.close()
+        collector.shutdown()
+    assert "mine" in str(collector.taken[0][2].resource_spans[0].resource)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["localhost:4318", "grpc://localhost:4317", "http://", "http://a:b@c", "http://c?d", "http://c:99999", "http://["],
+)
+def test_what_is_no_collector_is_refused(endpoint: str) -> None:
+    with pytest.raises(LucidError, match="otlp-endpoint"):
+        traces_url(endpoint)
+
+
+def test_urls_of_collectors() -> None:
+    assert traces_url("http://localhost:4318/") == "http://localhost:4318/v1/traces"
+    assert traces_url("https://a/otlp") == "https://a/otlp/v1/traces"
+
+
+def test_without_the_option_nothing_is_imported() -> None:
+    """FastAPI imports OpenTelemetry's interface by itself, which does nothing alone."""
+    code = (
+        "import sys, lucid_deploy.serving.server, lucid_deploy.serving.loading, lucid_deploy.cli.serve\n"
+        "print([name for name in sys.modules if name.startswith(('opentelemetry.sdk', 'opentelemetry.exporter'))])"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout == "[]\n"
+
+
+def test_fastapi_makes_no_spans_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)  # as a program around the server may set it
+
+    async def run() -> None:
+        async with client(service(tmp_path, ScriptedBackend())) as http:
+            assert (await http.get("/version")).status_code == 200
+            await http.post("/v1/completions", content=b"{", headers=HEADERS)
+
+    asyncio.run(run())
+    assert exporter.get_finished_spans() == ()
