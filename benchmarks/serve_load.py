@@ -5,6 +5,10 @@ sequential use of the same runtime. Both run all the time and take turns: a roun
 of clients once, in an order of its own, and ratios are those of one round. All must give the same texts before anything
 is reported. Clients run in this process, on the same processors as the server; the processor time of both is reported,
 and that of all other processes, which should be next to nothing. Needs Linux.
+
+With `--audit SHARE` a third way takes its turns: the batched server with clients that ask for token ids and
+log-probabilities, some of them for answers that are drawn at random. After each of its turns that share of the answers
+is computed again, alone, by :mod:`lucid_deploy.bench.audit`; a wrong one ends the run, and nothing is reported.
 """
 
 from __future__ import annotations
@@ -28,11 +32,21 @@ import numpy as np
 from common import SHAPES, write_random_checkpoint, write_result
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from lucid_deploy.bench.audit import ServedAnswer, audit, repeated
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.runtimes import Session, open_session
 
 ROWS = {"batched": 16, "sequential": 1}
 WORKLOADS = {"demo": (200, 100, 4), "medium": (128, 32, 1)}  # prompt tokens, new tokens, requests per client
 LEAST = 4  # as many requests as that number of clients would make
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one request asks to continue: the most likely tokens, or tokens drawn at random without a seed."""
+
+    ids: list[int]
+    greedy: bool = True
 
 
 @dataclass
@@ -43,6 +57,9 @@ class Outcome:
     whole: float = 0.0
     first: float = 0.0
     gaps: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    reason: str = ""
 
 
 def make_artifact(name: str, root: Path) -> Path:
@@ -87,9 +104,12 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def ask(client: httpx.AsyncClient, prompt: list[int], count: int) -> Outcome:
+async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int, audited: bool = False) -> Outcome:
     """Stream one answer."""
-    body = {"model": "model", "prompt": prompt, "max_tokens": count, "temperature": 0, "stream": True}
+    body = {"model": "model", "prompt": prompt.ids, "max_tokens": count, "stream": True}
+    body |= {"temperature": 0 if prompt.greedy else 1}
+    if audited:
+        body |= {"logprobs": 0, "return_tokens_as_token_ids": True}
     out, began = Outcome(), time.perf_counter()
     last = began
     async with client.stream("POST", "/v1/completions", json={**body, "ignore_eos": True}) as answer:
@@ -97,7 +117,11 @@ async def ask(client: httpx.AsyncClient, prompt: list[int], count: int) -> Outco
         async for line in answer.aiter_lines():
             if not line.startswith("data: {"):
                 continue
-            text = json.loads(line[6:])["choices"][0]["text"]
+            choice = json.loads(line[6:])["choices"][0]
+            text, out.reason = choice["text"], choice["finish_reason"] or out.reason
+            if choice["logprobs"]:
+                out.tokens += [int(name.removeprefix("token_id:")) for name in choice["logprobs"]["tokens"]]
+                out.logprobs += choice["logprobs"]["token_logprobs"]
             now = time.perf_counter()
             if text and not out.text:
                 out.first = now - began
@@ -108,7 +132,9 @@ async def ask(client: httpx.AsyncClient, prompt: list[int], count: int) -> Outco
     return out
 
 
-async def load(url: str, prompts: list[list[int]], count: int, clients: int) -> tuple[list[Outcome], float]:
+async def load(
+    url: str, prompts: list[Prompt], count: int, clients: int, audited: bool = False
+) -> tuple[list[Outcome], float]:
     """Ask for all prompts, so many at a time; return the outcomes in order and the seconds."""
     waiting = list(enumerate(prompts))[::-1]
     out: dict[int, Outcome] = {}
@@ -116,7 +142,7 @@ async def load(url: str, prompts: list[list[int]], count: int, clients: int) -> 
     async def one(client: httpx.AsyncClient) -> None:
         while waiting:
             index, prompt = waiting.pop()
-            out[index] = await ask(client, prompt, count)
+            out[index] = await ask(client, prompt, count, audited)
 
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         began = time.perf_counter()
@@ -134,6 +160,7 @@ class Measured:
     server_cores: float
     client_cores: float
     other_cores: float
+    audited: int = 0
 
     @property
     def rate(self) -> float:
@@ -150,10 +177,10 @@ def machine_seconds() -> float:
     return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(server: Server, prompts: list[list[int]], count: int, clients: int) -> Measured:
+def measure(server: Server, prompts: list[Prompt], count: int, clients: int, audited: bool = False) -> Measured:
     """Measure one server once."""
     began = machine_seconds(), server.cpu_seconds(), time.process_time()
-    outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients))
+    outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients, audited))
     everyone, served, asked = (
         machine_seconds() - began[0],
         server.cpu_seconds() - began[1],
@@ -163,33 +190,67 @@ def measure(server: Server, prompts: list[list[int]], count: int, clients: int) 
     return Measured(outcomes, seconds, served / seconds, asked / seconds, other / seconds)
 
 
-def make_prompts(name: str, count: int) -> list[list[int]]:
+def make_prompts(name: str, count: int) -> list[Prompt]:
     """Draw prompts of unequal length; the same ones for everybody."""
     length, draw = WORKLOADS[name][0], random.Random(0)
     vocabulary = 129 if name == "demo" else SHAPES[name]["vocab_size"]
-    return [[draw.randrange(3, vocabulary) for _ in range(length - draw.randrange(length // 4))] for _ in range(count)]
+    lengths = [length - draw.randrange(length // 4) for _ in range(count)]
+    return [Prompt([draw.randrange(3, vocabulary) for _ in range(each)]) for each in lengths]
 
 
-def run_rounds(name: str, root: Path, concurrencies: list[int], rounds: int) -> Rounds:
+def with_draws(prompts: list[Prompt]) -> list[Prompt]:
+    """Return the prompts with every fourth in one prompt's place, whose answers are drawn at random."""
+    return [Prompt(prompts[0].ids, greedy=False) if i % 4 == 3 else prompt for i, prompt in enumerate(prompts)]
+
+
+def check_answers(session: Session[Any], prompts: list[Prompt], run: Measured, count: int, share: float) -> int:
+    """Compute a share of a turn's answers again; return how many, or end the run if one is wrong."""
+    answers = [
+        ServedAnswer(
+            tuple(prompt.ids),
+            tuple(outcome.tokens),
+            tuple(outcome.logprobs),
+            outcome.reason,
+            count,
+            greedy=prompt.greedy,
+            stop_at_eos=False,
+        )
+        for prompt, outcome in zip(prompts, run.outcomes, strict=True)
+    ]
+    chosen = random.Random(len(answers)).sample(answers, max(1, round(share * len(answers))))
+    faults = repeated(answer for answer in answers if not answer.greedy)
+    faults += [fault for answer in chosen for fault in audit(session, answer).faults]
+    if faults:
+        sys.exit(f"The audit found {len(faults)} faults; nothing is reported. The first: {faults[0]}.")
+    return len(chosen)
+
+
+def run_rounds(name: str, root: Path, concurrencies: list[int], rounds: int, share: float = 0.0) -> Rounds:
     """Measure one model: both servers at all numbers of clients, in every round."""
     _, count, per_client = WORKLOADS[name]
     artifact = make_artifact(name, root)
     prompts = make_prompts(name, per_client * max(LEAST, *concurrencies))
     texts: dict[int, str] = {}
     out: Rounds = []
+    alone = open_session(artifact)
+    modes = {"batched": "batched", "sequential": "sequential", **({"audited": "batched"} if share else {})}
     with Server(artifact, ROWS["batched"]) as batched, Server(artifact, ROWS["sequential"]) as sequential:
         servers = {"batched": batched, "sequential": sequential}
         for server in servers.values():
             asyncio.run(load(server.url, prompts[:4], 8, 4))  # warm
         for number in range(rounds):
-            turns = [(mode, clients) for mode in servers for clients in concurrencies]
+            turns = [(mode, clients) for mode in modes for clients in concurrencies]
             random.Random(number).shuffle(turns)
             out.append({})
             for mode, clients in turns:
                 asked = prompts[: per_client * max(LEAST, clients)]
-                measured = out[-1][mode, clients] = measure(servers[mode], asked, count, clients)
+                audited = mode == "audited"
+                asked = with_draws(asked) if audited else asked
+                measured = out[-1][mode, clients] = measure(servers[modes[mode]], asked, count, clients, audited)
+                if audited:
+                    measured.audited = check_answers(alone, asked, measured, count, share)
                 for index, outcome in enumerate(measured.outcomes):
-                    if texts.setdefault(index, outcome.text) != outcome.text:
+                    if asked[index].greedy and texts.setdefault(index, outcome.text) != outcome.text:
                         sys.exit(f"{name}, {mode}, {clients} clients: answer {index} differs; nothing is reported.")
                 note = f"{measured.rate:.3f} requests/s; others {measured.other_cores:.2f} cores"
                 print(f"{name} round {number}: {mode}, {clients} clients: {note}", flush=True)
@@ -230,6 +291,11 @@ def summarize(name: str, rounds: Rounds) -> list[dict[str, Any]]:
             "between_tokens_ms": percentiles([gap for outcome in outcomes for gap in outcome.gaps]),
             "whole_ms": percentiles([outcome.whole for outcome in outcomes]),
         }
+        if mode == "audited":
+            row["answers_computed_again"] = sum(run.audited for run in runs)
+            row["over_batched"] = spread(
+                [found[mode, clients].rate / found["batched", clients].rate for found in rounds]
+            )
         if mode == "batched":
             row["over_sequential"] = spread(
                 [found[mode, clients].rate / found["sequential", clients].rate for found in rounds]
@@ -243,8 +309,11 @@ def summarize(name: str, rounds: Rounds) -> list[dict[str, Any]]:
 @click.option("--models", default="demo,medium", show_default=True, help="Which models.")
 @click.option("--clients", default="1,2,4,8,16", show_default=True, help="How many ask at a time.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="How often each takes its turn.")
+@click.option(
+    "--audit", "share", type=click.FloatRange(0, 1), default=0.0, help="Compute this share of answers again, alone."
+)
 @click.option("--prepare", is_flag=True, help="Only export the models.")
-def main(work: Path | None, models: str, clients: str, rounds: int, prepare: bool) -> None:
+def main(work: Path | None, models: str, clients: str, rounds: int, share: float, prepare: bool) -> None:
     """Measure."""
     with tempfile.TemporaryDirectory() as scratch:
         root = work or Path(scratch)
@@ -254,9 +323,13 @@ def main(work: Path | None, models: str, clients: str, rounds: int, prepare: boo
                 make_artifact(name, root)
             return
         numbers = [int(number) for number in clients.split(",")]
-        rows = [row for name in models.split(",") for row in summarize(name, run_rounds(name, root, numbers, rounds))]
+        measured = {name: run_rounds(name, root, numbers, rounds, share) for name in models.split(",")}
+        rows = [row for name, found in measured.items() for row in summarize(name, found)]
     workloads = {name: {"prompt_tokens": f"up to {n}", "new_tokens": m} for name, (n, m, _) in WORKLOADS.items()}
-    write_result("serve_load", {"workloads": workloads, "rows": ROWS, "rounds": rounds, "results": rows})
+    write_result(
+        "serve_load_audit" if share else "serve_load",
+        {"workloads": workloads, "rows": ROWS, "rounds": rounds, "results": rows},
+    )
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ class RowText:
         self._text = AnswerText(tokenizer, job.stops)
         self._token_texts = token_texts
         self._wants_logprobs = job.top_logprobs is not None
+        self._as_ids = job.tokens_as_ids
         self._waiting: list[TokenLogprob] = []
 
     def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
@@ -152,5 +153,9 @@ class RowText:
 
     def _logprob(self, event: Token) -> TokenLogprob:
         assert event.logprob is not None  # it was asked for
-        top = tuple(TokenText(*self._token_texts(token), logprob) for token, logprob in event.top or ())
-        return TokenLogprob(TokenText(*self._token_texts(event.token), event.logprob), top, self._text.decoded)
+        top = tuple(self._named(token, logprob) for token, logprob in event.top or ())
+        return TokenLogprob(self._named(event.token, event.logprob), top, self._text.decoded)
+
+    def _named(self, token: int, logprob: float) -> TokenText:
+        text, data = self._token_texts(token)
+        return TokenText(f"token_id:{token}" if self._as_ids else text, data, logprob)

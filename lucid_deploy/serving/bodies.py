@@ -31,6 +31,7 @@ TopP = Annotated[float, Meta(gt=0, le=1, description="Sample among the likeliest
 TopK = Annotated[int, Meta(ge=0, le=2**31, description="Sample among the K likeliest; 0 is all.")]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="The same seed gives the same tokens.")]
 IgnoreEos = Annotated[bool, Meta(description="Go on after an end-of-sequence token.")]
+TokensAsIds = Annotated[bool, Meta(description="Log-probabilities name tokens as token_id:N, not by their text.")]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)]
 Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
 
@@ -96,6 +97,7 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     stream: Annotated[bool, Meta(description="Send tokens as they come, by server-sent events.")] | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: IgnoreEos | None = None
+    return_tokens_as_token_ids: TokensAsIds | None = None
     cache_salt: CacheSalt | None = None
     user: Harmless = None
     metadata: Harmless = None

@@ -22,6 +22,7 @@ class Job:
         stops: Texts that end a generation and are not part of it.
         stop_at_eos: Whether an end-of-sequence token ends a generation.
         top_logprobs: Alternatives reported with each token's log-probability; None: no log-probabilities.
+        tokens_as_ids: Whether log-probabilities name tokens as ``token_id:N``, not by their text.
         cache_owner: Stored prefixes are reused among jobs of one owner only.
         constraint: What each generation must be.
         timed: Whether :class:`RowTimes` are among the events.
@@ -34,6 +35,7 @@ class Job:
     stops: tuple[str, ...] = ()
     stop_at_eos: bool = True
     top_logprobs: int | None = None
+    tokens_as_ids: bool = False
     cache_owner: str = ""
     constraint: Constraint | None = None
     timed: bool = False

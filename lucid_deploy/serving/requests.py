@@ -236,6 +236,9 @@ class RequestReader:
         top_logprobs: int | None,
     ) -> Job:
         limits = self._limits
+        if body.return_tokens_as_token_ids and top_logprobs is None:
+            message = "return_tokens_as_token_ids changes log-probabilities, and none were asked for with logprobs."
+            raise FieldError(message, "return_tokens_as_token_ids", "invalid_value")
         n = _within("n", body.n, limits.rows) or 1
         rows = len(prompts) * n
         if rows > limits.rows:
@@ -253,6 +256,7 @@ class RequestReader:
             stop_at_eos=not body.ignore_eos,
             top_logprobs=None if top_logprobs is None else min(top_logprobs, limits.vocabulary),
             constraint=self._constraints.read(body),
+            tokens_as_ids=bool(body.return_tokens_as_token_ids),
         )
 
     def _new_tokens(self, wanted: int | None, longest: int) -> int:

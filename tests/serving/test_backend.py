@@ -63,6 +63,15 @@ def test_a_stop_string_takes_its_logprobs_with_it(byte_level: TextTokenizer, sto
     assert events[-1] == RowEnd(0, "stop" if len(shown) < 7 else "length")
 
 
+def test_tokens_are_named_by_their_ids_if_asked_for(byte_level: TextTokenizer) -> None:
+    [token] = byte_level.encode("x")
+    row = RowText(0, Job(((1,),), top_logprobs=1, tokens_as_ids=True), byte_level, TokenTexts(byte_level))
+    [piece], _ = row.take(Token(5, token, -0.5, ((token, -0.5),)))
+    assert isinstance(piece, TextPiece) and piece.text == "x"
+    [item] = piece.logprobs
+    assert item.chosen.text == item.top[0].text == f"token_id:{token}" and item.chosen.data == b"x"
+
+
 def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
     assert run_row(byte_level, "a", "error")[0][-1] == RowEnd(0, "error", "why")
     assert run_row(byte_level, "a", "context")[0][-1] == RowEnd(0, "length")

@@ -82,6 +82,7 @@ def test_a_chat_may_fill_the_context(tmp_path: Path) -> None:
     assert read.chat(chat("w7", max_tokens=5, max_completion_tokens=6)).job.max_new_tokens == 6
     assert read.chat(chat("w7", logprobs=True)).job.top_logprobs == 0
     assert read.chat(chat("w7", logprobs=False)).job.top_logprobs is None
+    assert read.completion(completion("w7", logprobs=0, return_tokens_as_token_ids=True)).job.tokens_as_ids
 
 
 def test_parts_of_a_message_become_one_text(tmp_path: Path) -> None:
@@ -150,6 +151,7 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         (None, {}, "has no chat template", None),
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
         ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
+        ("x", {"return_tokens_as_token_ids": True}, "none were asked for", "return_tokens_as_token_ids"),
         ("x", {"tools": [1]}, "tools is not supported", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],
