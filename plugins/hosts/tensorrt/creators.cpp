@@ -73,8 +73,10 @@ public:
             char const* const needed = mAttributes[0].name;
             require(findField(fields, needed, PluginFieldType::kFLOAT32) != nullptr,
                 (std::string(mName) + " needs the attribute " + needed).c_str());
-            return mMake({attribute(fields, table::kEpsilon), attribute(fields, table::kDiagonal),
-                             attribute(fields, table::kScale)})
+            float const diagonal = attribute(fields, table::kDiagonal);
+            require(diagonal == 0.0F || diagonal == 1.0F,
+                (std::string(mName) + ": " + table::kDiagonal + " must be the float 0 or 1").c_str());
+            return mMake({attribute(fields, table::kEpsilon), diagonal, attribute(fields, table::kScale)})
                 .release();
         });
     }

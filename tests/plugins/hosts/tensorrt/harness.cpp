@@ -250,6 +250,10 @@ int main(int argc, char** argv)
         {"diagonal", call.diagonal.data(), PluginFieldType::kFLOAT32, 1}};
     PluginFieldCollection const attributes{call.diagonal.empty() ? 1 : 2, fields};
     std::unique_ptr<IPluginV3> const built{creator->createPlugin("layer", &attributes, TensorRTPhase::kBUILD)};
+    if (built == nullptr)
+    {
+        return 0;
+    }
     askForBuild(*built, tensors);
     if (std::unique_ptr<IPluginV3> const loaded = saveAndLoad(*built, *creator, call.mode))
     {

@@ -126,6 +126,13 @@ def test_tensors_of_other_types_are_not_a_supported_format(operator, mode, tools
     assert answers(lines, "supported") == [0]
 
 
+def test_a_diagonal_that_means_nothing_is_refused(tools, tmp_path):
+    lines, calls = tools.run(Problem("DecodeAttention", diagonal=0.5), tmp_path / "log")
+    [message] = answers(lines, "log")
+    assert "DecodeAttention: diagonal must be the float 0 or 1" in message
+    assert not answers(lines, "loaded") and not calls
+
+
 def test_another_abi_is_refused_at_load(tools, tmp_path):
     lines, calls = tools.run(Problem("Precondition"), tmp_path / "log", mode="abi")
     assert answers(lines, "loaded") == [0] and not calls
