@@ -46,19 +46,33 @@ async def answer(service: Service, request: Request, kind: Kind) -> Response:
 
 async def _answer(service: Service, request: Request, kind: Kind, trace: RequestTrace | None) -> Response:
     service.check_ready()
-    limits, started = service.settings.limits, request.state.started
-    patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
-    prepared = _for_the_engine(service, request, await _read(service, request, patience, kind))
+    prepared, patience = await prepare(service, request, kind)
+    prepared = _for_the_engine(service, request, prepared)
     service.check_ready()  # again: the body may have taken its time
     form = ResponseAnswer if kind == "response" else Answer
     whole = form(prepared, service.settings.model, service.settings.fingerprint)
     if trace is not None:
         trace.prepared(prepared)
         trace.answering(whole.id)
-    stream = EventStream(service, whole, TokenClock(service.metrics, started), patience, trace)
+    stream = EventStream(service, whole, TokenClock(service.metrics, request.state.started), patience, trace)
     await stream.begin()  # until the first event, so that a refusal has its own HTTP status
     service.metrics.prompt_tokens.inc(prepared.prompt_tokens)
     return stream if prepared.stream else await stream.whole_answer()
+
+
+async def prepare(service: Service, request: Request, kind: Kind) -> tuple[PreparedRequest, RequestCancellation]:
+    """Take in a request's body and read it.
+
+    Returns:
+        What was read, and what ends further work on it.
+
+    Raises:
+        ApiError: It is wrong, refused, or took too long.
+        ClientGone: The client closed the connection.
+    """
+    limits, started = service.settings.limits, request.state.started
+    patience = RequestCancellation(request.receive, started + limits.seconds, limits.seconds, service.ending)
+    return await _read(service, request, patience, kind), patience
 
 
 async def _read(service: Service, request: Request, patience: RequestCancellation, kind: Kind) -> PreparedRequest:

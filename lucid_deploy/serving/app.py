@@ -14,6 +14,7 @@ from lucid_deploy.serving.guard import METRICS, RequestGuard, error_response
 from lucid_deploy.serving.openapi import document
 from lucid_deploy.serving.pages import PAGES, page
 from lucid_deploy.serving.service import Service
+from lucid_deploy.serving.solving import solve, solving_layers
 from lucid_deploy.version import __version__
 
 # FastAPI's own spans and logs would have texts of errors in them, and be turned on by environment variables.
@@ -69,6 +70,15 @@ def build_app(service: Service) -> FastAPI:
         return await answer(service, request, "response")
 
     if service.settings.pages:
+
+        @app.get("/v1/lucid/solve")
+        async def layers() -> Response:
+            return await solving_layers(service)
+
+        @app.post("/v1/lucid/solve")
+        async def weights(request: Request) -> Response:
+            return await solve(service, request)
+
         for path in PAGES:
             app.add_api_route(path, page(path), methods=["GET", "HEAD"])
 

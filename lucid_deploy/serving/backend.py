@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
@@ -15,7 +16,10 @@ from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, TextPiece, To
 from lucid_deploy.serving.row_times import RowEvents, TimedRow
 
 if TYPE_CHECKING:
-    from lucid_deploy.batching import Finished, Mark, Request, Token
+    from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
+    from lucid_deploy.runtimes.session import Array
+
+T = TypeVar("T")
 
 ENDS = {"eos": "stop", "length": "length", "context": "length"}
 
@@ -41,6 +45,41 @@ class LocalBackend:
     def gauges(self) -> dict[str, float]:
         """As :class:`lucid_deploy.serving.jobs.Backend`."""
         return self.engine.gauges()
+
+    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+        """As :class:`lucid_deploy.serving.jobs.Backend`."""
+        from lucid_deploy.runtimes.solve_weights import solving_layers
+
+        found = await self._called(lambda batcher: solving_layers(batcher.session))
+        return found if isinstance(found, Refusal) else [{"layer": layer, "heads": n} for layer, n in found.items()]
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
+        """As :class:`lucid_deploy.serving.jobs.Backend`."""
+        from lucid_deploy.runtimes.solve_weights import solve_weights
+
+        found = await self._called(lambda batcher: solve_weights(batcher.session, ids, layer, head))
+        if isinstance(found, Refusal):
+            return found
+        return {
+            "object": "lucid.solve",
+            "layer": layer,
+            "head": head,
+            "ids": ids,
+            "tokens": [self._token_texts(token)[0] for token in ids],
+            "subtracted": [_rounded(row[:i]) for i, row in enumerate(found.subtracted)],
+            "diagonal": _rounded(found.diagonal),
+            "coefficients": [_rounded(row[: i + 1]) for i, row in enumerate(found.coefficients)],
+        }
+
+    async def _called(self, function: Callable[[Batcher], T]) -> T | Refusal:
+        try:
+            return await asyncio.wrap_future(self.engine.call(function))
+        except QueueFullError as error:
+            return Refusal("queue_full", retry_after=error.retry_after)
+        except EngineDownError as error:
+            return Refusal("down", str(error))
+        except LucidError as error:
+            return Refusal("invalid", str(error))
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
@@ -77,6 +116,11 @@ class LocalBackend:
     def _row(self, row: int, job: Job) -> RowEvents:
         text = RowText(row, job, self._tokenizer, self._token_texts)
         return TimedRow(row, text) if job.timed else text
+
+
+def _rounded(row: Array) -> list[float]:
+    """Return numbers with six digits, which is more than the artifact's own."""
+    return [float(f"{value:.6g}") for value in row]
 
 
 def _requests(job: Job) -> list[Request]:

@@ -9,8 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.errors import LucidError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lucid_deploy.serving")
 CHECK_SECONDS = 1.0
+MOST_CALLS = 4
+T = TypeVar("T")
 
 
 class QueueFullError(Exception):
@@ -43,6 +46,7 @@ class EngineFault:
 
 if TYPE_CHECKING:
     EngineEvent = Token | Finished | Mark | EngineFault
+_Command = tuple[str, "JobEvents | None", int, Any]  # name, whose, row, a request or what else it needs
 
 
 class JobEvents:
@@ -114,9 +118,10 @@ class Engine:
         self._open_batcher = open_batcher
         self._check = check
         self._checked = 0.0  # when, by time.monotonic
-        self._commands: queue.SimpleQueue[tuple[str, JobEvents | None, int, Request | None]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._lock = threading.Lock()  # over state and the count of admitted generations
         self._admitted = 0
+        self._calls = 0
         self._seconds = 1.0  # a generation's usual duration, queue included
         self._running: dict[int, tuple[JobEvents, int, float, int]] = {}
         self._numbers: dict[tuple[JobEvents, int], int] = {}
@@ -176,7 +181,29 @@ class Engine:
                 self._commands.put(("submit", stream, row, request))
         return stream
 
-    def command(self, command: tuple[str, JobEvents | None, int, Request | None]) -> None:
+    def call(self, function: Callable[[Batcher], T]) -> Future[T]:
+        """Have a function run in the thread, between two steps; at most :data:`MOST_CALLS` wait at once.
+
+        Raises:
+            QueueFullError: So many wait already.
+            EngineDownError: The engine is not running.
+        """
+        future: Future[T] = Future()
+        with self._lock:
+            if self.state != "ready":
+                raise EngineDownError("The model is still loading." if self.state == "loading" else "The engine ended.")
+            if self._calls >= MOST_CALLS:
+                raise QueueFullError(1)
+            self._calls += 1
+            self._commands.put(("call", None, 0, (function, future)))
+        future.add_done_callback(lambda _: self._call_done())
+        return future
+
+    def _call_done(self) -> None:
+        with self._lock:
+            self._calls -= 1
+
+    def command(self, command: _Command) -> None:
         """Leave a command for the thread."""
         self._commands.put(command)
 
@@ -213,6 +240,9 @@ class Engine:
                 return True
             if kind == "stop":
                 return False
+            if kind == "call":
+                _carry_out(batcher, *request)
+                continue
             assert stream is not None
             if kind == "cancel":
                 self._cancel(batcher, stream, row)
@@ -285,23 +315,28 @@ class Engine:
 
     def _die(self, error: BaseException | None) -> None:
         loading = self.state == "loading"
+        unanswered: list[Future[Any]] = []
         with self._lock:  # afterwards nothing more is queued
             self.state = "dead"
             self.error = error
             left = [(stream, row) for stream, row, _, _ in self._running.values()]
             while True:
                 try:
-                    kind, stream, row, _ = self._commands.get_nowait()
+                    kind, stream, row, request = self._commands.get_nowait()
                 except queue.Empty:
                     break
                 if kind == "submit" and stream is not None:
                     left.append((stream, row))
+                if kind == "call":
+                    unanswered.append(request[1])
             self._running.clear()
             self._numbers.clear()
             self._cached.clear()
             self._admitted = 0
             nothing = {"queue_length": 0.0, "active_rows": 0.0, "cache_tokens": 0.0, "prefix_cache_tokens": 0.0}
             self._gauges = {**self._gauges, **nothing}
+        for future in unanswered:
+            future.set_exception(EngineDownError("The engine ended."))
         message = "The server is shutting down."
         if isinstance(error, LucidError):
             message = f"The engine ended: {error}"
@@ -313,6 +348,16 @@ class Engine:
         self._send([(stream, row, EngineFault("down", message)) for stream, row in left])
         if loading:
             self._when_loaded()
+
+
+def _carry_out(batcher: Batcher, function: Callable[[Batcher], Any], future: Future[Any]) -> None:
+    """Call a function for somebody; its faults are theirs, and the engine goes on."""
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function(batcher))
+    except Exception as error:  # noqa: BLE001 (it is raised where the result is waited for)
+        future.set_exception(error)
 
 
 def _deliver_all(streams: dict[JobEvents, list[tuple[int, Any]]]) -> None:

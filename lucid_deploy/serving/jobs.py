@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.sampling import Sampling
@@ -113,7 +113,8 @@ class RowTimes:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``."""
+    """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``, or
+    ``unsupported`` here."""
 
     kind: str
     message: str = ""
@@ -133,6 +134,14 @@ class Backend(Protocol):
 
     def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels what still runs."""
+        ...
+
+    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+        """Return the layers that solve a system: ``layer`` and ``heads``, the number of key/value heads."""
+        ...
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
+        """Return what a layer's head solves over a text, as ``/v1/lucid/solve`` gives it."""
         ...
 
     def gauges(self) -> dict[str, float]:

@@ -9,6 +9,7 @@ import msgspec
 
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest
+from lucid_deploy.serving.solve_bodies import SolveRequest
 from lucid_deploy.version import __version__
 
 ERROR = {
@@ -33,7 +34,7 @@ ERROR = {
 def document() -> dict[str, Any]:
     """Return the document, in OpenAPI 3.1."""
     bodies, schemas = msgspec.json.schema_components(
-        (CompletionRequest, ChatRequest, ResponseRequest), ref_template="#/components/schemas/{name}"
+        (CompletionRequest, ChatRequest, ResponseRequest, SolveRequest), ref_template="#/components/schemas/{name}"
     )
     return {
         "openapi": "3.1.0",
@@ -42,6 +43,10 @@ def document() -> dict[str, Any]:
             "/v1/completions": {"post": _post("Continue a prompt.", bodies[0])},
             "/v1/chat/completions": {"post": _post("Answer a chat.", bodies[1])},
             "/v1/responses": {"post": _post("Answer a text or a chat, by the Responses API.", bodies[2])},
+            "/v1/lucid/solve": {
+                "get": _get("The layers that solve a system. Off with --no-ui."),
+                "post": _post("What a layer solves over a short text. Off with --no-ui.", bodies[3]),
+            },
             "/v1/models": {"get": _get("The model that is served.")},
             "/v1/models/{name}": {"get": {**_get("One model."), "parameters": [_NAME]}},
             "/healthz": {"get": {**_get("Whether requests are taken."), "security": []}},

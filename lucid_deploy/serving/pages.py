@@ -13,6 +13,9 @@ from lucid_deploy.serving.openapi import document
 
 # Path → file in web/ and its type.
 PAGES = {
+    "/": ("index.html", "text/html"),
+    "/ui/app.js": ("app.js", "text/javascript"),
+    "/ui/icon.svg": ("icon.svg", "image/svg+xml"),
     "/docs": ("docs.html", "text/html"),
     "/ui/style.css": ("style.css", "text/css"),
 }

@@ -241,6 +241,14 @@ class RayBackend:
         """Return nothing: each engine has its own, and Ray's metrics say how many requests each has."""
         return {}
 
+    async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
+        """Refuse: replicas are asked for answers only."""
+        return Refusal("unsupported", "The weights of the solve are not to be had with --engine ray.")
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
+        """Refuse, as :meth:`solving_layers`."""
+        return await self.solving_layers()  # type: ignore[return-value]
+
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
         """Run a job; closing the generator cancels it."""
         for last in (False, True):

@@ -15,11 +15,12 @@ from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, in_our_words, repeated
+from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS, SolveRequest
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
 PromptItems = str | list[int]
-Kind = Literal["completion", "chat", "response"]  # of request
+Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PreparedRequest:
         echo: What each prompt's answers begin with.
         cache_salt: Chosen by the client; stored prefixes are shared under the same salt only.
         response: What an answer of ``/v1/responses`` repeats of its request.
+        place: Layer and head of ``/v1/lucid/solve``.
     """
 
     job: Job
@@ -43,6 +45,7 @@ class PreparedRequest:
     echo: tuple[str, ...] = field(default=())
     cache_salt: str = ""
     response: dict[str, Any] | None = None
+    place: tuple[int, int] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -112,9 +115,27 @@ class RequestReader:
         """Read a body of one kind.
 
         Raises:
-            ApiError: As :meth:`completion`, :meth:`chat` or :meth:`response`.
+            ApiError: As :meth:`completion`, :meth:`chat`, :meth:`response` or :meth:`solve`.
         """
-        return {"completion": self.completion, "chat": self.chat, "response": self.response}[kind](data)
+        return getattr(self, kind)(data)
+
+    def solve(self, data: bytes) -> PreparedRequest:
+        """Read the body of ``/v1/lucid/solve``.
+
+        Raises:
+            ApiError: A field is wrong or unknown, or the text is too long.
+        """
+        try:
+            body = decode(data, SolveRequest, "body")
+            if body.model != self._model:
+                raise no_such_model(body.model, self._model)
+            ids = self._prompt(body.prompt)
+            if len(ids) > MOST_SOLVE_TOKENS:
+                message = f"The prompt has {len(ids)} tokens; the solve is shown for {MOST_SOLVE_TOKENS}."
+                raise FieldError(message, "prompt", "context_length_exceeded")
+        except FieldError as error:
+            raise invalid(str(error), error.param, error.code) from error
+        return PreparedRequest(Job((ids,)), False, False, False, place=(body.layer, body.head))
 
     def _completion(self, body: CompletionRequest) -> PreparedRequest:
         self._check_model(body)

@@ -101,4 +101,5 @@ class Service:
             "created": self.settings.created,
             "owned_by": "lucid-deploy",
             "max_model_len": self.settings.limits.context,
+            "has_chat_template": self.readers.has_chat_template,
         }

@@ -73,3 +73,8 @@ def test_the_cases_of_conformance_are_there(site: Path) -> None:
     installed = site / "lucid_deploy" / folder
     assert {path.relative_to(installed) for path in installed.rglob("*") if path.is_file()} == files
     assert (installed.parent / "run.py").is_file()
+
+
+def test_a_wheel_has_the_pages_of_the_server(site: Path) -> None:
+    names = {path.name for path in (ROOT / "lucid_deploy/serving/web").iterdir()}
+    assert names == {path.name for path in (site / "lucid_deploy/serving/web").iterdir()} and "app.js" in names

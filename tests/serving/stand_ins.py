@@ -49,6 +49,8 @@ class ScriptedBackend:
 class ReaderHere:
     """Reads bodies in this process."""
 
+    has_chat_template = True
+
     def __init__(self, setup: ReaderSetup) -> None:
         folder = Path(setup.directory)
         self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))

@@ -33,7 +33,6 @@ def test_health(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
         ("GET", "/redoc", 404, "not_found"),
         ("GET", "/v1/responses/resp_1", 404, "not_found"),
         ("GET", "/v1/responses", 405, "method_not_allowed"),

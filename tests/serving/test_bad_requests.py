@@ -229,7 +229,7 @@ def test_the_schemas_are_published(http: httpx.Client) -> None:
 
 
 def test_other_paths_and_methods(http: httpx.Client) -> None:
-    refused(http.get("/"), 404)
+    assert http.get("/").headers["content-type"].startswith("text/html")
     refused(http.get("/redoc"), 404)
     refused(http.get("/v1/models/..%2f..%2fetc%2fpasswd"), 404, "model_not_found")
     refused(http.get(COMPLETIONS), 405, "method_not_allowed")

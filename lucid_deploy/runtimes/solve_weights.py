@@ -1,0 +1,88 @@
+"""The system that a LUCID layer solves over a text, in float64, from the keys that its cache holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.table import TRAINING
+from lucid_deploy.runtimes.session import Array, Session
+
+
+@dataclass(frozen=True)
+class SolveWeights:
+    """L Y = V of one key/value head over N tokens, so that Y_i = (V_i − Σ_{j<i} L_ij Y_j) / L_ii.
+
+    Attributes:
+        subtracted: L below its diagonal, float64 ``(N, N)``: how much of Y_j token i subtracts.
+        diagonal: L_ii, float64 ``(N,)``; 1 unless the artifact has the diagonal that training divides by.
+        coefficients: L⁻¹, float64 ``(N, N)``, lower triangular: how much of V_j is in Y_i.
+    """
+
+    subtracted: Array
+    diagonal: Array
+    coefficients: Array
+
+
+def solving_layers(session: Session[Any]) -> dict[int, int]:
+    """Return the layers that solve a system, each with the number of its key/value heads."""
+    heads = {}
+    for index, layer in enumerate(session.layers):
+        if layer.solves:
+            heads[index] = next(tensor for tensor in layer.cache if tensor.name == "key").shape[0]
+    return heads
+
+
+def solve_weights(session: Session[Any], ids: list[int], layer: int, head: int) -> SolveWeights:
+    """Run a text and return what one head of one layer solves over it.
+
+    Args:
+        session: What runs it; its caches in use are not touched.
+        ids: Token ids. Time and memory grow with the square of their number.
+        layer: Counted from 0.
+        head: Key/value head, counted from 0.
+
+    Raises:
+        LucidError: There is no such layer or head, the layer solves no system, or as :meth:`Session.prefill`.
+    """
+    heads = solving_layers(session)
+    if layer not in heads:
+        raise LucidError(_no_such_layer(session, layer, list(heads)))
+    if not 0 <= head < heads[layer]:
+        raise LucidError(f"Layer {layer} has key/value heads 0 to {heads[layer] - 1}, not {head}.")
+    cache = session.empty_cache(1)
+    session.prefill(np.array([ids], dtype=np.int64), cache)
+    names = [tensor.name for tensor in decoded_layout(session.layout[layer])]
+    keys = session.layer_arrays(cache)[layer][names.index("key")][0, head]  # (N, D)
+    training = session.layers[layer].diagonal == TRAINING
+    return system_of(keys[: len(ids)], session.config.rms_norm_eps, training)
+
+
+def system_of(keys: Array, eps: float, training_diagonal: bool = False) -> SolveWeights:
+    """Return the system over raw keys: L = tril(exp(K̂K̂ᵀ/√D − √D)), K̂ = K / sqrt(mean(K²) + eps).
+
+    Args:
+        keys: ``(N, D)``.
+        eps: Of the keys' norm.
+        training_diagonal: Whether L_ii is what the formula gives, slightly below 1; otherwise it is 1.
+    """
+    raw = keys.astype(np.float64)
+    root = math.sqrt(raw.shape[1])
+    normed = raw / np.sqrt(np.square(raw).mean(axis=1, keepdims=True) + eps)
+    system = np.tril(np.exp(normed @ normed.T / root - root))
+    diagonal = system.diagonal().copy() if training_diagonal else np.ones(len(raw))
+    np.fill_diagonal(system, 0.0)
+    inverse = np.tril(np.linalg.inv(system + np.diag(diagonal)))
+    return SolveWeights(system, diagonal, inverse)
+
+
+def _no_such_layer(session: Session[Any], layer: int, solving: list[int]) -> str:
+    named = f"Those that do: {', '.join(map(str, solving))}." if solving else "No layer of this model does."
+    if 0 <= layer < len(session.layers):
+        return f"Layer {layer} is of the kind {session.layers[layer].kind!r}, which solves no system. {named}"
+    return f"The model has layers 0 to {len(session.layers) - 1}, not {layer}. {named}"

@@ -1,0 +1,88 @@
+"""/v1/lucid/solve: a real server's numbers, and what a backend refuses."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from lucid_deploy.runtimes.solve_weights import solve_weights
+from lucid_deploy.serving.jobs import Refusal
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, PROMPT, Reference, Server
+from tests.serving.stand_ins import ScriptedBackend, client, service
+
+BODY = {"model": MODEL, "prompt": PROMPT, "layer": 1, "head": 0}
+
+
+def test_a_server_gives_the_weights_of_the_session(server: Server, reference: Reference) -> None:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE) as http:
+        assert http.get("/v1/models").json()["data"][0]["has_chat_template"] is True
+        layers = http.get("/v1/lucid/solve").json()
+        assert ([item["layer"] for item in layers["data"]], layers["max_tokens"]) == ([0, 1, 2], 256)
+        found = http.post("/v1/lucid/solve", json=BODY).json()
+        ids = reference.tokenizer.encode(PROMPT)
+        exact = solve_weights(reference.session, ids, 1, 0)
+        assert found["ids"] == ids and found["tokens"][1:4] == ["fox", "has", "red"]
+        for name in ("subtracted", "coefficients"):
+            rows = [np.array(row) for row in found[name]]
+            assert [len(row) for row in rows] == [i + (name == "coefficients") for i in range(len(ids))]
+            for i, row in enumerate(rows):
+                # Six digits, and keys that another cache may give in another order of additions.
+                assert np.abs(row - getattr(exact, name)[i, : len(row)]).max(initial=0) < 1e-5
+        refused = http.post("/v1/lucid/solve", json={**BODY, "layer": 3})
+        assert refused.status_code == 400 and "The model has layers 0 to 2" in refused.json()["error"]["message"]
+        answer = http.post("/v1/completions", json={"model": MODEL, "prompt": PROMPT, "temperature": 0})
+        assert answer.json()["choices"][0]["text"] == "blue cup"
+
+
+class SolvingBackend(ScriptedBackend):
+    """Refuses, or gives something."""
+
+    def __init__(self, outcome: Any) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+    async def solving_layers(self) -> Any:
+        return self.outcome
+
+    async def solve(self, ids: list[int], layer: int, head: int) -> Any:
+        return self.outcome if isinstance(self.outcome, Refusal) else {"ids": ids, "place": [layer, head]}
+
+
+def ask(folder: Path, method: str, outcome: Any, **settings: Any) -> Any:
+    body = {"json": {"model": "m", "prompt": "w1 w2", "layer": 4, "head": 5}} if method == "POST" else {}
+
+    async def run() -> Any:
+        async with client(service(folder, SolvingBackend(outcome), **settings)) as http:
+            return await http.request(method, "/v1/lucid/solve", **body)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (Refusal("unsupported", "not here"), 501, "not_supported"),
+        (Refusal("down", "gone"), 503, "engine_down"),
+        (Refusal("queue_full", retry_after=2), 429, "queue_full"),
+        (Refusal("invalid", "no such layer"), 400, None),
+    ],
+)
+def test_refusals(method: str, refusal: Refusal, status: int, code: str | None, tmp_path: Path) -> None:
+    answer = ask(tmp_path, method, refusal)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_place_is_passed_on(tmp_path: Path) -> None:
+    assert ask(tmp_path, "POST", None).json() == {"ids": [1, 2], "place": [4, 5]}
+
+
+def test_it_is_off_together_with_the_pages(tmp_path: Path) -> None:
+    for method in ("GET", "POST"):
+        assert ask(tmp_path, method, [], pages=False).status_code == 404
