@@ -97,6 +97,11 @@ class TextTokenizer:
         """Say whether a token is one that :meth:`decode` leaves out."""
         return token in self._special
 
+    def special_id(self, text: str) -> int | None:
+        """Return the special token that is spelled so; None if there is none."""
+        found = self._tokenizer.token_to_id(text)
+        return found if found is not None and found in self._special else None
+
     def is_added(self, token: int) -> bool:
         """Say whether a token was added to the model's vocabulary: its text stands for itself."""
         return token in self._added

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
 MOST_CHOICES = 10_000
 _LEXER_STATES = 50_000  # 1 to 2 kB each
-_WHITESPACE = r"[ \n\t]{0,20}"  # between the parts of JSON: without an end, a model might write blanks for ever
+# Between the parts of JSON: without an end, a model might write blanks for ever.
+JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,20}"}
 # Keywords of older drafts that the newest one ignores: what they ask for would silently not hold.
 _OLDER = ("dependencies", "disallow", "extends", "divisibleBy")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # names, not keywords
@@ -46,8 +47,7 @@ class Constraint:
         """Return the grammar as llguidance takes it."""
         answer: dict[str, Any] = {"name": "answer"}
         if self.is_schema:
-            options = {"whitespace_pattern": _WHITESPACE}
-            answer["json_schema"] = {**_object(json.loads(self.grammar)), "x-guidance": options}
+            answer["json_schema"] = {**_object(json.loads(self.grammar)), "x-guidance": JSON_OPTIONS}
         else:
             answer["lark_grammar"] = self.grammar
         return json.dumps({"grammars": [{"lark_grammar": _WHOLE}, answer]})

@@ -28,10 +28,12 @@ class TextStream:
 
     Args:
         tokenizer: Whose ids they are.
+        shown: Special tokens that come out as they are spelled; others have no text.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, shown: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown = frozenset(shown)
         self._step = tokenizer.decode_steps()
         self._by_steps = True
         self._held: list[int] = []  # ids whose text is not out
@@ -44,7 +46,7 @@ class TextStream:
             LucidError: The tokenizer failed on it.
         """
         if self._tokenizer.is_special(token):
-            return ""
+            return self.rest() + (self._tokenizer.piece(token) or "") if token in self._shown else ""
         self._held.append(token)
         if self._by_steps:
             text = self._step(token)
@@ -97,13 +99,14 @@ class AnswerText:
     Args:
         tokenizer: Whose ids they are.
         stops: Strings that end the text and are not part of it.
+        shown: Special tokens that are text all the same.
 
     Raises:
         LucidError: A stop string is empty.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = ()) -> None:
-        self._stream = TextStream(tokenizer)
+    def __init__(self, tokenizer: TextTokenizer, stops: Sequence[str] = (), shown: Sequence[int] = ()) -> None:
+        self._stream = TextStream(tokenizer, shown)
         self._stops = StopStrings(stops)
         self.decoded = 0
         self.shown = 0

@@ -157,7 +157,7 @@ class RowText:
 
     def __init__(self, row: int, job: Job, tokenizer: TextTokenizer, token_texts: TokenTexts) -> None:
         self._row = row
-        self._text = AnswerText(tokenizer, job.stops)
+        self._text = AnswerText(tokenizer, job.stops, job.shown_tokens)
         self._token_texts = token_texts
         self._wants_logprobs = job.top_logprobs is not None
         self._as_ids = job.tokens_as_ids

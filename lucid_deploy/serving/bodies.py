@@ -10,6 +10,7 @@ from msgspec import Meta, Struct, inspect
 from lucid_deploy.generation.guided_fields import GuidedChoice, GuidedGrammar, GuidedJson, GuidedRegex
 from lucid_deploy.generation.logit_adjustment import BIASES
 from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.tool_bodies import Choice, ToolCall, Tools
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 16
@@ -106,7 +107,6 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     safety_identifier: Harmless = None
     prompt_cache_key: Harmless = None
     prompt_cache_retention: Harmless = None
-    parallel_tool_calls: Harmless = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
@@ -144,11 +144,12 @@ class Message(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A message of a chat."""
 
     role: str
-    content: str | list[TextPart]
+    content: Annotated[str | list[TextPart] | None, Meta(description="May be left out beside tool_calls.")] = None
     name: str | None = None
     refusal: Harmless = None
     annotations: Harmless = None
-    tool_calls: Annotated[Any, only([])] = None
+    tool_calls: Annotated[list[ToolCall] | None, Meta(description="What an assistant's message called.")] = None
+    tool_call_id: Annotated[str | None, Meta(description="With the role tool: whose result it is.")] = None
     function_call: Annotated[Any, only()] = None
     audio: Annotated[Any, only()] = None
 
@@ -163,9 +164,10 @@ class ChatRequest(SamplingFields, kw_only=True, frozen=True, forbid_unknown_fiel
     top_logprobs: (
         Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description="Alternatives to report for each token.")] | None
     ) = None
-    tools: Annotated[Any, only([])] = None
+    tools: Tools = None
     functions: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tool_choice: Choice = None
+    parallel_tool_calls: Annotated[bool, Meta(description="Whether an answer may have several calls.")] | None = None
     function_call: Annotated[Any, only("none", "auto")] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None

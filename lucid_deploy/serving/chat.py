@@ -20,6 +20,9 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 class ChatTemplate:
     """A compiled template and the special tokens it may name.
 
+    Attributes:
+        source: The template's text.
+
     A template is a program that came with the model: compile and render it where time and memory are bounded.
 
     Args:
@@ -34,14 +37,19 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str], origin: str) -> None:
         import jinja2
 
+        self.source = source
         self._special_tokens = special_tokens
         try:
             self._template: Template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise LucidError(f"The chat template in {origin} is not valid: {error}.") from error
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """Return the chat as text, with the opening of the model's answer.
+
+        Args:
+            messages: Of the chat.
+            tools: That may be called; None if there are none.
 
         Raises:
             LucidError: The template refuses the messages (most say which roles may follow which), fails on them, or
@@ -52,7 +60,9 @@ class ChatTemplate:
         # Not errors of ours.
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._special_tokens)
+            text = self._template.render(
+                messages=messages, tools=tools, add_generation_prompt=True, **self._special_tokens
+            )
         except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
         if (place := half_character(text)) is not None:

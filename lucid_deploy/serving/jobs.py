@@ -26,6 +26,7 @@ class Job:
         cache_owner: Stored prefixes are reused among jobs of one owner only.
         constraint: What each generation must be.
         timed: Whether :class:`RowTimes` are among the events.
+        shown_tokens: Special tokens that are text all the same.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -39,6 +40,7 @@ class Job:
     cache_owner: str = ""
     constraint: Constraint | None = None
     timed: bool = False
+    shown_tokens: tuple[int, ...] = ()
 
     @property
     def rows(self) -> int:

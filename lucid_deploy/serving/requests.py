@@ -16,6 +16,8 @@ from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, in_our_words, repeated
 from lucid_deploy.serving.solve_bodies import MOST_SOLVE_TOKENS, SolveRequest
+from lucid_deploy.serving.tool_formats import ToolFormat
+from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
@@ -36,6 +38,7 @@ class PreparedRequest:
         cache_salt: Chosen by the client; stored prefixes are shared under the same salt only.
         response: What an answer of ``/v1/responses`` repeats of its request.
         place: Layer and head of ``/v1/lucid/solve``.
+        tools: How the answer writes calls of tools, if it may.
     """
 
     job: Job
@@ -46,6 +49,7 @@ class PreparedRequest:
     cache_salt: str = ""
     response: dict[str, Any] | None = None
     place: tuple[int, int] | None = None
+    tools: ToolFormat | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -160,10 +164,16 @@ class RequestReader:
             raise FieldError("top_logprobs needs logprobs: true.", "top_logprobs", "invalid_value")
         older = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         new = _within("max_completion_tokens", body.max_completion_tokens, self._limits.new_tokens)
-        prompt = self._conversation(body, self._template)
+        tools = tool_use_of(body, self._template, self._tokenizer)
+        prompt = self._conversation(body, self._template, tools)
         top = (body.top_logprobs or 0) if body.logprobs else None
         job = self._job(body, (prompt,), older if new is None else new, top)
-        return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "")
+        if tools is not None:
+            self._constraints.check("tools", tools.constraint)
+            shown = () if tools.trigger_token is None else (tools.trigger_token,)
+            job = replace(job, constraint=tools.constraint, shown_tokens=shown)
+        form = None if tools is None else tools.form
+        return PreparedRequest(job, *_streaming(body), chat=True, cache_salt=body.cache_salt or "", tools=form)
 
     def _check_model(self, body: SamplingFields) -> None:
         if body.model != self._model:
@@ -199,18 +209,11 @@ class RequestReader:
     def _echo(self, item: PromptItems) -> str:
         return item if isinstance(item, str) else self._tokenizer.decode(item)
 
-    def _conversation(self, body: ChatRequest, template: ChatTemplate) -> tuple[int, ...]:
-        messages = []
-        for index, message in enumerate(body.messages):
-            refuse_unsupported(message, f"messages[{index}].")
-            content = message.content
-            # Most templates expect one text.
-            text = content if isinstance(content, str) else "".join(part.text for part in content)
-            name = {} if message.name is None else {"name": message.name}
-            messages.append({"role": message.role, "content": text, **name})
-        self._check_length(sum(len(message["content"]) for message in messages), "messages")
+    def _conversation(self, body: ChatRequest, template: ChatTemplate, tools: ToolUse | None) -> tuple[int, ...]:
+        messages = messages_of(body.messages)
+        self._check_length(sum(map(_characters, messages)), "messages")
         try:
-            rendered = template.render(messages)
+            rendered = template.render(messages, None if tools is None else tools.shown)
         except LucidError as error:
             raise FieldError(str(error), "messages", "invalid_value") from error
         return self._checked_prompt(self._encode(rendered, "messages", add_special_tokens=False), "messages")
@@ -292,6 +295,11 @@ class RequestReader:
             )
             raise FieldError(message, None, "context_length_exceeded")
         return wanted
+
+
+def _characters(message: dict[str, Any]) -> int:
+    """Return the characters of a message that reach the prompt."""
+    return len(message["content"]) + sum(len(str(call)) for call in message.get("tool_calls", ()))
 
 
 def _within(name: str, value: int | None, high: int) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
+from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
 
 
 class Answer:
@@ -40,6 +41,8 @@ class Answer:
         self._texts: list[list[str]] = [[text] for text in echo]
         self._logprobs: list[list[TokenLogprob]] = [[] for _ in echo]
         self._reasons: list[str | None] = [None for _ in echo]
+        tools = request.tools
+        self._parsers = [] if tools is None else [ToolCallParser(tools) for _ in echo]
 
     @property
     def id(self) -> str:
@@ -73,11 +76,32 @@ class Answer:
             choice: dict[str, Any] = {"index": row, "finish_reason": self._reasons[row], "logprobs": logprobs}
             if self.request.chat:
                 choice["message"] = {"role": "assistant", "content": "".join(texts), "refusal": None}
+                if self._parsers:
+                    self._read_calls(choice)
             else:
                 choice["text"] = "".join(texts)
             choices.append(choice)
         kind = "chat.completion" if self.request.chat else "text_completion"
         return {**self._common, "object": kind, "choices": choices, "usage": self.usage()}
+
+    def _read_calls(self, choice: dict[str, Any]) -> None:
+        """Put the calls that a choice's text has in their place."""
+        parser = self._parsers[choice["index"]]
+        deltas = [parser.push(choice["message"]["content"]), parser.finish()]
+        text = "".join(delta.content for delta in deltas)
+        choice["message"]["content"] = text or (None if parser.calls else "")
+        calls: list[dict[str, Any]] = []
+        for part in (part for delta in deltas for part in delta.calls):
+            if part.id is not None:
+                calls.append({"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}})
+            calls[part.index]["function"]["arguments"] += part.arguments
+        if calls:
+            choice["message"]["tool_calls"] = calls
+        choice["finish_reason"] = self._final(choice["index"], choice["finish_reason"])
+
+    def _final(self, row: int, reason: str | None) -> str | None:
+        """Return why a generation ended, as clients expect it: calls are a reason of their own."""
+        return "tool_calls" if reason == "stop" and self._parsers and self._parsers[row].calls else reason
 
     def opening(self) -> list[dict[str, Any]]:
         """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""
@@ -91,11 +115,18 @@ class Answer:
         if not piece.text and not piece.logprobs:
             return None
         content: Any = {"content": piece.text} if self.request.chat else piece.text
+        if self._parsers:
+            content = delta_json(self._parsers[piece.row].push(piece.text))
+            if not content and not piece.logprobs:
+                return None
         return self._chunk(piece.row, content, self._logprobs_json(list(piece.logprobs)))
 
     def closing(self, row: int, reason: str) -> list[dict[str, Any]]:
         """Return the chunk that says why a generation ended."""
-        return [self._chunk(row, {} if self.request.chat else "", reason=reason)]
+        content: Any = {} if self.request.chat else ""
+        if self._parsers:
+            content = delta_json(self._parsers[row].finish())
+        return [self._chunk(row, content, reason=self._final(row, reason))]
 
     def ending(self) -> list[dict[str, Any]]:
         """Return the chunk behind all generations: the counts, if they were asked for."""
@@ -136,6 +167,19 @@ class Answer:
             }
         content = [{**token_json(item.chosen), "top_logprobs": [token_json(t) for t in item.top]} for item in items]
         return {"content": content, "refusal": None}
+
+
+def delta_json(delta: AnswerDelta) -> dict[str, Any]:
+    """Return what is new of an answer as a chunk has it."""
+    out: dict[str, Any] = {"content": delta.content} if delta.content else {}
+    calls = []
+    for part in delta.calls:
+        function: dict[str, Any] = {"arguments": part.arguments}
+        call: dict[str, Any] = {"index": part.index, "function": function}
+        if part.id is not None:
+            call |= {"id": part.id, "type": "function", "function": {"name": part.name, **function}}
+        calls.append(call)
+    return {**out, "tool_calls": calls} if calls else out
 
 
 def token_json(token: TokenText) -> dict[str, Any]:

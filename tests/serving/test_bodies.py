@@ -33,8 +33,8 @@ def test_values_without_effect_are_taken(fields: dict[str, Any]) -> None:
 
 
 def test_a_part_is_named_with_its_place() -> None:
-    message = Message(role="assistant", content="", tool_calls=[1])
-    with pytest.raises(FieldError, match=r"messages\[2\]\.tool_calls is not supported"):
+    message = Message(role="assistant", content="", function_call={})
+    with pytest.raises(FieldError, match=r"messages\[2\]\.function_call is not supported"):
         refuse_unsupported(message, "messages[2].")
 
 

@@ -152,7 +152,7 @@ def test_a_vocabulary_that_is_not_the_tokenizer_s(tmp_path: Path) -> None:
         ("{{ raise_exception('roles must alternate') }}", {}, "roles must alternate", "messages"),
         ("x", {"top_logprobs": 2}, "top_logprobs needs logprobs", "top_logprobs"),
         ("x", {"return_tokens_as_token_ids": True}, "none were asked for", "return_tokens_as_token_ids"),
-        ("x", {"tools": [1]}, "tools is not supported", "tools"),
+        ("x", {"tools": [{"type": "function", "function": {"name": "f"}}]}, "template has no tools", "tools"),
         ("", {}, "it has no tokens", "messages"),
     ],
 )

@@ -1,0 +1,68 @@
+"""Tools in the bodies of requests: what may be called, and what was called before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+MOST_TOOLS = 128
+_FUNCTION = '"function", the only kind that this server takes'
+
+FunctionKind = Annotated[Literal["function"], Meta(extra={"expected": _FUNCTION})]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$", extra={"expected": "1 to 64 of A-Z a-z 0-9 _ -"})]
+
+
+class ToolFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A function that may be called."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: Annotated[dict[str, Any] | None, Meta(extra={"expected": "a JSON schema"})] = None
+    strict: Annotated[Any, Meta(description="Accepted: arguments always follow the schema.")] = None
+
+
+class Tool(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A tool."""
+
+    type: FunctionKind
+    function: ToolFunction
+
+
+class ChosenFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The name of a function."""
+
+    name: str
+
+
+class ToolChoice(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The one tool that must be called."""
+
+    type: FunctionKind
+    function: ChosenFunction
+
+
+class CalledFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A function with its arguments, as the text of a JSON object."""
+
+    name: FunctionName
+    arguments: str
+
+
+class ToolCall(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A call in an earlier answer."""
+
+    id: str
+    function: CalledFunction
+    type: FunctionKind = "function"
+    index: Annotated[Any, Meta(description="Accepted, without effect.")] = None
+
+
+Tools = Annotated[
+    Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None,
+    Meta(description="What may be called.", extra={"expected": f"a list of at most {MOST_TOOLS} tools"}),
+]
+Choice = Annotated[
+    Literal["none", "auto", "required"] | ToolChoice | None,
+    Meta(extra={"expected": '"none", "auto", "required" or an object that names a function'}),
+]

@@ -1,0 +1,159 @@
+"""Tools of a request: what the template shows, what the answer must be, and the calls among earlier messages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.generation.constraint import Constraint, from_json_schema
+from lucid_deploy.generation.guided_fields import named
+from lucid_deploy.json_fields import FieldError
+from lucid_deploy.serving.bodies import ChatRequest, Message, refuse_unsupported
+from lucid_deploy.serving.chat import ChatTemplate
+from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
+from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
+from lucid_deploy.serving.tool_grammar import tool_grammar
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """What the tools of a request mean.
+
+    Attributes:
+        shown: The tools as the template gets them.
+        form: How the answer writes calls.
+        constraint: What the answer must be.
+        trigger_token: The special token that a call begins with, if there is one.
+    """
+
+    shown: list[dict[str, Any]]
+    form: ToolFormat
+    constraint: Constraint
+    trigger_token: int | None
+
+
+def tool_use_of(body: ChatRequest, template: ChatTemplate, tokenizer: TextTokenizer) -> ToolUse | None:
+    """Return what the tools of a body mean; None if it has none, or they must not be called.
+
+    Raises:
+        FieldError: A tool is wrong or not there, the template has no tools, or the answer must have another form too.
+    """
+    tools, choice = body.tools or [], body.tool_choice
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise FieldError("tool_choice needs tools.", "tool_choice", "invalid_value")
+        return None
+    form = tool_format_of(template.source)
+    if form is None:
+        message = "tools: the model's chat template has no tools, or writes calls in a form that is unknown here."
+        raise FieldError(message, "tools", "unsupported_parameter")
+    schemas = _schemas(tools)
+    if isinstance(choice, ToolChoice):
+        name = choice.function.name
+        if name not in schemas:
+            message = f"tool_choice names {name[:64]!r}, which is none of the tools."
+            raise FieldError(message, "tool_choice", "invalid_value")
+        schemas = {name: schemas[name]}
+    if choice == "none":
+        return None
+    _refuse_other_forms(body)
+    special = tokenizer.special_id(form.trigger)
+    must_call = choice == "required" or isinstance(choice, ToolChoice)
+    several = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
+    constraint = tool_grammar(form, schemas, must_call, several, special)
+    return ToolUse([_shown(tool) for tool in tools], form, constraint, special)
+
+
+def _refuse_other_forms(body: ChatRequest) -> None:
+    others = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    wanted = [name for name in others if getattr(body, name) is not None]
+    if body.response_format is not None and body.response_format.type != "text":
+        wanted.append("response_format")
+    if wanted:
+        raise FieldError(f"{wanted[0]} cannot be combined with tools.", wanted[0], "invalid_value")
+
+
+def _schemas(tools: Sequence[Tool]) -> dict[str, dict[str, Any]]:
+    """Return the schemas of all tools' arguments by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for index, tool in enumerate(tools):
+        where = f"tools[{index}].function"
+        if tool.function.name in found:
+            message = f"{where}.name: another tool is called {tool.function.name}."
+            raise FieldError(message, f"{where}.name", "invalid_value")
+        schema = tool.function.parameters
+        if schema is None:
+            schema = {"type": "object", "properties": {}, "additionalProperties": False}
+        elif schema.get("type") != "object":
+            message = f'{where}.parameters must be a JSON schema of the type "object".'
+            raise FieldError(message, f"{where}.parameters", "invalid_value")
+        named(f"{where}.parameters", from_json_schema, schema)
+        found[tool.function.name] = schema
+    return found
+
+
+def _shown(tool: Tool) -> dict[str, Any]:
+    shown: dict[str, Any] = msgspec.to_builtins(tool)
+    function = {name: value for name, value in shown["function"].items() if value is not None and name != "strict"}
+    return {"type": "function", "function": function}
+
+
+def messages_of(given: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as templates expect them: content as one text, arguments of calls as objects.
+
+    Raises:
+        FieldError: A message has no content and no calls, or a tool's result belongs to no call before it.
+    """
+    out: list[dict[str, Any]] = []
+    known: set[str] = set()
+    for index, message in enumerate(given):
+        where = f"messages[{index}]"
+        refuse_unsupported(message, f"{where}.")
+        calls = message.tool_calls or []
+        if calls and message.role != "assistant":
+            raise FieldError(
+                f"{where}.tool_calls: only the assistant calls tools.", f"{where}.tool_calls", "invalid_value"
+            )
+        if message.content is None and not calls:
+            raise FieldError(f"The field {where}.content is missing.", f"{where}.content", "missing_field")
+        content = message.content
+        # Most templates expect one text.
+        text = "" if content is None else content if isinstance(content, str) else "".join(p.text for p in content)
+        made: dict[str, Any] = {"role": message.role, "content": text}
+        if message.name is not None:
+            made["name"] = message.name
+        if calls:
+            made["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
+            known |= {call.id for call in calls}
+        _check_result(where, message, known)
+        if message.tool_call_id is not None:
+            made["tool_call_id"] = message.tool_call_id
+        out.append(made)
+    return out
+
+
+def _check_result(where: str, message: Message, known: set[str]) -> None:
+    field = f"{where}.tool_call_id"
+    if message.role != "tool":
+        if message.tool_call_id is not None:
+            raise FieldError(f"{field}: only messages of the role tool have one.", field, "invalid_value")
+    elif message.tool_call_id is None:
+        raise FieldError(f"The field {field} is missing.", field, "missing_field")
+    elif message.tool_call_id not in known:
+        raise FieldError(f"{field}: no assistant's message before it has a call of that id.", field, "invalid_value")
+
+
+def _call(where: str, call: Any) -> dict[str, Any]:
+    field = f"{where}.function.arguments"
+    try:
+        arguments = json.loads(call.function.arguments)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"{field} is not the text of a JSON object.", field, "invalid_value") from error
+    if not isinstance(arguments, dict):
+        raise FieldError(f"{field} is not the text of a JSON object.", field, "invalid_value")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}

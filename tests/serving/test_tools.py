@@ -1,0 +1,107 @@
+"""Tools through the server and OpenAI's client, whole and streamed, from a model of random weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import openai
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from tests.patience import PATIENCE
+from tests.serving.serving_tools import MODEL, Server
+from tests.serving.tool_examples import TIME, WEATHER
+from tests.serving.tool_server import running, with_template
+
+USER: Any = [{"role": "user", "content": "weather?"}]
+TOOLS: Any = [WEATHER, TIME]
+SAMPLED: dict[str, Any] = {"model": MODEL, "temperature": 1.0, "seed": 3, "max_tokens": 250, "tools": TOOLS}
+SCHEMAS = {"get_weather": WEATHER["function"]["parameters"], "time-now": {"type": "object", "maxProperties": 0}}
+
+
+@pytest.fixture(scope="module")
+def server(
+    with_byte_level_tokenizer: Callable[..., tuple[Path, Artifact]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    with running(with_template(with_byte_level_tokenizer, tmp_path_factory.mktemp("served"))) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE) as made:
+        yield made
+
+
+def test_calls_follow_their_schemas_and_streams_give_the_same(client: openai.OpenAI) -> None:
+    fields: Any = {"messages": USER, "tool_choice": "required", "parallel_tool_calls": False, "n": 3, **SAMPLED}
+    answers = client.chat.completions.create(**fields)
+    whole = []
+    for choice in answers.choices:
+        assert choice.finish_reason == "tool_calls" and choice.message.content is None
+        (call,) = choice.message.tool_calls or []
+        assert call.type == "function" and call.id.startswith("call_")
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMAS[call.function.name])
+        whole.append((call.function.name, call.function.arguments))
+    streamed, reasons = [["", ""] for _ in whole], [""] * 3
+    for chunk in client.chat.completions.create(stream=True, **fields):
+        for part in chunk.choices:
+            reasons[part.index] = part.finish_reason or reasons[part.index]
+            for delta in part.delta.tool_calls or []:
+                assert delta.index == 0 and delta.function is not None
+                assert (delta.id is not None) == (delta.function.name is not None) == (delta.type == "function")
+                streamed[part.index][0] += delta.function.name or ""
+                streamed[part.index][1] += delta.function.arguments or ""
+    assert list(map(tuple, streamed)) == whole and reasons == ["tool_calls"] * 3
+
+
+def test_the_client_s_own_accumulator_reads_the_stream(client: openai.OpenAI) -> None:
+    choice: Any = {"type": "function", "function": {"name": "get_weather"}}
+    with client.chat.completions.stream(messages=USER, tool_choice=choice, **SAMPLED) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion().choices[0]
+    (call,) = final.message.tool_calls or []
+    assert (call.function.name, final.finish_reason) == ("get_weather", "tool_calls")
+    jsonschema.validate(json.loads(call.function.arguments), SCHEMAS["get_weather"])
+
+
+def test_text_stays_text_and_none_calls_nothing(client: openai.OpenAI) -> None:
+    for choice in ("auto", "none"):
+        fields: Any = {**SAMPLED, "max_tokens": 20, "tool_choice": choice}
+        answer = client.chat.completions.create(messages=USER, **fields).choices[0]
+        assert answer.finish_reason == "length" and answer.message.content and not answer.message.tool_calls
+
+
+def test_a_conversation_goes_on_with_the_result(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(messages=USER, tool_choice="required", parallel_tool_calls=False, **SAMPLED)
+    message = first.choices[0].message
+    assert message.tool_calls
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "warm"}
+    messages: Any = [*USER, message.model_dump(), result]
+    answer = client.chat.completions.create(messages=messages, **{**SAMPLED, "max_tokens": 5})
+    assert answer.usage is not None and first.usage is not None
+    assert answer.usage.prompt_tokens > first.usage.prompt_tokens
+
+
+def test_a_call_that_length_cuts_says_so(client: openai.OpenAI) -> None:
+    fields: Any = {**SAMPLED, "max_tokens": 30, "tool_choice": "required"}
+    assert client.chat.completions.create(messages=USER, **fields).choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "unknown"}}}, "tool_choice"),
+        ({"messages": [{"role": "tool", "tool_call_id": "x", "content": "y"}]}, "messages[0].tool_call_id"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_is_wrong_is_a_400_that_names_it(fields: dict[str, Any], param: str, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"messages": USER, **SAMPLED, **fields})
+    assert caught.value.param == param
