@@ -13,10 +13,11 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.plugins.table import DECODE_ATTENTION
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention
 from lucid_deploy.runtimes.onnxruntime.providers import (
     check_available,
     check_chosen,
@@ -28,6 +29,7 @@ from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
     from lucid_deploy.runtimes.tensorrt.limits import Limits
@@ -130,7 +132,7 @@ class OrtSession(Session[Any]):
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
-        graph = self._graph_of_stored_cache(artifact) if stage == "decode" else None
+        graph = self._changed_graph(artifact, stage)
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
@@ -145,29 +147,40 @@ class OrtSession(Session[Any]):
         check_chosen(self._ort, session, self.provider)
         return session
 
-    def _graph_of_stored_cache(self, artifact: Artifact) -> bytes | None:
-        """Return a decode graph that reads the stored cache, None where the file is to be loaded as it is."""
-        reads = any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)
-        if self._library is None or self.cache_dtype == self.dtype or not reads:
+    def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
+        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
+        is_cpu = self.provider == "cpu"
+        recurs = is_cpu and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
+        recurs = recurs and has_linear_attention(self._ort.__version__)
+        reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
+        reads = reads and self._library is not None and self.cache_dtype != self.dtype
+        if not recurs and not reads:
             return None
         import onnx
 
+        from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
+
+        model = onnx.ModelProto()
+        model.CopyFrom(artifact.graph(stage))
+        changed = recurs and use_linear_attention(model)
+        if reads and self._read_as_stored(artifact, model):
+            changed = self.reads_stored_cache = True
+        return model.SerializeToString() if changed else None
+
+    def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
+        """Let a decode graph read the stored cache; a warning says why it cannot."""
         from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
 
-        path, model = artifact.graph_path("decode"), onnx.ModelProto()
-        model.CopyFrom(artifact.graph("decode"))
         obstacles = read_as_stored(model)
         if obstacles:
             log.warning(
                 "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
                 "lucid-deploy export writes it (%s). Export it again for kernels that read the cache as it is stored.",
-                path,
+                artifact.graph_path("decode"),
                 self.cache_dtype,
                 "; ".join(obstacles),
             )
-            return None
-        self.reads_stored_cache = True
-        return model.SerializeToString()
+        return not obstacles
 
     def prefill(
         self,

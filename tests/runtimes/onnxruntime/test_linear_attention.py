@@ -1,0 +1,127 @@
+"""onnxruntime's own LinearAttention in the place of the delta rule's body: the same numbers, and when it is taken."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.export.exporter import export
+from lucid_deploy.plugins.delta_rule import delta_rule
+from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention, use_linear_attention
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from tests.model.families.flash_model import MODELS, Flash
+from tests.plugins.delta_rule.graphs import one_node, run, session
+from tests.plugins.delta_rule.problems import BETAS, DECAYS, doubled, in_type, inputs
+from tests.plugins.problems import relative
+
+SCALE, HEADS = 0.25, 2
+EPS = torch.finfo(torch.float32).eps
+needed = pytest.mark.skipif(not has_linear_attention(ort.__version__), reason="needs onnxruntime 1.25 or newer")
+
+
+def with_heads(dtype: str = "float32", one_token: bool = False, heads: int = HEADS) -> onnx.ModelProto:
+    """Return a node's graph that knows its heads and, where it says so, its one token, as artifacts' graphs do."""
+    model = one_node(dtype, SCALE, one_token)
+    for value in model.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        axes[1].dim_value = heads
+        if one_token and value.name != "state":
+            axes[2].dim_value = 1
+    return model
+
+
+def changed(dtype: str = "float32", one_token: bool = False) -> onnx.ModelProto:
+    model = with_heads(dtype, one_token)
+    assert use_linear_attention(model)
+    return model
+
+
+@needed
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("decay", DECAYS)
+@pytest.mark.parametrize("tokens", [1, 65, 200])
+def test_it_is_as_exact_as_the_recurrence(tokens: int, beta: str, decay: str) -> None:
+    given = in_type(inputs(tokens, 1.0, beta, decay), torch.float32)
+    exact, plain = delta_rule(*doubled(given), SCALE, "reference"), delta_rule(*given, SCALE, "reference")
+    found = run(session(changed(one_token=tokens == 1)), given)
+    for ours, baseline, wanted in zip(found, plain, exact, strict=True):
+        assert relative(ours, wanted) <= 2 * max(relative(baseline, wanted), EPS / 2)
+
+
+@needed
+@pytest.mark.parametrize("one_token", [False, True])
+def test_float16_graphs_compute_in_float32(one_token: bool) -> None:
+    given = in_type(inputs(1 if one_token else 70, decay="fast"), torch.float16)
+    output, state = run(session(changed("float16", one_token)), given)
+    exact = delta_rule(*doubled(given), SCALE, "reference")
+    assert output.dtype == torch.float16 and relative(output, exact[0]) < torch.finfo(torch.float16).eps / 2
+    assert relative(state, exact[1]) < 16 * EPS
+
+
+def test_one_token_is_not_transposed() -> None:
+    kinds = {stage: [node.op_type for node in changed(one_token=stage).functions[0].node] for stage in (False, True)}
+    assert kinds[False].count("Transpose") == 4 + kinds[True].count("Transpose") == 6
+    assert "Loop" not in kinds[False] and "LinearAttention" in kinds[True]
+
+
+def test_graphs_without_the_body_or_the_heads_stay_as_they_are() -> None:
+    unknown, inlined = one_node(scale=SCALE), with_heads()
+    del inlined.functions[:]
+    mixed = with_heads()
+    node = onnx.NodeProto.FromString(mixed.graph.node[0].SerializeToString())
+    other = [onnx.ValueInfoProto.FromString(each.SerializeToString()) for each in mixed.graph.input]
+    for value in other:
+        value.name += "_2"
+        value.type.tensor_type.shape.dim[1].dim_value = 3
+    node.input[:] = [value.name for value in other]
+    node.output[:] = ["output_2", "new_state_2"]
+    mixed.graph.input.extend(other)
+    mixed.graph.node.append(node)
+    for model in (unknown, inlined, mixed):
+        before = model.SerializeToString()
+        assert not use_linear_attention(model) and model.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    ("version", "has"), [("1.23.2", False), ("1.24.4", False), ("1.25.0", True), ("1.32.0+x", True), ("2.0.0", True)]
+)
+def test_versions(version: str, has: bool) -> None:
+    assert has_linear_attention(version) == has
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("delta")
+    export(Flash(MODELS["decay, shared keys, attention"]).save(folder / "checkpoint"), folder / "artifact")
+    return open_artifact(folder / "artifact")
+
+
+def logits(artifact: Artifact) -> np.ndarray:
+    """Return the logits of a prompt's last token and of two tokens after it."""
+    opened = OrtSession(artifact)
+    cache = opened.empty_cache()
+    rows = [opened.prefill(np.arange(1, 71)[None] % 61, cache)]
+    rows += [opened.decode(np.array([[token]]), cache) for token in (5, 9)]
+    return np.concatenate(rows, axis=0)
+
+
+@needed
+def test_a_session_takes_it_in_both_graphs(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def noted(model: onnx.ModelProto) -> bool:
+        taken.append(use_linear_attention(model))
+        return taken[-1]
+
+    place = "lucid_deploy.runtimes.onnxruntime"
+    monkeypatch.setattr(f"{place}.linear_attention.use_linear_attention", noted)
+    own = logits(artifact)
+    assert taken == [True, True]
+    monkeypatch.setattr(f"{place}.session.has_linear_attention", lambda version: False)
+    body = logits(artifact)
+    assert taken == [True, True]
+    assert np.linalg.norm(own - body) < 1e-5 * np.linalg.norm(body)
