@@ -201,6 +201,24 @@ def test_a_server_with_keys(visitor: Visitor, start: Start, artifacts: dict[str,
     assert answers(visitor)[1] == "blue cup"
 
 
+def test_markup_is_shown_as_text(visitor: Visitor, start: Start, artifacts: dict[str, Path]) -> None:  # noqa: F811
+    markup = "<b id=bold>owl</b><img src=x onerror='faults.push(1)'><script>faults.push(2)</script>"
+    visitor.open(start(artifacts["growing"]).url)
+    visitor.type("prompt", markup)
+    visitor.click("send")
+    visitor.wait("document.body.dataset.state === 'ready' && document.querySelectorAll('.turn').length === 2")
+    assert answers(visitor)[0] == markup
+    event = {"choices": [{"text": markup, "logprobs": None}]}  # a model may write it
+    answer = f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n"
+    visitor.see(f"window.fetch = async () => new Response({json.dumps(answer)})")
+    visitor.click("mode-completion")
+    visitor.type("prompt", "owl")
+    visitor.click("send")
+    visitor.wait("document.body.dataset.state === 'ready' && document.querySelectorAll('.turn').length === 2")
+    assert answers(visitor) == ["owl", markup]
+    assert visitor.see("document.querySelector('#bold, #conversation img, #conversation script')") is None
+
+
 def test_the_picture_of_the_solve(visitor: Visitor, start: Start, artifacts: dict[str, Path]) -> None:  # noqa: F811
     url = start(artifacts["growing"]).url
     visitor.open(url)
