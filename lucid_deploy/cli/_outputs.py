@@ -33,6 +33,8 @@ READ = (
     "api_key_file",
     "metrics_key_file",
     "token_file",
+    "json_schema",
+    "grammar",
 )
 REST = (
     "include_path",

@@ -32,6 +32,7 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import parse_config, read_config
 from lucid_deploy.runtimes.cache_files import load_cache
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest
 from tests.conftest import TINY
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -226,6 +227,12 @@ def test_bodies_of_completions(content: bytes) -> None:
 @given(mutated({"model": "m", "messages": [{"role": "user", "content": "a"}], "top_p": 0.5}))
 def test_bodies_of_chats(content: bytes) -> None:
     on_disk(content, "body", body(ChatRequest))
+
+
+@fuzzed
+@given(mutated({"model": "m", "input": [{"role": "user", "content": "a"}], "text": {"format": {"type": "text"}}}))
+def test_bodies_of_responses(content: bytes) -> None:
+    on_disk(content, "body", body(ResponseRequest))
 
 
 HEADER = {"model.embed_tokens.weight": {"dtype": "F32", "shape": [97, 64], "data_offsets": [0, 24832]}}
