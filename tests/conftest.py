@@ -16,6 +16,7 @@ from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
+from tests.once_per_run import made_once, run_folder
 
 pytest_plugins = [
     "tests.byte_level_checkpoints",
@@ -115,8 +116,7 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Artifact]]:
     """Return a function giving (checkpoint, artifact) for a configuration, exported once. Do not change the files."""
-    root = tmp_path_factory.mktemp("exported")
-    done: dict[str, tuple[Path, Path]] = {}
+    root = run_folder(tmp_path_factory, "exported")
 
     def get(
         dtype: str = "float32",
@@ -128,15 +128,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Pa
         **changes: Any,
     ) -> tuple[Path, Artifact]:
         key = json.dumps([dtype, logits, cache, cache_dtype, inline, opset, changes], sort_keys=True)
-        if key not in done:
-            checkpoint = write_checkpoint(root / f"checkpoint{len(done)}", **changes)
-            target = root / f"artifact{len(done)}"
-            stored = {"cache": cache, "cache_dtype": cache_dtype}
-            options = ExportOptions(dtype, logits, **stored, inline=inline, opset=opset)
-            export(checkpoint, target, options)
-            done[key] = (checkpoint, target)
-        checkpoint, target = done[key]
-        return checkpoint, open_artifact(target)
+        stored = {"cache": cache, "cache_dtype": cache_dtype}
+        options = ExportOptions(dtype, logits, **stored, inline=inline, opset=opset)
+
+        def make(folder: Path) -> None:
+            export(write_checkpoint(folder / "checkpoint", **changes), folder / "artifact", options)
+
+        folder = made_once(root, key, make)
+        return folder / "checkpoint", open_artifact(folder / "artifact")
 
     return get
 
@@ -151,7 +150,7 @@ def quantized(
     """
     from lucid_deploy.export.quantize import QuantizeOptions
 
-    root, checkpoints, done = tmp_path_factory.mktemp("quantized"), {}, {}
+    root = run_folder(tmp_path_factory, "quantized")
 
     def get(
         scheme: str | None,
@@ -163,19 +162,18 @@ def quantized(
         **more: Any,
     ) -> tuple[Path, Artifact]:
         model = json.dumps([source, changes], sort_keys=True)
-        if model not in checkpoints:
-            target = root / f"checkpoint{len(checkpoints)}"
-            checkpoints[model] = (
-                Path(source) if source else write_checkpoint(target, **{"num_hidden_layers": 1, **(changes or {})})
-            )
+
+        def write(folder: Path) -> None:
+            write_checkpoint(folder / "checkpoint", **{"num_hidden_layers": 1, **(changes or {})})
+
+        checkpoint = Path(source) if source else made_once(root, model, write) / "checkpoint"
+        quantize = None if scheme is None else QuantizeOptions(scheme, form, **more)
+
+        def make(folder: Path) -> None:
+            export(source or checkpoint, folder / "artifact", ExportOptions(dtype, cache=cache, quantize=quantize))
+
         key = json.dumps([scheme, form, dtype, cache, model, more], sort_keys=True)
-        if key not in done:
-            options = None if scheme is None else QuantizeOptions(scheme, form, **more)
-            target = root / f"artifact{len(done)}"
-            done[key] = export(
-                source or checkpoints[model], target, ExportOptions(dtype, cache=cache, quantize=options)
-            )
-        return checkpoints[model], done[key]
+        return checkpoint, open_artifact(made_once(root, key, make) / "artifact")
 
     return get
 

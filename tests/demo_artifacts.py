@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import DEMO, resolve
+from tests.once_per_run import made_once, run_folder
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
     """Return a function that exports the bundled model, with the logits of every token unless told otherwise."""
-    root, done = tmp_path_factory.mktemp("demo"), {}
+    root = run_folder(tmp_path_factory, "demo")
 
     def get(dtype: str = "float32", logits: str = "all") -> Artifact:
-        key = f"{dtype}-{logits}"
-        if key not in done:
-            done[key] = export(DEMO, root / key, ExportOptions(dtype, logits=logits))
-        return done[key]
+        def make(folder: Path) -> None:
+            export(DEMO, folder / "artifact", ExportOptions(dtype, logits=logits))
+
+        return open_artifact(made_once(root, f"{dtype}-{logits}", make) / "artifact")
 
     return get
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from lucid_deploy.export import trace as tracing
 from tests.parity.small_models import small_config
-from tests.remembered_traces import packed, unpacked
+from tests.remembered_traces import asked_for, packed, unpacked
 
 
 def test_nothing_is_lost() -> None:
@@ -31,6 +31,17 @@ def test_traces_are_remembered_and_can_be_made_afresh() -> None:
     first, second = (tracing.trace(small_config(num_hidden_layers=1), "decode", "float32") for _ in range(2))
     assert first.model is not second.model
     assert ir.serde.serialize_model(first.model) == ir.serde.serialize_model(second.model)
+
+
+def test_prefill_is_the_same_for_either_cache(fresh_traces: None) -> None:
+    """So that one is traced for both."""
+    config = small_config(num_hidden_layers=1)
+    growing = tracing.trace(config, "prefill", "float32")
+    static = tracing.trace(config, "prefill", "float32", cache="static", opset=23)
+    assert (growing.inputs, growing.outputs, growing.transposed) == (static.inputs, static.outputs, static.transposed)
+    assert ir.serde.serialize_model(growing.model) == ir.serde.serialize_model(static.model)
+    assert asked_for(config, "prefill", "float32") == asked_for(config, "prefill", dtype="float32", cache="static")
+    assert asked_for(config, "decode", "float32") != asked_for(config, "decode", "float32", cache="static")
 
 
 def test_fresh_traces(fresh_traces: None) -> None:

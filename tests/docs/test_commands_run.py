@@ -16,7 +16,7 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.export import export
 from lucid_deploy.model.checkpoint import resolve
 from tests.patience import PATIENCE
 
@@ -58,8 +57,8 @@ RUNNABLE = [page for page in PAGES if any(block.reason is None for block in bloc
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return export("demo", tmp_path_factory.mktemp("docs") / "artifact")
+def demo_artifact(demo: Callable[..., Artifact]) -> Artifact:
+    return demo(logits="last")
 
 
 class Reader:
