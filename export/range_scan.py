@@ -49,6 +49,16 @@ ORDER = (  # of a layer's tensors, as they are computed
     "down_proj output",
     "residual stream",
 )
+# Parts of a mixer, and which tensor each makes; what a gate or a decay is made of counts as a value.
+_PROJECTED = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "g_proj": "value",
+    "b_proj": "value",
+    "a_proj": "value",
+    "o_proj": "o_proj output",
+}
 HEAD = ("normed", "logits")  # of the head; logits are float16 where a quantized head makes them
 
 Progress = Callable[[str, int, int], None]
@@ -278,13 +288,18 @@ def _run_layer(
 ) -> torch.Tensor:
     import torch
 
+    from lucid_deploy.model.layers import layer_kind
     from lucid_deploy.model.steps import layer_steps
 
     batch, n, _ = x.shape
     positions = torch.arange(n).expand(batch, n)
     step = layer_steps(config, positions, torch.float32)[index]
     x, present = layer(x, step, layer.mixer.empty_cache(batch, x))
-    peaks.add("y", present[-1])
+    for tensor, stored in zip(
+        layer_kind(config.kinds[index]).describe(config, index, "float16").cache, present, strict=False
+    ):
+        if tensor.name != "key" and tensor.dtype == "float16":  # a state stays wide
+            peaks.add("y", stored)
     peaks.add("residual stream", x)
     return x
 
@@ -314,13 +329,11 @@ class _LargestMagnitudes:
         """Look at what goes in and out of a layer's parts."""
         from lucid_deploy.model.attention.grouped_query import GroupedQueryAttention
 
-        attention, mlp = layer.mixer, layer.mlp
-        assert isinstance(attention, GroupedQueryAttention)
-        project = attention.project
+        mixer, mlp = layer.mixer, layer.mlp
 
         def projected(x: torch.Tensor, step: Step) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             """What attention is given: normed, rotated and scaled."""
-            q, k, v = project(x, step)
+            q, k, v = type(mixer).project(mixer, x, step)  # type: ignore[attr-defined]
             self.add("query", q)
             self.add("key", k)
             return q, k, v
@@ -332,12 +345,13 @@ class _LargestMagnitudes:
             return lambda _, args: self.add(name, args[0])
 
         layer.input_layernorm.register_forward_hook(after("attention input"))
-        attention.project = projected  # type: ignore[method-assign]
-        attention.q_proj.register_forward_hook(after("query"))
-        attention.k_proj.register_forward_hook(after("key"))
-        attention.v_proj.register_forward_hook(after("value"))
-        attention.o_proj.register_forward_pre_hook(before("attention output"))
-        attention.o_proj.register_forward_hook(after("o_proj output"))
+        if isinstance(mixer, GroupedQueryAttention):
+            mixer.project = projected  # type: ignore[method-assign]
+        for part, name in _PROJECTED.items():
+            if hasattr(mixer, part):
+                getattr(mixer, part).register_forward_hook(after(name))
+        if hasattr(mixer, "o_proj"):
+            mixer.o_proj.register_forward_pre_hook(before("attention output"))
         layer.mlp_norm.register_forward_pre_hook(before("residual stream"))
         layer.mlp_norm.register_forward_hook(after("MLP input"))
         mlp.gate_proj.register_forward_hook(after("gate_proj output"))

@@ -117,6 +117,11 @@ def bytes_per_token(layout: CacheLayout) -> int:
     return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "rows")
 
 
+def states_bytes(layout: CacheLayout) -> int:
+    """Return the bytes of states in the caches of all layers, in one batch row: they do not grow."""
+    return sum(tensor.size(1) for layer in layout for tensor in layer if tensor.sort == "state")
+
+
 def row_content(tensor: CacheTensor, array: Array, mask: Array, row: int) -> Array:
     """Return what one batch row holds, padding left out.
 

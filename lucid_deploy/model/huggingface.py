@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.description import describe
 
 try:
     from transformers import DynamicCache, GenerationConfig, LlamaConfig, PreTrainedModel
@@ -65,9 +66,10 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             assume_unused: Keys of its configuration that are not known here, and change nothing.
 
         Raises:
-            LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`.
+            LucidError: As :class:`~lucid_deploy.model.checkpoint.Checkpoint`, or layers with windows or states.
         """
         source = Checkpoint(checkpoint, assume_unused)
+        _check_caches(source)
         model = load_model(source, dtype, device)
         shape = source.config
         config = LucidGenerationConfig(
@@ -136,6 +138,17 @@ class LucidForGeneration(PreTrainedModel, GenerationMixin):
             for layer, (k, y) in enumerate(present):
                 cache.update(k[:, :, cached:], y[:, :, cached:], layer)
         return CausalLMOutputWithPast(logits=logits[:, -logits_to_keep:], cache=cache)
+
+
+def _check_caches(source: Checkpoint) -> None:
+    """Refuse layers that cache something else than rows of keys and values, which is all that is handed on here."""
+    for index, layer in enumerate(describe(source.config, "float32")):
+        other = [tensor.name for tensor in layer.cache if tensor.sort != "rows"]
+        if other:
+            raise LucidError(
+                f"{source.directory} cannot be used with transformers' generate: layer {index} is of kind {layer.kind},"
+                f" which caches {other[0]} in another form than a row for every token. Run it with lucid-deploy run."
+            )
 
 
 def _layers(cache: Any) -> list[tuple[Tensor, Tensor]]:

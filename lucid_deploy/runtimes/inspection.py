@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes
+from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
 from lucid_deploy.plugins.table import DOMAIN
@@ -143,6 +143,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "context": context,
         "weights": weights + packed,
         "cache_per_token": bytes_per_token(layout),
+        "states": batch * states_bytes(layout),
         "cache": cache,
         "cache_while_decoding": cache + moving,
         "workspace": workspace,

@@ -73,6 +73,21 @@ def rounds(session: Session[Any]) -> bool:
     return session.cache_dtype != session.dtype
 
 
+def check_layout(session: Session[Any]) -> None:
+    """Refuse caches that round and hold states: what is compared are rows, and a state has none.
+
+    Raises:
+        LucidError: It is such a cache.
+    """
+    states = [index for index, layer in enumerate(session.layers) if any(not each.has_tokens for each in layer.cache)]
+    if rounds(session) and states:
+        raise LucidError(
+            f"A cache of {session.cache_dtype} beside states (layer {states[0]} is of kind "
+            f"{session.layers[states[0]].kind}) cannot be verified yet: a state has no rows, whose rounding is what is "
+            "compared. Export with --cache-dtype auto to verify the model."
+        )
+
+
 def derive(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:

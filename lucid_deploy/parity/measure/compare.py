@@ -65,9 +65,15 @@ class TensorId(NamedTuple):
         return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
 
 
+# After so many of the last tokens states are compared: the error of one draw would make a gate that is too narrow for a
+# correct candidate (seen: twice the gate), and more of them would take the memory of a model.
+STATES = 4
+States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
+
+
 @dataclass(frozen=True)
 class TensorRows:
-    """One tensor, a row for each position.
+    """One tensor, a row for each position; of a state, what it is after each of the last ``STATES`` tokens.
 
     Attributes:
         values: ``(B, T, F)``; F is key/value heads times head width, or the vocabulary.
@@ -108,8 +114,8 @@ def record_together(
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
     """
-    cache, logits, _ = _feed(session, scenarios, schedule, tick or no_tick)
-    return _traces(session, cache, logits, scenarios)
+    fed = _feed(session, scenarios, schedule, tick or no_tick)
+    return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
 
 
 def record_drafting(
@@ -120,9 +126,9 @@ def record_drafting(
     Returns:
         The scenarios, the greedy ones with those tokens in place of their forced ones, and what was recorded.
     """
-    cache, logits, fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
-    drafted = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed, strict=True)]
-    return list(zip(drafted, _traces(session, cache, logits, drafted), strict=True))
+    fed = _feed(session, scenarios, ONE_SHOT, tick or no_tick, choose=True)
+    drafted = [replace(scenario, forced=tokens) for scenario, tokens in zip(scenarios, fed.tokens, strict=True)]
+    return list(zip(drafted, _traces(session, fed.cache, fed.logits, drafted, fed.states), strict=True))
 
 
 def record_at_once(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> Trace:
@@ -136,7 +142,8 @@ def record_at_once_together(
     """Feed all tokens of scenarios of equal lengths in two prefills, the forced ones too, and record everything.
 
     In float64 that is what any way of feeding gives, in two calls: a large model's weights are read, and cast, twice.
-    The second call has the tokens whose logits are compared; the head is not applied to the others.
+    The second call has the tokens whose logits are compared; the head is not applied to the others. Where layers keep
+    states, the last tokens come one by one, since their states are compared too.
     """
     tick = tick or no_tick
     cache = session.empty_cache(len(scenarios))
@@ -145,15 +152,49 @@ def record_at_once_together(
     if first:
         session.prefill(ids[:, :first], cache)
     tick()
-    logits = session.prefill_all(ids[:, first:], cache)  # (B, S + 1, vocab)
+    singly = _snapshots(session, len(scenarios[0].forced)) - 1
+    parts = [ids[:, first : ids.shape[1] - singly], *(ids[:, column, None] for column in range(-singly, 0))]
+    logits, states = [], []
+    for part in parts:
+        logits.append(session.prefill_all(part, cache))
+        states.append(_states(session, cache))
     tick()
-    return _traces(session, cache, logits, scenarios)
+    return _traces(session, cache, np.concatenate(logits, axis=1), scenarios, states)
+
+
+@dataclass(frozen=True)
+class _Fed:
+    """What came of feeding: cache, logits ``(B, S + 1, vocab)``, tokens fed, a row for each scenario, last states."""
+
+    cache: Cache[Any]
+    logits: Array
+    tokens: Array
+    states: list[States]
+
+
+def _snapshots(session: Session[Any], forced: int) -> int:
+    """Return after how many of the last tokens states are compared; 1 where no layer has any."""
+    has_states = any(not tensor.has_tokens for layer in session.layout for tensor in layer)
+    return max(1, min(STATES, forced)) if has_states else 1
+
+
+def _states(session: Session[Any], cache: Cache[Any]) -> States:
+    """Return the states of a cache by layer and place; nothing where no layer has any."""
+    places = [
+        (index, place)
+        for index, layout in enumerate(session.layout)
+        for place, tensor in enumerate(decoded_layout(layout))
+        if not tensor.has_tokens
+    ]
+    layers = session.layer_arrays(cache) if places else []
+    # A copy: a session may change its states in place.
+    return {(index, place): layers[index][place].copy() for index, place in places}
 
 
 def _feed(
     session: Session[Any], scenarios: Sequence[Scenario], schedule: Schedule, tick: Tick, choose: bool = False
-) -> tuple[Cache[Any], Array, Array]:
-    """Feed scenarios as rows of one batch; return cache, logits ``(B, S + 1, vocab)`` and tokens fed, one row each.
+) -> _Fed:
+    """Feed scenarios as rows of one batch.
 
     With ``choose``, a greedy scenario's next token is the one with the largest logit.
     """
@@ -168,12 +209,16 @@ def _feed(
         logits = session.decode(token[:, None], cache)
         tick()
     free = np.array([choose and scenario.greedy for scenario in scenarios])
-    steps, fed = [logits], []
-    for forced in np.stack([scenario.forced for scenario in scenarios], axis=1):
+    steps, fed, states = [logits], [], []
+    kept = _snapshots(session, len(scenarios[0].forced))
+    for place, forced in enumerate(np.stack([scenario.forced for scenario in scenarios], axis=1), start=1):
         fed.append(np.where(free, steps[-1][::each, -1].argmax(axis=-1), forced))
         steps.append(session.decode(np.repeat(fed[-1], each)[:, None], cache))
+        if place > len(scenarios[0].forced) - kept:
+            states.append(_states(session, cache))
         tick()
-    return cache, np.concatenate(steps, axis=1), np.stack(fed, axis=1)
+    states = states or [_states(session, cache)]  # no tokens are forced
+    return _Fed(cache, np.concatenate(steps, axis=1), np.stack(fed, axis=1), states)
 
 
 def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
@@ -187,8 +232,14 @@ def _padded(prompt: Array, padding: int) -> tuple[Array, Array]:
     return ids, mask
 
 
-def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: Sequence[Scenario]) -> list[Trace]:
-    """Split what a batch computed, logits ``(B, S + 1, vocab)`` included, into the traces of its scenarios."""
+def _traces(
+    session: Session[Any],
+    cache: Cache[Any],
+    logits: Array,
+    scenarios: Sequence[Scenario],
+    states: Sequence[States],
+) -> list[Trace]:
+    """Split what a batch computed into the traces of its scenarios: logits ``(B, S + 1, vocab)``, the last states."""
     config = session.config
     layers = session.layer_arrays(cache)
     if len(layers) != config.num_hidden_layers:
@@ -199,7 +250,11 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
             name, shape = TensorId.of(index, place, tensor), tensor.batch_shape(cache.batch, cache.length)
             if array.shape != shape:
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
-            whole[name] = _token_rows(tensor, array, cache.mask)
+            if (index, place) in states[-1]:
+                last_ones = np.stack([each[index, place].reshape(cache.batch, -1) for each in states], axis=1)
+                whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states))
+            else:
+                whole[name] = _token_rows(tensor, array, cache.mask)
     wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
     if logits.shape != wanted:
         raise CheckFailed(f"The logits have shape {logits.shape}, the model's configuration asks for {wanted}.")
@@ -216,11 +271,9 @@ def _traces(session: Session[Any], cache: Cache[Any], logits: Array, scenarios: 
 def _token_rows(tensor: CacheTensor, array: Array, mask: Array) -> TensorRows:
     """Drop padding: ``(B, KV, T, D)`` to ``(B, tokens, KV·D)``. Each row of the mask ``(B, T)`` has as many tokens.
 
-    A ring has rows of the last tokens; a state is one row, that of the last token.
+    A ring has rows of the last tokens.
     """
     tokens = int(mask[0].sum())
-    if not tensor.has_tokens:
-        return TensorRows(array.reshape(len(array), 1, -1), tokens - 1)
     held = np.stack([row_content(tensor, array, mask, row) for row in range(len(mask))])  # (B, KV, held, D)
     rows = held.transpose(0, 2, 1, 3).reshape(len(mask), held.shape[2], -1)
     return TensorRows(rows, tokens - held.shape[2])

@@ -1,0 +1,151 @@
+"""A hybrid of gated delta layers and one of full attention, exported once: caches whose states do not grow."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.huggingface import LucidForGeneration
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.cache_files import load_cache, save_cache
+from lucid_deploy.runtimes.session import Session
+from tests.model.families.flash_model import MODELS, Flash
+from tests.parity.faults import change_weight
+
+STATES = 2 * 4 * ((2 * 64 + 128) * 3 + 8 * 16 * 16)  # two layers: inputs of the convolutions, and eight heads
+ROW = 2 * 2 * 12 * 4  # the layer of attention: a key and a value of two heads
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    home = tmp_path_factory.mktemp("hybrid")
+    model = Flash({**MODELS["decay, shared keys, attention"], "head_dim": 16, "expand_v": 1.0})
+    for name, tensor in model.tensors.items():
+        if name.endswith("A_log"):
+            tensor -= (
+                3  # states that last: where they forget at once, heads are near 0, and their norm magnifies errors
+            )
+    return export(model.save(home / "checkpoint"), home / "artifact")
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Artifact) -> Session[Any]:
+    return open_session(artifact, "onnxruntime", kernels="functions")
+
+
+def tokens(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 61, (1, n))
+
+
+def lucid_deploy(*arguments: Any) -> Any:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_a_fork_goes_its_own_way(session: Session[Any]) -> None:
+    cache = session.empty_cache()
+    session.prefill(tokens(9), cache)
+    fork = session.fork(cache)
+    wanted = session.decode(np.array([[2]]), fork).copy()
+    session.decode(np.array([[50]]), cache)
+    again = session.empty_cache()
+    session.prefill(tokens(9), again)
+    np.testing.assert_array_equal(session.decode(np.array([[2]]), again), wanted)
+
+
+def test_truncating_is_refused_with_the_reason(session: Session[Any]) -> None:
+    cache = session.empty_cache()
+    session.prefill(tokens(9), cache)
+    with pytest.raises(LucidError, match="conv_state of layer 0 is a state, into which every token is mixed"):
+        session.truncate(cache, 4)
+    with pytest.raises(LucidError, match="every token is mixed into a layer's state, and cannot be taken out again"):
+        session.evict(cache, 2)
+    session.truncate(cache, 9)  # nothing to take back
+
+
+def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], tmp_path: Path) -> None:
+    cache, path = session.empty_cache(), tmp_path / "cache.safetensors"
+    session.prefill(tokens(9), cache)
+    save_cache(session, cache, path, tokens(9)[0].tolist())
+    loaded, known = load_cache(session, path)
+    assert known == tokens(9)[0].tolist()
+    np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
+    other = export(Flash(MODELS["decay, bare"]).save(tmp_path / "checkpoint"), tmp_path / "artifact")
+    with pytest.raises(LucidError, match="is a cache of another model"):
+        load_cache(open_session(other, "torch"), path)
+
+
+def answers(session: Session[Any], prompts: list[list[int]], rows: int, **options: Any) -> tuple[list[list[int]], int]:
+    """Run prompts through a batcher; return the answers, and how many prompt tokens were not run again."""
+    batcher = Batcher(session, rows, **options)
+    found: dict[int, list[int]] = {}
+    for prompt in prompts:
+        found[batcher.submit(Request(prompt, 6, stop_at_eos=False))] = []
+        while options and not batcher.idle:  # one after the other
+            collect(batcher, found)
+    while not batcher.idle:
+        collect(batcher, found)
+    return list(found.values()), batcher.prompt_tokens_reused
+
+
+def collect(batcher: Batcher, found: dict[int, list[int]]) -> None:
+    for event in batcher.step():
+        assert not isinstance(event, Finished) or event.reason == "length", event
+        if isinstance(event, Token):
+            found[event.request].append(event.token)
+
+
+def test_rows_of_a_batch_join_and_leave(session: Session[Any]) -> None:
+    prompts = [tokens(n, seed=n)[0].tolist() for n in (5, 17, 2, 9)]
+    alone = [answers(session, [prompt], 1)[0][0] for prompt in prompts]
+    assert answers(session, prompts, 2)[0] == alone
+
+
+def test_beginnings_of_prompts_are_kept_at_doubling_lengths(session: Session[Any]) -> None:
+    system = tokens(40, seed=3)[0].tolist()
+    prompts = [[*system, 5, 6], [*system[:33], 9, 9], [*system, 5, 6, 7, 8]]
+    plain = [answers(session, [prompt], 1)[0][0] for prompt in prompts]
+    found, reused = answers(session, prompts, 1, prefill_chunk=8, prefix_tokens=400)
+    # The second finds the 32 tokens that the first kept after four chunks; the third all of the first prompt.
+    assert (found, reused) == (plain, 32 + 42)
+
+
+def test_its_states_do_not_grow(artifact: Artifact) -> None:
+    shown = json.loads(lucid_deploy("inspect", artifact.directory, "--json").stdout)
+    assert shown["memory"]["cache_per_token"] == ROW
+    assert shown["memory"]["states"] == STATES
+    assert shown["memory"]["cache"] == STATES + 200 * ROW
+    said = lucid_deploy("inspect", artifact.directory).stdout
+    assert f"({ROW} bytes a token, and states of {STATES / 1024:.1f} KiB that do not grow)" in " ".join(said.split())
+
+
+def test_what_cannot_take_states_refuses_by_name(artifact: Artifact, tmp_path: Path) -> None:
+    assert not (artifact.directory / "genai_config.json").exists()  # its pipelines hand on keys and values only
+    built = lucid_deploy("build", artifact.directory)
+    assert built.exit_code == 2 and "Layer 0 (gated_delta) caches conv_state (state)" in built.stderr
+    with pytest.raises(LucidError, match="layer 0 is of kind gated_delta, which caches conv_state in another form"):
+        LucidForGeneration.from_checkpoint(artifact.manifest.source)
+    rounding = ExportOptions(cache_dtype="int8")
+    other = export(artifact.manifest.source, tmp_path / "int8", rounding)
+    verified = lucid_deploy("verify", other.directory, "--quick")
+    assert verified.exit_code == 2 and "A cache of int8 beside states" in verified.stderr
+
+
+def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:
+    passed = lucid_deploy("verify", artifact.directory, "--quick", "--json", "-")
+    judged = {item["tensor"] for item in json.loads(passed.stdout)["comparisons"]}
+    assert passed.exit_code == 0 and {"layer 0 conv_state", "layer 2 recurrent_state", "layer 1 K", "logits"} <= judged
+    broken = Path(shutil.copytree(artifact.directory, tmp_path / "broken"))
+    change_weight(broken, "model.layers.0.linear_attn.A_log", 1.01)
+    failed = lucid_deploy("verify", broken, "--quick")
+    assert failed.exit_code == 1 and "layer 0 recurrent_state is beyond its gate" in " ".join(failed.stderr.split())
