@@ -21,7 +21,6 @@ _NEUTRAL: dict[str, Any] = {
     "previous_response_id": None,
     "reasoning": {"effort": None, "summary": None},
     "store": False,
-    "text": {"format": {"type": "text"}},
     "tool_choice": "none",
     "tools": [],
     "truncation": "disabled",

@@ -13,16 +13,26 @@ from lucid_deploy.serving.bodies import (
     ChatRequest,
     Harmless,
     IgnoreEos,
+    JsonSchema,
     Message,
+    ResponseFormat,
     Seed,
     Temperature,
     TopK,
     TopP,
     only,
+    refuse_unsupported,
 )
 
 LOGPROBS = "message.output_text.logprobs"  # the one thing that include may ask for
 _PART = '"input_text" or "output_text", the only kinds that this server takes'
+# Fields of a chat; of several that fit, the first.
+_NAMES_HERE = {
+    "max_completion_tokens": "max_output_tokens",
+    "messages": "input",
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+}
 _INPUT = "a text, or a list of messages"
 
 
@@ -52,6 +62,26 @@ class InputMessage(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     phase: Harmless = None
 
 
+class TextFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the text must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    schema: Annotated[
+        dict[str, Any] | bool | None,
+        Meta(description="With the type json_schema.", extra={"expected": "a JSON schema"}),
+    ] = None
+    description: Harmless = None
+    strict: Annotated[Any, Meta(description="Accepted: schemas are always enforced.")] = None
+
+
+class TextSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What the answer's text is like."""
+
+    format: TextFormat | None = None
+    verbosity: Annotated[Any, only()] = None
+
+
 class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /v1/responses``."""
 
@@ -76,6 +106,7 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     top_logprobs: (
         Annotated[int, Meta(ge=0, le=MOST_LOGPROBS, description=f"With {LOGPROBS}: alternatives of each token.")] | None
     ) = None
+    text: TextSettings | None = None
     metadata: dict[str, str] | None = None
     user: Harmless = None
     service_tier: Harmless = None
@@ -90,7 +121,6 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     background: Annotated[Any, only(False)] = None
     context_management: Annotated[Any, only([])] = None
     truncation: Annotated[Any, only("disabled")] = None
-    text: Annotated[Any, only({}, {"format": {"type": "text"}})] = None
     reasoning: Annotated[Any, only({})] = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
@@ -102,8 +132,10 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
     """Return the chat that a request asks for.
 
     Raises:
-        FieldError: ``top_logprobs`` without the ``include`` that asks for them.
+        FieldError: ``top_logprobs`` without the ``include`` that asks for them, or a format without its schema.
     """
+    if body.text is not None:
+        refuse_unsupported(body.text, "text.")
     logprobs = bool(body.include)
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
@@ -122,11 +154,13 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         cache_salt=body.cache_salt,
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
+        response_format=_format(body),
     )
 
 
 def repeated(body: ResponseRequest) -> dict[str, Any]:
     """Return what an answer repeats of its request."""
+    form = None if body.text is None else body.text.format
     return {
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
@@ -134,17 +168,35 @@ def repeated(body: ResponseRequest) -> dict[str, Any]:
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "top_logprobs": body.top_logprobs or 0,
+        "text": {"format": {"type": "text"} if form is None else _shown(form)},
     }
 
 
 def in_our_words(error: FieldError) -> FieldError:
     """Return an error of the chat with the names that its fields have here."""
-    for name, here in (("max_completion_tokens", "max_output_tokens"), ("messages", "input")):
+    for name, here in _NAMES_HERE.items():
         if error.param is not None and error.param.startswith(name):
             message = str(error)
             message = here + message.removeprefix(name) if message.startswith(name) else message
             return FieldError(message, here + error.param.removeprefix(name), error.code)
     return error
+
+
+def _format(body: ResponseRequest) -> ResponseFormat | None:
+    form = None if body.text is None else body.text.format
+    if form is None:
+        return None
+    if form.type != "json_schema":
+        return ResponseFormat(type=form.type)
+    if form.schema is None:
+        raise FieldError("The field text.format.schema is missing.", "text.format.schema", "missing_field")
+    return ResponseFormat(type=form.type, json_schema=JsonSchema(name=form.name or "answer", schema=form.schema))
+
+
+def _shown(form: TextFormat) -> dict[str, Any]:
+    if form.type != "json_schema":
+        return {"type": form.type}
+    return {"type": form.type, "name": form.name or "answer", "schema": form.schema, "strict": True}
 
 
 def _message(given: InputMessage) -> Message:

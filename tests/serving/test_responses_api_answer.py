@@ -14,7 +14,14 @@ from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses_api_answer import ResponseAnswer
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
-REPEATED = {"instructions": None, "max_output_tokens": 5, "metadata": {}, "temperature": 0.0, "top_p": 1.0}
+REPEATED = {
+    "text": {"format": {"type": "text"}},
+    "instructions": None,
+    "max_output_tokens": 5,
+    "metadata": {},
+    "temperature": 0.0,
+    "top_p": 1.0,
+}
 
 
 def answer(top_logprobs: int | None = None) -> ResponseAnswer:

@@ -70,7 +70,19 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
         ("w5", {"background": True}, "background is not supported", "background"),
         ("w5", {"truncation": "auto"}, "truncation is not supported", "truncation"),
         ("w5", {"reasoning": {"effort": "low"}}, "reasoning is not supported", "reasoning"),
-        ("w5", {"text": {"format": {"type": "json_object"}}}, "text is not supported", "text"),
+        ("w5", {"text": {"verbosity": "low"}}, "text.verbosity is not supported", "text.verbosity"),
+        ("w5", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing", "text.format.schema"),
+        ("w5", {"text": {"format": {"type": "xml"}}}, "must be", "text.format.type"),
+        (
+            "w5",
+            {
+                "text": {
+                    "format": {"type": "json_schema", "name": "n", "schema": {"type": "array", "uniqueItems": True}}
+                }
+            },
+            "uniqueItems",
+            "text.format.schema",
+        ),
         ("w5", {"tools": [{"type": "web_search"}]}, "tools is not supported", "tools"),
         ("w5", {"include": ["file_search_call.results"]}, "include[0] must be", "include[0]"),
         ("w5", {"top_logprobs": 2}, "top_logprobs needs include", "top_logprobs"),

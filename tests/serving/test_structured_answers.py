@@ -58,6 +58,17 @@ def test_a_chat_follows_a_schema_whole_and_streamed(client: openai.OpenAI) -> No
     assert pieces == [choice.message.content for choice in answers.choices]
 
 
+def test_a_response_follows_a_schema(client: openai.OpenAI) -> None:
+    form: Any = {"format": {"type": "json_schema", "name": "person", "strict": True, "schema": SCHEMA}}
+    settings: Any = {"model": MODEL, "temperature": 1.5, "max_output_tokens": 150, "extra_body": {"seed": 5}}
+    answer = client.responses.create(input="keys", text=form, **settings)
+    assert answer.status == "completed"
+    jsonschema.validate(json.loads(answer.output_text), SCHEMA)
+    assert answer.text is not None and answer.text.to_dict() == form
+    chat = client.chat.completions.create(messages=USER, response_format=FORMAT, **SAMPLED)
+    assert answer.output_text == chat.choices[0].message.content
+
+
 def test_json_objects_and_guided_fields(client: openai.OpenAI) -> None:
     def text(**fields: Any) -> str:
         choice = client.completions.create(prompt="keys", **SAMPLED, extra_body=fields).choices[0]
