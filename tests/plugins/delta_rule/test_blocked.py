@@ -24,7 +24,7 @@ def test_chunks_are_the_recurrence(tokens: int, correlation: float, beta: str, d
         assert relative(ours, exact) < 1e-12
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize("tokens", [65, 1000])

@@ -35,10 +35,10 @@ def of_one_token() -> Run:
     return lambda given: run(made, given)
 
 
-@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("correlation", [0.9, 1.0])
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("decay", DECAYS)
-@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 127, 1000])
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 1000])
 def test_chunks(of_chunks: Run, tokens: int, correlation: float, beta: str, decay: str) -> None:
     given = in_type(inputs(tokens, correlation, beta, decay), torch.float32)
     exact = delta_rule(*doubled(given), SCALE, "reference")
