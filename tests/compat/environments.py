@@ -29,6 +29,21 @@ def python_with(*packages: str) -> Path:
     return python
 
 
+def packages_beside(*packages: str) -> Path:
+    """Return a folder with these packages alone, named as pip takes them, for this interpreter's import path.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot install them.
+    """
+    folder = HOME / "_".join(package.replace("==", "-") for package in packages)
+    done = folder / ".done"
+    if not done.is_file():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        done.touch()
+    return folder
+
+
 def node_with(package: str) -> Path:
     """Return a folder in which Node finds a package, named as npm takes it.
 
