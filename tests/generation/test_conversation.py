@@ -88,3 +88,19 @@ def test_seeds_count_up_and_begin_again(session: Session[Any]) -> None:
     assert second == alone(session, FIRST, 6, temperature=2.0, seed=8)
     made.reset()
     assert (list(made.answer(FIRST)), made.reused) == (first, 0)
+
+
+def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]) -> None:
+    class GivenUp(Exception):
+        pass
+
+    def give_up(done: int, total: int) -> None:
+        raise GivenUp
+
+    made = Conversation(session, 8, Sampling(), prefill_chunk=2, stop_at_eos=False)
+    answer = list(made.answer(FIRST))
+    for change in (50, 51):  # back to where it differs, or to the end of the last prompt
+        with pytest.raises(GivenUp):
+            list(made.answer([*FIRST, *answer[:2], change, 7, 7, 7], give_up))
+    text = [*FIRST, *answer[:3], 52]
+    assert list(made.answer(text)) == alone(session, text, 8)
