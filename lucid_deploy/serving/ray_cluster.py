@@ -85,7 +85,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
     stop = threading.Event()
     previous = _stop_on_signals(stop)
     try:
-        _connect(cluster)
+        connect(cluster)
         _stop_on_signals(stop)  # again: Ray's library has put a handler in its place that ends the process
         _start(engine, api, cluster)
         if not stop.is_set():
@@ -111,7 +111,12 @@ def _stop_on_signals(stop: threading.Event) -> dict[int, Any]:
     return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
-def _connect(cluster: ClusterOptions) -> None:
+def connect(cluster: ClusterOptions) -> None:
+    """Join a Ray cluster, or start one on this machine.
+
+    Raises:
+        LucidError: There is none at the address, or this machine takes longer to start one than Ray waits.
+    """
     here: dict[str, Any] = {"address": cluster.address}
     if cluster.address is None:
         here = {
@@ -124,6 +129,12 @@ def _connect(cluster: ClusterOptions) -> None:
         ray.init(**here, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise LucidError(f"No Ray cluster at {cluster.address or 'this machine'}: {error}") from error
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # which Ray has no class for
+            raise
+        raise LucidError(
+            f"Ray did not start within the time that it gives itself: {error} Try again when this machine is less busy."
+        ) from error
 
 
 def _start(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> None:
