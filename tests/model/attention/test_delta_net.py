@@ -81,3 +81,16 @@ def test_the_cache_is_stored_as_the_description_says() -> None:
     assert [each.dtype for each in made.empty_cache(1, torch.zeros(1))] == [torch.float16, torch.float32]
     made.store_cache_as("int8", torch.float32)
     assert [each.dtype for each in made.empty_cache(1, torch.zeros(1))] == [torch.float32] * 2
+
+
+@pytest.mark.parametrize("kind", [DeltaNet, GatedDeltaNet])
+def test_errors_do_not_grow_over_4096_tokens(kind: Any) -> None:
+    """The state is corrected by every token, so what rounding did to it is corrected too."""
+    made, exact, x = layer(kind, dtype=torch.float32), layer(kind, dtype=torch.float32).double(), tokens(4096)
+    x = x.float()
+    cache, wanted, errors = made.empty_cache(2, x), exact.empty_cache(2, x.double()), []
+    for part in x.split(512, 1):
+        _, cache = made(part, Step(), cache)
+        _, wanted = exact(part.double(), Step(), wanted)
+        errors.append(float((cache[1].double() - wanted[1]).norm() / wanted[1].norm()))
+    assert max(errors[4:]) <= 4 * max(errors[:4]) <= 1e-4, errors
