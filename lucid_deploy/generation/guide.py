@@ -61,6 +61,7 @@ class Guide:
 
     def advance(self, token: int) -> None:
         """Add a token that was chosen, and begin to compute the next mask."""
+        self._mask.exception()  # waits: the matcher is one thread's at a time
         first, self._started = not self._started, True
         self._mask = self._pool.submit(self._consume, int(self._vocabulary.first[token]) if first else token)
 
