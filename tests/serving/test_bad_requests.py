@@ -320,7 +320,7 @@ HEAD = (
     ("data", "status"),
     [
         (b"\x00\x01\x02\r\n\r\n", b"400"),
-        (b"GET / HTTP/9.9\r\n\r\n", b"4"),
+        (b"GET /nothing HTTP/9.9\r\n\r\n", b"4"),
         (HEAD.encode() + b"Content-Length: -5\r\n\r\n", b"400"),
         (HEAD.encode() + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n{}   ", b"400"),
         (HEAD.encode() + b"Content-Length: 99999999999999999999999999\r\n\r\n", b"4"),
