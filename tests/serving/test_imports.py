@@ -52,6 +52,7 @@ ORDER = [
     "logs",
     "server",
     "loading",
+    "prefix_routing",
     "ray_router",
     "ray_cluster",
 ]

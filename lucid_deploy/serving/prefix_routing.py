@@ -1,0 +1,69 @@
+"""The rule of routing by shared prefix, apart from what sends the requests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
+
+BLOCK = 32  # tokens; prefixes are compared in whole blocks
+MOST_BLOCKS = 256  # of a prompt that are looked at
+REMEMBERED = 100_000  # blocks
+
+
+class PrefixTable(Generic[Name]):
+    """Which engine last ran a prefix.
+
+    Blocks are named by everything up to their end (:func:`block_names`: by a hash of it), so that a name stands for a
+    whole prefix.
+    """
+
+    def __init__(self) -> None:
+        self._engines: OrderedDict[Name, str] = OrderedDict()
+
+    def find(self, names: Sequence[Name], engines: Collection[str]) -> str | None:
+        """Return the engine, of those that are there, with the longest prefix; None if there is none."""
+        for name in reversed(names):
+            engine = self._engines.get(name)
+            if engine in engines:
+                return engine
+        return None
+
+    def note(self, names: Sequence[Name], engine: str) -> None:
+        """Remember that an engine runs a prompt; what was used longest ago is forgotten first."""
+        for name in names:
+            self._engines[name] = engine
+            self._engines.move_to_end(name)
+        while len(self._engines) > REMEMBERED:
+            self._engines.popitem(last=False)
+
+
+def block_names(prompt: Sequence[int], owner: str = "") -> list[bytes]:
+    """Return the names of a prompt's whole blocks; they differ between owners, as stored prefixes do."""
+    names, digest = [], hashlib.blake2b(owner.encode(), digest_size=16)
+    for start in range(0, min(len(prompt) - BLOCK, BLOCK * (MOST_BLOCKS - 1)) + 1, BLOCK):
+        digest.update(",".join(map(str, prompt[start : start + BLOCK])).encode() + b";")
+        names.append(digest.digest())
+    return names
+
+
+def preferred(
+    table: PrefixTable[Name], names: Sequence[Name], loads: Mapping[str, int | None], imbalance: int
+) -> str | None:
+    """Return the engine that has the longest prefix of a prompt; None if there is none, or it is too busy.
+
+    Args:
+        table: Which engine ran what.
+        names: Of the prompt's blocks.
+        loads: Requests of each engine that is there; None: not known.
+        imbalance: Requests that the engine may have beyond the least busy one.
+    """
+    found = table.find(names, loads)
+    if found is None:
+        return None
+    load = loads[found]
+    known = [other for other in loads.values() if other is not None]
+    return None if load is not None and load - min(known) > imbalance else found
