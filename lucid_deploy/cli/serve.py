@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
@@ -13,11 +15,15 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
 
 
+RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
+NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connections", "idle_timeout", "allow_host")
+
+
 @click.command("serve", cls=Command)
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
-@runtime_options("runtime", "device", "provider", "kernels", "threads")
+@runtime_options(*RUNTIME_FIELDS)
 @click.option(
     "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="Generations that run together."
 )
@@ -260,6 +266,40 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
     )
     serve_on_ray(engine, api, cluster, lambda: click.echo(f"Serving on {url}"))
     note("Stopped.")
+
+
+def ray_application(args: dict[str, str]) -> Any:
+    """Return the application for a configuration of Ray Serve, where this function is the ``import_path``.
+
+    Args:
+        args: ``options``: the words of ``lucid-deploy serve`` behind its name.
+
+    Raises:
+        LucidError: The options cannot be read, are not for this place, or the artifact cannot be served.
+    """
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.runtimes.options import RuntimeOptions
+    from lucid_deploy.serving.loading import open_checked
+    from lucid_deploy.serving.ray_cluster import ClusterOptions, application
+
+    if set(args) != {"options"}:
+        raise LucidError(f"args must be options, the words of lucid-deploy serve, and nothing else, not {list(args)}.")
+    try:
+        context = command.make_context("serve", shlex.split(args["options"]))
+    except (click.ClickException, ValueError) as error:
+        reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        raise LucidError(f"options: {reason}") from error
+    options = context.params
+    for name in NOT_IN_A_CONFIGURATION:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise LucidError(f"options: --{name.replace('_', '-')} has no meaning here; Ray's configuration says it.")
+    options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
+    options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
+    open_checked(options["artifact"])
+    engine, api = _engine_options(options["artifact"], options), _api_options(options)
+    scale = (*_replicas(options), options["replica_cpus"], options["replica_gpus"])
+    level = options["log_level"] or "info"
+    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *scale, options["grace"], level))
 
 
 def _replicas(options: dict[str, Any]) -> tuple[int, int]:

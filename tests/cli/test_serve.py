@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
+from lucid_deploy.cli.serve import ray_application
+from lucid_deploy.errors import LucidError
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,29 @@ def test_what_is_no_artifact_is_not_served(tmp_path: Path, artifact_copy: Path) 
     assert CliRunner().invoke(main, ["serve", str(tmp_path)]).exit_code == 2
     result = CliRunner().invoke(main, ["serve", str(artifact_copy)])
     assert (result.exit_code, "has no tokenizer.json" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "args must be options"),
+        ({"options": "x", "rows": "2"}, "nothing else"),
+        ({"options": ""}, "Missing argument"),
+        ({"options": "ARTIFACT --rows many"}, "is not a valid integer"),
+        ({"options": "ARTIFACT 'a"}, "No closing quotation"),
+        ({"options": "ARTIFACT --port 80"}, "--port has no meaning here"),
+        ({"options": "ARTIFACT --replicas 2 --max-replicas 3"}, "not both"),
+        ({"options": "nowhere"}, "nowhere"),
+    ],
+)
+def test_configurations_of_ray_that_cannot_be(with_tokenizer: Path, args: dict[str, str], message: str) -> None:
+    pytest.importorskip("ray", reason="the extra ray")
+    given = {name: text.replace("ARTIFACT", str(with_tokenizer)) for name, text in args.items()}
+    with pytest.raises(LucidError, match=message):
+        ray_application(given)
+
+
+def test_a_configuration_of_ray_gives_the_application(with_tokenizer: Path) -> None:
+    serve = pytest.importorskip("ray.serve", reason="the extra ray")
+    made = ray_application({"options": f"{with_tokenizer} --replicas 3 --rows 5 --runtime torch"})
+    assert isinstance(made, serve.Application)
