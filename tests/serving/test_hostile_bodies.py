@@ -77,13 +77,13 @@ def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         url = f"{server.url}/v1/chat/completions"
-        asking = [pool.submit(httpx.post, url, json=chat) for _ in range(2)]
-        assert httpx.get(f"{server.url}/healthz").status_code == 200
+        asking = [pool.submit(httpx.post, url, json=chat, timeout=PATIENCE) for _ in range(2)]
+        assert httpx.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
         assert ask(server) == "blue cup"
         for future in asking:
             error = future.result().json()["error"]
             assert (future.result().status_code, error["code"]) == (400, "too_costly")
-        last = pool.submit(httpx.post, url, json=chat)
+        last = pool.submit(httpx.post, url, json=chat, timeout=PATIENCE)
         time.sleep(0.3)
         assert server.stop() == 0  # and not after the template
         assert last.result().status_code in (400, 503)
