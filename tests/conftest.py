@@ -63,8 +63,13 @@ MakeCheckpoint = Callable[..., Path]
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine() -> Iterator[None]:
-    """Commands run here say nothing of other work on this machine; the tests of that remark set a load of their own."""
+    """Commands run here say neither that the machine has other work nor, where that makes them slow, how far they are.
+
+    The tests of such remarks set a load or a clock of their own.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        for module in ("_console", "_phases"):
+            patch.setattr(f"lucid_deploy.cli.{module}.INTERVAL", float("inf"))
         patch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
         yield
 

@@ -109,7 +109,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()
 """
-    arguments = ["export", str(make_checkpoint()), "--output", str(tmp_path / "artifact")]
+    arguments = ["export", str(make_checkpoint()), "--output", str(tmp_path / "artifact"), "--quiet"]
     before = sorted(tmp_path.rglob("*"))
     result = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True, check=False)
     message = f"Error: Writing {tmp_path / 'artifact'} failed: File too large. Nothing was left behind.\n"
@@ -131,7 +131,8 @@ def test_an_interrupted_export(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, number: int, statuses: set[int], said: str
 ) -> None:
     output = tmp_path / "new" / "artifact"
-    command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(make_checkpoint()), "--output", str(output)]
+    command = [sys.executable, "-m", "lucid_deploy.cli", "export", "--quiet"]
+    command += [str(make_checkpoint()), "--output", str(output)]
 
     def at_default() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts its background jobs, and so ours, deaf to it

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lucid_deploy.cli._console import ProgressLines, human_size, progress, write_json, write_text
+from lucid_deploy.cli._console import INTERVAL, ProgressLines, human_size, progress, write_json, write_text
 from lucid_deploy.errors import LucidError
 
 
@@ -54,7 +54,8 @@ def test_what_cannot_be_written_is_named(target: str, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_where_no_terminal_is() -> None:
+def test_lines_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.cli._console.INTERVAL", INTERVAL)
     out, now = Console(file=io.StringIO(), width=40), [100.0]
     lines = ProgressLines(out, "Answering", lambda: now[0])
     for second in range(26):

@@ -24,7 +24,8 @@ class Clock:
         return self.now
 
 
-def test_a_line_for_each_phase_and_every_ten_seconds():
+def test_a_line_for_each_phase_and_every_ten_seconds(monkeypatch):
+    monkeypatch.setattr("lucid_deploy.cli._phases.INTERVAL", INTERVAL)
     out, clock = console(), Clock()
     lines = PhaseLines(out, clock)
     for second in range(25):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.cli import COMMANDS
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -33,7 +34,7 @@ def test_the_smoke_test(target: str, tmp_path: Path) -> None:
     engine.write_text(f'#!/bin/sh\nprintf "%s\\0" "$@" >> {tmp_path}/told\nprintf "\\n--\\n" >> {tmp_path}/told\n')
     engine.chmod(0o755)
     given = {**os.environ, "CONTAINERS": str(engine)}
-    said = subprocess.run([SMOKE, target], env=given, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([SMOKE, target], env=given, capture_output=True, text=True, timeout=PATIENCE)
     assert said.returncode == 0, said.stderr
     build, run = ((tmp_path / "told").read_text().split("\n--\n"))[:2]
     assert build.split("\0")[:5] == ["build", "--target", target, "-t", f"lucid-deploy:{target}"]
@@ -41,11 +42,11 @@ def test_the_smoke_test(target: str, tmp_path: Path) -> None:
     words = run.split("\0")
     assert ("--gpus" in words) == (target == "gpu")
     inside = words[words.index("-c") + 1]
-    assert subprocess.run(["sh", "-n", "-c", inside], timeout=60).returncode == 0
+    assert subprocess.run(["sh", "-n", "-c", inside], timeout=PATIENCE).returncode == 0
     assert set(re.findall(r"^lucid-deploy (\w+)", inside, re.M)) <= set(COMMANDS)
 
 
 def test_without_an_engine_there_is_one_line() -> None:
     given = {**os.environ, "CONTAINERS": "no-such-engine"}
-    said = subprocess.run([SMOKE], env=given, capture_output=True, text=True, timeout=60)
+    said = subprocess.run([SMOKE], env=given, capture_output=True, text=True, timeout=PATIENCE)
     assert (said.returncode, said.stderr.count("\n")) == (2, 1) and "no-such-engine is not there" in said.stderr

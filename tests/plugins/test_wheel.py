@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytest.importorskip("setuptools", minversion="77", reason='building a wheel needs: pip install -e ".[dev]"')
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     code = f"import sys; from setuptools import build_meta; print(build_meta.build_wheel({str(folder)!r}))"
-    built = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300)
+    built = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=PATIENCE)
     assert built.returncode == 0, built.stderr
     shutil.unpack_archive(folder / built.stdout.splitlines()[-1], target, "zip")
     return target
@@ -55,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_libraries_are_built_from_a_wheel(site: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", BUILD, str(site), str(tmp_path)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert all(path.startswith(str(site)) for path in json.loads(result.stdout))
 

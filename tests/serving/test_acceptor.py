@@ -17,6 +17,7 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.acceptor import Acceptor, reserve_descriptors
 from lucid_deploy.serving.connections import ConnectionTable
+from tests.patience import PATIENCE
 from tests.serving.serving_tools import Start
 
 GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -27,7 +28,7 @@ def test_a_burst_before_the_end_is_answered(start: Start, artifacts: dict[str, P
     server = start(artifacts["growing"])
     connections = []
     for _ in range(400):
-        connections.append(socket.create_connection(("127.0.0.1", server.port), timeout=60))
+        connections.append(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE))
         connections[-1].sendall(GET)
     server.process.send_signal(signal.SIGTERM)
     answers: collections.Counter[str] = collections.Counter()

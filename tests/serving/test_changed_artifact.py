@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
 
@@ -26,7 +27,7 @@ def damage(artifact: Path) -> None:
 
 def ask(server: Server) -> httpx.Response:
     body = {"model": MODEL, "prompt": PROMPT, "temperature": 0}
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
 
 
 def test_damaged_weights_are_not_served(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:

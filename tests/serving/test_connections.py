@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from lucid_deploy.serving.connections import RESERVE, ConnectionTable
+from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
 MOST = 20
@@ -34,7 +35,7 @@ def small(artifacts: dict[str, Path]) -> Iterator[Server]:
 
 def ask(server: Server, **more: Any) -> httpx.Response:
     body = {"model": MODEL, "prompt": PROMPT, "temperature": 0, **more}
-    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
 
 
 def request(**more: Any) -> bytes:
@@ -45,7 +46,7 @@ def request(**more: Any) -> bytes:
 
 def talk(server: Server, data: bytes, half_close: bool = False) -> bytes:
     """Send bytes; return what comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as connection:
         connection.sendall(data)
         if half_close:
             connection.shutdown(socket.SHUT_WR)
@@ -72,7 +73,7 @@ def test_silent_connections_make_room(small: Server) -> None:
     with ExitStack() as stack:
         for _ in range(15 * MOST):
             stack.enter_context(socket.create_connection(("127.0.0.1", small.port)))
-        assert httpx.get(f"{small.url}/healthz", timeout=60).status_code == 200
+        assert httpx.get(f"{small.url}/healthz", timeout=PATIENCE).status_code == 200
         assert ask(small).json()["choices"][0]["text"] == "blue cup"
         assert descriptors(small) <= before + MOST + RESERVE + 5
 
@@ -151,7 +152,7 @@ def test_more_connections_than_the_system_allows_are_refused(artifacts: dict[str
     code += "from lucid_deploy.cli import main; main()"
     words = ["serve", str(artifacts["growing"]), "--port", "0", "--max-connections", "1000"]
     command = [sys.executable, "-c", code, *words]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 2
     assert "1000 connections need 1216 open files and the limit is 400" in result.stderr
     assert result.stderr.count("\n") == 2  # with "Loading"

@@ -68,7 +68,7 @@ class Peak(threading.Thread):
 
 def ask(server: Server) -> str:
     body = {"model": MODEL, "prompt": PROMPT, "temperature": 0}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+    answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
     return str(answer.json()["choices"][0]["text"])
 
 
@@ -94,7 +94,7 @@ def test_the_time_limit_of_a_request_counts_while_it_is_read(
 ) -> None:
     server = start(with_template(artifacts, tmp_path / "endless", ENDLESS), "--timeout", 1)
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=120)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=PATIENCE)
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
 
 

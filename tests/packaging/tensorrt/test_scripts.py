@@ -11,6 +11,7 @@ import pytest
 
 from lucid_deploy.packaging.tensorrt.scripts import compare_script, polygraphy_script, resource, trtexec_script
 from lucid_deploy.runtimes.tensorrt.limits import Range
+from tests.patience import PATIENCE
 
 PROFILE: dict[str, Range] = {"input_ids": ((1, 1), (2, 8), (2, 16)), "past.0.key": ((1, 2, 0, 4),) * 3}
 PROFILES = {"prefill": PROFILE, "decode": PROFILE}
@@ -26,7 +27,7 @@ def told(text: str, tmp_path: Path, *words: str, **environment: str) -> list[lis
     for path in (stand_in, script):
         path.chmod(0o755)
     given = {**os.environ, "TRTEXEC": str(stand_in), "PYTHON": str(stand_in), **environment}
-    run = subprocess.run([script, *words], env=given, capture_output=True, text=True, cwd="/", timeout=60)
+    run = subprocess.run([script, *words], env=given, capture_output=True, text=True, cwd="/", timeout=PATIENCE)
     assert run.returncode == 0, run.stderr
     return [part.splitlines() for part in run.stdout.split("--end--\n") if part]
 
@@ -81,7 +82,7 @@ def test_the_rtx_name_is_made_resolvable(tmp_path: Path) -> None:
     for name in ("python", "build.sh"):
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PYTHON": "./python", "POLYGRAPHY_USE_TENSORRT_RTX": "1", "LD_LIBRARY_PATH": "/else"}
-    run = subprocess.run([tmp_path / "build.sh"], env=environment, capture_output=True, text=True, timeout=60)
+    run = subprocess.run([tmp_path / "build.sh"], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert run.stdout.splitlines() == [f"{tmp_path}/.libraries:/else"] * 2, run.stderr
     assert (tmp_path / ".libraries" / "libtensorrt_rtx.so").resolve() == tmp_path / "libs" / "libtensorrt_rtx.so.1"
 
