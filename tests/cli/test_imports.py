@@ -37,6 +37,7 @@ SPEAK = (
     "ray_",
     "server",
     "service",
+    "solving",
     "waiting",
 )
 NEED_SERVE = tuple(f"lucid_deploy.serving.{name}" for name in SPEAK)
