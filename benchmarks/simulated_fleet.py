@@ -12,7 +12,7 @@ import numpy as np
 from simulated_replica import Ask, Replica, StepTimes
 from simulated_trace import DAY, Session
 
-from lucid_deploy.serving.prefix_routing import BLOCK, MOST_BLOCKS, PrefixTable, preferred
+from lucid_deploy.serving.prefix_routing import BLOCK, MOST_BLOCKS, PrefixTable, allowed_imbalance, preferred
 
 BLOCKS_PER_TEXT = 1 << 16
 
@@ -27,6 +27,8 @@ class FleetOptions:
         max_queue: Further ones that each takes.
         chunk: Prompt tokens a step.
         prefix_tokens: Budget of each one's store of prefixes.
+        imbalance: Requests that the replica with a prefix may have beyond the least busy one, as `serve --engine ray`
+            has it.
         seed: Of the choices that routing makes at random.
     """
 
@@ -35,6 +37,7 @@ class FleetOptions:
     max_queue: int = 64
     chunk: int = 512
     prefix_tokens: int = 32_768
+    imbalance: int = allowed_imbalance(rows)
     seed: int = 0
 
 
@@ -72,7 +75,7 @@ def by_prefix(options: FleetOptions) -> Route:
     def route(ask: Ask, replicas: Sequence[Replica]) -> int:
         table, blocks = doors[int(rng.integers(len(doors)))], block_numbers(ask)
         loads = {name: replica.load for name, replica in zip(names, replicas, strict=True)}
-        found = preferred(table, blocks, loads, options.rows)
+        found = preferred(table, blocks, loads, options.imbalance)
         if found is None:
             two = rng.choice(len(replicas), min(2, len(replicas)), replace=False)
             found = names[int(min(two, key=lambda i: replicas[i].load))]

@@ -67,3 +67,12 @@ def preferred(
     load = loads[found]
     known = [other for other in loads.values() if other is not None]
     return None if load is not None and load - min(known) > imbalance else found
+
+
+def allowed_imbalance(rows: int) -> int:
+    """Return how many requests more than the least busy engine the one with the prefix may have.
+
+    Half of an engine's rows: simulated (docs/serving.md, "How many replicas"), that gives nearly the hits of all rows
+    without their tail: p99 of the first token 1.75 instead of 3.37 s with 4 replicas.
+    """
+    return max(1, rows // 2)

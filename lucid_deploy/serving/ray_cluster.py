@@ -24,6 +24,7 @@ from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service, reader_setup
 from lucid_deploy.serving.logs import set_up_logging
+from lucid_deploy.serving.prefix_routing import allowed_imbalance
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.readers import check_setup
 from lucid_deploy.serving.server import bind
@@ -181,7 +182,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
         request_router_config=RequestRouterConfig(
             request_router_class=PrefixRouter,  # type: ignore[arg-type]
-            request_router_kwargs={"imbalance": engine.rows},
+            request_router_kwargs={"imbalance": allowed_imbalance(engine.rows)},
         ),
         **scaling,
     )

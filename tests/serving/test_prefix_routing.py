@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_deploy.serving.prefix_routing import BLOCK, MOST_BLOCKS, REMEMBERED, PrefixTable, block_names, preferred
+from lucid_deploy.serving.prefix_routing import (
+    BLOCK,
+    MOST_BLOCKS,
+    REMEMBERED,
+    PrefixTable,
+    allowed_imbalance,
+    block_names,
+    preferred,
+)
 
 PROMPT = list(range(5 * BLOCK))
 
@@ -55,3 +63,7 @@ def test_an_engine_that_is_much_busier_is_not_preferred() -> None:
     assert preferred(table, names, {"a": None, "b": 4}, 2) == "b"  # only its own load is known
     assert preferred(table, names, {"a": 0, "b": None}, 2) == "b"
     assert preferred(table, names, {"a": 0}, 2) is None  # b is gone
+
+
+def test_the_imbalance_is_half_of_the_rows() -> None:
+    assert [allowed_imbalance(rows) for rows in (1, 2, 8, 17)] == [1, 1, 4, 8]
