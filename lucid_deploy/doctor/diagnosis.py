@@ -135,5 +135,12 @@ CHECKS = (
         Check(package, "serve", importable(package.replace("-", "_")), 'pip install "lucid-deploy[serve]"')
         for package in ("fastapi", "uvicorn", "prometheus-client", "jinja2")
     ),
+    Check("llguidance", "structured answers", importable("llguidance"), 'pip install "lucid-deploy[guided]"'),
+    Check(
+        "opentelemetry-sdk",
+        "serve --otlp-endpoint",
+        importable("opentelemetry.sdk"),
+        'pip install "lucid-deploy[otel]"',
+    ),
     Check("ray", "serve --engine ray", importable("ray"), 'pip install "lucid-deploy[ray]"'),
 )
