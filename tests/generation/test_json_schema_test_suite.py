@@ -1,0 +1,71 @@
+"""The JSON Schema test suite: no constraint takes what it calls invalid, and every finished answer is valid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import Constraint, from_json_schema
+from lucid_deploy.generation.guide import GuideFactory
+from tests.generation.guided_walks import END, SIZE, tokenizer_of, walk
+
+SUITE = json.loads(Path(__file__).with_name("json_schema_test_suite.json").read_text(encoding="utf-8"))["groups"]
+# All schemas of these groups are refused; each message names a keyword, or says why nothing can follow the schema.
+NEVER = (
+    "contains",
+    "defs",
+    "dependentRequired",
+    "dependentSchemas",
+    "if-then-else",
+    "maxContains",
+    "minContains",
+    "not",
+    "propertyNames",
+    "uniqueItems",
+)
+Setup = tuple[TextTokenizer, GuideFactory]
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    tokenizer = tokenizer_of("byte-level bpe", tmp_path_factory.mktemp("tokenizer"))
+    return tokenizer, GuideFactory(tokenizer, SIZE, [END])
+
+
+def takes(setup: Setup, constraint: Constraint, data: Any) -> bool:
+    """Whether a constraint lets a model write this value, without blanks."""
+    tokenizer, guides = setup
+    guide = guides.open(constraint).result()
+    for token in tokenizer.encode(json.dumps(data, separators=(",", ":"), ensure_ascii=False)):
+        allowed = guide.allowed()
+        if allowed is None or not allowed[token]:
+            return False
+        guide.advance(token)
+    allowed = guide.allowed()
+    return allowed is None or bool(allowed[END])
+
+
+@pytest.mark.parametrize("keyword", SUITE)
+def test_what_is_taken_is_valid(keyword: str, setup: Setup) -> None:
+    refused, taken = 0, 0
+    for number, group in enumerate(SUITE[keyword]):
+        try:
+            constraint = from_json_schema(group["schema"])
+        except LucidError as error:
+            assert "cannot be enforced" in str(error), group["description"]
+            refused += 1
+            continue
+        for valid, data in group["tests"]:
+            found = takes(setup, constraint, data)
+            assert valid or not found, (group["description"], data)
+            taken += found
+        text, complete = walk(setup[1], setup[0], constraint, number, most=150)
+        if complete and "p{" not in json.dumps(group["schema"]):  # classes of Unicode, which Python's expressions lack
+            jsonschema.Draft202012Validator(group["schema"]).validate(json.loads(text))
+    assert (refused == len(SUITE[keyword])) == (taken == 0) == (keyword in NEVER), (refused, taken)
