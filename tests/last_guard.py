@@ -49,6 +49,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
             unit, crashed = next(open_tests, ({}, None))
             if crashed is not None:
                 unit[crashed] = True
+            work = self.assigned_work[node]  # units that are done, too: given to a worker, it would wait for ever
+            for name in [name for name, unit in work.items() if all(unit.values())]:
+                del work[name]
             super().remove_node(node)
             return crashed
 

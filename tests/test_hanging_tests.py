@@ -44,9 +44,14 @@ def run(folder: Path, hang: str, *tests: str, workers: int = 0) -> str:
     """Run tests of a file with the project's options and short limits; return what a red run says."""
     source = "\n".join([FIRST, *(TESTS[name] for name in tests)])
     (folder / "test_it.py").write_text(source.replace("{hang}", hang))
+    return run_files(folder, workers, folder / "test_it.py")
+
+
+def run_files(folder: Path, workers: int, *files: Path) -> str:
+    """Run files so; return what a red run says."""
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
     command += ["-p", "no:cacheprovider", "-p", "tests.last_guard", "-o", "timeout=3", "-o", "faulthandler_timeout=5"]
-    command += ["-n", str(workers), "--dist", "loadfile", str(folder / "test_it.py")]
+    command += ["-n", str(workers), "--dist", "loadfile", *map(str, files)]
     result = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
     )
@@ -72,6 +77,16 @@ def test_a_worker_that_ends_is_a_failure_and_the_rest_runs(tmp_path: Path) -> No
     for crashed in ("test_call", "test_set_up"):
         assert told.count(f"crashed while running 'test_it.py::{crashed}'") == 1
     assert "2 failed, 1 passed" in summary
+
+
+def test_files_that_are_done_do_not_keep_the_rest_from_running(tmp_path: Path) -> None:
+    """A worker ends after whole files; the other one, and the one in its place, must not wait for those."""
+    for number in range(6):
+        good = "".join(f"def test_good{index}(): pass\n" for index in range(3))
+        crash = "def test_crash():\n    import os\n    os._exit(1)\n" if number == 3 else ""
+        (tmp_path / f"test_{number}.py").write_text(good + crash + "def test_last(): pass\n")
+    told = run_files(tmp_path, 2, *sorted(tmp_path.glob("test_*.py")))
+    assert "1 failed, 24 passed" in told and told.count("crashed while running 'test_3.py::test_crash'") >= 1
 
 
 @pytest.mark.parametrize("test", ["test_clean_up", "test_last_clean_up"])

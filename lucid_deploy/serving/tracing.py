@@ -96,14 +96,15 @@ class Tracing:
             "gen_ai.provider.name": "lucid-deploy",
             "gen_ai.request.model": model,
         }
+        begun = _nanoseconds(started)
         span = self._tracer.start_span(
             f"{OPERATIONS[kind]} {model}",
             _context(headers),
             SpanKind.SERVER,
             attributes,
-            start_time=_nanoseconds(started),
+            start_time=begun,
         )
-        return RequestTrace(self._tracer, span, started)
+        return RequestTrace(self._tracer, span, started, begun)
 
     def close(self) -> None:
         """Send what is left, unless that takes too long."""
@@ -119,12 +120,13 @@ class RequestTrace:
         tracer: Makes them.
         span: The request's.
         started: When it came, by :func:`time.perf_counter`.
+        begun: The same moment, in nanoseconds since 1970.
     """
 
-    def __init__(self, tracer: Any, span: Span, started: float) -> None:
+    def __init__(self, tracer: Any, span: Span, started: float, begun: int) -> None:
         self._tracer = tracer
         self._span = span
-        self._started = started
+        self._started, self._begun = started, begun
         self._request: PreparedRequest | None = None
         self._read = 0
         self._times: dict[int, RowTimes] = {}
@@ -176,7 +178,7 @@ class RequestTrace:
         if self._span.is_recording():
             parent = set_span_in_context(self._span)
             if self._read:
-                self._phase("read", parent, _nanoseconds(self._started), self._read, {})
+                self._phase("read", parent, self._begun, self._read, {})
             for times in self._times.values():
                 self._row(parent, times, now)
         self._span.end(now)

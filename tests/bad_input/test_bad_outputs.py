@@ -117,6 +117,17 @@ main()
     assert sorted(tmp_path.rglob("*")) == before
 
 
+# An export that waits when its weights are written, so that it is not done when the signal comes.
+HELD = f"""
+import time
+import lucid_deploy.export.weights as weights
+from lucid_deploy.cli import main
+write = weights.write_weights
+weights.write_weights = lambda *arguments: (write(*arguments), time.sleep({PATIENCE}))[0]
+main()
+"""
+
+
 @pytest.mark.parametrize(
     ("number", "statuses", "said"),
     [
@@ -131,7 +142,7 @@ def test_an_interrupted_export(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, number: int, statuses: set[int], said: str
 ) -> None:
     output = tmp_path / "new" / "artifact"
-    command = [sys.executable, "-m", "lucid_deploy.cli", "export", "--quiet"]
+    command = [sys.executable, "-c", HELD, "export", "--quiet"]
     command += [str(make_checkpoint()), "--output", str(output)]
 
     def at_default() -> None:
@@ -140,7 +151,7 @@ def test_an_interrupted_export(
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=at_default) as process:
         deadline = time.monotonic() + PATIENCE
-        while not any(tmp_path.glob("new/*.partial")) and time.monotonic() < deadline:
+        while not any(tmp_path.glob("new/*.partial/weights.bin")) and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=PATIENCE)

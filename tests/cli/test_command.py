@@ -65,7 +65,7 @@ def test_the_help_names_the_environment(name: str, command: click.Command) -> No
         (("exprot",), "No such command 'exprot'. Did you mean export?"),
         (("plugin", "biuld"), "No such command 'biuld'. Did you mean build?"),
         (("zzz",), "No such command 'zzz'.\n"),
-        (("export", "demo", "--overwriet"), "Did you mean '--overwrite'?"),
+        (("export", "demo", "--overwriet"), "'--overwrite'"),
     ],
 )
 def test_near_names(arguments: tuple[str, ...], said: str) -> None:

@@ -131,8 +131,7 @@ def test_a_family_is_transformers_own_in_float64(name: str, tmp_path: Path) -> N
     model = make(name, tmp_path)
     exact = logits_of(model, token_ids())
     # transformers' norms and rotary angles are float32 whatever the model's type: as close as its own float32 is.
-    gate = 4 * relative_error(logits_of(model.float(), token_ids()), exact)
-    assert gate < GATE
+    gate = min(4 * relative_error(logits_of(model.float(), token_ids()), exact), GATE)
     check_sequences(TorchSession(load_model(tmp_path, torch.float64)), exact, gate)
 
 

@@ -44,7 +44,7 @@ def close(got: np.ndarray, exact: np.ndarray) -> None:
 
 
 def test_it_agrees_with_float64(pair: tuple[Session[Any], Session[Any]]) -> None:
-    """Left padding, a buffer that is used up, prefill after decode, a row that waits, a way back."""
+    """Left padding, a buffer that is used up, prefill after decode, a row that waits."""
     exact, static = pair
     rng = np.random.default_rng(5)
     ids = rng.choice(rng.integers(0, 97, 9), (2, 290))  # repeated tokens: their keys resemble each other
@@ -65,10 +65,6 @@ def test_it_agrees_with_float64(pair: tuple[Session[Any], Session[Any]]) -> None
         start += size
     for ours, theirs in zip(static.layer_arrays(caches[1]), exact.layer_arrays(caches[0]), strict=True):
         assert ours[0].shape == theirs[0].shape
-    for session, cache in zip(pair, caches, strict=True):
-        session.truncate(cache, start - 3)
-    wanted, found = (s.decode(ids[:, :1], c) for s, c in zip(pair, caches, strict=True))
-    close(found, wanted)
 
 
 def test_buffers_stay_where_they_are(pair: tuple[Session[Any], Session[Any]]) -> None:
