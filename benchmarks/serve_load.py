@@ -6,9 +6,10 @@ of clients once, in an order of its own, and ratios are those of one round. All 
 is reported. Clients run in this process, on the same processors as the server; the processor time of both is reported,
 and that of all other processes, which should be next to nothing. Needs Linux.
 
-With `--audit SHARE` a third way takes its turns: the batched server with clients that ask for token ids and
-log-probabilities, some of them for answers that are drawn at random. After each of its turns that share of the answers
-is computed again, alone, by :mod:`lucid_deploy.bench.audit`; a wrong one ends the run, and nothing is reported.
+With `--audit SHARE` a third way takes its turns: the batched server, of whose answers that share, chosen at random,
+comes with token ids and log-probabilities. After each of its turns these are computed again, alone, by
+:mod:`lucid_deploy.bench.audit`, and so are answers to one prompt, drawn at random, which are asked for without a clock.
+A wrong answer ends the run, and nothing is reported.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import numpy as np
 from common import SHAPES, write_random_checkpoint, write_result
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from lucid_deploy.bench.audit import ServedAnswer, audit, repeated
+from lucid_deploy.bench.audit import REPEATS, ServedAnswer, audit, repeated
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import Session, open_session
 
@@ -47,6 +48,7 @@ class Prompt:
 
     ids: list[int]
     greedy: bool = True
+    audited: bool = False
 
 
 @dataclass
@@ -104,11 +106,11 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int, audited: bool = False) -> Outcome:
+async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int) -> Outcome:
     """Stream one answer."""
     body = {"model": "model", "prompt": prompt.ids, "max_tokens": count, "stream": True}
     body |= {"temperature": 0 if prompt.greedy else 1}
-    if audited:
+    if prompt.audited:
         body |= {"logprobs": 0, "return_tokens_as_token_ids": True}
     out, began = Outcome(), time.perf_counter()
     last = began
@@ -132,9 +134,7 @@ async def ask(client: httpx.AsyncClient, prompt: Prompt, count: int, audited: bo
     return out
 
 
-async def load(
-    url: str, prompts: list[Prompt], count: int, clients: int, audited: bool = False
-) -> tuple[list[Outcome], float]:
+async def load(url: str, prompts: list[Prompt], count: int, clients: int) -> tuple[list[Outcome], float]:
     """Ask for all prompts, so many at a time; return the outcomes in order and the seconds."""
     waiting = list(enumerate(prompts))[::-1]
     out: dict[int, Outcome] = {}
@@ -142,7 +142,7 @@ async def load(
     async def one(client: httpx.AsyncClient) -> None:
         while waiting:
             index, prompt = waiting.pop()
-            out[index] = await ask(client, prompt, count, audited)
+            out[index] = await ask(client, prompt, count)
 
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
         began = time.perf_counter()
@@ -177,10 +177,10 @@ def machine_seconds() -> float:
     return (user + nice + system + sum(more)) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(server: Server, prompts: list[Prompt], count: int, clients: int, audited: bool = False) -> Measured:
+def measure(server: Server, prompts: list[Prompt], count: int, clients: int) -> Measured:
     """Measure one server once."""
     began = machine_seconds(), server.cpu_seconds(), time.process_time()
-    outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients, audited))
+    outcomes, seconds = asyncio.run(load(server.url, prompts, count, clients))
     everyone, served, asked = (
         machine_seconds() - began[0],
         server.cpu_seconds() - began[1],
@@ -198,13 +198,14 @@ def make_prompts(name: str, count: int) -> list[Prompt]:
     return [Prompt([draw.randrange(3, vocabulary) for _ in range(each)]) for each in lengths]
 
 
-def with_draws(prompts: list[Prompt]) -> list[Prompt]:
-    """Return the prompts with every fourth in one prompt's place, whose answers are drawn at random."""
-    return [Prompt(prompts[0].ids, greedy=False) if i % 4 == 3 else prompt for i, prompt in enumerate(prompts)]
+def with_audit(prompts: list[Prompt], share: float, seed: int) -> list[Prompt]:
+    """Return the prompts with a share of them, at least one, marked."""
+    marked = set(random.Random(seed).sample(range(len(prompts)), max(1, round(share * len(prompts)))))
+    return [Prompt(prompt.ids, audited=index in marked) for index, prompt in enumerate(prompts)]
 
 
-def check_answers(session: Session[Any], prompts: list[Prompt], run: Measured, count: int, share: float) -> int:
-    """Compute a share of a turn's answers again; return how many, or end the run if one is wrong."""
+def check_answers(session: Session[Any], prompts: list[Prompt], outcomes: list[Outcome], count: int) -> int:
+    """Compute the marked answers again; return how many, or end the run if one is wrong."""
     answers = [
         ServedAnswer(
             tuple(prompt.ids),
@@ -215,14 +216,21 @@ def check_answers(session: Session[Any], prompts: list[Prompt], run: Measured, c
             greedy=prompt.greedy,
             stop_at_eos=False,
         )
-        for prompt, outcome in zip(prompts, run.outcomes, strict=True)
+        for prompt, outcome in zip(prompts, outcomes, strict=True)
+        if prompt.audited
     ]
-    chosen = random.Random(len(answers)).sample(answers, max(1, round(share * len(answers))))
     faults = repeated(answer for answer in answers if not answer.greedy)
-    faults += [fault for answer in chosen for fault in audit(session, answer).faults]
+    faults += [fault for answer in answers for fault in audit(session, answer).faults]
     if faults:
         sys.exit(f"The audit found {len(faults)} faults; nothing is reported. The first: {faults[0]}.")
-    return len(chosen)
+    return len(answers)
+
+
+def check_draws(session: Session[Any], server: Server, prompt: Prompt, count: int, clients: int) -> int:
+    """Have answers to one prompt drawn at random, and compute them again."""
+    prompts = [Prompt(prompt.ids, greedy=False, audited=True)] * max(REPEATS, clients)
+    outcomes, _ = asyncio.run(load(server.url, prompts, count, clients))
+    return check_answers(session, prompts, outcomes, count)
 
 
 def run_rounds(name: str, root: Path, concurrencies: list[int], rounds: int, share: float = 0.0) -> Rounds:
@@ -244,13 +252,14 @@ def run_rounds(name: str, root: Path, concurrencies: list[int], rounds: int, sha
             out.append({})
             for mode, clients in turns:
                 asked = prompts[: per_client * max(LEAST, clients)]
-                audited = mode == "audited"
-                asked = with_draws(asked) if audited else asked
-                measured = out[-1][mode, clients] = measure(servers[modes[mode]], asked, count, clients, audited)
-                if audited:
-                    measured.audited = check_answers(alone, asked, measured, count, share)
+                server = servers[modes[mode]]
+                asked = with_audit(asked, share, number) if mode == "audited" else asked
+                measured = out[-1][mode, clients] = measure(server, asked, count, clients)
+                if mode == "audited":
+                    measured.audited = check_answers(alone, asked, measured.outcomes, count)
+                    measured.audited += check_draws(alone, server, asked[0], count, clients)
                 for index, outcome in enumerate(measured.outcomes):
-                    if asked[index].greedy and texts.setdefault(index, outcome.text) != outcome.text:
+                    if texts.setdefault(index, outcome.text) != outcome.text:
                         sys.exit(f"{name}, {mode}, {clients} clients: answer {index} differs; nothing is reported.")
                 note = f"{measured.rate:.3f} requests/s; others {measured.other_cores:.2f} cores"
                 print(f"{name} round {number}: {mode}, {clients} clients: {note}", flush=True)

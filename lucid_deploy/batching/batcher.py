@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.batching.log_probabilities import log_probabilities
 from lucid_deploy.batching.request import Finished, Mark, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
@@ -271,7 +272,7 @@ class Batcher:
         if row.guide is not None:
             row.guide.advance(token)  # its mask is computed while the model runs
         self.generated_tokens += 1
-        events.append(Token(row.number, token, *_log_probabilities(logits, token, request.top_logprobs)))
+        events.append(Token(row.number, token, *log_probabilities(logits, token, request.top_logprobs)))
         if row.count == request.max_new_tokens:
             complete = row.guide is not None and row.guide.complete
             return Finished(row.number, "eos" if complete else "length")
@@ -294,15 +295,3 @@ class Batcher:
 
     def _is_filling(self, number: int) -> bool:
         return self._filling is not None and self._filling.number == number
-
-
-def _log_probabilities(
-    logits: Array, token: int, top: int | None
-) -> tuple[float | None, tuple[tuple[int, float], ...]]:
-    """Return the log-probability of a token, and the most likely tokens with theirs."""
-    if top is None:
-        return None, ()
-    shifted = logits.astype(np.float64) - logits.max()
-    values = shifted - np.log(np.exp(shifted).sum())
-    best = np.argsort(-values, kind="stable")[:top]
-    return float(values[token]), tuple((int(index), float(values[index])) for index in best)
