@@ -55,10 +55,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, Path,
 def open_page(page: tuple[Page, Path, str], artifact: Path) -> dict[str, Any]:
     """Open the example with an artifact; return what it says when it has loaded it."""
     opened, folder, url = page
+    name = f"{artifact.parent.name}-{artifact.name}"  # one of its own: a browser keeps what it has loaded by that name
     if artifact.is_dir():
-        (folder / artifact.name).unlink(missing_ok=True)
-        (folder / artifact.name).symlink_to(artifact)
-    opened.call("Page.navigate", url=f"{url}index.html?artifact={artifact.name}")
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(artifact)
+    opened.call("Page.navigate", url=f"{url}index.html?artifact={name}")
     arrived = f"""new Promise((there) => {{
       const look = () => location.href.startsWith({url!r}) && document.body ? there(true) : setTimeout(look, 50);
       look();
