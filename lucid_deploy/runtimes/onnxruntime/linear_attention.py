@@ -1,6 +1,6 @@
 """Let onnxruntime's own LinearAttention compute the delta rule, by a change to a graph that is made in memory.
 
-``com.microsoft::LinearAttention`` is there from onnxruntime 1.25 on; its CPU kernel goes token by token, in float32. It
+``com.microsoft::LinearAttention`` is there from onnxruntime 1.25.1 on; its CPU kernel goes token by token, in float32. It
 takes the place of the function's body, so that nodes stay as they are and the file does too.
 """
 
@@ -13,13 +13,13 @@ from onnx import TensorProto, helper
 
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE
 
-_FIRST = (1, 25)  # the first version that has the operator; the standard one of opset 27 is a function there
+_FIRST = (1, 25, 1)  # the first version that has the operator; the standard one of opset 27 is a function there
 _CONTRIB = "com.microsoft"
 
 
 def has_linear_attention(version: str) -> bool:
     """Return whether a version of onnxruntime has the operator."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) >= _FIRST
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3]) >= _FIRST
 
 
 def use_linear_attention(model: onnx.ModelProto) -> bool:
