@@ -14,9 +14,16 @@ if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
 
 
-class _Delta(LayerKind):
+class DeltaKind(LayerKind):
+    """Layers of the plain delta rule; the gated one has a decay besides.
+
+    Attributes:
+        decays: Whether the state decays.
+    """
+
     name = "delta"
     attribute = "linear_attn"
+    decays = False
 
     def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
         """See :meth:`LayerKind.describe`."""
@@ -25,7 +32,7 @@ class _Delta(LayerKind):
             kind=self.name,
             cache=state_layout(settings, config.state_dtype, cache_dtype),
             operators={stage: (DELTA_RULE.name,) for stage in ("prefill", "decode")},
-            weights=weight_names(settings, self.attribute, decays=False),
+            weights=weight_names(settings, self.attribute, decays=self.decays),
             eviction="every token is mixed into a layer's state, and cannot be taken out again",
         )
 
@@ -40,4 +47,4 @@ class _Delta(LayerKind):
         return DeltaNet(config, delta_settings(config, self.name), implementation)
 
 
-KIND = _Delta()
+KIND = DeltaKind()

@@ -5,29 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.description import LayerDescription
-from lucid_deploy.model.layers import LayerKind
-from lucid_deploy.model.layers.delta_settings import delta_settings, state_layout, weight_names
-from lucid_deploy.plugins.table import DELTA_RULE
+from lucid_deploy.model.layers.delta import DeltaKind
+from lucid_deploy.model.layers.delta_settings import delta_settings
 
 if TYPE_CHECKING:
     from lucid_deploy.model.mixer import Mixer
 
 
-class _GatedDelta(LayerKind):
+class _GatedDelta(DeltaKind):
     name = "gated_delta"
-    attribute = "linear_attn"
-
-    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
-        """See :meth:`LayerKind.describe`."""
-        settings = delta_settings(config, self.name)
-        return LayerDescription(
-            kind=self.name,
-            cache=state_layout(settings, config.state_dtype, cache_dtype),
-            operators={stage: (DELTA_RULE.name,) for stage in ("prefill", "decode")},
-            weights=weight_names(settings, self.attribute, decays=True),
-            eviction="every token is mixed into a layer's state, and cannot be taken out again",
-        )
+    decays = True
 
     def words(self, config: LucidConfig) -> str:
         """See :meth:`LayerKind.words`."""

@@ -1,7 +1,7 @@
 """Let onnxruntime's own LinearAttention compute the delta rule, by a change to a graph that is made in memory.
 
-``com.microsoft::LinearAttention`` is there from onnxruntime 1.25.1 on; its CPU kernel goes token by token, in float32. It
-takes the place of the function's body, so that nodes stay as they are and the file does too.
+``com.microsoft::LinearAttention`` is there from onnxruntime 1.25.1 on; its CPU kernel goes token by token, in float32.
+It takes the place of the function's body, so that nodes stay as they are and the file does too.
 """
 
 from __future__ import annotations
