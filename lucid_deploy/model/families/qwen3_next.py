@@ -71,6 +71,10 @@ class QwenHybrid(Family):
                 f"{where}: linear_num_value_heads ({keys.linear_num_value_heads}) is not a multiple of "
                 f"linear_num_key_heads ({keys.linear_num_key_heads})."
             )
+        if self.linear_kind in config.layer_settings:
+            raise LucidError(
+                f"{where}: layer_settings has {self.linear_kind}, which this family's linear_* keys say; leave it out."
+            )
         check_kernel(keys.linear_conv_kernel_dim, "linear_conv_kernel_dim", where)
         if config.hidden_act != "silu":
             raise LucidError(

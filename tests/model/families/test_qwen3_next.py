@@ -92,6 +92,7 @@ def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
             "hidden_act 'gelu_pytorch_tanh' is not supported in this family; only silu is",
         ),
         ({"linear_num_heads": 3}, "linear_num_heads is 3"),
+        ({"layer_settings": {"gated_delta": {"key_heads": 1}}}, "layer_settings has gated_delta, which this family's"),
         ({"attention_type": "lucid", "lucid_layers": [0]}, "names layer 0, which is one of linear attention"),
         ({"attention_type": "lucid", "layer_types": [LINEAR] * 6}, "no layer attends to all tokens, so that none is"),
     ],
