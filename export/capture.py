@@ -1,23 +1,19 @@
-"""Capture a PyTorch module as an ONNX graph, where possible without tracing it once more to decompose its operators."""
+"""Capture a PyTorch module as an ONNX graph."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
+from lucid_deploy.export.exporter_shortcuts import shortcuts
 from lucid_deploy.export.operators import OPSET, translation_table
 from lucid_deploy.export.torch_operators import plain_operators
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
-
-_ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does what we do to it
 
 
 def capture(
@@ -38,7 +34,7 @@ def capture(
     """
     import torch
 
-    with warnings.catch_warnings(), _quiet_logging(), only_needed_decompositions():
+    with warnings.catch_warnings(), _quiet_logging(), shortcuts():
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
         program = torch.onnx.export(
@@ -55,62 +51,6 @@ def capture(
         )
     assert program is not None
     return program.model
-
-
-def to_decompose(program: torch.export.ExportedProgram, table: Collection[Any]) -> set[Any]:
-    """Return a program's operators that must be decomposed.
-
-    They are those of the exporter's table, which have no translation; those that write in place; and composite views,
-    such as ``flatten``: these have translations that are hardly ever reached, and wrong where a size is 0.
-    """
-    targets = {node.target for module in _graphs(program) for node in module.graph.nodes if node.op == "call_function"}
-    others = targets - plain_operators().keys()
-    return {target for target in others if target in table or _writes(target) or _is_composite_view(target)}
-
-
-def _writes(target: Any) -> bool:
-    return hasattr(target, "_schema") and bool(target._schema.is_mutable)
-
-
-def _is_composite_view(target: Any) -> bool:
-    import torch
-
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    shares = any(value.alias_info is not None for value in (*target._schema.arguments, *target._schema.returns))
-    return shares and target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-
-
-def _graphs(program: torch.export.ExportedProgram) -> list[torch.fx.GraphModule]:
-    import torch
-
-    return [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-
-
-@contextlib.contextmanager
-def only_needed_decompositions() -> Iterator[None]:
-    """Leave programs as they are that have nothing to decompose.
-
-    PyTorch's exporter decomposes each program it has captured, which traces all of it twice more: half the time of an
-    export. Where a version of PyTorch goes another way, it goes it here too, and nothing is gained.
-    """
-    import torch
-
-    kind = torch.export.ExportedProgram
-    decompose: Callable[..., torch.export.ExportedProgram] = kind.run_decompositions
-    thread = threading.get_ident()
-
-    def run_decompositions(
-        program: torch.export.ExportedProgram, decomp_table: Any = None, **options: Any
-    ) -> torch.export.ExportedProgram:
-        if threading.get_ident() != thread or decomp_table is None or to_decompose(program, decomp_table):
-            return decompose(program, decomp_table, **options)
-        for module in _graphs(program):
-            module.graph.eliminate_dead_code()
-        return program
-
-    with _ONE_CAPTURE, mock.patch.object(kind, "run_decompositions", run_decompositions):
-        yield
 
 
 class _quiet_logging:

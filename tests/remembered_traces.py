@@ -72,17 +72,7 @@ def _remembered_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracing, "trace", remembered)
-        _read_torchlib_once(patch)
         yield
-
-
-def _read_torchlib_once(patch: pytest.MonkeyPatch) -> None:
-    """Each export of PyTorch's reads the sources of onnxscript's 500 functions; where that is as we know it, once."""
-    from torch.onnx._internal.exporter import _registration
-
-    module = getattr(_registration, "onnxscript_apis", None)
-    if hasattr(module, "get_torchlib_ops"):
-        patch.setattr(module, "get_torchlib_ops", functools.cache(module.get_torchlib_ops))
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lucid_deploy.export import capture as capturing
-from lucid_deploy.export.capture import capture, to_decompose
+from lucid_deploy.export import exporter_shortcuts
+from lucid_deploy.export.capture import capture
+from lucid_deploy.export.exporter_shortcuts import to_decompose
 from lucid_deploy.export.trace import trace
 from lucid_deploy.model.config import parse_config
 from tests.conftest import TINY
@@ -37,7 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         said.append(set(map(str, found)))
         return found
 
-    monkeypatch.setattr(capturing, "to_decompose", asked)
+    monkeypatch.setattr(exporter_shortcuts, "to_decompose", asked)
     return said
 
 
@@ -54,7 +54,7 @@ def test_our_models_need_none_and_their_graphs_are_the_same(
     config = parse_config({**TINY, **LUCID_AND_WINDOW}, "test configuration")
     found = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
     assert asked == [set()], "these have no translation of their own: let the model use others"
-    monkeypatch.setattr(capturing, "to_decompose", lambda *_: {"all"})
+    monkeypatch.setattr(exporter_shortcuts, "to_decompose", lambda *_: {"all"})
     decomposed = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
     assert say(found.model) == say(decomposed.model)
     assert found.inputs == decomposed.inputs and found.outputs == decomposed.outputs
@@ -101,16 +101,3 @@ def test_graphs_compute_what_the_module_does(
     (found,) = session.run(None, {"x": x.numpy()})
     assert found.shape == compute(x.clone()).shape
     np.testing.assert_allclose(found, compute(x.clone()).numpy(), rtol=1e-3)  # float16's rounding
-
-
-def test_other_threads_programs_are_decomposed_as_ever() -> None:
-    """What an export does to PyTorch's exporter is for its own programs, and ends with it."""
-    program = torch.export.export(Module(lambda x: x.reshape(-1)), (torch.ones(2, 3),))
-    before, found = torch.export.ExportedProgram.run_decompositions, []
-    with capturing.only_needed_decompositions():
-        assert program.run_decompositions({}) is program
-        thread = threading.Thread(target=lambda: found.append(program.run_decompositions({}) is program))
-        thread.start()
-        thread.join()
-    assert found == [False]
-    assert torch.export.ExportedProgram.run_decompositions is before

@@ -1,0 +1,171 @@
+"""Shortcuts through PyTorch's exporter: what it computes again and again, and what our programs do not need.
+
+They reach into its internals, for the time of one capture and in the capturing thread alone. Where a version of PyTorch
+has other internals, it goes its own way, and nothing but time is lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from lucid_deploy.export.torch_operators import plain_operators
+
+if TYPE_CHECKING:
+    import torch
+
+_ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does what we do to it
+
+
+@contextmanager
+def shortcuts() -> Iterator[None]:
+    """Take all of them, in this thread, until the end of the block; other threads' captures wait."""
+    with _ONE_CAPTURE, ExitStack() as stack:
+        stack.enter_context(only_needed_decompositions())
+        stack.enter_context(torchlib_read_once())
+        stack.enter_context(known_values_while_promoting())
+        stack.enter_context(no_cache_of_fake_tensors())
+        yield
+
+
+def to_decompose(program: torch.export.ExportedProgram, table: Collection[Any]) -> set[Any]:
+    """Return a program's operators that must be decomposed.
+
+    They are those of the exporter's table, which have no translation; those that write in place; and composite views,
+    such as ``flatten``: these have translations that are hardly ever reached, and wrong where a size is 0.
+    """
+    targets = {node.target for module in _graphs(program) for node in module.graph.nodes if node.op == "call_function"}
+    others = targets - plain_operators().keys()
+    return {target for target in others if target in table or _writes(target) or _is_composite_view(target)}
+
+
+def _writes(target: Any) -> bool:
+    return hasattr(target, "_schema") and bool(target._schema.is_mutable)
+
+
+def _is_composite_view(target: Any) -> bool:
+    import torch
+
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    shares = any(value.alias_info is not None for value in (*target._schema.arguments, *target._schema.returns))
+    return shares and target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+
+
+def _graphs(program: torch.export.ExportedProgram) -> list[torch.fx.GraphModule]:
+    import torch
+
+    return [module for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+
+
+@contextmanager
+def only_needed_decompositions() -> Iterator[None]:
+    """Leave programs as they are that have nothing to decompose.
+
+    PyTorch's exporter decomposes each program it has captured, which traces all of it twice more: half the time of an
+    export.
+    """
+    import torch
+
+    kind = torch.export.ExportedProgram
+    decompose: Callable[..., torch.export.ExportedProgram] = kind.run_decompositions
+    thread = threading.get_ident()
+
+    def run_decompositions(
+        program: torch.export.ExportedProgram, decomp_table: Any = None, **options: Any
+    ) -> torch.export.ExportedProgram:
+        if threading.get_ident() != thread or decomp_table is None or to_decompose(program, decomp_table):
+            return decompose(program, decomp_table, **options)
+        for module in _graphs(program):
+            module.graph.eliminate_dead_code()
+        return program
+
+    with mock.patch.object(kind, "run_decompositions", run_decompositions):
+        yield
+
+
+@contextmanager
+def torchlib_read_once() -> Iterator[None]:
+    """Read the sources of onnxscript's translations once per process and opset instead of once per capture."""
+    kind = _internal("torch.onnx._internal.exporter._registration", "ONNXRegistry")
+    if not hasattr(kind, "from_torchlib"):
+        yield
+        return
+    thread, read = threading.get_ident(), kind.from_torchlib
+
+    def from_torchlib(*arguments: Any, **options: Any) -> Any:
+        if threading.get_ident() != thread:
+            return read(*arguments, **options)
+        known = _torchlib(read, arguments, tuple(sorted(options.items())))
+        registry = kind()
+        vars(registry).update(vars(known))
+        # A capture adds its own translations to these lists.
+        registry.functions = {target: list(functions) for target, functions in known.functions.items()}
+        return registry
+
+    with mock.patch.object(kind, "from_torchlib", staticmethod(from_torchlib)):
+        yield
+
+
+@functools.cache
+def _torchlib(read: Callable[..., Any], arguments: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Any:
+    return read(*arguments, **dict(options))
+
+
+@contextmanager
+def known_values_while_promoting() -> Iterator[None]:
+    """Promote operands to a common type without computing every node's shape and type once more.
+
+    The exporter's pass for it interprets the whole program on fake tensors, though each node carries its own from the
+    capture. Promoting changes a node's operands, never the type or the shape of its value.
+    """
+    from torch.fx import Interpreter, Node
+
+    module = "torch.onnx._internal.fx.passes.type_promotion"
+    kind, rule_of = _internal(module, "_TypePromotionInterpreter"), _internal(module, "get_type_promotion_rule")
+    if rule_of is None or not hasattr(kind, "_maybe_promote_node"):
+        yield
+        return
+    thread, run = threading.get_ident(), kind.run_node
+
+    def run_node(interpreter: Any, node: Node) -> Any:
+        if threading.get_ident() != thread:
+            return run(interpreter, node)
+        with interpreter._set_current_node(node):
+            if rule := rule_of(node, interpreter.type_promotion_table):
+                interpreter._maybe_promote_node(node, rule)
+        if node.op == "call_function" and "val" in node.meta:
+            return node.meta["val"]
+        return Interpreter.run_node(interpreter, node)
+
+    with mock.patch.object(kind, "run_node", run_node):
+        yield
+
+
+@contextmanager
+def no_cache_of_fake_tensors() -> Iterator[None]:
+    """Compute shapes and types of each operator's value afresh.
+
+    PyTorch remembers them by operator and operands. With symbolic sizes, looking there and making a tensor of what is
+    found costs more than the computation: capturing without is a third faster.
+    """
+    config, name = _internal("torch._dynamo.config"), "fake_tensor_cache_enabled"
+    if not hasattr(config, name):
+        yield
+        return
+    with config.patch(name, False):
+        yield
+
+
+def _internal(module: str, name: str | None = None) -> Any:
+    """Return a module, or an object in it; None where this version of PyTorch has none of that name."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return None
+    return found if name is None else getattr(found, name, None)

@@ -1,0 +1,179 @@
+"""Shortcuts through PyTorch's exporter: graphs are the same to the byte, and nothing stays changed."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor
+from torch.onnx._internal.exporter import _registration
+from torch.onnx._internal.fx.passes import type_promotion
+
+from lucid_deploy.export import capture as capturing
+from lucid_deploy.export import exporter_shortcuts
+from lucid_deploy.export.trace import trace
+from lucid_deploy.model.config import parse_config
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+LUCID_AND_WINDOW = {
+    "layer_types": ["full_attention", "sliding_attention"],
+    "lucid_layers": [0],
+    "sliding_window": 9,
+}
+
+
+@contextmanager
+def _none() -> Iterator[None]:
+    yield
+
+
+class Module(torch.nn.Module):
+    def __init__(self, compute: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def forward(self, x: Tensor, n: Tensor) -> Tensor:
+        return self.compute(x, n)
+
+
+def _captured(compute: Callable[[Tensor, Tensor], Tensor]) -> bytes:
+    arguments = torch.ones(2, 3, dtype=torch.float16), torch.ones(2, 1, dtype=torch.int64)
+    axes = ({0: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC})
+    return _bytes(capturing.capture(Module(compute).eval(), arguments, axes, ["x", "n"], ["y"]))
+
+
+def _bytes(model: ir.Model) -> bytes:
+    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+
+
+# Operands of several types: an integer tensor and numbers of either kind beside float16.
+PROMOTED = [
+    lambda x, n: x * n + 2,
+    lambda x, n: (n / 3) * x.to(torch.float32),
+    lambda x, n: torch.where(n > 0, x, 0.5) ** 2,
+    lambda x, n: (x + n.sum(dim=1, keepdim=True)).pow(n.to(torch.float32)) + (x > n).all(),
+    lambda x, n: (n.float() + x).transpose(0, 1) * x.shape[0],
+]
+
+
+@pytest.mark.parametrize("compute", PROMOTED)
+def test_types_are_promoted_as_ever(
+    compute: Callable[[Tensor, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _captured(compute)
+    monkeypatch.setattr(capturing, "shortcuts", exporter_shortcuts.only_needed_decompositions)
+    assert found == _captured(compute)
+
+
+@pytest.mark.parametrize(("stage", "layers"), [("prefill", {}), ("decode", LUCID_AND_WINDOW)])
+def test_graphs_of_our_models_are_the_same(
+    stage: str, layers: dict[str, Any], fresh_traces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the first shortcut nodes are named otherwise; ``test_capture.py`` looks at that one."""
+    config = parse_config({**TINY, **layers}, "test configuration")
+    found = trace(config, stage, "float16", cache="static", cache_dtype="int8")
+    monkeypatch.setattr(capturing, "shortcuts", exporter_shortcuts.only_needed_decompositions)
+    assert _bytes(found.model) == _bytes(trace(config, stage, "float16", cache="static", cache_dtype="int8").model)
+
+
+def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the version of PyTorch that is tested here; where its internals have changed, this fails and says so."""
+    counts = {"torchlib": 0, "interpreted": 0}
+    apis = _registration.onnxscript_apis
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    _captured(PROMOTED[0])  # reads the library, if no test before did
+    monkeypatch.setattr(apis, "get_torchlib_ops", counted("torchlib", apis.get_torchlib_ops))
+    interpreter = type_promotion._TypePromotionInterpreter
+    call = counted("interpreted", interpreter.call_function)
+    monkeypatch.setattr(interpreter, "call_function", call, raising=False)
+    _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
+    assert counts == {"torchlib": 0, "interpreted": 0}
+    monkeypatch.setattr(capturing, "shortcuts", _none)
+    _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
+    assert counts["torchlib"] > 0 and counts["interpreted"] > 0
+
+
+def test_captures_do_not_share_translations() -> None:
+    """A capture's own translations are not in the next one's."""
+    with exporter_shortcuts.torchlib_read_once():
+        first = _registration.ONNXRegistry.from_torchlib()
+        first.register_op(torch.ops.aten.relu.default, lambda x: x)
+        second = _registration.ONNXRegistry.from_torchlib()
+    name = torch.ops.aten.relu.default.name()
+    assert len(first.functions[name]) == len(second.functions[name]) + 1
+    assert second.opset_version == first.opset_version
+
+
+def test_nothing_stays_changed() -> None:
+    import torch._dynamo.config as dynamo
+
+    def state() -> tuple[Any, ...]:
+        interpreter = type_promotion._TypePromotionInterpreter
+        registry = _registration.ONNXRegistry
+        return (
+            torch.export.ExportedProgram.run_decompositions,
+            vars(registry)["from_torchlib"],
+            interpreter.run_node,
+            dynamo.fake_tensor_cache_enabled,
+        )
+
+    before = state()
+    with pytest.raises(KeyboardInterrupt), exporter_shortcuts.shortcuts():
+        assert all(now is not old for now, old in zip(state(), before, strict=True))
+        raise KeyboardInterrupt
+    assert state() == before
+
+
+INTERNALS = [
+    ("torch.onnx._internal.exporter._registration", "ONNXRegistry"),
+    ("torch.onnx._internal.fx.passes.type_promotion", "_TypePromotionInterpreter"),
+    ("torch.onnx._internal.fx.passes.type_promotion", "get_type_promotion_rule"),
+    ("torch.onnx._internal.fx.passes.type_promotion", None),
+    ("torch._dynamo.config", None),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), INTERNALS)
+def test_another_version_of_pytorch_goes_its_own_way(
+    module: str, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import_module = importlib.import_module
+
+    def without(asked: str) -> Any:
+        if asked != module:
+            return import_module(asked)
+        if name is None:
+            raise ImportError(asked)
+        return SimpleNamespace(**{key: value for key, value in vars(import_module(asked)).items() if key != name})
+
+    expected = _captured(PROMOTED[0])
+    monkeypatch.setattr(importlib, "import_module", without)
+    assert _captured(PROMOTED[0]) == expected
+
+
+def test_other_threads_programs_are_decomposed_as_ever() -> None:
+    """What an export does to PyTorch's exporter is for its own programs, and ends with it."""
+    program = torch.export.export(Module(lambda x, n: (x + n).reshape(-1)), (torch.ones(2, 3), torch.ones(3)))
+    before, found = torch.export.ExportedProgram.run_decompositions, []
+    with exporter_shortcuts.only_needed_decompositions():
+        assert program.run_decompositions({}) is program
+        thread = threading.Thread(target=lambda: found.append(program.run_decompositions({}) is program))
+        thread.start()
+        thread.join()
+    assert found == [False]
+    assert torch.export.ExportedProgram.run_decompositions is before
