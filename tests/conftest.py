@@ -22,6 +22,7 @@ pytest_plugins = [
     "tests.byte_level_checkpoints",
     "tests.cpu_library",
     "tests.demo_artifacts",
+    "tests.hybrid_artifact",
     "tests.last_guard",
     "tests.nothing_skipped",
     "tests.own_folders",

@@ -301,3 +301,14 @@ def test_options_of_sampling_at_temperature_zero_are_remarked(place: Workplace) 
     assert "Note:" in CliRunner().invoke(main, [*arguments, "--top-p", "0.5"]).stderr
     assert "Note:" not in CliRunner().invoke(main, [*arguments, "--top-p", "0.5", "--temperature", "1"]).stderr
     assert "Note:" not in CliRunner().invoke(main, arguments).stderr
+
+
+def test_a_hybrid_answers_a_batch_as_one_prompt_alone(hybrid: Callable[..., Artifact], tmp_path: Path) -> None:
+    place = Workplace(hybrid().directory, tmp_path)
+    prompts = [" ".join(f"w{1 + (7 * i * n) % 60}" for i in range(n)) for n in (1, 33, 5, 18)]
+    place.write(*({"prompt": prompt} for prompt in prompts))
+    place.run("--rows", 3, "--prefill-chunk", 8, "--max-new-tokens", 6)
+    found = [answer["text"] for _, answer in sorted(place.answers().items())]
+    assert found == [alone(place.directory, prompt, "--max-new-tokens", 6)["text"] for prompt in prompts]
+    by_pytorch = alone(place.directory, prompts[1], "--max-new-tokens", 6, "--runtime", "torch")
+    assert found[1] == by_pytorch["text"]

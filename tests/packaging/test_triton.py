@@ -209,3 +209,32 @@ def test_other_models_stay_and_own_ones_are_replaced_on_demand(exported: Exporte
     package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
     assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill", "other"]
     assert read_config(models / "lucid-decode").name == "lucid-decode"
+
+
+def test_the_states_of_a_hybrid_travel_as_any_cache(hybrid: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = hybrid()
+    prefill, decode = package_triton(artifact, tmp_path / "models", TritonOptions(name="hybrid"))
+    own = open_session(artifact)
+    ids, cache = np.arange(2, 12)[None], own.empty_cache()
+    expected = [own.prefill(ids, cache).copy(), own.decode(np.array([[5]]), cache).copy()]
+    config = read_config(decode)
+    shapes = {item.name: list(item.dims) for item in config.input}
+    assert shapes["past_key_values.0.recurrent_state"] == [-1, 8, 16, 16]
+    feed: dict[str, Any] = {}
+    for item in read_config(prefill).input:  # a client knows the configuration alone: empty rows, and states of zeros
+        if item.name.startswith("past_key_values."):
+            heads_first = item.name.endswith(("key", "value"))
+            shape = [1, *(0 if heads_first and size == -1 else size for size in list(item.dims)[1:])]
+            feed[item.name] = np.zeros(shape, np.float32)
+    found = []
+    for folder, new, start in ((prefill, ids, 0), (decode, np.array([[5]]), 10)):
+        length = start + new.shape[1]
+        feed |= {"input_ids": new, "attention_mask": np.ones((1, length), np.int64)}
+        feed["position_ids"] = np.arange(start, length)[None]
+        session = ort.InferenceSession(str(folder / "1" / "model.onnx"))
+        logits, *present = session.run(None, {item.name: feed[item.name] for item in session.get_inputs()})
+        found.append(logits)
+        names = [item.name for item in session.get_outputs()][1:]
+        feed |= {name.replace("present", "past_key_values"): x for name, x in zip(names, present, strict=True)}
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())

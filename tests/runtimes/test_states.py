@@ -1,9 +1,10 @@
-"""A hybrid of gated delta layers and one of full attention, exported once: caches whose states do not grow."""
+"""A hybrid of gated delta layers and one of LUCID, exported once: caches whose states do not grow."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export import export
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
@@ -28,15 +29,8 @@ ROW = 2 * 2 * 12 * 4  # the layer of attention: a key and a value of two heads
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    home = tmp_path_factory.mktemp("hybrid")
-    model = Flash({**MODELS["decay, shared keys, attention"], "head_dim": 16, "expand_v": 1.0})
-    for name, tensor in model.tensors.items():
-        if name.endswith("A_log"):
-            tensor -= (
-                3  # states that last: where they forget at once, heads are near 0, and their norm magnifies errors
-            )
-    return export(model.save(home / "checkpoint"), home / "artifact")
+def artifact(hybrid: Callable[..., Artifact]) -> Artifact:
+    return hybrid()
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +123,12 @@ def test_its_states_do_not_grow(artifact: Artifact) -> None:
     assert f"({ROW} bytes a token, and states of {STATES / 1024:.1f} KiB that do not grow)" in " ".join(said.split())
 
 
-def test_what_cannot_take_states_refuses_by_name(artifact: Artifact, tmp_path: Path) -> None:
+def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:
     assert not (artifact.directory / "genai_config.json").exists()  # its pipelines hand on keys and values only
     built = lucid_deploy("build", artifact.directory)
     assert built.exit_code == 2 and "Layer 0 (gated_delta) caches conv_state (state)" in built.stderr
     with pytest.raises(LucidError, match="layer 0 is of kind gated_delta, which caches conv_state in another form"):
         LucidForGeneration.from_checkpoint(artifact.manifest.source)
-    rounding = ExportOptions(cache_dtype="int8")
-    other = export(artifact.manifest.source, tmp_path / "int8", rounding)
-    verified = lucid_deploy("verify", other.directory, "--quick")
-    assert verified.exit_code == 2 and "A cache of int8 beside states" in verified.stderr
 
 
 def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:
@@ -149,3 +139,24 @@ def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifa
     change_weight(broken, "model.layers.0.linear_attn.A_log", 1.01)
     failed = lucid_deploy("verify", broken, "--quick")
     assert failed.exit_code == 1 and "layer 0 recurrent_state is beyond its gate" in " ".join(failed.stderr.split())
+
+
+@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
+def test_verify_judges_rows_that_round_beside_states_that_do_not(
+    hybrid: Callable[..., Artifact], tmp_path: Path, cache_dtype: str
+) -> None:
+    rounding = hybrid(cache_dtype=cache_dtype)
+    layers = json.loads((rounding.directory / "lucid.json").read_text())["layers"]
+    types = {tensor["name"]: tensor["dtype"] for layer in layers for tensor in layer["cache"]}
+    assert types["key"] == cache_dtype and types["recurrent_state"] == "float32"
+    passed = lucid_deploy("verify", rounding.directory, "--quick", "--json", "-")
+    assert passed.exit_code == 0, passed.stderr
+    found = json.loads(passed.stdout)["comparisons"]
+    assert {"one-shot", "chunks"} <= {item["schedule"] for item in found if "recurrent_state" in item["tensor"]}
+    assert any("size of decoded rows" in item["schedule"] for item in found)
+    # Behind a layer whose cache rounds, gates are wide: what shows 1 % there are the steps from a given cache.
+    broken = Path(shutil.copytree(rounding.directory, tmp_path / "broken"))
+    change_weight(broken, "model.layers.2.linear_attn.A_log", 1.01, whole=True)
+    failed = lucid_deploy("verify", broken, "--quick", "--json", "-")
+    outcomes = {(item["schedule"], item["passed"]) for item in json.loads(failed.stdout)["comparisons"]}
+    assert failed.exit_code == 1 and ("decode from given rows", False) in outcomes

@@ -19,12 +19,14 @@ code of the largest magnitude, for parts so small that the baseline may have mov
 Only rows count that could be judged by themselves: those which zeros would not pass (:mod:`.gate`). In the others a sum
 cancels, and what remains comes from earlier roundings, which differ between correct implementations. If none is
 left, the size is not judged, and its gate says so.
+
+A state has no size to judge: it is kept in floating point, without scales. Its gate is the baseline's error, as ever.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,21 +75,6 @@ def rounds(session: Session[Any]) -> bool:
     return session.cache_dtype != session.dtype
 
 
-def check_layout(session: Session[Any]) -> None:
-    """Refuse caches that round and hold states: what is compared are rows, and a state has none.
-
-    Raises:
-        LucidError: It is such a cache.
-    """
-    states = [index for index, layer in enumerate(session.layers) if any(not each.has_tokens for each in layer.cache)]
-    if rounds(session) and states:
-        raise LucidError(
-            f"A cache of {session.cache_dtype} beside states (layer {states[0]} is of kind "
-            f"{session.layers[states[0]].kind}) cannot be verified yet: a state has no rows, whose rounding is what is "
-            "compared. Export with --cache-dtype auto to verify the model."
-        )
-
-
 def derive(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
@@ -104,7 +91,8 @@ def derive(
     Raises:
         LucidError, CheckFailed: As :func:`~lucid_deploy.parity.measure.gate.derive_gates`.
     """
-    if any(rows.start for rows in rounded.tensors.values()):
+    judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
+    if any(rows.start for rows in judged.values()):
         raise LucidError(
             f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it has dropped "
             "rounded rows that the comparison needs. Export with --cache-dtype auto to verify the model."
@@ -115,7 +103,7 @@ def derive(
     sizes: SizeGates = {}
     for part, rows in _parts(scenario, schedule).items():
         sizes[part] = {}
-        for tensor, whole in rounded.tensors.items():
+        for tensor, whole in judged.items():
             seen = zero_errors(reference.tensors[tensor].values, tensor.accumulated) > gates[tensor].limit  # (T,)
             chosen = np.arange(rows.start, rows.stop)[seen[rows]]
             least = floor if len(chosen) else VACUOUS
@@ -129,10 +117,10 @@ def derive(
 
 
 def without_logits(trace: Trace) -> Trace:
-    """Return K and Y alone, as float32: that is what the traces of all schedules take memory for."""
+    """Return what is cached alone, as float32: that is what the traces of all schedules take memory for."""
     return Trace(
         {
-            tensor: TensorRows(rows.values.astype(np.float32), rows.start)
+            tensor: replace(rows, values=rows.values.astype(np.float32))
             for tensor, rows in trace.tensors.items()
             if not tensor.is_logits
         }

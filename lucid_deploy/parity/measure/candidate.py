@@ -46,7 +46,7 @@ def measure(
     scenarios = [target.scenario for target in targets.items]
     total = _calls(scenarios, schedules, session.batch_limit)
     total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
-    total += sum(given_cache.calls(target.scenario) for target in targets.items if target.given)
+    total += sum(given_cache.calls(session, target.scenario) for target in targets.items if target.given)
     meter = CallCounter(progress, phases.candidate(session.runtime, session.dtype), total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     free_runs: list[FreeRun] = []

@@ -65,8 +65,8 @@ class TensorId(NamedTuple):
         return "logits" if self.is_logits else f"layer {self.layer} {self.word}"
 
 
-# After so many of the last tokens states are compared: the error of one draw would make a gate that is too narrow for a
-# correct candidate (seen: twice the gate), and more of them would take the memory of a model.
+# After so many of the last tokens, from the prompt's last on, states are compared: the error of one draw would make a
+# gate that is too narrow for a correct candidate (seen: twice the gate), and more would take the memory of a model.
 STATES = 4
 States = dict[tuple[int, int], Array]  # by layer, and place in its layout without scales
 
@@ -78,10 +78,12 @@ class TensorRows:
     Attributes:
         values: ``(B, T, F)``; F is key/value heads times head width, or the vocabulary.
         start: Position in the sequence (padding not counted) of the first row.
+        is_state: Whether it is a state.
     """
 
     values: Array
     start: int = 0
+    is_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,12 @@ class _Fed:
 
 def _snapshots(session: Session[Any], forced: int) -> int:
     """Return after how many of the last tokens states are compared; 1 where no layer has any."""
-    has_states = any(not tensor.has_tokens for layer in session.layout for tensor in layer)
-    return max(1, min(STATES, forced)) if has_states else 1
+    return min(STATES, forced + 1) if has_states(session) else 1
+
+
+def has_states(session: Session[Any]) -> bool:
+    """Whether a layer keeps a state."""
+    return any(not tensor.has_tokens for layer in session.layout for tensor in layer)
 
 
 def _states(session: Session[Any], cache: Cache[Any]) -> States:
@@ -211,13 +217,14 @@ def _feed(
     free = np.array([choose and scenario.greedy for scenario in scenarios])
     steps, fed, states = [logits], [], []
     kept = _snapshots(session, len(scenarios[0].forced))
+    if kept > len(scenarios[0].forced):
+        states.append(_states(session, cache))
     for place, forced in enumerate(np.stack([scenario.forced for scenario in scenarios], axis=1), start=1):
         fed.append(np.where(free, steps[-1][::each, -1].argmax(axis=-1), forced))
         steps.append(session.decode(np.repeat(fed[-1], each)[:, None], cache))
         if place > len(scenarios[0].forced) - kept:
             states.append(_states(session, cache))
         tick()
-    states = states or [_states(session, cache)]  # no tokens are forced
     return _Fed(cache, np.concatenate(steps, axis=1), np.stack(fed, axis=1), states)
 
 
@@ -252,7 +259,7 @@ def _traces(
                 raise CheckFailed(f"{name} has shape {array.shape}, the model's configuration asks for {shape}.")
             if (index, place) in states[-1]:
                 last_ones = np.stack([each[index, place].reshape(cache.batch, -1) for each in states], axis=1)
-                whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states))
+                whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states), is_state=True)
             else:
                 whole[name] = _token_rows(tensor, array, cache.mask)
     wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
@@ -262,7 +269,7 @@ def _traces(
     traces = []
     for index, scenario in enumerate(scenarios):
         own = slice(index * each, (index + 1) * each)
-        tensors = {name: TensorRows(rows.values[own], rows.start) for name, rows in whole.items()}
+        tensors = {name: replace(rows, values=rows.values[own]) for name, rows in whole.items()}
         tensors[last] = TensorRows(logits[own], start=len(scenario.prompt) - 1)
         traces.append(Trace(tensors))
     return traces

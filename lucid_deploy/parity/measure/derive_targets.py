@@ -73,7 +73,6 @@ def prepare(
     """
     session = opened(baseline)
     extent = extent if steps is None else replace(extent, steps=steps)
-    cache_gates.check_layout(session)
     scenarios = [*_scenarios(session.config, extent, seed, prompt, embeddings), *more]
     drafted = _draft(session, scenarios, progress)
     exact, own = _record_reference(reference, session, drafted, progress)
@@ -183,7 +182,7 @@ def _add_rounded(
     if (session.dtype, session.cache_dtype) != ("float64", cache_dtype):
         raise ValueError(f"the second reference must be float64 with a cache in {cache_dtype}")
     total = sum(schedule.calls(group[0]) for schedule in schedules for group in _groups(targets))
-    total += sum(given_cache.calls(target.scenario) for target in targets)
+    total += sum(given_cache.calls(session, target.scenario) for target in targets)
     meter = CallCounter(progress, phases.rounded(cache_dtype), total)
     for schedule in schedules:
         found = _recorded_together(session, targets, schedule, meter)
@@ -216,7 +215,7 @@ def _add_schedules(
     schedules = extent.schedules
     others = [schedule for schedule in schedules if schedule != ONE_SHOT]
     total = sum(schedule.calls(group[0]) for schedule in others for group in _groups(targets))
-    total += sum(given_cache.calls(target.scenario) for target in targets)
+    total += sum(given_cache.calls(session, target.scenario) for target in targets)
     meter = CallCounter(progress, phases.schedules(session.dtype, session.cache_dtype), total)
     for schedule in schedules:
         traces = one_shot if schedule == ONE_SHOT else _recorded_together(session, targets, schedule, meter)

@@ -5,12 +5,15 @@ The figures are upper estimates of what a verification takes beyond mapped files
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.model.scenarios import DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, fit_lengths
+from lucid_deploy.parity.measure.compare import STATES
 
 SCENARIOS = 5  # sequences that are run
 EXPLAINED = 3  # sequences that are looked into, at most
@@ -27,7 +30,7 @@ def record_bytes(config: LucidConfig, tokens: int, steps: int, rounds: bool) -> 
         steps: Of them decoded: these have logits.
         rounds: Whether the cache rounds; then every schedule has a reference of its own.
     """
-    rows = 2 * config.num_hidden_layers * tokens * config.num_key_value_heads * config.head_dim  # K and Y
+    rows = _values(config, tokens, STATES)  # K and Y, and states after several tokens
     logits = (steps + 1) * config.vocab_size
     of_schedules = len(SCHEDULES) * rows * 4 if rounds else 0
     batch = 2 * SCENARIOS * (rows + logits) * 4  # the candidate's, padded: two rows each
@@ -39,8 +42,14 @@ def record_bytes(config: LucidConfig, tokens: int, steps: int, rounds: bool) -> 
 def explain_bytes(config: LucidConfig, tokens: int) -> Parts:
     """Return what looking into the layers takes: the reference's states of all sequences, and of one call."""
     rows = 3 * tokens * config.num_key_value_heads * config.head_dim + tokens * config.hidden_size  # K, V, Y, residual
-    states = (config.num_hidden_layers + 1) * rows * 8
+    states = (config.num_hidden_layers + 1) * rows * 8 + _values(config, 0, 1) * 8
     return {"states of all layers": (EXPLAINED + 4) * states}
+
+
+def _values(config: LucidConfig, tokens: int, states: int) -> int:
+    """Return how many values all layers cache of so many tokens, each state counted so many times."""
+    tensors = [tensor for layer in layout_of(describe(config, "float32")) for tensor in layer]
+    return sum(math.prod(tensor.batch_shape(1, tokens)) * (1 if tensor.has_tokens else states) for tensor in tensors)
 
 
 def sequence_tokens(

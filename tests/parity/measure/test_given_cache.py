@@ -22,7 +22,7 @@ def model():
 def answers(model, rows, dtype=torch.float32):
     ticks = []
     found = given_cache.answers(session(model, dtype), SCENARIO, rows, lambda: ticks.append(0))
-    assert len(ticks) == given_cache.calls(SCENARIO)
+    assert len(ticks) == given_cache.calls(session(model, dtype), SCENARIO)
     return found
 
 

@@ -3,7 +3,9 @@
 import pytest
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import parse_config
 from lucid_deploy.parity.measure.memory import available, check_fits, explain_bytes, record_bytes, sequence_tokens
+from tests.model.families.flash_model import MODELS, SMALL
 from tests.parity.small_models import small_config
 
 
@@ -46,6 +48,20 @@ def test_more_tokens_and_a_cache_that_rounds_take_more():
     assert plain < record_bytes(config, 100, 10, rounds=True)["recorded tensors"]
     assert 1.5 * plain < record_bytes(config, 200, 20, rounds=False)["recorded tensors"]
     assert explain_bytes(config, 100)["states of all layers"] > 0
+
+
+def test_states_are_counted_as_often_as_they_are_kept_and_do_not_grow_with_the_text():
+    config, state = parse_config({**SMALL, **MODELS["plain"]}, "config.json"), 4 * 12 * 12 + 3 * 48 * 3
+    lone = explain_bytes(config, 100)["states of all layers"] - explain_bytes(config, 0)["states of all layers"]
+    assert (
+        explain_bytes(config, 200)["states of all layers"]
+        == explain_bytes(config, 0)["states of all layers"] + 2 * lone
+    )
+    assert explain_bytes(config, 0)["states of all layers"] == 7 * 3 * state * 8
+    work, logits = 10 * 4 * config.intermediate_size * 8, 11 * config.vocab_size
+    found = record_bytes(config, 100, 10, rounds=False)["recorded tensors"]
+    kept = found - 100 * work - logits * (5 * 12 + 10 * 4 + 10 * 8)
+    assert kept == 3 * 4 * state * (5 * 12 + 10 * 4)  # three layers, after four tokens
 
 
 def test_a_short_context_has_short_sequences():

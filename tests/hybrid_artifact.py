@@ -1,0 +1,48 @@
+"""A hybrid, gated delta layers around a LUCID layer, with a tokenizer of words: exported once per test run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.export import ExportOptions, export
+from tests.model.families.flash_model import MODELS, Flash
+from tests.once_per_run import made_once, run_folder
+
+VOCABULARY = 61  # words w0 to w60
+MODEL = {**MODELS["decay, shared keys, attention"], "head_dim": 16, "expand_v": 1.0, "attention_type": "lucid"}
+
+
+def write_hybrid(folder: Path) -> Path:
+    """Write the checkpoint; return its directory."""
+    model = Flash(MODEL, solved=(1,))
+    for name, tensor in model.tensors.items():
+        if name.endswith("A_log"):
+            # States that last: where they forget at once, heads are near 0, and their norm magnifies errors.
+            tensor -= 3
+    model.save(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
+    """Return a function that gives an artifact of the hybrid: ``hybrid(cache="static")``. Do not change its files."""
+    root = run_folder(tmp_path_factory, "hybrid")
+
+    def get(**options: Any) -> Artifact:
+        checkpoint = made_once(root, "checkpoint", lambda folder: write_hybrid(folder / "checkpoint")) / "checkpoint"
+
+        def make(folder: Path) -> None:
+            export(checkpoint, folder / "artifact", ExportOptions(**options))
+
+        return open_artifact(made_once(root, repr(sorted(options.items())), make) / "artifact")
+
+    return get
