@@ -6,6 +6,8 @@ out so that the first layer looks back a few tokens and the others attend to sim
 the training two attention heads are shown where to look. After that the loss counts the answers alone. The result is a
 checkpoint in the published layout.
 
+With ``--hybrid`` the first and the last of the three layers are of the delta rule, and the one between them attends.
+
 This file holds what any training of a LUCID model has: configuration, loop, loss, and a checkpoint that lucid-deploy
 exports. What is special about this one stands in recall_training/: words, sequences, parameters, supervision, progress.
 
@@ -33,14 +35,23 @@ from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer, toke
 from safetensors.torch import save_file
 
 from lucid_deploy.demo import recall
+from lucid_deploy.model.attention.delta_net import DeltaNet
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
 PEAK_RATE, WARMUP = 3e-3, 100  # of AdamW; steps
+DELTA = {"key_heads": 4, "value_heads": 4, "key_width": 32, "value_width": 32, "kernel": 4, "gate": "silu"}
 
 
-def config_json(attention: str) -> dict[str, Any]:
-    """Return ``config.json``: Hugging Face's Llama keys and the four that LUCID adds."""
+def config_json(attention: str, hybrid: bool = False) -> dict[str, Any]:
+    """Return ``config.json``: Hugging Face's Llama keys and those that LUCID adds.
+
+    Args:
+        attention: ``lucid`` or ``llama``.
+        hybrid: Whether only the second layer is of that attention, between two of the delta rule.
+    """
+    middle = "lucid" if attention == "lucid" else "standard"
+    layers = {"layer_kinds": ["delta", middle, "delta"], "layer_settings": {"delta": DELTA}}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -68,6 +79,7 @@ def config_json(attention: str) -> dict[str, Any]:
         "use_cache": True,
         **SPECIAL_IDS,
         "torch_dtype": "float32",
+        **(layers if hybrid else {}),
     }
 
 
@@ -77,7 +89,9 @@ def learning_rate(step: int, steps: int) -> float:
     return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def train(attention: str, steps: int, seed: int, curve: Curve | None = None, plain: bool = False) -> LucidForCausalLM:
+def train(
+    attention: str, steps: int, seed: int, curve: Curve | None = None, plain: bool = False, hybrid: bool = False
+) -> LucidForCausalLM:
     """Train a model from nothing and print the progress.
 
     Args:
@@ -86,11 +100,15 @@ def train(attention: str, steps: int, seed: int, curve: Curve | None = None, pla
         seed: Of the parameters and the data.
         curve: Where to note the progress, and held-out prompts answered on the way.
         plain: Without either help: parameters start random, and attention heads are not shown where to look.
+        hybrid: Layers of the delta rule around one of that attention.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    raw = config_json(attention)
+    raw = config_json(attention, hybrid)
     model = LucidForCausalLM(parse_config(raw, "config.json"), implementation="reference")
+    for layer in model.layers():
+        if isinstance(layer.mixer, DeltaNet):  # its reference takes a step for every token
+            layer.mixer.implementation = "blocked"
     if plain:
         start_random(model, raw["initializer_range"])
     else:
@@ -122,7 +140,8 @@ def train(attention: str, steps: int, seed: int, curve: Curve | None = None, pla
 def save(model: LucidForCausalLM, output: Path) -> None:
     """Write the checkpoint: configuration, weights, tokenizer."""
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(output / "config.json", config_json(model.config.attention_type))
+    hybrid = "delta" in model.config.kinds
+    _write_json(output / "config.json", config_json(model.config.attention_type, hybrid))
     _write_json(output / "generation_config.json", {**SPECIAL_IDS, "do_sample": False, "max_new_tokens": 8})
     _write_json(output / "tokenizer_config.json", tokenizer_config(model.config.max_position_embeddings))
     build_tokenizer().save(str(output / "tokenizer.json"))
@@ -171,6 +190,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     help="Write how training went to this JSON file, with 200 held-out prompts answered every 100 steps.",
 )
 @click.option("--plain", is_flag=True, help="Random parameters at the start, and no attention supervision.")
+@click.option("--hybrid", is_flag=True, help="Layers of the delta rule around one of that attention.")
 def main(
     output: Path,
     attention: str,
@@ -180,15 +200,17 @@ def main(
     threads: int,
     curve_file: Path | None,
     plain: bool,
+    hybrid: bool,
 ) -> None:
     """Train, save, and measure on held-out prompts."""
     torch.set_num_threads(threads)
     start = time.monotonic()
     curve = Curve(every=100, prompts=200) if curve_file else None
-    model = train(attention, steps, seed, curve, plain)
+    model = train(attention, steps, seed, curve, plain, hybrid)
     save(model, output)
     if curve_file and curve:
         facts = {"attention": attention, "steps": steps, "seed": seed, "threads": threads, "plain": plain}
+        facts |= {"hybrid": True} if hybrid else {}
         _write_json(curve_file, {**facts, "curve": curve.to_json()})
     print(f"trained and saved to {output} in {(time.monotonic() - start) / 60:.1f} minutes")
     results = accuracy(model, recall.held_out(prompts))

@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from lucid_deploy.model.attention.delta_net import DeltaNet
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.rope import inverse_frequencies
@@ -21,6 +22,7 @@ def initialize(model: LucidForCausalLM) -> None:
 
     The head starts as a copy of the embedding and attention heads write back what they read, since the task is to copy
     words. The first layer's heads look 1, 2, 3 and 4 tokens back; later layers attend to tokens with similar content.
+    The heads of a layer of the delta rule hold 0, 1, 2 and 3 tokens back, by their convolutions.
     """
     config, embedding = model.config, model.model.embed_tokens.weight
     for parameter in model.parameters():
@@ -32,8 +34,11 @@ def initialize(model: LucidForCausalLM) -> None:
     model.lm_head.weight.copy_(words / 2)
     signs = words[: len(SPECIAL) + 3]  # with the verb: tokens that tell entries apart in no way
     empty = torch.linalg.qr(torch.cat([common[None], signs]).T)[0]  # (C, 8), the directions that say nothing
-    for i, layer in enumerate(model.model.layers):
-        attention = layer.self_attn
+    for i, layer in enumerate(model.layers()):
+        if isinstance(layer.mixer, DeltaNet):
+            _hold_back(layer.mixer)
+            continue
+        attention = layer.mixer
         value = 0.35 * _orthogonal_rows(attention.v_proj.weight)
         attention.v_proj.weight.copy_(value if i else value - value @ empty @ empty.T)
         attention.o_proj.weight.copy_(_per_query_head(value, config).T)
@@ -43,7 +48,8 @@ def initialize(model: LucidForCausalLM) -> None:
             key -= key @ empty @ empty.T
             attention.k_proj.weight.copy_(key)
             attention.q_proj.weight.copy_(_per_query_head(key, config))
-    _look_back(model, common)
+    if not isinstance(model.layers()[0].mixer, DeltaNet):
+        _look_back(model, common)
 
 
 @torch.no_grad()
@@ -52,6 +58,21 @@ def start_random(model: LucidForCausalLM, width: float) -> None:
     for parameter in model.parameters():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=width)
+
+
+def _hold_back(mixer: DeltaNet) -> None:
+    """Let head h of a layer of the delta rule write the value of the token h back, and read what it wrote last.
+
+    Queries are keys, so that a token reads what was written under words like it.
+    """
+    mixer.q_proj.weight.copy_(mixer.k_proj.weight)
+    for convolution in (mixer.q_conv1d, mixer.k_conv1d, mixer.v_conv1d):
+        convolution.weight.zero_()
+        convolution.weight[:, 0, -1] = 1
+    heads = mixer.v_conv1d.weight.view(mixer.settings.value_heads, -1, mixer.settings.kernel)  # (H, E, K)
+    heads.zero_()
+    for h in range(heads.shape[0]):
+        heads[h, :, -1 - h % heads.shape[2]] = 1
 
 
 def _look_back(model: LucidForCausalLM, common: torch.Tensor) -> None:

@@ -169,14 +169,22 @@ def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tok
     assert batch.positions[:2].tolist() == [first, first + 1]
 
 
-@pytest.mark.parametrize("attention", ["lucid", "llama"])
-def test_the_training_script_writes_a_checkpoint(script, tmp_path, attention):
-    command = ["--output", str(tmp_path), "--attention", attention, "--steps", "3", "--prompts", "30"]
+@pytest.mark.parametrize(
+    ("attention", "more", "kinds"),
+    [
+        ("lucid", [], ("lucid",) * 3),
+        ("llama", [], ("standard",) * 3),
+        ("lucid", ["--hybrid"], ("delta", "lucid", "delta")),
+        ("llama", ["--hybrid"], ("delta", "standard", "delta")),
+    ],
+)
+def test_the_training_script_writes_a_checkpoint(script, tmp_path, attention, more, kinds):
+    command = ["--output", str(tmp_path), "--attention", attention, "--steps", "3", "--prompts", "30", *more]
     result = CliRunner().invoke(script.main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "right" in result.output
     model = load_model(tmp_path)
-    assert model.config.attention_type == attention
+    assert (model.config.attention_type, model.config.kinds) == (attention, kinds)
     names = {path.name for path in resolve(DEMO).iterdir() if path.suffix in (".json", ".safetensors")}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert model(torch.tensor([[1, 7, 8]]))[0].isfinite().all()
