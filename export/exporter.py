@@ -32,9 +32,11 @@ from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.export.diagonal import DiagonalEffect
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
+    from lucid_deploy.export.weights import Chosen
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.description import LayerDescription
     from lucid_deploy.model.hub import HubOptions
@@ -56,7 +58,7 @@ class ExportOptions:
         quantize: How to quantize weights; None: not at all.
         range_scan: Whether to run the checkpoint before: to see that no value overflows float16, and what the diagonal
             of L costs. Without, a float16 artifact records that.
-        calibration: A text file whose lines the scan runs too.
+        calibration: A text file whose lines the scan runs too, and that ``quantize`` learns from.
         assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
         inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
         opset: Version of ONNX's standard operators: 23, or 24 with a static cache, whose rows are then written by
@@ -118,13 +120,16 @@ def export(
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
 
-    quantization = None
+    quantization = rows = chosen = None
     if options.quantize is not None:  # before anything that takes time: a glob may match nothing
         from lucid_deploy.export.quantize import plan_quantization
 
         quantization = plan_quantization(source.stored_shapes(), source.tied, options.quantize)
+        rows = _calibration_rows(source, options, quantization)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     said = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
+    if quantization is not None and rows is not None:
+        quantization, chosen = _learned(source, options, quantization, rows, progress)
     made = missing_directories(output.parent)
     try:
         with _made(output) as building:
@@ -138,6 +143,7 @@ def export(
                 quantization,
                 hub,
                 said,
+                chosen,
             )
             _check_request(output, options)  # again: tracing and writing took a while
             put_in_place(building, output)
@@ -235,14 +241,18 @@ def _scan_ranges(
     """
     from lucid_deploy.export.range_scan import measure_diagonal
 
+    learns = options.quantize is not None and options.quantize.learns
     asked = options.range_scan and options.diagonal == UNIT
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if "float16" not in (options.dtype, stored):
-        if options.calibration is not None:
-            raise LucidError("--calibration is for the range scan of --dtype float16; leave it out.")
+        if options.calibration is not None and not learns:
+            raise LucidError(
+                "--calibration is for the range scan of --dtype float16, and for --quantize with --method gptq; leave "
+                "it out."
+            )
         return None, measure_diagonal(source, progress) if asked else None
     if not options.range_scan:
-        if options.calibration is not None:
+        if options.calibration is not None and not learns:
             raise LucidError("--calibration is for the range scan, which --skip-range-scan leaves out.")
         return {"skipped": True}, None
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, scan
@@ -259,6 +269,38 @@ def _scan_ranges(
     return found.to_dict(), found.diagonal if asked else None
 
 
+def _calibration_rows(source: Checkpoint, options: ExportOptions, quantization: Quantization) -> CalibrationRows | None:
+    """Read what weights are learned from; None where they are rounded to nearest."""
+    assert options.quantize is not None
+    if not options.quantize.learns:
+        return None
+    if options.calibration is None:
+        raise LucidError(
+            f"--method {options.quantize.method} learns from text like what the model will read. Give such a file with "
+            "--calibration, or use --method rtn."
+        )
+    from lucid_deploy.export.calibration import calibration_rows
+
+    least = max(tensor.shape[1] for tensor in quantization.tensors.values())
+    return calibration_rows(source, options.calibration, options.quantize.calibration_tokens, least)
+
+
+def _learned(
+    source: Checkpoint,
+    options: ExportOptions,
+    quantization: Quantization,
+    rows: CalibrationRows,
+    progress: Progress | None,
+) -> tuple[Quantization, Chosen]:
+    from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+
+    asked = options.quantize
+    assert asked is not None
+    settings = GptqSettings(asked.gptq_damping, asked.gptq_order == "activation")
+    learned, quantization = learn_weights(source, quantization, rows, settings, options.dtype, progress)
+    return quantization, learned.parts
+
+
 def _build(
     source: Checkpoint,
     name: str,
@@ -269,6 +311,7 @@ def _build(
     quantization: Quantization | None,
     hub: dict[str, str] | None,
     said: tuple[str, ...],
+    chosen: Chosen | None,
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
     from lucid_deploy.export import genai
@@ -307,6 +350,7 @@ def _build(
         source,
         quantization,
         lambda done, total: progress("Writing weights", done, total),
+        chosen,
     )
     graphs = {}
     for stage, graph in traced.items():

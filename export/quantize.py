@@ -20,7 +20,9 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     round_blocks,
 )
+from lucid_deploy.artifact.quantization_method import GPTQ, METHODS, NEAREST
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # By measurement, see docs/low-precision.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
+CALIBRATION_TOKENS, GPTQ_DAMPING = 32768, 0.01
 _SLICE = 1 << 22  # elements quantized at once
 
 
@@ -42,6 +45,10 @@ class QuantizeOptions:
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8`` or ``float``, see :class:`~lucid_deploy.artifact.quantization.Quantization`.
+        method: ``rtn`` or ``gptq``, which learns from the calibration text.
+        calibration_tokens: How many tokens of that text to learn from at most.
+        gptq_damping: Share of the mean of the diagonal of H that is added to it.
+        gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
     """
 
     scheme: str
@@ -50,6 +57,15 @@ class QuantizeOptions:
     keep_float: tuple[str, ...] = ()
     embeddings: bool = False
     activations: str = "int8"
+    method: str = NEAREST
+    calibration_tokens: int = CALIBRATION_TOKENS
+    gptq_damping: float = GPTQ_DAMPING
+    gptq_order: str = "activation"
+
+    @property
+    def learns(self) -> bool:
+        """Whether numbers are chosen by data."""
+        return self.method != NEAREST
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
@@ -62,6 +78,8 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         ("quantize", options.scheme, tuple(SCHEMES)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
         ("activations", options.activations, ACTIVATIONS),
+        ("method", options.method, METHODS),
+        ("gptq-order", options.gptq_order, ("activation", "stored")),
     ):
         if value not in known:
             raise LucidError(f"--{name} must be one of {', '.join(known)}, not {value!r}.")
@@ -80,6 +98,10 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
         )
+    if not 0 <= options.gptq_damping <= 1:  # NaN too
+        raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
+    if options.calibration_tokens < 1:
+        raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
     _kernel(options.scheme)
 
 
@@ -115,7 +137,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         activations=options.activations,
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
-        tool=f"onnxruntime {importlib.metadata.version(_distribution())}",
+        tool=f"lucid-deploy {__version__}" if options.method == GPTQ else _onnxruntime(),
     )
 
 
@@ -201,5 +223,6 @@ def _kernel(scheme: str) -> Any:
     return kernels.quantize_matmul_8bits if scheme == "int8" else kernels.quantize_matmul_4bits
 
 
-def _distribution() -> str:
-    return importlib.metadata.packages_distributions()["onnxruntime"][0]
+def _onnxruntime() -> str:
+    distribution = importlib.metadata.packages_distributions()["onnxruntime"][0]
+    return f"onnxruntime {importlib.metadata.version(distribution)}"

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export.calibration import read_lines
 from lucid_deploy.export.diagonal import DiagonalEffect
+from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.model.layer_plan import LUCID
 
 if TYPE_CHECKING:
@@ -146,7 +149,7 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
     rows = [np.concatenate([item.prompt, item.forced]) for item in scenarios]
     rows += _recall_prompts(checkpoint)
     if calibration is not None:
-        rows += _calibration_rows(checkpoint, calibration)
+        rows += islice(read_lines(checkpoint, calibration), CALIBRATION_LINES)
     by_length: dict[int, list[Array]] = {}
     for row in rows:
         cut = row[: min(most, checkpoint.config.max_position_embeddings)]
@@ -164,35 +167,6 @@ def _recall_prompts(checkpoint: Checkpoint) -> list[Array]:
     tokenizer = TextTokenizer(checkpoint.directory)
     texts = [f"{example.prompt} {example.answer}" for example in held_out(RECALL_PROMPTS)]
     return [np.array(tokenizer.encode(text), dtype=np.int64) for text in texts]
-
-
-def _calibration_rows(checkpoint: Checkpoint, path: Path) -> list[Array]:
-    from lucid_deploy.artifact.tokenizer import TextTokenizer
-
-    if not (checkpoint.directory / "tokenizer.json").is_file():
-        raise LucidError(f"{checkpoint.directory} has no tokenizer.json to read --calibration with; leave it out.")
-    tokenizer, rows = TextTokenizer(checkpoint.directory), []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.strip():
-                    rows.append(np.array(tokenizer.encode(line.strip()), dtype=np.int64))
-                if len(rows) == CALIBRATION_LINES:
-                    break
-    except UnicodeDecodeError as error:
-        raise LucidError(f"{path} is no UTF-8 text (byte {error.start}); --calibration takes a text file.") from error
-    except OSError as error:
-        raise LucidError(f"The calibration text {path} cannot be read: {error.strerror or error}.") from error
-    rows = [row for row in rows if len(row)]
-    if not rows:
-        raise LucidError(f"The calibration text {path} has no lines with text.")
-    highest = max(int(row.max()) for row in rows)
-    if highest >= checkpoint.config.vocab_size:
-        raise LucidError(
-            f"The tokenizer of {checkpoint.directory} gives token id {highest}, outside the vocabulary (0 to "
-            f"{checkpoint.config.vocab_size - 1}): it is another model's."
-        )
-    return rows
 
 
 def scan(
@@ -223,12 +197,12 @@ def scan(
         checked,
     )
     with torch.inference_mode():
-        streams = _embedded(checkpoint, prompts)
+        streams = embedded(checkpoint, prompts)
         found.peaks["embedding"] = {"residual stream": _largest(streams)}
         for index in range(config.num_hidden_layers):
             if progress is not None:
                 progress("Scanning ranges", index, config.num_hidden_layers)
-            layer, peaks = _load_layer(checkpoint, index), _LargestMagnitudes()
+            layer, peaks = load_layer(checkpoint, index), _LargestMagnitudes()
             peaks.watch(layer)
             found.diagonal.watch(layer, index)
             streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
@@ -252,49 +226,22 @@ def measure_diagonal(checkpoint: Checkpoint, progress: Progress | None = None) -
     count = max((index + 1 for index, kind in enumerate(config.kinds) if kind == LUCID), default=0)
     prompts = sample_prompts(checkpoint, None, SHORT_PROMPT) if count else []
     with torch.inference_mode():
-        streams = _embedded(checkpoint, prompts)
+        streams = embedded(checkpoint, prompts)
         for index in range(count):
             if progress is not None:
                 progress("Measuring the diagonal of L", index, count)
-            layer, peaks = _load_layer(checkpoint, index), _LargestMagnitudes()
+            layer, peaks = load_layer(checkpoint, index), _LargestMagnitudes()
             found.watch(layer, index)
             streams = [_run_layer(layer, config, index, x, peaks) for x in streams]
     return found
 
 
-def _embedded(checkpoint: Checkpoint, prompts: Sequence[Array]) -> list[torch.Tensor]:
-    import torch
-
-    table = checkpoint.tensor("model.embed_tokens.weight")
-    multiplier = checkpoint.config.embedding_multiplier
-    return [table[torch.from_numpy(ids)].float() * multiplier for ids in prompts]
-
-
-def _load_layer(checkpoint: Checkpoint, index: int) -> Layer:
-    import torch
-
-    from lucid_deploy.model.block import make_layer
-
-    with torch.device("meta"):
-        layer = make_layer(checkpoint.config, index, "blocked")
-    prefix = f"model.layers.{index}."
-    state = {name: checkpoint.tensor(prefix + name).float() for name in layer.state_dict()}
-    layer.load_state_dict(state, assign=True)
-    return layer.eval()
-
-
 def _run_layer(
     layer: Layer, config: LucidConfig, index: int, x: torch.Tensor, peaks: _LargestMagnitudes
 ) -> torch.Tensor:
-    import torch
-
     from lucid_deploy.model.layers import layer_kind
-    from lucid_deploy.model.steps import layer_steps
 
-    batch, n, _ = x.shape
-    positions = torch.arange(n).expand(batch, n)
-    step = layer_steps(config, positions, torch.float32)[index]
-    x, present = layer(x, step, layer.mixer.empty_cache(batch, x))
+    x, present = run_layer(layer, config, index, x)
     for tensor, stored in zip(
         layer_kind(config.kinds[index]).describe(config, index, "float16").cache, present, strict=False
     ):
@@ -305,12 +252,8 @@ def _run_layer(
 
 
 def _run_head(checkpoint: Checkpoint, streams: Sequence[torch.Tensor]) -> dict[str, float]:
-    import torch.nn.functional as F
-
-    config = checkpoint.config
-    weight = checkpoint.tensor("model.norm.weight").float()
     head = checkpoint.tensor(checkpoint.stored_name("lm_head.weight")).float()
-    normed = [F.rms_norm(x, x.shape[-1:], weight, config.rms_norm_eps) for x in streams]
+    normed = [final_norm(checkpoint, x) for x in streams]
     logits = [(row @ head.mT)[None] for x in normed for row in x]  # a row at a time, and before they are divided
     return dict(zip(HEAD, (_largest(normed), _largest(logits)), strict=True))
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, Quantization, to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.checkpoint import Checkpoint
+
+Chosen = dict[str, tuple[Any, Any]]  # packed bytes and scales, as quantize_matrix gives them
 
 ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor without copying it
 
@@ -84,6 +86,7 @@ def write_weights(
     checkpoint: Checkpoint,
     quantization: Quantization | None = None,
     progress: Callable[[int, int], None] | None = None,
+    chosen: Chosen | None = None,
 ) -> str:
     """Write the weights, holding one tensor in memory at a time.
 
@@ -93,6 +96,8 @@ def write_weights(
         checkpoint: Where the tensors are.
         quantization: As for :func:`plan_weights`.
         progress: Called with (bytes written, bytes in all).
+        chosen: Packed numbers and scales of quantized weights that are not to be rounded to nearest, by name; each
+            is taken out once it is written.
 
     Returns:
         The sha256 of the file, in hexadecimal.
@@ -102,7 +107,8 @@ def write_weights(
         OSError: The disk is full, or another fault of the file system.
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
-    contents = _TensorBytes(checkpoint, quantization, {t.name: t.dtype for t in plan.values() if t.part == SCALES})
+    types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
+    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen)
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
@@ -122,8 +128,11 @@ def write_weights(
 class _TensorBytes:
     """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
 
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization | None, scale_types: dict[str, str]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, quantization: Quantization | None, scale_types: dict[str, str], chosen: Chosen
+    ) -> None:
         self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
+        self._chosen = chosen
         self._scales: torch.Tensor | None = None
 
     def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
@@ -140,24 +149,31 @@ class _TensorBytes:
         import numpy as np
         import torch
 
-        from lucid_deploy.export.quantize import quantize_matrix
-
         quantization = self._quantization
         assert quantization is not None
-        weight = self._checkpoint.tensor(tensor.name)
-        self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         whole, scales = [], []
-        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.positive_scales else None
-        for packed, factors in quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits, least):
+        for packed, factors in self._parts(tensor, quantization):
             scales.append(factors)
             if quantization.format == "qdq":
                 whole.append(packed)
             else:
                 yield memoryview(packed.reshape(-1))
         if quantization.format == "qdq":
-            yield memoryview(to_qdq(np.concatenate(whole), weight.shape[1], quantization.bits))
+            width = quantization.tensors[tensor.name].shape[1]
+            yield memoryview(to_qdq(np.concatenate(whole), width, quantization.bits))
         found = torch.from_numpy(np.concatenate(scales))
         self._scales = found.mT if quantization.format == "qdq" else found
+
+    def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
+        from lucid_deploy.export.quantize import quantize_matrix
+
+        if tensor.name in self._chosen:
+            yield self._chosen.pop(tensor.name)
+            return
+        weight = self._checkpoint.tensor(tensor.name)
+        self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
+        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.positive_scales else None
+        yield from quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits, least)
 
     def _bytes(self, data: torch.Tensor, tensor: StoredTensor) -> memoryview:
         import torch

@@ -13,12 +13,13 @@ Needs numpy alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lucid_deploy.artifact.quantization_method import Method
 from lucid_deploy.cache.storage import LEVELS
 
 SCHEMES = {"int8": 8, "int4": 4}  # bits
@@ -65,6 +66,7 @@ class Quantization:
         tensors: What is quantized, by the checkpoint's name.
         kept: Weights of at least two axes that are not.
         tool: What made the numbers, with its version.
+        method: How they were chosen.
     """
 
     scheme: str
@@ -74,6 +76,7 @@ class Quantization:
     tensors: dict[str, QuantizedTensor]
     kept: tuple[str, ...]
     tool: str
+    method: Method = field(default_factory=Method)
 
     @property
     def block_size(self) -> int:
@@ -142,7 +145,11 @@ class Quantization:
         if not tensors:
             raise ValueError("quantization without tensors")
         kept = tuple(str(name) for name in data["kept"])
-        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, str(data["tool"]))
+        method = Method.from_dict(data["method"]) if "method" in data else Method()
+        if not method.tensors.keys() <= tensors.keys():
+            raise ValueError("quantization's method names weights that are not quantized")
+        tool = str(data["tool"])
+        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method)
 
     def unpack(self, name: str, packed: Bytes, scales: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
         """Read a tensor's stored parts.

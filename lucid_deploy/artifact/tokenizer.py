@@ -80,8 +80,7 @@ class TextTokenizer:
         Raises:
             LucidError: The tokenizer failed on this text.
         """
-        name = getattr(self._tokenizer.model, "unk_token", None)
-        unknown = None if name is None else self._tokenizer.token_to_id(name)
+        name, unknown = getattr(self._tokenizer.model, "unk_token", None), self.unknown_id
         if unknown is None:
             return []
         try:
@@ -101,6 +100,13 @@ class TextTokenizer:
         """Return the special token that is spelled so; None if there is none."""
         found = self._tokenizer.token_to_id(text)
         return found if found is not None and found in self._special else None
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for all words without one of their own; None if there is none."""
+        name = getattr(self._tokenizer.model, "unk_token", None)
+        found: int | None = None if name is None else self._tokenizer.token_to_id(name)
+        return found
 
     def is_added(self, token: int) -> bool:
         """Say whether a token was added to the model's vocabulary: its text stands for itself."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.artifact.quantization_method import Method
 
 
 def quantization_facts(artifact: Artifact) -> dict[str, Any] | None:
@@ -25,10 +27,24 @@ def quantization_sentence(artifact: Artifact) -> str:
     record = artifact.manifest.quantization
     assert record is not None
     inputs = "inputs of their products in int8" if record.activations == "int8" else "inputs of their products in float"
+    learned = method_sentence(record.method)
     kept = [name.removeprefix("model.").removesuffix(".weight") for name in record.kept]
     shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
     return (
         f"Quantized {len(record.tensors)} weights to {record.scheme} in blocks of {record.block_size} "
         f"({record.format}; on the CPU {inputs}); kept in {artifact.manifest.dtype}: {shown or 'nothing'}. The weights "
-        f"are {compression(artifact):.1f} times smaller than in {artifact.manifest.dtype}."
+        f"are {compression(artifact):.1f} times smaller than in {artifact.manifest.dtype}.{learned}"
+    )
+
+
+def method_sentence(method: Method) -> str:
+    """Say how numbers were chosen, after a space; nothing if all are the nearest."""
+    if not method.tensors:
+        return ""
+    ratios = [found.output_error / found.nearest_error for found in method.tensors.values() if found.nearest_error]
+    share = f"; their layers' errors are {median(ratios):.2f} of round-to-nearest's (median)" if ratios else ""
+    text = method.calibration
+    return (
+        f" The numbers of {len(method.tensors)} were chosen by {method.name} over {text['tokens']} tokens of "
+        f"{text['file']}{share}."
     )

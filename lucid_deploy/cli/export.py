@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="With float16: a text file whose lines the range scan runs, besides random and repeated tokens.",
+    help="A text file like what the model will read: --method gptq learns from it, and the range scan of float16 runs "
+    "its lines. One named *.jsonl holds a list of token ids in each line.",
 )
 @click.option(
     "--skip-range-scan",
@@ -95,6 +96,33 @@ if TYPE_CHECKING:
     "--activations",
     ["int8", "float"],
     help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
+)
+@choice_option(
+    "--method",
+    ["rtn", "gptq"],
+    help="How numbers are chosen. rtn: the nearest. gptq: by what the layers compute over the --calibration text, "
+    "which costs time and makes int4's error much smaller.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=int,
+    default=32768,
+    show_default=True,
+    metavar="N",
+    help="How many tokens of the --calibration text gptq learns from at most.",
+)
+@click.option(
+    "--gptq-damping",
+    type=float,
+    default=0.01,
+    show_default=True,
+    metavar="SHARE",
+    help="What is added to the diagonal of the inputs' second moments, as a share of its mean.",
+)
+@choice_option(
+    "--gptq-order",
+    ["activation", "stored"],
+    help="Order in which gptq rounds a weight's columns: those of the largest inputs first, or as they stand.",
 )
 @click.option(
     "--assume-unused",
@@ -187,18 +215,37 @@ def _quantize_options(
     keep_float: tuple[str, ...],
     quantize_embeddings: bool,
     activations: str,
+    method: str,
+    calibration_tokens: int,
+    gptq_damping: float,
+    gptq_order: str,
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.export.quantize import QuantizeOptions
+    from lucid_deploy.export.quantize import CALIBRATION_TOKENS, GPTQ_DAMPING, QuantizeOptions
 
     if quantize is not None:
-        return QuantizeOptions(quantize, quantize_format, block_size, keep_float, quantize_embeddings, activations)
+        return QuantizeOptions(
+            quantize,
+            quantize_format,
+            block_size,
+            keep_float,
+            quantize_embeddings,
+            activations,
+            method,
+            calibration_tokens,
+            gptq_damping,
+            gptq_order,
+        )
     given = {
         "--quantize-format": quantize_format != "auto",
         "--block-size": block_size is not None,
         "--keep-float": bool(keep_float),
         "--quantize-embeddings": quantize_embeddings,
         "--activations": activations != "int8",
+        "--method": method != "rtn",
+        "--calibration-tokens": calibration_tokens != CALIBRATION_TOKENS,
+        "--gptq-damping": gptq_damping != GPTQ_DAMPING,
+        "--gptq-order": gptq_order != "activation",
     }
     if any(given.values()):
         names = ", ".join(name for name, there in given.items() if there)

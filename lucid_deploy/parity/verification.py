@@ -260,10 +260,12 @@ def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -
         check_weights(artifact, source, progress)
     except CheckFailed as failure:
         return Check("weights", FAILED, str(failure))
-    many = len(quantization.tensors)
-    return Check(
-        "weights", PASSED, f"every element of {many} quantized weights is within half a step, others are equal"
-    )
+    chosen = len(quantization.method.tensors)
+    nearest = len(quantization.tensors) - chosen
+    found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
+    if chosen:
+        found.append(f"{chosen} whose numbers {quantization.method.name} chose are as far off as recorded")
+    return Check("weights", PASSED, f"{', '.join(found)}, others are equal")
 
 
 def _stopped(facts: dict[str, Any], made: tuple[Check, ...], started: float) -> Verification:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
+from lucid_deploy.artifact.quantization_method import LearnedTensor, Method
+from lucid_deploy.cli._quantization import method_sentence, quantization_facts, quantization_sentence
 
 Made = Callable[..., tuple[Path, Artifact]]
 
@@ -34,3 +35,13 @@ def test_what_is_kept_is_named_up_to_four(count: int, shown: str, quantized: Mad
 
 def test_nothing_is_said_where_nothing_is_quantized(quantized: Made) -> None:
     assert quantization_facts(quantized(None)[1]) is None
+
+
+def test_what_was_learned_is_said_in_a_sentence() -> None:
+    assert method_sentence(Method()) == ""
+    tensors = {str(part): LearnedTensor(0.1, part * 0.01, 0.1) for part in (2, 4, 9)}
+    said = method_sentence(Method("gptq", {}, {"file": "text", "tokens": 512}, tensors))
+    assert said == (
+        " The numbers of 3 were chosen by gptq over 512 tokens of text; their layers' errors are 0.40 of "
+        "round-to-nearest's (median)."
+    )

@@ -14,6 +14,7 @@ import numpy as np
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of a step; float32 arithmetic in the quantizer may move a number that lies half way.
 _SLACK = 1e-3
+# Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
+_SCALE_SLACK, _DISTANCE_SLACK = 1 - 2.0**-7, 1e-5
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class QuantizationCost:
         """Return the result for people."""
         inputs = "int8 inputs" if record.activations == "int8" else "float inputs"
         return [
-            f"Cost of quantization ({record.scheme}, blocks of {record.block_size}, {inputs}) against the original "
-            "checkpoint in float64; reported, not judged:",
+            f"Cost of quantization ({record.scheme}, {record.method.name}, blocks of {record.block_size}, {inputs}) "
+            "against the original checkpoint in float64; reported, not judged:",
             f"  weights alone: {_sentence(self.weights)}",
             f"  as run: {_sentence(self.as_run)}",
         ]
@@ -82,8 +85,9 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     """Check that a quantized artifact's weights are the checkpoint's.
 
     Of a quantized weight, every element must be within half a step (the block's scale) of the original; one step where
-    it was clipped; and the block's element of largest magnitude must be where the scheme puts it. Other weights must
-    be the original ones in the artifact's type.
+    it was clipped; and the block's element of largest magnitude must be where the scheme puts it. If data chose its
+    numbers, they need not be the nearest: then its scales must be in the range that is searched, and its distance from
+    the original the recorded one. Other weights must be the original ones in the artifact's type.
 
     Args:
         artifact: A quantized artifact.
@@ -102,7 +106,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     meter = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors))
     for name, packed, scales in stored_parts(artifact):
         original = checkpoint.tensor(name).float().numpy()
-        problem = _difference(quantization, name, packed, scales, original, artifact.manifest.dtype)
+        check = _learned_difference if name in quantization.method.tensors else _difference
+        problem = check(quantization, name, packed, scales, original, artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
         meter.tick()
@@ -147,6 +152,31 @@ def _difference(
             f"row {row}, column {column} is off by {error[row, column]:.3g}, which is "
             f"{error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
         )
+    return None
+
+
+def _learned_difference(
+    quantization: Quantization, name: str, packed: Array, scales: Array, original: Array, dtype: str
+) -> str | None:
+    """Say what is wrong with a weight whose numbers data chose; None if it is right."""
+    tensor, recorded = quantization.tensors[name], quantization.method.tensors[name]
+    numbers, factors = quantization.unpack(name, packed, scales)
+    low, high = number_range(quantization.bits, quantization.positive_scales)
+    padded = np.pad(np.abs(original), ((0, 0), (0, -original.shape[1] % tensor.block_size)))
+    fits = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1) / max(-low, high)
+    least = LEAST_SCALE[dtype]
+    within = (np.abs(factors) >= NARROWEST * _SCALE_SLACK * fits) & (
+        np.abs(factors) <= np.maximum(WIDEST * fits, least) / _SCALE_SLACK
+    )
+    if not within.all():
+        row, block = np.argwhere(~within)[0]
+        return (
+            f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, and the original's largest element "
+            f"asks for {NARROWEST:g} to {WIDEST:g} times ±{fits[row, block]:.6g}"
+        )
+    distance = np.linalg.norm(numbers * spread(factors, tensor) - original) / np.linalg.norm(original.astype(float))
+    if not abs(distance - recorded.distance) <= _DISTANCE_SLACK * recorded.distance:
+        return f"it is {distance:.6g} of the original's norm away from it, and {recorded.distance:.6g} is recorded"
     return None
 
 

@@ -1,0 +1,160 @@
+"""The text that an export learns from: read with the checkpoint's tokenizer, checked, and cut into rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+ROW = 512  # tokens of a row at most; the last one may be shorter
+SEED = 0  # of the choice of rows, where there are more than are wanted
+UNKNOWN_SHARE = 0.5  # of tokens that the vocabulary has no word for: with more, the text is another model's
+TOKEN_IDS = ".jsonl"  # what the name of a file of token ids ends with
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class CalibrationRows:
+    """What is learned from.
+
+    Attributes:
+        rows: Token ids, int64 ``(B, N)`` each, of the rows of one length.
+        facts: For the manifest: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``, ``seed``.
+    """
+
+    rows: list[Array]
+    facts: dict[str, Any]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are."""
+        return sum(ids.size for ids in self.rows)
+
+
+def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
+    """Read the lines of a calibration file that have tokens, int64 ``(N,)`` each.
+
+    Args:
+        checkpoint: The opened checkpoint; its tokenizer reads the text.
+        path: UTF-8 text; or, if its name ends with ``.jsonl``, a list of token ids in each line.
+
+    Raises:
+        LucidError: The file cannot be read, is no UTF-8 text, has no text, or has tokens outside the vocabulary; or the
+            checkpoint has no tokenizer.
+    """
+    as_ids = path.suffix == TOKEN_IDS
+    tokenizer = None if as_ids else _tokenizer(checkpoint)
+    found = False
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    ids = _ids(line, path, number) if tokenizer is None else tokenizer.encode(line.strip())
+                    row = np.array(ids, dtype=np.int64)
+                    _check_vocabulary(checkpoint, row, path, number, as_ids)
+                    if len(row):
+                        found = True
+                        yield row
+    except UnicodeDecodeError as error:
+        raise LucidError(f"{path} is no UTF-8 text (byte {error.start}); --calibration takes a text file.") from error
+    except OSError as error:
+        raise LucidError(f"The calibration text {path} cannot be read: {error.strerror or error}.") from error
+    if not found:
+        raise LucidError(f"The calibration text {path} has no lines with text.")
+
+
+def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) -> CalibrationRows:
+    """Join the lines of a calibration file, cut them into rows, and choose as many as are wanted.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        path: As :func:`read_lines`.
+        most: Tokens to learn from; of a longer text rows are drawn with :data:`SEED`.
+        least: Tokens that there must be.
+
+    Raises:
+        LucidError: As :func:`read_lines`; too few tokens; or a text most of whose words the tokenizer does not know.
+    """
+    joined = np.concatenate(list(read_lines(checkpoint, path)))
+    if len(joined) < least:
+        raise LucidError(
+            f"The calibration text {path} has {len(joined)} tokens; this model needs at least {least}, as many as its "
+            "widest layer has inputs. Give more text."
+        )
+    if path.suffix != TOKEN_IDS:
+        _check_known(checkpoint, joined, path)
+    width = min(ROW, checkpoint.config.max_position_embeddings)
+    rows = [joined[start : start + width] for start in range(0, len(joined), width)]
+    wanted = max(-(-max(most, least) // width), 1)
+    if len(rows) > wanted:
+        chosen = np.random.default_rng(SEED).permutation(len(rows) - 1)[:wanted]  # whole rows; the last may be short
+        rows = [rows[index] for index in sorted(chosen)]
+    by_length: dict[int, list[Array]] = {}
+    for row in rows:
+        by_length.setdefault(len(row), []).append(row)
+    facts = {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "tokens": sum(map(len, rows)),
+        "rows": len(rows),
+        "row_tokens": width,
+        "seed": SEED,
+    }
+    return CalibrationRows([np.stack(group) for group in by_length.values()], facts)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        raise LucidError(
+            f"{checkpoint.directory} has no tokenizer.json to read --calibration with. Leave it out, or give a file "
+            f"*{TOKEN_IDS} with a list of token ids in each line."
+        )
+    return TextTokenizer(checkpoint.directory)
+
+
+def _ids(line: str, path: Path, number: int) -> list[int]:
+    try:
+        ids = json.loads(line)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(type(item) is int and abs(item) < 2**62 for item in ids):
+        raise LucidError(f"{path}, line {number} is no list of token ids, such as [1, 17, 4].")
+    return ids
+
+
+def _check_vocabulary(checkpoint: Checkpoint, row: Array, path: Path, number: int, as_ids: bool) -> None:
+    size = checkpoint.config.vocab_size
+    outside = row[(row < 0) | (row >= size)]
+    if len(outside) == 0:
+        return
+    if as_ids:
+        raise LucidError(f"{path}, line {number}: token id {outside[0]} is outside the vocabulary (0 to {size - 1}).")
+    raise LucidError(
+        f"The tokenizer of {checkpoint.directory} gives token id {outside.max()}, outside the vocabulary (0 to "
+        f"{size - 1}): it is another model's."
+    )
+
+
+def _check_known(checkpoint: Checkpoint, joined: Array, path: Path) -> None:
+    """Refuse a text that the tokenizer reads as the token for unknown words."""
+    unknown = _tokenizer(checkpoint).unknown_id
+    share = 0.0 if unknown is None else float((joined == unknown).mean())
+    if share > UNKNOWN_SHARE:
+        raise LucidError(
+            f"The tokenizer of {checkpoint.directory} has no token for {share:.0%} of the calibration text {path}: it "
+            "is for another model. Give text of the kind that this one reads."
+        )

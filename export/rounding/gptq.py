@@ -1,0 +1,113 @@
+"""GPTQ: round a weight's columns one after the other, and let those that are left make up for each one's error.
+
+A linear layer y = W x has, over inputs with second moments H = mean(x xᵀ), the mean squared error tr(E H Eᵀ) for an
+error E of its weight. Once a column is rounded, the best change of the columns that are left follows from the inverse
+of H; with U the upper Cholesky factor of H⁻¹ it is row by row of U (Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ",
+arXiv 2210.17323, algorithm 1). Every row of W is treated alike and by itself.
+
+Own code, since no library that has this algorithm serves here; ``docs/low-precision.md`` says which were looked at, and
+why not. Tests hold it to the definition, and to the numbers of the package ``auto-gptq``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    import torch
+
+_LAZY = 128  # columns after which the columns that are left are brought up to date
+_ELEMENTS = 1 << 23  # of a matrix rounded together
+
+
+@dataclass(frozen=True)
+class ColumnOrder:
+    """In which order columns are rounded, and how their errors spread.
+
+    Attributes:
+        columns: Int64 ``(in,)``: the first is rounded first.
+        factor: Upper Cholesky factor of the inverse of the damped H in that order, float64 ``(in, in)``.
+    """
+
+    columns: torch.Tensor
+    factor: torch.Tensor
+
+
+def column_order(hessian: torch.Tensor, damping: float, by_size: bool) -> ColumnOrder:
+    """Factor the second moments of a layer's inputs.
+
+    Args:
+        hessian: Float64 ``(in, in)``, symmetric.
+        damping: Share of the mean of its diagonal that is added to the diagonal.
+        by_size: Round the inputs of largest second moment first ("activation order"); otherwise as they stand.
+
+    Raises:
+        LucidError: It is not positive definite even so.
+    """
+    import torch
+
+    damped = hessian.clone()
+    diagonal = damped.diagonal()
+    diagonal += damping * diagonal.mean()
+    diagonal[diagonal == 0] = 1  # an input that was always zero, without damping
+    columns = torch.argsort(diagonal, descending=True, stable=True) if by_size else torch.arange(len(diagonal))
+    ordered = damped[columns][:, columns]
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+        factor = torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise LucidError(
+            "The inputs of a layer are so alike over the calibration text that their second moments cannot be "
+            "inverted. Give more text, or a larger --gptq-damping."
+        ) from error
+    return ColumnOrder(columns, factor)
+
+
+def round_columns(
+    weight: torch.Tensor, scales: torch.Tensor, order: ColumnOrder, limits: tuple[int, int]
+) -> torch.Tensor:
+    """Round a weight to whole multiples of its scales.
+
+    Args:
+        weight: Float32 or float64 ``(out, in)``; computed in this type.
+        scales: Of every element, ``(out, in)``, same type.
+        order: From :func:`column_order`.
+        limits: Least and greatest whole number.
+
+    Returns:
+        The whole numbers, int8 ``(out, in)``.
+    """
+    import torch
+
+    factor = order.factor.to(weight.dtype)
+    step = max(_ELEMENTS // weight.shape[1], 1)
+    numbers = torch.empty(weight.shape, dtype=torch.int8)
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        found = _round_rows(weight[rows][:, order.columns], scales[rows][:, order.columns], factor, limits)
+        numbers[rows, order.columns] = found
+    return numbers
+
+
+def _round_rows(
+    weight: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor, limits: tuple[int, int]
+) -> torch.Tensor:
+    """Round rows whose columns are in order; ``weight`` is overwritten."""
+    import torch
+
+    width = weight.shape[1]
+    numbers = torch.empty(weight.shape, dtype=torch.int8)
+    for start in range(0, width, _LAZY):
+        end = min(start + _LAZY, width)
+        errors = torch.empty_like(weight[:, start:end])
+        for column in range(start, end):
+            value, scale = weight[:, column], scales[:, column]
+            number = (value / scale).round_().clamp_(*limits)
+            error = (value - number * scale) / factor[column, column]
+            weight[:, column + 1 : end] -= torch.outer(error, factor[column, column + 1 : end])
+            numbers[:, column], errors[:, column - start] = number.to(torch.int8), error
+        weight[:, end:] -= errors @ factor[start:end, end:]
+    return numbers

@@ -1,0 +1,206 @@
+"""Choose a checkpoint's whole numbers by data: layer by layer, each on what the rounded layers before it give.
+
+Memory holds one layer in float32, the residual stream of the calibration rows, the second moments of one input, and the
+numbers found so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
+from lucid_deploy.export.quantize import EMBEDDING, HEAD, quantize_matrix, short_name
+from lucid_deploy.export.rounding.gptq import ColumnOrder, column_order, round_columns
+from lucid_deploy.export.rounding.inputs import SecondMoments, second_moments, shared_inputs
+from lucid_deploy.export.rounding.pack import pack_numbers
+from lucid_deploy.export.rounding.scales import number_range, search_scales
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.export.calibration import CalibrationRows
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+BATCH = 8  # rows that are run together
+Progress = Callable[[str, int, int], None]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class GptqSettings:
+    """Settings of GPTQ, see :mod:`lucid_deploy.export.rounding.gptq`.
+
+    Attributes:
+        damping: Share of the mean of H's diagonal that is added to it.
+        activation_order: Whether columns are rounded in the order of their inputs' second moments.
+    """
+
+    damping: float = 0.01
+    activation_order: bool = True
+
+
+@dataclass
+class LearnedWeights:
+    """What was chosen.
+
+    Attributes:
+        parts: Packed bytes ``(out, blocks, block_size · bits / 8)`` and scales, float32 ``(out, blocks)``, by the
+            checkpoint's names.
+        tensors: For the manifest, by the same names.
+    """
+
+    parts: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+
+
+def learn_weights(
+    checkpoint: Checkpoint,
+    quantization: Quantization,
+    rows: CalibrationRows,
+    settings: GptqSettings,
+    dtype: str,
+    progress: Progress | None = None,
+) -> tuple[LearnedWeights, Quantization]:
+    """Choose the numbers of every quantized weight by GPTQ, but an embedding's, whose rows are read as they are.
+
+    Args:
+        checkpoint: The opened checkpoint.
+        quantization: What is quantized.
+        rows: What to learn from.
+        settings: The method's.
+        dtype: Type that scales are stored in.
+        progress: Called with (what is being done, layers done, in all).
+
+    Returns:
+        The weights, and the record with its method.
+
+    Raises:
+        LucidError: A weight that no linear layer reads, or inputs whose second moments cannot be inverted.
+    """
+    import torch
+
+    config, learner = checkpoint.config, _Learner(checkpoint, quantization, settings, dtype)
+    total = config.num_hidden_layers + 1
+    with torch.inference_mode():
+        batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
+        streams = embedded(checkpoint, batches, learner.embedding())
+        for index in range(config.num_hidden_layers):
+            if progress is not None:
+                progress("Calibrating", index, total)
+            streams = learner.layer(index, streams)
+        if progress is not None:
+            progress("Calibrating", total - 1, total)
+        learner.head(streams)
+    if progress is not None:
+        progress("Calibrating", total, total)
+    method = Method(GPTQ, vars(settings).copy(), rows.facts, learner.learned.tensors)
+    return learner.learned, replace(quantization, method=method)
+
+
+class _Learner:
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, settings: GptqSettings, dtype: str) -> None:
+        self.learned = LearnedWeights()
+        self._checkpoint, self._quantization = checkpoint, quantization
+        self._settings, self._dtype = settings, dtype
+
+    def embedding(self) -> torch.Tensor | None:
+        """Return the embedding as it will be; None where it is not quantized."""
+        return self._nearest(EMBEDDING) if EMBEDDING in self._quantization.tensors else None
+
+    def layer(self, index: int, streams: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Round a layer; return what the rounded layer gives."""
+        config, prefix = self._checkpoint.config, f"model.layers.{index}."
+        layer = load_layer(self._checkpoint, index)
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            return run_layer(layer, config, index, x)[0]
+
+        wanted = {name for name in self._quantization.tensors if name.startswith(prefix)}
+        for group in shared_inputs(layer, run, streams[0]):
+            names = [part for part in group if f"{prefix}{part}.weight" in wanted]
+            if names:
+                hessian = second_moments(layer.get_submodule(names[0]), run, streams)
+                order = self._order(hessian)
+            for part in names:
+                name, module = f"{prefix}{part}.weight", layer.get_submodule(part)
+                module.weight.data = self._round(name, hessian, order)
+                wanted.discard(name)
+        if wanted:
+            names = [short_name(name) for name in sorted(wanted)]
+            raise LucidError(
+                f"--method {GPTQ} sees no inputs of {', '.join(names)}. Keep it with --keep-float, or use --method rtn."
+            )
+        return [run(x) for x in streams]
+
+    def head(self, streams: list[torch.Tensor]) -> None:
+        """Round the head, if it is a weight of its own."""
+        if HEAD in self._quantization.tensors:
+            moments = SecondMoments()
+            for x in streams:
+                moments.add(final_norm(self._checkpoint, x))
+            hessian = moments.mean()
+            self._round(HEAD, hessian, self._order(hessian))
+
+    def _order(self, hessian: torch.Tensor) -> ColumnOrder:
+        return column_order(hessian, self._settings.damping, self._settings.activation_order)
+
+    def _round(self, name: str, hessian: torch.Tensor, order: ColumnOrder) -> torch.Tensor:
+        """Choose a weight's numbers; return the dequantized weight, float32 ``(out, in)``."""
+        record, tensor = self._quantization, self._quantization.tensors[name]
+        weight = self._checkpoint.tensor(name).float()
+        if not weight.isfinite().all():
+            raise LucidError(f"{self._checkpoint.directory}: {name} has values that are not finite: it is damaged.")
+        scales = search_scales(weight, tensor, record.bits, self._dtype, record.positive_scales)
+        spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
+        limits = number_range(record.bits, record.positive_scales)
+        numbers = round_columns(weight, spread, order, limits)
+        self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, record.bits), scales.numpy()
+        rounded = numbers * spread
+        nearest = self._nearest(name)
+        self.learned.tensors[name] = LearnedTensor(
+            distance=_digits(float((rounded.double() - weight).norm() / weight.double().norm())),
+            output_error=_digits(_output_error(rounded, weight, hessian)),
+            nearest_error=_digits(_output_error(nearest, weight, hessian)),
+        )
+        return rounded
+
+    def _nearest(self, name: str) -> torch.Tensor:
+        """Return a weight as rounding to nearest makes it, float32 ``(out, in)``."""
+        import torch
+
+        tensor, record = self._quantization.tensors[name], self._quantization
+        least = LEAST_SCALE[self._dtype] if record.positive_scales else None
+        parts = quantize_matrix(self._checkpoint.tensor(name), tensor, record.bits, least)
+        rows = [_dequantized(packed, scales, tensor, record.bits) for packed, scales in parts]
+        return torch.from_numpy(np.concatenate(rows))
+
+
+def _dequantized(packed: Array, scales: Array, tensor: QuantizedTensor, bits: int) -> Array:
+    halves = (packed & 15, packed >> 4) if bits == 4 else (packed,)
+    numbers = np.stack(halves, axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - (1 << (bits - 1))
+    return (numbers * scales[..., None]).reshape(len(packed), -1)[:, : tensor.shape[1]]
+
+
+def _output_error(rounded: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Return the relative error of a product's outputs, sqrt(tr(E H Eᵀ) / tr(W H Wᵀ))."""
+    lost = whole = 0.0
+    for new, old in zip(_pieces(rounded), _pieces(weight), strict=True):
+        error, exact = new.double() - old.double(), old.double()
+        lost += float(((error @ hessian) * error).sum())
+        whole += float(((exact @ hessian) * exact).sum())
+    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _pieces(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+    yield from matrix.split(max((1 << 22) // matrix.shape[1], 1))
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.7g}")

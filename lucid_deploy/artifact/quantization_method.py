@@ -1,0 +1,54 @@
+"""How the whole numbers of a quantized artifact were chosen, as its manifest records it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+NEAREST, GPTQ = "rtn", "gptq"
+METHODS = (NEAREST, GPTQ)
+
+
+@dataclass(frozen=True)
+class LearnedTensor:
+    """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms.
+
+    Attributes:
+        distance: ‖Ŵ − W‖ / ‖W‖ of the dequantized weight Ŵ; ``verify`` computes it again.
+        output_error: The same of the layer's outputs over the calibration rows.
+        nearest_error: That of the outputs had the weight been rounded to nearest.
+    """
+
+    distance: float
+    output_error: float
+    nearest_error: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """The manifest's record.
+
+    Attributes:
+        name: One of :data:`METHODS`.
+        settings: The method's own settings.
+        calibration: Of the text that was learned from: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``,
+            ``seed``; empty where none was needed.
+        tensors: Weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest.
+    """
+
+    name: str = NEAREST
+    settings: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Method:
+        """Read the record.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is damaged.
+        """
+        if data["name"] not in METHODS:
+            raise ValueError(f"quantization's method is {data['name']!r}")
+        tensors = {name: LearnedTensor(**entry) for name, entry in data["tensors"].items()}
+        return cls(data["name"], dict(data["settings"]), dict(data["calibration"]), tensors)

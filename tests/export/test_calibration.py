@@ -1,0 +1,88 @@
+"""What an export learns from: whole rows of the right text, chosen the same way each time; or one line says why not."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.calibration import calibration_rows, read_lines
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, resolve
+
+LINE = "fox has red lamp, owl has blue cup. fox has red lamp"
+
+
+def test_text_is_read_by_the_checkpoints_tokenizer(tmp_path: Path) -> None:
+    path, demo = tmp_path / "text", Checkpoint(DEMO)
+    path.write_text(f"{LINE}\n\n{LINE} .\n", encoding="utf-8")
+    tokenizer = TextTokenizer(resolve(DEMO))
+    wanted = [tokenizer.encode(LINE), tokenizer.encode(f"{LINE} .")]
+    assert [row.tolist() for row in read_lines(demo, path)] == wanted
+    found = calibration_rows(demo, path, most=1000, least=10)
+    assert found.rows[0].tolist() == [wanted[0] + wanted[1]], "lines are joined"
+    assert found.facts == {
+        "file": "text",
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "tokens": found.tokens,
+        "rows": 1,
+        "row_tokens": 512,
+        "seed": 0,
+    }
+
+
+def test_token_ids_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any) -> None:
+    path, checkpoint = tmp_path / "ids.jsonl", Checkpoint(make_checkpoint())
+    ids = np.random.default_rng(1).integers(0, 97, 512 * 9 + 5)
+    path.write_text("\n".join(str(part.tolist()) for part in np.array_split(ids, 13)))
+    whole = [ids[start : start + 512].tolist() for start in range(0, len(ids), 512)]
+    few = calibration_rows(checkpoint, path, most=1500, least=1)
+    (rows,) = few.rows
+    assert rows.shape == (3, 512) and few.facts["tokens"] == 1536
+    places = [whole.index(row.tolist()) for row in rows]
+    assert places == sorted(set(places)) and max(places) > 2, "not the first rows only, and none twice"
+    again = calibration_rows(checkpoint, path, most=1500, least=1)
+    assert np.array_equal(again.rows[0], rows)
+    every = calibration_rows(checkpoint, path, most=10**6, least=1)
+    assert every.tokens == len(ids) and [part.shape for part in every.rows] == [(9, 512), (1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("few", LINE.encode(), "has 15 tokens; this model needs at least 64"),
+        ("empty", b" \n", "no lines with text"),
+        ("binary", b"\xff\xfe\x00", "no UTF-8"),
+        ("missing", None, "cannot be read"),
+        ("other", b"Nel mezzo del cammin di nostra vita " * 20, r"has no token for 9\d% of the calibration text"),
+        ("ids.jsonl", b"[1, 2, 3]\n[4, 129]", r"line 2: token id 129 is outside the vocabulary \(0 to 128\)"),
+        ("ids.jsonl", b"[-1]", "token id -1 is outside"),
+        ("ids.jsonl", b"[1, 2.5]", "line 1 is no list of token ids"),
+        ("ids.jsonl", b"[true]", "line 1 is no list of token ids"),
+        ("ids.jsonl", b"{", "line 1 is no list of token ids"),
+        ("ids.jsonl", b"[" * 100000, "line 1 is no list of token ids"),
+    ],
+)
+def test_bad_text_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(LucidError, match=message) as caught:
+        calibration_rows(Checkpoint(DEMO), tmp_path / name, 1000, 64)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> None:
+    """The bundled model's has 129 tokens, the small checkpoint 97."""
+    import shutil
+
+    directory = make_checkpoint()
+    (tmp_path / "text").write_text(LINE)
+    with pytest.raises(LucidError, match=r"no tokenizer\.json to read --calibration with.*jsonl"):
+        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
+    shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
+    with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):
+        calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
