@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,20 +61,40 @@ def run_files(folder: Path, workers: int, *files: Path) -> str:
     return result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_python_code_that_hangs_fails_and_the_next_test_runs(tmp_path: Path, workers: int) -> None:
-    told = run(tmp_path, "hang_in_python", "test_call", "test_set_up", "test_good", workers=workers)
+CLEAN_UPS = ["test_clean_up", "test_last_clean_up"]
+HANGS = {
+    "python": ("hang_in_python", 0, ["test_call", "test_set_up", "test_good"]),
+    "python in a worker": ("hang_in_python", 1, ["test_call", "test_set_up", "test_good"]),
+    **{f"c in {test}": ("hang_in_c", 0, [test, "test_good"]) for test in ("test_call", "test_set_up", *CLEAN_UPS)},
+    "c in a worker": ("hang_in_c", 1, ["test_call", "test_set_up", "test_good"]),
+    **{f"c behind all in {test}": ("hang_in_c", 1, ["test_good", test]) for test in CLEAN_UPS},
+}
+
+
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[str]]]:
+    """What these say, at the same time: nearly all of it is waiting for a limit."""
+    with ThreadPoolExecutor(len(HANGS)) as pool:
+        yield {
+            name: pool.submit(run, tmp_path_factory.mktemp("hang"), hang, *tests, workers=workers)
+            for name, (hang, workers, tests) in HANGS.items()
+        }
+
+
+@pytest.mark.parametrize("name", ["python", "python in a worker"])
+def test_python_code_that_hangs_fails_and_the_next_test_runs(hung: dict[str, Future[str]], name: str) -> None:
+    told = hung[name].result()
     assert "Timeout (>3.0s)" in told and "1 passed" in told
 
 
-@pytest.mark.parametrize("test", ["test_call", "test_set_up", "test_clean_up", "test_last_clean_up"])
-def test_c_code_that_hangs_ends_the_process(tmp_path: Path, test: str) -> None:
-    told = run(tmp_path, "hang_in_c", test, "test_good")
+@pytest.mark.parametrize("test", ["test_call", "test_set_up", *CLEAN_UPS])
+def test_c_code_that_hangs_ends_the_process(hung: dict[str, Future[str]], test: str) -> None:
+    told = hung[f"c in {test}"].result()
     assert "Timeout (0:00:05)!" in told and "in hang_in_c" in told and "passed in" not in told
 
 
-def test_a_worker_that_ends_is_a_failure_and_the_rest_runs(tmp_path: Path) -> None:
-    told = run(tmp_path, "hang_in_c", "test_call", "test_set_up", "test_good", workers=1)
+def test_a_worker_that_ends_is_a_failure_and_the_rest_runs(hung: dict[str, Future[str]]) -> None:
+    told = hung["c in a worker"].result()
     told, _, summary = told.partition("short test summary info")  # which says it again, where the line is wide enough
     for crashed in ("test_call", "test_set_up"):
         assert told.count(f"crashed while running 'test_it.py::{crashed}'") == 1
@@ -89,9 +111,9 @@ def test_files_that_are_done_do_not_keep_the_rest_from_running(tmp_path: Path) -
     assert "1 failed, 24 passed" in told and told.count("crashed while running 'test_3.py::test_crash'") >= 1
 
 
-@pytest.mark.parametrize("test", ["test_clean_up", "test_last_clean_up"])
-def test_a_worker_that_ends_behind_its_last_test_is_a_failure(tmp_path: Path, test: str) -> None:
-    told = run(tmp_path, "hang_in_c", "test_good", test, workers=1)
+@pytest.mark.parametrize("test", CLEAN_UPS)
+def test_a_worker_that_ends_behind_its_last_test_is_a_failure(hung: dict[str, Future[str]], test: str) -> None:
+    told = hung[f"c behind all in {test}"].result()
     assert "worker gw0: Not properly terminated" in told and "in hang_in_c" in told
 
 
