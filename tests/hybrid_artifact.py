@@ -21,10 +21,6 @@ MODEL = {**MODELS["decay, shared keys, attention"], "head_dim": 16, "expand_v": 
 def write_hybrid(folder: Path) -> Path:
     """Write the checkpoint; return its directory."""
     model = Flash(MODEL, solved=(1,))
-    for name, tensor in model.tensors.items():
-        if name.endswith("A_log"):
-            # States that last: where they forget at once, heads are near 0, and their norm magnifies errors.
-            tensor -= 3
     model.save(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

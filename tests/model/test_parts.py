@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+import onnxruntime as ort
 import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
-from lucid_deploy.model.parts import MLP, Head, RMSNorm
+from lucid_deploy.model.parts import MLP, Head, RMSNorm, precise_silu
 from tests.model.config_samples import GEMMA, LLAMA, parse
 
 HALF = (torch.float16, torch.bfloat16)
@@ -29,6 +31,34 @@ def test_the_norm_is_transformers(dtype: torch.dtype) -> None:
 def test_the_norm_of_large_half_precision_numbers_does_not_overflow() -> None:
     x = torch.full((1, 48), 6e4, dtype=torch.float16)
     torch.testing.assert_close(RMSNorm(48, 1e-5).half()(x), torch.ones_like(x))
+
+
+def test_the_smallest_results_of_silu_are_as_exact_as_others() -> None:
+    x = torch.linspace(-79, 30, 4001, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(precise_silu(x), torch.nn.functional.silu(x), rtol=1e-14, atol=0)
+    far = torch.tensor([-1e4, -100.0, 1e4], requires_grad=True)
+    found = precise_silu(far)
+    torch.testing.assert_close(found.detach(), torch.tensor([0.0, 0.0, 1e4]), rtol=0, atol=1e-28)
+    found.sum().backward()
+    assert far.grad is not None and far.grad.isfinite().all()
+
+
+def test_graphs_of_it_are_exact_in_onnxruntime_where_those_of_silu_are_not() -> None:
+    class Both(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return precise_silu(x), torch.nn.functional.silu(x)
+
+    x = torch.linspace(-30, 30, 4001)
+    program = torch.onnx.export(Both(), (x,), dynamo=True, verbose=False)
+    assert program is not None
+    session = ort.InferenceSession(program.model_proto.SerializeToString())
+    wanted = torch.nn.functional.silu(x.double()).numpy()
+    precise, plain = (
+        np.abs(y - wanted)[wanted != 0] / np.abs(wanted)[wanted != 0]
+        for y in session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    )
+    assert precise.max() < 4 * 2.0**-23
+    assert plain.max() > 1e-3  # else onnxruntime has mended its Sigmoid, and this function can go
 
 
 @pytest.mark.parametrize(

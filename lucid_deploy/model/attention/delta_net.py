@@ -22,7 +22,7 @@ from lucid_deploy.model.attention.token_order import TokenOrder, take, token_ord
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.layers.delta_settings import DeltaSettings, state_layout
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
-from lucid_deploy.model.parts import RMSNorm
+from lucid_deploy.model.parts import RMSNorm, precise_silu
 from lucid_deploy.plugins.delta_rule import delta_rule
 from lucid_deploy.plugins.shared.keys import compute_dtype
 
@@ -96,7 +96,7 @@ class DeltaNet(Mixer):
             mixed, inputs = self.convolve(mixed, past[0], valid, order)
             present = (inputs,)
         work = compute_dtype(x.dtype)
-        mixed = F.silu(mixed.to(work))
+        mixed = precise_silu(mixed.to(work))  # heads of it are normed, however small they are
         q, k, v = mixed.split([settings.key_channels, settings.key_channels, settings.value_channels], dim=2)
         query, key = (self._key_heads(each, settings).to(x.dtype) for each in (q, k))  # (B, H, N, D)
         value = v.view(batch, n, settings.value_heads, settings.value_width).transpose(1, 2).to(x.dtype)
