@@ -31,7 +31,7 @@ demo-engines: $(VENV)/.demo
 	fi
 
 demo-build:
-	$(BIN)/lucid-deploy plugin build --target tensorrt --arch 8.6 --dtype float32 --output $(VENV)/liblucid_tensorrt.so
+	$(BIN)/lucid-deploy plugin build --target tensorrt --arch 8.6 --dtype float32 --head-dim 64 --output $(VENV)/liblucid_tensorrt.so
 	$(BIN)/lucid-deploy build $(DEMO) --plugin $(VENV)/liblucid_tensorrt.so --overwrite
 	@echo "A machine with an NVIDIA GPU adds: lucid-deploy verify $(DEMO) --runtime tensorrt, and make gpu-check"
 

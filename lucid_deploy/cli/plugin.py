@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,23 @@ def command() -> None:
     help="For tensorrt: compile for artifacts of this type only, which is quicker; may be repeated; default: all.",
 )
 @click.option(
+    "--head-dim",
+    "head_dims",
+    metavar="LIST",
+    help="For tensorrt: compile for these head widths only, such as 64,128, which is quicker; inspect shows an "
+    "artifact's; default: all, 16 to 256.",
+)
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="The library to write; default: where commands look for it."
 )
 @json_option("path, size and ABI")
 def build(
-    target: str, archs: str | None, dtypes: tuple[str, ...], output: Path | None, json_target: str | None
+    target: str,
+    archs: str | None,
+    dtypes: tuple[str, ...],
+    head_dims: str | None,
+    output: Path | None,
+    json_target: str | None,
 ) -> None:
     """Compile a library; needs a C++ compiler, and no GPU.
 
@@ -57,10 +70,11 @@ def build(
     from lucid_deploy.errors import LucidError
     from lucid_deploy.plugins.hosts.compiler import find_compiler
 
-    wanted = _architectures(archs)
-    if (wanted or dtypes) and target == "onnxruntime":
+    wanted = _Kernels(_architectures(archs), dtypes, _widths(head_dims))
+    if wanted != _Kernels() and target == "onnxruntime":
         raise LucidError(
-            "--arch and --dtype are for --target tensorrt; the library for onnxruntime fits every processor and type."
+            "--arch, --dtype and --head-dim are for --target tensorrt; the library for onnxruntime fits every "
+            "processor, type and width."
         )
     if output is not None and target == "all":
         raise LucidError("--output names one library; build one --target at a time with it.")
@@ -69,25 +83,36 @@ def build(
     if target != "tensorrt":
         facts = _build_onnxruntime(output, quiet=json_target == "-")
     if target != "onnxruntime":
-        built = _build_tensorrt(wanted, dtypes, output, quiet=json_target == "-")
+        built = _build_tensorrt(wanted, output, quiet=json_target == "-")
         facts = {**built, "onnxruntime": facts} if facts else built
     if json_target is not None:
         write_json(facts, json_target)
 
 
-def _build_tensorrt(
-    archs: tuple[int, ...], dtypes: tuple[str, ...], output: Path | None, quiet: bool
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Kernels:
+    """Which kernels of TensorRT's plugin are compiled; (): all."""
+
+    archs: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    head_dims: tuple[int, ...] = ()
+
+
+def _build_tensorrt(chosen: _Kernels, output: Path | None, quiet: bool) -> dict[str, Any]:
     from lucid_deploy.cli._console import console_out, human_size, progress
     from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import total_size
     from lucid_deploy.runtimes.tensorrt.plugin_library import build_library, user_library
 
-    wanted, library = archs or ARCHITECTURES, output or user_library()
+    wanted, library = chosen.archs or ARCHITECTURES, output or user_library()
     with progress("Compiling kernels") as update:
         kernels = build_library(
-            library, wanted, dtypes, lambda done, total, name: update(f"Compiling {name}", done, total)
+            library,
+            wanted,
+            chosen.dtypes,
+            lambda done, total, name: update(f"Compiling {name}", done, total),
+            chosen.head_dims,
         )
     size, (kernels_size, packed) = library.stat().st_size, total_size(kernels)
     if not quiet:
@@ -138,3 +163,12 @@ def _architectures(listed: str | None) -> tuple[int, ...]:
     if wrong := [item for item, number in zip(items, digits, strict=True) if not number.isdecimal()]:
         raise LucidError(f"--arch takes compute capabilities such as 8.6,9.0, not {', '.join(wrong)}.")
     return tuple(dict.fromkeys(int(number) for number in digits))
+
+
+def _widths(listed: str | None) -> tuple[int, ...]:
+    from lucid_deploy.errors import LucidError
+
+    items = [item.strip() for item in (listed or "").split(",") if item.strip()]
+    if wrong := [item for item in items if not item.isdecimal()]:
+        raise LucidError(f"--head-dim takes head widths such as 64,128, not {', '.join(wrong)}.")
+    return tuple(dict.fromkeys(map(int, items)))

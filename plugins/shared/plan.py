@@ -96,6 +96,11 @@ class Variant:
         """The name a plan's step calls it by."""
         return variant_name(self.kernel, self.dtype, dict(self.constants))
 
+    @property
+    def padded_width(self) -> int:
+        """The head width it computes with, one of PADDED_WIDTHS."""
+        return dict(self.constants)["BLOCK_D"]
+
 
 @functools.cache
 def _choices(tuned: Path) -> dict[str, dict[str, dict[str, list[int]]]]:

@@ -35,6 +35,7 @@ def build_library(
     archs: Sequence[int] = (),
     dtypes: Sequence[str] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
+    head_dims: Sequence[int] = (),
 ) -> list[CompiledKernel]:
     """Compile the kernels and the library.
 
@@ -43,22 +44,28 @@ def build_library(
         archs: Compute capabilities, 90 for 9.0; (): all.
         dtypes: Types of artifacts; (): all.
         progress: Called with (done, in all, name of the last kernel).
+        head_dims: Head widths of artifacts; (): all that kernels are written for.
 
     Returns:
         The kernels in it.
 
     Raises:
-        LucidError: No compiler, headers or Triton, or a compiler fails.
+        LucidError: No compiler, headers or Triton, a compiler fails, or a head width that no kernel is written for.
     """
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin, find_cuda_headers, find_tensorrt_headers
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, compile_kernels
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
+    from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
+    try:
+        widths = {padded_width(width) for width in head_dims} or set(PADDED_WIDTHS)
+    except ValueError as error:
+        raise LucidError(f"No plugin library was built: {error}.") from error
     find_compiler(), find_tensorrt_headers(), find_cuda_headers()  # what is missing shows before the long compilation
     kernels = compile_kernels(
         archs or ARCHITECTURES,
-        select=lambda variant: not dtypes or variant.dtype in dtypes,
+        select=lambda variant: (not dtypes or variant.dtype in dtypes) and variant.padded_width in widths,
         cache=default_cache(),
         progress=progress,
     )
