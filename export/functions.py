@@ -10,6 +10,7 @@ import onnx
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.causal_attention.onnx_body import CausalAttention
 from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
+from lucid_deploy.plugins.decode_attention.onnx_body_several import DecodeAttentionSeveral
 from lucid_deploy.plugins.delta_rule.onnx_body import DeltaRule, DeltaRuleOneToken
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
 from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
@@ -19,13 +20,17 @@ from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
     DecodeAttention.name: DividedRows("K_new", 1.0, {"weights": 0, "y_new": 0}),
+    DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule)}
 OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # bodies without a loop, for graphs whose nodes get one new token
 
 
+OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that a session makes to verify drafts
+
+
 def function_proto(
-    name: str, opset: int = OPSET, training_diagonal: bool = False, one_token: bool = False
+    name: str, opset: int = OPSET, training_diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
     """Return an operator's body as it stands in a graph's file.
 
@@ -34,12 +39,14 @@ def function_proto(
         opset: Version of the standard operators in the graph: a runtime inlines only a function of the same version.
         training_diagonal: Whether its nodes have the attribute ``diagonal``, as all of a graph have or none.
         one_token: Whether all of its nodes get one new token, so that a body of one token does, where there is one.
+        several: Whether its nodes get more than the one new token that its body is for, where it is for one.
     """
     body = OF_ONE_TOKEN.get(name, FUNCTIONS[name]) if one_token else FUNCTIONS[name]
+    body = OF_SEVERAL_TOKENS.get(name, body) if several else body
     function = body.to_function_proto()
     function.name = name
-    if training_diagonal and name in DIVIDED:
-        function = with_divided_rows(function, DIVIDED[name])
+    if training_diagonal and body.name in DIVIDED:
+        function = with_divided_rows(function, DIVIDED[body.name])
     for item in function.opset_import:
         if item.domain == "":
             item.version = opset

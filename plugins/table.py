@@ -128,18 +128,20 @@ CAUSAL_ATTENTION = Operator(
     torch_name="lucid::causal_attention",
 )
 _QUERY = (
-    Tensor("Q", "[batch, heads, 1, head_dim]", "queries of the new token"),
-    Tensor("K_new", _ONE, "its raw key"),
-    Tensor("V_new", _ONE, "its value"),
+    Tensor("Q", "[batch, heads, sequence, head_dim]", "queries of the new tokens: one, except to verify drafts"),
+    Tensor("K_new", _NEW, "their raw keys"),
+    Tensor("V_new", _NEW, "their values"),
 )
-_MASK = Tensor("mask", "[batch, past_sequence + 1]", "false at padding; the last column is the new token", "bool")
+_MASK = Tensor(
+    "mask", "[batch, past_sequence + sequence]", "false at padding; the last columns are the new tokens", "bool"
+)
 _ATTENDED = (
-    Tensor("O", "[batch, heads, 1, head_dim]", "the heads' outputs"),
-    Tensor("Y_new", _ONE, "preconditioned value of the new token"),
+    Tensor("O", "[batch, heads, sequence, head_dim]", "the heads' outputs"),
+    Tensor("Y_new", _NEW, "preconditioned values of the new tokens"),
 )
 DECODE_ATTENTION = Operator(
     name="DecodeAttention",
-    text="Softmax attention of one new token, and its own preconditioned value, in one pass over the cache.",
+    text="Softmax attention of a few new tokens, and their own preconditioned values, in one pass over the cache.",
     inputs=(
         *_QUERY,
         Tensor("K", _CACHE, "raw keys of the cache"),

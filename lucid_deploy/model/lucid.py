@@ -96,7 +96,7 @@ class LucidForCausalLM(nn.Module):
             past: Per layer K and Y of the tokens before, each ``(B, KV, P, D)``, or their stored form; None is P = 0.
             attention_mask: ``(B, P + N)``, 0 at padding; None: no padding.
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
-            decode: Take the single-token path, :mod:`~lucid_deploy.plugins.decode_attention`; needs N = 1.
+            decode: Take the path for one new token or a few, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute logits of each row's last token alone.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
                 with so many tokens in them, ``attention_mask`` is ``(B, M)``, the new row is written behind the last.

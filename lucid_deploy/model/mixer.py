@@ -21,7 +21,7 @@ class Step:
     Attributes:
         mask: Bool ``(B, P + N)``, False at padding; None: no padding. With a static cache ``(B, M + 1)``, the last
             column for the new token.
-        decode: Whether to take the single-token path; N = 1.
+        decode: Whether to take the path for one new token, or a few.
         rope: Cosine and sine of the new tokens' rotary angles, ``(B, 1, N, D/2)`` each; None: no rotary positions.
         cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer hold a token.
     """

@@ -37,6 +37,23 @@ class InPlaceDecoding(Protocol):
         """
         ...
 
+    def bind_several(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> Any:
+        """Bind arrays to :meth:`Session.decode_several`: as :meth:`bind_decode`, with N tokens a row.
+
+        Its rows are written from ``length`` on, which must leave room for all N. What is behind a row's tokens is
+        padding, which nothing sees as long as the next step's length leaves it out.
+
+        Args:
+            layers: As for :meth:`bind_decode`, with rows alone.
+            mask: As for :meth:`bind_decode`.
+            input_ids: Int64 ``(B, N)``.
+            positions: Int64 ``(B, N)``.
+            length: Int64 ``(B,)``.
+        """
+        ...
+
     def run_bound(self, binding: Any) -> Array:
-        """Run one step on what was bound; return logits, float ``(B, 1, vocab)``."""
+        """Run one step on what was bound; return logits, float ``(B, N, vocab)``, N = 1 of :meth:`bind_decode`."""
         ...

@@ -19,6 +19,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.runtime import Capabilities
+from lucid_deploy.runtimes.several import MOST, layers_obstacle
 
 Tensor = TypeVar("Tensor")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -227,6 +228,55 @@ class Session(ABC, Generic[Tensor]):
         return self._advance(input_ids, mask, cache, self._run_decode)
 
     @property
+    def several_obstacle(self) -> str | None:
+        """Why :meth:`decode_several` is not to be had, as a sentence without an end; None if it is."""
+        return layers_obstacle(self.layers) or f"runtime {self.runtime} decodes one new token at a time"
+
+    def prepare_several(self) -> None:
+        """Load what :meth:`decode_several` needs; the first call of it does so otherwise.
+
+        Raises:
+            LucidError: The reason of :attr:`several_obstacle`.
+        """
+        obstacle = self.several_obstacle
+        if obstacle is not None:
+            raise LucidError(f"Several tokens cannot be decoded at once: {obstacle}.")
+
+    @property
+    def cuts_freely(self) -> bool:
+        """Whether :meth:`truncate` copies nothing."""
+        return False
+
+    def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
+        """Run a few new tokens after those in the cache, and add them to it: the step that verifies drafts.
+
+        What comes after a token does not change its logits, so those of drafts that turn out wrong are simply not used;
+        :func:`~lucid_deploy.runtimes.take_back.take_back` drops the tokens.
+
+        Args:
+            input_ids: Int64 ``(B, N)``, N at most :data:`~lucid_deploy.runtimes.several.MOST`.
+            cache: Changed in place.
+            mask: Bool ``(B, N)``, False at padding, which comes behind a row's tokens; None: no padding.
+
+        Returns:
+            Logits of all of them, float ``(B, N, vocab)``; those at padding mean nothing.
+
+        Raises:
+            LucidError: As :meth:`prefill`, too many tokens, padding before a token, or the reason of
+                :attr:`several_obstacle`.
+        """
+        self.prepare_several()
+        input_ids = self._checked(input_ids, cache)
+        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if mask.shape != input_ids.shape or (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise LucidError(f"The mask must be {input_ids.shape}, and no padding may come before a token.")
+        if input_ids.shape[1] > MOST:
+            raise LucidError(
+                f"Up to {MOST} tokens are decoded at once, not {input_ids.shape[1]}; use prefill for more."
+            )
+        return self._advance(input_ids, mask, cache, self._run_several)
+
+    @property
     def gives_all_logits(self) -> bool:
         """Whether one run gives the logits of every token; otherwise :meth:`prefill_all` decodes token by token."""
         return False
@@ -339,6 +389,12 @@ class Session(ABC, Generic[Tensor]):
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]:
         """As :meth:`_run_prefill`, with the logits of all tokens; to be there where ``gives_all_logits`` is true."""
+        raise NotImplementedError
+
+    def _run_several(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
+        """As :meth:`_run_prefill_all`; to be there where ``several_obstacle`` can be None."""
         raise NotImplementedError
 
     @abstractmethod

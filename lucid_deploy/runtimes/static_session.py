@@ -31,10 +31,21 @@ class BoundStep:
     Attributes:
         binding: The runtime's binding of inputs and outputs.
         replaced: Input and output of every tensor that the runtime does not write in place.
+        graph: The runtime's graph, where it has several that can be bound.
     """
 
     binding: Any
     replaced: list[tuple[Array, Array]]
+    graph: Any = None
+
+
+@dataclass
+class _BoundTokens:
+    """What is bound for so many new tokens."""
+
+    input_ids: Array  # int64 (B, N)
+    positions: Array  # int64 (B, N)
+    step: BoundStep
 
 
 @dataclass
@@ -43,10 +54,8 @@ class _BoundBuffers:
 
     layers: ArrayLayers  # (K, Y[, scale of K, scale of Y]), each (B, KV, M, ·)
     mask: Array  # int64 (B, M)
-    input_ids: Array  # int64 (B, 1)
-    positions: Array  # int64 (B, 1)
     length: Array  # int64 (B,)
-    binding: BoundStep
+    tokens: dict[int, _BoundTokens]  # by N
 
 
 class StaticSession(Session[Any]):
@@ -67,6 +76,12 @@ class StaticSession(Session[Any]):
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> BoundStep:
         """See :meth:`InPlaceDecoding.bind_decode`."""
+
+    def bind_several(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep:
+        """See :meth:`InPlaceDecoding.bind_several`; to be there where ``several_obstacle`` can be None."""
+        raise NotImplementedError
 
     @abstractmethod
     def run_bound(self, binding: BoundStep) -> Array:
@@ -107,36 +122,61 @@ class StaticSession(Session[Any]):
         self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
     ) -> tuple[Array, ArrayLayers]:
         past = mask.shape[1] - 1
-        bound = self._bound
-        if bound is None or bound.layers is not layers or past >= bound.mask.shape[1]:
-            bound = self._bound = self._bind(layers, past, mask)
-        bound.input_ids[:] = input_ids
-        bound.positions[:] = positions
-        bound.length[:] = past
+        bound, tokens = self._bound_tokens(input_ids, mask, positions, layers)
         # The graph masks by cache_length too and counts the new row as a token; its mask holds from the next step on.
         waiting = np.flatnonzero(~mask[:, past].astype(bool))  # no token of these rows may enter a ring or a state
-        before = [(buffer, buffer[waiting]) for buffer, _ in bound.binding.replaced] if len(waiting) else []
-        logits = self.run_bound(bound.binding)
+        before = [(buffer, buffer[waiting]) for buffer, _ in tokens.step.replaced] if len(waiting) else []
+        logits = self.run_bound(tokens.step)
         for buffer, kept in before:
             buffer[waiting] = kept
         bound.mask[:, past] = mask[:, past]
         return logits, bound.layers
 
-    def _bind(self, layers: ArrayLayers, past: int, mask: Array) -> _BoundBuffers:
-        """Move a cache's rows into buffers with room, and bind them as inputs and outputs at once.
+    @property
+    def cuts_freely(self) -> bool:
+        """See :attr:`Session.cuts_freely`: rows beyond the cache's length are not read."""
+        return all(tensor.sort == "rows" for layer in self.layout for tensor in layer)
+
+    def _run_several(
+        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
+    ) -> tuple[Array, ArrayLayers]:
+        bound, tokens = self._bound_tokens(input_ids, mask, positions, layers)
+        logits = self.run_bound(tokens.step)
+        past = mask.shape[1] - input_ids.shape[1]
+        bound.mask[:, past : mask.shape[1]] = mask[:, past:]
+        return logits, bound.layers
+
+    def _bound_tokens(
+        self, input_ids: Array, mask: Array, positions: Array, layers: ArrayLayers
+    ) -> tuple[_BoundBuffers, _BoundTokens]:
+        """Return the buffers, and what is bound to them for new tokens ``(B, N)``, with the tokens in it."""
+        n, bound = input_ids.shape[1], self._bound
+        past = mask.shape[1] - n
+        if bound is None or bound.layers is not layers or mask.shape[1] > bound.mask.shape[1]:
+            bound = self._bound = self._bind(layers, past, n, mask)
+        if n not in bound.tokens:
+            ids, places = np.zeros(input_ids.shape, np.int64), np.zeros(input_ids.shape, np.int64)
+            bind = self.bind_decode if n == 1 else self.bind_several
+            bound.tokens[n] = _BoundTokens(ids, places, bind(layers, bound.mask, ids, places, bound.length))
+        tokens = bound.tokens[n]
+        tokens.input_ids[:] = input_ids
+        tokens.positions[:] = positions
+        bound.length[:] = past
+        bound.mask[:, :past] = mask[:, :past]  # tokens may have been taken back
+        return bound, tokens
+
+    def _bind(self, layers: ArrayLayers, past: int, new: int, mask: Array) -> _BoundBuffers:
+        """Move a cache's rows into buffers with room, to be bound as inputs and outputs at once.
 
         The list is changed layer by layer, so that the old rows of one layer at most are in memory beside the new.
         """
         batch = mask.shape[0]
-        room = -(-(past + max(past // _SPARE, 1)) // _GRAIN) * _GRAIN
+        room = -(-(past + max(past // _SPARE, new)) // _GRAIN) * _GRAIN
         for index, layout in enumerate(self.layout):
             layers[index] = tuple(_moved(t, x, past, room) for t, x in zip(layout, layers[index], strict=True))
-        whole, column = np.zeros((batch, room), np.int64), np.zeros((batch, 1), np.int64)
+        whole = np.zeros((batch, room), np.int64)
         whole[:, :past] = mask[:, :past]
-        length = np.zeros((batch,), np.int64)
-        positions = column.copy()
-        binding = self.bind_decode(layers, whole, column, positions, length)
-        return _BoundBuffers(layers, whole, column, positions, length, binding)
+        return _BoundBuffers(layers, whole, np.zeros((batch,), np.int64), {})
 
 
 def _moved(tensor: CacheTensor, rows: Array, past: int, room: int) -> Array:

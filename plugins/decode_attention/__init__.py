@@ -1,4 +1,4 @@
-"""Attention of one new token over the cache, and its own preconditioned value, in one pass."""
+"""Attention of one or a few new tokens over the cache, and their own preconditioned values, in one pass."""
 
 from lucid_deploy.plugins.decode_attention.torch_operator import decode_attention
 

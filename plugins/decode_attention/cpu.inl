@@ -1,9 +1,9 @@
-// One new token: softmax over the cache for all query heads of a key/value head, and its own row of L, in one pass.
+// A few new tokens: softmax over the cache for all query heads of a key/value head, and their own rows of L, in one pass.
 //
-// The new key is one more row beside the G queries. T is the model's type, S that of the cache: rows of float, Half or
+// The N new keys are rows beside the N·G queries. T is the model's type, S that of the cache: rows of float, Half or
 // int8_t are converted in registers as they are read. The scale of an int8 row of K multiplies its scores, that of a row
 // of Y its weights, so that no row is ever written out as floats. The context is dealt out in chunks, each of which
-// leaves peaks, totals and sums in the workspace; a last step per head joins them.
+// leaves peaks, totals and sums in the workspace; a last step per head joins them and solves among the new tokens.
 
 constexpr size_t kChunk = 1024; // columns of a task: enough work to be worth a hand-over, few enough to share
 static_assert(kColumns % kLanes == 0, "columns of a tile are whole vectors");
@@ -12,19 +12,20 @@ template <class T, class S>
 struct Decode {
     const DecodeArguments<T, S>& a;
     Cut cut;
-    size_t rows;          // G + 1
+    size_t queries;       // N·G: row t·G + g is query head g of token t; then come the N new keys
+    size_t rows;          // N·(G + 1)
     size_t stride;        // floats that a chunk leaves
     Zeros<size_t> chunks; // [B]: chunks that hold tokens; what comes after the last token is not read
     size_t most;          // the largest of these
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
-        : a(arguments), cut(a.width), rows(a.groups + 1), stride(rows * (2 + cut.padded)), chunks(a.batch),
-          most(count_chunks()), partial(a.batch * a.heads * most * stride) {}
+        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.tokens),
+          stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()), partial(a.batch * a.heads * most * stride) {}
     size_t count_chunks() const {
         size_t largest = 0;
         for (size_t b = 0; b < a.batch; ++b) {
-            const bool* mask = a.mask + b * (a.past + 1);
+            const bool* mask = a.mask + b * (a.past + a.tokens);
             size_t used = a.past;
             while (used > 0 && !mask[used - 1]) --used;
             chunks[b] = (used + kChunk - 1) / kChunk;
@@ -32,49 +33,57 @@ struct Decode {
         }
         return largest;
     }
-    float* part(size_t head, size_t chunk) { return partial.data() + (head * most + chunk) * stride; }
+    float* part(size_t head, size_t chunk) const { return partial.data() + (head * most + chunk) * stride; }
+    const float* sums(size_t head, size_t chunk, size_t row) const {
+        return part(head, chunk) + 2 * rows + row * cut.padded;
+    }
 };
 
-struct Token {
-    float* queries; // [rows][padded]: G queries over √d, then the new key over its norm and √d
+struct Fresh {
+    float* queries; // [rows][padded]: queries over √d, then the new keys over their norms and √d
     float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
     float* weights; // [rows][kColumns]: scores, then weights
-    float* norms;   // [kColumns]: what the new key's scores are multiplied by
+    float* norms;   // [kColumns]: what the new keys' scores are multiplied by
+    float* peaks;   // [N]: of the new keys' rows: √d + log L_ii
     float* zeros;   // a row of the cache that stands for every one without a token
     float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
-    float peak;     // of the new key's row: √d + log L_ii
+    size_t own;     // the first row of a new key
     size_t rows;
 };
 
 template <class T, class S>
-Token make_token(const Decode<T, S>& decode, size_t head, bool token, Scratch& scratch) {
+Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Scratch& scratch) {
     const DecodeArguments<T, S>& a = decode.a;
     const Cut& cut = decode.cut;
     size_t d = a.width;
-    Token made{};
+    Fresh made{};
+    made.own = decode.queries;
     made.rows = decode.rows;
     made.queries = scratch.take(decode.rows * cut.padded);
     made.fresh = scratch.take(kLanes);
     made.weights = scratch.take(decode.rows * kColumns);
     made.norms = scratch.take(kColumns);
+    made.peaks = scratch.take(a.tokens);
     made.zeros = scratch.take(cut.padded);
     made.rooms = scratch.take(2 * kColumns * kLanes);
     std::fill(made.queries, made.queries + decode.rows * cut.padded, 0.0f);
     for (size_t lane = 0; lane < kLanes; ++lane) made.fresh[lane] = lane < cut.padded - d ? 0.0f : 1.0f;
     std::fill(made.zeros, made.zeros + cut.padded, 0.0f);
     const float root_d = std::sqrt(static_cast<float>(d));
-    const T* key = a.k_new + head * d;
-    bool yes = true;
-    float norm = 0.0f;
-    key_norms(&norm, key, d, 1, &yes, a.epsilon);
-    for (size_t k = 0; k < d; ++k) {
-        float* column = made.queries + cut.place(k);
-        for (size_t row = 0; row < a.groups; ++row)
-            column[row * cut.padded] = to_float(a.q[(head * a.groups + row) * d + k]) / root_d;
-        if (token) column[a.groups * cut.padded] = to_float(key[k]) * norm / root_d;
+    for (size_t t = 0; t < a.tokens; ++t) {
+        const T* key = a.k_new + (head * a.tokens + t) * d;
+        bool yes = true;
+        float norm = 0.0f;
+        key_norms(&norm, key, d, 1, &yes, a.epsilon);
+        for (size_t k = 0; k < d; ++k) {
+            float* column = made.queries + cut.place(k);
+            for (size_t g = 0; g < a.groups; ++g)
+                column[(t * a.groups + g) * cut.padded] = to_float(a.query(head, g, t)[k]) / root_d;
+            if (tokens[t]) column[(made.own + t) * cut.padded] = to_float(key[k]) * norm / root_d;
+        }
+        // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
+        made.peaks[t] = tokens[t] ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
     }
-    // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
-    made.peak = token ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
     return made;
 }
 
@@ -134,7 +143,7 @@ LUCID_INLINE void prefetch(const S* row, size_t width) {
     for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at);
 }
 
-// Makes what the new key's scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
+// Makes what the new keys' scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
 // s·n, its scores are those of the whole numbers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
 template <bool Scaled, class S>
 void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsilon) {
@@ -152,11 +161,11 @@ void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsil
 
 // Turns scores into weights, those of int8 rows times the scale of Y; a chunk's totals and sums are scaled to new peaks.
 template <bool Scaled, class S>
-void soften_token(const Token& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
+void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *totals = part + token.rows, *sums = part + 2 * token.rows;
     for (size_t row = 0; row < token.rows; ++row) {
         float* weights = token.weights + row * kColumns;
-        bool own = row + 1 == token.rows;
+        bool own = row >= token.own;
         Vector highest = broadcast(peaks[row]);
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             Vector score = load(weights + c);
@@ -168,7 +177,7 @@ void soften_token(const Token& token, const StoredTile<S>& tile, const Cut& cut,
             store(weights + c, score);
             highest = larger(highest, score);
         }
-        float peak = own ? token.peak : largest(highest), shrink = std::exp(peaks[row] - peak);
+        float peak = own ? token.peaks[row - token.own] : largest(highest), shrink = std::exp(peaks[row] - peak);
         Vector total{};
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             Vector weight = exponential(load(weights + c) - peak);
@@ -185,7 +194,7 @@ void soften_token(const Token& token, const StoredTile<S>& tile, const Cut& cut,
 
 // Adds a tile's columns to a chunk's peaks, totals and sums.
 template <bool Scaled, class S>
-void decode_tile(const Token& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
+void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
     in_groups(token.rows, [&](auto count, size_t row) {
         constexpr int R = decltype(count)::value;
         const float* rows = token.queries + row * cut.padded;
@@ -219,12 +228,13 @@ void chunk_task(void* data, size_t index) {
     const Cut& cut = decode.cut;
     size_t head = index / decode.most, chunk = index % decode.most, b = head / a.heads, d = a.width;
     if (chunk >= decode.chunks[b]) return;
-    const bool* mask = a.mask + b * (a.past + 1);
-    Scratch scratch(decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + kColumns * (1 + 2 * kLanes), 6);
-    Token token = make_token(decode, head, mask[a.past], scratch);
+    const bool* mask = a.mask + b * (a.past + a.tokens);
+    size_t columns_room = kColumns * (1 + 2 * kLanes);
+    Scratch scratch(decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room, 7);
+    Fresh token = make_fresh(decode, head, mask + a.past, scratch);
     float* part = decode.part(head, chunk);
-    std::fill(part, part + a.groups, kNoPeak);
-    part[a.groups] = token.peak;
+    std::fill(part, part + token.own, kNoPeak);
+    std::copy(token.peaks, token.peaks + a.tokens, part + token.own);
     std::fill(part + decode.rows, part + decode.stride, 0.0f);
     size_t end = std::min((chunk + 1) * kChunk, a.past);
     constexpr bool kScaled = std::is_same_v<S, int8_t>;
@@ -244,48 +254,121 @@ void chunk_task(void* data, size_t index) {
     }
 }
 
-// Joins a head's chunks: y = v / L_ii − Σ of the new key's row, then the softmax over the cache and the new token.
+template <class A, class B>
+float dot(const A* a, const B* b, size_t width) {
+    float total = 0.0f;
+    for (size_t k = 0; k < width; ++k) total += to_float(a[k]) * to_float(b[k]);
+    return total;
+}
+
+// The new tokens of a head: as they are, and as the cache will hold them, which is how those behind see them.
+struct NewRows {
+    float *y, *seen_keys, *seen_y; // [N][D]
+    float* norms;                  // [N]: of the seen keys
+};
+
+// Rounds a row to the model's type and then to the cache's, as a decode graph does when it writes the row.
+template <class T, class S>
+void as_stored(float* to, const float* from, size_t width) {
+    float largest = 0.0f;
+    for (size_t k = 0; k < width; ++k) {
+        T rounded;
+        from_float(rounded, from[k]);
+        to[k] = to_float(rounded);
+        largest = std::max(largest, std::abs(to[k]));
+    }
+    if constexpr (std::is_same_v<S, int8_t>) {
+        float scale = largest / 127.0f, divisor = scale > 0.0f ? scale : 1.0f;
+        for (size_t k = 0; k < width; ++k)
+            to[k] = std::min(std::max(std::nearbyint(to[k] / divisor), -127.0f), 127.0f) * scale;
+    } else {
+        for (size_t k = 0; k < width; ++k) {
+            S rounded;
+            from_float(rounded, to[k]);
+            to[k] = to_float(rounded);
+        }
+    }
+}
+
+// y[t] = v[t] / L_tt − Σ over the cache − Σ over new tokens before it, row by row: the triangle among the new tokens.
+template <class T, class S>
+void solve_new(const Decode<T, S>& decode, size_t head, const bool* tokens, const NewRows& rows) {
+    const DecodeArguments<T, S>& a = decode.a;
+    size_t d = a.width, n = a.tokens;
+    const T *keys = a.k_new + head * n * d, *values = a.v_new + head * n * d;
+    float root_d = std::sqrt(static_cast<float>(d));
+    for (size_t t = 0; t < n; ++t) {
+        const T* key = keys + t * d;
+        float *row = rows.y + t * d, *seen = rows.seen_keys + t * d, norm = 0.0f;
+        key_norms(&norm, key, d, 1, tokens + t, a.epsilon);
+        for (size_t k = 0; k < d; ++k) row[k] = to_float(key[k]);
+        as_stored<T, S>(seen, row, d);
+        key_norms(rows.norms + t, seen, d, 1, tokens + t, a.epsilon);
+        float log_factor = log_row_factor(norm, root_d, a.epsilon, a.diagonal); // −log L_tt
+        float factor = std::exp(log_factor);
+        for (size_t k = 0; k < d; ++k) row[k] = to_float(values[t * d + k]) * factor;
+        for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
+            const float* received = decode.sums(head, chunk, decode.queries + t);
+            for (size_t k = 0; k < d; ++k) row[k] -= received[decode.cut.place(k)];
+        }
+        for (size_t s = 0; s < t && tokens[t]; ++s) {
+            if (!tokens[s]) continue;
+            float score = dot(key, rows.seen_keys + s * d, d) * (norm * rows.norms[s] / root_d);
+            float weight = std::exp(score - root_d + log_factor);
+            for (size_t k = 0; k < d; ++k) row[k] -= weight * rows.seen_y[s * d + k];
+        }
+        as_stored<T, S>(rows.seen_y + t * d, row, d);
+    }
+}
+
+// Softmax of one query over the cache, the new tokens before its own, and its own.
+template <class T, class S>
+void attend_new(const Decode<T, S>& decode, size_t head, size_t t, size_t g, const bool* tokens,
+                const NewRows& rows, float* sums) {
+    const DecodeArguments<T, S>& a = decode.a;
+    size_t d = a.width, row = t * a.groups + g;
+    const T *query = a.query(head, g, t), *keys = a.k_new + head * a.tokens * d;
+    float root_d = std::sqrt(static_cast<float>(d)), total = 1.0f, peak = dot(query, keys + t * d, d) / root_d;
+    std::copy(rows.y + t * d, rows.y + (t + 1) * d, sums);
+    auto add = [&](float other_peak, float other_total, auto element) {
+        float joint = std::max(peak, other_peak), old = std::exp(peak - joint), fresh = std::exp(other_peak - joint);
+        total = total * old + other_total * fresh;
+        for (size_t k = 0; k < d; ++k) sums[k] = sums[k] * old + element(k) * fresh;
+        peak = joint;
+    };
+    for (size_t s = 0; s < t; ++s)
+        if (tokens[s])
+            add(dot(query, rows.seen_keys + s * d, d) / root_d, 1.0f,
+                [&](size_t k) { return rows.seen_y[s * d + k]; });
+    for (size_t chunk = 0; chunk < decode.chunks[head / a.heads]; ++chunk) {
+        const float *part = decode.part(head, chunk), *weighted = decode.sums(head, chunk, row);
+        add(part[row], part[decode.rows + row], [&](size_t k) { return weighted[decode.cut.place(k)]; });
+    }
+    T* out = a.o + ((head * a.groups + g) * a.tokens + t) * d;
+    for (size_t k = 0; k < d; ++k) from_float(out[k], sums[k] / total);
+}
+
+// Joins a head's chunks: Y of the new tokens, then the softmax over the cache and them.
 template <class T, class S>
 void join_task(void* data, size_t head) {
-    Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
+    const Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
     const DecodeArguments<T, S>& a = decode.a;
-    const Cut& cut = decode.cut;
-    size_t d = a.width, rows = decode.rows, chunks = decode.chunks[head / a.heads];
-    const T *key = a.k_new + head * d, *value = a.v_new + head * d;
-    Scratch scratch(2 * cut.padded, 2);
-    float *y = scratch.take(d), *sums = scratch.take(d);
-    bool token = a.mask[head / a.heads * (a.past + 1) + a.past];
-    float norm = 0.0f, root_d = std::sqrt(static_cast<float>(d));
-    key_norms(&norm, key, d, 1, &token, a.epsilon);
-    float factor = std::exp(log_row_factor(norm, root_d, a.epsilon, a.diagonal)); // 1 / L_ii
-    for (size_t k = 0; k < d; ++k) y[k] = to_float(value[k]) * factor;
-    for (size_t chunk = 0; chunk < chunks; ++chunk) {
-        const float* received = decode.part(head, chunk) + 2 * rows + a.groups * cut.padded;
-        for (size_t k = 0; k < d; ++k) y[k] -= received[cut.place(k)];
-    }
-    for (size_t k = 0; k < d; ++k) from_float(a.y_new[head * d + k], y[k]);
-    for (size_t row = 0; row < a.groups; ++row) {
-        const T* query = a.q + (head * a.groups + row) * d;
-        float peak = 0.0f, total = 1.0f;
-        for (size_t k = 0; k < d; ++k) peak += to_float(query[k]) * to_float(key[k]);
-        peak /= root_d;
-        std::copy(y, y + d, sums);
-        for (size_t chunk = 0; chunk < chunks; ++chunk) {
-            const float *part = decode.part(head, chunk), *weighted = part + 2 * rows + row * cut.padded;
-            float joint = std::max(peak, part[row]), old = std::exp(peak - joint), fresh = std::exp(part[row] - joint);
-            total = total * old + part[rows + row] * fresh;
-            for (size_t k = 0; k < d; ++k) sums[k] = sums[k] * old + weighted[cut.place(k)] * fresh;
-            peak = joint;
-        }
-        for (size_t k = 0; k < d; ++k) from_float(a.o[(head * a.groups + row) * d + k], sums[k] / total);
-    }
+    size_t d = a.width, n = a.tokens;
+    Scratch scratch(3 * n * d + d + n, 5);
+    NewRows rows{scratch.take(n * d), scratch.take(n * d), scratch.take(n * d), scratch.take(n)};
+    float* sums = scratch.take(d);
+    const bool* tokens = a.mask + head / a.heads * (a.past + n) + a.past;
+    solve_new(decode, head, tokens, rows);
+    for (size_t k = 0; k < n * d; ++k) from_float(a.y_new[head * n * d + k], rows.y[k]);
+    for (size_t t = 0; t < n; ++t)
+        for (size_t g = 0; g < a.groups; ++g) attend_new(decode, head, t, g, tokens, rows, sums);
 }
 
 template <class T, class S>
 void decode(const DecodeArguments<T, S>& arguments, const Pool& pool) {
     Decode<T, S> decode(arguments);
     size_t heads = arguments.batch * arguments.heads;
-    if (heads == 0) return;
+    if (heads == 0 || arguments.tokens == 0) return;
     if (decode.most != 0) pool.run(chunk_task<T, S>, heads * decode.most, &decode);
     pool.run(join_task<T, S>, heads, &decode);
 }

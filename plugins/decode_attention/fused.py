@@ -1,8 +1,8 @@
 """Decode attention in PyTorch, one pass over the cache.
 
-The new token's row of ``L Y = V`` is only a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. Its weights come
-from the same keys, and its sum runs over the same Y, as the query heads' softmax: the new key rides along as one more
-query row, and K and Y are read once.
+A new token's row of ``L Y = V`` is only a subtraction, ``y = v − Σ_j exp(k̂·k̂_j/√d − √d) y_j``. Its weights come
+from the same keys, and its sum runs over the same Y, as the query heads' softmax: the new keys ride along as more
+query rows, and K and Y are read once. Among the N new tokens a unit-lower triangle of N × N is left to solve.
 """
 
 from __future__ import annotations
@@ -25,29 +25,38 @@ def decode_attention_fused(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Score G query rows and the new key in one product, then average and subtract in another."""
+    """Score N·G query rows and the new keys in one product, then average and subtract in another."""
     work = compute_dtype(q.dtype)
     batch, heads, past, width = k.shape
-    groups, root_d = q.shape[1] // heads, math.sqrt(width)
+    groups, n, root_d = q.shape[1] // heads, q.shape[2], math.sqrt(width)
     keys, values, new_value = k.to(work), y.to(work), v_new.to(work)
-    q_rows = q.to(work).reshape(batch, heads, groups, width) / root_d  # (B, H, G, D)
-    new_row = normalize_keys(k_new.to(work), eps) / root_d  # (B, H, 1, D)
-    scores = torch.cat([q_rows, new_row], dim=2) @ keys.mT  # (B, H, G+1, P): the one pass over K
+    q_rows = q.to(work).reshape(batch, heads, groups * n, width) / root_d  # (B, H, G·N, D)
+    new_rows = normalize_keys(k_new.to(work), eps) / root_d  # (B, H, N, D)
+    scores = torch.cat([q_rows, new_rows], dim=2) @ keys.mT  # (B, H, (G+1)·N, P): the one pass over K
     key_norm = torch.rsqrt(keys.square().mean(-1) + eps)[:, :, None, :]  # (B, H, 1, P)
-    s_query, s_new = scores[:, :, :groups], scores[:, :, groups:]
+    s_query, s_new = scores[:, :, : groups * n], scores[:, :, groups * n :]
     shift: float | Tensor = root_d
     if training_diagonal:  # the rows of E and V, over L_ii
-        row_log = log_row_factors(k_new.to(work), eps)  # (B, H, 1, 1)
-        row_log = row_log if mask is None else row_log * mask[:, None, None, past:]
+        row_log = log_row_factors(k_new.to(work), eps)  # (B, H, N, 1)
+        row_log = row_log if mask is None else row_log * mask[:, None, past:, None]
         shift, new_value = shift - row_log, new_value * row_log.exp()
-    e = torch.exp(s_new * key_norm - shift)  # (B, H, 1, P)
+    e = torch.exp(s_new * key_norm - shift)  # (B, H, N, P)
+    within = torch.exp(new_rows @ normalize_keys(k_new.to(work), eps).mT - shift).tril(-1)  # (B, H, N, N)
+    earlier = torch.ones(n, n, dtype=torch.bool, device=q.device).tril(-1)
+    own = torch.eye(n, dtype=torch.bool, device=q.device)
     if mask is not None:
         s_query = s_query.masked_fill(~mask[:, None, None, :past], -torch.inf)
-        e = e * (mask[:, None, None, :past] & mask[:, None, None, past:])
-    s_self = q_rows @ k_new.to(work).mT  # (B, H, G, 1)
-    peak = torch.cat([s_query, s_self], dim=-1).amax(-1, keepdim=True)  # (B, H, G, 1)
+        e = e * (mask[:, None, None, :past] & mask[:, None, past:, None])
+        within = within * (mask[:, None, None, past:] & mask[:, None, past:, None])
+        earlier = earlier & mask[:, None, None, None, past:]
+    s_self = (q_rows @ k_new.to(work).mT).view(batch, heads, groups, n, n)
+    s_self = s_self.masked_fill(~(earlier | own), -torch.inf).reshape(batch, heads, groups * n, n)
+    peak = torch.cat([s_query, s_self], dim=-1).amax(-1, keepdim=True)  # (B, H, G·N, 1)
     p, p_self = torch.exp(s_query - peak), torch.exp(s_self - peak)
-    sums = torch.cat([p, e], dim=2) @ values  # (B, H, G+1, D): the one pass over Y
-    y_new = new_value - sums[:, :, groups:]  # (B, H, 1, D)
-    out = (sums[:, :, :groups] + p_self * y_new) / (p.sum(-1, keepdim=True) + p_self)  # (B, H, G, D)
+    sums = torch.cat([p, e], dim=2) @ values  # (B, H, (G+1)·N, D): the one pass over Y
+    y_new = torch.linalg.solve_triangular(
+        within, new_value - sums[:, :, groups * n :], upper=False, unitriangular=True
+    )  # (B, H, N, D)
+    total = p.sum(-1, keepdim=True) + p_self.sum(-1, keepdim=True)
+    out = (sums[:, :, : groups * n] + p_self @ y_new) / total  # (B, H, G·N, D)
     return out.reshape(q.shape).to(q.dtype), y_new.to(q.dtype)

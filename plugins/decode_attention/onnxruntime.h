@@ -29,12 +29,13 @@ struct DecodeAttention {
         auto mask = context.input<bool>(In::mask, 2);
         context.require(y.shape == k.shape, "K and Y differ in shape");
         std::vector<int64_t> row = k.shape, column = k.shape;
-        row[2] = column[3] = 1;
-        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new is not one row");
+        row[2] = q.shape[2];
+        column[3] = 1;
+        context.require(k_new.shape == row && v_new.shape == row, "K_new or V_new has other rows than Q");
         context.require(
-            q.at(0) == k.at(0) && q.at(2) == 1 && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
+            q.at(0) == k.at(0) && q.at(3) == k.at(3) && k.at(1) != 0 && q.at(1) % k.at(1) == 0,
             "Q and K do not fit together");
-        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + 1, "mask is not [batch, past_sequence + 1]");
+        context.require(mask.at(0) == k.at(0) && mask.at(1) == k.at(2) + q.at(2), "mask is not [batch, past_sequence + sequence]");
         const float *k_scale = nullptr, *y_scale = nullptr;
         if constexpr (kScaled) {
             auto of_k = context.input<float>(In::K_scale, 4), of_y = context.input<float>(In::Y_scale, 4);
@@ -44,7 +45,7 @@ struct DecodeAttention {
         }
         T *o = context.output<T>(Table::Out::O, q.shape), *y_new = context.output<T>(Table::Out::Y_new, row);
         run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
-             q.at(1) / k.at(1), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
+             q.at(1) / k.at(1), q.at(2), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
             SessionPool(context));
     }
 

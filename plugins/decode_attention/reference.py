@@ -21,15 +21,17 @@ def decode_attention_reference(
     eps: float,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Precondition the one new value, then ordinary attention over (K, Y): the formulas as they stand on paper."""
+    """Precondition the N new values, then ordinary attention over (K, Y): the formulas as they stand on paper."""
     work = compute_dtype(q.dtype)
-    y_new = precondition_reference(k_new.to(work), v_new.to(work), k, y, mask, eps, training_diagonal)  # (B, H, 1, D)
-    groups = q.shape[1] // k.shape[1]
-    keys = torch.cat([k.to(work), k_new.to(work)], dim=2).repeat_interleave(groups, dim=1)  # (B, H·G, P+1, D)
-    values = torch.cat([y.to(work), y_new], dim=2).repeat_interleave(groups, dim=1)  # (B, H·G, P+1, D)
-    scores = q.to(work) @ keys.mT / math.sqrt(q.shape[3])  # (B, H·G, 1, P+1)
+    y_new = precondition_reference(k_new.to(work), v_new.to(work), k, y, mask, eps, training_diagonal)  # (B, H, N, D)
+    groups, n, past = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+    keys = torch.cat([k.to(work), k_new.to(work)], dim=2).repeat_interleave(groups, dim=1)  # (B, H·G, P+N, D)
+    values = torch.cat([y.to(work), y_new], dim=2).repeat_interleave(groups, dim=1)  # (B, H·G, P+N, D)
+    scores = q.to(work) @ keys.mT / math.sqrt(q.shape[3])  # (B, H·G, N, P+N)
+    row, column = torch.arange(past, past + n, device=q.device)[:, None], torch.arange(past + n, device=q.device)
+    visible = row > column  # (N, P+N)
     if mask is not None:
-        visible = mask.clone()
-        visible[:, -1] = True  # a token always sees itself, so that no row of the softmax is empty
-        scores = scores.masked_fill(~visible[:, None, None, :], -torch.inf)
+        visible = visible & mask[:, None, None, :]
+    visible = visible | (row == column)  # a token always sees itself, so that no row of the softmax is empty
+    scores = scores.masked_fill(~visible, -torch.inf)
     return (scores.softmax(-1) @ values).to(q.dtype), y_new.to(q.dtype)

@@ -1,6 +1,6 @@
 """Decode attention as PyTorch's custom operator ``lucid::decode_attention``, which tracing keeps whole.
 
-Softmax attention of one new token over the cache, and its own preconditioned value, together.
+Softmax attention of one or a few new tokens over the cache, and their own preconditioned values, together.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def decode_attention(
     implementation: str = "fused",
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from one new token to the cache and itself.
+    """Attend from one new token, or a few, to the cache and themselves.
 
     Args:
-        q: Queries of the new token, ``(B, H·G, 1, D)``.
-        k_new: Its raw key, ``(B, H, 1, D)``.
-        v_new: Its value, ``(B, H, 1, D)``.
+        q: Queries of the new tokens, ``(B, H·G, N, D)``.
+        k_new: Their raw keys, ``(B, H, N, D)``.
+        v_new: Their values, ``(B, H, N, D)``.
         k: Cached raw keys, ``(B, H, P, D)``.
         y: Cached preconditioned values, ``(B, H, P, D)``.
-        mask: ``(B, P + 1)``, False at padding; the last column is the new token. None: no padding.
+        mask: ``(B, P + N)``, False at padding; the last columns are the new tokens. None: no padding.
         eps: Added to the mean square of a key before the root.
         implementation: ``reference`` (the two formulas one after the other) or ``fused`` (one pass over the cache; on
             CUDA tensors the Triton kernels, as for :func:`~lucid_deploy.plugins.precondition.precondition`).
@@ -42,7 +42,7 @@ def decode_attention(
             divided by.
 
     Returns:
-        The heads' outputs ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, in the type of ``q``.
+        The heads' outputs ``(B, H·G, N, D)`` and Y of the new tokens ``(B, H, N, D)``, in the type of ``q``.
 
     Raises:
         ValueError: Shapes that do not fit, or an unknown implementation.
@@ -54,15 +54,15 @@ def decode_attention(
 
 
 def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> None:
-    batch, heads, past, width = k.shape
+    (batch, heads, past, width), n = k.shape, q.shape[2]
     if y.shape != k.shape:
         raise ValueError(f"k and y must have one shape, not {tuple(k.shape)} and {tuple(y.shape)}")
-    if k_new.shape != (batch, heads, 1, width) or v_new.shape != k_new.shape:
-        raise ValueError(f"k_new and v_new must be {(batch, heads, 1, width)}, one new token")
-    if q.shape[0] != batch or q.shape[1] % heads or q.shape[2:] != (1, width):
-        raise ValueError(f"q must be (batch, a multiple of {heads}, 1, {width}), not {tuple(q.shape)}")
-    if mask is not None and mask.shape != (batch, past + 1):
-        raise ValueError(f"mask must be (batch, past + 1) = {(batch, past + 1)}, not {tuple(mask.shape)}")
+    if k_new.shape != (batch, heads, n, width) or v_new.shape != k_new.shape:
+        raise ValueError(f"k_new and v_new must be {(batch, heads, n, width)}, as many new tokens as q has")
+    if q.shape[0] != batch or q.shape[1] % heads or n < 1 or q.shape[3] != width:
+        raise ValueError(f"q must be (batch, a multiple of {heads}, 1 or more, {width}), not {tuple(q.shape)}")
+    if mask is not None and mask.shape != (batch, past + n):
+        raise ValueError(f"mask must be (batch, past + new) = {(batch, past + n)}, not {tuple(mask.shape)}")
 
 
 @torch.library.custom_op(DECODE_ATTENTION.torch_name, mutates_args=())

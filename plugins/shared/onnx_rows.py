@@ -90,5 +90,6 @@ def _factor_nodes(keys: str, power: float) -> list[onnx.NodeProto]:
             names[:] = [given.get(name, _NEW + name) for name in names]
         for attribute in node.attribute:
             if attribute.ref_attr_name == "power":
-                attribute.ref_attr_name, attribute.f = "", power
+                attribute.ClearField("ref_attr_name")
+                attribute.f = power
     return list(function.node)

@@ -17,8 +17,10 @@ H, G, D = 2, 3, 20
 TYPES = {"float32": (onnx.TensorProto.FLOAT, np.float32), "float16": (onnx.TensorProto.FLOAT16, np.float16)}
 
 
-def single_operator(operator: Operator, dtype: str = "float32", training: bool = False) -> ort.InferenceSession:
-    """Return a session of one node of the domain, with training's diagonal or 1."""
+def single_operator(
+    operator: Operator, dtype: str = "float32", training: bool = False, several: bool = False
+) -> ort.InferenceSession:
+    """Return a session of one node of the domain, with training's diagonal or 1; see ``function_proto``."""
     make, element = onnx.helper, TYPES[dtype][0]
     name, inputs, outputs = operator.name, operator.input_names, operator.output_names
     attributes = ({EPSILON.name: 1e-5} if operator.attributes else {}) | ({DIAGONAL.name: 1.0} if training else {})
@@ -32,7 +34,7 @@ def single_operator(operator: Operator, dtype: str = "float32", training: bool =
     node = make.make_node(name, inputs, outputs, domain=DOMAIN, **attributes)
     model = make.make_model(
         make.make_graph([node], name, infos, outs),
-        functions=[function_proto(name, training_diagonal=training)],
+        functions=[function_proto(name, training_diagonal=training, several=several)],
         opset_imports=[make.make_opsetid("", OPSET), make.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

@@ -13,7 +13,7 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 TESTS = Path(__file__).parent
 PARTS = sorted(path.parent for path in PLUGINS.glob("*/README.md") if path.parent.name != "hosts")
 HOSTS = PLUGINS / "hosts"
-SOURCES = (".py", ".h", ".inl", ".cpp", ".json")
+SOURCES = (".py", ".h", ".inl", ".cpp", ".json", ".onnxtxt")
 COLUMNS = {"reference": 1, "torch_operator": 3, "onnx_body": 4, "kernel": 5, "cpu": 6, "tensorrt": 7}
 
 

@@ -21,7 +21,7 @@ class StandardAttention(GroupedQueryAttention):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See :meth:`GroupedQueryAttention.attend`."""
         values = torch.cat([v_past, v], dim=2)  # (B, KV, T, D)
-        attend = attend_from_last if step.decode else causal_attention
+        attend = attend_from_last if step.decode and q.shape[2] == 1 else causal_attention
         return attend(q, keys, values, step.mask), v, values
 
     def attend_static(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
 from lucid_deploy.runtimes.onnxruntime.versions import check_version
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import layers_obstacle
 
 if TYPE_CHECKING:
     import onnx
@@ -93,8 +95,9 @@ class OrtSession(Session[Any]):
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
         if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
-        self._prefill = self._load(artifact, "prefill")
-        self._decode = self._load(artifact, "decode")
+        self._artifact = artifact
+        self._prefill = self._load(artifact, "prefill", self._changed_graph(artifact, "prefill"))
+        self._decode = self._load(artifact, "decode", self._changed_graph(artifact, "decode"))
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
 
     @property
@@ -109,7 +112,7 @@ class OrtSession(Session[Any]):
         """See :attr:`Session.plainer`."""
         return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
 
-    def _load(self, artifact: Artifact, stage: str) -> ort.InferenceSession:
+    def _load(self, artifact: Artifact, stage: str, graph: bytes | None) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
         if self.options.threads is not None:
@@ -132,7 +135,6 @@ class OrtSession(Session[Any]):
         plan = plan_provider(artifact, self.provider, index, stage)
         providers = choose_provider(self._ort, options, artifact, self.provider, index, plan)
         path, self.limits = plan.graph, plan.limits
-        graph = self._changed_graph(artifact, stage)
         if graph is not None:
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:  # without its fallback, which is the CPU
@@ -181,6 +183,49 @@ class OrtSession(Session[Any]):
                 "; ".join(obstacles),
             )
         return not obstacles
+
+    @property
+    def several_obstacle(self) -> str | None:
+        """See :attr:`Session.several_obstacle`."""
+        return layers_obstacle(self.layers) or self._graph_obstacle
+
+    @functools.cached_property
+    def _graph_obstacle(self) -> str | None:
+        if self.provider != "cpu":
+            return f"with --provider {self.provider} one new token is decoded at a time"
+        manifest = self._artifact.manifest
+        if manifest.inline:
+            return "graphs that export --inline wrote have no operators, of which the step is made"
+        if manifest.cache == "static" and not self._artifact.writes_in_place:
+            return "a static cache of opset 23 is not written in place; export without --opset 23"
+        from lucid_deploy.runtimes.onnxruntime.several_tokens import NotAsExported, several_tokens
+
+        try:
+            self._several_model = several_tokens(self._artifact.graph("prefill"), manifest.cache == "static")
+        except NotAsExported as error:
+            return f"the prefill graph is not as lucid-deploy export writes it ({error}); export it again"
+        return None
+
+    def prepare_several(self) -> None:
+        """See :meth:`Session.prepare_several`."""
+        super().prepare_several()
+        _ = self.several
+
+    @functools.cached_property
+    def several(self) -> ort.InferenceSession:
+        """What runs :meth:`decode_several`: loaded when it is asked for, with one more packed copy of the weights."""
+        assert self.several_obstacle is None
+        model = self._several_model
+        if self._library is not None and self.cache_dtype != self.dtype:
+            self._read_as_stored(self._artifact, model)
+        if self._library is None:
+            from lucid_deploy.runtimes.onnxruntime.several_tokens import attach_body
+
+            attach_body(model)
+        return self._load(self._artifact, "prefill", model.SerializeToString())
+
+    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(self.several, input_ids, mask, positions, layers)
 
     def prefill(
         self,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lucid_deploy.runtimes.onnxruntime.session import Layers, OrtSession
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 
 class StaticOrtSession(StaticSession, OrtSession):
@@ -28,7 +32,24 @@ class StaticOrtSession(StaticSession, OrtSession):
 
         What is not written in place, a ring or a state, has an output of its own that a step copies back.
         """
-        binding, make = self._decode.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
+        return self._bound_step(self._decode, layers, mask, input_ids, positions, length)
+
+    def bind_several(
+        self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
+    ) -> BoundStep:
+        """See :meth:`InPlaceDecoding.bind_several`."""
+        return self._bound_step(self.several, layers, mask, input_ids, positions, length)
+
+    def _bound_step(
+        self,
+        graph: ort.InferenceSession,
+        layers: Sequence[tuple[Array, ...]],
+        mask: Array,
+        input_ids: Array,
+        positions: Array,
+        length: Array,
+    ) -> BoundStep:
+        binding, make = graph.io_binding(), self._ort.OrtValue.ortvalue_from_numpy
         inputs = {
             "input_ids": input_ids,
             "attention_mask": mask,
@@ -46,11 +67,11 @@ class StaticOrtSession(StaticSession, OrtSession):
                 binding.bind_ortvalue_output(f"present.{index}.{tensor.name}", make(output))
                 if output is not buffer:
                     replaced.append((buffer, output))
-        return BoundStep(binding, replaced)
+        return BoundStep(binding, replaced, graph)
 
     def run_bound(self, binding: BoundStep) -> Array:
         """See :meth:`InPlaceDecoding.run_bound`."""
-        self._decode.run_with_iobinding(binding.binding)
+        binding.graph.run_with_iobinding(binding.binding)
         for buffer, new in binding.replaced:
             buffer[...] = new
         logits: Array = binding.binding.get_outputs()[0].numpy().copy()

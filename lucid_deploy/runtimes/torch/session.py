@@ -9,6 +9,7 @@ from lucid_deploy.cache.layout import CacheTensor, first_of_ring
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.torch.threads import torch_threads
 
@@ -69,6 +70,19 @@ class TorchSession(Session[torch.Tensor]):
     def _type_of(self, tensor: CacheTensor) -> torch.dtype:
         """Return the type that a tensor without scales has in the model: states keep their own."""
         return self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype)
+
+    @property
+    def several_obstacle(self) -> str | None:
+        """See :attr:`Session.several_obstacle`."""
+        return layers_obstacle(self.layers)
+
+    @property
+    def cuts_freely(self) -> bool:
+        """See :attr:`Session.cuts_freely`: what is cut is a view."""
+        return True
+
+    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        return self._run(input_ids, mask, positions, layers, decode=True, last_only=False)
 
     @property
     def gives_all_logits(self) -> bool:

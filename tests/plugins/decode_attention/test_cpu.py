@@ -60,11 +60,34 @@ def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype)
             assert torch.equal(got, same), "what padding holds must not matter"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("diagonal", [None, 1.0])
+@pytest.mark.parametrize(
+    ("n", "past", "width", "groups"), [(2, 0, 64, 4), (5, 1300, 36, 3), (8, 200, 64, 2), (16, 65, 12, 1)]
+)
+def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtype):
+    q, k, y = attention_problem(n, past, width, groups, 0.95, batch=2, dtype=getattr(torch, dtype))
+    k = k / 16 if diagonal else k  # small keys, where training's diagonal is not 1
+    mask = torch.ones(2, past + n, dtype=torch.bool)
+    mask[1, : past // 3] = False
+    mask[1, past + n - n // 2] = False  # one of the new tokens is padding: nobody sees it, and its Y is its V
+    inputs = (q, k[:, :, past:], y[:, :, past:], k[:, :, :past], y[:, :, :past])
+    options = {"mask": mask, "implementation": "reference", "training_diagonal": bool(diagonal)}
+    exact = decode_attention(*(x.double() for x in inputs), **options)
+    dense = [x.to(q.dtype) for x in decode_attention(*(x.float() for x in inputs), **options)]
+    for name in runnable(library):
+        kernels_name(library, name)
+        got = run(session(DECODE_ATTENTION, library, 2, dtype, diagonal), *inputs, mask)
+        for one, plain, true in zip(got, dense, exact, strict=True):
+            check(one, plain, true, dtype)
+        assert torch.equal(got[1][1, :, n - n // 2], inputs[2][1, :, n - n // 2])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y[:, :, 1:], m), "K and Y differ"),
-        (lambda q, kn, vn, k, y, m: (q, kn[:, :, :0], vn, k, y, m), "not one row"),
+        (lambda q, kn, vn, k, y, m: (q, kn[:, :, :0], vn, k, y, m), "other rows than Q"),
         (lambda q, kn, vn, k, y, m: (q[:, :3], kn, vn, k, y, m), "Q and K do not fit"),
         (lambda q, kn, vn, k, y, m: (q, kn, vn, k, y, m[:, 1:]), "mask is not"),
     ],

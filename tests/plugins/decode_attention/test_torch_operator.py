@@ -39,8 +39,8 @@ def test_pytorch_finds_it_in_order(implementation: str, dtype: torch.dtype, past
     ("arguments", "message"),
     [
         ({"y": torch.zeros(1, 1, 3, 4)}, "k and y must have one shape"),
-        ({"k_new": torch.zeros(1, 1, 2, 4)}, "one new token"),
-        ({"q": torch.zeros(1, 2, 2, 4)}, "q must be"),
+        ({"k_new": torch.zeros(1, 1, 2, 4)}, "as many new tokens"),
+        ({"q": torch.zeros(1, 2, 1, 5)}, "q must be"),
         ({"mask": torch.ones(1, 2, dtype=torch.bool)}, "mask must be"),
         ({"implementation": "fast"}, "implementation must be one of"),
     ],

@@ -1,0 +1,29 @@
+"""Write down the body of ``DecodeAttention`` for several new tokens, which sessions read without a compiler.
+
+Run ``python -m lucid_deploy.export.several_body`` after a change to its source,
+:mod:`lucid_deploy.plugins.decode_attention.onnx_body_several`.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from lucid_deploy.export.functions import function_proto
+from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DIAGONALS, TRAINING
+
+FOLDER = PLUGINS / "decode_attention"
+
+
+def texts() -> dict[str, str]:
+    """Return the files and what is to be in them, in ONNX's textual form."""
+    bodies = {
+        kind: function_proto(DECODE_ATTENTION.name, training_diagonal=kind == TRAINING, several=True)
+        for kind in DIAGONALS
+    }
+    return {f"several_{kind}.onnxtxt": onnx.printer.to_text(body) for kind, body in bodies.items()}
+
+
+if __name__ == "__main__":
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text)

@@ -1,0 +1,51 @@
+"""Taking tokens back that a run of several has written: what speculative decoding does with drafts that are rejected.
+
+A row of K or Y depends on nothing behind it and never changes once it is written. So dropping the rows of rejected
+tokens leaves exactly the cache of the tokens that are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.runtimes.cache_rows import select_rows
+from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import MOST
+
+_HOLES = 64  # columns without a token in any row that a cache may have …
+_SHARE = 8  # … or one in so many, before it is packed
+
+
+def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array) -> None:
+    """Keep the first tokens of the last run of several, as if the others had never been run.
+
+    Where cutting a cache copies all of it, rejected tokens become padding instead, which takes no part in anything, and
+    a cache with many of them is packed.
+
+    Args:
+        session: Whose cache it is.
+        cache: Changed in place.
+        new: Columns of the last run.
+        kept: How many of them each row keeps, ``(B,)``.
+    """
+    start, most = cache.length - new, int(kept.max())
+    mask = cache.mask.copy()
+    mask[:, start:] &= np.arange(new) < kept[:, None]
+    cache.mask = mask
+    if session.cuts_freely and most < new:
+        session.truncate(cache, start + most)
+    holes = cache.length - int(cache.mask.sum(axis=1).max())
+    limit = session.context_limit
+    full = limit is not None and cache.length + MOST > limit
+    if holes > max(_HOLES, cache.length // _SHARE) or (holes and full):
+        pack(session, cache)
+
+
+def pack(session: Session[Any], cache: Cache[Any]) -> None:
+    """Bring a cache's tokens together, shorter rows padded on the left; nothing is done where there are no holes."""
+    if cache.length == int(cache.mask.sum(axis=1).max()):
+        return
+    packed = select_rows(session, cache, range(cache.batch))
+    cache.mask, cache.layers = packed.mask, packed.layers

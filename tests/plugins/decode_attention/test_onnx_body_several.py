@@ -1,0 +1,35 @@
+"""The ONNX body of a few new tokens in onnxruntime, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.decode_attention import decode_attention
+from lucid_deploy.plugins.decode_attention.onnx_body_several import MOST
+from lucid_deploy.plugins.precondition import precondition
+from lucid_deploy.plugins.table import DECODE_ATTENTION
+from tests.plugins.onnx_bodies import error, inputs, run, single_operator
+
+
+@pytest.fixture(scope="module", params=[("float32", False), ("float16", False), ("float32", True)])
+def of_type(request: pytest.FixtureRequest):
+    dtype, training = request.param
+    return dtype, training, single_operator(DECODE_ATTENTION, dtype, training, several=True)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("past", "n"), [(0, 1), (0, 8), (1, 2), (63, 16), (300, 8), (40, MOST)])
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
+def test_several_tokens(of_type, past: int, n: int, correlation: float, padded: bool) -> None:
+    dtype, training, session = of_type
+    q, k, v, mask = inputs(past + n, correlation, padded, dtype)
+    k = k / 16 if training else k  # small keys, where training's diagonal is not 1
+    options = {"mask": mask, "implementation": "reference", "training_diagonal": training}
+    y = precondition(k.double(), v.double(), **options).to(k.dtype)
+    arguments = (q[:, :, past:], k[:, :, past:], v[:, :, past:], k[:, :, :past], y[:, :, :past])
+    exact = decode_attention(*(x.double() for x in arguments), **options)
+    baseline = decode_attention(*arguments, **options)
+    got = run(session, **dict(zip(("Q", "K_new", "V_new", "K", "Y"), arguments, strict=True)), mask=mask)
+    for ours, plain, wanted in zip(got, baseline, exact, strict=True):
+        assert error(ours, wanted) <= 4 * error(plain, wanted) + torch.finfo(k.dtype).eps

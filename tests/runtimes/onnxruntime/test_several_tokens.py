@@ -1,0 +1,61 @@
+"""The graph that verifies drafts: what is in it, and prefill graphs of which it cannot be made."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
+from lucid_deploy.runtimes.onnxruntime.several_tokens import NotAsExported, attach_body, several_tokens
+
+
+def operators(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize(("cache", "logits"), [("growing", "last"), ("growing", "all"), ("static", "last")])
+def test_k_and_y_are_read_once(exported, cache, logits):
+    prefill = exported(cache=cache, logits=logits)[1].graph("prefill")
+    before = prefill.SerializeToString()
+    made = several_tokens(prefill, cache == "static")
+    assert prefill.SerializeToString() == before
+    found = operators(made)
+    assert found.count(DECODE_ATTENTION.name) == 2 and PRECONDITION.name not in found
+    assert "ArgMax" not in found  # the choice of the last token
+    assert found.count("TensorScatter") == (4 if cache == "static" else 0)
+    attach_body(made)
+    assert [function.name for function in made.functions].count(DECODE_ATTENTION.name) == 1
+    shape = [axis.dim_param or axis.dim_value for axis in made.graph.output[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", "sequence", 97]
+    if cache == "static":
+        decode = exported(cache=cache, logits=logits)[1].graph("decode")
+        assert {value.name for value in made.graph.input} == {value.name for value in decode.graph.input}
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        ("CausalAttention", "the attention that reads"),
+        ("Unsqueeze", "each row's last token"),
+    ],
+)
+def test_graphs_that_are_not_as_exported(exported, operator, message):
+    model = onnx.ModelProto()
+    model.CopyFrom(exported()[1].graph("prefill"))
+    for node in model.graph.node:
+        if node.op_type == operator:
+            node.op_type = "Other"
+    with pytest.raises(NotAsExported, match=message):
+        several_tokens(model, static=False)
+
+
+def test_a_present_tensor_that_is_no_concatenation_cannot_be_written_in_place(exported):
+    model = onnx.ModelProto()
+    model.CopyFrom(exported(cache="static")[1].graph("prefill"))
+    [node] = [node for node in model.graph.node if "present.1.value" in node.output]
+    reader = next(each for each in model.graph.node if node.output[0] in each.input)
+    node.output[0] = "joined"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["joined"], ["present.1.value"]))
+    reader.input[:] = ["joined" if name == "present.1.value" else name for name in reader.input]
+    with pytest.raises(NotAsExported, match=r"is not past_key_values\.1\.value with the new rows"):
+        several_tokens(model, static=True)
