@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._guided import guided_options
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
+from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @sampling_options
 @guided_options
+@speculation_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
@@ -64,6 +66,7 @@ def command(
     sampling: Sampling,
     bad_words: tuple[str, ...],
     constraint: Constraint | None,
+    speculation: SpeculationOptions,
     stop: tuple[str, ...],
     prefill_chunk: int | None,
     ignore_eos: bool,
@@ -96,6 +99,7 @@ def command(
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.guide import GuideFactory
     from lucid_deploy.generation.logit_adjustment import bad_word_ids
+    from lucid_deploy.generation.speculation import prepare_speculation
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
@@ -125,8 +129,12 @@ def command(
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     ids = _prompt_ids(prompt, prompt_file, prompt_ids, tokenizer)
     with progress("Loading the model"):
+        drafters = speculation.open(opened, runtime)
         session = load()
+        if drafters is not None:
+            prepare_speculation(session)
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
+    generation.drafter = None if drafters is None else drafters()
     if constraint is not None and tokenizer is not None:
         guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
         generation.guide = guides.open(constraint, not ignore_eos).result()
@@ -222,6 +230,7 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
         **generation.session.facts(),
         "seconds_to_first_token": first - started if ids else None,
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
+        "speculation": None if generation.drafter is None else asdict(generation.drafts),
     }
     if json_target is not None:
         write_json(facts, json_target)
@@ -233,6 +242,16 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
         f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
         f"{1e3 * (first - started):.0f} ms until the first"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
+        + _drafts_text(generation)
         + f"; {generation.session.label}, {facts['dtype']}",
         soft_wrap=True,
     )
+
+
+def _drafts_text(generation: Generation) -> str:
+    """Say how far drafts were right; nothing without speculation."""
+    if generation.drafter is None:
+        return ""
+    counts = generation.drafts
+    near = f", {counts.near_ties} near ties" if counts.near_ties else ""
+    return f", {counts.accepted} of {counts.proposed} drafted tokens accepted{near}"

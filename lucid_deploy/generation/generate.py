@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import Drafter
 from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.runtimes.session import Cache, Session
+from lucid_deploy.generation.speculation import DraftCounts, Lookahead, prepare_speculation
+from lucid_deploy.runtimes.session import Array, Cache, Session
 
 
 def check_prompt(session: Session[Any], prompt_ids: list[int], max_new_tokens: int) -> None:
@@ -50,6 +52,8 @@ class Generation:
         guide: What the answer must be; None: anything.
         progress: Called while the prompt runs, with (tokens done, tokens in all).
         cache: Holds the first tokens of the prompt already, and gets the others; None: a new one.
+        drafter: Guesses tokens, of which the model verifies several in one step; None: it runs one at a time.
+        drafts: How far the guesses were right.
     """
 
     session: Session[Any]
@@ -62,26 +66,46 @@ class Generation:
     progress: Callable[[int, int], None] | None = None
     guide: Guide | None = None
     cache: Cache[Any] | None = None
+    drafter: Drafter | None = None
+    drafts: DraftCounts = field(default_factory=DraftCounts)
 
     def __iter__(self) -> Iterator[int]:
         """Yield new token ids.
 
         Raises:
-            LucidError: As :meth:`Session.prefill`, or the guide leaves no token.
+            LucidError: As :meth:`Session.prefill`, the guide leaves no token, or there is a drafter and the session
+                cannot verify drafts.
         """
-        session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
+        session = self.session
         check_prompt(session, self.prompt_ids, self.max_new_tokens)
         self.sampling.check(session.config.vocab_size)
+        if self.drafter is not None:
+            prepare_speculation(session)
         cache = session.empty_cache(1) if self.cache is None else self.cache
         prompt = np.array([self.prompt_ids[cache.length :]], dtype=np.int64)
         logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
+        if self.drafter is None:
+            yield from self._tokens(logits[0, -1], lambda token, _: session.decode(_column(token), cache)[0, -1])
+            return
+        self.drafter.add(self.prompt_ids)
+        ahead = Lookahead(session, cache, self.drafter, greedy=not self.sampling.temperature)
+        self.drafts = ahead.counts
+        try:
+            yield from self._tokens(logits[0, -1], ahead)
+        finally:
+            if self.cache is not None:
+                ahead.finish()
+
+    def _tokens(self, logits: Array, decode: Callable[[int, int], Array]) -> Iterator[int]:
+        """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives."""
+        session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         limit = session.context_limit
         for count in range(1, self.max_new_tokens + 1):
             allowed = None if self.guide is None else self.guide.allowed()
             if self.guide is not None and allowed is None:  # the text is complete
                 self.finish_reason = "eos"
                 return
-            token = choose(logits[0, -1], allowed)
+            token = choose(logits, allowed)
             if self.stop_at_eos and token in session.config.eos_token_ids:
                 self.finish_reason = "eos"
                 return
@@ -92,7 +116,11 @@ class Generation:
                 complete = self.guide is not None and self.guide.complete
                 self.finish_reason = "eos" if complete else "length"
                 return
-            if limit is not None and cache.length >= limit:
+            if limit is not None and len(self.prompt_ids) + count - 1 >= limit:
                 self.finish_reason = "context"
                 return
-            logits = session.decode(np.array([[token]], dtype=np.int64), cache)
+            logits = decode(token, self.max_new_tokens - count)
+
+
+def _column(token: int) -> Array:
+    return np.array([[token]], dtype=np.int64)

@@ -1,0 +1,55 @@
+"""The options of speculative decoding; the command gets what opens the drafters for an artifact."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact import Artifact
+    from lucid_deploy.generation.drafters import MakeDrafter
+    from lucid_deploy.runtimes.options import RuntimeOptions
+
+_HELP = (
+    "Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft asks a smaller "
+    "model. Answers stay the same."
+)
+
+
+@dataclass(frozen=True)
+class SpeculationOptions:
+    """What was asked for.
+
+    Attributes:
+        mode: ``off``, ``lookup`` or ``draft``.
+        draft: Artifact of the draft model.
+    """
+
+    mode: str
+    draft: str | None
+
+    def open(self, artifact: Artifact, runtime: RuntimeOptions) -> MakeDrafter | None:
+        """See :func:`~lucid_deploy.generation.drafters.open_drafters`."""
+        from lucid_deploy.generation.drafters import open_drafters
+
+        return open_drafters(self.mode, artifact, self.draft, runtime)
+
+
+def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command; it gets ``speculation``."""
+
+    @click.option(
+        "--speculate", type=click.Choice(["off", "lookup", "draft"]), default="off", show_default=True, help=_HELP
+    )
+    @click.option(
+        "--draft", metavar="ARTIFACT", help="With --speculate draft: a smaller model with the same tokenizer."
+    )
+    @functools.wraps(function)
+    def command(speculate: str, draft: str | None, **given: Any) -> Any:
+        return function(speculation=SpeculationOptions(speculate, draft), **given)
+
+    return command

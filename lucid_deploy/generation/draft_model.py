@@ -1,0 +1,111 @@
+"""Drafts of a second, smaller model: its own greedy continuation of the text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.files import reading
+from lucid_deploy.generation.drafting import Drafter, DraftLength
+from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.several import layers_obstacle
+from lucid_deploy.runtimes.take_back import pack, take_back
+
+_FIRST_LENGTH = 4
+_TOKENIZER = "tokenizer.json"
+_NOT_TOKENS = ("version", "truncation", "padding")  # of that file: what does not say which token is which
+
+
+class ModelDrafter(Drafter):
+    """Runs a model of its own beside the one that answers, one token after the other, over a cache of its own.
+
+    Args:
+        session: What runs it; several drafters may share one.
+        vocabulary: Tokens that the answering model knows.
+    """
+
+    def __init__(self, session: Session[Any], vocabulary: int) -> None:
+        self._session = session
+        self._known = min(vocabulary, session.config.vocab_size)
+        self._cache = session.empty_cache(1)
+        self._held: list[int] = []  # tokens in the cache
+        self._ids: list[int] = []  # the text
+        self._length = DraftLength(_FIRST_LENGTH)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """See :meth:`Drafter.add`."""
+        self._ids += tokens
+
+    def propose(self, most: int) -> list[int]:
+        """See :meth:`Drafter.propose`: what is likeliest, token by token."""
+        limit = self._session.context_limit
+        room = most if limit is None else limit - len(self._ids)
+        count = min(self._length.now(), most, room)
+        if count < 1 or max(self._ids[len(self._held) :], default=0) >= self._session.config.vocab_size:
+            return []
+        self._go_back()
+        new = np.array([self._ids[len(self._held) :]], dtype=np.int64)
+        logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
+        self._held = list(self._ids)
+        drafts = [int(logits[0, -1, : self._known].argmax())]
+        while len(drafts) < count:
+            logits = self._session.decode(np.array([drafts[-1:]], dtype=np.int64), self._cache)
+            self._held.append(drafts[-1])
+            drafts.append(int(logits[0, -1, : self._known].argmax()))
+        return drafts
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """See :meth:`Drafter.learn`."""
+        self._length.learn(proposed, accepted)
+
+    def _go_back(self) -> None:
+        """Drop what is in the cache and not in the text, and the text's last token, which gives the logits."""
+        pairs = zip(self._held, self._ids[:-1], strict=False)
+        shared = next(
+            (i for i, (held, said) in enumerate(pairs) if held != said), min(len(self._held), len(self._ids) - 1)
+        )
+        if shared < len(self._held):
+            take_back(self._session, self._cache, len(self._held) - shared, np.array([0]))
+            del self._held[shared:]
+        limit = self._session.context_limit
+        if limit is not None and self._cache.length + len(self._ids) - shared + self._length.length > limit:
+            pack(self._session, self._cache)
+
+
+def check_draft(artifact: Artifact, draft: Artifact) -> None:
+    """Check that an artifact can draft for another one: token ids must mean the same.
+
+    Raises:
+        LucidError: They have different tokenizers, or the draft's layers cannot go back over rejected tokens.
+    """
+    if _tokens(artifact) != _tokens(draft):
+        raise LucidError(
+            f"--draft {draft.directory} has another tokenizer than {artifact.directory}, so that its token ids mean "
+            "other words. Choose a draft model of the same family, or --speculate lookup, which needs none."
+        )
+    if _tokens(artifact) is None and artifact.config.vocab_size != draft.config.vocab_size:
+        raise LucidError(
+            f"--draft {draft.directory} has a vocabulary of {draft.config.vocab_size} tokens and {artifact.directory} "
+            f"one of {artifact.config.vocab_size}, and neither has a tokenizer to compare. Choose another draft model."
+        )
+    obstacle = layers_obstacle(draft.manifest.layers)
+    if obstacle is not None:
+        raise LucidError(f"--draft {draft.directory} cannot draft: {obstacle}. Choose another draft model.")
+
+
+def _tokens(artifact: Artifact) -> dict[str, Any] | None:
+    """Return what an artifact's tokenizer says; None if it has none."""
+    path = artifact.path(_TOKENIZER)
+    if not path.is_file():
+        return None
+    with reading(path):
+        content = path.read_bytes()
+    try:
+        return {key: value for key, value in json.loads(content).items() if key not in _NOT_TOKENS}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise LucidError(f"{path} is not a tokenizer: {error}. Export it again.") from error

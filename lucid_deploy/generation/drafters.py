@@ -1,0 +1,46 @@
+"""From ``--speculate`` and ``--draft`` to what makes a drafter for every text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import Drafter, LookupDrafter
+from lucid_deploy.generation.speculation import MODES
+from lucid_deploy.runtimes.open import open_session
+from lucid_deploy.runtimes.options import RuntimeOptions
+
+MakeDrafter: TypeAlias = Callable[[], Drafter]
+
+
+def open_drafters(
+    mode: str, artifact: Artifact, draft: str | Path | None = None, options: RuntimeOptions | None = None
+) -> MakeDrafter | None:
+    """Return what makes a drafter for each text; None without speculation.
+
+    Args:
+        mode: One of :data:`~lucid_deploy.generation.speculation.MODES`.
+        artifact: The one that answers.
+        draft: Artifact of the draft model, with ``draft`` alone.
+        options: How the draft model is run.
+
+    Raises:
+        LucidError: An unknown mode, a draft model without the mode or the other way round, or one that does not fit.
+    """
+    if mode not in MODES:
+        raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
+    if (draft is not None) != (mode == "draft"):
+        raise LucidError("--speculate draft and --draft ARTIFACT go together: give both, or neither.")
+    if mode == "off":
+        return None
+    if draft is None:
+        return LookupDrafter
+    from lucid_deploy.generation.draft_model import ModelDrafter, check_draft
+
+    opened = open_artifact(draft)
+    check_draft(artifact, opened)
+    session = open_session(opened, options or RuntimeOptions())
+    return lambda: ModelDrafter(session, artifact.config.vocab_size)

@@ -1,0 +1,106 @@
+"""Drafts: tokens that may come next, guessed cheaply, for one step of the model to verify all at once.
+
+A drafter proposes one sequence and no distribution. Each of its tokens is accepted when the token that is chosen from
+the model's own logits is the same. So the answer is that of plain decoding, sampled or not; a wrong guess costs time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lucid_deploy.runtimes.several import MOST
+
+MOST_DRAFTS = MOST - 1  # one place of the step is for the token that is known
+LONGEST = 4  # tokens of an n-gram
+_FIRST_LENGTHS = {1: 2, 2: 4, 3: 6, 4: 8}  # drafted at first, by the length of what was found
+_MOST_PAUSE = 63  # steps
+
+
+class Drafter(ABC):
+    """Guesses how one text goes on. It is told every token of the text, in order."""
+
+    @abstractmethod
+    def add(self, tokens: Sequence[int]) -> None:
+        """Go on with the text by so many tokens."""
+
+    @abstractmethod
+    def propose(self, most: int) -> list[int]:
+        """Return the tokens that may come next, at most so many; none: a plain step is better."""
+
+    @abstractmethod
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Hear how many tokens of the last proposal were accepted, before the tokens are added."""
+
+
+@dataclass
+class DraftLength:
+    """How many tokens to draft, adapted to what is accepted, and when to leave it.
+
+    A proposal that is accepted whole doubles the length, another sets it to one more than was accepted. After a
+    proposal of which nothing is accepted, 1, 3, 7, … 63 chances are passed over, so that a text without repetition
+    costs little more than plain decoding.
+    """
+
+    length: int
+    failures: int = 0
+    pause: int = 0
+
+    def now(self) -> int:
+        """Return how many tokens to draft; 0 within a pause."""
+        if self.pause:
+            self.pause -= 1
+            return 0
+        return self.length
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Adapt."""
+        if accepted:
+            self.failures = 0
+            self.length = min(2 * self.length, MOST_DRAFTS) if accepted == proposed else accepted + 1
+            return
+        self.failures += 1
+        self.length = max(self.length // 2, 1)
+        self.pause = min(2**self.failures - 1, _MOST_PAUSE)
+
+
+class LookupDrafter(Drafter):
+    """Takes what came after the last place in prompt and answer that reads like the end of the text.
+
+    The longest n-gram of 4 to 1 tokens that was there before counts. Each of the four lengths adapts by itself: what a
+    single token is followed by says little in prose, and much in a list that is copied.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._behind: dict[tuple[int, ...], int] = {}  # where the text goes on behind an n-gram, the last time
+        self._lengths = {n: DraftLength(length) for n, length in _FIRST_LENGTHS.items()}
+        self._used = 0  # n of the last proposal
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """See :meth:`Drafter.add`."""
+        for token in tokens:
+            end = len(self._ids)
+            for n in range(1, min(LONGEST, end) + 1):  # of what now has something behind it
+                self._behind[tuple(self._ids[end - n :])] = end
+            self._ids.append(token)
+
+    def propose(self, most: int) -> list[int]:
+        """See :meth:`Drafter.propose`."""
+        end = len(self._ids)
+        for n in range(min(LONGEST, end), 0, -1):
+            start = self._behind.get(tuple(self._ids[end - n :]))
+            if start is not None:
+                self._used = n
+                return self._copy(start, min(self._lengths[n].now(), most))
+        return []
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """See :meth:`Drafter.learn`."""
+        self._lengths[self._used].learn(proposed, accepted)
+
+    def _copy(self, start: int, count: int) -> list[int]:
+        """Return what stands from a place on; behind the end of the text, what is copied goes on itself."""
+        period = len(self._ids) - start
+        return [self._ids[start + i % period] for i in range(count)]

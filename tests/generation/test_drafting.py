@@ -1,0 +1,70 @@
+"""Drafts from what a text repeats, and how their length adapts."""
+
+from __future__ import annotations
+
+import pytest
+
+from lucid_deploy.generation.drafting import MOST_DRAFTS, DraftLength, LookupDrafter
+
+
+def drafter_of(ids):
+    drafter = LookupDrafter()
+    drafter.add(ids)
+    return drafter
+
+
+@pytest.mark.parametrize(
+    ("ids", "most", "drafts"),
+    [
+        ([], 5, []),
+        ([7], 5, []),
+        ([1, 2, 3, 4], 5, []),  # nothing is repeated
+        ([1, 2, 3, 9, 1], 5, [2, 3]),  # behind one token, two are drafted at first
+        ([1, 2, 3, 4, 5, 6, 9, 1, 2], 9, [3, 4, 5, 6]),  # behind two, four
+        ([1, 2, 3, 4, 5, 6, 9, 1, 2], 3, [3, 4, 5]),
+        ([1, 2, 9, 1, 3, 8, 1], 5, [3, 8]),  # the last place counts
+        ([1, 2, 3, 9, 5, 2, 3, 8, 1, 2, 3], 1, [9]),  # and the longest n-gram before it
+        ([4, 4, 4], 8, [4, 4, 4, 4]),  # behind the end of the text, what is copied goes on itself
+        ([1, 2, 1, 2, 1], 5, [2, 1, 2, 1, 2]),
+    ],
+)
+def test_what_is_proposed(ids, most, drafts):
+    assert drafter_of(ids).propose(most) == drafts
+
+
+def test_a_text_told_token_by_token_is_the_text_told_at_once():
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 3, 1, 4, 1]
+    slow = drafter_of([])
+    for token in ids:
+        slow.add([token])
+    assert slow.propose(9) == drafter_of(ids).propose(9) == [5, 9, 2, 6, 5, 3, 5, 3]
+
+
+def test_the_length_follows_what_is_accepted():
+    length = DraftLength(4)
+    found = []
+    for accepted in (4, 8, 15, 15, 6, 0):
+        count = length.now()
+        found.append(count)
+        length.learn(count, accepted)
+    assert found == [4, 8, 15, 15, 15, 7] and max(found) == MOST_DRAFTS
+    assert [length.now() for _ in range(2)] == [0, 3]  # one chance is passed over
+
+
+def test_a_text_without_repetition_is_left_alone_more_and_more():
+    length, tries = DraftLength(2), 0
+    for _ in range(1000):
+        count = length.now()
+        if count:
+            tries += 1
+            length.learn(count, 0)
+    assert tries <= 1000 / 64 + 8
+
+
+def test_each_length_of_n_gram_learns_for_itself():
+    drafter = drafter_of([1, 2, 3, 9, 1])
+    assert drafter.propose(5) == [2, 3]
+    drafter.learn(2, 0)
+    assert drafter.propose(5) == []  # a single token is not trusted now
+    drafter.add([2])
+    assert drafter.propose(5) == [3, 9, 1, 2]  # two are

@@ -1,0 +1,174 @@
+"""Speculative decoding gives what plain decoding gives: the same tokens, or tokens of the same distribution."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import Drafter, LookupDrafter
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampler, Sampling
+from lucid_deploy.generation.speculation import Lookahead, is_near_tie
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Cache
+from tests.conftest import MIXED
+
+PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
+
+
+class Oracle(Drafter):
+    """Knows the answer, but for every third token; its drafts stop at no end."""
+
+    def __init__(self, answer):
+        self._answer, self._said, self.heard = answer, 0, []
+
+    def add(self, tokens):
+        self._said += len(tokens)
+
+    def propose(self, most):
+        done = self._said - len(PROMPT)
+        ahead = self._answer[done : done + min(most, 5)]
+        return [(token + 1) % 90 if (done + i) % 3 == 2 else token for i, token in enumerate(ahead)]
+
+    def learn(self, proposed, accepted):
+        self.heard.append((proposed, accepted))
+
+
+@pytest.fixture(params=["growing", "static"])
+def session(request, exported):
+    return open_session(exported(cache=request.param)[1], "onnxruntime", kernels="functions")
+
+
+def generation(session, drafter=None, count=24, **fields):
+    sampling = fields.pop("sampling", Sampling())
+    return Generation(session, PROMPT, count, sampling, stop_at_eos=False, drafter=drafter, **fields)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(1.0, seed=5),
+        Sampling(0.8, top_k=20, top_p=0.9, seed=1, presence_penalty=1.0, repetition_penalty=1.2),
+        Sampling(frequency_penalty=0.5, bad_words=((33,), (5, 9))),
+    ],
+    ids=["greedy", "seed", "filters and penalties", "greedy with penalties"],
+)
+def test_the_tokens_are_those_of_plain_decoding(session, sampling):
+    plain = list(generation(session, sampling=sampling))
+    oracle = Oracle(plain)
+    guessed = generation(session, oracle, sampling=sampling)
+    assert list(guessed) == plain
+    assert 0 < guessed.drafts.accepted < guessed.drafts.proposed
+    assert sum(accepted for _, accepted in oracle.heard) <= guessed.drafts.accepted
+    assert list(generation(session, LookupDrafter(), sampling=sampling)) == plain
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 24])
+def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
+    plain = list(generation(session))
+    cache = session.empty_cache(1)
+    tokens = iter(generation(session, Oracle(plain), cache=cache))
+    assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
+    tokens.close()
+    assert cache.length == len(PROMPT) + stop_after - 1 and cache.mask.all()
+    if stop_after < 24:
+        logits = session.decode(np.array([[plain[stop_after - 1]]]), cache)
+        assert int(logits[0, -1].argmax()) == plain[stop_after]
+
+
+def test_it_ends_where_the_context_ends(exported):
+    session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
+    plain = generation(session, count=50)
+    tokens = list(plain)
+    for drafter in (Oracle([*tokens, *tokens]), LookupDrafter()):
+        guessed = generation(session, drafter, count=50)
+        assert list(guessed) == tokens and guessed.finish_reason == plain.finish_reason == "context"
+
+
+def test_layers_that_cannot_go_back_are_refused_with_the_reason(exported):
+    session = open_session(exported(**MIXED)[1], "torch")
+    with pytest.raises(LucidError, match=r"--speculate cannot be used: layer 2 .window. keeps the last 9 tokens"):
+        list(generation(session, LookupDrafter()))
+
+
+class Markov:
+    """A model of five tokens whose next one depends on the last two; a cache of it is a mask and the tokens."""
+
+    dtype, several_obstacle, cuts_freely, context_limit = "float32", None, True, None
+    LOGITS = np.random.default_rng(3).normal(0, 1.5, (5, 5, 5)).astype(np.float32)
+
+    def __init__(self):
+        self.tokens = [0, 1]
+
+    def prepare_several(self):
+        pass
+
+    def decode_several(self, ids, cache):
+        logits = []
+        for token in ids[0]:
+            self.tokens.append(int(token))
+            logits.append(self.LOGITS[self.tokens[-2], self.tokens[-1]])
+        cache.mask = np.ones((1, len(self.tokens)), bool)
+        return np.array([logits])
+
+    decode = decode_several
+
+    def truncate(self, cache, length):
+        del self.tokens[length:]
+        cache.mask = cache.mask[:, :length]
+
+
+class Guess(Drafter):
+    """The likeliest tokens, which are often wrong."""
+
+    def __init__(self, session):
+        self._session = session
+
+    def add(self, tokens):
+        self._last = tokens[-1]
+
+    def propose(self, most):
+        pair, drafts = [self._session.tokens[-1], self._last], []
+        for _ in range(min(most, 4)):
+            pair.append(int(Markov.LOGITS[pair[-2], pair[-1]].argmax()))
+            drafts.append(pair[-1])
+        return drafts
+
+    def learn(self, proposed, accepted):
+        pass
+
+
+def sampled(count, seed, speculate):
+    """Return tokens drawn with and without drafts, from one chain."""
+    session, cache = Markov(), Cache(np.ones((1, 2), bool), [])
+    ahead = Lookahead(session, cache, Guess(session)) if speculate else None
+    choose, token, tokens = Sampler(Sampling(1.2, top_p=0.95, seed=seed)), 2, []
+    for _ in range(count):
+        logits = session.decode(np.array([[token]]), cache)[0, -1] if ahead is None else ahead(token, 10)
+        token = choose(logits)
+        tokens.append(token)
+    if ahead is not None:
+        assert 0.2 < ahead.counts.accepted / ahead.counts.proposed < 0.9
+    return tokens
+
+
+def test_sampled_tokens_have_the_distribution_of_plain_sampling():
+    """Chi-square of two samples of triples; four standard deviations above its mean is where it would be no chance."""
+    count, triples = 12000, []
+    for seed, speculate in ((1, False), (2, True)):
+        tokens = np.array(sampled(count, seed, speculate))
+        triples.append(np.bincount(tokens[:-2] * 25 + tokens[1:-1] * 5 + tokens[2:], minlength=125))
+    one, other = (each[triples[0] + triples[1] >= 10].astype(float) for each in triples)
+    statistic = ((one - other) ** 2 / (one + other)).sum()
+    freedom = len(one) - 1
+    assert freedom > 60 and statistic < freedom + 4 * np.sqrt(2 * freedom)
+
+
+def test_near_ties():
+    assert is_near_tie(np.array([1.0, 10.0, 9.9999]), "float32")
+    assert not is_near_tie(np.array([1.0, 10.0, 9.99]), "float32")
+    assert is_near_tie(np.array([1.0, 10.0, 9.95]), "float16")
