@@ -15,7 +15,13 @@ from tests.model.families.flash_model import MODELS, Flash
 from tests.once_per_run import made_once, run_folder
 
 VOCABULARY = 61  # words w0 to w60
-MODEL = {**MODELS["decay, shared keys, attention"], "head_dim": 16, "expand_v": 1.0, "attention_type": "lucid"}
+MODEL = {
+    **MODELS["decay, shared keys, attention"],
+    "head_dim": 16,
+    "expand_v": 1.0,
+    "attn": {"layers": [1], "num_heads": 3, "num_kv_heads": 1, "rope_theta": 500.0},  # of width 16, as GPU kernels need
+    "attention_type": "lucid",
+}
 
 
 def write_hybrid(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lucid_deploy.model.attention.token_order import TokenOrder, take, token_order
+from lucid_deploy.model.attention.token_order import TokenOrder, last_columns, take, token_order
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.layers.delta_settings import DeltaSettings, state_layout
 from lucid_deploy.model.mixer import LayerCache, Mixer, Step
@@ -67,7 +67,7 @@ class DeltaNet(Mixer):
     def forward(self, x: Tensor, step: Step, past: LayerCache) -> tuple[Tensor, LayerCache]:
         """See :meth:`Mixer.forward`."""
         n = x.shape[1]
-        new = None if step.mask is None else step.mask.narrow(1, step.mask.shape[1] - n, n)  # (B, N)
+        new = None if step.mask is None else last_columns(step.mask, n)  # (B, N)
         if new is None or step.decode or step.cache_length is not None:
             return self.mix(x, past, new, None)
         order = token_order(new)

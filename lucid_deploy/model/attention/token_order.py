@@ -29,6 +29,14 @@ class TokenOrder:
     valid: Tensor
 
 
+def last_columns(mask: Tensor, count: int) -> Tensor:
+    """Return the last columns of a mask ``(B, T)``, ``(B, count)``.
+
+    They are picked by number: of a slice from T − N to T, TensorRT expects up to T columns.
+    """
+    return mask.index_select(1, mask.shape[1] - count + torch.arange(count, device=mask.device))
+
+
 def token_order(new: Tensor) -> TokenOrder:
     """Return the order of new columns, bool ``(B, N)``, False at padding."""
     n = new.shape[1]

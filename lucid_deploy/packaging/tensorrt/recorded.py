@@ -112,9 +112,8 @@ def _calls(artifact: Artifact, limits: Limits) -> Iterator[tuple[str, Any, Any]]
 def _empty(artifact: Artifact, rows: int) -> list[torch.Tensor]:
     import torch
 
-    dtype = getattr(torch, artifact.manifest.dtype)
-    shapes = [info.shape for info in artifact.manifest.graphs["decode"].inputs if len(info.shape) == 4]
-    return [torch.zeros(rows, int(shape[1]), 0, int(shape[3]), dtype=dtype) for shape in shapes]
+    tensors = [tensor for layer in artifact.manifest.layers for tensor in layer.cache]
+    return [torch.zeros(each.batch_shape(rows, 0), dtype=getattr(torch, each.dtype)) for each in tensors]
 
 
 def _feed(artifact: Artifact, stage: str, ids: Any, mask: Any, past: list[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,13 +134,16 @@ def _run(
 ) -> dict[str, torch.Tensor]:
     import torch
 
-    dtype = model.model.embed_tokens.weight.dtype
-    cached = [value.to(dtype) for name, value in feed.items() if name.startswith("past_key_values.")]
-    pairs = list(zip(cached[::2], cached[1::2], strict=True))  # check_artifact: two tensors a layer
+    exact = model.model.embed_tokens.weight.dtype == torch.float64
+    cached = iter([value for name, value in feed.items() if name.startswith("past_key_values.")])
+    past = [
+        tuple(next(cached).double() if exact else next(cached) for _ in layer.cache)
+        for layer in artifact.manifest.layers
+    ]
     with torch.inference_mode():
         logits, present = model(
             feed["input_ids"],
-            pairs,
+            past,
             feed["attention_mask"],
             feed["position_ids"],
             decode=stage == "decode",

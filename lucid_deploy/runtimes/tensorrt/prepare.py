@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.table import DOMAIN
+from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
 
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
@@ -119,27 +119,40 @@ def check_head_width(artifact: Artifact) -> None:
     Raises:
         LucidError: They cannot.
     """
-    width = artifact.config.head_dim
+    width, manifest = artifact.config.head_dim, artifact.manifest
     fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % _WIDTH_UNIT == 0
-    if artifact.manifest.uses(PLUGIN_OPERATORS) and not fits:
+    if manifest.uses(tuple(name for name in PLUGIN_OPERATORS if name != DELTA_RULE.name)) and not fits:
         raise LucidError(
             f"The model's head_dim is {width}; the TensorRT plugin takes multiples of {_WIDTH_UNIT} from "
             f"{_LEAST_WIDTH} to {_MOST_WIDTH}. Run it with another runtime."
         )
+    for index, layer in enumerate(manifest.layers):
+        rule = layer.uses(DELTA_RULE.name, "prefill")
+        for _, keys, values in [tensor.shape for tensor in layer.cache if rule and len(tensor.shape) == 3]:
+            if not _LEAST_WIDTH <= keys <= _MOST_WIDTH or keys % _WIDTH_UNIT or values % _WIDTH_UNIT:
+                raise LucidError(
+                    f"Heads of layer {index} have keys of width {keys} and values of width {values}; the TensorRT "
+                    f"plugin takes multiples of {_WIDTH_UNIT}, and keys from {_LEAST_WIDTH} to {_MOST_WIDTH}. Run it "
+                    "with another runtime."
+                )
 
 
 def check_layout(artifact: Artifact) -> None:
-    """Check that engines can keep what the model caches: rows of one shape, two tensors a layer.
+    """Check that engines can keep what the model caches: rows, and with a growing cache states.
 
     Raises:
         LucidError: A layer caches something else; it is named.
     """
-    first = [(tensor.name, tensor.dtype, tensor.shape) for tensor in artifact.manifest.layers[0].cache]
     for index, layer in enumerate(artifact.manifest.layers):
-        found = [(tensor.name, tensor.dtype, tensor.shape) for tensor in layer.cache]
-        if found != first or len(found) != 2 or any(tensor.sort != "rows" for tensor in layer.cache):
-            kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
+        kinds = ", ".join(f"{tensor.name} ({tensor.sort})" for tensor in layer.cache)
+        sorts = {tensor.sort for tensor in layer.cache}
+        if "ring" in sorts:
             raise LucidError(
-                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of keys and values, alike in "
-                "every layer. Run the artifact with onnxruntime."
+                f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of all tokens, and states. "
+                "Run the artifact with onnxruntime."
+            )
+        if "state" in sorts and artifact.manifest.cache == "static":
+            raise LucidError(
+                f"Layer {index} ({layer.kind}) caches {kinds}; engines that decode in place cannot read a state and "
+                "write it in the same memory. Export with --cache growing for engines."
             )

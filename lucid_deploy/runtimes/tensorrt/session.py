@@ -7,13 +7,14 @@ blocks. With a static cache decoding writes into buffers that stay where they ar
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -23,7 +24,7 @@ from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
 
-Layers = list[tuple[DeviceTensor, ...]]  # per layer K and Y
+Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, such as K and Y
 Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
 
 
@@ -80,8 +81,6 @@ class TensorRtSession(Session[DeviceTensor]):
         self._pool = MemoryPool(device)
         self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
         self._static = artifact.manifest.cache == "static"
-        self._kind = bytes_of(self.dtype)
-        self._row = self.config.head_dim * self._kind.itemsize  # bytes of a token's K or Y in one head
         self._scratch: dict[str, DeviceBlock] = {}
         self._bound: _BoundCache | None = None
         # Also at the end of the process; it holds the contexts, which must go before what they were made of.
@@ -133,23 +132,21 @@ class TensorRtSession(Session[DeviceTensor]):
         """See :meth:`Session.layer_arrays`."""
         self._device.activate()
 
-        def fetch(tensor: DeviceTensor) -> Array:
-            shape = (cache.batch, self.config.num_key_value_heads, cache.length, self.config.head_dim)
-            array = np.empty(shape, self._kind)
-            self._device.download(array, self._packed(tensor, cache.batch, cache.length).address)
+        def fetch(layout: CacheTensor, tensor: DeviceTensor) -> Array:
+            array = np.empty(layout.batch_shape(cache.batch, cache.length), bytes_of(layout.dtype))
+            self._device.download(array, self._packed(layout, tensor, cache.batch, cache.length).address)
             return array.astype(np.float32)
 
-        return [(fetch(k), fetch(y)) for k, y in cache.layers]
+        return self._each(fetch, cache.layers)
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
         """See :meth:`Session.fork`; buffers that decoding writes into are copied."""
         if not self._static:
             return super().fork(cache)
         self._device.activate()
-        copies: Layers = [
-            (self._moved(k, cache.batch, cache.length, k.pitch), self._moved(y, cache.batch, cache.length, y.pitch))
-            for k, y in cache.layers
-        ]
+        copies = self._each(
+            lambda layout, tensor: self._moved(layout, tensor, cache.batch, cache.length, tensor.pitch), cache.layers
+        )
         return Cache(cache.mask, copies)
 
     def _first_tokens(self, cache: Cache[DeviceTensor], length: int) -> Layers:
@@ -167,15 +164,21 @@ class TensorRtSession(Session[DeviceTensor]):
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         self._device.activate()
-        batch, _, tokens, _ = layers[0][0].shape
+        batch = len(layers[0][0])
+        pairs = (
+            pair
+            for layout, arrays in zip(self.layout, layers, strict=True)
+            for pair in zip(layout, arrays, strict=True)
+        )
+        tokens = max((array.shape[2] for layout, array in pairs if layout.has_tokens), default=0)
         self._check_fits(batch, tokens)
 
-        def send(array: Array) -> DeviceTensor:
-            tensor = self._new(batch, tokens)
-            self._device.upload(tensor.address, np.ascontiguousarray(array, dtype=self._kind))
+        def send(layout: CacheTensor, array: Array) -> DeviceTensor:
+            tensor = self._new(layout, batch, tokens)
+            self._device.upload(tensor.address, np.ascontiguousarray(array, dtype=bytes_of(layout.dtype)))
             return tensor
 
-        return [(send(k), send(y)) for k, y in layers]
+        return self._each(send, layers)
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_growing("prefill", input_ids, mask, positions, layers)
@@ -194,15 +197,17 @@ class TensorRtSession(Session[DeviceTensor]):
         batch, new = input_ids.shape
         total = mask.shape[1]
         past = total - new
-        packed: Layers = [(self._packed(k, batch, past), self._packed(y, batch, past)) for k, y in layers]
+        packed = self._each(lambda layout, tensor: self._packed(layout, tensor, batch, past), layers)
         feed = self._upload(
             stage, {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
         )
-        shape = (batch, self.config.num_key_value_heads, past, self.config.head_dim)
-        feed |= {name: (tensor.address, shape) for name, tensor in _named("past_key_values", packed)}
-        present: Layers = [(self._new(batch, total), self._new(batch, total)) for _ in layers]
+        feed |= {
+            name: (tensor.address, layout.batch_shape(batch, past))
+            for name, layout, tensor in self._named("past_key_values", packed)
+        }
+        present = [tuple(self._new(layout, batch, total) for layout in layer) for layer in self.layout]
         logits = self._logits(batch, new if stage == "prefill" and self._artifact.manifest.logits == "all" else 1)
-        results = {name: tensor.address for name, tensor in _named("present", present)}
+        results = {name: tensor.address for name, _, tensor in self._named("present", present)}
         results["logits"] = self._room(f"{stage}.logits", logits.nbytes)
         self._bind(stage, feed, results)
         self._execute(stage)
@@ -241,10 +246,10 @@ class TensorRtSession(Session[DeviceTensor]):
         self._bound = None
         batch, past = mask.shape
         room = self.limits.max_context
-        moved: Layers = [
-            (k, y) if k.pitch == room else (self._moved(k, batch, past, room), self._moved(y, batch, past, room))
-            for k, y in layers
-        ]
+        moved = self._each(
+            lambda layout, tensor: tensor if tensor.pitch == room else self._moved(layout, tensor, batch, past, room),
+            layers,
+        )
         whole = np.zeros((batch, room), np.int64)
         whole[:, :past] = mask
         column = np.zeros((batch, 1), np.int64)
@@ -252,9 +257,11 @@ class TensorRtSession(Session[DeviceTensor]):
             "decode",
             {"input_ids": column, "attention_mask": whole, "position_ids": column, "cache_length": column[:, 0]},
         )
-        shape = (batch, self.config.num_key_value_heads, room, self.config.head_dim)
-        feed |= {name: (tensor.address, shape) for name, tensor in _named("past_key_values", moved)}
-        results = {name: tensor.address for name, tensor in _named("present", moved)}  # the same memory
+        feed |= {
+            name: (tensor.address, layout.batch_shape(batch, room))
+            for name, layout, tensor in self._named("past_key_values", moved)
+        }
+        results = {name: tensor.address for name, _, tensor in self._named("present", moved)}  # the same memory
         results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
         self._bind("decode", feed, results)
         self._bound = _BoundCache(moved, whole, feed, results)
@@ -298,34 +305,41 @@ class TensorRtSession(Session[DeviceTensor]):
     def _logits(self, batch: int, rows: int) -> Array:
         return np.empty((batch, rows, self.config.vocab_size), np.float32)
 
-    def _new(self, batch: int, tokens: int) -> DeviceTensor:
+    def _each(self, do: Callable[[CacheTensor, Any], Any], layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Do something to every tensor of a cache, given its description; return the results, layer by layer."""
+        return [
+            tuple(do(layout, tensor) for layout, tensor in zip(described, tensors, strict=True))
+            for described, tensors in zip(self.layout, layers, strict=True)
+        ]
+
+    def _named(self, prefix: str, layers: Layers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
+        return [
+            (f"{prefix}.{index}.{layout.name}", layout, tensor)
+            for index, (described, tensors) in enumerate(zip(self.layout, layers, strict=True))
+            for layout, tensor in zip(described, tensors, strict=True)
+        ]
+
+    def _new(self, layout: CacheTensor, batch: int, tokens: int) -> DeviceTensor:
         """Return a tensor for some tokens; its block is large enough for the whole context, so all are alike."""
-        rows = batch * self.config.num_key_value_heads
-        return DeviceTensor(self._pool.take(rows * self.limits.max_context * self._row if tokens else 0), tokens)
+        most = self.limits.max_context if tokens or not layout.has_tokens else 0
+        return DeviceTensor(self._pool.take(batch * layout.size(most)), tokens)
 
-    def _packed(self, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return the tensor with its tokens right behind each other, itself if they are."""
-        return tensor if tensor.pitch == tokens else self._moved(tensor, batch, tokens, tokens)
+    def _packed(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
+        """Return the tensor with its tokens right behind each other, itself if they are; a state is."""
+        if tensor.pitch == tokens or not layout.has_tokens:
+            return tensor
+        return self._moved(layout, tensor, batch, tokens, tokens)
 
-    def _moved(self, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
+    def _moved(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
         """Return a copy with another pitch; what lies between its tokens and the pitch is zero."""
-        rows, moved = batch * self.config.num_key_value_heads, self._new(batch, pitch)
+        heads, width = layout.shape
+        rows, row, moved = batch * heads, width * bytes_of(layout.dtype).itemsize, self._new(layout, batch, pitch)
         if pitch > tokens:
-            self._device.fill_zero(moved.address, rows * pitch * self._row)
-        self._device.copy_rows(
-            moved.address, pitch * self._row, tensor.address, tensor.pitch * self._row, tokens * self._row, rows
-        )
+            self._device.fill_zero(moved.address, rows * pitch * row)
+        self._device.copy_rows(moved.address, pitch * row, tensor.address, tensor.pitch * row, tokens * row, rows)
         return moved
 
 
 def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:
     contexts.clear()
     save()
-
-
-def _named(prefix: str, layers: Layers) -> list[tuple[str, DeviceTensor]]:
-    return [
-        (f"{prefix}.{index}.{kind}", tensor)
-        for index, pair in enumerate(layers)
-        for kind, tensor in zip(("key", "value"), pair, strict=True)
-    ]

@@ -53,6 +53,23 @@ def test_both_engines_are_built(changes: dict[str, Any], exported: Exported, plu
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
 
+def test_engines_of_a_hybrid_take_and_give_its_states(
+    hybrid: Callable[..., Artifact], plugin: Path, tmp_path: Path
+) -> None:
+    artifact = copy_of(hybrid(), tmp_path / "artifact")
+    engines = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL)).manifest.engines
+    taken = {
+        stage: {name: len(layers) for name, layers in engine.plugin_layers.items()} for stage, engine in engines.items()
+    }
+    assert taken == {
+        "prefill": {"DeltaRule": 2, "Precondition": 1},
+        "decode": {"DeltaRule": 2, "DecodeAttention": 1},
+    }
+    state = [(1, 8, 16, 16), (2, 8, 16, 16), (2, 8, 16, 16)]
+    for engine in engines.values():
+        assert [tuple(shape) for shape in engine.profile["past_key_values.0.recurrent_state"]] == state
+
+
 def test_the_report_and_the_folder(built_engines: Any) -> None:
     artifact, report, calls = built_engines
     names = sorted(path.name for path in report.directory.iterdir())

@@ -15,6 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
 from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, prepare_graph
+from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -58,6 +59,28 @@ def test_a_head_width_the_kernels_lack(width: int, exported: Exported) -> None:
     changed = Artifact(artifact.directory, replace(artifact.manifest, config=config))
     with pytest.raises(LucidError, match=f"head_dim is {width}; the TensorRT plugin takes multiples of 4"):
         check_head_width(changed)
+
+
+@pytest.mark.parametrize(("keys", "values"), [(12, 16), (18, 16), (16, 6), (260, 16)])
+def test_widths_of_the_delta_rule_that_the_kernels_lack(
+    keys: int, values: int, hybrid: Callable[..., Artifact]
+) -> None:
+    artifact = hybrid()
+    check_head_width(artifact)
+    layer = artifact.manifest.layers[2]
+    cache = (layer.cache[0], replace(layer.cache[1], shape=(8, keys, values)))
+    layers = (*artifact.manifest.layers[:2], replace(layer, cache=cache))
+    changed = Artifact(artifact.directory, replace(artifact.manifest, layers=layers))
+    with pytest.raises(LucidError, match=f"layer 2 have keys of width {keys} and values of width {values}"):
+        check_head_width(changed)
+
+
+def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
+    check_artifact(hybrid())
+    with pytest.raises(LucidError, match=r"Layer 0 \(gated_delta\) caches conv_state \(state\).* growing"):
+        check_artifact(hybrid(cache="static"))
+    with pytest.raises(LucidError, match=r"Layer 2 \(window\) caches key \(ring\)"):
+        check_artifact(exported(**MIXED)[1])
 
 
 @pytest.mark.parametrize(
