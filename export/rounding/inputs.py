@@ -1,12 +1,13 @@
-"""What a layer's products are given: the second moments of their inputs, over the calibration rows.
+"""What a layer's products are given, over the calibration rows, and what they would be given had nothing been rounded.
 
-Only second moments are kept, ``(in, in)`` for each input, so memory does not grow with the text. Products that read the
-same input, such as those of queries, keys and values, share them.
+Only moments are kept, ``(in, in)`` each, so memory does not grow with the text. Products that read the same input, such
+as those of queries, keys and values, share them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,9 +15,57 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PROBE = 4  # tokens with which the order of the products is found
+Run = Callable[["torch.Tensor"], Any]
 
 
-def shared_inputs(layer: nn.Module, run: Callable[[torch.Tensor], Any], x: torch.Tensor) -> list[list[str]]:
+@dataclass
+class InputMoments:
+    """Means over tokens of an input x, and of d = x − y, where y is the same input in the exact model.
+
+    Attributes:
+        x_x: mean(x xᵀ), float64 ``(in, in)``.
+        x_d: mean(x dᵀ).
+        d_d: mean(d dᵀ).
+    """
+
+    x_x: torch.Tensor
+    x_d: torch.Tensor
+    d_d: torch.Tensor
+
+    def target(self, weight: torch.Tensor, damping: float) -> torch.Tensor:
+        """Return the weight W' whose outputs W' x are nearest to the exact ones W y: W − W mean(d xᵀ) mean(x xᵀ)⁻¹.
+
+        Args:
+            weight: W, ``(out, in)``.
+            damping: Share of the mean of the diagonal of mean(x xᵀ) that is added to the diagonal.
+        """
+        import torch
+
+        damped = self.x_x.clone()
+        diagonal = damped.diagonal()
+        diagonal += damping * diagonal.mean()
+        diagonal[diagonal == 0] = 1
+        change = torch.linalg.solve(damped, self.x_d)  # (mean(d xᵀ) mean(x xᵀ)⁻¹)ᵀ
+        return weight - (weight.double() @ change.mT).to(weight.dtype)
+
+    def output_error(self, rounded: torch.Tensor, weight: torch.Tensor) -> float:
+        """Return the relative error of Ŵ x against W y, sqrt(mean‖Ŵ x − W y‖² / mean‖W x‖²).
+
+        Args:
+            rounded: Ŵ, ``(out, in)``.
+            weight: W.
+        """
+        lost = whole = 0.0
+        step = max((1 << 22) // weight.shape[1], 1)
+        for new, old in zip(rounded.split(step), weight.split(step), strict=True):
+            exact, error = old.double(), new.double() - old.double()  # Ŵ x − W y = (Ŵ − W) x + W d
+            lost += float((error @ self.x_x * error).sum() + 2 * (error @ self.x_d * exact).sum())
+            lost += float((exact @ self.d_d * exact).sum())
+            whole += float((exact @ self.x_x * exact).sum())
+        return float((max(lost, 0.0) / whole) ** 0.5) if whole > 0 else 0.0
+
+
+def shared_inputs(layer: nn.Module, run: Run, x: torch.Tensor) -> list[list[str]]:
     """Return the names of a layer's linear parts, in the order they run, those that read the same tensor together.
 
     Args:
@@ -47,52 +96,42 @@ def shared_inputs(layer: nn.Module, run: Callable[[torch.Tensor], Any], x: torch
     return groups
 
 
-def second_moments(
-    module: nn.Module, run: Callable[[torch.Tensor], Any], streams: Sequence[torch.Tensor]
-) -> torch.Tensor:
-    """Return mean(x xᵀ) of a linear part's inputs, float64 ``(in, in)``.
-
-    Args:
-        module: The part.
-        run: Runs what holds it over ``(B, N, C)``; it is left once the part has its input.
-        streams: What ``run`` is given.
-    """
-    moments = SecondMoments()
+def input_of(module: nn.Module, run: Run, x: torch.Tensor) -> torch.Tensor:
+    """Return what a linear part is given when what holds it runs over ``(B, N, C)``; the rest does not run."""
+    found: list[torch.Tensor] = []
 
     def look(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        moments.add(args[0])
+        found.append(args[0])
         raise _Seen
 
     handle = module.register_forward_pre_hook(look)
     try:
-        for x in streams:
-            try:
-                run(x)
-            except _Seen:
-                continue
+        run(x)
+    except _Seen:
+        pass
     finally:
         handle.remove()
-    return moments.mean()
+    return found[0]
 
 
-class SecondMoments:
-    """Adds up x xᵀ."""
-
-    def __init__(self) -> None:
-        self._sum: torch.Tensor | None = None
-        self._count = 0
-
-    def add(self, x: torch.Tensor) -> None:
-        """Take inputs ``(…, in)`` into account."""
-        rows = x.reshape(-1, x.shape[-1])
-        product = (rows.mT @ rows).double()
-        self._sum = product if self._sum is None else self._sum.add_(product)
-        self._count += len(rows)
-
-    def mean(self) -> torch.Tensor:
-        """Return their mean, float64 ``(in, in)``."""
-        assert self._sum is not None, "nothing was added"
-        return self._sum / self._count
+def input_moments(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> InputMoments:
+    """Add up the moments of inputs ``(…, in)`` and of the exact model's, pair by pair."""
+    found: InputMoments | None = None
+    count = 0
+    for given, exact in pairs:
+        x = given.reshape(-1, given.shape[-1])
+        d = x - exact.reshape(x.shape)
+        parts = [(a.mT @ b).double() for a, b in ((x, x), (x, d), (d, d))]
+        count += len(x)
+        if found is None:
+            found = InputMoments(*parts)
+        else:
+            for total, part in zip((found.x_x, found.x_d, found.d_d), parts, strict=True):
+                total += part
+    assert found is not None, "there are no inputs"
+    for total in (found.x_x, found.x_d, found.d_d):
+        total /= count
+    return found
 
 
 class _Seen(Exception):

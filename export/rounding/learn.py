@@ -1,12 +1,15 @@
 """Choose a checkpoint's whole numbers by data: layer by layer, each on what the rounded layers before it give.
 
-Memory holds one layer in float32, the residual stream of the calibration rows, the second moments of one input, and the
-numbers found so far.
+A layer shall give what it gives in the exact model, though its inputs are those of the rounded one. So what is rounded
+is not its weight, but the weight whose outputs on these inputs are nearest to the exact ones.
+
+Memory holds one layer twice in float32, the residual stream of the calibration rows in both models, the moments of one
+input, and the numbers found so far.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize import EMBEDDING, HEAD, quantize_matrix, short_name
 from lucid_deploy.export.rounding.gptq import ColumnOrder, column_order, round_columns
-from lucid_deploy.export.rounding.inputs import SecondMoments, second_moments, shared_inputs
+from lucid_deploy.export.rounding.inputs import InputMoments, input_moments, input_of, shared_inputs
 from lucid_deploy.export.rounding.pack import pack_numbers
 from lucid_deploy.export.rounding.scales import number_range, search_scales
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 BATCH = 8  # rows that are run together
+Streams = list[tuple["torch.Tensor", "torch.Tensor"]]  # of the rounded model, and of the exact one
 Progress = Callable[[str, int, int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -90,7 +94,8 @@ def learn_weights(
     total = config.num_hidden_layers + 1
     with torch.inference_mode():
         batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
-        streams = embedded(checkpoint, batches, learner.embedding())
+        rounded, exact = (embedded(checkpoint, batches, table) for table in (learner.embedding(), None))
+        streams = list(zip(rounded, exact, strict=True))
         for index in range(config.num_hidden_layers):
             if progress is not None:
                 progress("Calibrating", index, total)
@@ -114,44 +119,49 @@ class _Learner:
         """Return the embedding as it will be; None where it is not quantized."""
         return self._nearest(EMBEDDING) if EMBEDDING in self._quantization.tensors else None
 
-    def layer(self, index: int, streams: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Round a layer; return what the rounded layer gives."""
+    def layer(self, index: int, streams: Streams) -> Streams:
+        """Round a layer; return what the rounded layer gives, and what the exact one gives."""
         config, prefix = self._checkpoint.config, f"model.layers.{index}."
-        layer = load_layer(self._checkpoint, index)
+        layer, original = load_layer(self._checkpoint, index), load_layer(self._checkpoint, index)
 
         def run(x: torch.Tensor) -> torch.Tensor:
             return run_layer(layer, config, index, x)[0]
 
+        def run_original(x: torch.Tensor) -> torch.Tensor:
+            return run_layer(original, config, index, x)[0]
+
         wanted = {name for name in self._quantization.tensors if name.startswith(prefix)}
-        for group in shared_inputs(layer, run, streams[0]):
+        for group in shared_inputs(layer, run, streams[0][0]):
             names = [part for part in group if f"{prefix}{part}.weight" in wanted]
-            if names:
-                hessian = second_moments(layer.get_submodule(names[0]), run, streams)
-                order = self._order(hessian)
+            if not names:
+                continue
+            module, exact_module = layer.get_submodule(names[0]), original.get_submodule(names[0])
+            moments = input_moments(
+                (input_of(module, run, x), input_of(exact_module, run_original, y)) for x, y in streams
+            )
+            order = self._order(moments)
             for part in names:
-                name, module = f"{prefix}{part}.weight", layer.get_submodule(part)
-                module.weight.data = self._round(name, hessian, order)
+                name = f"{prefix}{part}.weight"
+                layer.get_submodule(part).weight.data = self._round(name, moments, order)
                 wanted.discard(name)
         if wanted:
             names = [short_name(name) for name in sorted(wanted)]
             raise LucidError(
                 f"--method {GPTQ} sees no inputs of {', '.join(names)}. Keep it with --keep-float, or use --method rtn."
             )
-        return [run(x) for x in streams]
+        return [(run(x), run_original(y)) for x, y in streams]
 
-    def head(self, streams: list[torch.Tensor]) -> None:
+    def head(self, streams: Streams) -> None:
         """Round the head, if it is a weight of its own."""
         if HEAD in self._quantization.tensors:
-            moments = SecondMoments()
-            for x in streams:
-                moments.add(final_norm(self._checkpoint, x))
-            hessian = moments.mean()
-            self._round(HEAD, hessian, self._order(hessian))
+            source = self._checkpoint
+            moments = input_moments((final_norm(source, x), final_norm(source, y)) for x, y in streams)
+            self._round(HEAD, moments, self._order(moments))
 
-    def _order(self, hessian: torch.Tensor) -> ColumnOrder:
-        return column_order(hessian, self._settings.damping, self._settings.activation_order)
+    def _order(self, moments: InputMoments) -> ColumnOrder:
+        return column_order(moments.x_x, self._settings.damping, self._settings.activation_order)
 
-    def _round(self, name: str, hessian: torch.Tensor, order: ColumnOrder) -> torch.Tensor:
+    def _round(self, name: str, moments: InputMoments, order: ColumnOrder) -> torch.Tensor:
         """Choose a weight's numbers; return the dequantized weight, float32 ``(out, in)``."""
         record, tensor = self._quantization, self._quantization.tensors[name]
         weight = self._checkpoint.tensor(name).float()
@@ -160,14 +170,15 @@ class _Learner:
         scales = search_scales(weight, tensor, record.bits, self._dtype, record.positive_scales)
         spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
         limits = number_range(record.bits, record.positive_scales)
-        numbers = round_columns(weight, spread, order, limits)
+        target = moments.target(weight, self._settings.damping)
+        numbers = round_columns(target, spread, order, limits)
         self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, record.bits), scales.numpy()
         rounded = numbers * spread
         nearest = self._nearest(name)
         self.learned.tensors[name] = LearnedTensor(
             distance=_digits(float((rounded.double() - weight).norm() / weight.double().norm())),
-            output_error=_digits(_output_error(rounded, weight, hessian)),
-            nearest_error=_digits(_output_error(nearest, weight, hessian)),
+            output_error=_digits(moments.output_error(rounded, weight)),
+            nearest_error=_digits(moments.output_error(nearest, weight)),
         )
         return rounded
 
@@ -186,20 +197,6 @@ def _dequantized(packed: Array, scales: Array, tensor: QuantizedTensor, bits: in
     halves = (packed & 15, packed >> 4) if bits == 4 else (packed,)
     numbers = np.stack(halves, axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - (1 << (bits - 1))
     return (numbers * scales[..., None]).reshape(len(packed), -1)[:, : tensor.shape[1]]
-
-
-def _output_error(rounded: torch.Tensor, weight: torch.Tensor, hessian: torch.Tensor) -> float:
-    """Return the relative error of a product's outputs, sqrt(tr(E H Eᵀ) / tr(W H Wᵀ))."""
-    lost = whole = 0.0
-    for new, old in zip(_pieces(rounded), _pieces(weight), strict=True):
-        error, exact = new.double() - old.double(), old.double()
-        lost += float(((error @ hessian) * error).sum())
-        whole += float(((exact @ hessian) * exact).sum())
-    return (max(lost, 0.0) / whole) ** 0.5 if whole > 0 else 0.0
-
-
-def _pieces(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
-    yield from matrix.split(max((1 << 22) // matrix.shape[1], 1))
 
 
 def _digits(value: float) -> float:

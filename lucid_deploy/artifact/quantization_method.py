@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NEAREST, GPTQ = "rtn", "gptq"
-METHODS = (NEAREST, GPTQ)
+METHODS = (NEAREST, GPTQ)  # that an export may be asked for
+STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class LearnedTensor:
 
     Attributes:
         distance: ‖Ŵ − W‖ / ‖W‖ of the dequantized weight Ŵ; ``verify`` computes it again.
-        output_error: The same of the layer's outputs over the calibration rows.
-        nearest_error: That of the outputs had the weight been rounded to nearest.
+        output_error: The same of the product's outputs over the calibration rows, against the exact model's; the
+            errors of its inputs are in it.
+        nearest_error: That of the outputs had this weight been rounded to nearest.
     """
 
     distance: float
@@ -29,8 +31,8 @@ class Method:
     """The manifest's record.
 
     Attributes:
-        name: One of :data:`METHODS`.
-        settings: The method's own settings.
+        name: One of :data:`METHODS`, or :data:`STORED`.
+        settings: The method's own settings; of numbers taken over, the ``layout`` they were stored in.
         calibration: Of the text that was learned from: ``file``, ``sha256``, ``tokens``, ``rows``, ``row_tokens``,
             ``seed``; empty where none was needed.
         tensors: Weights whose numbers data chose, by the checkpoint's names; others are rounded to nearest.
@@ -48,7 +50,7 @@ class Method:
         Raises:
             KeyError, TypeError, ValueError, AttributeError: It is damaged.
         """
-        if data["name"] not in METHODS:
+        if data["name"] not in (*METHODS, STORED):
             raise ValueError(f"quantization's method is {data['name']!r}")
         tensors = {name: LearnedTensor(**entry) for name, entry in data["tensors"].items()}
         return cls(data["name"], dict(data["settings"]), dict(data["calibration"]), tensors)

@@ -1,4 +1,4 @@
-"""The second moments are those of what the products read."""
+"""Moments are those of what the products read, and the target of rounding is the least squares' solution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from lucid_deploy.export.layer_by_layer import embedded, load_layer, run_layer
-from lucid_deploy.export.rounding.inputs import SecondMoments, second_moments, shared_inputs
+from lucid_deploy.export.rounding.inputs import input_moments, input_of, shared_inputs
 from lucid_deploy.model.checkpoint import Checkpoint
 
 
@@ -28,15 +28,26 @@ def test_products_of_a_layer_and_their_inputs(make_checkpoint: Any) -> None:
             ["mlp.gate_proj", "mlp.up_proj"],
             ["mlp.down_proj"],
         ]
-        normed = torch.cat([layer.input_layernorm(x).flatten(0, 1) for x in streams]).double()
-        found = second_moments(layer.self_attn.q_proj, run, streams)
-        assert found.shape == (64, 64) and found.dtype == torch.float64
-        torch.testing.assert_close(found, normed.mT @ normed / 31, rtol=1e-5, atol=1e-6)
+        given = input_of(layer.self_attn.q_proj, run, streams[0])
+        torch.testing.assert_close(given, layer.input_layernorm(streams[0]))
         assert run(streams[0]).shape == streams[0].shape, "no hook is left behind"
 
 
-def test_sums_are_means() -> None:
-    x, moments = torch.randn(3, 5, 4, dtype=torch.float64), SecondMoments()
-    for part in x:
-        moments.add(part)
-    torch.testing.assert_close(moments.mean(), torch.einsum("bni,bnj->ij", x, x) / 15)
+def test_moments_and_what_follows_from_them() -> None:
+    """Against sums over tokens, and least squares."""
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(3, 50, 6, generator=generator, dtype=torch.float64) + 1
+    given = exact + 0.1 * torch.randn(3, 50, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    moments = input_moments(zip(given, exact, strict=True))
+    x, y = given.reshape(-1, 6), exact.reshape(-1, 6)
+    torch.testing.assert_close(moments.x_x, x.mT @ x / 150)
+    torch.testing.assert_close(moments.x_d, x.mT @ (x - y) / 150)
+    target = moments.target(weight, 0.0)
+    torch.testing.assert_close(target, torch.linalg.lstsq(x, y @ weight.mT).solution.mT)
+    for rounded in (target, weight, weight.round()):
+        wanted = (x @ rounded.mT - y @ weight.mT).norm() / (x @ weight.mT).norm()
+        torch.testing.assert_close(moments.output_error(rounded, weight), float(wanted))
+    assert moments.output_error(target, weight) < moments.output_error(weight, weight)
+    same = input_moments([(exact, exact)])
+    assert same.target(weight, 0.01).equal(weight) and same.output_error(weight, weight) == 0
