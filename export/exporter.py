@@ -32,7 +32,6 @@ from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
-    from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.export.diagonal import DiagonalEffect
     from lucid_deploy.export.quantize import QuantizeOptions
     from lucid_deploy.export.trace import Traced
@@ -119,17 +118,17 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
+    from lucid_deploy.export.numbers import learn_numbers, plan_numbers, rows_to_learn_from, settle_options
 
+    options = dataclasses.replace(options, quantize=settle_options(source, options.quantize, options.dtype))
     quantization = rows = chosen = None
     if options.quantize is not None:  # before anything that takes time: a glob may match nothing
-        from lucid_deploy.export.quantize import plan_quantization
-
-        quantization = plan_quantization(source.stored_shapes(), source.tied, options.quantize)
-        rows = _calibration_rows(source, options, quantization)
+        quantization = plan_numbers(source, options.quantize, options.dtype)
+        rows = rows_to_learn_from(source, options.quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     said = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
-    if quantization is not None and rows is not None:
-        quantization, chosen = _learned(source, options, quantization, rows, progress)
+    if options.quantize is not None and quantization is not None and rows is not None:
+        quantization, chosen = learn_numbers(source, options.quantize, quantization, rows, options.dtype, progress)
     made = missing_directories(output.parent)
     try:
         with _made(output) as building:
@@ -267,38 +266,6 @@ def _scan_ranges(
         "Export with --dtype bfloat16 or float32." if whole else "Export with --cache-dtype auto or int8.",
     )
     return found.to_dict(), found.diagonal if asked else None
-
-
-def _calibration_rows(source: Checkpoint, options: ExportOptions, quantization: Quantization) -> CalibrationRows | None:
-    """Read what weights are learned from; None where they are rounded to nearest."""
-    assert options.quantize is not None
-    if not options.quantize.learns:
-        return None
-    if options.calibration is None:
-        raise LucidError(
-            f"--method {options.quantize.method} learns from text like what the model will read. Give such a file with "
-            "--calibration, or use --method rtn."
-        )
-    from lucid_deploy.export.calibration import calibration_rows
-
-    least = max(tensor.shape[1] for tensor in quantization.tensors.values())
-    return calibration_rows(source, options.calibration, options.quantize.calibration_tokens, least)
-
-
-def _learned(
-    source: Checkpoint,
-    options: ExportOptions,
-    quantization: Quantization,
-    rows: CalibrationRows,
-    progress: Progress | None,
-) -> tuple[Quantization, Chosen]:
-    from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
-
-    asked = options.quantize
-    assert asked is not None
-    settings = GptqSettings(asked.gptq_damping, asked.gptq_order == "activation")
-    learned, quantization = learn_weights(source, quantization, rows, settings, options.dtype, progress)
-    return quantization, learned.parts
 
 
 def _build(

@@ -20,7 +20,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     round_blocks,
 )
-from lucid_deploy.artifact.quantization_method import GPTQ, METHODS, NEAREST
+from lucid_deploy.artifact.quantization_method import GPTQ, METHODS, NEAREST, STORED
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.version import __version__
 
@@ -39,7 +39,7 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        scheme: ``int8`` or ``int4``.
+        scheme: ``int8`` or ``int4``; or ``stored``: the numbers of a checkpoint that is quantized already.
         format: ``matmulnbits``, ``qdq``, or ``auto``: ``matmulnbits``, onnxruntime being the default runtime.
         block_size: Elements that share a scale; None: the scheme's default.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
@@ -75,7 +75,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         LucidError: Options that are unknown or contradict each other, or onnxruntime is not installed.
     """
     for name, value, known in (
-        ("quantize", options.scheme, tuple(SCHEMES)),
+        ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
         ("activations", options.activations, ACTIVATIONS),
         ("method", options.method, METHODS),
@@ -88,12 +88,12 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
             "kernels for these."
         )
-    if dtype == "bfloat16" and _format(options) != "qdq":
+    if dtype == "bfloat16" and format_of(options) != "qdq":
         raise LucidError(
             "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
             "on the CPU. Export with --dtype float32 or float16, or with --quantize-format qdq."
         )
-    if options.embeddings and _format(options) == "qdq":
+    if options.embeddings and format_of(options) == "qdq":
         raise LucidError(
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
@@ -102,7 +102,24 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
-    _kernel(options.scheme)
+    if options.scheme == STORED:
+        _check_stored(options)
+    else:
+        _kernel(options.scheme)
+
+
+def _check_stored(options: QuantizeOptions) -> None:
+    """Refuse options that would change numbers which are taken over."""
+    default = QuantizeOptions(STORED)
+    given = {
+        "--method": options.method != default.method,
+        "--block-size": options.block_size is not None,
+        "--keep-float": bool(options.keep_float),
+        "--quantize-embeddings": options.embeddings,
+    }
+    if any(given.values()):
+        names = ", ".join(name for name, there in given.items() if there)
+        raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {names}.")
 
 
 def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: QuantizeOptions) -> Quantization:
@@ -118,7 +135,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
             format needs it.
     """
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    form = _format(options)
+    form = format_of(options)
     candidates = [name for name in matrices if name != EMBEDDING]
     if form == "matmulnbits" and (tied or options.embeddings):
         candidates.insert(0, EMBEDDING)
@@ -141,7 +158,8 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     )
 
 
-def _format(options: QuantizeOptions) -> str:
+def format_of(options: QuantizeOptions) -> str:
+    """Return the format that is meant: ``auto`` is ``matmulnbits``."""
     return "matmulnbits" if options.format == "auto" else options.format
 
 

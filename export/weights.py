@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, Quantization, to_qdq
+from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, ZEROS, Quantization, to_qdq
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
 
@@ -35,7 +36,8 @@ class StoredTensor:
         offset: First byte; a multiple of the alignment.
         size: Bytes.
         dtype: Type in the graphs, as ONNX spells it in lower case.
-        part: Empty for a whole weight, else ``PACKED`` or ``SCALES`` of :mod:`lucid_deploy.artifact.quantization`.
+        part: Empty for a whole weight, else ``PACKED``, ``SCALES`` or ``ZEROS`` of
+            :mod:`lucid_deploy.artifact.quantization`.
     """
 
     name: str
@@ -71,9 +73,11 @@ def plan_weights(
 
     for name, shape in shapes.items():
         if quantization is not None and name in quantization.tensors:
-            packed, scales = (quantization.part_shape(name, part) for part in (PACKED, SCALES))
-            add(name, packed, quantization.packed_size(name), quantization.packed_dtype, PACKED)
-            add(name, scales, math.prod(scales) * ITEM_SIZES[dtype], dtype, SCALES)
+            shape_of = {part: quantization.part_shape(name, part) for part in quantization.parts(name)}
+            add(name, shape_of[PACKED], quantization.packed_size(name), quantization.packed_dtype, PACKED)
+            add(name, shape_of[SCALES], math.prod(shape_of[SCALES]) * ITEM_SIZES[dtype], dtype, SCALES)
+            if ZEROS in shape_of:
+                add(name, shape_of[ZEROS], math.prod(shape_of[ZEROS]), "uint8", ZEROS)
         else:
             stored = shape[::-1] if name in transposed else shape
             add(name, stored, math.prod(shape) * ITEM_SIZES[dtype], dtype, turned=name in transposed)
@@ -134,6 +138,7 @@ class _TensorBytes:
         self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
         self._chosen = chosen
         self._scales: torch.Tensor | None = None
+        self._zeros: Any = None
 
     def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
         if tensor.part == PACKED:
@@ -142,6 +147,9 @@ class _TensorBytes:
             assert self._scales is not None
             yield self._bytes(self._scales, tensor)
             self._scales = None
+        elif tensor.part == ZEROS:
+            yield memoryview(self._zeros.reshape(-1))
+            self._zeros = None
         else:
             yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
 
@@ -161,19 +169,35 @@ class _TensorBytes:
         if quantization.format == "qdq":
             width = quantization.tensors[tensor.name].shape[1]
             yield memoryview(to_qdq(np.concatenate(whole), width, quantization.bits))
-        found = torch.from_numpy(np.concatenate(scales))
+        found = torch.cat([torch.as_tensor(factors) for factors in scales])
         self._scales = found.mT if quantization.format == "qdq" else found
 
     def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
+        import numpy as np
+
         from lucid_deploy.export.quantize import quantize_matrix
 
         if tensor.name in self._chosen:
             yield self._chosen.pop(tensor.name)
             return
+        if quantization.method.name == STORED:
+            packed, scales, self._zeros = self._taken_over(tensor.name, quantization)
+            yield np.ascontiguousarray(packed), scales
+            return
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
         least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.positive_scales else None
         yield from quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits, least)
+
+    def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
+        import numpy as np
+
+        from lucid_deploy.export.stored import taken_over
+
+        weight = self._checkpoint.packed_weight(name)
+        assert weight is not None
+        packed, scales, zeros = taken_over(weight, quantization.tensors[name])
+        return packed, scales, None if zeros is None else np.ascontiguousarray(zeros)
 
     def _bytes(self, data: torch.Tensor, tensor: StoredTensor) -> memoryview:
         import torch

@@ -16,8 +16,9 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
     ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
     Result: such a weight is gone. In its place are initializers without data, ``NAME.packed`` and ``NAME.scales``
-    (and ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``), read by ``MatMulNBits`` and
-    ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not touched.
+    (and ``NAME.zero_points`` if there are; ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``),
+    read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights
+    are not touched.
 
     Args:
         model: The model, changed in place.
@@ -78,7 +79,7 @@ def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None
         "block_size": parts.tensor.block_size,
         "accuracy_level": _LEVEL[quantization.activations],
     }
-    inputs = [node.inputs[0], parts.get(PACKED), parts.get(SCALES)]
+    inputs = [node.inputs[0], *(parts.get(part) for part in quantization.parts(parts.name))]
     _replace(graph, node, ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB))
 
 

@@ -27,7 +27,7 @@ FORMATS = ("matmulnbits", "qdq")
 ACTIVATIONS = ("int8", "float")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 # Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
-PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
+PACKED, SCALES, ROWS, ZEROS = ".packed", ".scales", ".packed_rows", ".zero_points"
 # The smallest scale, by its type, where scales must be positive: that of a block of zeros.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 
@@ -41,10 +41,13 @@ class QuantizedTensor:
     Attributes:
         shape: ``(out, in)``, or for an embedding ``(vocab, hidden)``; the last axis is cut into blocks.
         block_size: Elements of a block; the last block of a row may be shorter.
+        zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
+            ``matmulnbits``.
     """
 
     shape: tuple[int, int]
     block_size: int
+    zero_points: bool = False
 
     @property
     def blocks(self) -> int:
@@ -91,7 +94,7 @@ class Quantization:
         return sizes
 
     def part_shape(self, name: str, part: str) -> tuple[int, ...]:
-        """Return the shape of a stored part of a tensor: ``PACKED``, ``SCALES``, or ``ROWS`` (another view of PACKED).
+        """Return the shape of a stored part: ``PACKED``, ``SCALES``, ``ZEROS``, or ``ROWS`` (another view of PACKED).
 
         Args:
             name: The checkpoint's name of the tensor.
@@ -102,7 +105,17 @@ class Quantization:
         if self.format == "qdq":
             return (blocks, rows) if part == SCALES else (width, rows)
         blob = tensor.block_size * self.bits // 8
-        return {SCALES: (rows, blocks), PACKED: (rows, blocks, blob), ROWS: (rows, blocks * blob)}[part]
+        zeros = -(-blocks * self.bits // 8)
+        return {
+            SCALES: (rows, blocks),
+            PACKED: (rows, blocks, blob),
+            ROWS: (rows, blocks * blob),
+            ZEROS: (rows, zeros),
+        }[part]
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Return which parts of a tensor are stored, in the order of the file."""
+        return (PACKED, SCALES, ZEROS) if self.tensors[name].zero_points else (PACKED, SCALES)
 
     @property
     def positive_scales(self) -> bool:
@@ -141,7 +154,10 @@ class Quantization:
             rows, width = tensor["shape"]
             if tensor["block_size"] not in BLOCK_SIZES or rows < 1 or width < 1:
                 raise ValueError(f"quantization of {name}: {tensor}")
-            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]))
+            zeros = tensor.get("zero_points", False)
+            if type(zeros) is not bool or (zeros and data["format"] == "qdq"):
+                raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {data['format']}")
+            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]), zeros)
         if not tensors:
             raise ValueError("quantization without tensors")
         kept = tuple(str(name) for name in data["kept"])
@@ -151,16 +167,19 @@ class Quantization:
         tool = str(data["tool"])
         return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method)
 
-    def unpack(self, name: str, packed: Bytes, scales: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+    def unpack(
+        self, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
         """Read a tensor's stored parts.
 
         Args:
             name: The checkpoint's name of the tensor.
             packed: The bytes of ``PACKED``, flat.
             scales: The scales, in any type and flat.
+            zeros: The bytes of ``ZEROS``, flat, if the tensor has them.
 
         Returns:
-            The whole numbers q, int8 ``(out, in)``, and the scales, float64 ``(out, blocks)``.
+            The whole numbers q, int8 ``(out, in)``, or q − z, int16, and the scales, float64 ``(out, blocks)``.
         """
         rows, width = self.tensors[name].shape
         scales = scales.astype(np.float64).reshape(self.part_shape(name, SCALES))
@@ -169,12 +188,17 @@ class Quantization:
             return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
         zero = 1 << (self.bits - 1)
         flat = _halves(packed, signed=False) if self.bits == 4 else packed
-        numbers = (flat.reshape(rows, -1)[:, :width].astype(np.int16) - zero).astype(np.int8)
-        return numbers, scales
+        codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
+        if zeros is None:
+            return (codes - zero).astype(np.int8), scales
+        points = (_halves(zeros, signed=False) if self.bits == 4 else zeros).reshape(rows, -1).astype(np.int16)
+        return codes - spread(points[:, : self.tensors[name].blocks], self.tensors[name]), scales
 
-    def dequantize(self, name: str, packed: Bytes, scales: NDArray[Any]) -> NDArray[np.float64]:
+    def dequantize(
+        self, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
+    ) -> NDArray[np.float64]:
         """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
-        numbers, factors = self.unpack(name, packed, scales)
+        numbers, factors = self.unpack(name, packed, scales, zeros)
         return numbers * spread(factors, self.tensors[name])
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, ZEROS
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe
@@ -181,13 +181,13 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
     found = {
         tensor.name: (TensorProto.DataType.Name(tensor.data_type), tuple(tensor.dims))
         for tensor in model.graph.initializer
-        if tensor.name.endswith((PACKED, SCALES, ROWS))
+        if tensor.name.endswith((PACKED, SCALES, ROWS, ZEROS))
     }
     wanted = {}
     for name in record.tensors if record is not None else ():
         assert record is not None
         numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
-        for part in (*numbers, SCALES):
+        for part in (*numbers, *record.parts(name)[1:]):
             kind = dtype if part == SCALES else record.packed_dtype.upper()
             wanted[name + part] = (kind, record.part_shape(name, part))
     if found != wanted:

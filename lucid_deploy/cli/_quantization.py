@@ -5,6 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.quantization_method import STORED
+
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.quantization_method import Method
@@ -39,6 +41,8 @@ def quantization_sentence(artifact: Artifact) -> str:
 
 def method_sentence(method: Method) -> str:
     """Say how numbers were chosen, after a space; nothing if all are the nearest."""
+    if method.name == STORED:
+        return f" The numbers are those of the checkpoint, which {method.settings['layout']} has quantized."
     if not method.tensors:
         return ""
     ratios = [found.output_error / found.nearest_error for found in method.tensors.values() if found.nearest_error]

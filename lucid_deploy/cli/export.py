@@ -67,8 +67,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--quantize",
-    type=click.Choice(["int8", "int4"]),
-    help="Quantize the weights of linear layers, lm_head included, to whole numbers with a scale for each block.",
+    type=click.Choice(["int8", "int4", "stored"]),
+    help="Quantize the weights of linear layers, lm_head included, to whole numbers with a scale for each block. "
+    "stored: take over the numbers of a checkpoint that is quantized already, as is done without this option too.",
 )
 @choice_option(
     "--quantize-format",
@@ -249,5 +250,8 @@ def _quantize_options(
     }
     if any(given.values()):
         names = ", ".join(name for name, there in given.items() if there)
-        raise LucidError(f"{names} is for quantized weights. Add --quantize int8 or int4, or leave it out.")
+        raise LucidError(
+            f"{names} is for quantized weights. Add --quantize int8 or int4 (or stored, where the checkpoint is "
+            "quantized already), or leave it out."
+        )
     return None

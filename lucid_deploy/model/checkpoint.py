@@ -14,6 +14,7 @@ from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
 from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
+from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
 from lucid_deploy.model.tensor_names import unwrapped
 from lucid_deploy.model.variants import listed, settle
 from lucid_deploy.plugins.table import UNIT
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.packed.weight import PackedWeight
 
 DEMO = "demo"
 TOKENIZER_FILES = (
@@ -65,6 +67,8 @@ class Checkpoint:
         tied: Whether ``lm_head.weight`` is the embedding.
         notes: Sentences for the user about what was decided and no key says.
         assumed_unused: Key and value of what was passed over, because the user said so.
+        layout: How its weights are stored, if a tool has quantized them; None: as they are.
+        packed: Those weights' parts, by the names that the weights have in the file.
 
     Raises:
         LucidError: Missing or broken files, a configuration that is not computed, or tensors that do not fit it (one
@@ -73,7 +77,7 @@ class Checkpoint:
 
     def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = (), diagonal: str = UNIT) -> None:
         self.directory = resolve(checkpoint)
-        raw = read_config(self.directory)
+        raw, self.layout = split_layout(read_config(self.directory), self.directory)
         where = str(self.directory / "config.json")
         config = parse_config(raw, where, assume_unused)
         self._family = family_named(config.family)
@@ -82,6 +86,8 @@ class Checkpoint:
         self._file_of = _tensor_files(self.directory)
         self._handles: dict[Path, Any] = {}
         self._named, wrappers = unwrapped(self._file_of, str(self.directory))
+        self._part_of: dict[str, str] = {}
+        self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config = _with_generation_eos(config, self.directory)
         self.config: LucidConfig = _with_diagonal(config, diagonal, str(self.directory))
@@ -100,6 +106,8 @@ class Checkpoint:
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor of the model, in the type it is stored in; float64 where its family adds something to it.
 
+        A weight that is stored in whole numbers is dequantized, exactly: in float32, or in float64 where need be.
+
         Args:
             name: As the model has it; its family says where it is stored.
 
@@ -111,12 +119,55 @@ class Checkpoint:
         place = self._family.stored(name, self.config)
         stored = self._named[place.name]
         path = self._file_of[stored]
+        if place.name in self.packed:
+            whole = self.packed[place.name].read(self._stored_tensor, self.directory).dequantize()
+            return _rows(whole, place).double() + place.plus if place.plus else _rows(whole, place)
         try:
             file = self._open(path)
             data: torch.Tensor = _placed(file, stored, place)
         except safetensors.SafetensorError as error:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
         return data.double() + place.plus if place.plus else data
+
+    def packed_weight(self, name: str) -> PackedWeight | None:
+        """Read a weight of the model as the whole numbers that it is stored in; None if it is not.
+
+        Args:
+            name: As the model has it.
+
+        Raises:
+            LucidError: It is stored so, but as a part of another tensor, or to be added to; or it is not computed here.
+        """
+        place = self._family.stored(name, self.config)
+        if place.name not in self.packed:
+            return None
+        if place.rows is not None or place.plus:
+            raise LucidError(
+                f"{self.directory}: {place.name} holds several weights of the model in one quantized tensor, which is "
+                "not taken over. Take the checkpoint that it was made from."
+            )
+        return self.packed[place.name].read(self._stored_tensor, self.directory)
+
+    def _find_packed(self) -> dict[str, PackedParts]:
+        """Put quantized weights in the place of their parts."""
+        if self.layout is None:
+            return {}
+        found = find_parts(self.layout, self._named, lambda name: tuple(self._header(name).get_shape()), self.directory)
+        self._part_of = {name: self._named.pop(name) for parts in found.values() for name in parts.names.values()}
+        for name, parts in found.items():
+            self._named[name] = self._part_of[next(iter(parts.names.values()))]
+        return found
+
+    def _stored_tensor(self, part: str) -> torch.Tensor:
+        """Read a part of a quantized weight."""
+        import safetensors
+
+        stored = self._part_of[part]
+        try:
+            data: torch.Tensor = self._open(self._file_of[stored]).get_tensor(stored)
+        except safetensors.SafetensorError as error:
+            raise LucidError(f"{self._file_of[stored]}: tensor {part} cannot be read: {error}") from error
+        return data
 
     def _open(self, path: Path) -> Any:
         if path not in self._handles:
@@ -149,7 +200,10 @@ class Checkpoint:
         wanted = self._expected()
         read = [name for name in self._named if not name.endswith(_DERIVED)]
         read = [name for name in read if not name.startswith(self._family.unused_tensors)]
-        found = {name: tuple(self._header(name).get_shape()) for name in read}
+        found = {
+            name: self.packed[name].shape if name in self.packed else tuple(self._header(name).get_shape())
+            for name in read
+        }
         if self.tied:
             self._check_tied_head(found)
         problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
@@ -162,7 +216,8 @@ class Checkpoint:
         ]
         if wrong:
             problems.append(f"wrong shape: {listed(wrong)}")
-        stored = {name: self._header(name).get_dtype() for name in wanted.keys() & found.keys()}
+        plain = (wanted.keys() & found.keys()) - self.packed.keys()
+        stored = {name: self._header(name).get_dtype() for name in plain}
         types = [f"{name} is {kind}" for name, kind in sorted(stored.items()) if kind not in _DTYPES]
         if types:
             problems.append(f"stored as another type than {', '.join(_DTYPES)}: {listed(types)}")
@@ -188,6 +243,13 @@ class Checkpoint:
             )
 
 
+def _rows(whole: torch.Tensor, place: StoredParameter) -> torch.Tensor:
+    """Cut a parameter out of the tensor in which it lies."""
+    if place.rows is None:
+        return whole
+    return whole.unflatten(0, (place.groups, -1))[:, slice(*place.rows)].flatten(0, 1)
+
+
 def _placed(file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
     """Read a parameter from the tensor in which it lies."""
     if place.rows is None:
@@ -196,8 +258,7 @@ def _placed(file: Any, stored: str, place: StoredParameter) -> torch.Tensor:
     if place.groups == 1:
         rows: torch.Tensor = file.get_slice(stored)[slice(*place.rows)]
         return rows
-    parts: torch.Tensor = file.get_tensor(stored).unflatten(0, (place.groups, -1))
-    return parts[:, slice(*place.rows)].flatten(0, 1)
+    return _rows(file.get_tensor(stored), place)
 
 
 def _wrapper_notes(parts: tuple[str, ...]) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
     record = None if artifact is None else artifact.manifest.quantization
     parts = {}
     if record is not None and artifact is not None:
-        parts = {name: (packed, scales) for name, packed, scales in stored_parts(artifact)}
+        parts = {name: stored for name, *stored in stored_parts(artifact)}
 
     def load(name: str) -> Tensor:
         name = source.stored_name(name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lucid_deploy.artifact import Artifact, check_hashes
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.summary import summarize
@@ -261,6 +262,10 @@ def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -
     except CheckFailed as failure:
         return Check("weights", FAILED, str(failure))
     chosen = len(quantization.method.tensors)
+    if quantization.method.name == STORED:
+        return Check(
+            "weights", PASSED, f"{len(quantization.tensors)} are the checkpoint's numbers exactly, others equal"
+        )
     nearest = len(quantization.tensors) - chosen
     found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
     if chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact.quantization import ZEROS
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
@@ -94,7 +96,8 @@ def quantized_size(artifact: Artifact) -> int:
     record, size = artifact.manifest.quantization, ITEM_SIZES[artifact.manifest.dtype]
     if record is None:
         return 0
-    return sum(
+    zeros = sum(math.prod(record.part_shape(name, ZEROS)) for name, item in record.tensors.items() if item.zero_points)
+    return zeros + sum(
         record.packed_size(name) + tensor.shape[0] * tensor.blocks * size for name, tensor in record.tensors.items()
     )
 

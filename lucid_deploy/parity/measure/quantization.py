@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
@@ -24,6 +25,8 @@ from lucid_deploy.parity.measure.targets import Targets
 from lucid_deploy.runtimes.session import Array, Session
 
 if TYPE_CHECKING:
+    import torch
+
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.model.checkpoint import Checkpoint
 
@@ -87,7 +90,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     Of a quantized weight, every element must be within half a step (the block's scale) of the original; one step where
     it was clipped; and the block's element of largest magnitude must be where the scheme puts it. If data chose its
     numbers, they need not be the nearest: then its scales must be in the range that is searched, and its distance from
-    the original the recorded one. Other weights must be the original ones in the artifact's type.
+    the original the recorded one. Numbers that were taken over must be the very same. Other weights must be the
+    original ones in the artifact's type.
 
     Args:
         artifact: A quantized artifact.
@@ -104,10 +108,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     quantization = artifact.manifest.quantization
     assert quantization is not None
     meter = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors))
-    for name, packed, scales in stored_parts(artifact):
-        original = checkpoint.tensor(name).float().numpy()
-        check = _learned_difference if name in quantization.method.tensors else _difference
-        problem = check(quantization, name, packed, scales, original, artifact.manifest.dtype)
+    for name, *parts in stored_parts(artifact):
+        problem = _problem(quantization, name, parts, checkpoint.tensor(name), artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
         meter.tick()
@@ -116,6 +118,15 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
         stored = checkpoint.stored_name(name)
         if stored not in quantization.tensors and not torch.equal(value, checkpoint.tensor(stored).to(value.dtype)):
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight.")
+
+
+def _problem(quantization: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:
+    """Say what is wrong with a quantized weight, by the way its numbers were chosen; None if it is right."""
+    if quantization.method.name == STORED:
+        wrong = quantization.dequantize(name, *parts) != weight.double().numpy()
+        return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
+    check = _learned_difference if name in quantization.method.tensors else _difference
+    return check(quantization, name, parts[0], parts[1], weight.float().numpy(), dtype)
 
 
 def _difference(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, ZEROS
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.lucid import LucidForCausalLM
 
@@ -67,14 +67,17 @@ def load_artifact_model(
     return model.eval().requires_grad_(False)
 
 
-def stored_parts(artifact: Artifact) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Read the quantized weights of an artifact: name, packed bytes, and scales as float32 or float64, both flat."""
+def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
+    """Read the quantized weights of an artifact: name, packed bytes, and scales as float32 or float64, both flat.
+
+    A weight with zero points has the bytes of these too.
+    """
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     yield from _parts(artifact, buffer)
 
 
-def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[Any, ...]]:
     record = artifact.manifest.quantization
     places = {weight.name: weight for weight in artifact.weights("decode")}
     dtype = getattr(torch, artifact.manifest.dtype)
@@ -82,11 +85,13 @@ def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndar
         place, factors = places.get(name + PACKED) or places[name + ROWS], places[name + SCALES]
         packed = np.frombuffer(buffer, np.uint8, place.size, place.offset)
         scales = np.frombuffer(buffer, np.uint8, factors.size, factors.offset).copy()
-        yield name, packed, torch.from_numpy(scales).view(dtype).float().numpy()
+        points = places.get(name + ZEROS)
+        zeros = [] if points is None else [np.frombuffer(buffer, np.uint8, points.size, points.offset)]
+        yield name, packed, torch.from_numpy(scales).view(dtype).float().numpy(), *zeros
 
 
 def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
     record = artifact.manifest.quantization
-    for name, packed, scales in _parts(artifact, buffer):
+    for name, *parts in _parts(artifact, buffer):
         assert record is not None
-        yield name, record.dequantize(name, packed, scales)
+        yield name, record.dequantize(name, *parts)

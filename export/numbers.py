@@ -1,0 +1,80 @@
+"""Where the whole numbers of an artifact come from: rounded to nearest, learned from text, or taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
+from lucid_deploy.export.stored import plan_stored, resolve_stored
+
+if TYPE_CHECKING:
+    from lucid_deploy.export.calibration import CalibrationRows
+    from lucid_deploy.export.weights import Chosen
+    from lucid_deploy.model.checkpoint import Checkpoint
+
+Progress = Callable[[str, int, int], None]
+
+
+def settle_options(source: Checkpoint, options: QuantizeOptions | None, dtype: str) -> QuantizeOptions | None:
+    """Return the options with what a quantized checkpoint makes of them; None: nothing is quantized.
+
+    Raises:
+        LucidError: They do not fit the checkpoint, or each other.
+    """
+    found = resolve_stored(source, options)
+    if found is not None:
+        check_options(found, dtype)
+    return found
+
+
+def plan_numbers(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
+    """Choose what is quantized.
+
+    Raises:
+        LucidError: As :func:`plan_quantization` and :func:`plan_stored`.
+    """
+    if options.scheme == STORED:
+        return plan_stored(source, options, dtype)
+    return plan_quantization(source.stored_shapes(), source.tied, options)
+
+
+def rows_to_learn_from(
+    source: Checkpoint, options: QuantizeOptions, quantization: Quantization, calibration: Path | None
+) -> CalibrationRows | None:
+    """Read what weights are learned from; None where they are not.
+
+    Raises:
+        LucidError: There is no text, or as :func:`calibration_rows`.
+    """
+    if not options.learns:
+        return None
+    if calibration is None:
+        raise LucidError(
+            f"--method {options.method} learns from text like what the model will read. Give such a file with "
+            "--calibration, or use --method rtn."
+        )
+    from lucid_deploy.export.calibration import calibration_rows
+
+    least = max(tensor.shape[1] for tensor in quantization.tensors.values())
+    return calibration_rows(source, calibration, options.calibration_tokens, least)
+
+
+def learn_numbers(
+    source: Checkpoint,
+    options: QuantizeOptions,
+    quantization: Quantization,
+    rows: CalibrationRows,
+    dtype: str,
+    progress: Progress | None = None,
+) -> tuple[Quantization, Chosen]:
+    """Learn the numbers; return the record with its method, and the numbers."""
+    from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+
+    settings = GptqSettings(options.gptq_damping, options.gptq_order == "activation")
+    learned, quantization = learn_weights(source, quantization, rows, settings, dtype, progress)
+    return quantization, learned.parts

@@ -1,0 +1,123 @@
+"""Take over the whole numbers, scales and zero points of a checkpoint that another tool has quantized."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lucid_deploy.artifact.quantization import BLOCK_SIZES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization_method import STORED, Method
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export.quantize import EMBEDDING, QuantizeOptions, format_of, short_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.packed.weight import PackedWeight
+
+Array = np.ndarray[Any, np.dtype[Any]]
+_ADVICE = "Take the checkpoint that it was made from, and quantize that."
+
+
+def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> QuantizeOptions | None:
+    """Decide whether numbers are taken over: those of a quantized checkpoint are, and of no other.
+
+    Raises:
+        LucidError: A quantized checkpoint is to be rounded again, or another one has no numbers to take over.
+    """
+    taken = options is not None and options.scheme == STORED
+    if source.layout is None:
+        if taken:
+            raise LucidError(
+                f"{source.directory} is not quantized, so there are no numbers to take over. Use --quantize int8 or "
+                "int4."
+            )
+        return options
+    if options is None:
+        return QuantizeOptions(STORED)
+    if not taken:
+        raise LucidError(
+            f"{source.directory} is quantized already ({source.layout.name}, {source.layout.bits} bits); rounding it a "
+            "second time would add errors. Use --quantize stored, which takes its numbers over, or the checkpoint that "
+            "it was made from."
+        )
+    return options
+
+
+def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
+    """Plan an artifact that has a quantized checkpoint's numbers; every weight is looked at.
+
+    Args:
+        source: The checkpoint.
+        options: With the scheme ``stored``.
+        dtype: Of the artifact.
+
+    Raises:
+        LucidError: A weight that the format or the type does not hold exactly; the message names it.
+    """
+    layout, form = source.layout, format_of(options)
+    assert layout is not None
+    tensors, kept = {}, []
+    for name, shape in source.stored_shapes().items():
+        weight = source.packed_weight(name) if len(shape) == 2 else None
+        if weight is not None:
+            tensors[name] = _planned(source, name, weight, form, dtype)
+        elif len(shape) == 2:
+            kept.append(name)
+    scheme = f"int{layout.bits}"
+    method = Method(STORED, {"layout": layout.name})
+    tool = f"{layout.name}, by the checkpoint's configuration"
+    return Quantization(scheme, layout.bits, form, options.activations, tensors, tuple(kept), tool, method)
+
+
+def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dtype: str) -> QuantizedTensor:
+    import torch
+
+    where = f"{source.directory}: {short_name(name)}"
+    rows, width = weight.codes.shape
+    if name == EMBEDDING:
+        raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
+    if not weight.scales.isfinite().all():
+        raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
+    if not weight.scales.to(getattr(torch, dtype)).to(weight.scales.dtype).equal(weight.scales):
+        stored = str(weight.scales.dtype).removeprefix("torch.")
+        raise LucidError(f"{where} has scales in {stored} that {dtype} would round. Export with --dtype float32.")
+    zeros = not weight.is_symmetric
+    if form == "qdq" and zeros:
+        raise LucidError(f"{where} has zero points, which TensorRT does not take. Use --quantize-format matmulnbits.")
+    if form == "qdq" and weight.bits == 8 and not (weight.scales > 0).all():
+        raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take.")
+    block = next((size for size in reversed(BLOCK_SIZES) if weight.group % size == 0), None)
+    if block is None and weight.group == width and form == "matmulnbits":
+        block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for all of a row
+    if block is None or (form == "qdq" and width % block):
+        raise LucidError(
+            f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+        )
+    return QuantizedTensor((rows, width), block, zeros)
+
+
+def taken_over(weight: PackedWeight, tensor: QuantizedTensor) -> tuple[Array, torch.Tensor, Array | None]:
+    """Return a weight's parts in the artifact's layout.
+
+    Returns:
+        Packed bytes ``(out, blocks, block_size · bits / 8)``, scales ``(out, blocks)`` as stored, and the packed zero
+        points ``(out, blocks · bits / 8)``; None without.
+    """
+    half, missing = 1 << (weight.bits - 1), tensor.blocks * tensor.block_size - tensor.shape[1]
+    codes = np.pad(weight.codes.numpy(), ((0, 0), (0, missing)), constant_values=half)
+    repeats = max(weight.group // tensor.block_size, 1) if weight.group % tensor.block_size == 0 else tensor.blocks
+    scales = weight.scales.repeat_interleave(repeats, dim=1)[:, : tensor.blocks]
+    packed = _packed(codes, weight.bits).reshape(len(codes), tensor.blocks, -1)
+    if not tensor.zero_points:
+        return packed, scales, None
+    zeros = weight.zeros.repeat_interleave(repeats, dim=1)[:, : tensor.blocks].numpy()
+    return packed, scales, _packed(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))), weight.bits, tensor.blocks)
+
+
+def _packed(codes: Array, bits: int, count: int | None = None) -> Array:
+    """Put two 4-bit numbers into a byte, the first one low; of 8 bits ``count`` columns are left as they are."""
+    return codes[:, ::2] | (codes[:, 1::2] << 4) if bits == 4 else codes[:, :count]

@@ -1,0 +1,73 @@
+"""The layout of AutoAWQ, version gemm.
+
+``qweight`` int32 ``(in, out/8)`` and ``qzeros`` int32 ``(groups, out/8)``: the 4-bit numbers of eight outputs in a
+word, from the lowest bits on those of outputs 0, 2, 4, 6, 1, 3, 5, 7; ``scales`` ``(groups, out)``. Published in
+AutoAWQ's ``awq/utils/packing_utils.py``. The method's own factors of inputs are in the weights and norms already.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+
+if TYPE_CHECKING:
+    import torch
+
+_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the number of each of eight outputs lies
+
+
+@dataclass(frozen=True)
+class AwqLayout:
+    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+
+    Attributes:
+        group_size: Inputs of a group; −1: a whole row.
+    """
+
+    group_size: int
+    name = "awq"
+    bits = 4
+    required = ("qweight", "qzeros", "scales")
+    optional = ()
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> AwqLayout:
+        """Read ``quantization_config``.
+
+        Raises:
+            ValueError: Settings that are not computed here.
+        """
+        version = str(settings.get("version", "gemm")).lower()
+        if version != "gemm":
+            raise ValueError(f"its version is {version!r}; gemm is read")
+        bits = settings.get("bits", settings.get("w_bit"))
+        if bits != 4:
+            raise ValueError(f"its bits are {bits!r}; 4 is read")
+        if not settings.get("zero_point", True):
+            raise ValueError("its zero_point is false, for which the layout gemm has no tensors")
+        group = settings.get("group_size", settings.get("q_group_size"))
+        if type(group) is not int or (group < 1 and group != -1):
+            raise ValueError(f"its group_size is {group!r}")
+        return cls(group)
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """See the protocol."""
+        width, words = shapes["qweight"]
+        group = width if self.group_size == -1 else self.group_size
+        groups = count_groups(width, group)
+        check_shape("scales", shapes["scales"], (groups, words * 8), group)
+        check_shape("qzeros", shapes["qzeros"], (groups, words), group)
+        return words * 8, width
+
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+        """See the protocol."""
+        codes, zeros = (self._in_order(parts[name]).mT.contiguous() for name in ("qweight", "qzeros"))
+        group = codes.shape[1] if self.group_size == -1 else self.group_size
+        return PackedWeight(codes, zeros, parts["scales"].mT.contiguous(), 4, group)
+
+    @staticmethod
+    def _in_order(words: torch.Tensor) -> torch.Tensor:
+        """``(rows, out/8)`` to uint8 ``(rows, out)``."""
+        return unpack_words(words, 4).unflatten(-1, (-1, 8))[..., list(_PLACES)].flatten(-2)

@@ -1,0 +1,134 @@
+"""The layouts of compressed-tensors with whole numbers: ``pack-quantized`` and ``int-quantized``.
+
+``pack-quantized``: ``weight_packed`` int32 ``(out, in·bits/32)``, each number with 2^(bits−1) added, lowest bits
+first; ``weight_scale`` ``(out, groups)``; ``weight_shape`` ``[out, in]``; ``weight_zero_point`` int32
+``(out·bits/32, groups)``, packed along the outputs, where weights are not symmetric. ``int-quantized``: ``weight`` int8
+``(out, in)``, and scale and zero point as int8. Published in compressed-tensors' ``compressors/``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+
+if TYPE_CHECKING:
+    import torch
+
+_FORMATS = ("pack-quantized", "int-quantized")
+_STRATEGIES = ("group", "channel", "tensor")
+
+
+@dataclass(frozen=True)
+class CompressedLayout:
+    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+
+    Attributes:
+        bits: Of an element.
+        strategy: ``group``, ``channel`` or ``tensor``: what shares a scale.
+        group_size: Inputs of a group, for ``group``.
+        is_packed: Whether numbers are in words of int32.
+        symmetric: Whether there are no zero points.
+    """
+
+    bits: int
+    strategy: str
+    group_size: int
+    is_packed: bool
+    symmetric: bool
+    name = "compressed-tensors"
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> CompressedLayout:
+        """Read ``quantization_config``.
+
+        Raises:
+            ValueError: Settings that are not computed here.
+        """
+        form, groups = settings.get("format"), settings.get("config_groups") or {}
+        if form not in _FORMATS:
+            raise ValueError(f"its format is {form!r}; {' and '.join(_FORMATS)} are read")
+        if settings.get("kv_cache_scheme"):
+            raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
+        if len(groups) != 1:
+            raise ValueError(f"it has {len(groups)} config_groups; one is read")
+        (group,) = groups.values()
+        if group.get("input_activations") or group.get("output_activations"):
+            raise ValueError(
+                "it rounds inputs or outputs of layers too (input_activations), which is not computed as it says. "
+                "Checkpoints with quantized weights alone (W4A16, W8A16) are read"
+            )
+        weights = group.get("weights") or {}
+        bits, strategy = weights.get("num_bits"), weights.get("strategy")
+        if weights.get("type") != "int" or bits not in (4, 8) or (form == "int-quantized" and bits != 8):
+            raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")
+        if strategy not in _STRATEGIES:
+            raise ValueError(f"its strategy is {strategy!r}; {', '.join(_STRATEGIES)} are read")
+        size = weights.get("group_size")
+        if strategy == "group" and (type(size) is not int or size < 1):
+            raise ValueError(f"its group_size is {size!r}")
+        return cls(bits, strategy, size or -1, form == "pack-quantized", bool(weights.get("symmetric", True)))
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """See the protocol."""
+        numbers = ("weight_packed", "weight_shape") if self.is_packed else ("weight",)
+        return (*numbers, "weight_scale", *(() if self.symmetric else ("weight_zero_point",)))
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """See the protocol."""
+        return ("weight_g_idx",)
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """See the protocol; of packed numbers the width is that of their words."""
+        if self.is_packed:
+            out, words = shapes["weight_packed"]
+            width = words * 32 // self.bits
+        else:
+            out, width = shapes["weight"]
+        group = self._group(width)
+        if self.strategy == "group":
+            check_shape("weight_scale", shapes["weight_scale"], (out, count_groups(width, group)), group)
+        return out, width
+
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+        """See the protocol."""
+        import torch
+
+        half = 1 << (self.bits - 1)
+        if self.is_packed:
+            out, width = (int(size) for size in parts["weight_shape"])
+            codes = unpack_words(parts["weight_packed"], self.bits)
+            if codes.shape != (out, width):
+                raise ValueError(f"its weight_shape is [{out}, {width}], and its numbers are {list(codes.shape)}")
+        else:
+            codes = (parts["weight"].to(torch.int16) + half).to(torch.uint8)
+            out, width = codes.shape
+        group = self._group(width)
+        index = parts.get("weight_g_idx")
+        if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
+            raise ValueError(
+                "its inputs are in groups in another order (actorder group, weight_g_idx), which no operator here "
+                "reads. Quantize it with actorder static or none"
+            )
+        groups = count_groups(width, group)
+        scales = parts["weight_scale"].reshape(-1, groups).expand(out, groups).contiguous()
+        return PackedWeight(codes, self._zeros(parts, out, groups), scales, self.bits, group)
+
+    def _zeros(self, parts: dict[str, torch.Tensor], out: int, groups: int) -> torch.Tensor:
+        """Return the zero points, as numbers are: uint8 ``(out, groups)``, with half the range added."""
+        import torch
+
+        half = 1 << (self.bits - 1)
+        if self.symmetric:
+            return torch.full((out, groups), half, dtype=torch.uint8)
+        stored = parts["weight_zero_point"]
+        if self.is_packed and stored.dtype == torch.int32:
+            return unpack_words(stored.mT.contiguous(), self.bits)[:, :out].mT.contiguous()
+        moved = (stored.to(torch.int16) + half).to(torch.uint8)
+        return moved.reshape(-1, groups).expand(out, groups).contiguous()
+
+    def _group(self, width: int) -> int:
+        return self.group_size if self.strategy == "group" else width

@@ -1,0 +1,93 @@
+"""The layout of AutoGPTQ and gptqmodel.
+
+``qweight`` int32 ``(in·bits/32, out)``, inputs packed lowest bits first; ``scales`` ``(groups, out)``; ``qzeros`` int32
+``(groups, out·bits/32)``; ``g_idx`` int32 ``(in)``, the group of each input. Format ``gptq`` (the first, and the
+default) stores zero points less one; ``gptq_v2`` as they are. Published in AutoGPTQ's ``qlinear_cuda_old.py`` and
+gptqmodel's ``convert_gptq_v1_to_v2_format_module``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class GptqLayout:
+    """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
+
+    Attributes:
+        bits: Of an element.
+        group_size: Inputs of a group; −1: a whole row.
+        zeros_less_one: Whether zero points are stored less one.
+    """
+
+    bits: int
+    group_size: int
+    zeros_less_one: bool
+    name = "gptq"
+    required = ("qweight", "qzeros", "scales")
+    optional = ("g_idx",)
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> GptqLayout:
+        """Read ``quantization_config``.
+
+        Raises:
+            ValueError: Settings that are not computed here.
+        """
+        form = settings.get("checkpoint_format") or "gptq"
+        if form not in ("gptq", "gptq_v2"):
+            raise ValueError(f"its checkpoint_format is {form!r}; gptq and gptq_v2 are read")
+        if settings.get("dynamic"):
+            raise ValueError("its key dynamic gives layers settings of their own, which are not read")
+        if settings.get("pack_dtype", "int32") != "int32":
+            raise ValueError(f"its pack_dtype is {settings['pack_dtype']!r}; int32 is read")
+        bits, group = settings.get("bits"), settings.get("group_size", -1)
+        if bits not in (4, 8):
+            raise ValueError(f"its bits are {bits!r}; 4 and 8 are read")
+        if type(group) is not int or (group < 1 and group != -1):
+            raise ValueError(f"its group_size is {group!r}")
+        return cls(bits, group, form == "gptq")
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """See the protocol."""
+        packed, out = shapes["qweight"]
+        width = packed * 32 // self.bits
+        group = self._group(width)
+        groups = count_groups(width, group)
+        check_shape("scales", shapes["scales"], (groups, out), group)
+        check_shape("qzeros", shapes["qzeros"], (groups, -(-out * self.bits // 32)), group)
+        check_shape("g_idx", shapes.get("g_idx"), (width,), group)
+        return out, width
+
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+        """See the protocol."""
+        import torch
+
+        codes = unpack_words(parts["qweight"].mT, self.bits)  # (out, in)
+        out, width = codes.shape
+        group = self._group(width)
+        index = parts.get("g_idx")
+        if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
+            raise ValueError(
+                "its inputs are in groups in another order (desc_act, g_idx), which no operator here reads. Quantize "
+                "it with desc_act=False or static_groups=True"
+            )
+        zeros = unpack_words(parts["qzeros"], self.bits)[:, :out].mT
+        if self.zeros_less_one:
+            if (zeros == (1 << self.bits) - 1).any():
+                raise ValueError(
+                    f"it has zero points that are stored as {(1 << self.bits) - 1} in the format gptq, which may mean "
+                    "0 or one more than the range has. Save it in the format gptq_v2"
+                )
+            zeros = zeros + 1
+        return PackedWeight(codes, zeros.contiguous(), parts["scales"].mT.contiguous(), self.bits, group)
+
+    def _group(self, width: int) -> int:
+        return width if self.group_size == -1 else self.group_size

@@ -1,0 +1,124 @@
+"""Find out how a checkpoint is quantized, and which tensors of its files make up which weight."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.packed.awq import AwqLayout
+from lucid_deploy.model.packed.compressed import CompressedLayout
+from lucid_deploy.model.packed.gptq import GptqLayout
+from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape
+
+KEY = "quantization_config"
+_OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
+_LAYOUTS: dict[str, Callable[[dict[str, Any]], PackedLayout]] = {
+    "gptq": GptqLayout.from_settings,
+    "awq": AwqLayout.from_settings,
+    "compressed-tensors": CompressedLayout.from_settings,
+}
+
+
+def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], PackedLayout | None]:
+    """Take what ``config.json`` says about quantized weights out of it.
+
+    Args:
+        raw: The configuration.
+        directory: Of the checkpoint.
+
+    Returns:
+        The configuration of the model alone, and how its weights are stored; None: as they are.
+
+    Raises:
+        LucidError: They are quantized in a way that is not read.
+    """
+    settings = raw.get(KEY)
+    if not settings and (directory / _OLDER_FILE).is_file():
+        try:
+            settings = {"quant_method": "gptq", **json.loads((directory / _OLDER_FILE).read_text(encoding="utf-8"))}
+        except (ValueError, TypeError, OSError, RecursionError) as error:
+            raise LucidError(f"{directory / _OLDER_FILE} cannot be read: {error}") from error
+    if not settings:
+        return raw, None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method not in _LAYOUTS:
+        raise LucidError(
+            f"{directory} is quantized by {method or 'a tool that its configuration does not name'}, whose numbers are "
+            f"not read: {', '.join(_LAYOUTS)} are. Take the checkpoint that it was made from, or one of these."
+        )
+    try:
+        layout = _LAYOUTS[method](settings)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LucidError(f"{directory} is quantized by {method}, and cannot be read: {error}.") from error
+    return {key: value for key, value in raw.items() if key != KEY}, layout
+
+
+@dataclass(frozen=True)
+class PackedParts:
+    """One weight of a quantized checkpoint.
+
+    Attributes:
+        module: What the names of its parts start with.
+        shape: ``(out, in)``.
+        names: Of its parts, by the last part of the name.
+        layout: How to read them.
+    """
+
+    module: str
+    shape: tuple[int, int]
+    names: dict[str, str]
+    layout: PackedLayout
+
+    def read(self, tensor: Callable[[str], Any], where: Path) -> PackedWeight:
+        """Read the weight.
+
+        Args:
+            tensor: Gives a stored tensor by its name.
+            where: The checkpoint, for messages.
+
+        Raises:
+            LucidError: What is stored is not computed here.
+        """
+        try:
+            weight = self.layout.read({part: tensor(name) for part, name in self.names.items()})
+        except ValueError as error:
+            raise LucidError(f"{where}: {self.module} cannot be taken over: {error}.") from error
+        if tuple(weight.codes.shape) != self.shape:
+            raise LucidError(f"{where}: {self.module} holds {list(weight.codes.shape)}, not {list(self.shape)}.")
+        return weight
+
+
+def find_parts(
+    layout: PackedLayout, names: dict[str, Any], shape_of: Callable[[str], Shape], where: Path
+) -> dict[str, PackedParts]:
+    """Group the tensors of a checkpoint to quantized weights, by the weights' names.
+
+    Args:
+        layout: How weights are stored.
+        names: All tensors.
+        shape_of: Gives a tensor's shape.
+        where: The checkpoint, for messages.
+
+    Raises:
+        LucidError: Parts are missing, or do not fit each other or the settings.
+    """
+    known, found = (*layout.required, *layout.optional), {}
+    marks = {part for part in known if part not in ("weight", "g_idx")}
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in marks)
+    for module in modules:
+        parts = {part: f"{module}.{part}" for part in known if f"{module}.{part}" in names}
+        missing = [part for part in layout.required if part not in parts]
+        if missing:
+            raise LucidError(f"{where}: {module} is quantized by {layout.name}, and has no {', '.join(missing)}.")
+        try:
+            shape = layout.shape({part: shape_of(name) for part, name in parts.items()})
+        except ValueError as error:
+            raise LucidError(f"{where}: {module} does not fit its quantization_config: {error}.") from error
+        found[f"{module}.weight"] = PackedParts(module, shape, parts, layout)
+    if not found:
+        raise LucidError(f"{where} says that {layout.name} has quantized it, and no tensor is.")
+    return found

@@ -1,0 +1,108 @@
+"""A weight as a quantized checkpoint means it, whatever the layout it is stored in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """Whole numbers, zero points and scales: an element is (code − zero) · scale, of the group its input is in.
+
+    Attributes:
+        codes: Uint8 ``(out, in)``, 0 to 2^bits − 1.
+        zeros: Uint8 ``(out, groups)``.
+        scales: ``(out, groups)``, as stored.
+        bits: 4 or 8.
+        group: Neighbouring inputs that share scale and zero point; the last group may be shorter.
+    """
+
+    codes: torch.Tensor
+    zeros: torch.Tensor
+    scales: torch.Tensor
+    bits: int
+    group: int
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether every zero point is the middle of the range."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the weight ``(out, in)``: float32, or float64 where float32 would round (scales of float32).
+
+        A difference has 9 bits at most and a scale of half precision 11, so their product is exact in float32.
+        """
+        import torch
+
+        wide = torch.float32 if self.scales.dtype in (torch.float16, torch.bfloat16) else torch.float64
+        width = self.codes.shape[1]
+        scales = self.scales.to(wide).repeat_interleave(self.group, dim=1)[:, :width]
+        zeros = self.zeros.to(wide).repeat_interleave(self.group, dim=1)[:, :width]
+        return (self.codes.to(wide) - zeros) * scales
+
+
+class PackedLayout(Protocol):
+    """How one tool stores weights.
+
+    Attributes:
+        name: As ``quant_method`` says it.
+        bits: Of an element.
+        required: What a weight is stored in, by the last part of the names of tensors: ``qweight``, ``scales``, …
+        optional: What may lie beside that.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def bits(self) -> int: ...  # noqa: D102
+
+    @property
+    def required(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def optional(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
+        """Return ``(out, in)`` of a weight from the shapes of its parts.
+
+        Raises:
+            ValueError: They do not fit each other or the settings; the text says which.
+        """
+
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+        """Return a weight from its parts.
+
+        Raises:
+            ValueError: What they say is not computed here; the text says why.
+        """
+
+
+def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the numbers of int32 words ``(…, n)``, lowest bits first, uint8 ``(…, n·32/bits)``."""
+    import torch
+
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    return ((words[..., None] >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(-2)
+
+
+def count_groups(width: int, group: int) -> int:
+    """Return how many groups a row of ``width`` inputs has."""
+    return -(-width // group)
+
+
+def check_shape(name: str, found: Shape | None, wanted: Shape, group: int) -> None:
+    """Compare a part's shape with what the settings ask for.
+
+    Raises:
+        ValueError: It differs.
+    """
+    if found is not None and tuple(found) != wanted:
+        raise ValueError(f"{name} has the shape {list(found)}, and groups of {group} inputs ask for {list(wanted)}")

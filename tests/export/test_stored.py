@@ -1,0 +1,143 @@
+"""Numbers of quantized checkpoints are taken over bit by bit, in every layout, or the export says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import open_artifact
+from lucid_deploy.artifact.quantization import PACKED, SCALES, ZEROS
+from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.stored import plan_stored, resolve_stored
+from lucid_deploy.export.weights import plan_weights, write_weights
+from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
+from tests.conftest import write_checkpoint
+from tests.model.packed.packing import change_settings, change_tensors, write_packed
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "dtype", "zeros"),
+    [
+        ("gptq", "qdq", "float16", False),
+        ("gptq_v2", "matmulnbits", "float32", True),
+        ("gptq8", "matmulnbits", "float16", False),
+        ("gptq8", "qdq", "float32", False),
+        ("awq", "matmulnbits", "float16", True),
+        ("packed", "matmulnbits", "float32", True),
+        ("packed8", "qdq", "float16", False),
+        ("integers", "matmulnbits", "float32", False),
+    ],
+)
+def test_what_is_written_is_what_the_formula_gives(
+    kind: str, form: str, dtype: str, zeros: bool, tmp_path: Path
+) -> None:
+    """Without graphs; odd numbers of blocks (of 16: 112 and 144 inputs have 7 and 9) pad their zero points."""
+    meant, source = write_packed(tmp_path / "c", kind), Checkpoint(tmp_path / "c")
+    options = resolve_stored(source, QuantizeOptions("stored", form))
+    assert options is not None
+    record = plan_stored(source, options, dtype)
+    assert record.tensors.keys() == meant.keys() and record.method.name == "stored"
+    assert all(tensor.zero_points == zeros for tensor in record.tensors.values())
+    plan = plan_weights(source.stored_shapes(), set(), dtype, record)
+    write_weights(tmp_path / "weights", plan, source, record)
+    data = (tmp_path / "weights").read_bytes()
+
+    def content(name: str) -> bytearray:
+        return bytearray(data[plan[name].offset : plan[name].offset + plan[name].size])
+
+    for name, weight in meant.items():
+        scales = torch.frombuffer(content(name + SCALES), dtype=getattr(torch, dtype)).double().numpy()
+        points = [np.frombuffer(content(name + ZEROS), np.uint8)] if zeros else []
+        found = record.dequantize(name, np.frombuffer(content(name + PACKED), np.uint8), scales, *points)
+        assert np.array_equal(found, weight.numpy())
+
+
+def test_an_artifact_with_zero_points(tmp_path: Path) -> None:
+    """Through graphs, the reference and onnxruntime: PyTorch's weights are equal, and verify passes."""
+    meant = write_packed(tmp_path / "c", "awq")
+    told = CliRunner().invoke(main, ["export", str(tmp_path / "c"), "-o", str(tmp_path / "a")])
+    assert told.exit_code == 0, told.output
+    assert "The numbers are those of the checkpoint, which awq has quantized." in " ".join(told.output.split())
+    artifact = open_artifact(tmp_path / "a")
+    assert artifact.manifest.options["quantize"]["scheme"] == "stored"
+    model = load_artifact_model(artifact, dtype="float64").state_dict()
+    assert all(model[name].equal(weight) for name, weight in meant.items())
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--quick", "--json", str(tmp_path / "v.json")])
+    assert checked.exit_code == 0, checked.output
+    assert "7 are the checkpoint's numbers exactly" in (tmp_path / "v.json").read_text()
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.qzeros"][0, 0] ^= 1
+
+    change_tensors(tmp_path / "c", spoil)
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--quick"])
+    assert checked.exit_code == 1 and "16 elements are other numbers" in " ".join(checked.output.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (
+            "awq",
+            ExportOptions(quantize=QuantizeOptions("int4")),
+            r"quantized already \(awq, 4 bits\).*--quantize stored",
+        ),
+        ("awq", ExportOptions(quantize=QuantizeOptions("stored", "qdq")), "up_proj has zero points|has zero points"),
+        ("awq", ExportOptions(dtype="bfloat16"), "no bfloat16 kernel"),
+        ("gptq", ExportOptions("bfloat16", quantize=QuantizeOptions("stored", "qdq")), "that bfloat16 would round"),
+        ("gptq", ExportOptions(quantize=QuantizeOptions("stored", block_size=32)), "leave out --block-size"),
+        ("gptq", ExportOptions(quantize=QuantizeOptions("stored", method="gptq")), "leave out --method"),
+        ("gptq", ExportOptions(quantize=QuantizeOptions("stored", keep_float=("a",))), "leave out --keep-float"),
+        (None, ExportOptions(quantize=QuantizeOptions("stored")), "not quantized, so there are no numbers"),
+    ],
+)
+def test_requests_that_are_refused(kind: str | None, options: Any, message: str, tmp_path: Path) -> None:
+    if kind is None:
+        write_checkpoint(tmp_path / "c", num_hidden_layers=1)
+    else:
+        write_packed(tmp_path / "c", kind)
+    with pytest.raises(LucidError, match=message) as caught:
+        export(tmp_path / "c", tmp_path / "out" / "a", options)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_groups_that_no_blocks_make_up(tmp_path: Path) -> None:
+    write_packed(tmp_path / "c", "gptq")
+
+    def regroup(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(("scales", "qzeros", "g_idx"))]:
+            module, part = name.rsplit(".", 1)
+            width = tensors[f"{module}.qweight"].shape[0] * 8
+            groups = -(-width // 24)
+            if part == "g_idx":
+                tensors[name] = (torch.arange(width) // 24).to(torch.int32)
+            else:
+                tensors[name] = tensors[name][:1].expand(groups, -1).contiguous()
+
+    change_tensors(tmp_path / "c", regroup)
+    change_settings(tmp_path / "c", {"quant_method": "gptq", "bits": 4, "group_size": 24})
+    source = Checkpoint(tmp_path / "c")
+    with pytest.raises(LucidError, match="groups of 24 inputs in rows of 64, which no blocks of 16, 32"):
+        plan_stored(source, QuantizeOptions("stored"), "float32")
+
+
+def test_damaged_scales(tmp_path: Path) -> None:
+    write_packed(tmp_path / "c", "gptq")
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = float("inf")
+
+    change_tensors(tmp_path / "c", spoil)
+    with pytest.raises(LucidError, match="up_proj has scales that are not finite"):
+        plan_stored(Checkpoint(tmp_path / "c"), QuantizeOptions("stored"), "float32")
