@@ -38,6 +38,36 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "max_position_embeddings": 131072,
     },
+    # As medium in size; three of four layers are of the gated delta rule. Without layer_kinds all are LUCID.
+    "hybrid": {
+        "vocab_size": 32000,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 131072,
+        "layer_kinds": ["gated_delta", "gated_delta", "gated_delta", "lucid"] * 2,
+        "layer_settings": {
+            "gated_delta": {"key_heads": 8, "value_heads": 8, "key_width": 64, "value_width": 64, "gate": "silu"}
+        },
+    },
+    # The same in small, for a look at whether the script runs.
+    "small-hybrid": {
+        "vocab_size": 500,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 131072,
+        "layer_kinds": ["gated_delta", "gated_delta", "gated_delta", "lucid"],
+        "layer_settings": {
+            "gated_delta": {"key_heads": 4, "value_heads": 4, "key_width": 16, "value_width": 16, "gate": "silu"}
+        },
+    },
     "long": {
         "vocab_size": 1000,
         "hidden_size": 512,
@@ -61,9 +91,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def write_random_checkpoint(directory: Path, shape: str, shard_bytes: int = 1 << 30) -> Path:
-    """Write a checkpoint of one of the shapes with random weights, in shards, holding one shard in memory at a time."""
-    raw = {**BASE, **SHAPES[shape]}
+def write_random_checkpoint(
+    directory: Path, shape: str, shard_bytes: int = 1 << 30, changes: dict[str, Any] | None = None
+) -> Path:
+    """Write a checkpoint of one of the shapes with random weights, in shards, holding one shard in memory at a time.
+
+    Args:
+        directory: Where to.
+        shape: Its name in :data:`SHAPES`.
+        shard_bytes: Least size of a shard but the last.
+        changes: Keys of the configuration to replace; a key that is None is left out.
+    """
+    raw = {key: value for key, value in {**BASE, **SHAPES[shape], **(changes or {})}.items() if value is not None}
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(raw, indent=2))
     generator = torch.Generator().manual_seed(0)

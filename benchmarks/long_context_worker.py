@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.bench.worker import reset_peak, resident_bytes
+from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.runtimes import open_session
 
 
@@ -27,14 +28,12 @@ def prefill(artifact: str, length: int, chunk: int | None) -> dict[str, Any]:
 
 
 def decode(artifact: str, context: int, steps: int = 8) -> dict[str, Any]:
-    """Decode up to a context, after random keys and values; return seconds a step and the process's peak memory."""
-    session = open_session(artifact)
-    config, rng = session.config, np.random.default_rng(0)
+    """Decode up to a context, after a random cache; return seconds a step and the process's peak memory."""
+    session, rng = open_session(artifact), np.random.default_rng(0)
     filled = context - steps - 1
-    shape = (1, config.num_key_value_heads, filled, config.head_dim)
     layers = [
-        (rng.standard_normal(shape, dtype=np.float32), rng.standard_normal(shape, dtype=np.float32))
-        for _ in range(config.num_hidden_layers)
+        tuple(rng.standard_normal(each.batch_shape(1, filled), dtype=np.float32) for each in decoded_layout(layer))
+        for layer in session.layout
     ]
     cache = session.cache_from_arrays(layers, np.ones((1, filled), dtype=bool))
     del layers
