@@ -1,4 +1,4 @@
-"""What can be raced: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama."""
+"""What can be raced: exported artifacts in a runtime, PyTorch's eager model, transformers' Llama, llama.cpp."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 DEFAULTS = RuntimeOptions()
-KINDS = ("artifact", "torch-dense", "torch-blocked", "transformers")
+TRANSFORMERS, LLAMA_CPP = "transformers", "llama.cpp"
+KINDS = ("artifact", "torch-dense", "torch-blocked", TRANSFORMERS, LLAMA_CPP)
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class Contender:
     Attributes:
         name: How tables call it.
         kind: ``artifact`` (as ``options`` say), ``torch-dense`` (PyTorch eager with the dense N×N solve),
-            ``torch-blocked`` (PyTorch eager with this package's operators) or ``transformers`` (Hugging Face's Llama
-            with standard attention and PyTorch's fused kernel, of the artifact's shape, random weights).
+            ``torch-blocked`` (PyTorch eager with this package's operators), ``transformers`` (Hugging Face's Llama
+            with standard attention and PyTorch's fused kernel, of the artifact's shape, random weights) or
+            ``llama.cpp`` (the same, quantized where the artifact is).
         artifact: Directory of the artifact that gives the weights, or the shape.
         options: What runs it; PyTorch's eager models heed ``threads`` alone.
     """
@@ -36,11 +38,11 @@ class Contender:
     @property
     def runs_artifact(self) -> bool:
         """Whether it computes the artifact's own function, so that its outputs can be compared."""
-        return self.kind != "transformers"
+        return self.kind not in (TRANSFORMERS, LLAMA_CPP)
 
 
 def open_contender(contender: Contender) -> Session[Any]:
-    """Open a contender in this process.
+    """Open a contender in this process; all but ``llama.cpp``, which is no session.
 
     Raises:
         LucidError: An unknown kind, a missing package, or what :func:`lucid_deploy.runtimes.open_session` raises.
@@ -58,7 +60,7 @@ def open_contender(contender: Contender) -> Session[Any]:
         implementation = "reference" if contender.kind == "torch-dense" else "blocked"
         model = load_artifact_model(artifact, implementation=implementation)
         return TorchSession(model, allow_extrapolation=True, threads=contender.options.threads)
-    if contender.kind == "transformers":
+    if contender.kind == TRANSFORMERS:
         return _open_transformers(artifact.config, artifact.manifest.dtype, contender.options.threads)
     raise LucidError(f"Unknown kind of contender {contender.kind!r}; known are {', '.join(KINDS)}.")
 

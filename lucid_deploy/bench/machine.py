@@ -25,6 +25,7 @@ _PACKAGES = (
     "openvino",
     "triton",
     "transformers",
+    "xllamacpp",
     "numpy",
 )
 

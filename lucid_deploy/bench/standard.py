@@ -6,17 +6,25 @@ import json
 from pathlib import Path
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize import EMBEDDING, QuantizeOptions, short_name
 from lucid_deploy.model.checkpoint import resolve
 
+INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 
-def export_standard(artifact: Artifact, scratch: Path) -> Path:
+
+def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> Path:
     """Export an artifact's checkpoint once more, as if its attention were standard.
+
+    The types are the artifact's; quantized weights are rounded to nearest whatever method the artifact's numbers were
+    chosen by, which makes no difference to times.
 
     Args:
         artifact: The LUCID artifact.
         scratch: A directory for the files.
+        inline: Without functions, and with operators that OpenVINO has.
 
     Raises:
         LucidError: The checkpoint it was exported from is no longer there.
@@ -27,7 +35,8 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
             f"The standard-attention baseline takes its weights from {source}, which is no longer there. "
             "Export the artifact again, or leave out --baseline standard."
         )
-    checkpoint = scratch / "standard-checkpoint"
+    name = "standard-inline" if inline else "standard"
+    checkpoint = scratch / f"{name}-checkpoint"
     checkpoint.mkdir()
     for path in source.iterdir():
         if path.name != "config.json":
@@ -36,7 +45,7 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
     standard = {**config, "attention_type": "llama", "use_qknorm": False}
     (checkpoint / "config.json").write_text(json.dumps(standard), encoding="utf-8")
     manifest = artifact.manifest
-    target = scratch / "standard"
+    target = scratch / name
     requested = "auto" if manifest.cache_dtype == manifest.dtype else manifest.cache_dtype
     export(
         checkpoint,
@@ -47,7 +56,27 @@ def export_standard(artifact: Artifact, scratch: Path) -> Path:
             cache=manifest.cache,
             cache_dtype=requested,
             assume_unused=tuple(manifest.assumed_unused),
+            quantize=_as_recorded(manifest.quantization, artifact.config.tie_word_embeddings),
+            inline=inline,
+            opset=INLINE_OPSET if inline else None,
             range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
         ),
     )
     return target
+
+
+def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | None:
+    """Return options that quantize the same weights in the same form."""
+    if record is None:
+        return None
+    optional = EMBEDDING if not tied or record.format == "qdq" else None  # is not quantized unless it is asked for
+    return QuantizeOptions(
+        record.scheme,
+        record.format,
+        block_size=max(
+            tensor.block_size for tensor in record.tensors.values()
+        ),  # qdq: smaller where it does not divide
+        keep_float=tuple(short_name(name) for name in record.kept if name != optional),
+        embeddings=EMBEDDING in record.tensors and not tied,
+        activations=record.activations,
+    )

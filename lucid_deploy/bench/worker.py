@@ -5,30 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.bench.contenders import LLAMA_CPP, Contender, open_contender
+from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import missing_extra
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Cache, Session
 
-
-def resident_bytes(field: str) -> int:
-    """Return ``VmRSS`` (now) or ``VmHWM`` (peak since the last reset) of this process, in bytes."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        for line in file:
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    raise LucidError(f"/proc/self/status has no {field}; memory is measured on Linux only.")
-
-
-def reset_peak() -> None:
-    """Start a new peak, for ``VmHWM`` of :func:`resident_bytes`."""
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
+if TYPE_CHECKING:
+    from lucid_deploy.bench.llama_cpp import LlamaCppWorker
 
 
 class Worker:
@@ -87,15 +76,33 @@ class Worker:
         return self.session.cache_from_arrays(layers, np.ones((batch, context), dtype=bool))
 
 
+def make_worker(contender: Contender) -> Worker | LlamaCppWorker:
+    """Open a contender, as what answers a worker's commands.
+
+    Raises:
+        LucidError: As :func:`~lucid_deploy.bench.contenders.open_contender` and
+            :class:`~lucid_deploy.bench.llama_cpp.LlamaCppWorker`; or llama.cpp is not installed.
+    """
+    if contender.kind != LLAMA_CPP:
+        return Worker(contender)
+    from lucid_deploy.artifact import open_artifact
+
+    try:
+        from lucid_deploy.bench.llama_cpp import LlamaCppWorker
+    except ImportError as error:
+        raise missing_extra(error.name or "xllamacpp", "bench", "measure llama.cpp beside an artifact") from error
+    return LlamaCppWorker(open_artifact(contender.artifact), contender.options.threads)
+
+
 def main() -> None:
     """Serve commands until stdin ends. A fault is an answer too, with the key ``error``."""
-    worker: Worker | None = None
+    worker: Worker | LlamaCppWorker | None = None
     for line in sys.stdin:
         command = json.loads(line)
         operation = command.pop("op")
         try:
             if operation == "open":
-                worker = Worker(Contender(**{**command, "options": RuntimeOptions(**command["options"])}))
+                worker = make_worker(Contender(**{**command, "options": RuntimeOptions(**command["options"])}))
                 answer = worker.open()
             else:
                 assert worker is not None

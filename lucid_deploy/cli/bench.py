@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 CHOICES = {**{kernels: (kernels,) for kernels in KERNELS}, "both": ("library", "functions")}
-BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers")
+BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.cpp", "openvino")
 
 
 class _Numbers(click.ParamType):
@@ -49,7 +49,8 @@ class _Numbers(click.ParamType):
     type=click.Choice(BASELINES),
     multiple=True,
     help="Also measure: the shape with standard attention, exported alike; PyTorch eager with the dense solve; PyTorch "
-    "with our operators; transformers' Llama. May be given several times.",
+    "with our operators; transformers' Llama; llama.cpp with a GGUF file of the shape, in 8 or 4 bits if the artifact "
+    "is; the shape with standard attention in OpenVINO. May be given several times.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
@@ -144,10 +145,14 @@ def _twice(name: str, path: str, runtime: RuntimeOptions, kernels: str) -> list[
 def _baseline(name: str, artifact: Any, scratch: Path, runtime: RuntimeOptions, kernels: str) -> list[Contender]:
     from lucid_deploy.bench import Contender
 
-    if name != "standard":
+    if name not in ("standard", "openvino"):
         return [Contender(name, name, str(artifact.directory), runtime)]
     from lucid_deploy.bench.standard import export_standard
+    from lucid_deploy.runtimes.options import RuntimeOptions
 
+    if name == "openvino":
+        directory = str(export_standard(artifact, scratch, inline=True))
+        return [Contender(name, "artifact", directory, RuntimeOptions(name, threads=runtime.threads))]
     return _twice(name, str(export_standard(artifact, scratch)), runtime, kernels)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize import QuantizeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -54,6 +55,38 @@ def test_it_is_exported_as_the_artifact_was(
     _, artifact = exported()
     export_standard(Artifact(artifact.directory, replace(artifact.manifest, **changes)), tmp_path)
     assert {name: getattr(asked[0], name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, QuantizeOptions("int4", block_size=16)),
+        ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
+        ({}, QuantizeOptions("int8", embeddings=True, activations="float")),
+        ({"tie_word_embeddings": True}, QuantizeOptions("int8", keep_float=("lm_head",))),
+        ({"tie_word_embeddings": True}, QuantizeOptions("int4")),
+        ({"tie_word_embeddings": True}, QuantizeOptions("int4", "qdq")),
+    ],
+)
+def test_the_same_weights_are_quantized(
+    changes: dict[str, Any], options: QuantizeOptions, exported: Exported, tmp_path: Path
+) -> None:
+    artifact = export(exported(**changes)[0], tmp_path / "artifact", ExportOptions(quantize=options))
+    (tmp_path / "scratch").mkdir()
+    made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
+    assert made.config.attention_type != artifact.config.attention_type
+    assert made.quantization == artifact.manifest.quantization
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_inline(cache: str, exported: Exported, tmp_path: Path) -> None:
+    """As OpenVINO takes it: no functions, no TensorScatter."""
+    _, artifact = exported(cache=cache, num_hidden_layers=1)
+    made = open_artifact(export_standard(artifact, tmp_path, inline=True))
+    for stage in ("prefill", "decode"):
+        graph = made.graph(stage)
+        assert not graph.functions and {node.domain for node in graph.graph.node} == {""}
+        assert "TensorScatter" not in {node.op_type for node in graph.graph.node}
 
 
 def test_a_checkpoint_that_is_gone(exported: Exported, tmp_path: Path) -> None:

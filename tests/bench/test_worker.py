@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,27 +13,10 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import Contender
-from lucid_deploy.bench.worker import Worker, main, reset_peak, resident_bytes
-from lucid_deploy.errors import LucidError
+from lucid_deploy.bench.worker import Worker, main
 from lucid_deploy.runtimes import open_session
 
 Exported = Callable[..., tuple[Path, Artifact]]
-
-
-def test_memory_is_the_kernels() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    assert abs(resident_bytes("VmRSS") - pages * resource.getpagesize()) < 1 << 24 < resident_bytes("VmHWM")
-    with pytest.raises(LucidError, match="has no VmNothing; memory is measured on Linux only"):
-        resident_bytes("VmNothing")
-
-
-def test_a_peak_holds_what_was_given_back_until_it_is_reset() -> None:
-    size = 1 << 27
-    block = np.ones(size, np.uint8)
-    del block
-    peak = resident_bytes("VmHWM")
-    reset_peak()
-    assert resident_bytes("VmHWM") < peak - size // 2
 
 
 def test_the_logits_are_the_sessions(exported: Exported) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 
+BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.cpp", "openvino")
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
@@ -20,12 +21,20 @@ def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Pat
     _, artifact = exported()
     target = tmp_path / "out.json"
     arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]
-    for baseline in ("standard", "torch-dense", "torch-blocked", "transformers"):
+    for baseline in BASELINES:
         arguments += ["--baseline", baseline]
     result = CliRunner().invoke(main, [*arguments, "--json", str(target), "--plot", str(tmp_path / "plots")])
     assert result.exit_code == 0, result.output
     report = json.loads(target.read_text())
-    names = [artifact.directory.name, "standard", "torch-dense", "torch-blocked", "transformers"]
+    names = [
+        artifact.directory.name,
+        "standard",
+        "torch-dense",
+        "torch-blocked",
+        "transformers",
+        "llama.cpp",
+        "openvino",
+    ]
     points = {(row["contender"], row["stage"], row["length"]) for row in report["measurements"]}
     assert points == {(name, stage, n) for name in names for stage in ("prefill", "decode") for n in (8, 40)}
     for row in report["measurements"]:

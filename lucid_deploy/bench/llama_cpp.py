@@ -1,0 +1,126 @@
+"""llama.cpp with standard attention of an artifact's shape, as a contender that answers what a worker is asked.
+
+It is run by the package ``xllamacpp``, which brings llama.cpp compiled. Times are llama.cpp's own, of its server's
+answers: ``prompt_ms`` and ``predicted_per_token_ms``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xllamacpp
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.gguf_file import FIRST_WORD, write_gguf
+from lucid_deploy.bench.memory import reset_peak, resident_bytes
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.layer_plan import LUCID, STANDARD
+
+_CACHE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
+_ROOM = 256  # tokens of context are given in these steps
+
+
+class LlamaCppWorker:
+    """Holds llama.cpp's server of one row.
+
+    Weights have the artifact's type, int8 and int4 as Q8_0 and Q4_0, and the cache has the artifact's type. Batches
+    within a prompt are as llama.cpp chooses them.
+
+    Args:
+        artifact: Whose shape and types it takes.
+        threads: Threads; None: as many as there are cores for this process.
+
+    Raises:
+        LucidError: Layers of other kinds, or what :func:`write_gguf` raises.
+    """
+
+    def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
+        started = time.perf_counter()
+        self._config, manifest = artifact.config, artifact.manifest
+        if others := {layer.kind for layer in manifest.layers} - {LUCID, STANDARD}:
+            raise LucidError(
+                "--baseline llama.cpp measures models whose layers all attend to all tokens; this one has layers of "
+                f"the kind {', '.join(sorted(others))}."
+            )
+        self._cache_dtype = manifest.cache_dtype
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._weights = manifest.dtype if manifest.quantization is None else manifest.quantization.scheme
+        self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
+        self._path = Path(self._folder.name) / "shape.gguf"
+        write_gguf(self._config, self._weights, self._path)
+        self._room = 0
+        self._filled: int | None = None  # tokens of context that the server has computed for decoding
+        self._start(_ROOM)
+        self._seconds = time.perf_counter() - started
+
+    def open(self) -> dict[str, Any]:
+        """As :meth:`lucid_deploy.bench.worker.Worker.open`."""
+        return {
+            "seconds": self._seconds,
+            "resident": resident_bytes("VmRSS"),
+            "runtime": "llama.cpp",
+            "provider": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            "kernels": None,
+            "dtype": self._weights,
+        }
+
+    def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
+        """Time one prompt of random tokens, nothing of it known before."""
+        if chunk is not None:
+            raise LucidError("llama.cpp chooses how a prompt is cut; leave out --prefill-chunk or the baseline.")
+        prompt = self._prompt(batch, length, seed=time.perf_counter_ns())
+        reset_peak()
+        timings = self._complete(prompt, 1, known=False)
+        if timings["prompt_n"] != length:
+            raise LucidError(f"llama.cpp computed {timings['prompt_n']} of {length} tokens; nothing was measured.")
+        return {"seconds": timings["prompt_ms"] / 1000, "peak": resident_bytes("VmHWM")}
+
+    def decode(self, batch: int, context: int, steps: int) -> dict[str, Any]:
+        """Time tokens behind a context; the result is seconds per token."""
+        prompt = self._prompt(batch, context, seed=0)
+        if self._filled != context:
+            self._complete(prompt, 1, known=True)
+            self._filled = context
+        reset_peak()
+        timings = self._complete(prompt, steps + 1, known=True)
+        if timings["predicted_n"] != steps + 1 or timings["cache_n"] < context - 1:
+            raise LucidError(f"llama.cpp did not go on behind {context} tokens as it was asked; nothing was measured.")
+        return {"seconds": timings["predicted_per_token_ms"] / 1000, "peak": resident_bytes("VmHWM")}
+
+    def _prompt(self, batch: int, length: int, seed: int) -> list[int]:
+        if batch != 1:
+            raise LucidError("--baseline llama.cpp measures one row; leave it out, or --batches.")
+        ids = np.random.default_rng(seed).integers(FIRST_WORD, self._config.vocab_size, length)
+        return [int(number) for number in ids]
+
+    def _complete(self, prompt: list[int], new: int, known: bool) -> dict[str, Any]:
+        """Return llama.cpp's timings of a completion; with ``known``, what the last prompt shares is not computed."""
+        self._start(len(prompt) + new)
+        asked = {"prompt": prompt, "n_predict": new, "cache_prompt": known, "ignore_eos": True, "temperature": 0.0}
+        answer = self._server.handle_completions(asked)
+        if "timings" not in answer:
+            raise LucidError(f"llama.cpp answered without times: {answer}")
+        timings: dict[str, Any] = answer["timings"]
+        return timings
+
+    def _start(self, tokens: int) -> None:
+        """Start the server, or another one if its context is too small."""
+        if tokens <= self._room:
+            return
+        self._room = -(-tokens // _ROOM) * _ROOM
+        self._filled = None
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self._path)
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = self._room, 1, 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = self._threads
+        kind = getattr(xllamacpp.ggml_type, f"GGML_TYPE_{_CACHE_TYPES[self._cache_dtype]}")
+        params.cache_type_k = params.cache_type_v = kind
+        params.cache_ram_mib = 0  # no second copies of caches
+        params.rope_freq_base = float(self._config.rope_theta)
+        self._server = xllamacpp.Server(params)

@@ -1,0 +1,85 @@
+"""llama.cpp is timed at what was asked, and refuses what would be another measurement."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("gguf", reason='needs gguf: pip install -e ".[bench]"')
+pytest.importorskip("xllamacpp", reason='needs llama.cpp: pip install -e ".[bench]"')
+
+import xllamacpp
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.bench.llama_cpp import LlamaCppWorker
+from lucid_deploy.bench.worker import make_worker
+from lucid_deploy.errors import LucidError
+
+Exported = Callable[..., tuple[Path, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def worker(exported: Exported) -> LlamaCppWorker:
+    found = make_worker(Contender("llama.cpp", "llama.cpp", str(exported()[1].directory)))
+    assert isinstance(found, LlamaCppWorker)
+    return found
+
+
+def test_it_says_what_it_is(worker: LlamaCppWorker) -> None:
+    facts = worker.open()
+    assert facts["runtime"] == "llama.cpp" and facts["provider"].startswith("xllamacpp 20")
+    assert facts["dtype"] == "float32" and facts["seconds"] > 0 and facts["resident"] > 0 and facts["kernels"] is None
+
+
+def test_prompts_and_tokens_are_timed(worker: LlamaCppWorker) -> None:
+    """In a context that grows with what is asked, and again behind one that is known."""
+    for length in (8, 300):
+        assert worker.prefill(1, length, None)["seconds"] > 0
+    for context in (8, 300, 300, 20):
+        assert worker.decode(1, context, 3)["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({}, "answered without times: .*no slot"),
+        ({"prompt_n": 39}, "computed 39 of 40 tokens"),
+        ({"predicted_n": 3, "cache_n": 40}, "did not go on behind 40 tokens"),
+        ({"predicted_n": 4, "cache_n": 2}, "did not go on behind 40 tokens"),
+    ],
+)
+def test_another_measurement_is_none(
+    answer: dict[str, Any], message: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Server:
+        def __init__(self, params: Any) -> None: ...
+
+        def handle_completions(self, asked: dict[str, Any]) -> dict[str, Any]:
+            return {"timings": answer} if answer else {"error": "no slot"}
+
+    monkeypatch.setattr(xllamacpp, "Server", Server)
+    worker = LlamaCppWorker(exported()[1])
+    with pytest.raises(LucidError, match=message):
+        worker.prefill(1, 40, None) if "predicted_n" not in answer else worker.decode(1, 40, 3)
+
+
+def test_what_it_does_not_measure(worker: LlamaCppWorker, exported: Exported) -> None:
+    with pytest.raises(LucidError, match="measures one row"):
+        worker.decode(2, 8, 3)
+    with pytest.raises(LucidError, match="leave out --prefill-chunk"):
+        worker.prefill(1, 8, 4)
+    window = {"layer_types": ["full_attention", "sliding_attention"], "lucid_layers": [0], "sliding_window": 9}
+    with pytest.raises(LucidError, match="this one has layers of the kind window"):
+        LlamaCppWorker(exported(**window)[1])
+
+
+def test_without_the_package(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    monkeypatch.delitem(sys.modules, "lucid_deploy.bench.llama_cpp")
+    with pytest.raises(LucidError, match=r"The package xllamacpp is needed to measure llama\.cpp beside an artifact"):
+        make_worker(Contender("llama.cpp", "llama.cpp", str(exported()[1].directory)))
