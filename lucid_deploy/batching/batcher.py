@@ -14,12 +14,15 @@ from lucid_deploy.batching.log_probabilities import log_probabilities
 from lucid_deploy.batching.request import Finished, Mark, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter, MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
+from lucid_deploy.generation.speculation import DraftCounts, is_near_tie, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
+_STEP_TOKENS = 32  # of all rows together, to verify drafts: beyond, a step costs as much as the tokens that it runs
 
 
 @dataclass
@@ -31,6 +34,7 @@ class _Row:
         cache: While its prompt runs; None once it is among the running rows.
         ids: Tokens in its cache.
         guide: Follows its constraint, if it has one.
+        drafter: Guesses its tokens, if the batcher speculates.
         next: The token to run next.
         count: New tokens so far.
     """
@@ -41,6 +45,7 @@ class _Row:
     guide: Guide | None
     cache: Cache[Any] | None
     ids: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
     next: int = 0
     count: int = 0
 
@@ -60,8 +65,12 @@ class Batcher:
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
 
+        drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
+            right; None: every row decodes one.
+
     Attributes:
         marks: The phases that requests entered in the last step.
+        drafts: How far drafts were right, over all requests.
 
     Raises:
         LucidError: Numbers out of range, or more rows than the session can run.
@@ -74,6 +83,7 @@ class Batcher:
         prefill_chunk: int | None = 512,
         prefix_tokens: int = 0,
         guides: GuideFactory | None = None,
+        drafters: MakeDrafter | None = None,
     ) -> None:
         if rows < 1:
             raise LucidError(f"A batch needs at least one row, not {rows}.")
@@ -84,7 +94,10 @@ class Batcher:
             )
         if prefill_chunk is not None and prefill_chunk < 1:
             raise LucidError(f"A prefill chunk must hold at least one token, not {prefill_chunk}.")
+        if drafters is not None:
+            prepare_speculation(session)
         self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
+        self.drafts, self._drafters = DraftCounts(), drafters
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
@@ -242,9 +255,16 @@ class Batcher:
         self._pool.join(row.number, row.cache)
         row.cache, self._filling = None, None
         self._running[row.number] = row
+        if self._drafters is not None:
+            row.drafter = self._drafters()
+            row.drafter.add([*row.request.prompt_ids, row.next])
 
     def _run_rows(self, events: list[Event]) -> None:
         if not self._running:
+            return
+        drafts = self._propose()
+        if any(drafts.values()):
+            self._verify(drafts, events)
             return
         tokens = {number: row.next for number, row in self._running.items()}
         for number, logits in self._pool.decode(tokens).items():
@@ -253,6 +273,49 @@ class Batcher:
             end = self._choose(row, logits, events)
             if end is not None:
                 self._end(number, end, events)
+
+    def _propose(self) -> dict[int, list[int]]:
+        """Return drafts of each running row: no more than it may still say, and than a step should run."""
+        most = min(MOST_DRAFTS, _STEP_TOKENS // len(self._running) - 1)
+        limit = self.session.context_limit
+        if limit is not None:  # rows of a growing cache end in the same column
+            most = min(most, limit - max(len(row.ids) for row in self._running.values()) - 1)
+        return {
+            number: []
+            if row.drafter is None
+            else row.drafter.propose(max(min(most, row.request.max_new_tokens - row.count - 1), 0))
+            for number, row in self._running.items()
+        }
+
+    def _verify(self, drafts: dict[int, list[int]], events: list[Event]) -> None:
+        """Run drafts behind the rows' next tokens, and keep those that are chosen."""
+        tokens = {number: [row.next, *drafts[number]] for number, row in self._running.items()}
+        kept: dict[int, int] = {}
+        ends: list[Finished] = []
+        for number, logits in self._pool.decode_several(tokens).items():
+            kept[number], end = self._follow(self._running[number], drafts[number], logits, events)
+            if end is not None:
+                ends.append(end)
+        self._pool.keep(kept)
+        for end in ends:
+            self._end(end.request, end, events)
+
+    def _follow(self, row: _Row, drafts: list[int], logits: Array, events: list[Event]) -> tuple[int, Finished | None]:
+        """Choose a row's next tokens for as long as drafts are right; return how many that ran count, and the end."""
+        right = 0
+        while True:
+            row.ids.append(row.next)
+            if drafts and not row.request.sampling.temperature:
+                self.drafts.near_ties += is_near_tie(logits[right], self.session.dtype)
+            end = self._choose(row, logits[right], events)
+            if end is not None or right == len(drafts) or row.next != drafts[right]:
+                break
+            right += 1
+        self.drafts.proposed += len(drafts)
+        self.drafts.accepted += right
+        if drafts and row.drafter is not None:
+            row.drafter.learn(len(drafts), right)
+        return right + 1, end
 
     def _choose(self, row: _Row, logits: Array, events: list[Event]) -> Finished | None:
         """Choose a row's next token; return the end if the row ends with it."""
@@ -271,6 +334,8 @@ class Batcher:
         row.next, row.count = token, row.count + 1
         if row.guide is not None:
             row.guide.advance(token)  # its mask is computed while the model runs
+        if row.drafter is not None:
+            row.drafter.add([token])
         self.generated_tokens += 1
         events.append(Token(row.number, token, *log_probabilities(logits, token, request.top_logprobs)))
         if row.count == request.max_new_tokens:

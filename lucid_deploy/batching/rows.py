@@ -8,6 +8,7 @@ merges the rows into one left-padded cache whenever membership changes, which co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, row_layers
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.take_back import make_room, take_back
 
 GRAIN = 256  # tokens; buffers are a multiple of it …
 _SPARE = 8  # … and at least an eighth longer than the longest row, so that moving stays cheap per token …
@@ -48,6 +50,39 @@ class Rows(ABC):
             Logits of each row, float ``(vocab,)``.
         """
 
+    @abstractmethod
+    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+        """Run a few tokens of each row, all rows together; :meth:`keep` is to be called next.
+
+        Args:
+            tokens: One or more tokens for every row, not as many for each.
+
+        Returns:
+            Logits behind each of a row's tokens, float ``(tokens, vocab)``.
+        """
+
+    @abstractmethod
+    def keep(self, kept: dict[int, int]) -> None:
+        """Keep the first tokens, so many of each row, of those that :meth:`decode_several` has run."""
+
+
+@dataclass(frozen=True)
+class _BoundSeveral:
+    """A step of several tokens on buffers; ids and positions are int64 ``(rows, tokens)``."""
+
+    ids: Array
+    positions: Array
+    binding: Any
+
+
+def _padded(tokens: list[list[int]]) -> tuple[Array, Array]:
+    """Return rows of token ids, int64 ``(rows, most tokens)``, zeros behind the shorter ones, and which are tokens."""
+    lengths = np.array([len(row) for row in tokens])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = [token for row in tokens for token in row]
+    return ids, mask
+
 
 def make_rows(session: Session[Any], rows: int) -> Rows:
     """Return what holds up to ``rows`` rows of a session."""
@@ -63,6 +98,7 @@ class MergedRows(Rows):
         self._cache: Cache[Any] | None = None
         self._joined: dict[int, Cache[Any]] = {}
         self._left: set[int] = set()
+        self._ran = 0  # columns of the last run of several
 
     def join(self, key: int, cache: Cache[Any]) -> None:
         """See :meth:`Rows.join`."""
@@ -88,8 +124,25 @@ class MergedRows(Rows):
             self._merge()
         assert self._cache is not None
         column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
+        make_room(self._session, self._cache, 1)
         logits = self._session.decode(column, self._cache)
         return {key: logits[row, -1] for row, key in enumerate(self._keys)}
+
+    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+        """See :meth:`Rows.decode_several`."""
+        if self._joined or self._left:
+            self._merge()
+        assert self._cache is not None
+        ids, mask = _padded([tokens[key] for key in self._keys])
+        make_room(self._session, self._cache, ids.shape[1])
+        self._ran = ids.shape[1]
+        logits = self._session.decode_several(ids, self._cache, mask)
+        return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
+
+    def keep(self, kept: dict[int, int]) -> None:
+        """See :meth:`Rows.keep`."""
+        assert self._cache is not None
+        take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]))
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
@@ -119,6 +172,7 @@ class StaticRows(Rows):
         self._mask = np.ones((rows, 0), np.int64)  # rows have no padding; beyond its length the graph masks a row
         self._layers: list[tuple[Array, ...]] = []
         self._bindings: dict[int, Any] = {}  # by number of rows
+        self._several: dict[tuple[int, int], _BoundSeveral] = {}  # by number of rows, and of tokens
         self._rows = rows
 
     @property
@@ -176,6 +230,33 @@ class StaticRows(Rows):
         self._lengths[:count] += 1
         return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
 
+    def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
+        """See :meth:`Rows.decode_several`: what comes behind a row's own tokens is padding that nothing sees."""
+        self._close_holes()
+        keys = [key for key in self._slots if key is not None]
+        ids, _ = _padded([tokens[key] for key in keys])
+        count, n = ids.shape
+        self._make_room(int(self._lengths[:count].max()) + n, self._layers)
+        bound = self._several.get((count, n))
+        if bound is None:
+            bound = self._several[count, n] = self._bind_several(count, n)
+        bound.ids[:] = ids
+        bound.positions[:] = self._lengths[:count, None] + np.arange(n)
+        logits = self._decoding.run_bound(bound.binding)
+        return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
+
+    def keep(self, kept: dict[int, int]) -> None:
+        """See :meth:`Rows.keep`."""
+        for slot, key in enumerate(self._slots):
+            if key is not None:
+                self._lengths[slot] += kept[key]
+
+    def _bind_several(self, count: int, n: int) -> _BoundSeveral:
+        ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
+        layers = [tuple(buffer[:count] for buffer in layer) for layer in self._layers]
+        binding = self._decoding.bind_several(layers, self._mask[:count], ids, positions, self._lengths[:count])
+        return _BoundSeveral(ids, positions, binding)
+
     def _tensors(self, layers: list[Any]) -> list[tuple[CacheTensor, Array]]:
         """Return the tensors of all layers with their descriptions."""
         pairs = zip(self._decoding.layout, layers, strict=True)
@@ -203,6 +284,7 @@ class StaticRows(Rows):
         if longest <= self.room <= _SHRINK * room:
             return
         self._bindings.clear()
+        self._several.clear()
         self._mask = np.ones((self._rows, room), np.int64)
         old = self._layers
         self._layers = []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.batching.prompts import PromptDefaults
+    from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.runtimes.session import Session
 
@@ -40,6 +41,7 @@ def run_batch(
     artifact: Artifact,
     tokenizer: TextTokenizer | None,
     open_session: Callable[[], Session[Any]],
+    drafters: MakeDrafter | None = None,
 ) -> None:
     """Answer a file of prompts.
 
@@ -53,6 +55,7 @@ def run_batch(
     from lucid_deploy.batching.offline import answer_prompts
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
+    from lucid_deploy.cli._speculation import drafts_text
     from lucid_deploy.files import reading
     from lucid_deploy.generation.guide import GuideFactory
 
@@ -65,7 +68,7 @@ def run_batch(
     guides = None
     if tokenizer is not None and any(prompt.constraint for prompt in file.prompts):
         guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
-    batcher = Batcher(session, options.rows, chunk, options.prefix_tokens, guides)
+    batcher = Batcher(session, options.rows, chunk, options.prefix_tokens, guides, drafters)
     check_prompts(file, session, tokenizer)
     with reading(artifact.path(MANIFEST)):
         manifest = artifact.path(MANIFEST).read_bytes()
@@ -99,6 +102,7 @@ def run_batch(
         "prompt_tokens": batcher.prompt_tokens_computed,
         "prompt_tokens_reused": batcher.prompt_tokens_reused,
         "seconds": seconds,
+        "speculation": None if drafters is None else asdict(batcher.drafts),
         **session.facts(),
     }
     if options.json_target is not None:
@@ -106,8 +110,9 @@ def run_batch(
     console_err.print(
         f"{total - before} of {total} prompts answered"
         + (f", {before} had been before" if before else "")
-        + f": {batcher.generated_tokens} tokens in {seconds:.1f} s, {batcher.generated_tokens / seconds:.0f} tokens/s; "
-        f"{session.label}, {session.dtype}, {options.rows} rows",
+        + f": {batcher.generated_tokens} tokens in {seconds:.1f} s, {batcher.generated_tokens / seconds:.0f} tokens/s"
+        + ("; " if drafters is None else f", {drafts_text(batcher.drafts)}; ")
+        + f"{session.label}, {session.dtype}, {options.rows} rows",
         soft_wrap=True,
     )
     if answers.failed:

@@ -11,7 +11,8 @@ import click
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
-    from lucid_deploy.generation.drafters import MakeDrafter
+    from lucid_deploy.generation.drafting import MakeDrafter
+    from lucid_deploy.generation.speculation import DraftCounts
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 _HELP = (
@@ -38,6 +39,16 @@ class SpeculationOptions:
 
         return open_drafters(self.mode, artifact, self.draft, runtime)
 
+    def check(self, artifact: Artifact) -> None:
+        """Refuse what cannot be, before anything is loaded.
+
+        Raises:
+            LucidError: As :meth:`open`, or the artifact's layers cannot go back over rejected tokens.
+        """
+        from lucid_deploy.generation.drafters import check_drafters
+
+        check_drafters(self.mode, artifact, self.draft)
+
 
 def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; it gets ``speculation``."""
@@ -53,3 +64,9 @@ def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(speculation=SpeculationOptions(speculate, draft), **given)
 
     return command
+
+
+def drafts_text(counts: DraftCounts) -> str:
+    """Say how far drafts were right, within a line."""
+    near = f", {counts.near_ties} near ties" if counts.near_ties else ""
+    return f"{counts.accepted} of {counts.proposed} drafted tokens accepted{near}"

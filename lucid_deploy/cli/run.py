@@ -15,7 +15,7 @@ from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._guided import guided_options
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
-from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
+from lucid_deploy.cli._speculation import SpeculationOptions, drafts_text, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -117,7 +117,8 @@ def command(
         )
         options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
         defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words, constraint)
-        run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load)
+        drafters = speculation.open(opened, runtime)
+        run_batch(options, defaults, opened, _tokenizer(opened.directory, required=False), load, drafters)
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
@@ -242,16 +243,7 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
         f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
         f"{1e3 * (first - started):.0f} ms until the first"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
-        + _drafts_text(generation)
+        + ("" if generation.drafter is None else f", {drafts_text(generation.drafts)}")
         + f"; {generation.session.label}, {facts['dtype']}",
         soft_wrap=True,
     )
-
-
-def _drafts_text(generation: Generation) -> str:
-    """Say how far drafts were right; nothing without speculation."""
-    if generation.drafter is None:
-        return ""
-    counts = generation.drafts
-    near = f", {counts.near_ties} near ties" if counts.near_ties else ""
-    return f", {counts.accepted} of {counts.proposed} drafted tokens accepted{near}"

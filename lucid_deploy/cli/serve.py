@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
+from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.serving.loading import ApiOptions, EngineOptions
@@ -38,6 +39,7 @@ NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connecti
 @click.option(
     "--prefix-cache-tokens", type=click.IntRange(0), default=0, show_default=True, help="Prompt tokens kept for reuse."
 )
+@speculation_options
 @click.option("--max-prompt-tokens", type=click.IntRange(1), help="Longest prompt; the model's context if not given.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; the model's context if not given.")
 @click.option(
@@ -137,7 +139,7 @@ def command(artifact: str, engine: str, log_level: str | None, **options: Any) -
     from lucid_deploy.serving.loading import open_checked
     from lucid_deploy.serving.logs import set_up_logging
 
-    open_checked(artifact)
+    options["speculation"].check(open_checked(artifact))
     engine_options, api = _engine_options(artifact, options), _api_options(options)
     _warn_if_open(options["host"], bool(api.keys))
     log_level = log_level or _log_level()
@@ -185,6 +187,8 @@ def _engine_options(artifact: str, options: dict[str, Any]) -> EngineOptions:
         options["prefill_chunk"],
         options["prefix_cache_tokens"],
         options["check"],
+        options["speculation"].mode,
+        options["speculation"].draft,
     )
 
 
@@ -294,8 +298,9 @@ def ray_application(args: dict[str, str]) -> Any:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise LucidError(f"options: --{name.replace('_', '-')} has no meaning here; Ray's configuration says it.")
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
+    options["speculation"] = SpeculationOptions(options["speculate"], options["draft"])
     options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
-    open_checked(options["artifact"])
+    options["speculation"].check(open_checked(options["artifact"]))
     engine, api = _engine_options(options["artifact"], options), _api_options(options)
     scale = (*_replicas(options), options["replica_cpus"], options["replica_gpus"])
     level = options["log_level"] or "info"

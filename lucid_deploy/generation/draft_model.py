@@ -14,7 +14,7 @@ from lucid_deploy.files import reading
 from lucid_deploy.generation.drafting import Drafter, DraftLength
 from lucid_deploy.runtimes.session import Session
 from lucid_deploy.runtimes.several import layers_obstacle
-from lucid_deploy.runtimes.take_back import pack, take_back
+from lucid_deploy.runtimes.take_back import make_room, take_back
 
 _FIRST_LENGTH = 4
 _TOKENIZER = "tokenizer.json"
@@ -49,6 +49,7 @@ class ModelDrafter(Drafter):
         if count < 1 or max(self._ids[len(self._held) :], default=0) >= self._session.config.vocab_size:
             return []
         self._go_back()
+        make_room(self._session, self._cache, len(self._ids) - len(self._held) + count)
         new = np.array([self._ids[len(self._held) :]], dtype=np.int64)
         logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
         self._held = list(self._ids)
@@ -72,9 +73,6 @@ class ModelDrafter(Drafter):
         if shared < len(self._held):
             take_back(self._session, self._cache, len(self._held) - shared, np.array([0]))
             del self._held[shared:]
-        limit = self._session.context_limit
-        if limit is not None and self._cache.length + len(self._ids) - shared + self._length.length > limit:
-            pack(self._session, self._cache)
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:

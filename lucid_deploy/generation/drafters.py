@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.drafting import Drafter, LookupDrafter
+from lucid_deploy.generation.drafting import LookupDrafter, MakeDrafter
 from lucid_deploy.generation.speculation import MODES
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
-
-MakeDrafter: TypeAlias = Callable[[], Drafter]
+from lucid_deploy.runtimes.several import layers_obstacle
 
 
 def open_drafters(
@@ -30,17 +27,34 @@ def open_drafters(
     Raises:
         LucidError: An unknown mode, a draft model without the mode or the other way round, or one that does not fit.
     """
+    opened = check_drafters(mode, artifact, draft)
+    if opened is not None:
+        from lucid_deploy.generation.draft_model import ModelDrafter
+
+        session = open_session(opened, options or RuntimeOptions())
+        return lambda: ModelDrafter(session, artifact.config.vocab_size)
+    return None if mode == "off" else LookupDrafter
+
+
+def check_drafters(mode: str, artifact: Artifact, draft: str | Path | None = None) -> Artifact | None:
+    """Check what :func:`open_drafters` takes, and that the artifact's layers can go back; return the draft model's.
+
+    Raises:
+        LucidError: As :func:`open_drafters`, or a layer that cannot go back.
+    """
     if mode not in MODES:
         raise LucidError(f"speculate must be {', '.join(MODES)}, not {mode!r}.")
     if (draft is not None) != (mode == "draft"):
         raise LucidError("--speculate draft and --draft ARTIFACT go together: give both, or neither.")
     if mode == "off":
         return None
+    obstacle = layers_obstacle(artifact.manifest.layers)
+    if obstacle is not None:
+        raise LucidError(f"--speculate cannot be used with {artifact.directory}: {obstacle}. Leave it out.")
     if draft is None:
-        return LookupDrafter
-    from lucid_deploy.generation.draft_model import ModelDrafter, check_draft
+        return None
+    from lucid_deploy.generation.draft_model import check_draft
 
     opened = open_artifact(draft)
     check_draft(artifact, opened)
-    session = open_session(opened, options or RuntimeOptions())
-    return lambda: ModelDrafter(session, artifact.config.vocab_size)
+    return opened

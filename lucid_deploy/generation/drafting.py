@@ -7,8 +7,9 @@ the model's own logits is the same. So the answer is that of plain decoding, sam
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from lucid_deploy.runtimes.several import MOST
 
@@ -31,7 +32,10 @@ class Drafter(ABC):
 
     @abstractmethod
     def learn(self, proposed: int, accepted: int) -> None:
-        """Hear how many tokens of the last proposal were accepted, before the tokens are added."""
+        """Hear how many tokens of the last proposal were accepted."""
+
+
+MakeDrafter: TypeAlias = Callable[[], Drafter]
 
 
 @dataclass

@@ -20,7 +20,7 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.take_back import pack, take_back
+from lucid_deploy.runtimes.take_back import make_room, pack, take_back
 
 MODES = ("off", "lookup", "draft")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
@@ -104,6 +104,7 @@ class Lookahead:
         self._settle()
         self._drafts = self._drafter.propose(min(MOST_DRAFTS, wanted - 1, self._room()))
         ids = np.array([[token, *self._drafts]], dtype=np.int64)
+        make_room(self._session, self._cache, ids.shape[1])
         run = self._session.decode_several if self._drafts else self._session.decode
         self._rows = run(ids, self._cache)[0]
         self.counts.proposed += len(self._drafts)
@@ -134,4 +135,4 @@ class Lookahead:
     def _room(self) -> int:
         """Return how many tokens the context has room for, beside the one to run."""
         limit = self._session.context_limit
-        return MOST_DRAFTS if limit is None else max(limit - self._cache.length - 1, 0)
+        return MOST_DRAFTS if limit is None else max(limit - int(self._cache.mask.sum()) - 1, 0)

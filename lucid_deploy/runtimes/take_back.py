@@ -12,7 +12,6 @@ import numpy as np
 
 from lucid_deploy.runtimes.cache_rows import select_rows
 from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import MOST
 
 _HOLES = 64  # columns without a token in any row that a cache may have …
 _SHARE = 8  # … or one in so many, before it is packed
@@ -37,9 +36,14 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array) -
     if session.cuts_freely and most < new:
         session.truncate(cache, start + most)
     holes = cache.length - int(cache.mask.sum(axis=1).max())
+    if holes > max(_HOLES, cache.length // _SHARE):
+        pack(session, cache)
+
+
+def make_room(session: Session[Any], cache: Cache[Any], new: int) -> None:
+    """Pack a cache if its holes stand in the way of so many new columns."""
     limit = session.context_limit
-    full = limit is not None and cache.length + MOST > limit
-    if holes > max(_HOLES, cache.length // _SHARE) or (holes and full):
+    if limit is not None and cache.length + new > limit:
         pack(session, cache)
 
 

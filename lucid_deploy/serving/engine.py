@@ -311,6 +311,8 @@ class Engine:
             "prefix_cache_tokens": float(batcher.cached_tokens),
             "prompt_tokens_computed": float(batcher.prompt_tokens_computed),
             "prompt_tokens_reused": float(batcher.prompt_tokens_reused),
+            "draft_tokens_proposed": float(batcher.drafts.proposed),
+            "draft_tokens_accepted": float(batcher.drafts.accepted),
         }
 
     def _die(self, error: BaseException | None) -> None:

@@ -46,6 +46,8 @@ class EngineOptions:
         prefill_chunk: Tokens of a prompt that run between two steps of the others.
         prefix_tokens: Tokens of finished prompts kept for reuse; 0: none.
         check: Whether the hashes of all files are compared before the model is loaded.
+        speculate: How drafts are made, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
+        draft: Artifact of the draft model, with ``draft``.
     """
 
     directory: str
@@ -55,6 +57,8 @@ class EngineOptions:
     prefill_chunk: int = 512
     prefix_tokens: int = 0
     check: bool = True
+    speculate: str = "off"
+    draft: str | None = None
 
 
 @dataclass(frozen=True)
@@ -108,16 +112,18 @@ def make_engine(options: EngineOptions) -> Engine:
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
+        from lucid_deploy.generation.drafters import open_drafters
         from lucid_deploy.runtimes import open_session
 
         artifact = open_checked(options.directory)
         watches.append(ArtifactWatch(artifact))  # before anything reads: what changes in between is noticed
         if options.check:
             check_and_tell(artifact)
+        drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
         guides = guides_of(tokenizer, config.vocab_size, list(config.eos_token_ids))
-        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides)
+        return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
 
     return Engine(open_batcher, options.rows, options.max_queue, lambda: watches[0].check())
 

@@ -26,6 +26,10 @@ COUNTERS = {
 }
 
 TELLTALE = ("prefix_cache_tokens", *COUNTERS)
+COUNTERS |= {
+    "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
+    "draft_tokens_accepted": "Drafted tokens that were chosen.",
+}
 
 
 class Metrics:

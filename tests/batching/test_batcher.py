@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
@@ -78,6 +80,59 @@ def test_tokens_are_those_of_lone_generations(session: Session[Any], chunk: int 
     assert batcher.prompt_tokens_computed == sum(len(request.prompt_ids) for request in requests)
     assert batcher.generated_tokens == sum(map(len, tokens.values()))
     assert (batcher.step(), batcher.waiting, batcher.active) == ([], 0, 0)
+
+
+class Often(Drafter):
+    """Drafts at every chance, and something wrong every other time."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._count = 0
+
+    def add(self, tokens: Sequence[int]) -> None:
+        self._ids += tokens
+
+    def propose(self, most: int) -> list[int]:
+        lookup, self._count = LookupDrafter(), self._count + 1  # a new one has no pauses
+        lookup.add(self._ids)
+        return [(token + self._count % 2) % 90 for token in lookup.propose(most)]
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        assert 0 <= accepted <= proposed
+
+
+@pytest.mark.parametrize("prefix_tokens", [0, 300])
+def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any], prefix_tokens: int) -> None:
+    rng = np.random.default_rng(1)
+    requests = [
+        Request(
+            [*prompt(12, seed), *prompt(12, seed)[: int(rng.integers(1, 9))]],
+            int(rng.integers(5, 30)),
+            Sampling(*((0.0,) if seed % 2 else (1.3, 20, 0.9, seed)), presence_penalty=float(seed == 3)),
+            top_logprobs=2 if seed == 4 else None,
+        )
+        for seed in range(9)
+    ]
+    makers = itertools.cycle([Often, Often, LookupDrafter])
+    batcher = Batcher(session, 4, 16, prefix_tokens, drafters=lambda: next(makers)())
+    numbers = [batcher.submit(request) for request in requests]
+    tokens, ends = drain(batcher)
+    for number, request in zip(numbers, requests, strict=True):
+        assert (tokens.get(number, []), ends[number].reason) == alone(session, request)
+    assert batcher.generated_tokens == sum(map(len, tokens.values()))
+    assert 5 < batcher.drafts.accepted < batcher.drafts.proposed
+
+
+def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+    for cache in ("growing", "static"):
+        session = open_session(exported(cache=cache, max_position_embeddings=64)[1], "onnxruntime")
+        requests = [Request(prompt(length), 60, stop_at_eos=False) for length in (50, 20, 35)]
+        batcher = Batcher(session, 3, drafters=Often)
+        numbers = [batcher.submit(request) for request in requests]
+        tokens, ends = drain(batcher)
+        for number, request in zip(numbers, requests, strict=True):
+            assert (tokens[number], ends[number].reason) == alone(session, request)
+        assert batcher.drafts.accepted
 
 
 def test_marks_say_when_a_request_got_its_row_and_when_its_prompt_had_run(static: Session[Any]) -> None:

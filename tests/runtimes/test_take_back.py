@@ -7,7 +7,7 @@ import pytest
 
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.several import MOST
-from lucid_deploy.runtimes.take_back import pack, take_back
+from lucid_deploy.runtimes.take_back import make_room, pack, take_back
 
 TWO_KINDS = {"num_hidden_layers": 3, "lucid_layers": [0, 2]}  # and one layer of standard attention
 RUNTIMES = [
@@ -91,6 +91,7 @@ def test_holes_take_no_room_of_the_context(exported):
     cache = session.empty_cache(1)
     session.prefill(IDS[:1], cache)
     for _ in range(4):
+        make_room(session, cache, MOST)
         session.decode_several(np.repeat(TOKENS[:1, :1], MOST, axis=1), cache)
         take_back(session, cache, MOST, np.array([1]))
     assert cache.mask.sum() == PROMPT + 4

@@ -11,6 +11,7 @@ import pytest
 
 from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.serving.engine import MOST_CALLS, Engine, EngineDownError, EngineFault, QueueFullError
 
 
@@ -18,6 +19,7 @@ class ScriptedBatcher:
     """Gives each request a token a step, its prompt's length counted down, and then its end."""
 
     cached_tokens = prompt_tokens_computed = prompt_tokens_reused = 0
+    drafts = DraftCounts(proposed=7, accepted=3)
     marks: tuple[Mark, ...] = ()
 
     def __init__(self) -> None:

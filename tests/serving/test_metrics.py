@@ -6,7 +6,13 @@ import pytest
 
 from lucid_deploy.serving.metrics import Metrics, TokenClock
 
-GAUGES = {"rows": 4.0, "cache_tokens": 1234.0, "prefix_cache_tokens": 1999.0, "prompt_tokens_reused": 2500.0}
+GAUGES = {
+    "rows": 4.0,
+    "cache_tokens": 1234.0,
+    "prefix_cache_tokens": 1999.0,
+    "prompt_tokens_reused": 2500.0,
+    "draft_tokens_accepted": 77.0,
+}
 
 
 def values(metrics: Metrics, exact: bool) -> dict[str, float]:
@@ -20,6 +26,7 @@ def test_counts_of_kept_tokens_are_coarse_unless_asked_for() -> None:
     assert (exact["lucid_prefix_cache_tokens"], coarse["lucid_prefix_cache_tokens"]) == (1999, 1000)
     assert (exact["lucid_prompt_tokens_reused_total"], coarse["lucid_prompt_tokens_reused_total"]) == (2500, 2000)
     assert exact["lucid_cache_tokens"] == coarse["lucid_cache_tokens"] == 1234
+    assert exact["lucid_draft_tokens_accepted_total"] == coarse["lucid_draft_tokens_accepted_total"] == 77
     assert set(exact) == set(coarse)
 
 
