@@ -14,4 +14,4 @@ def error_line(stderr: str) -> str:
 
 def without_progress(stderr: str) -> str:
     """Return stderr without the lines that say every ten seconds how far a command is: on a busy machine there are."""
-    return re.sub(r"^[^\n]*; \d+ s so far\n", "", stderr, flags=re.M)
+    return re.sub(r"^[^\n]*; \d+ s so far(, about \d+ s left)?\n", "", stderr, flags=re.M)

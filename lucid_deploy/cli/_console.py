@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import write_whole
@@ -47,23 +47,25 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def progress(description: str) -> Iterator[Callable[..., None]]:
+def progress(description: str, estimate: bool = False) -> Iterator[Callable[..., None]]:
     """Show a progress bar on stderr while the block runs, or :class:`ProgressLines` where stderr is no terminal.
 
     Args:
         description: What is being done.
+        estimate: Whether to say how long it will take yet, for work whose parts take about equally long.
 
     Yields:
         A function to call with (done, total), or with (description, done, total) where the work has several steps.
     """
     if not console_err.is_terminal:
-        yield ProgressLines(console_err, description).update
+        yield ProgressLines(console_err, description, estimate=estimate).update
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         TimeElapsedColumn(),
+        *((TextColumn("left:"), TimeRemainingColumn()) if estimate else ()),
     )
     with Progress(*columns, console=console_err, transient=True) as bar:
         task = bar.add_task(description, total=None)
@@ -76,21 +78,35 @@ def progress(description: str) -> Iterator[Callable[..., None]]:
 
 
 class ProgressLines:
-    """Writes a line every ten seconds at most: what is being done, how far, since when. Short work writes none."""
+    """Writes a line every ten seconds at most: what is being done, how far, since when. Short work writes none.
 
-    def __init__(self, console: Console, description: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console, self._description, self._clock = console, description, clock
+    If it is to estimate, it says about how long the work will take yet.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        description: str,
+        clock: Callable[[], float] = time.monotonic,
+        estimate: bool = False,
+    ) -> None:
+        self._console, self._description, self._clock, self._estimate = console, description, clock, estimate
         self._begun = self._last = clock()
+        self._step, self._step_begun = description, self._begun
 
     def update(self, *values: Any) -> None:
         """Take (done, total), or (description, done, total); write a line if it is time for one."""
         text, done, total = values if len(values) == 3 else (self._description, *values)
         now = self._clock()
+        if text != self._step:
+            self._step, self._step_begun = text, now
         if now - self._last < INTERVAL:
             return
         self._last = now
         far = f", {done / total:.0%}" if total else ""
-        self._console.print(f"{text}{far}; {now - self._begun:.0f} s so far", markup=False, soft_wrap=True)
+        rest = (now - self._step_begun) * (total - done) / done if self._estimate and total and done else None
+        left = "" if rest is None else f", about {rest:.0f} s left"
+        self._console.print(f"{text}{far}; {now - self._begun:.0f} s so far{left}", markup=False, soft_wrap=True)
 
 
 def write_json(data: Any, target: str) -> None:

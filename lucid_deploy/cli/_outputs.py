@@ -21,6 +21,7 @@ OUTPUTS = {
     "page": "--report",
     "plot_directory": "--plot",
     "history": "--history",
+    "output_path": "--output-path",
 }
 MODELS = ("artifact", "artifacts", "checkpoint", "against")
 READ = (
@@ -28,6 +29,7 @@ READ = (
     "prompt_file",
     "calibration",
     "text",
+    "haystack",
     "golden",
     "config",
     "api_key_file",
@@ -38,6 +40,7 @@ READ = (
 )
 REST = (
     "include_path",
+    "data",
     "hub_cache",
     "plugin",
     "directories",

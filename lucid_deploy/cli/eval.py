@@ -9,6 +9,7 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._suite_options import SuiteArguments, suite_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -18,32 +19,36 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 HARNESS = "lm_eval:"
-DEFAULT_LIMIT = 200
+DEFAULT_LIMIT, DEFAULT_SEED, SUITE_SEED = 200, 2026, 0
+_OF_SUITES = ("only", "data", "haystack", "output_path", "log_samples")
+_OF_LM_EVAL = ("truncate", "metadata", "gen_kwargs", "num_fewshot", "apply_chat_template")
 
 
 @click.command("eval", cls=Command)
 @artifact_argument
-@click.option(
-    "--task",
-    default="recall",
-    show_default=True,
-    help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.",
-)
+@click.option("--task", help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.  [default: recall]")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option(
     "--limit",
     type=int,
-    help="Prompts; with needles, of each length; with lm_eval, documents of each task.  [default: 200; lm_eval: all]",
+    help="Prompts; with needles, of each length; with lm_eval, documents of each task. "
+    " [default: 200; lm_eval: all; suites: as published]",
 )
-@click.option("--seed", type=int, default=2026, show_default=True, help="Seed of the prompts.")
+@click.option("--seed", type=int, help="Seed of the prompts.  [default: 2026; suites: 0, as published]")
 @click.option("--batch", type=int, default=8, show_default=True, help="Prompts to run at once.")
-@click.option("--needles", type=int, help="Needles in a text.  [default: 4]")
+@click.option(
+    "--needles",
+    metavar="N[,N,...]",
+    help="Needles in a text; several numbers with --suite mniah.  [default: 4; mniah: 2,4,6,8,10]",
+)
 @click.option("--ask", type=int, help="How many of a text's needles are asked for.  [default: all]")
 @click.option(
     "--length",
+    "--lengths",
     "lengths",
     metavar="N,N,...",
-    help="Lengths of the needles' texts, in tokens.  [default: 1/8, 1/4, 1/2, all of 4096]",
+    help="Lengths of the needles' texts, or of a suite's prompts with their answers, in tokens. "
+    " [default: 1/8, 1/4, 1/2, all of 4096; suites: as published]",
 )
 @click.option(
     "--wording",
@@ -61,12 +66,13 @@ DEFAULT_LIMIT = 200
 @click.option(
     "--include-path", metavar="DIR", type=click.Path(), help="With lm_eval: a directory with more tasks as YAML files."
 )
+@suite_options
 @json_option("the results")
 def command(
     artifact: str,
-    task: str,
+    task: str | None,
     limit: int | None,
-    seed: int,
+    seed: int | None,
     batch: int,
     against: str | None,
     minimum: float | None,
@@ -74,41 +80,41 @@ def command(
     include_path: str | None,
     json_target: str | None,
     runtime: RuntimeOptions,
+    suites: SuiteArguments,
     **needles: Any,
 ) -> None:
     """Measure how good an artifact's answers are.
 
     recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
     depths in texts of known lengths and asks for them. Answers are generated greedily and count if they are exactly
-    right; accuracies come with their 95 % intervals.
+    right; accuracies come with their 95 % intervals. Suites are the evaluations that LUCID's authors report, run by
+    lm-evaluation-harness.
 
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import note, write_json
-    from lucid_deploy.errors import LucidError
+    from lucid_deploy.cli._harness import run_harness
+    from lucid_deploy.cli._suites import Request
+    from lucid_deploy.cli._suites import run as run_suite
 
-    if given := [name for name, value in needles.items() if value is not None and task != "needles"]:
-        raise LucidError(
-            f"--{given[0].removesuffix('s') if given[0] == 'lengths' else given[0]} is for --task needles."
-        )
-    if include_path is not None and not task.startswith(HARNESS):
-        raise LucidError(f"--include-path is for tasks of lm-evaluation-harness: --task {HARNESS}NAME")
-    if minimum_relative is not None and against is None:
-        raise LucidError("--minimum-relative compares with another artifact: name it with --against DIR.")
+    named = "recall" if task is None else task
+    _check_usage(task, suites, needles, include_path, minimum, minimum_relative, against)
     opened = open_artifact(artifact)
-    if task.startswith(HARNESS):
-        if against is not None or minimum is not None:
-            raise LucidError("--against and --minimum are for the tasks recall and needles.")
-        _harness(opened, task.removeprefix(HARNESS), include_path, limit, batch, json_target, runtime)
-        return
-    if task not in ("recall", "needles"):
-        raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
     other = None if against is None else open_artifact(against)
+    if suites.suite is not None:
+        lengths, count = needles["lengths"], needles["needles"]
+        seed = SUITE_SEED if seed is None else seed
+        run_suite(opened, other, Request(suites, lengths, count, limit, batch, seed, runtime, json_target), _open)
+        return
+    if named.startswith(HARNESS):
+        folder = None if include_path is None else Path(include_path)
+        run_harness(opened, named.removeprefix(HARNESS), folder, limit, batch, suites, json_target, runtime, _open)
+        return
     limit = DEFAULT_LIMIT if limit is None else limit
     session, tokenizer = _open(opened, runtime)
-    questions = _task(task, session, tokenizer, limit, seed, needles)
-    if task == "recall" and not _is_of_the_demo(opened):
+    questions = _task(named, session, tokenizer, limit, DEFAULT_SEED if seed is None else seed, needles)
+    if named == "recall" and not _is_of_the_demo(opened):
         note(
             "Note: recall uses the words of the bundled model, which another model was not trained on; needles and "
             "lm_eval:NAME ask in English."
@@ -124,6 +130,42 @@ def command(
     if json_target != "-":
         _show(report, comparison, against)
     _check(report, comparison, minimum, minimum_relative)
+
+
+def _check_usage(
+    task: str | None,
+    suites: SuiteArguments,
+    needles: dict[str, Any],
+    include_path: str | None,
+    minimum: float | None,
+    minimum_relative: float | None,
+    against: str | None,
+) -> None:
+    """Refuse options that would have no effect."""
+    from lucid_deploy.errors import LucidError
+
+    suite, harness = suites.suite is not None, task is not None and task.startswith(HARNESS)
+    if suite and task is not None:
+        raise LucidError("--task and --suite both say what to run: give one of them.")
+    if not suite and not harness and task not in (None, "recall", "needles"):
+        raise LucidError(f"Task {task!r} is not known; known are recall, needles and {HARNESS}NAME.")
+    taken = ("needles", "ask", "lengths", "wording") if task == "needles" else ("needles", "lengths") if suite else ()
+    if given := [name for name, value in needles.items() if value is not None and name not in taken]:
+        raise LucidError(
+            f"--{given[0].removesuffix('s') if given[0] == 'lengths' else given[0]} is for --task needles."
+        )
+    if include_path is not None and not harness:
+        raise LucidError(f"--include-path is for tasks of lm-evaluation-harness: --task {HARNESS}NAME")
+    if not suite and (option := suites.given(_OF_SUITES)):
+        raise LucidError(f"{option} is for --suite NAME.")
+    if not suite and not harness and (option := suites.given(_OF_LM_EVAL)):
+        raise LucidError(f"{option} is for --suite NAME and --task {HARNESS}NAME.")
+    if minimum_relative is not None and against is None:
+        raise LucidError("--minimum-relative compares with another artifact: name it with --against DIR.")
+    if harness and (against is not None or minimum is not None):
+        raise LucidError("--against is for recall, needles and suites, --minimum are for the tasks recall and needles.")
+    if suite and (minimum is not None or minimum_relative is not None):
+        raise LucidError("--minimum and --minimum-relative are for the tasks recall and needles.")
 
 
 def _is_of_the_demo(artifact: Artifact) -> bool:
@@ -153,6 +195,8 @@ def _task(
 
     if name == "recall":
         return recall_task(tokenizer, limit, seed)
+    if not str(needles["needles"] or 4).isdecimal():
+        raise LucidError(f"--needles takes one whole number with --task needles, not {needles['needles']!r}.")
     try:
         lengths = needles["lengths"] and [int(item) for item in needles["lengths"].split(",")]
     except ValueError as error:
@@ -161,7 +205,7 @@ def _task(
         return needles_task(
             tokenizer,
             session.context_limit,
-            needles=4 if needles["needles"] is None else needles["needles"],
+            needles=4 if needles["needles"] is None else int(needles["needles"]),
             ask=needles["ask"],
             lengths=lengths,
             limit=limit,
@@ -233,25 +277,3 @@ def _show(report: Report, comparison: Comparison | None, against: str | None) ->
             escape(f"  {prompt!r}: {item.answer!r} asked for, {item.given!r} here, {item.given_by_other!r} there"),
             soft_wrap=True,
         )
-
-
-def _harness(
-    artifact: Artifact,
-    name: str,
-    include_path: str | None,
-    limit: int | None,
-    batch: int,
-    json_target: str | None,
-    runtime: RuntimeOptions,
-) -> None:
-    from lucid_deploy.cli._console import console_out, write_json
-    from lucid_deploy.evaluation.harness import run_tasks
-    from lucid_deploy.evaluation.tables import harness_table
-
-    session, tokenizer = _open(artifact, runtime)
-    folder = None if include_path is None else Path(include_path)
-    results = run_tasks(session, tokenizer, name.split(","), folder, limit, batch)
-    if json_target is not None:
-        write_json({"artifact": str(artifact.directory), **results}, json_target)
-    if json_target != "-":
-        console_out.print(harness_table(results))

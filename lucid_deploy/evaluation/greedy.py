@@ -21,6 +21,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Callable[[list[int]], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    answered: Callable[[int, int, list[int]], None] | None = None,
 ) -> list[list[list[int]]]:
     """Go on with each prompt until an end-of-sequence token, ``stop`` or the number of tokens ends it.
 
@@ -32,6 +33,7 @@ def generate(
         sampling: How tokens are chosen; None: the most likely.
         stop: Called with the new tokens of a prompt; true ends it.
         progress: Called with (prompts done, prompts in all).
+        answered: Called with a group's number, a prompt's number in it and its new tokens, as soon as they are known.
 
     Returns:
         The new tokens of each prompt, without the end-of-sequence token.
@@ -54,6 +56,8 @@ def generate(
             if member is not None:
                 answers[member[0]][member[1]] = row
                 done += 1
+                if answered is not None:
+                    answered(*member, row)
         if progress is not None:
             progress(done, total)
     return answers

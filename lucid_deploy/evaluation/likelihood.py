@@ -22,6 +22,7 @@ def log_likelihoods(
     pairs: Sequence[tuple[list[int], list[int]]],
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,
+    answered: Callable[[int, tuple[float, bool]], None] | None = None,
 ) -> list[tuple[float, bool]]:
     """Return log p(continuation | context) of each pair, and whether greedy decoding would give the continuation.
 
@@ -33,6 +34,7 @@ def log_likelihoods(
             model's context, since the last token is not run.
         batch: Most contexts to run at once.
         progress: Called with (pairs done, pairs in all).
+        answered: Called with a pair's number and its result, as soon as that is known.
 
     Raises:
         LucidError: An empty context or continuation, or a pair longer than the context.
@@ -51,8 +53,11 @@ def log_likelihoods(
         wanted = [[] if member is None else pairs[numbers[member[0]][member[1]]][1] for member in wave.members]
         for member, result in zip(wave.members, _scores(session, wave, wanted), strict=True):
             if member is not None:
-                results[numbers[member[0]][member[1]]] = result
+                number = numbers[member[0]][member[1]]
+                results[number] = result
                 done += 1
+                if answered is not None:
+                    answered(number, result)
         if progress is not None:
             progress(done, len(pairs))
     return results

@@ -11,6 +11,7 @@ Only this module needs lm_eval to be imported.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,12 @@ from tqdm import tqdm
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
+from lucid_deploy.evaluation.answer_log import AnswerLog
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
+from lucid_deploy.evaluation.lm_eval_requests import read_options
 from lucid_deploy.evaluation.task import TokenizerLike
-from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.evaluation.truncation import WAYS, Fit, cut, refuse_long
 from lucid_deploy.runtimes.open import open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Session
@@ -37,15 +40,17 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
-_SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "seed")
+Chat = Callable[[list[dict[str, str]], bool], str]
 
 
 @register_model("lucid")
 class LucidLM(TemplateLM):
     """Any artifact in any runtime, or an opened session, as a model of lm_eval.
 
-    Requests with the same context run it once. Contexts that are too long lose tokens on the left, as lm_eval does it.
+    Requests with the same context run it once. Contexts that are too long are refused unless ``truncate`` is given.
+
+    Attributes:
+        truncated: By task, how many of its requests' contexts were cut.
 
     Args:
         artifact: An artifact's directory; left out if a session is given.
@@ -56,6 +61,11 @@ class LucidLM(TemplateLM):
         max_gen_toks: Most tokens to generate where a task does not say.
         session: An opened session, with its tokenizer.
         tokenizer: The session's.
+        truncate: What contexts that are too long lose: ``left``, as lm_eval does it, or ``middle``, as LongBench does
+            it. None: they are refused. Windows of a text that is scored as a whole are never cut.
+        progress: Called with (what is done, tokens of prompts done, tokens in all) instead of a bar.
+        answers: Where answers are kept, and taken from.
+        chat: From messages, and whether the last one is to be gone on with, the text of a chat.
         options: Further fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
@@ -73,6 +83,10 @@ class LucidLM(TemplateLM):
         max_gen_toks: int = 256,
         session: Session[Any] | None = None,
         tokenizer: TokenizerLike | None = None,
+        truncate: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        answers: AnswerLog | None = None,
+        chat: Chat | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -92,6 +106,10 @@ class LucidLM(TemplateLM):
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
         self.max_gen_toks = int(max_gen_toks)
+        if truncate not in (None, *WAYS):
+            raise LucidError(f"truncate must be {' or '.join(WAYS)}, not {truncate!r}.")
+        self._truncate, self._progress, self._answers, self._chat = truncate, progress, answers, chat
+        self.truncated: Counter[str] = Counter()
         self._warned = False
 
     @property
@@ -125,6 +143,51 @@ class LucidLM(TemplateLM):
         """Return what the results should say about the model."""
         return {"model_runtime": self.session.label, "model_dtype": self.session.dtype, "max_length": self.max_length}
 
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for lm_eval's records of requests."""
+        return "lucid"
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a chat as text, opened for an answer or with the last message to be gone on with.
+
+        Raises:
+            LucidError: The model has no chat template, or its template refuses the messages.
+        """
+        if self._chat is None:
+            raise LucidError("The model has no chat template: leave --apply-chat-template out.")
+        return self._chat(chat_history, not add_generation_prompt)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Return nothing: the template lies beside the artifact."""
+        return None
+
+    def fit(self, request: Instance) -> Fit:
+        """Return how long the context of a request is and may be.
+
+        Raises:
+            LucidError: The task asks for what cannot be generated.
+        """
+        task = str(request.task_name or "")
+        if request.request_type == "generate_until":
+            return Fit(task, len(self._context(request.args[0])), self._room(read_options(request.args[1], self)[1]))
+        context, continuation = request.args
+        left, right = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation))
+        return Fit(task, len(left), self.max_length + 1 - len(right))
+
+    def _check(self, requests: list[Instance]) -> None:
+        """Refuse contexts that are too long if they may not be cut; count those that will be."""
+        fits = [self.fit(request) for request in requests]
+        if self._truncate is None:
+            refuse_long(fits, self.max_length)
+        self.truncated.update(fit.task for fit in fits if not fit.fits)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """See lm_eval's class; refuses contexts that are too long first."""
+        self._check(requests)
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
+
     def _loglikelihood_tokens(
         self,
         requests: list[tuple[tuple[str, str] | None, list[int], list[int]]],
@@ -134,8 +197,17 @@ class LucidLM(TemplateLM):
         pairs = [self._fitted(context, continuation, text) for text, context, continuation in requests]
         if any(len(continuation) > 1 for _, continuation in pairs):
             self._say_if_slow()
-        with _bar("Running loglikelihood requests", len(pairs), disable_tqdm) as progress:
-            results = log_likelihoods(self.session, pairs, self.batch_size, progress)
+        known = [self._known("loglikelihood", pair) for pair in pairs]
+        results = [(0.0, False) if row is None else (float(row[0]), bool(row[1])) for row in known]
+        wanted = [number for number, row in enumerate(known) if row is None]
+        with self._bar("Scoring", [sum(map(len, pairs[i])) for i in wanted], disable_tqdm) as advance:
+
+            def answered(place: int, result: tuple[float, bool]) -> None:
+                results[wanted[place]] = result
+                self._keep("loglikelihood", pairs[wanted[place]], result)
+                advance(place)
+
+            log_likelihoods(self.session, [pairs[i] for i in wanted], self.batch_size, answered=answered)
         for (text, *_), result in zip(requests, results, strict=True):
             if text is not None:
                 self.cache_hook.add_partial("loglikelihood", text, result)
@@ -159,62 +231,63 @@ class LucidLM(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what the model goes on with after each context, up to a stop sequence, which is left out."""
+        self._check(requests)
         texts = [""] * len(requests)
         alike: dict[str, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+            known = self._known("generate_until", request.args)
+            if known is None:
+                alike.setdefault(repr(sorted(request.args[1].items())), []).append(number)
+            else:
+                texts[number] = known
         for numbers in alike.values():
-            options = requests[numbers[0]].args[1]
-            contexts = [requests[i].args[0] for i in numbers]
-            for i, text in zip(numbers, self._generate(contexts, options, disable_tqdm), strict=True):
-                texts[i] = text
-                self.cache_hook.add_partial("generate_until", requests[i].args, text)
+            self._generate(requests, numbers, texts, disable_tqdm)
         return texts
 
-    def _generate(self, contexts: list[str], options: dict[str, Any], disable_tqdm: bool) -> list[str]:
-        until, most, sampling = self._options(options)
-        room = self.max_length - most
-        if room < 1:
-            raise LucidError(
-                f"The task generates up to {most} tokens, which leaves no room for a context: the model's is "
-                f"{self.max_length}. Set a smaller max_gen_toks for the task."
-            )
-        prompts = [self._context(context)[-room:] for context in contexts]
+    def _generate(self, requests: list[Instance], numbers: list[int], texts: list[str], disable_tqdm: bool) -> None:
+        """Fill in the texts of the requests of some numbers, which have the same options."""
+        until, most, sampling = read_options(requests[numbers[0]].args[1], self)
+        room = self._room(most)
+        groups = [[cut(self._context(requests[i].args[0]), room, self._truncate or "left")] for i in numbers]
 
         def stop(ids: list[int]) -> bool:
             text = self._text.decode(ids)
             return any(end in text for end in until)
 
-        with _bar("Running generate_until requests", len(prompts), disable_tqdm) as progress:
-            answers = generate(
-                self.session, [[p] for p in prompts], most, self.batch_size, sampling, stop if until else None, progress
-            )
-        texts = [self._text.decode(row[0]) for row in answers]
-        return [text[: min((text.find(end) for end in until if end in text), default=None)] for text in texts]
+        with self._bar("Generating", [len(prompt) + most for (prompt,) in groups], disable_tqdm) as advance:
 
-    def _options(self, options: dict[str, Any]) -> tuple[list[str], int, Sampling]:
-        """Return stop sequences, most tokens and sampling of a task's generation options."""
-        if unknown := sorted(set(options) - {"until", *_LENGTHS, *_SAMPLING}):
-            raise LucidError(f"The task asks for generation options that are not supported: {', '.join(unknown)}.")
-        until = options.get("until") or []
-        until = [until] if isinstance(until, str) else list(until)
-        most = next((int(options[name]) for name in _LENGTHS if options.get(name) is not None), self.max_gen_toks)
-        temperature = float(options.get("temperature") or 0.0)
-        if not options.get("do_sample", temperature > 0):
-            return [end for end in until if end], most, Sampling()
-        sampling = Sampling(
-            temperature,
-            int(options.get("top_k") or 0),
-            float(options.get("top_p") or 1.0),
-            int(options.get("seed") or 0),
-        )
-        return [end for end in until if end], most, sampling
+            def answered(place: int, _member: int, ids: list[int]) -> None:
+                text, arguments = self._text.decode(ids), requests[numbers[place]].args
+                text = text[: min((text.find(end) for end in until if end in text), default=None)]
+                texts[numbers[place]] = text
+                self._keep("generate_until", arguments, text)
+                self.cache_hook.add_partial("generate_until", arguments, text)
+                advance(place)
+
+            ends = stop if until else None
+            generate(self.session, groups, most, self.batch_size, sampling, ends, answered=answered)
+
+    def _room(self, most: int) -> int:
+        """Return how many tokens a context may have before so many are generated."""
+        if self.max_length - most < 1:
+            raise LucidError(
+                f"The task generates up to {most} tokens, which leaves no room for a context: the model's is "
+                f"{self.max_length}. Set a smaller max_gen_toks for the task."
+            )
+        return self.max_length - most
+
+    def _known(self, kind: str, arguments: Any) -> Any:
+        return None if self._answers is None else self._answers.get(kind, arguments)
+
+    def _keep(self, kind: str, arguments: Any, answer: Any) -> None:
+        if self._answers is not None:
+            self._answers.add(kind, arguments, answer)
 
     def _context(self, text: str) -> list[int]:
         return self.tok_encode(text) or [self.prefix_token_id]
 
     def _fitted(self, context: list[int], continuation: list[int], text: Any) -> tuple[list[int], list[int]]:
-        """Cut a context on the left so that it fits with its continuation, whose last token is not run."""
+        """Cut a context so that it fits with its continuation, whose last token is not run."""
         shown = "a window of a text" if text is None else repr(text[1])
         if not continuation:
             raise LucidError(
@@ -225,7 +298,7 @@ class LucidLM(TemplateLM):
             raise LucidError(
                 f"The continuation {shown[:80]} has {len(continuation)} tokens, the model's context {self.max_length}."
             )
-        return context[-room:], continuation
+        return cut(context, room, self._truncate or "left"), continuation
 
     def _say_if_slow(self) -> None:
         if self.session.gives_all_logits or self._warned:
@@ -236,8 +309,19 @@ class LucidLM(TemplateLM):
             "artifact exported with --logits all is faster in onnxruntime."
         )
 
+    @contextmanager
+    def _bar(self, description: str, sizes: list[int], disable: bool) -> Iterator[Callable[[int], None]]:
+        """Yield a function that counts a request as done by its size in tokens, so that the rest can be estimated."""
+        done, total = 0, sum(sizes)
+        if self._progress is not None:
+            self._progress(description, 0, total)
+        with tqdm(total=total, desc=description, disable=disable or self._progress is not None, unit="token") as bar:
 
-@contextmanager
-def _bar(description: str, total: int, disable: bool) -> Iterator[Callable[[int, int], None]]:
-    with tqdm(total=total, desc=description, disable=disable) as bar:
-        yield lambda done, _total: bar.update(done - bar.n) and None
+            def advance(place: int) -> None:
+                nonlocal done
+                done += sizes[place]
+                bar.update(sizes[place])
+                if self._progress is not None:
+                    self._progress(description, done, total)
+
+            yield advance

@@ -60,8 +60,11 @@ def _list(report: Report, task: Task) -> Table:
 
 
 def harness_table(results: dict[str, Any]) -> Table:
-    """Return the metrics of lm_eval's tasks as a table."""
-    table = Table("task", "metric", "filter", title="lm-evaluation-harness")
+    """Return the metrics of lm_eval's tasks as a table; those over prompts that were cut have a star."""
+    cut = results.get("truncated", {})
+    caption = ", ".join(f"{name}: {count} prompts were cut" for name, count in cut.items())
+    title = "lm-evaluation-harness"
+    table = Table("task", "metric", "filter", title=title, caption=f"* {escape(caption)}" if cut else None)
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
     for name, metrics in results["results"].items():
@@ -71,5 +74,6 @@ def harness_table(results: dict[str, Any]) -> Table:
                 continue
             error = metrics.get(f"{metric}_stderr,{filtered}")
             shown = f"{error:.4f}" if isinstance(error, int | float) else ""
-            table.add_row(escape(name), escape(metric), escape(filtered), f"{value:.4f}", shown)
+            number = f"{value:.4f}{'*' if name in cut else ''}"
+            table.add_row(escape(name), escape(metric), escape(filtered), number, shown)
     return table

@@ -44,12 +44,15 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise LucidError(f"The chat template in {origin} is not valid: {error}.") from error
 
-    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, go_on: bool = False
+    ) -> str:
         """Return the chat as text, with the opening of the model's answer.
 
         Args:
             messages: Of the chat.
             tools: That may be called; None if there are none.
+            go_on: The last message is the beginning of the answer: the text ends where that ends.
 
         Raises:
             LucidError: The template refuses the messages (most say which roles may follow which), fails on them, or
@@ -61,13 +64,21 @@ class ChatTemplate:
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
         try:
             text = self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=True, **self._special_tokens
+                messages=messages, tools=tools, add_generation_prompt=not go_on, **self._special_tokens
             )
         except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
         if (place := half_character(text)) is not None:
             raise LucidError(f"The model's chat template wrote half a character (a lone surrogate) at {place}.")
-        return text
+        return _up_to_the_end_of(str(messages[-1]["content"]), text) if go_on else text
+
+
+def _up_to_the_end_of(content: str, text: str) -> str:
+    """Cut a rendered chat after its last message, of which a template may have stripped the ends."""
+    for last in (content, content.strip()):
+        if last in text:
+            return text[: text.rindex(last) + len(last)]
+    raise LucidError("The model's chat template changes the last message, so the answer cannot go on from it.")
 
 
 def load_chat_template(directory: Path) -> ChatTemplate | None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.harness import run_tasks
+from lucid_deploy.evaluation.harness import HarnessOptions, run_tasks
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": 0}, "limit must be at least 1 document, not 0"),
+        ({"options": HarnessOptions(limit=0)}, "limit must be at least 1 document, not 0"),
         ({"include_path": Path("nowhere")}, "no tasks at nowhere: no such directory"),
     ],
 )

@@ -154,14 +154,25 @@ def test_long_texts_are_rolled_over_in_windows(demo: Demo, model: Any, words: Te
 
 
 def test_long_contexts_lose_tokens_on_the_left(demo: Demo, model: Any, words: TextTokenizer) -> None:
-    lm = LucidLM(demo().directory, max_length=20)
+    lm = LucidLM(demo().directory, max_length=20, truncate="left")
     prompt = recall.held_out(27)[-1].prompt
     (found,) = lm.loglikelihood(requests("loglikelihood", (prompt, " blue cup")), disable_tqdm=True)
     context, continuation = words.encode(prompt), words.encode("blue cup", add_special_tokens=False)
-    assert len(context) > 100
+    assert len(context) > 100 and lm.truncated == {"": 1}
     assert found[0] == pytest.approx(likelihood(model, context[-19:], continuation)[0], abs=1e-3)
     with pytest.raises(LucidError, match="21 tokens, the model's context 20"):
         lm.loglikelihood(requests("loglikelihood", ("fox", " has" * 21)), disable_tqdm=True)
+
+
+def test_long_contexts_are_refused_unless_they_may_be_cut(demo: Demo) -> None:
+    lm = LucidLM(demo().directory, max_length=20)
+    prompt = recall.held_out(27)[-1].prompt
+    for kind, arguments in (
+        ("loglikelihood", (prompt, " blue cup")),
+        ("generate_until", (prompt, {"max_gen_toks": 4})),
+    ):
+        with pytest.raises(LucidError, match=r"1 of 1 prompts .* --truncate left"):
+            getattr(lm, kind)(requests(kind, arguments), disable_tqdm=True)
 
 
 def test_generation_stops_where_it_should(lm: LucidLM) -> None:
@@ -253,6 +264,8 @@ def test_what_the_adapter_cannot_be_made_of_is_refused(demo: Demo, words: TextTo
     for options in ({}, {"session": session}, {"artifact": demo().directory, "session": session}):
         with pytest.raises(LucidError, match="together with its tokenizer"):
             LucidLM(**options)
+    with pytest.raises(LucidError, match="truncate must be left or middle, not 'right'"):
+        LucidLM(session=session, tokenizer=words, truncate="right")
     with pytest.raises(LucidError, match="max_length must be 2 to 512"):
         LucidLM(session=session, tokenizer=words, max_length=513)
     with pytest.raises(LucidError, match="batch size"):

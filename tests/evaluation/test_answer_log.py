@@ -1,0 +1,63 @@
+"""Answers are kept as they come; what a killed process wrote half is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.evaluation.answer_log import AnswerLog
+
+OWNER = {"model": "m", "truncate": None}
+
+
+def test_answers_outlive_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "answers.jsonl"
+    log = AnswerLog(path, OWNER)
+    log.add("generate_until", ("prompt", {"until": []}), "text\n")
+    log.add("loglikelihood", ([1, 2], [3]), (-0.1234567890123, True))
+    again = AnswerLog(path, OWNER)  # without closing the first
+    assert again.found == 2
+    assert again.get("generate_until", ["prompt", {"until": []}]) == "text\n"
+    assert again.get("loglikelihood", [[1, 2], [3]]) == [-0.1234567890123, True]
+    assert again.get("generate_until", ["prompt", {"until": ["x"]}]) is None
+    again.close()
+
+
+@pytest.mark.parametrize("cut", [1, 5, 30])
+def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "answers.jsonl"
+    log = AnswerLog(path, OWNER)
+    for number in range(3):
+        log.add("generate_until", (f"é{number}", {}), "a")
+    log.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = AnswerLog(path, OWNER)
+    assert again.found == 2
+    again.add("generate_until", ("é2", {}), "a")
+    again.close()
+    assert AnswerLog(path, OWNER).found == 3
+
+
+def test_a_cut_off_first_line_is_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"owner": {')
+    log = AnswerLog(path, OWNER)
+    log.add("generate_until", ("p", {}), "a")
+    log.close()
+    assert AnswerLog(path, OWNER).found == 1
+
+
+def test_answers_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    AnswerLog(path, OWNER).close()
+    with pytest.raises(
+        LucidError, match=r"holds answers of another run: truncate differ\. Choose another --output-path"
+    ):
+        AnswerLog(path, {**OWNER, "truncate": "left"})
+    path.write_text("[]\n")
+    with pytest.raises(LucidError, match="is not a file of answers"):
+        AnswerLog(path, OWNER)
+    with pytest.raises(LucidError, match="cannot be kept"):
+        AnswerLog(path / "below", OWNER)
