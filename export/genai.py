@@ -1,8 +1,11 @@
-"""``genai_config.json``: what onnxruntime-genai needs to run an artifact, its two graphs as stages of a pipeline.
+"""``genai_config.json``: what onnxruntime-genai needs to run an artifact.
 
 The format is onnxruntime-genai's ("Config reference" in its documentation). A ``decoder-pipeline`` model runs the stage
 marked ``run_on_prompt`` for the prompt and the one marked ``run_on_token_gen`` for every further token, and hands each
 ``present`` tensor to the next step as the ``past_key_values`` tensor of the same layer.
+
+A pipeline hands on no states. A ``decoder``, which is one graph, does: it finds inputs that are called ``conv_state``
+and ``recurrent_state`` by itself. So a hybrid is one: its prefill graph runs single tokens too.
 """
 
 from __future__ import annotations
@@ -14,18 +17,19 @@ from typing import Any
 from lucid_deploy.artifact import STAGES, Manifest
 
 FILE = "genai_config.json"
+_ROWS = {("key", "rows"), ("value", "rows")}
+_STATES = {("conv_state", "state"), ("recurrent_state", "state")}
 _DOES = {"prefill": "run_on_prompt", "decode": "run_on_token_gen"}
 
 
 def is_supported(manifest: Manifest) -> bool:
-    """Whether onnxruntime-genai can run this artifact: it grows caches, and knows two tensors a layer.
+    """Whether onnxruntime-genai can run this artifact: it grows caches, and knows keys, values and states.
 
-    Its static caches (``past_present_share_buffer``) take no ``cache_length``, so a static artifact is not for it.
+    Its static caches (``past_present_share_buffer``) take no ``cache_length``, so a static artifact is not for it. It
+    takes a ``recurrent_state`` only beside a ``conv_state``.
     """
-    known = {("key", "rows"), ("value", "rows")}
-    return manifest.cache == "growing" and all(
-        {(tensor.name, tensor.sort) for tensor in layer.cache} == known for layer in manifest.layers
-    )
+    layers = [{(tensor.name, tensor.sort) for tensor in layer.cache} for layer in manifest.layers]
+    return manifest.cache == "growing" and all(layer in (_ROWS, _STATES) for layer in layers)
 
 
 def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:
@@ -55,11 +59,15 @@ def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:
             "present_key_names": "present.%d.key",
             "present_value_names": "present.%d.value",
         },
-        "pipeline": [{stage: _stage(manifest, stage)} for stage in STAGES],
     }
+    hybrid = any(tensor.sort == "state" for layer in manifest.layers for tensor in layer.cache)
+    if hybrid:
+        decoder["filename"] = manifest.graphs["prefill"].file
+    else:
+        decoder["pipeline"] = [{stage: _stage(manifest, stage)} for stage in STAGES]
     eos = list(config.eos_token_ids)
     model = {
-        "type": "decoder-pipeline",
+        "type": "decoder" if hybrid else "decoder-pipeline",
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
         "bos_token_id": config.bos_token_id,

@@ -13,9 +13,11 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import export
+from lucid_deploy.export.genai import genai_config
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
 from tests.byte_level_checkpoints import TEXT
+from tests.model.families.flash_model import MODELS, Flash
 
 og: Any = pytest.importorskip("onnxruntime_genai")
 
@@ -70,6 +72,33 @@ def test_the_bundled_model_answers(tmp_path: Path) -> None:
         running.generate_next_token()
     new = [int(token) for token in running.get_sequence(0)][len(ids) :]
     assert text.decode(new) == "blue cup"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_hybrid_hands_on_its_states(hybrid: Callable[..., Artifact], dtype: str) -> None:
+    artifact = hybrid() if dtype == "float32" else hybrid(dtype=dtype)
+    rows = [np.random.default_rng(seed).integers(3, 61, 17).tolist() for seed in range(2)]
+    model, session = og.Model(str(artifact.directory)), open_session(artifact)
+    for given in (rows, rows[:1]):
+        running = generator(model, given, NEW)
+        while not running.is_done():
+            running.generate_next_token()
+        for row, ids in enumerate(given):
+            wanted = list(Generation(session, ids, NEW, stop_at_eos=False))
+            found = [int(token) for token in running.get_sequence(row)][len(ids) :]
+            end = wanted.index(0) if 0 in wanted else NEW  # genai takes 0 for the end where a model names none
+            assert found[:end] == wanted[:end] and end > 8
+    with pytest.raises(RuntimeError, match="Recurrent states cannot be partially rewound"):
+        running.rewind_to(5)
+
+
+def test_states_without_convolutions_are_not_for_it(tmp_path: Path) -> None:
+    artifact = export(Flash(MODELS["decay, bare"]).save(tmp_path / "checkpoint"), tmp_path / "artifact")
+    assert not (artifact.directory / "genai_config.json").exists()
+    settings = json.dumps(genai_config(artifact.manifest, artifact.directory))
+    (artifact.directory / "genai_config.json").write_text(settings)
+    with pytest.raises(RuntimeError, match=r"input was not found: past_key_values\.0\.conv_state"):  # else: allow them
+        generator(og.Model(str(artifact.directory)), [[3, 4]], 2)
 
 
 def test_a_batch_gives_each_row_its_own_answer(with_byte_level_tokenizer: WithTokenizer) -> None:

@@ -124,7 +124,6 @@ def test_its_states_do_not_grow(artifact: Artifact) -> None:
 
 
 def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:
-    assert not (artifact.directory / "genai_config.json").exists()  # its pipelines hand on keys and values only
     with pytest.raises(LucidError, match="layer 0 is of kind gated_delta, which caches conv_state in another form"):
         LucidForGeneration.from_checkpoint(artifact.manifest.source)
 
