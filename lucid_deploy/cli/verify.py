@@ -42,6 +42,12 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     help="What runs the artifact; auto is onnxruntime. The reference always runs in PyTorch on the CPU.",
 )
 @click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens of the prompts that are made up; fewer if the model's context is too short. Thousands show whether an "
+    "error grows with the text. Default: 300, or 140 with --quick.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=1),
     help="Decode steps after each prompt; fewer if the model's context is too short. Default: 32, or 8 with --quick.",
@@ -77,6 +83,7 @@ def command(
     checkpoint: str | None,
     runtime: RuntimeOptions,
     chosen_kernels: str,
+    prompt_tokens: int | None,
     steps: int | None,
     prompt: str | None,
     seed: int,
@@ -120,6 +127,7 @@ def command(
         checkpoint=checkpoint,
         runtime=runtime,
         steps=steps,
+        prompt_tokens=prompt_tokens,
         seed=seed,
         prompt=prompt,
         tolerance=tolerance,

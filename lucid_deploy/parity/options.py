@@ -18,6 +18,7 @@ class VerifyOptions:
         checkpoint: The checkpoint to hold the artifact against; None: the one that its manifest names.
         runtime: What runs the artifact, and how.
         steps: Decode steps after each prompt; None: 32, or 8 if it is quick.
+        prompt_tokens: Tokens of every prompt that is made up; None: 300, or 140 if it is quick.
         seed: For the random tokens.
         prompt: A real prompt, as text or as token ids ``(P,)``, that the reference continues; None: random tokens.
         tolerance: A gate set by hand for every tensor; None: gates derived from PyTorch.
@@ -32,6 +33,7 @@ class VerifyOptions:
     checkpoint: str | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     steps: int | None = None
+    prompt_tokens: int | None = None
     seed: int = 0
     prompt: str | Array | None = None
     tolerance: float | None = None
@@ -46,4 +48,5 @@ class VerifyOptions:
     def extent(self) -> VerificationExtent:
         """How much is run."""
         extent = QUICK if self.quick else FULL
-        return extent if self.steps is None else replace(extent, steps=self.steps)
+        given = {"steps": self.steps, "prompt_tokens": self.prompt_tokens}
+        return replace(extent, **{name: value for name, value in given.items() if value is not None})

@@ -129,8 +129,10 @@ def test_what_cannot_take_states_refuses_by_name(artifact: Artifact) -> None:
 
 
 def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifact, tmp_path: Path) -> None:
-    passed = lucid_deploy("verify", artifact.directory, "--quick", "--json", "-")
-    judged = {item["tensor"] for item in json.loads(passed.stdout)["comparisons"]}
+    passed = lucid_deploy("verify", artifact.directory, "--quick", "--prompt-tokens", 180, "--json", "-")
+    facts = json.loads(passed.stdout)
+    judged = {item["tensor"] for item in facts["comparisons"]}
+    assert {item["prompt_tokens"] for item in facts["scenarios"]} == {180}
     assert passed.exit_code == 0 and {"layer 0 conv_state", "layer 2 recurrent_state", "layer 1 K", "logits"} <= judged
     broken = Path(shutil.copytree(artifact.directory, tmp_path / "broken"))
     change_weight(broken, "model.layers.0.linear_attn.A_log", 1.01)
