@@ -48,5 +48,6 @@ class VerifyOptions:
     def extent(self) -> VerificationExtent:
         """How much is run."""
         extent = QUICK if self.quick else FULL
-        given = {"steps": self.steps, "prompt_tokens": self.prompt_tokens}
-        return replace(extent, **{name: value for name, value in given.items() if value is not None})
+        steps = extent.steps if self.steps is None else self.steps
+        prompt_tokens = extent.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
+        return replace(extent, steps=steps, prompt_tokens=prompt_tokens)
