@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,17 @@ from lucid_deploy.bench.contenders import LLAMA_CPP, Contender, open_contender
 from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.errors import missing_extra
+from lucid_deploy.generation.drafting import LookupDrafter
+from lucid_deploy.generation.speculation import Lookahead
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Cache, Session
+from lucid_deploy.runtimes.take_back import take_back
 
 if TYPE_CHECKING:
     from lucid_deploy.bench.llama_cpp import LlamaCppWorker
+
+_CHUNK = 2048  # in follow: prompt tokens that run at once …
+_WANTED = 128  # … and most tokens that are asked for, wherever the answer ends
 
 
 class Worker:
@@ -66,6 +73,42 @@ class Worker:
         for _ in range(steps):
             self.session.decode(token, cache)
         return {"seconds": (time.perf_counter() - started) / steps, "peak": resident_bytes("VmHWM")}
+
+    def verify(self, context: int, tokens: int, steps: int) -> dict[str, Any]:
+        """Time steps that verify so many tokens of one row, all of which are taken back; seconds per step."""
+        if self._filled is None or self._filled[0] != (1, context):
+            self._filled = ((1, context), self._random_cache(1, context))
+        cache = self.session.fork(self._filled[1])
+        ids, none = np.ones((1, tokens), dtype=np.int64), np.zeros(1, dtype=np.int64)
+        seconds = 0.0
+        for step in range(steps + 1):
+            started = time.perf_counter()
+            self.session.decode_several(ids, cache)
+            seconds += time.perf_counter() - started if step else 0.0
+            take_back(self.session, cache, tokens, none)
+        return {"seconds": seconds / steps}
+
+    def follow(self, prompt: list[int], answer: list[int], speculate: bool) -> dict[str, Any]:
+        """Time the decoding of a given answer, whatever the model would say: seconds, and how far drafts were right.
+
+        Drafts are looked up in prompt and answer. What runs is what runs where the model says this answer itself: all
+        but its last token.
+        """
+        cache = self.session.empty_cache(1)
+        self.session.prefill(np.array([prompt]), cache, chunk=_CHUNK)
+        if not speculate:
+            started = time.perf_counter()
+            for token in answer[:-1]:
+                self.session.decode(np.array([[token]]), cache)
+            return {"seconds": time.perf_counter() - started, "proposed": 0, "accepted": 0}
+        self.session.prepare_several()
+        started = time.perf_counter()
+        drafter = LookupDrafter()
+        drafter.add(prompt)
+        ahead = Lookahead(self.session, cache, drafter)
+        for token in answer[:-1]:
+            ahead(token, _WANTED)
+        return {"seconds": time.perf_counter() - started, **asdict(ahead.counts)}
 
     def _random_cache(self, batch: int, context: int) -> Cache[Any]:
         rng = np.random.default_rng(0)

@@ -38,11 +38,16 @@ def test_commands_are_answered_one_by_one_and_faults_too(
         {"op": "decode", "batch": 2, "context": 9, "steps": 2},
         {"op": "decode", "batch": 2, "context": 9, "steps": 0},
         {"op": "logits", "seed": 0, "length": 3},
+        {"op": "verify", "context": 9, "tokens": 4, "steps": 2},
+        {"op": "follow", "prompt": [5, 6, 7, 5], "answer": [6, 7, 5, 6, 7, 9], "speculate": False},
+        {"op": "follow", "prompt": [5, 6, 7, 5], "answer": [6, 7, 5, 6, 7, 9], "speculate": True},
     ]
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(json.dumps(each) + "\n" for each in commands)))
     main()
-    opened, prefill, decode, fault, after = map(json.loads, capsys.readouterr().out.splitlines())
+    opened, prefill, decode, fault, after, verify, plain, ahead = map(json.loads, capsys.readouterr().out.splitlines())
     assert opened["runtime"] == "onnxruntime" and opened["seconds"] > 0 and opened["resident"] > 10**7
     assert min(prefill["seconds"], decode["seconds"]) > 0 and min(prefill["peak"], decode["peak"]) > 10**7
     assert fault == {"error": "ZeroDivisionError: float division by zero"}
     assert len(after["logits"]) == 2
+    assert min(verify["seconds"], plain["seconds"], ahead["seconds"]) > 0
+    assert plain["proposed"] == 0 and ahead["accepted"] >= 4
