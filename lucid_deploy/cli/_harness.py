@@ -46,6 +46,6 @@ def run_harness(
     session, tokenizer = open_session(artifact, runtime)
     results = run_tasks(session, tokenizer, name.split(","), include_path, options)
     if json_target is not None:
-        write_json({"artifact": str(artifact.directory), **results}, json_target)
+        write_json({"artifact": str(artifact.directory), "ablate": runtime.ablate, **results}, json_target)
     if json_target != "-":
         console_out.print(harness_table(results))

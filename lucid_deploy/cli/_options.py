@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lucid_deploy.runtimes.options import KERNELS, PROVIDERS, RuntimeOptions, flag
+from lucid_deploy.runtimes.options import ABLATIONS, KERNELS, PROVIDERS, RuntimeOptions, flag
 from lucid_deploy.runtimes.registry import is_built_in, runtime_names
 
 if TYPE_CHECKING:
@@ -77,6 +77,10 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
         type=click.Choice(KERNELS),
         help="With onnxruntime on the CPU: the library that plugin build --target onnxruntime makes, or the graph's "
         "functions; auto takes the library if there is one.",
+    ),
+    "ablate": dict(
+        type=click.Choice(ABLATIONS),
+        help="With --runtime torch: leave out the preconditioner (Y = V) or the normalization of its keys.",
     ),
     "threads": dict(type=int, help="Threads within an operator; the runtime chooses if not given."),
     "allow_extrapolation": dict(

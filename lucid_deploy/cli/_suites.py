@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,8 @@ def run(artifact: Artifact, other: Artifact | None, request: Request, open_sessi
     del session  # two models need not be in memory at once
     differences = None
     if other is not None:
-        theirs = _ask(other, *open_session(other, request.runtime), tasks, maker, request, "answers_against.jsonl")
+        whole = replace(request, runtime=replace(request.runtime, ablate=None))
+        theirs = _ask(other, *open_session(other, whole.runtime), tasks, maker, whole, "answers_against.jsonl")
         differences = compare_suites(results, theirs)
         facts["against"] = {
             "artifact": str(other.directory),
@@ -168,6 +169,7 @@ def _ask(
     owner = {
         "model": artifact.identity,
         "runtime": session.facts(),
+        "ablate": request.runtime.ablate,
         "truncate": options.truncate,
         "context": session.context_limit,
     }
@@ -195,6 +197,7 @@ def _facts(
     return {
         "artifact": str(artifact.directory),
         **session.facts(),
+        "ablate": request.runtime.ablate,
         "suite": arguments.suite,
         "limit": _options(request, artifact).limit,
         "num_fewshot": arguments.num_fewshot,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ _OF_LM_EVAL = ("truncate", "metadata", "gen_kwargs", "num_fewshot", "apply_chat_
 @click.command("eval", cls=Command)
 @artifact_argument
 @click.option("--task", help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.  [default: recall]")
-@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
 @click.option(
     "--limit",
     type=int,
@@ -88,7 +89,7 @@ def command(
     recall asks for entries of lists, with the held-out prompts of the bundled model. needles hides facts at known
     depths in texts of known lengths and asks for them. Answers are generated greedily and count if they are exactly
     right; accuracies come with their 95 % intervals. Suites are the evaluations that LUCID's authors report, run by
-    lm-evaluation-harness.
+    lm-evaluation-harness. --ablate leaves out a part of LUCID attention; the artifact of --against is run whole.
 
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
@@ -121,8 +122,10 @@ def command(
         )
     report = _answer(opened, session, tokenizer, questions, batch)
     facts: dict[str, Any] = {"artifact": str(opened.directory), **session.facts(), **report.to_dict()}
+    if runtime.ablate is not None:
+        facts["ablate"] = runtime.ablate
     del session  # two models need not be in memory at once
-    comparison = None if other is None else _compare(report, other, batch, runtime)
+    comparison = None if other is None else _compare(report, other, batch, replace(runtime, ablate=None))
     if comparison is not None:
         facts["against"] = {"artifact": str(against), **comparison.to_dict()}
     if json_target is not None:

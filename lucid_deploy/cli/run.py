@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
 @click.option("--prompt-ids", metavar="IDS", help="The prompt as token ids instead, such as 1,15,7.")
-@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
+@runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")
 @click.option("-n", "--max-new-tokens", type=int, default=128, show_default=True, help="Most tokens to generate.")
 @sampling_options
 @guided_options

@@ -10,6 +10,7 @@ from lucid_deploy.errors import LucidError
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
+ABLATIONS = ("preconditioner", "keys")  # of model.ablation
 MOST_THREADS = 1024  # runtimes start whatever number they are told, until the machine gives way
 
 
@@ -24,11 +25,12 @@ class RuntimeOptions:
         threads: Threads within an operator; None lets the runtime choose.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         provider: onnxruntime's execution provider, one of :data:`PROVIDERS`.
+        ablate: With PyTorch, a part of LUCID attention to leave out, one of :data:`ABLATIONS`; None: nothing.
         kernels: With onnxruntime on the CPU, what computes our operators: the ``library`` that ``plugin build --target
             onnxruntime`` makes, the graph's ``functions``, or ``auto``: the library where one has been built.
 
     Raises:
-        LucidError: A number of threads that makes no sense, or an unknown provider or choice of kernels.
+        LucidError: A number of threads that makes no sense, or an unknown provider, ablation or choice of kernels.
     """
 
     runtime: str = "auto"
@@ -37,12 +39,15 @@ class RuntimeOptions:
     allow_extrapolation: bool = False
     provider: str = "cpu"
     kernels: str = "auto"
+    ablate: str | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {self.threads}.")
         if self.provider not in PROVIDERS:
             raise LucidError(f"Provider {self.provider!r} is not known; known are {', '.join(PROVIDERS)}.")
+        if self.ablate is not None and self.ablate not in ABLATIONS:
+            raise LucidError(f"Ablation {self.ablate!r} is not known; known are {', '.join(ABLATIONS)}.")
         if self.kernels not in KERNELS:
             raise LucidError(f"Kernels {self.kernels!r} are not known; known are {', '.join(KERNELS)}.")
 

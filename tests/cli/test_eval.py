@@ -150,3 +150,19 @@ def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
         file.truncate(1000)
     result = run(damaged)
     assert result.exit_code == 1 and "weights.bin" in result.stderr
+
+
+def test_without_the_preconditioner_it_is_the_model_without_the_solve(demo: Demo, unsolved: Path) -> None:
+    """The ablation against an export of the same weights with standard attention."""
+    options = ["--runtime", "torch", "--limit", 54]
+    ablated = printed(demo().directory, *options, "--ablate", "preconditioner", "--against", demo().directory)
+    expected = printed(unsolved, *options)
+    assert ablated["wrong"] == expected["wrong"] and ablated["ablate"] == "preconditioner"
+    assert ablated["against"]["accuracy"] == 1.0  # the other is whole
+    raw = printed(demo().directory, *options, "--ablate", "keys")
+    assert raw["accuracy"] < 1.0 and raw["wrong"] != expected["wrong"]
+
+
+def test_only_pytorch_ablates(demo: Demo) -> None:
+    result = run(demo().directory, "--ablate", "keys")
+    assert result.exit_code == 2 and "--ablate is for torch" in " ".join(result.stderr.split())

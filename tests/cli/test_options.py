@@ -35,9 +35,10 @@ def test_nothing_given_is_the_default() -> None:
 
 
 def test_every_field_has_its_option() -> None:
-    wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions")
+    wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "keys")
     assert all(value != getattr(RuntimeOptions(), name) for name, value in asdict(wanted).items())
     words = "--runtime torch --device cuda:1 --threads 3 --allow-extrapolation --provider cuda --kernels functions"
+    words += " --ablate keys"
     result = run(*words.split(), "--form", "flat", "--json", "-")
     assert (result.exit_code, result.stdout) == (0, "flat -\n") and seen == [wanted]
 
@@ -48,6 +49,7 @@ def test_every_field_has_its_option() -> None:
         ("--runtime mxnet", "'mxnet' is not one of 'auto', 'torch', 'onnxruntime', 'openvino', 'tensorrt'"),
         ("--provider rocm", "'rocm' is not one of 'cpu', 'cuda'"),
         ("--kernels fast", "'fast' is not one of 'auto', 'functions', 'library'"),
+        ("--ablate heads", "'heads' is not one of 'preconditioner', 'keys'"),
         ("--threads many", "'many' is not a valid integer"),
         ("--form square", "'square' is not one of 'round', 'flat'"),
     ],

@@ -160,8 +160,8 @@ def _check_words(task: SuiteTask, made: Any, tokenizer: TokenizerLike) -> None:
     text = str(made.doc_to_text(made.eval_docs[0]))
     if text.isascii() and not can_write(tokenizer, text):
         raise LucidError(
-            f"This model's tokenizer cannot write the texts of {task.name}. Suites ask in English; the bundled model is "
-            "asked with --task recall or needles."
+            f"This model's tokenizer cannot write the texts of {task.name}. Suites ask in English; the bundled model "
+            "is asked with --task recall or needles."
         )
 
 

@@ -12,11 +12,16 @@ import torch
 from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, ZEROS
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
 
 
 def load_artifact_model(
-    artifact: Artifact, device: str = "cpu", implementation: str = "blocked", dtype: str | None = None
+    artifact: Artifact,
+    device: str = "cpu",
+    implementation: str = "blocked",
+    dtype: str | None = None,
+    config: LucidConfig | None = None,
 ) -> LucidForCausalLM:
     """Build the PyTorch model on the weights of an artifact. Quantized ones are dequantized.
 
@@ -25,6 +30,7 @@ def load_artifact_model(
         device: Where the parameters go. On the CPU they are mapped from the file, not copied, where the layout allows.
         implementation: ``blocked`` or ``reference``, as for :class:`~lucid_deploy.model.lucid.LucidForCausalLM`.
         dtype: Type of the parameters, such as ``float64``; None: the artifact's.
+        config: A configuration with the same weights in the place of the artifact's.
 
     Raises:
         CheckFailed: The graph lacks a weight of the model, or has it in another shape.
@@ -32,7 +38,7 @@ def load_artifact_model(
     stored = getattr(torch, artifact.manifest.dtype)
     wanted_type = stored if dtype is None else getattr(torch, dtype)
     with torch.device("meta"):
-        model = LucidForCausalLM(artifact.config, implementation)
+        model = LucidForCausalLM(config or artifact.config, implementation)
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

@@ -23,7 +23,7 @@ class TorchRuntime(Runtime):
 
     name = "torch"
     description = "The PyTorch model on the artifact's weights, without its graphs."
-    options = frozenset({"threads"})
+    options = frozenset({"threads", "ablate"})
 
     def capabilities(self, options: RuntimeOptions) -> Capabilities:
         """See :meth:`Runtime.capabilities`."""
@@ -33,6 +33,7 @@ class TorchRuntime(Runtime):
         """See :meth:`Runtime.open`."""
         import torch
 
+        from lucid_deploy.model.ablation import ablated
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
         from lucid_deploy.runtimes.torch.session import TorchSession
         from lucid_deploy.runtimes.torch.threads import torch_threads
@@ -40,9 +41,10 @@ class TorchRuntime(Runtime):
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise LucidError("PyTorch sees no CUDA device; run with --device cpu, or install a CUDA build of PyTorch.")
         with torch_threads(options.threads):
-            model = load_artifact_model(artifact, options.device)
+            config = artifact.config if options.ablate is None else ablated(artifact.config, options.ablate)
+            model = load_artifact_model(artifact, options.device, config=config)
         session = TorchSession(model, options.allow_extrapolation, options.threads)
-        session.identity = artifact.identity
+        session.identity = artifact.identity if options.ablate is None else None  # another model's caches fit neither
         return session
 
     def open_layers(self, session: Session[Any], artifact: Artifact | None) -> Layers:

@@ -1,0 +1,65 @@
+"""Ablations: the same weights in a model of which one part was taken out.
+
+An ablated model is another configuration, whose layers are of other kinds; only the PyTorch runtime runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.description import LayerDescription
+from lucid_deploy.model.layers import LayerKind, register_layer_kind
+from lucid_deploy.model.layers.rows import projection_names, rows_layout
+
+if TYPE_CHECKING:
+    from lucid_deploy.model.mixer import Mixer
+
+LUCID, STANDARD, RAW_KEYS = "lucid", "standard", "lucid_raw_keys"
+ABLATIONS = {"preconditioner": STANDARD, "keys": RAW_KEYS}
+
+
+class RawKeys(LayerKind):
+    """LUCID attention whose solve takes the keys as they are: see :mod:`lucid_deploy.model.attention.raw_keys`."""
+
+    name = RAW_KEYS
+
+    def describe(self, config: LucidConfig, index: int, cache_dtype: str) -> LayerDescription:
+        """See :meth:`LayerKind.describe`. Its system is not LUCID's, so nothing checks it as such."""
+        return LayerDescription(
+            kind=self.name,
+            cache=rows_layout(config, cache_dtype),
+            weights=projection_names(config, self.attribute),
+            eviction="what is cached for the later tokens was computed from their keys and values",
+        )
+
+    def words(self, config: LucidConfig) -> str:
+        """See :meth:`LayerKind.words`."""
+        return "LUCID {} without normalized keys"
+
+    def mixer(self, config: LucidConfig, index: int, implementation: str) -> Mixer:
+        """See :meth:`LayerKind.mixer`."""
+        from lucid_deploy.model.attention.raw_keys import RawKeyAttention
+
+        return RawKeyAttention(config, implementation)
+
+
+def ablated(config: LucidConfig, part: str) -> LucidConfig:
+    """Return a model's configuration without one part of its LUCID layers; other layers stay as they are.
+
+    Args:
+        config: The model.
+        part: ``preconditioner``: Y = V, which is standard attention with the same weights. ``keys``: the solve takes
+            keys that are not normalized.
+
+    Raises:
+        LucidError: Another part, or a model without LUCID layers.
+    """
+    if part not in ABLATIONS:
+        raise LucidError(f"There is no ablation of {part!r}; there are {', '.join(ABLATIONS)}.")
+    if LUCID not in config.kinds:
+        raise LucidError(f"The model has no LUCID layers, so it can't be run without their {part}.")
+    register_layer_kind(RawKeys())
+    return replace(config, layer_kinds=tuple(ABLATIONS[part] if kind == LUCID else kind for kind in config.kinds))
