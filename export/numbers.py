@@ -76,5 +76,11 @@ def learn_numbers(
     from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
 
     settings = GptqSettings(options.gptq_damping, options.gptq_order == "activation")
-    learned, quantization = learn_weights(source, quantization, rows, settings, dtype, progress)
+    if options.target_bits is None:
+        learned, quantization = learn_weights(source, quantization, rows, settings, dtype, progress)
+    else:
+        from lucid_deploy.export.rounding.automatic import learn_mixed
+
+        target = options.target_bits
+        learned, quantization = learn_mixed(source, quantization, rows, settings, dtype, target, progress)
     return quantization, learned.parts

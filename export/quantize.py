@@ -20,7 +20,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     round_blocks,
 )
-from lucid_deploy.artifact.quantization_method import GPTQ, METHODS, NEAREST, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, METHODS, NEAREST, STORED
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.version import __version__
 
@@ -45,10 +45,11 @@ class QuantizeOptions:
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8`` or ``float``, see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: ``rtn`` or ``gptq``, which learns from the calibration text.
+        method: ``rtn``; ``gptq``, which learns from the calibration text; or ``auto``: that with 4 and 8 bits mixed.
         calibration_tokens: How many tokens of that text to learn from at most.
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
+        target_bits: With ``auto``: bits a quantized weight at most, on average, scales included.
     """
 
     scheme: str
@@ -61,6 +62,7 @@ class QuantizeOptions:
     calibration_tokens: int = CALIBRATION_TOKENS
     gptq_damping: float = GPTQ_DAMPING
     gptq_order: str = "activation"
+    target_bits: float | None = None
 
     @property
     def learns(self) -> bool:
@@ -102,10 +104,23 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
+    _check_target(options)
     if options.scheme == STORED:
         _check_stored(options)
     else:
         _kernel(options.scheme)
+
+
+def _check_target(options: QuantizeOptions) -> None:
+    automatic = options.method == AUTO
+    if automatic and options.scheme != "int4":
+        raise LucidError("--method auto gives int4 weights 8 bits where it pays: use it with --quantize int4.")
+    if automatic and options.target_bits is None:
+        raise LucidError("--method auto needs a size: add --target-bits, such as 6.")
+    if options.target_bits is not None and not automatic:
+        raise LucidError("--target-bits is for --method auto; leave it out.")
+    if options.target_bits is not None and not 0 < options.target_bits <= 32:  # NaN too
+        raise LucidError(f"--target-bits must be above 0 and 32 at most, not {options.target_bits:g}.")
 
 
 def _check_stored(options: QuantizeOptions) -> None:
@@ -154,7 +169,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         activations=options.activations,
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
-        tool=f"lucid-deploy {__version__}" if options.method == GPTQ else _onnxruntime(),
+        tool=f"lucid-deploy {__version__}" if options.learns else _onnxruntime(),
     )
 
 

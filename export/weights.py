@@ -74,7 +74,7 @@ def plan_weights(
     for name, shape in shapes.items():
         if quantization is not None and name in quantization.tensors:
             shape_of = {part: quantization.part_shape(name, part) for part in quantization.parts(name)}
-            add(name, shape_of[PACKED], quantization.packed_size(name), quantization.packed_dtype, PACKED)
+            add(name, shape_of[PACKED], quantization.packed_size(name), quantization.packed_dtype(name), PACKED)
             add(name, shape_of[SCALES], math.prod(shape_of[SCALES]) * ITEM_SIZES[dtype], dtype, SCALES)
             if ZEROS in shape_of:
                 add(name, shape_of[ZEROS], math.prod(shape_of[ZEROS]), "uint8", ZEROS)
@@ -168,7 +168,7 @@ class _TensorBytes:
                 yield memoryview(packed.reshape(-1))
         if quantization.format == "qdq":
             width = quantization.tensors[tensor.name].shape[1]
-            yield memoryview(to_qdq(np.concatenate(whole), width, quantization.bits))
+            yield memoryview(to_qdq(np.concatenate(whole), width, quantization.bits_of(tensor.name)))
         found = torch.cat([torch.as_tensor(factors) for factors in scales])
         self._scales = found.mT if quantization.format == "qdq" else found
 
@@ -186,8 +186,8 @@ class _TensorBytes:
             return
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
-        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.positive_scales else None
-        yield from quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits, least)
+        least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.has_positive_scales(tensor.name) else None
+        yield from quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits_of(tensor.name), least)
 
     def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
         import numpy as np

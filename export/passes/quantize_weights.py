@@ -61,7 +61,7 @@ class _WeightInitializers:
     def get(self, part: str) -> ir.Value:
         name = self.name + part
         if name not in self._graph.initializers:
-            packed = ir.DataType[self.quantization.packed_dtype.upper()]
+            packed = ir.DataType[self.quantization.packed_dtype(self.name).upper()]
             shape = ir.Shape(self.quantization.part_shape(self.name, part))
             kind = ir.TensorType(self._dtype if part == SCALES else packed)
             self._graph.initializers[name] = ir.Value(name=name, shape=shape, type=kind)
@@ -75,7 +75,7 @@ def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None
     attributes = {
         "K": width,
         "N": rows,
-        "bits": quantization.bits,
+        "bits": quantization.bits_of(parts.name),
         "block_size": parts.tensor.block_size,
         "accuracy_level": _LEVEL[quantization.activations],
     }
@@ -86,7 +86,12 @@ def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None
 def _gather(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
     """``Gather(W, ids)``; a last block that is longer than the rest of the row gives columns that are cut off."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
-    attributes = {"bits": parts.quantization.bits, "block_size": size, "gather_axis": 0, "quantize_axis": 1}
+    attributes = {
+        "bits": parts.quantization.bits_of(parts.name),
+        "block_size": size,
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
     inputs = [parts.get(ROWS), node.inputs[1], parts.get(SCALES)]
     gather = ir.node("GatherBlockQuantized", inputs, attributes=attributes, domain=CONTRIB)
     if width % size == 0:

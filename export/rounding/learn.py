@@ -167,12 +167,13 @@ class _Learner:
         weight = self._checkpoint.tensor(name).float()
         if not weight.isfinite().all():
             raise LucidError(f"{self._checkpoint.directory}: {name} has values that are not finite: it is damaged.")
-        scales = search_scales(weight, tensor, record.bits, self._dtype, record.positive_scales)
+        bits, positive = record.bits_of(name), record.has_positive_scales(name)
+        scales = search_scales(weight, tensor, bits, self._dtype, positive)
         spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
-        limits = number_range(record.bits, record.positive_scales)
+        limits = number_range(bits, positive)
         target = moments.target(weight, self._settings.damping)
         numbers = round_columns(target, spread, order, limits)
-        self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, record.bits), scales.numpy()
+        self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, bits), scales.numpy()
         rounded = numbers * spread
         nearest = self._nearest(name)
         self.learned.tensors[name] = LearnedTensor(
@@ -184,13 +185,31 @@ class _Learner:
 
     def _nearest(self, name: str) -> torch.Tensor:
         """Return a weight as rounding to nearest makes it, float32 ``(out, in)``."""
-        import torch
+        return rounded_weight(self._checkpoint, self._quantization, name, None, self._dtype)
 
-        tensor, record = self._quantization.tensors[name], self._quantization
-        least = LEAST_SCALE[self._dtype] if record.positive_scales else None
-        parts = quantize_matrix(self._checkpoint.tensor(name), tensor, record.bits, least)
-        rows = [_dequantized(packed, scales, tensor, record.bits) for packed, scales in parts]
-        return torch.from_numpy(np.concatenate(rows))
+
+def rounded_weight(
+    checkpoint: Checkpoint, quantization: Quantization, name: str, parts: tuple[Array, Array] | None, dtype: str
+) -> torch.Tensor:
+    """Return a weight as an artifact will have it, float32 ``(out, in)``.
+
+    Args:
+        checkpoint: Where it comes from.
+        quantization: How it is quantized.
+        name: The checkpoint's name of it.
+        parts: Its packed numbers and scales; None: it is rounded to nearest.
+        dtype: Type that scales are stored in.
+    """
+    import torch
+
+    tensor, bits = quantization.tensors[name], quantization.bits_of(name)
+    if parts is None:
+        least = LEAST_SCALE[dtype] if quantization.has_positive_scales(name) else None
+        found = quantize_matrix(checkpoint.tensor(name), tensor, bits, least)
+        rows = [_dequantized(packed, scales, tensor, bits) for packed, scales in found]
+    else:
+        rows = [_dequantized(*parts, tensor, bits)]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _dequantized(packed: Array, scales: Array, tensor: QuantizedTensor, bits: int) -> Array:

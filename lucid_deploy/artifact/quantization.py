@@ -13,6 +13,7 @@ Needs numpy alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lucid_deploy.artifact.quantization_method import Method
+from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.cache.storage import LEVELS
 
 SCHEMES = {"int8": 8, "int4": 4}  # bits
@@ -43,11 +45,13 @@ class QuantizedTensor:
         block_size: Elements of a block; the last block of a row may be shorter.
         zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
             ``matmulnbits``.
+        bits: Of an element; None: the record's.
     """
 
     shape: tuple[int, int]
     block_size: int
     zero_points: bool = False
+    bits: int | None = None
 
     @property
     def blocks(self) -> int:
@@ -61,7 +65,7 @@ class Quantization:
 
     Attributes:
         scheme: ``int8`` or ``int4``.
-        bits: Of an element.
+        bits: Of an element, where its tensor does not say otherwise.
         format: ``matmulnbits``: onnxruntime's operators ``com.microsoft::MatMulNBits`` and ``GatherBlockQuantized``.
             ``qdq``: ``DequantizeLinear`` with blocks before a product, which TensorRT takes too.
         activations: How onnxruntime multiplies on the CPU: ``int8`` rounds the inputs of a product to 8 bits block by
@@ -104,8 +108,9 @@ class Quantization:
         (rows, width), blocks = tensor.shape, tensor.blocks
         if self.format == "qdq":
             return (blocks, rows) if part == SCALES else (width, rows)
-        blob = tensor.block_size * self.bits // 8
-        zeros = -(-blocks * self.bits // 8)
+        bits = self.bits_of(name)
+        blob = tensor.block_size * bits // 8
+        zeros = -(-blocks * bits // 8)
         return {
             SCALES: (rows, blocks),
             PACKED: (rows, blocks, blob),
@@ -117,20 +122,33 @@ class Quantization:
         """Return which parts of a tensor are stored, in the order of the file."""
         return (PACKED, SCALES, ZEROS) if self.tensors[name].zero_points else (PACKED, SCALES)
 
-    @property
-    def positive_scales(self) -> bool:
-        """Whether every scale is positive, and the largest magnitude of a block / 127."""
-        return self.format == "qdq" and self.bits == 8
+    def bits_of(self, name: str) -> int:
+        """Return the bits of a tensor's elements."""
+        return self.tensors[name].bits or self.bits
 
-    @property
-    def packed_dtype(self) -> str:
-        """Type of ``PACKED`` in the graphs."""
-        return "uint8" if self.format == "matmulnbits" else self.scheme
+    def has_positive_scales(self, name: str) -> bool:
+        """Whether every scale of a tensor is positive, and the largest magnitude of a block / 127."""
+        return self.format == "qdq" and self.bits_of(name) == 8
+
+    def packed_dtype(self, name: str) -> str:
+        """Return the type of a tensor's ``PACKED`` in the graphs."""
+        return "uint8" if self.format == "matmulnbits" else f"int{self.bits_of(name)}"
+
+    def bits_per_weight(self, dtype: str) -> float:
+        """Return the mean bits of a quantized weight, scales (of type ``dtype``) and zero points included."""
+        whole = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
+
+    def stored_size(self, name: str, dtype: str) -> int:
+        """Return the bytes of all parts of a tensor, scales being of type ``dtype``."""
+        scales = math.prod(self.part_shape(name, SCALES)) * ITEM_SIZES[dtype]
+        zeros = math.prod(self.part_shape(name, ZEROS)) if self.tensors[name].zero_points else 0
+        return self.packed_size(name) + scales + zeros
 
     def packed_size(self, name: str) -> int:
         """Return the bytes of ``PACKED``."""
         count = int(np.prod(self.part_shape(name, PACKED)))
-        return -(-count // 2) if self.packed_dtype == "int4" else count
+        return -(-count // 2) if self.packed_dtype(name) == "int4" else count
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
@@ -157,7 +175,10 @@ class Quantization:
             zeros = tensor.get("zero_points", False)
             if type(zeros) is not bool or (zeros and data["format"] == "qdq"):
                 raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {data['format']}")
-            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]), zeros)
+            bits = tensor.get("bits")
+            if bits is not None and (type(bits) is not int or bits not in SCHEMES.values()):
+                raise ValueError(f"quantization of {name}: {bits!r} bits")
+            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]), zeros, bits)
         if not tensors:
             raise ValueError("quantization without tensors")
         kept = tuple(str(name) for name in data["kept"])
@@ -183,15 +204,16 @@ class Quantization:
         """
         rows, width = self.tensors[name].shape
         scales = scales.astype(np.float64).reshape(self.part_shape(name, SCALES))
+        bits = self.bits_of(name)
         if self.format == "qdq":
-            flat = _halves(packed, signed=True)[: width * rows] if self.bits == 4 else packed.view(np.int8)
+            flat = _halves(packed, signed=True)[: width * rows] if bits == 4 else packed.view(np.int8)
             return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
-        zero = 1 << (self.bits - 1)
-        flat = _halves(packed, signed=False) if self.bits == 4 else packed
+        zero = 1 << (bits - 1)
+        flat = _halves(packed, signed=False) if bits == 4 else packed
         codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
         if zeros is None:
             return (codes - zero).astype(np.int8), scales
-        points = (_halves(zeros, signed=False) if self.bits == 4 else zeros).reshape(rows, -1).astype(np.int16)
+        points = (_halves(zeros, signed=False) if bits == 4 else zeros).reshape(rows, -1).astype(np.int16)
         return codes - spread(points[:, : self.tensors[name].blocks], self.tensors[name]), scales
 
     def dequantize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-NEAREST, GPTQ = "rtn", "gptq"
-METHODS = (NEAREST, GPTQ)  # that an export may be asked for
+NEAREST, GPTQ, AUTO = "rtn", "gptq", "auto"
+METHODS = (NEAREST, GPTQ, AUTO)  # that an export may be asked for
 STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 

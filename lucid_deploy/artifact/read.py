@@ -188,7 +188,7 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
         assert record is not None
         numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
         for part in (*numbers, *record.parts(name)[1:]):
-            kind = dtype if part == SCALES else record.packed_dtype.upper()
+            kind = dtype if part == SCALES else record.packed_dtype(name).upper()
             wanted[name + part] = (kind, record.part_shape(name, part))
     if found != wanted:
         differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))

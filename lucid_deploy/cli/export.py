@@ -100,9 +100,15 @@ if TYPE_CHECKING:
 )
 @choice_option(
     "--method",
-    ["rtn", "gptq"],
+    ["rtn", "gptq", "auto"],
     help="How numbers are chosen. rtn: the nearest. gptq: by what the layers compute over the --calibration text, "
-    "which costs time and makes int4's error much smaller.",
+    "which costs time and makes int4's error much smaller. auto: that, with 8 bits where 4 cost most.",
+)
+@click.option(
+    "--target-bits",
+    type=float,
+    metavar="BITS",
+    help="With --method auto: how many bits a quantized weight may take on average, scales included, such as 6.",
 )
 @click.option(
     "--calibration-tokens",
@@ -220,6 +226,7 @@ def _quantize_options(
     calibration_tokens: int,
     gptq_damping: float,
     gptq_order: str,
+    target_bits: float | None,
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
     from lucid_deploy.export.quantize import CALIBRATION_TOKENS, GPTQ_DAMPING, QuantizeOptions
@@ -236,6 +243,7 @@ def _quantize_options(
             calibration_tokens,
             gptq_damping,
             gptq_order,
+            target_bits,
         )
     given = {
         "--quantize-format": quantize_format != "auto",
@@ -247,6 +255,7 @@ def _quantize_options(
         "--calibration-tokens": calibration_tokens != CALIBRATION_TOKENS,
         "--gptq-damping": gptq_damping != GPTQ_DAMPING,
         "--gptq-order": gptq_order != "activation",
+        "--target-bits": target_bits is not None,
     }
     if any(given.values()):
         names = ", ".join(name for name, there in given.items() if there)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
-from lucid_deploy.artifact.quantization import ZEROS
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
@@ -93,13 +91,10 @@ def compression(artifact: Artifact) -> float:
 
 def quantized_size(artifact: Artifact) -> int:
     """Return the bytes of all quantized weights, scales included."""
-    record, size = artifact.manifest.quantization, ITEM_SIZES[artifact.manifest.dtype]
+    record = artifact.manifest.quantization
     if record is None:
         return 0
-    zeros = sum(math.prod(record.part_shape(name, ZEROS)) for name, item in record.tensors.items() if item.zero_points)
-    return zeros + sum(
-        record.packed_size(name) + tensor.shape[0] * tensor.blocks * size for name, tensor in record.tensors.items()
-    )
+    return sum(record.stored_size(name, artifact.manifest.dtype) for name in record.tensors)
 
 
 def weight_types(artifact: Artifact) -> dict[str, int]:

@@ -70,7 +70,7 @@ def test_dequantize_linear_makes_what_dequantize_gives(scheme: str) -> None:
     np.testing.assert_allclose(quantization.dequantize(NAME, packed, scales), weight, rtol=1e-6)
     numbers, factors = quantization.unpack(NAME, packed, scales)
     assert numbers.dtype == np.int8 and factors.shape == (3, 2)
-    assert quantization.positive_scales == (scheme == "int8")
+    assert quantization.has_positive_scales(NAME) == (scheme == "int8")
 
 
 def test_a_row_of_an_embedding_is_another_view_of_the_same_bytes() -> None:
@@ -78,6 +78,25 @@ def test_a_row_of_an_embedding_is_another_view_of_the_same_bytes() -> None:
     assert quantization.tensors[NAME].blocks == 3
     for part in (PACKED, ROWS):
         assert np.prod(quantization.part_shape(NAME, part)) == quantization.packed_size(NAME) == 97 * 3 * 16
+
+
+@pytest.mark.parametrize("form", ["matmulnbits", "qdq"])
+def test_tensors_of_several_bits_in_one_record(form: str) -> None:
+    """Sizes by hand; each tensor reads back by its own bits."""
+    tensors = {"a": QuantizedTensor((4, 64), 32), "b": QuantizedTensor((4, 64), 32, bits=8)}
+    mixed = Quantization("int4", 4, form, "int8", tensors, (), "a tool")
+    assert Quantization.from_dict(mixed.to_dict()) == mixed
+    assert [mixed.packed_size(name) for name in "ab"] == [128, 256] and [mixed.bits_of(name) for name in "ab"] == [4, 8]
+    assert [mixed.has_positive_scales(name) for name in "ab"] == [False, form == "qdq"]
+    assert mixed.bits_per_weight("float32") == 6 + 1 and mixed.bits_per_weight("float16") == 6 + 0.5
+    for name, high in (("a", 7), ("b", 127)):
+        size = mixed.packed_size(name)
+        numbers, _ = mixed.unpack(name, np.arange(size, dtype=np.uint8), np.ones(8))
+        assert numbers.shape == (4, 64) and numbers.max() == (high if name == "a" or form == "qdq" else 127)
+    with pytest.raises(ValueError, match="3 bits"):
+        changed = mixed.to_dict()
+        changed["tensors"]["a"]["bits"] = 3
+        Quantization.from_dict(changed)
 
 
 def test_a_tied_head_has_the_embeddings_blocks() -> None:

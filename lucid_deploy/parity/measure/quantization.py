@@ -136,14 +136,14 @@ def _difference(
     tensor = quantization.tensors[name]
     numbers, factors = quantization.unpack(name, packed, scales)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
-    high = (1 << (quantization.bits - 1)) - 1
-    top = high if quantization.positive_scales else high + 1  # the largest element's magnitude, as a whole number
+    high, positive = (1 << (quantization.bits_of(name) - 1)) - 1, quantization.has_positive_scales(name)
+    top = high if positive else high + 1  # the largest element's magnitude, as a whole number
     # A scale in half precision is rounded (to a multiple of 2^-24 at least in float16), and every number with it.
     relative, least = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 0.0)}.get(dtype, (2.0**-22, 0.0))
     width = original.shape[1]
     padded = np.pad(np.abs(original), ((0, 0), (0, -width % tensor.block_size)))
     largest = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1)
-    if quantization.positive_scales:
+    if positive:
         largest = np.maximum(largest, top * LEAST_SCALE[dtype])
     misplaced = ~(np.abs(np.abs(factors) * top - largest) <= top * (relative * np.abs(factors) * 1.01 + least) + 1e-30)
     if misplaced.any():
@@ -172,7 +172,7 @@ def _learned_difference(
     """Say what is wrong with a weight whose numbers data chose; None if it is right."""
     tensor, recorded = quantization.tensors[name], quantization.method.tensors[name]
     numbers, factors = quantization.unpack(name, packed, scales)
-    low, high = number_range(quantization.bits, quantization.positive_scales)
+    low, high = number_range(quantization.bits_of(name), quantization.has_positive_scales(name))
     padded = np.pad(np.abs(original), ((0, 0), (0, -original.shape[1] % tensor.block_size)))
     fits = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1) / max(-low, high)
     least = LEAST_SCALE[dtype]

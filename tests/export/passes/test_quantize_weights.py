@@ -26,7 +26,7 @@ def parts(quantization: Quantization) -> dict[str, np.ndarray]:
     """Return random contents of the stored parts, in the shapes of the graph."""
     packed = RNG.integers(0, 256, quantization.packed_size("w"), dtype=np.uint8)
     scales = RNG.uniform(0.5, 2, quantization.part_shape("w", SCALES)).astype(np.float32)
-    kind = np.int8 if quantization.packed_dtype == "int8" else np.uint8
+    kind = np.int8 if quantization.packed_dtype("w") == "int8" else np.uint8
     return {
         f"w{PACKED}": packed.view(kind).reshape(quantization.part_shape("w", PACKED)),
         f"w{SCALES}": scales,
