@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
+STATE_TYPES = ("float32", "model")  # how a recurrent state may be kept
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -62,6 +64,7 @@ class ExportOptions:
         inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
         opset: Version of ONNX's standard operators: 23, or 24 with a static cache, whose rows are then written by
             TensorScatter, which older runtimes do not have. None: the newer.
+        state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
         diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
         hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
     """
@@ -78,6 +81,7 @@ class ExportOptions:
     hub: HubOptions | None = None
     inline: bool = False
     diagonal: str = UNIT
+    state_dtype: str = "float32"
     opset: int | None = None
 
     def recorded(self) -> dict[str, Any]:
@@ -111,7 +115,8 @@ def export(
     output = Path(output)
     _check_request(output, options)
     checkpoint, hub = _fetched(checkpoint, options, progress)
-    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal)
+    states = options.dtype if options.state_dtype == "model" else None
+    source = Checkpoint(checkpoint, options.assume_unused, options.diagonal, states)
     _check_assumed(source, options.assume_unused)
     _check_target(source.directory, output)
     check_tokenizer(source.directory)
@@ -173,6 +178,8 @@ def _check_request(output: Path, options: ExportOptions) -> None:
     if options.cache not in CACHES:
         raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
     _check_opset(options)
+    if options.state_dtype not in STATE_TYPES:
+        raise LucidError(f"state_dtype must be {' or '.join(STATE_TYPES)}, not {options.state_dtype!r}.")
     if options.diagonal not in DIAGONALS:
         raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
     resolve_cache_dtype(options.cache_dtype, options.dtype)

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
 )
 @choice_option(
+    "--state-dtype",
+    ["float32", "model"],
+    help="Type that recurrent states of delta layers are kept in between calls. model: that of --dtype, which halves "
+    "them in a float16 model and rounds them after every call.",
+)
+@choice_option(
     "--diagonal",
     ["unit", "training"],
     help="Diagonal of L in LUCID layers. unit: 1. training: what the authors' training code divides by, which is below "
@@ -148,6 +154,7 @@ def command(
     logits: str,
     cache: str,
     cache_dtype: str,
+    state_dtype: str,
     diagonal: str,
     opset: str | None,
     inline: bool,
@@ -187,6 +194,7 @@ def command(
         hub=hub,
         inline=inline,
         diagonal=diagonal,
+        state_dtype=state_dtype,
         opset=None if opset is None else int(opset),
     )
     with progress("Exporting") as update:

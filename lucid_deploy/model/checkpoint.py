@@ -12,6 +12,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig, parse_config, read_config
 from lucid_deploy.model.config_check import unknown_keys, value_of
 from lucid_deploy.model.config_file import GenerationFile, checked, read_object, token_ids
+from lucid_deploy.model.description import describe
 from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
@@ -60,6 +61,7 @@ class Checkpoint:
         checkpoint: A directory, or the word ``demo``.
         assume_unused: Keys of ``config.json`` that are not known here and that the user says change nothing.
         diagonal: See :attr:`LucidConfig.diagonal`.
+        state_dtype: See :attr:`LucidConfig.state_dtype`; None: float32.
 
     Attributes:
         directory: Where it lies.
@@ -75,7 +77,13 @@ class Checkpoint:
             error names them all).
     """
 
-    def __init__(self, checkpoint: str | Path, assume_unused: Collection[str] = (), diagonal: str = UNIT) -> None:
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        assume_unused: Collection[str] = (),
+        diagonal: str = UNIT,
+        state_dtype: str | None = None,
+    ) -> None:
         self.directory = resolve(checkpoint)
         raw, self.layout = split_layout(read_config(self.directory), self.directory)
         where = str(self.directory / "config.json")
@@ -90,7 +98,8 @@ class Checkpoint:
         self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
         config = _with_generation_eos(config, self.directory)
-        self.config: LucidConfig = _with_diagonal(config, diagonal, str(self.directory))
+        config = _with_diagonal(config, diagonal, str(self.directory))
+        self.config: LucidConfig = _with_states(config, state_dtype, str(self.directory))
         self.tied = self.config.tie_word_embeddings
         self.notes = (*_wrapper_notes(wrappers), *notes, *self._share_head())
         self._check_tensors()
@@ -271,6 +280,15 @@ def _with_diagonal(config: LucidConfig, diagonal: str, where: str) -> LucidConfi
     if diagonal != UNIT and LUCID not in config.kinds:
         raise LucidError(f"{where} has no LUCID layers, so there is no diagonal to choose: leave out --diagonal.")
     return dataclasses.replace(config, diagonal=diagonal)
+
+
+def _with_states(config: LucidConfig, state_dtype: str | None, where: str) -> LucidConfig:
+    if state_dtype is None:
+        return config
+    tensors = (tensor for layer in describe(config, "float32") for tensor in layer.cache)
+    if not any(tensor.sort == "state" for tensor in tensors):
+        raise LucidError(f"No layer of {where} keeps a state, so there is no type to choose: leave out --state-dtype.")
+    return dataclasses.replace(config, state_dtype=state_dtype)
 
 
 def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:

@@ -176,6 +176,11 @@ class LucidConfig:
         return Rope(self.rope_theta, self.rope_scaling)
 
     @property
+    def has_narrow_states(self) -> bool:
+        """Whether recurrent states are rounded between calls; they are computed in float32 at least."""
+        return self.state_dtype != "float32"
+
+    @property
     def rotated(self) -> int:
         """How many elements of each head are rotated, where a layer rotates."""
         return self.head_dim if self.rotary_width is None else self.rotary_width

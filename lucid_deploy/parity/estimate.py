@@ -127,7 +127,7 @@ def planned_phases(
         Phase(phases.baseline(dtype), work.seconds(list(work.calls(ONE_SHOT, work.sequences)), *single)),
         Phase(phases.REFERENCE, reference),
     ]
-    if cache_dtype != dtype:
+    if cache_dtype != dtype or artifact.config.has_narrow_states:
         every = [call for schedule in extent.schedules for call in work.calls(schedule, work.sequences)]
         found += [] if quantized else [Phase(phases.loading("float64"), 3 * size)]
         found += [

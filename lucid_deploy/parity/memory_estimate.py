@@ -21,7 +21,7 @@ def memory_parts(
     """Return what a verification takes beyond mapped files, by part, in bytes."""
     extent = options.extent
     tokens, decoded = memory.sequence_tokens(artifact.config, extent.steps, extent.prompt_tokens)
-    rounds = artifact.manifest.cache_dtype != artifact.manifest.dtype
+    rounds = artifact.manifest.cache_dtype != artifact.manifest.dtype or artifact.config.has_narrow_states
     sizes = _model_bytes(artifact, source)
     parts = {"programs": memory.FIXED, f"PyTorch in {artifact.manifest.dtype}": sizes["baseline"]}
     if rounds:

@@ -46,7 +46,9 @@ def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
             f"{artifact.directory} was exported from {name}, which is not there any more. Say where the checkpoint is: "
             f"--checkpoint DIR.{again}"
         )
-    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal)
+    states = artifact.config.state_dtype
+    chosen = None if states == "float32" else states
+    source = Checkpoint(name, artifact.manifest.assumed_unused, artifact.config.diagonal, chosen)
     differing = [
         f"{field.name} is {getattr(artifact.config, field.name)} in the artifact and "
         f"{getattr(source.config, field.name)} in the checkpoint"

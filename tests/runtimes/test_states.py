@@ -16,7 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import export
+from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
@@ -159,3 +159,19 @@ def test_verify_judges_rows_that_round_beside_states_that_do_not(
     failed = lucid_deploy("verify", broken, "--quick", "--json", "-")
     outcomes = {(item["schedule"], item["passed"]) for item in json.loads(failed.stdout)["comparisons"]}
     assert failed.exit_code == 1 and ("decode from given rows", False) in outcomes
+
+
+def test_states_in_the_models_own_type_are_recorded_and_verified(
+    hybrid: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    narrow = hybrid(dtype="float16", state_dtype="model")
+    assert (narrow.config.state_dtype, narrow.manifest.options["state_dtype"]) == ("float16", "model")
+    assert {tensor.dtype for layer in narrow.manifest.layers for tensor in layer.cache} == {"float16"}
+    # Each schedule rounds states at other places: without gates of its own, token by token is beyond those of one shot.
+    passed = lucid_deploy("verify", narrow.directory, "--quick", "--json", "-")
+    assert passed.exit_code == 0, passed.stderr
+    assert "prefill behind given rows" in {item["schedule"] for item in json.loads(passed.stdout)["comparisons"]}
+    refused = lucid_deploy("export", "demo", "--output", tmp_path / "demo", "--state-dtype", "model")
+    assert refused.exit_code == 2 and "keeps a state, so there is no type to choose" in " ".join(refused.stderr.split())
+    with pytest.raises(LucidError, match="state_dtype must be float32 or model, not 'int8'"):
+        export("demo", tmp_path / "demo", ExportOptions(state_dtype="int8"))

@@ -71,8 +71,8 @@ SizeGates = dict[str, dict[TensorId, SizeGate]]  # by who wrote the rows: the na
 
 
 def rounds(session: Session[Any]) -> bool:
-    """Whether a session's cache rounds what it computed."""
-    return session.cache_dtype != session.dtype
+    """Whether a session's cache rounds what it computed: rows of another type than the model's, or narrow states."""
+    return session.cache_dtype != session.dtype or session.config.has_narrow_states
 
 
 def derive(
