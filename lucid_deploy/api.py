@@ -14,6 +14,7 @@ from lucid_deploy.errors import LucidError
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.parity.verification import Verification
     from lucid_deploy.runtimes.session import Session
@@ -65,6 +66,7 @@ class Model:
 
     def __init__(self, artifact: OpenedArtifact, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
         self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
+        self._drafters: dict[tuple[str, str], MakeDrafter | None] = {}  # a draft model is opened once
 
     def generate(
         self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: Sequence[str] = (), **options: Any
@@ -77,7 +79,8 @@ class Model:
             stop: Strings that end the text and are not part of it.
             options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``min_p``, ``seed``;
                 ``presence_penalty``, ``frequency_penalty``, ``repetition_penalty``, ``logit_bias`` (by token id) and
-                ``bad_words`` (texts); ``prefill_chunk`` and ``stop_at_eos``.
+                ``bad_words`` (texts); ``prefill_chunk`` and ``stop_at_eos``; ``speculate`` (``lookup``, or ``draft``
+                with the artifact ``draft``), which changes how long it takes.
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
@@ -110,6 +113,19 @@ class Model:
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json: give the prompt as token ids.")
         return self.tokenizer.encode(prompt)
+
+    def drafters(self, speculate: str, draft: str | Path | None) -> MakeDrafter | None:
+        """Return what makes drafters, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
+
+        Raises:
+            LucidError: As that function.
+        """
+        from lucid_deploy.generation.drafters import open_drafters
+
+        key = (speculate, str(draft))
+        if key not in self._drafters:
+            self._drafters[key] = open_drafters(speculate, self.artifact, draft)
+        return self._drafters[key]
 
     def close(self) -> None:
         """End the session; the model cannot be used any more."""
@@ -150,11 +166,13 @@ class _GenerationRun:
             if tokenizer is None:
                 raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
             sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
+        drafters = model.drafters(options.pop("speculate", "off"), options.pop("draft", None))
         unknown = sorted(options.keys() - {"prefill_chunk", "stop_at_eos"})
         if unknown:
             raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")
         ids = model.encode(prompt)
         self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)
+        self.generation.drafter = None if drafters is None else drafters()
         self.ids: list[int] = []
         self._text = None if tokenizer is None else AnswerText(tokenizer, stop)
 

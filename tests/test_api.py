@@ -60,6 +60,17 @@ def test_a_model_answers_streams_and_stops(artifact: ld.Artifact):
         assert sampled[0] == sampled[1]
 
 
+def test_speculation_changes_no_answer(artifact: ld.Artifact):
+    with artifact.open() as model:
+        plain = model.generate(PROMPT, max_new_tokens=20, stop_at_eos=False)
+        assert model.generate(PROMPT, max_new_tokens=20, stop_at_eos=False, speculate="lookup") == plain
+        draft = {"speculate": "draft", "draft": artifact.directory}
+        assert model.generate(PROMPT, max_new_tokens=20, stop_at_eos=False, **draft) == plain
+        assert model.drafters(**draft) is model.drafters(**draft)  # which is opened once
+        with pytest.raises(ld.LucidError, match="go together"):
+            model.generate(PROMPT, draft=artifact.directory)
+
+
 def test_the_commands_run_and_the_api_answer_alike(artifact: ld.Artifact):
     command = [sys.executable, "-m", "lucid_deploy.cli", "run", str(artifact.directory), "--prompt", PROMPT, "--json"]
     run = subprocess.run([*command, "--max-new-tokens", "6"], capture_output=True, text=True, check=True)

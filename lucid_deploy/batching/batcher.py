@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.batching.drafts import follow, propose
 from lucid_deploy.batching.log_probabilities import log_probabilities
 from lucid_deploy.batching.request import Finished, Mark, Request, Token
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter, MakeDrafter
+from lucid_deploy.generation.drafting import Drafter, MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
-from lucid_deploy.generation.speculation import DraftCounts, is_near_tie, prepare_speculation
+from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
-_STEP_TOKENS = 32  # of all rows together, to verify drafts: beyond, a step costs as much as the tokens that it runs
 
 
 @dataclass
@@ -48,6 +48,16 @@ class _Row:
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0
+
+    @property
+    def left(self) -> int:
+        """New tokens that may still come."""
+        return self.request.max_new_tokens - self.count
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return not self.request.sampling.temperature
 
 
 class Batcher:
@@ -262,7 +272,7 @@ class Batcher:
     def _run_rows(self, events: list[Event]) -> None:
         if not self._running:
             return
-        drafts = self._propose()
+        drafts = propose(self._running, self.session.context_limit)
         if any(drafts.values()):
             self._verify(drafts, events)
             return
@@ -274,48 +284,24 @@ class Batcher:
             if end is not None:
                 self._end(number, end, events)
 
-    def _propose(self) -> dict[int, list[int]]:
-        """Return drafts of each running row: no more than it may still say, and than a step should run."""
-        most = min(MOST_DRAFTS, _STEP_TOKENS // len(self._running) - 1)
-        limit = self.session.context_limit
-        if limit is not None:  # rows of a growing cache end in the same column
-            most = min(most, limit - max(len(row.ids) for row in self._running.values()) - 1)
-        return {
-            number: []
-            if row.drafter is None
-            else row.drafter.propose(max(min(most, row.request.max_new_tokens - row.count - 1), 0))
-            for number, row in self._running.items()
-        }
-
     def _verify(self, drafts: dict[int, list[int]], events: list[Event]) -> None:
         """Run drafts behind the rows' next tokens, and keep those that are chosen."""
         tokens = {number: [row.next, *drafts[number]] for number, row in self._running.items()}
         kept: dict[int, int] = {}
-        ends: list[Finished] = []
+        ends: dict[int, Finished] = {}
         for number, logits in self._pool.decode_several(tokens).items():
-            kept[number], end = self._follow(self._running[number], drafts[number], logits, events)
-            if end is not None:
-                ends.append(end)
-        self._pool.keep(kept)
-        for end in ends:
-            self._end(end.request, end, events)
+            row = self._running[number]
 
-    def _follow(self, row: _Row, drafts: list[int], logits: Array, events: list[Event]) -> tuple[int, Finished | None]:
-        """Choose a row's next tokens for as long as drafts are right; return how many that ran count, and the end."""
-        right = 0
-        while True:
-            row.ids.append(row.next)
-            if drafts and not row.request.sampling.temperature:
-                self.drafts.near_ties += is_near_tie(logits[right], self.session.dtype)
-            end = self._choose(row, logits[right], events)
-            if end is not None or right == len(drafts) or row.next != drafts[right]:
-                break
-            right += 1
-        self.drafts.proposed += len(drafts)
-        self.drafts.accepted += right
-        if drafts and row.drafter is not None:
-            row.drafter.learn(len(drafts), right)
-        return right + 1, end
+            def choose(logits: Array, row: _Row = row) -> bool:
+                end = self._choose(row, logits, events)
+                if end is not None:
+                    ends[row.number] = end
+                return end is None
+
+            kept[number] = follow(row, drafts[number], logits, choose, self.drafts, self.session.dtype)
+        self._pool.keep(kept)
+        for number, end in ends.items():
+            self._end(number, end, events)
 
     def _choose(self, row: _Row, logits: Array, events: list[Event]) -> Finished | None:
         """Choose a row's next token; return the end if the row ends with it."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.several import MOST, layers_obstacle
@@ -40,6 +43,16 @@ def test_what_cannot_says_why(exported, options, changes, message):
     session = open_session(exported(**options, **changes)[1], "onnxruntime", kernels="auto")
     with pytest.raises(LucidError, match=message):
         session.decode_several(TOKENS[:1], session.empty_cache(1))
+
+
+def test_a_state_cannot_go_back(exported):
+    layer = exported(**TWO_KINDS)[1].manifest.layers[1]
+    state = CacheTensor("recurrent_state", "float32", (2, 4, 4), "state")
+    layers = (layer, dataclasses.replace(layer, kind="delta", cache=(state,)))
+    assert layers_obstacle(layers) == (
+        "layer 1 (delta) keeps a state, recurrent_state, into which every token is mixed, so that rejected ones cannot "
+        "be taken out again"
+    )
 
 
 def test_layers_with_rows_alone_can(exported):
