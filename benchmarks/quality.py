@@ -4,6 +4,8 @@ Checkpoints of a fair pair come from examples/train_recall.py with --curve, once
 --attention llama, all else equal:
 
     python benchmarks/quality.py --pair lucid-1 llama-1 --curve lucid-1.json --curve llama-1.json
+
+Hybrids, trained with --hybrid, go into a file of their own: --no-precisions --result quality_hybrid.
 """
 
 from __future__ import annotations
@@ -165,15 +167,19 @@ def print_line(name: str, reports: dict[str, Report]) -> None:
     multiple=True,
     help="What the training script wrote with --curve; may be repeated.",
 )
-def main(pairs: list[tuple[Path, Path]], curves: list[Path]) -> None:
-    """Measure, print, and write benchmarks/results/quality.json."""
+@click.option(
+    "--precisions/--no-precisions", "all_precisions", default=True, help="Whether to measure the bundled model."
+)
+@click.option("--result", default="quality", show_default=True, help="Name of the file in benchmarks/results.")
+def main(pairs: list[tuple[Path, Path]], curves: list[Path], all_precisions: bool, result: str) -> None:
+    """Measure, print, and write the results."""
     torch.set_num_threads(1)
-    data: dict[str, Any] = {"precisions": precisions()}
+    data: dict[str, Any] = {"precisions": precisions()} if all_precisions else {}
     if pairs:
         data["attentions"] = attentions(pairs)
     if curves:
         data["training"] = {path.stem: summary(json.loads(path.read_text())) for path in curves}
-    write_result("quality", data)
+    write_result(result, data)
 
 
 if __name__ == "__main__":
