@@ -1,0 +1,139 @@
+"""How wrong an artifact's logits are at each position of a long text, against PyTorch in float64.
+
+Errors could pile up along a text: Y of every token is computed from the rounded Y of those before it. The text is
+the bundled task's lists one after the other, whose keys resemble each other, so that the solve has work to do. Each
+artifact runs it in chunks; the float64 model does too, once. The error at a position is the root mean square over the
+vocabulary of the difference, as a share of that of the exact logits. Tokens of the text repeat, contexts beyond those
+of training show how numbers behave and not how good answers are.
+
+    python benchmarks/position_error.py --length 32768
+
+Another checkpoint must know the words of the bundled task.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from common import write_result
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.demo import recall
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Array, Session
+from lucid_deploy.runtimes.torch.session import TorchSession
+
+ARTIFACTS = {
+    "float32": ExportOptions(logits="all"),
+    "float16": ExportOptions("float16", logits="all"),
+    "int8 cache": ExportOptions(logits="all", cache_dtype="int8"),
+}
+IMAGE = Path(__file__).parents[1] / "docs" / "images" / "position-error.png"
+
+
+def text_of(tokenizer: TextTokenizer, length: int) -> list[int]:
+    """Return so many token ids: lists of the bundled task, one after the other."""
+    ids: list[int] = []
+    for example in recall.held_out(length // 20 + 1):
+        ids += tokenizer.encode(f"{example.prompt} {example.answer}", add_special_tokens=not ids)
+    if len(ids) < length:
+        raise click.UsageError(f"The text has {len(ids)} tokens only.")
+    return ids[:length]
+
+
+def logits_in_chunks(session: Session[Any], ids: list[int], chunk: int) -> Iterator[Array]:
+    """Yield the logits of a text, ``(chunk, vocab)`` at a time."""
+    cache = session.empty_cache(1)
+    for start in range(0, len(ids), chunk):
+        yield np.asarray(session.prefill_all(np.array([ids[start : start + chunk]]), cache)[0], dtype=np.float64)
+
+
+def errors(exact: Session[Any], others: dict[str, Session[Any]], ids: list[int], chunk: int) -> dict[str, Array]:
+    """Return the relative error at each position, ``(N,)``, of every session."""
+    found: dict[str, list[Array]] = {name: [] for name in others}
+    runs = {name: logits_in_chunks(session, ids, chunk) for name, session in others.items()}
+    begun, done = time.monotonic(), 0
+    for right in logits_in_chunks(exact, ids, chunk):
+        size = np.sqrt(np.square(right).mean(-1))  # (chunk,)
+        for name, run in runs.items():
+            found[name].append(np.sqrt(np.square(next(run) - right).mean(-1)) / size)
+        done += len(right)
+        click.echo(f"{done} of {len(ids)} tokens, {time.monotonic() - begun:.0f} s", err=True)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def summary(row: Array, bins: int) -> list[dict[str, float]]:
+    """Return median, 99th percentile and largest error in parts of the text that double in length."""
+    edges = np.unique(np.geomspace(1, len(row), bins + 1).astype(int))
+    return [
+        {
+            "from": int(a),
+            "to": int(b),
+            "median": float(np.median(row[a:b])),
+            "p99": float(np.quantile(row[a:b], 0.99)),
+            "largest": float(row[a:b].max()),
+        }
+        for a, b in itertools.pairwise(edges)
+    ]
+
+
+def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """Draw each artifact's median error and the band up to its 99th percentile against the position."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for (name, rows), color in zip(parts.items(), ("#1f5fbf", "#777777", "#b0792b"), strict=False):
+        places = [np.sqrt(max(1, row["from"]) * row["to"]) for row in rows]
+        axis.plot(places, [row["median"] for row in rows], color=color)
+        axis.fill_between(places, [row["median"] for row in rows], [row["p99"] for row in rows], color=color, alpha=0.2)
+        axis.annotate(name, (places[-1], rows[-1]["median"]), xytext=(5, 0), textcoords="offset points", color=color)
+    axis.set_xlim(right=3 * max(rows[-1]["to"] for rows in parts.values()))  # room for the names
+    axis.set(xscale="log", yscale="log", xlabel="position in the text, tokens")
+    axis.set_ylabel("relative error of the logits against float64 (lower is better)")
+    axis.set_title("Errors of the logits along a text: median, and up to the 99th percentile")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+@click.command(help=__doc__)
+@click.option("--checkpoint", default=DEMO, show_default=True, help="Whose artifacts to export.")
+@click.option("--length", default=32768, show_default=True, help="Tokens of the text.")
+@click.option("--chunk", default=64, show_default=True, help="Tokens that run at once; they see each other unstored.")
+@click.option("--bins", default=15, show_default=True, help="Parts of the text, each longer than the last.")
+@click.option("--plot", default=str(IMAGE), show_default=True, help="Where the picture goes.")
+@click.option("--write/--no-write", default=True, help="Write benchmarks/results/position_error.json.")
+def main(checkpoint: str, length: int, chunk: int, bins: int, plot: str, write: bool) -> None:
+    """Export, run and compare."""
+    source = resolve(checkpoint)
+    ids = text_of(TextTokenizer(source), length)
+    exact = TorchSession(load_model(Checkpoint(source), torch.float64), allow_extrapolation=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        sessions = {}
+        for name, options in ARTIFACTS.items():
+            artifact = export(checkpoint, Path(scratch) / name.replace(" ", "-"), options)
+            sessions[name] = open_session(artifact, allow_extrapolation=True)
+        parts = {name: summary(row, bins) for name, row in errors(exact, sessions, ids, chunk).items()}
+    draw(parts, Path(plot))
+    for name, rows in parts.items():
+        first, last = rows[0], rows[-1]
+        print(f"{name}: median {first['median']:.1e} at the beginning, {last['median']:.1e} in the last part")
+    if write:
+        write_result("position_error", {"checkpoint": checkpoint, "length": length, "chunk": chunk, "parts": parts})
+
+
+if __name__ == "__main__":
+    main()
