@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 
 from lucid_deploy.generation.drafting import MOST_DRAFTS, DraftLength, LookupDrafter
@@ -68,3 +71,20 @@ def test_each_length_of_n_gram_learns_for_itself():
     assert drafter.propose(5) == []  # a single token is not trusted now
     drafter.add([2])
     assert drafter.propose(5) == [3, 9, 1, 2]  # two are
+
+
+def test_little_is_drafted_where_nothing_is_copied():
+    """Words drawn at random, common ones often, repeat n-grams by chance alone.
+
+    A drafted token costs up to 0.15 of a step (docs/performance.md), and all of them may cost 3 % of the steps.
+    """
+    rng = np.random.default_rng(0)
+    ids = rng.choice(5000, 3000, p=(share := 1 / np.arange(1, 5001)) / share.sum()).tolist()
+    drafter, proposed = drafter_of(ids[:1000]), 0
+    for token, following in itertools.pairwise(ids[1000:]):
+        drafter.add([token])
+        drafts = drafter.propose(MOST_DRAFTS)
+        if drafts:
+            proposed += len(drafts)
+            drafter.learn(len(drafts), int(drafts[0] == following))
+    assert 0.15 * proposed <= 0.03 * 2000
