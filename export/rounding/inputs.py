@@ -55,13 +55,16 @@ class InputMoments:
             rounded: Ŵ, ``(out, in)``.
             weight: W.
         """
+        import torch
+
         lost = whole = 0.0
+        x_x, x_d, d_d = (moment.to(weight.dtype) for moment in (self.x_x, self.x_d, self.d_d))
         step = max((1 << 22) // weight.shape[1], 1)
         for new, old in zip(rounded.split(step), weight.split(step), strict=True):
-            exact, error = old.double(), new.double() - old.double()  # Ŵ x − W y = (Ŵ − W) x + W d
-            lost += float((error @ self.x_x * error).sum() + 2 * (error @ self.x_d * exact).sum())
-            lost += float((exact @ self.d_d * exact).sum())
-            whole += float((exact @ self.x_x * exact).sum())
+            error = new - old  # Ŵ x − W y = (Ŵ − W) x + W d: every term is small by itself, so float32 will do
+            terms = (error @ x_x * error, 2 * (error @ x_d * old), old @ d_d * old)
+            lost += sum(float(term.sum(dtype=torch.float64)) for term in terms)
+            whole += float((old @ x_x * old).sum(dtype=torch.float64))
         return float((max(lost, 0.0) / whole) ** 0.5) if whole > 0 else 0.0
 
 

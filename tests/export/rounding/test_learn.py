@@ -24,6 +24,7 @@ from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
+from tests.hybrid_artifact import write_hybrid
 from tests.once_per_run import made_once, run_folder
 
 BIASED = {"attention_bias": True, "mlp_bias": True}
@@ -224,3 +225,14 @@ def test_options_without_quantize_are_named(source: Path, tmp_path: Path) -> Non
     result = CliRunner().invoke(main, [*arguments, "--gptq-damping", "0.1", "--calibration-tokens", "5"])
     assert result.exit_code == 2
     assert "--method, --calibration-tokens, --gptq-damping is for quantized weights" in " ".join(result.output.split())
+
+
+def test_layers_of_other_kinds(tmp_path: Path) -> None:
+    """A hybrid of the delta rule and LUCID: every product is seen, none is worse for it."""
+    checkpoint = Checkpoint(write_hybrid(tmp_path / "c"))
+    (tmp_path / "ids.jsonl").write_text(str(np.random.default_rng(0).integers(0, 61, 1024).tolist()))
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, tmp_path / "ids.jsonl", 1024, 1)
+    found, _ = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+    assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
+    assert all(part.output_error < part.nearest_error for part in found.tensors.values())
