@@ -12,6 +12,10 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
+from lucid_deploy.cli._suite_options import SuiteArguments
+from lucid_deploy.cli._suites import Request
+from lucid_deploy.cli._suites import run as run_suite
+from lucid_deploy.runtimes.options import RuntimeOptions
 from tests.evaluation.suites.conftest import Pair, data, llama, write_rows  # noqa: F401 (fixtures)
 
 pytest.importorskip("lm_eval")
@@ -39,6 +43,19 @@ def test_a_suite_and_a_second_model(llama: Pair, data: Path, tmp_path: Path) -> 
     assert json.loads(again.stdout)["tasks"] == facts["tasks"]
     other = run(*options, *kept, "--truncate", "left")
     assert other.exit_code == 2 and "answers of another run: truncate differ" in " ".join(other.stderr.split())
+
+
+def test_only_the_first_model_is_ablated(llama: Pair, data: Path) -> None:  # noqa: F811
+    opened = []
+
+    def open_session(_artifact: Artifact, runtime: RuntimeOptions) -> tuple[Any, Any]:
+        opened.append(runtime.ablate)
+        return llama.session, llama.tokenizer
+
+    arguments = SuiteArguments(suite="longbench", only="longbench_2wikimqa", data=str(data))
+    request = Request(arguments, None, None, 1, 8, 0, RuntimeOptions("torch", ablate="keys"), None)
+    run_suite(llama.artifact, llama.artifact, request, open_session)
+    assert opened == ["keys", None]
 
 
 def test_published_metadata_choose_lengths_and_needles(llama: Pair) -> None:  # noqa: F811

@@ -40,6 +40,18 @@ def test_a_line_that_was_cut_off_is_written_anew(tmp_path: Path, cut: int) -> No
     assert AnswerLog(path, OWNER).found == 3
 
 
+def test_nothing_is_left_of_a_longer_line(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    log = AnswerLog(path, OWNER)
+    log.add("generate_until", ("p", {}), "a" * 500)
+    log.close()
+    path.write_bytes(path.read_bytes()[:-1])
+    again = AnswerLog(path, OWNER)
+    again.add("generate_until", ("p", {}), "b")
+    again.close()
+    assert AnswerLog(path, OWNER).get("generate_until", ("p", {})) == "b"
+
+
 def test_a_cut_off_first_line_is_a_new_file(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"owner": {')

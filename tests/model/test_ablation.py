@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def test_only_lucid_layers_change(demo_directory: Path) -> None:
         whole, other = (describe(item, "float32") for item in (config, ablated(config, part)))
         for mine, theirs in zip(whole, other, strict=True):
             assert mine.weights == theirs.weights and mine.cache == theirs.cache and not theirs.solves
+
+
+def test_other_layers_stay(demo_directory: Path) -> None:
+    mixed = replace(load_config(demo_directory), layer_kinds=("delta", "lucid", "standard"))
+    assert ablated(mixed, "preconditioner").kinds == ("delta", "standard", "standard")
+    assert ablated(mixed, "keys").kinds == ("delta", "lucid_raw_keys", "standard")
 
 
 def test_what_cannot_be_ablated(demo_directory: Path) -> None:
