@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lucid_deploy.cache.layout import Array, CacheTensor, LayerLayout
+from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, LayerLayout
 from lucid_deploy.errors import LucidError
 
 CACHE_DTYPES = ("auto", "float16", "int8")  # auto: the model's type
@@ -43,6 +43,35 @@ def decoded_layout(layer: LayerLayout) -> LayerLayout:
     """Return the tensors of a layer that :func:`decode_layer` gives: all but scales."""
     names = {tensor.name for tensor in layer}
     return tuple(tensor for tensor in layer if tensor.name.removesuffix(SCALE) not in names - {tensor.name})
+
+
+def check_arrays(arrays: Sequence[Sequence[Array]], layout: CacheLayout, batch: int, tokens: int) -> None:
+    """Check that arrays are a cache of a layout.
+
+    Args:
+        arrays: Per layer the tensors of its layout without scales.
+        layout: What each layer keeps.
+        batch: Rows.
+        tokens: Columns, padding included.
+
+    Raises:
+        LucidError: Other layers, other tensors, or another shape; the first one is named.
+    """
+    if len(arrays) != len(layout):
+        raise LucidError(f"The given cache has {len(arrays)} layers, this model {len(layout)}: it is of another model.")
+    for index, (given, layer) in enumerate(zip(arrays, map(decoded_layout, layout), strict=True)):
+        wanted = {tensor.name: tensor.batch_shape(batch, tokens) for tensor in layer}
+        if len(given) != len(wanted):
+            raise LucidError(
+                f"Layer {index} of the given cache has {len(given)} tensors, this model keeps {', '.join(wanted)}: it "
+                "is of another model."
+            )
+        for (name, shape), array in zip(wanted.items(), given, strict=True):
+            if array.shape != shape:
+                raise LucidError(
+                    f"{name} of layer {index} in the given cache has shape {array.shape}, this model keeps {shape} for "
+                    f"{batch} rows of {tokens} tokens: it is of another model, or another text."
+                )
 
 
 def resolve_cache_dtype(requested: str, dtype: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from lucid_deploy.cache.layout import check_truncation, first_tokens
-from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.cache.storage import check_arrays, decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
@@ -127,7 +127,11 @@ class Session(ABC, Generic[Tensor]):
             layers: Per layer the tensors of its layout without scales, such as raw keys K and preconditioned values Y,
                 float32 ``(B, KV, T, D)``.
             mask: Bool ``(B, T)``, False at padding.
+
+        Raises:
+            LucidError: Tensors of other shapes than this model keeps.
         """
+        check_arrays(layers, self.layout, *mask.shape)
         return Cache(mask, self._layers_from_arrays(layers))
 
     def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:

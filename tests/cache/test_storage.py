@@ -8,6 +8,7 @@ import pytest
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import (
     cache_tensors,
+    check_arrays,
     decode_layer,
     decoded_layout,
     encode_layer,
@@ -81,3 +82,17 @@ def test_types_that_do_not_go_together_are_refused() -> None:
         resolve_cache_dtype("int4", "float32")
     assert [item.name for item in cache_tensors("int8", 2, 8)] == ["key", "value", "key_scale", "value_scale"]
     assert [resolve_cache_dtype(*pair) for pair in (("auto", "bfloat16"), ("int8", "float16"))] == ["bfloat16", "int8"]
+
+
+def test_arrays_of_another_model_are_named() -> None:
+    layout = (cache_tensors("int8", 2, 4), (CacheTensor("recurrent_state", "float32", (2, 3, 5), "state"),))
+    rows, state = np.zeros((1, 2, 6, 4)), np.zeros((1, 2, 3, 5))
+    check_arrays([(rows, rows), (state,)], layout, 1, 6)  # without the scales
+    for given, said in (
+        ([(rows, rows)], "has 1 layers, this model 2"),
+        ([(rows, rows), (state, state)], "Layer 1 of the given cache has 2 tensors, this model keeps recurrent_state"),
+        ([(rows, rows[:, :1]), (state,)], r"value of layer 0 in the given cache has shape \(1, 1, 6, 4\)"),
+        ([(rows, rows), (state[..., :4],)], r"recurrent_state of layer 1 .* shape \(1, 2, 3, 4\), .* \(1, 2, 3, 5\)"),
+    ):
+        with pytest.raises(LucidError, match=said):
+            check_arrays(given, layout, 1, 6)
