@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench wheel docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check clean
+.PHONY: bench wheel docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -67,6 +67,9 @@ docs: $(VENV)/.dev # the documentation as a site, into build/site
 
 gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to benchmarks/results/
 	$(BIN)/python benchmarks/gpu_check.py
+
+gpu-static: $(VENV)/.dev # read the GPU kernels' machine code without a GPU; half an hour the first time, ARCH=80 does one
+	$(BIN)/python benchmarks/gpu_static.py $(if $(ARCH),--arch $(ARCH))
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info

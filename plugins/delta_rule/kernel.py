@@ -31,7 +31,7 @@ def times(b_rows, b_float):
     so float16 rows take it as float32 ones do, in three tf32 products.
     """
     if b_rows.dtype == tl.bfloat16:
-        b_high = b_float.to(tl.bfloat16)
+        b_high = b_float.to(tl.bfloat16)  # rounded: cut off, as in the solve, it fails the state's gate by one bit
         b_low = (b_float - b_high.to(tl.float32)).to(tl.bfloat16)
         b_product = tl.dot(b_rows, b_low, tl.dot(b_rows, b_high))
     else:

@@ -40,15 +40,25 @@ def row_shifts(b_norms, epsilon, shift, diagonal):
 
 
 @triton.jit
+def bfloat16_parts(b_float):
+    """Return float32 as the sum of two bfloat16 parts, but for 2⁻¹⁶ of it.
+
+    The high part is cut off, not rounded. That costs one bit of the low part, and saves a conversion to one bfloat16
+    and back, an instruction that runs at an eighth of the rate of others.
+    """
+    b_high = (b_float.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    return b_high.to(tl.bfloat16), (b_float - b_high).to(tl.bfloat16)
+
+
+@triton.jit
 def add_product(b_e, b_y, b_acc):
     """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in the tensors' type.
 
-    bfloat16 values take the weights in two bfloat16 parts, 16 significant bits together: one part alone (8 bits) loses
-    a digit on correlated keys, and tf32 (11 bits) costs as much as two parts but needs the values converted.
+    bfloat16 values take the weights in two bfloat16 parts: one part alone (8 bits) loses a digit on correlated keys,
+    and tf32 (11 bits) costs as much as two parts but needs the values converted.
     """
     if b_y.dtype == tl.bfloat16:
-        b_high = b_e.to(tl.bfloat16)
-        b_low = (b_e - b_high.to(tl.float32)).to(tl.bfloat16)
+        b_high, b_low = bfloat16_parts(b_e)
         b_acc = tl.dot(b_high, b_y, b_acc)
         b_acc = tl.dot(b_low, b_y, b_acc)
     elif b_y.dtype == tl.float16:

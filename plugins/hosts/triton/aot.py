@@ -110,7 +110,7 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
         return
     with (
         tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), _start_compiler, (scratch,)) as pool,
+        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), start_compiler, (scratch,)) as pool,
     ):
         futures = {pool.submit(compile_variant, *item): item for item in work}
         try:
@@ -120,7 +120,7 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_compiler(scratch: str) -> None:
+def start_compiler(scratch: str) -> None:
     """Settle what Triton reads from the environment when it is imported, in a compiling process."""
     os.environ["TRITON_CACHE_DIR"] = scratch
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -133,21 +133,10 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
     Raises:
         LucidError: Triton fails, with its message.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     function = kernel_functions("compile the GPU kernels")[variant.kernel]
     constants = dict(variant.constants)
-    signature = {name: "constexpr" if name in constants else _type(name, variant) for name in function.arg_names}
-    # TensorRT's and PyTorch's buffers start at multiples of 256 bytes; no other argument is assumed to be a multiple.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if name.startswith("p_")}
-    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, "enable_fp_fusion": True}
-    source = ASTSource(function, signature, constants, aligned)
-    try:
-        compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    except Exception as error:
-        raise LucidError(f"Triton failed to compile {variant.name} for sm_{arch}: {error}") from error
+    types = {name: _type(name, variant) for name in function.arg_names if name not in constants}
+    compiled = compile_function(function, types, constants, arch, (variant.num_warps, variant.num_stages), variant.name)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise LucidError(f"{variant.name}: Triton asks for scratch memory, which the plugin does not provide.")
@@ -170,6 +159,40 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
     if arch != PTX_ARCHITECTURE:
         return [kernel]
     return [kernel, replace(kernel, is_ptx=True, image=compiled.asm["ptx"].encode())]
+
+
+def compile_function(
+    function: Any, types: dict[str, str], constants: dict[str, int], arch: int, launch: tuple[int, int], name: str
+) -> Any:
+    """Compile a Triton function for a GPU that need not be here.
+
+    Args:
+        function: Of ``triton.jit``; arguments that begin with ``p_`` are pointers.
+        types: Triton's types of its arguments, such as ``*fp16`` and ``i32``.
+        constants: Its compile-time constants.
+        arch: Compute capability, 90 for 9.0.
+        launch: Warps of a program, and stages of its loops.
+        name: For messages.
+
+    Returns:
+        What Triton compiled.
+
+    Raises:
+        LucidError: Triton fails, with its message.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
+    # TensorRT's and PyTorch's buffers start at multiples of 256 bytes; no other argument is assumed to be a multiple.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(function.arg_names) if each.startswith("p_")}
+    options = {"num_warps": launch[0], "num_stages": launch[1], "enable_fp_fusion": True}
+    source = ASTSource(function, signature, constants, aligned)
+    try:
+        return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    except Exception as error:
+        raise LucidError(f"Triton failed to compile {name} for sm_{arch}: {error}") from error
 
 
 def _type(argument: str, variant: Variant) -> str:

@@ -1,0 +1,61 @@
+"""Read the machine code of the shipped GPU kernels, with no GPU: registers, spills, occupancy, modelled cycles.
+
+Every variant is compiled (or taken from the cache of ``plugin build``), disassembled with the tools of Triton's
+package, and its hot loop counted by the model of ``plugins/hosts/triton/issue_model.py``. Beside each variant of the
+solve stands plain causal attention in the same tile. ``make gpu-check`` measures; this only compares compiled code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from common import RESULTS
+from rich.console import Console
+from rich.table import Table
+
+from lucid_deploy.cli._console import progress
+from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
+from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, ratios, report
+
+
+@click.command()
+@click.option("--arch", "archs", default=",".join(map(str, ARCHITECTURES)), show_default=True, help="With commas.")
+@click.option("--kernel", default="", help="Only variants whose name begins so, such as precondition_float16.")
+@click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths.")
+@click.option("--json", "target", type=click.Path(path_type=Path), default=RESULTS / "gpu-static.json")
+def main(archs: str, kernel: str, widths: str, target: Path) -> None:
+    """Print the report and write it as JSON."""
+    chosen, wanted = [int(arch) for arch in archs.split(",")], {int(width) for width in widths.split(",")}
+    with progress("Compiling") as update:
+        found = report(
+            chosen,
+            lambda variant: variant.name.startswith(kernel) and variant.padded_width in wanted,
+            lambda done, total, name: update(f"Compiling {name}", done, total),
+        )
+    over = ratios(found)
+    Console(width=150).print(_table(found, over))
+    target.parent.mkdir(exist_ok=True)
+    rows = [{**each.as_json(), "over_attention": over.get((each.arch, each.variant))} for each in found]
+    target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _table(found: list[KernelReport], over: dict[tuple[int, str], float]) -> Table:
+    table = Table(title="Cycles: of one pass through the hot loop, less is better; a model, no measurement")
+    names = ("arch", "variant", "warps", "registers", "resident", "spills", "in loop", "loop", "cycles", "by", "ratio")
+    for name in names:
+        table.add_column(name, justify="left" if name in ("variant", "by") else "right")
+    for each in found:
+        ratio = over.get((each.arch, each.variant))
+        table.add_row(
+            *map(str, (each.arch, each.variant, each.num_warps, each.registers, each.resident_warps, each.spills)),
+            *map(str, (each.loop_spills, each.loop, "unknown" if each.cycles is None else round(each.cycles))),
+            each.bound_by,
+            "" if ratio is None else f"{ratio:.2f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

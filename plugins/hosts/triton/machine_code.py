@@ -1,0 +1,154 @@
+"""What is in compiled kernels: instructions, loops and resources, read with the disassemblers of Triton's package."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from lucid_deploy.errors import LucidError, missing_extra
+
+BYTES = 16  # of an instruction, from compute capability 7.0 on
+_BRANCHES = {"BRA", "JMP"}
+_TARGET = re.compile(r"\b0x[0-9a-f]+$")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA2)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        address: Of its first byte within the function.
+        opcode: With its modifiers, such as ``HMMA.16816.F32``.
+        operands: As the disassembler writes them.
+        predicate: Such as ``@!P0``; empty: always.
+    """
+
+    address: int
+    opcode: str
+    operands: str = ""
+    predicate: str = ""
+
+    @property
+    def name(self) -> str:
+        """The opcode without modifiers."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch goes; None if it is none, or goes where a register says."""
+        found = _TARGET.search(self.operands) if self.name in _BRANCHES else None
+        return int(found[0], 16) if found else None
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled function.
+
+    Attributes:
+        instructions: In the order of addresses.
+        registers: Per thread.
+        stack: Bytes of local memory per thread: where what does not fit into registers is spilled.
+    """
+
+    instructions: tuple[Instruction, ...]
+    registers: int
+    stack: int
+
+    @property
+    def spills(self) -> int:
+        """Loads from and stores to local memory."""
+        return spills(self.instructions)
+
+    @cached_property
+    def loops(self) -> tuple[tuple[Instruction, ...], ...]:
+        """All that is between a branch back and its target, from target to branch; one of itself alone is no loop."""
+        found = {}
+        for index, instruction in enumerate(self.instructions):
+            target = instruction.target
+            if target is not None and target < instruction.address:
+                start = target // BYTES
+                found[start, index] = self.instructions[start : index + 1]
+        return tuple(found.values())
+
+    @property
+    def hot_loop(self) -> tuple[Instruction, ...]:
+        """The loop that computes most and holds no other loop that computes; () if none does.
+
+        Loops that wait or reduce a few numbers may lie within it.
+        """
+        computing = [loop for loop in self.loops if _work(loop)]
+        innermost = [
+            loop for loop in computing if not any(other is not loop and _holds(loop, other) for other in computing)
+        ]
+        return max(innermost, key=_work, default=())
+
+
+def spills(instructions: Sequence[Instruction]) -> int:
+    """Return how many of these read or write local memory."""
+    return sum(each.name in ("LDL", "STL") for each in instructions)
+
+
+def opcodes(instructions: Sequence[Instruction]) -> Counter[str]:
+    """Return how often each opcode stands there, without modifiers."""
+    return Counter(each.name for each in instructions)
+
+
+def _work(loop: Sequence[Instruction]) -> int:
+    return sum(_COMPUTES.match(each.opcode) is not None for each in loop)
+
+
+def _holds(loop: Sequence[Instruction], other: Sequence[Instruction]) -> bool:
+    return loop[0].address <= other[0].address and other[-1].address <= loop[-1].address
+
+
+def disassemble(image: bytes, entry: str) -> Code:
+    """Read a function of a module.
+
+    Args:
+        image: Machine code, an ELF file as Triton compiles it.
+        entry: The function's name; others in it are the compiler's own, which it calls.
+
+    Raises:
+        LucidError: Triton is not installed, or its disassemblers do not read the module.
+    """
+    with tempfile.TemporaryDirectory(prefix="lucid-cubin-") as folder:
+        path = Path(folder) / "module.cubin"
+        path.write_bytes(image)
+        listing = _run("nvdisasm", "-c", "-json", str(path))
+        usage = _run("cuobjdump", "-res-usage", str(path))
+    try:
+        [function] = [each for each in json.loads(listing)[1] if each["function-name"] == entry]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise LucidError(f"nvdisasm's listing is not as this version reads it ({error}).") from error
+    used = _USAGE.search(usage, max(usage.find(f"Function {entry}:"), 0))
+    if used is None:
+        raise LucidError(f"cuobjdump says nothing of {entry}'s registers.")
+    instructions = tuple(
+        Instruction(index * BYTES, each["opcode"], each.get("operands", ""), each.get("predicate", ""))
+        for index, each in enumerate(function["sass-instructions"])
+    )
+    return Code(instructions, registers=int(used[1]), stack=int(used[2]))
+
+
+def _run(tool: str, *arguments: str) -> str:
+    result = subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LucidError(f"{tool} failed: {(result.stderr or result.stdout).strip()[-300:]}")
+    return result.stdout
+
+
+def _tool(name: str) -> str:
+    try:
+        import triton
+    except ModuleNotFoundError:
+        raise missing_extra("triton", "kernels", "read compiled kernels") from None
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)

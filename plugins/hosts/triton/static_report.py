@@ -1,0 +1,170 @@
+"""What compiled kernels tell without a GPU: registers, spills, occupancy, and cycles by the issue model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.plugins.hosts.triton import aot
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+from lucid_deploy.plugins.hosts.triton.issue_model import cycles, occupancy
+from lucid_deploy.plugins.hosts.triton.machine_code import disassemble, spills
+from lucid_deploy.plugins.precondition import plan as precondition
+from lucid_deploy.plugins.shared.plan import Variant
+
+_PREFIX = "precondition_"  # of the solve's variants
+_WARPS = (4, 8)
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One compiled kernel.
+
+    Attributes:
+        variant: Its name.
+        arch: Compute capability.
+        num_warps: Warps of a program.
+        registers: Per thread.
+        stack: Bytes of local memory per thread.
+        spills: Loads from and stores to local memory, in all.
+        shared: Bytes of shared memory of a program.
+        resident_warps: Warps on a multiprocessor at once.
+        loop: Instructions of the hot loop.
+        loop_spills: Loads from and stores to local memory in it.
+        units: Cycles of one pass through it by unit, see :mod:`~lucid_deploy.plugins.hosts.triton.issue_model`.
+        cycles: Of the busiest unit; None where the model does not know a tensor core's instruction.
+        bound_by: The busiest unit.
+    """
+
+    variant: str
+    arch: int
+    num_warps: int
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+    resident_warps: int
+    loop: int
+    loop_spills: int
+    units: dict[str, float]
+    cycles: float | None
+    bound_by: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def describe(kernel: CompiledKernel) -> KernelReport:
+    """Disassemble a kernel.
+
+    Raises:
+        LucidError: As :func:`~lucid_deploy.plugins.hosts.triton.machine_code.disassemble`.
+    """
+    code = disassemble(kernel.image, kernel.entry)
+    loop = code.hot_loop
+    taken = cycles(loop, kernel.arch, kernel.num_warps)
+    return KernelReport(
+        variant=kernel.variant,
+        arch=kernel.arch,
+        num_warps=kernel.num_warps,
+        registers=code.registers,
+        stack=code.stack,
+        spills=code.spills,
+        shared=kernel.shared_bytes,
+        resident_warps=occupancy(kernel.arch, code.registers, kernel.shared_bytes, kernel.num_warps),
+        loop=len(loop),
+        loop_spills=spills(loop),
+        units={name: round(value, 1) for name, value in taken.units.items()},
+        cycles=round(taken.total, 1) if taken.is_known else None,
+        bound_by=taken.bound_by,
+    )
+
+
+def report(
+    archs: Sequence[int],
+    select: Callable[[Variant], bool] = lambda variant: True,
+    progress: aot.Progress = lambda done, total, name: None,
+    cache: Path | None = None,
+) -> list[KernelReport]:
+    """Compile and describe every variant that is shipped, and plain causal attention beside each variant of the solve.
+
+    Args:
+        archs: Compute capabilities, 90 for 9.0.
+        select: Which variants.
+        progress: As for :func:`~lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
+        cache: As there.
+
+    Raises:
+        LucidError: As there.
+    """
+    kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, progress=progress)
+    solves = [(variant, arch) for arch in archs for variant in precondition.variants(arch) if select(variant)]
+    return [*map(describe, kernels), *_yardsticks(solves)]
+
+
+def ratios(reports: Sequence[KernelReport]) -> dict[tuple[int, str], float]:
+    """Return cycles of the solve's loop over those of its yardstick's, by (compute capability, variant)."""
+    found = {(each.arch, each.variant): each.cycles for each in reports}
+    return {
+        (arch, name): taken / plain
+        for (arch, name), taken in found.items()
+        if taken and name.startswith(_PREFIX) and (plain := found.get((arch, _yardstick_name(name))))
+    }
+
+
+def _yardsticks(solves: Sequence[tuple[Variant, int]]) -> Iterator[KernelReport]:
+    """Describe plain causal attention in the tile of each solve, with the number of warps that suits it best.
+
+    It is compiled in a process of its own, which Triton's settings stay in.
+    """
+    if not solves:
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
+        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,
+    ):
+        for solve, arch in solves:
+            tried = [pool.submit(compile_yardstick, replace(solve, num_warps=warps), arch) for warps in _WARPS]
+            described = [describe(each.result()) for each in tried]
+            yield min(described, key=lambda each: (each.cycles is None, each.cycles or each.units["issue"]))
+
+
+def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
+    """Compile plain causal attention, with the tiles, warps and stages of a variant of the solve, in this process.
+
+    Raises:
+        LucidError: Triton fails, with its message.
+    """
+    from lucid_deploy.plugins.hosts.triton.yardstick import causal_attention_kernel as function
+
+    constants = dict(solve.constants)
+    types = {name: _type(name, solve.dtype) for name in function.arg_names if name not in constants}
+    name = _yardstick_name(solve.name)
+    compiled = aot.compile_function(function, types, constants, arch, (solve.num_warps, solve.num_stages), name)
+    return CompiledKernel(
+        variant=name,
+        arch=arch,
+        is_ptx=False,
+        entry=compiled.metadata.name,
+        shared_bytes=compiled.metadata.shared,
+        num_warps=solve.num_warps,
+        constants=constants,
+        arguments=list(types),
+        image=compiled.asm["cubin"],
+    )
+
+
+def _yardstick_name(solve: str) -> str:
+    return solve.replace(_PREFIX, "causal_attention_", 1)
+
+
+def _type(argument: str, dtype: str) -> str:
+    if argument.startswith("p_"):
+        return aot.POINTER_TYPES[dtype]
+    return "fp32" if argument == "scale" else "i32"

@@ -1,0 +1,112 @@
+"""Loops, spills and resources are found in listings, and listings are what another disassembler writes."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.triton.aot import compile_kernels
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+from lucid_deploy.plugins.hosts.triton.machine_code import BYTES, Code, Instruction, disassemble, opcodes, spills
+from lucid_deploy.plugins.shared.plan import Variant
+
+pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
+
+import triton
+
+
+def code(text: str) -> Code:
+    """Return a listing: one instruction a line; ``BRA 3`` goes to the third line, counted from 0."""
+    lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
+    return Code(
+        tuple(
+            Instruction(
+                index * BYTES,
+                opcode,
+                f"{hex(int(rest[0]) * BYTES)}" if opcode == "BRA" else " ".join(rest),
+                "@P0" if opcode == "BRA" else "",
+            )
+            for index, (opcode, *rest) in enumerate(lines)
+        ),
+        registers=128,
+        stack=0,
+    )
+
+
+WAITING_INSIDE = """
+S2R
+LDL
+LDG
+HMMA.16816.F32
+HMMA.16816.F32
+LD
+BRA 5
+LDL.LU
+STL
+BRA 2
+MUFU.EX2
+FFMA
+BRA 10
+BRA 1
+EXIT
+BRA 15
+"""
+
+
+def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
+    """One that waits may lie in it; the outer one and the lesser one are not it, and the last is no loop."""
+    found = code(WAITING_INSIDE)
+    assert [(loop[0].address // BYTES, loop[-1].address // BYTES) for loop in found.loops] == [
+        (5, 6),
+        (2, 9),
+        (10, 12),
+        (1, 13),
+    ]
+    assert [each.address // BYTES for each in found.hot_loop] == list(range(2, 10))
+    assert found.spills == 3 and spills(found.hot_loop) == 2
+    assert opcodes(found.hot_loop)["HMMA"] == 2
+
+
+def test_code_without_a_loop() -> None:
+    assert code("MOV\nHMMA.16816.F32\nBRA 3\nEXIT").hot_loop == ()
+    assert code("MOV\nLDG\nBRA 1\nEXIT").hot_loop == (), "it computes nothing"
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> CompiledKernel:
+    def is_small(variant: Variant) -> bool:
+        return variant.name == "precondition_float16_d32_u8"
+
+    [compiled] = compile_kernels([80], ptx=False, select=is_small, cache=tmp_path_factory.mktemp("kernels"))
+    return compiled
+
+
+def test_a_kernel_is_as_the_other_disassembler_lists_it(kernel: CompiledKernel, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(kernel.image)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listing = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=True).stdout
+    wanted = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([\w.]+)", listing, re.M)
+    found = disassemble(kernel.image, kernel.entry)
+    assert [(each.address, each.opcode) for each in found.instructions] == [
+        (int(address, 16), opcode) for address, opcode in wanted
+    ]
+    assert 32 <= found.registers <= 255
+    loop = opcodes(found.hot_loop)
+    assert loop["HMMA"] >= 8 and loop["MUFU"] >= 8 and 0 < len(found.hot_loop) < len(found.instructions) / 2
+
+
+def test_what_is_no_kernel(kernel: CompiledKernel) -> None:
+    with pytest.raises(LucidError, match="nvdisasm failed"):
+        disassemble(kernel.image[:5000], kernel.entry)
+    with pytest.raises(LucidError, match="not as this version reads it"):
+        disassemble(kernel.image, "other_kernel")
+
+
+def test_without_triton(kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(LucidError, match="package triton is needed to read compiled kernels"):
+        disassemble(kernel.image, kernel.entry)
