@@ -6,6 +6,9 @@ Run ``python -m lucid_deploy.export.several_body`` after a change to its source,
 
 from __future__ import annotations
 
+import os
+import sys
+
 import onnx
 
 from lucid_deploy.export.functions import function_proto
@@ -24,6 +27,13 @@ def texts() -> dict[str, str]:
     return {f"several_{kind}.onnxtxt": onnx.printer.to_text(body) for kind, body in bodies.items()}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the files, in a process whose order of names is always the same: the compiler's depends on it."""
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        os.execve(sys.executable, [sys.executable, "-m", __spec__.name], {**os.environ, "PYTHONHASHSEED": "0"})
     for name, text in texts().items():
         (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

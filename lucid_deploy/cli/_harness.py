@@ -19,6 +19,7 @@ def run_harness(
     include_path: Path | None,
     limit: int | None,
     batch: int,
+    seed: int | None,
     arguments: SuiteArguments,
     json_target: str | None,
     runtime: RuntimeOptions,
@@ -37,6 +38,7 @@ def run_harness(
     options = HarnessOptions(
         limit=limit,
         batch=batch,
+        seed=seed,
         metadata=arguments.parsed_metadata(),
         gen_kwargs=arguments.parsed_gen_kwargs(),
         num_fewshot=arguments.num_fewshot,

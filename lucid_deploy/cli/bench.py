@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
 
 CHOICES = {**{kernels: (kernels,) for kernels in KERNELS}, "both": ("library", "functions")}
+STANDARD_IN = {"standard": None, "openvino": "openvino"}  # exported alike, and the runtime if it is another
 BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.cpp", "openvino")
 
 
@@ -145,14 +146,14 @@ def _twice(name: str, path: str, runtime: RuntimeOptions, kernels: str) -> list[
 def _baseline(name: str, artifact: Any, scratch: Path, runtime: RuntimeOptions, kernels: str) -> list[Contender]:
     from lucid_deploy.bench import Contender
 
-    if name not in ("standard", "openvino"):
+    if name not in STANDARD_IN:
         return [Contender(name, name, str(artifact.directory), runtime)]
     from lucid_deploy.bench.standard import export_standard
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    if name == "openvino":
+    if (other := STANDARD_IN[name]) is not None:
         directory = str(export_standard(artifact, scratch, inline=True))
-        return [Contender(name, "artifact", directory, RuntimeOptions(name, threads=runtime.threads))]
+        return [Contender(name, "artifact", directory, RuntimeOptions(other, threads=runtime.threads))]
     return _twice(name, str(export_standard(artifact, scratch)), runtime, kernels)
 
 

@@ -110,7 +110,9 @@ def command(
         return
     if named.startswith(HARNESS):
         folder = None if include_path is None else Path(include_path)
-        run_harness(opened, named.removeprefix(HARNESS), folder, limit, batch, suites, json_target, runtime, _open)
+        run_harness(
+            opened, named.removeprefix(HARNESS), folder, limit, batch, seed, suites, json_target, runtime, _open
+        )
         return
     limit = DEFAULT_LIMIT if limit is None else limit
     session, tokenizer = _open(opened, runtime)

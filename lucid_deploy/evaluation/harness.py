@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.evaluation.task import TokenizerLike
+from lucid_deploy.evaluation.task import TokenizerLike, check_seed
 from lucid_deploy.runtimes.session import Session
+
+_SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class HarnessOptions:
         num_fewshot: Solved examples in each prompt; None: as the tasks say.
         truncate: As :class:`~lucid_deploy.evaluation.lm_eval_adapter.LucidLM` takes it.
         chat: Turns messages into text, with the model's chat template; None: prompts are plain text.
+        seed: Of all random numbers that tasks draw; None: lm_eval's own seeds.
     """
 
     limit: int | None = None
@@ -34,6 +37,7 @@ class HarnessOptions:
     num_fewshot: int | None = None
     truncate: str | None = None
     chat: Callable[[list[dict[str, str]], bool], str] | None = None
+    seed: int | None = None
 
 
 def run_tasks(
@@ -63,6 +67,8 @@ def run_tasks(
     options = options or HarnessOptions()
     if options.limit is not None and options.limit < 1:
         raise LucidError(f"The limit must be at least 1 document, not {options.limit}.")
+    if options.seed is not None:
+        check_seed(options.seed)
     if include_path is not None and not include_path.is_dir():
         raise LucidError(f"There are no tasks at {include_path}: no such directory.")
     try:
@@ -96,6 +102,7 @@ def run_tasks(
             apply_chat_template=options.chat is not None,
             log_samples=False,
             bootstrap_iters=1000,
+            **({} if options.seed is None else dict.fromkeys(_SEEDS, options.seed)),
         )
     except OSError as error:  # data that cannot be downloaded or is not where the task says
         raise LucidError(f"The data of {', '.join(names)} cannot be read: {error}") from error

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
 _log = logging.getLogger(__name__)
+_UNLIMITED = 1 << 40  # tokens: where contexts beyond the model's are permitted
+BATCH = 8
 
 Chat = Callable[[list[dict[str, str]], bool], str]
 
@@ -56,8 +58,8 @@ class LucidLM(TemplateLM):
         artifact: An artifact's directory; left out if a session is given.
         runtime: As for :func:`~lucid_deploy.runtimes.open_session`.
         device: As there; None is what ``runtime`` says.
-        batch_size: Contexts to run at once.
-        max_length: Most tokens of a context; None: as many as the session takes.
+        batch_size: Contexts to run at once; None: 8.
+        max_length: Most tokens of a context; None: as many as the session takes, and windows of the model's context.
         max_gen_toks: Most tokens to generate where a task does not say.
         session: An opened session, with its tokenizer.
         tokenizer: The session's.
@@ -98,13 +100,16 @@ class LucidLM(TemplateLM):
             session = open_session(opened, runtime, **options, **({} if device is None else {"device": device}))
         assert session is not None and tokenizer is not None
         self.session, self._text = session, tokenizer
-        if not str(batch_size or 8).isdecimal() or max_batch_size is not None:
-            raise LucidError(f"The batch size must be a number, not {batch_size}; none is found automatically.")
-        self.batch_size = int(batch_size or 8)
+        batch_size = BATCH if batch_size is None else batch_size
+        if not str(batch_size).isdecimal() or not int(batch_size) or max_batch_size is not None:
+            raise LucidError(f"The batch size must be a number of at least 1, not {batch_size}; none is found for you.")
+        self.batch_size = int(batch_size)
         most = session.context_limit or session.config.max_position_embeddings
         self.max_length = most if max_length is None else int(max_length)
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
+        # Without a limit only windows of long texts end with the model's context, as they must end somewhere.
+        self._most = _UNLIMITED if max_length is None and session.context_limit is None else self.max_length
         self.max_gen_toks = int(max_gen_toks)
         if truncate not in (None, *WAYS):
             raise LucidError(f"truncate must be {' or '.join(WAYS)}, not {truncate!r}.")
@@ -173,13 +178,13 @@ class LucidLM(TemplateLM):
             return Fit(task, len(self._context(request.args[0])), self._room(read_options(request.args[1], self)[1]))
         context, continuation = request.args
         left, right = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation))
-        return Fit(task, len(left), self.max_length + 1 - len(right))
+        return Fit(task, len(left), self._most + 1 - len(right))
 
     def _check(self, requests: list[Instance]) -> None:
         """Refuse contexts that are too long if they may not be cut; count those that will be."""
         fits = [self.fit(request) for request in requests]
         if self._truncate is None:
-            refuse_long(fits, self.max_length)
+            refuse_long(fits, self._most)
         self.truncated.update(fit.task for fit in fits if not fit.fits)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -269,12 +274,12 @@ class LucidLM(TemplateLM):
 
     def _room(self, most: int) -> int:
         """Return how many tokens a context may have before so many are generated."""
-        if self.max_length - most < 1:
+        if self._most - most < 1:
             raise LucidError(
                 f"The task generates up to {most} tokens, which leaves no room for a context: the model's is "
-                f"{self.max_length}. Set a smaller max_gen_toks for the task."
+                f"{self._most}. Set a smaller max_gen_toks for the task."
             )
-        return self.max_length - most
+        return self._most - most
 
     def _known(self, kind: str, arguments: Any) -> Any:
         return None if self._answers is None else self._answers.get(kind, arguments)
@@ -293,10 +298,10 @@ class LucidLM(TemplateLM):
             raise LucidError(
                 f"The continuation {shown} has no tokens of its own: its tokens merge with those of its context."
             )
-        room = self.max_length + 1 - len(continuation)
+        room = self._most + 1 - len(continuation)
         if room < 1:
             raise LucidError(
-                f"The continuation {shown[:80]} has {len(continuation)} tokens, the model's context {self.max_length}."
+                f"The continuation {shown[:80]} has {len(continuation)} tokens, the model's context {self._most}."
             )
         return cut(context, room, self._truncate or "left"), continuation
 

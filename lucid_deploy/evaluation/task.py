@@ -77,8 +77,17 @@ def check_seed_and_limit(seed: int, limit: int) -> None:
     """
     if limit < 1:
         raise LucidError(f"The limit must be at least 1 prompt, not {limit}.")
-    if seed < 0:
-        raise LucidError(f"The seed must be 0 or more, not {seed}.")
+    check_seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Check a seed of random numbers, for Python and NumPy alike.
+
+    Raises:
+        LucidError: It is negative, or does not fit into 32 bits.
+    """
+    if not 0 <= seed < 1 << 32:
+        raise LucidError(f"The seed must be 0 or more, and below 2^32, not {seed}.")
 
 
 def _letters(text: str) -> str:

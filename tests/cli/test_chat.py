@@ -169,7 +169,7 @@ class Terminal:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # Ctrl-C goes to whose terminal it is
         )
         os.close(child)
-        self.text = ""
+        self.text, self.is_open = "", True
 
     def type(self, text: str) -> None:
         os.write(self.handle, text.encode())
@@ -178,14 +178,29 @@ class Terminal:
         """Read until the text behind the last match matches, and leave what follows for the next call."""
         end = time.monotonic() + PATIENCE
         while (found := re.search(pattern, self.text, re.S)) is None:
-            assert time.monotonic() < end, self.text
-            if select.select([self.handle], [], [], 0.5)[0]:
-                try:
-                    self.text += os.read(self.handle, 65536).decode(errors="replace").replace("\r", "")
-                except OSError:
-                    assert re.search(pattern, self.text, re.S), self.text
+            assert time.monotonic() < end and self.is_open, self.text
+            self.read(0.5)
         self.text = self.text[found.end() :]
         return found
+
+    def interrupt(self, pattern: str) -> re.Match[str]:
+        """Press Ctrl-C until the text matches: while Python begins to wait for a line, it can miss one."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end and self.is_open:
+            self.type("\x03")
+            for _ in range(10):
+                if re.search(pattern, self.text, re.S):
+                    return self.wait_for(pattern)
+                self.read(0.2)
+        raise AssertionError(self.text)
+
+    def read(self, seconds: float) -> None:
+        """Take what is there, or comes within some time."""
+        if select.select([self.handle], [], [], seconds)[0]:
+            try:
+                self.text += os.read(self.handle, 65536).decode(errors="replace").replace("\r", "")
+            except OSError:  # the command has ended
+                self.is_open = False
 
     def status(self) -> int:
         return self.process.wait(PATIENCE)
@@ -223,8 +238,9 @@ def test_a_session_in_a_terminal(terminal: Terminal, tmp_path: Path) -> None:
     terminal.wait_for(r"w2 w3\n\w+ \w+")
     terminal.type("\x03")
     terminal.wait_for(r"5 of 5 prompt tokens were new\]\n.*> ")
-    terminal.type("w7 half a line\x03")  # Ctrl-C while typing drops the line
-    terminal.wait_for(r"Ctrl-D leaves; /help lists the commands\.\n.*> ")
+    terminal.type("w7 half a line")  # Ctrl-C while typing drops the line
+    terminal.wait_for(r"half a line")
+    terminal.interrupt(r"Ctrl-D leaves; /help lists the commands\.\n.*> ")
     terminal.type("\x04")
     assert terminal.status() == 0
     history = tmp_path / "history"

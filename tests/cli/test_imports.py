@@ -23,7 +23,7 @@ for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray", "lm_
 """
 # The adapter is a class of lm_eval's. Kernels are written in Triton; only what runs or compiles them imports them.
 NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
-IN_TRITON = ".kernel"  # plugins/*/kernel.py
+IN_TRITON = (".kernel", ".yardstick")  # plugins/*/kernel.py, and what they are compared with
 # These are the side of the server that speaks HTTP or Ray.
 SPEAK = (
     "answering",
@@ -56,7 +56,7 @@ for package in ("lucid_deploy", "lucid_deploy.export", "lucid_deploy.plugins"):
     found = importlib.import_module(package)
     names += [package, *(item.name for item in pkgutil.walk_packages(found.__path__, package + "."))]
 names = [name for name in names if not name.startswith({NEED_OTHERS + NEED_SERVE!r})]
-names = [name for name in names if not name.endswith((".__main__", {IN_TRITON!r}))]
+names = [name for name in names if not name.endswith({(".__main__", *IN_TRITON)!r})]
 for name in names:
     try:
         importlib.import_module(name)

@@ -81,6 +81,7 @@ def test_json_says_what_was_done(generate: Callable[..., dict[str, Any]]) -> Non
         "provider": "cpu",
         "kernels": "functions",
         "dtype": "float32",
+        "speculation": None,
     }
 
 

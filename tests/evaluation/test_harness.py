@@ -16,6 +16,7 @@ from lucid_deploy.evaluation.harness import HarnessOptions, run_tasks
     ("options", "message"),
     [
         ({"options": HarnessOptions(limit=0)}, "limit must be at least 1 document, not 0"),
+        ({"options": HarnessOptions(seed=-1)}, "seed must be 0 or more, and below 2.32, not -1"),
         ({"include_path": Path("nowhere")}, "no tasks at nowhere: no such directory"),
     ],
 )

@@ -20,7 +20,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes import RuntimeOptions, open_session
 
 # Before these are imported: no network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -28,6 +28,8 @@ lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
+from lucid_deploy.evaluation import lm_eval_run  # noqa: E402
+from lucid_deploy.evaluation.harness import HarnessOptions, run_tasks  # noqa: E402
 from lucid_deploy.evaluation.lm_eval_adapter import LucidLM  # noqa: E402
 
 Demo = Callable[..., Artifact]
@@ -252,11 +254,38 @@ def test_the_command_runs_a_local_task(demo: Demo, tasks: Path, tmp_path: Path) 
         (["--task", "lm_eval:no_such_task"], "has no task 'no_such_task'"),
         (["--task", "lm_eval:local_choice", "--include-path", "nowhere"], "no such directory"),
         (["--task", "lm_eval:local_choice", "--limit", "0"], "at least 1 document"),
+        (["--task", "lm_eval:local_choice", "--seed", "-1"], "seed must be 0 or more"),
     ],
 )
 def test_unknown_tasks_are_refused(demo: Demo, options: list[str], message: str) -> None:
     result = CliRunner().invoke(main, ["eval", str(demo().directory), *options])
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+def test_contexts_beyond_the_models_where_they_are_permitted(demo: Demo, words: TextTokenizer) -> None:
+    """Windows of a long text still end with the model's context."""
+    prompt = " ".join(["fox has red lamp ,"] * 150)
+    [request] = requests("generate_until", (prompt, {"max_gen_toks": 2, "until": []}))
+    for permitted in (False, True):
+        lm = LucidLM(session=open_session(demo(), RuntimeOptions(allow_extrapolation=permitted)), tokenizer=words)
+        assert lm.max_length == 512 < lm.fit(request).tokens and lm.fit(request).fits == permitted
+    assert lm.generate_until([request], disable_tqdm=True)[0]
+
+
+def test_a_seed_reaches_lm_eval(demo: Demo, words: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def evaluate(**given: Any) -> None:
+        asked.append(given)
+        raise OSError("enough")
+
+    monkeypatch.setattr(lm_eval_run, "simple_evaluate", evaluate)
+    session = open_session(demo())
+    for seed in (None, 5):
+        with pytest.raises(LucidError, match="enough"):
+            run_tasks(session, words, ["arc_easy"], options=HarnessOptions(seed=seed))
+    names = {"random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"}
+    assert not names & asked[0].keys() and {asked[1][name] for name in names} == {5}
 
 
 def test_what_the_adapter_cannot_be_made_of_is_refused(demo: Demo, words: TextTokenizer) -> None:
@@ -270,6 +299,8 @@ def test_what_the_adapter_cannot_be_made_of_is_refused(demo: Demo, words: TextTo
         LucidLM(session=session, tokenizer=words, max_length=513)
     with pytest.raises(LucidError, match="batch size"):
         LucidLM(session=session, tokenizer=words, batch_size="auto")
+    with pytest.raises(LucidError, match="batch size must be a number of at least 1, not 0"):
+        LucidLM(session=session, tokenizer=words, batch_size=0)
     session.config = replace(session.config, bos_token_id=None, eos_token_ids=())
     with pytest.raises(LucidError, match="neither bos_token_id nor eos_token_id"):
         _ = LucidLM(session=session, tokenizer=words).prefix_token_id

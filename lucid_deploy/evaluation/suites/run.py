@@ -11,7 +11,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.answer_log import AnswerLog
 from lucid_deploy.evaluation.suites.settings import SEED, SuiteTask
 from lucid_deploy.evaluation.suites.tasks import TaskMaker
-from lucid_deploy.evaluation.task import TokenizerLike, can_write
+from lucid_deploy.evaluation.task import TokenizerLike, can_write, check_seed
 from lucid_deploy.runtimes.session import Session
 
 Progress = Callable[[str, int, int], None]
@@ -146,8 +146,9 @@ def _check(session: Session[Any], tasks: Sequence[SuiteTask], options: SuiteOpti
             raise LucidError("lm_eval's tasks of SCROLLS take no generation options: leave --gen-kwargs out.")
         if options.num_fewshot:
             raise LucidError("lm_eval's tasks of SCROLLS take no solved examples: leave --num-fewshot out.")
-    most = session.context_limit or session.config.max_position_embeddings
-    long = [task for task in tasks if isinstance(task.length, int) and task.length > most]
+    check_seed(options.seed)
+    most = session.context_limit  # None: --allow-extrapolation
+    long = [task for task in tasks if most is not None and isinstance(task.length, int) and task.length > most]
     if long and options.truncate is None:
         raise LucidError(
             f"{long[0].name} asks for {long[0].length} tokens, and the model's context is {most}: choose --lengths, "

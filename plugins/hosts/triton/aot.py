@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,19 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
 
 
 def start_compiler(scratch: str) -> None:
-    """Settle what Triton reads from the environment when it is imported, in a compiling process."""
+    """Settle what Triton reads from the environment when it is imported, in a compiling process that ends with ours."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TRITON_CACHE_DIR"] = scratch
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     os.environ.pop("TRITON_INTERPRET", None)
+
+
+def _end_with_parent() -> None:
+    """A pool's process waits for work for good if its parent is killed: it holds the queue's other end open itself."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:

@@ -144,6 +144,8 @@ def test_a_run_that_was_stopped_goes_on(llama: Pair, data: Path, tmp_path: Path)
     ("suite", "options", "message"),
     [
         ("longbench", {"limit": 0}, "at least 1 document, not 0"),
+        ("longbench", {"seed": -1}, "seed must be 0 or more"),
+        ("longbench", {"batch": 0}, "batch size must be a number of at least 1, not 0"),
         ("scrolls", {"gen_kwargs": {"max_gen_toks": 4}}, "SCROLLS take no generation options"),
         ("scrolls", {"num_fewshot": 2}, "SCROLLS take no solved examples"),
     ],

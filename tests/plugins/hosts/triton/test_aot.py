@@ -1,6 +1,11 @@
 """Ahead-of-time compilation with no GPU: one small variant of each kernel, for real."""
 
+import os
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +15,7 @@ from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.triton import aot, compiled_kernel
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Variant
+from tests.patience import PATIENCE
 
 pytest.importorskip("triton", reason='compiling the kernels needs Triton: pip install -e ".[kernels]"')
 
@@ -117,3 +123,39 @@ def test_an_unknown_architecture_is_an_error(archs):
 def test_size_is_reported(compiled):
     size, compressed = compiled_kernel.total_size(compiled)
     assert size == sum(len(kernel.image) for kernel in compiled) > compressed > 1000
+
+
+def test_compiling_processes_end_with_the_one_that_asked(tmp_path):
+    """Killed, not told to stop: nobody is left to tell them."""
+    code = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+import os
+from lucid_deploy.plugins.hosts.triton.aot import start_compiler
+if __name__ == "__main__":
+    with ProcessPoolExecutor(1, get_context("spawn"), start_compiler, (sys.argv[1],)) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        sys.stdin.read()
+"""
+    script = tmp_path / "asks.py"
+    script.write_text(code)
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + PATIENCE
+    while is_running(child):
+        assert time.monotonic() < deadline, "it waits for work that nobody will send"
+        time.sleep(0.05)
+
+
+def is_running(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"  # ended, but not yet waited for
