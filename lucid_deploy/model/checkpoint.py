@@ -191,6 +191,12 @@ class Checkpoint:
     def _share_head(self) -> tuple[str, ...]:
         """Take the head for the embedding where they are one and only the head was stored, as accelerate does."""
         embedding, head = (self._family.stored(name, self.config).name for name in (_EMBEDDING, _HEAD))
+        if self.tied and self.layout is not None and head in self.packed:
+            raise LucidError(
+                f"{self.directory}: {head} is quantized by {self.layout.name}, and tie_word_embeddings is true, so it "
+                "would be the embedding too, which is not taken over. If both are stored, set tie_word_embeddings to "
+                "false; otherwise take the checkpoint that it was made from."
+            )
         if not self.tied or embedding in self._named or head not in self._named:
             return ()
         self._named[embedding] = self._named.pop(head)

@@ -15,10 +15,12 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import DEMO, TOKENIZER_FILES
-from lucid_deploy.model.config import load_config
+from lucid_deploy.model.config import parse_config, read_config
+from lucid_deploy.model.packed.read import OLDER_FILE, split_layout
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_FILES = ("config.json", *TOKENIZER_FILES, "model.safetensors", "model.safetensors.index.json")
+_SETTINGS = ("config.json", OLDER_FILE)  # what is read before any weights are asked for
+_FILES = (*_SETTINGS, *TOKENIZER_FILES, "model.safetensors", "model.safetensors.index.json")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 Progress = Callable[[str, int, int], None]
@@ -66,7 +68,8 @@ def fetch(
 ) -> tuple[Path, dict[str, str]]:
     """Bring a checkpoint of the Hub onto this machine: ``config.json``, tokenizer and safetensors, nothing else.
 
-    The configuration comes first, and is checked before any weights are asked for.
+    The configuration comes first, with what it says of quantized weights, and is checked before any weights are asked
+    for.
 
     Args:
         name: The repository, ``org/name``.
@@ -92,11 +95,17 @@ def fetch(
             return Path(config).parent, _record(name, revision, Path(config).parent)
         info = HfApi(options.endpoint, token=token).model_info(name, revision=revision)
         files = _wanted([item.rfilename for item in info.siblings or []], f"{name} at {revision}")
-        load_config(_download(name, ["config.json"], options, progress), assume_unused)
+        settings = [file for file in files if file in _SETTINGS]
+        _check_settings(_download(name, settings, options, progress), assume_unused)
         directory = _download(name, files, options, progress)
     if directory.name != info.sha or not all((directory / file).is_file() for file in files):
         raise LucidError(f"{name} changed at {revision} while it was downloaded. Run the command again.")
     return directory, _record(name, revision, directory)
+
+
+def _check_settings(directory: Path, assume_unused: Collection[str]) -> None:
+    raw, _ = split_layout(read_config(directory), directory)
+    parse_config(raw, str(directory / "config.json"), assume_unused)
 
 
 def _download(name: str, files: list[str], options: HubOptions, progress: Progress | None) -> Path:

@@ -15,6 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.hub import HubOptions, fetch, is_on_hub
 from tests.model.hub_stand_in import Hub, serve_hub
+from tests.model.packed.packing import change_settings, write_packed
 
 MakeCheckpoint = Callable[..., Path]
 NAME = "org/tiny-lucid"
@@ -191,7 +192,7 @@ def test_a_model_that_changes_meanwhile(
         (published / "chat_template.jinja").write_text("{{ messages }}")
         hub.repositories[NAME].refs["main"] = hub.add(NAME, published, revision="next")
 
-    monkeypatch.setattr("lucid_deploy.model.hub.load_config", push)
+    monkeypatch.setattr("lucid_deploy.model.hub.parse_config", push)
     assert f"{NAME} changed at main while it was downloaded. Run the command again." in refusal(NAME, options)
 
 
@@ -207,3 +208,26 @@ def test_names_are_told_from_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in ("demo", "org/here", "/a/b", "a"):
         with pytest.raises(LucidError, match=f"The options for the Hugging Face Hub are not for {path}"):
             is_on_hub(path, HubOptions(offline=True))
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["config.json", "quantize_config.json"])
+def test_a_quantized_checkpoint_is_fetched(older: bool, hub: Hub, options: HubOptions, tmp_path: Path) -> None:
+    """Also one whose settings lie in AutoGPTQ's older file; settings that are refused cost no weights."""
+    source = tmp_path / "source"
+    write_packed(source, "gptq")
+    settings = {"bits": 4, "group_size": 16, "sym": True}
+    if older:
+        change_settings(source, None)
+        (source / "quantize_config.json").write_text(json.dumps(settings))
+    hub.add(NAME, source)
+    directory, _ = fetch(NAME, options)
+    layout = Checkpoint(directory).layout
+    assert layout is not None and layout == Checkpoint(source).layout
+    hub.requests.clear()
+    if older:
+        (source / "quantize_config.json").write_text(json.dumps({**settings, "bits": 3}))
+    else:
+        change_settings(source, {**settings, "quant_method": "gptq", "bits": 3})
+    hub.add("org/other", source)
+    assert "its bits are 3" in refusal("org/other", options)
+    assert hub.fetched() <= {"config.json", "quantize_config.json"}

@@ -10,11 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+from lucid_deploy.model.packed import gptq
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_shape, count_groups, unpack_words
 
 if TYPE_CHECKING:
     import torch
 
+# GPTQModel writes both methods with the same keys, and transformers has them too; the others are AutoAWQ's.
+_KEYS = gptq.KEYS | {"do_fuse", "fuse_max_seq_len", "ignore", "modules_to_fuse", "q_group_size", "w_bit", "zero_point"}
 _PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the number of each of eight outputs lies
 
 
@@ -39,9 +42,13 @@ class AwqLayout:
         Raises:
             ValueError: Settings that are not computed here.
         """
-        version = str(settings.get("version", "gemm")).lower()
-        if version != "gemm":
-            raise ValueError(f"its version is {version!r}; gemm is read")
+        check_keys(settings, _KEYS)
+        for key in ("version", "format", "checkpoint_format"):
+            version = str(settings.get(key) or "gemm").lower()
+            if version != "gemm":
+                raise ValueError(f"its {key} is {version!r}; gemm is read")
+        if settings.get("dynamic"):
+            raise ValueError("its key dynamic gives layers settings of their own, which are not read")
         bits = settings.get("bits", settings.get("w_bit"))
         if bits != 4:
             raise ValueError(f"its bits are {bits!r}; 4 is read")

@@ -11,13 +11,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, count_groups, unpack_words
 
 if TYPE_CHECKING:
     import torch
 
 _FORMATS = ("pack-quantized", "int-quantized")
 _STRATEGIES = ("group", "channel", "tensor")
+# Keys that are read here, or say how numbers were found or are to be computed.
+_KEYS = frozenset(
+    """
+    config_groups dequantize format global_compression_ratio ignore kv_cache_scheme quant_method quantization_status
+    run_compressed sparsity_config transform_config use_optimized_inference version
+    """.split()  # noqa: SIM905 (a table)
+)
+_GROUP_KEYS = frozenset({"targets", "weights", "input_activations", "output_activations", "format"})
+_WEIGHT_KEYS = frozenset(
+    """
+    actorder block_structure dynamic group_size num_bits observer observer_kwargs scale_dtype strategy symmetric type
+    zp_dtype
+    """.split()  # noqa: SIM905 (a table)
+)
 
 
 @dataclass(frozen=True)
@@ -47,19 +61,28 @@ class CompressedLayout:
             ValueError: Settings that are not computed here.
         """
         form, groups = settings.get("format"), settings.get("config_groups") or {}
+        check_keys(settings, _KEYS)
         if form not in _FORMATS:
             raise ValueError(f"its format is {form!r}; {' and '.join(_FORMATS)} are read")
         if settings.get("kv_cache_scheme"):
             raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
+        if settings.get("transform_config") not in (None, {}, {"config_groups": {}}):
+            raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
+        if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
+            raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
         if len(groups) != 1:
             raise ValueError(f"it has {len(groups)} config_groups; one is read")
         (group,) = groups.values()
+        check_keys(group, _GROUP_KEYS, "config_groups'")
+        if group.get("format") not in (None, form):
+            raise ValueError(f"its format is {form!r}, and that of its config_groups {group['format']!r}")
         if group.get("input_activations") or group.get("output_activations"):
             raise ValueError(
                 "it rounds inputs or outputs of layers too (input_activations), which is not computed as it says. "
                 "Checkpoints with quantized weights alone (W4A16, W8A16) are read"
             )
         weights = group.get("weights") or {}
+        check_keys(weights, _WEIGHT_KEYS, "weights'")
         bits, strategy = weights.get("num_bits"), weights.get("strategy")
         if weights.get("type") != "int" or bits not in (4, 8) or (form == "int-quantized" and bits != 8):
             raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")
@@ -88,9 +111,28 @@ class CompressedLayout:
             width = words * 32 // self.bits
         else:
             out, width = shapes["weight"]
-        group = self._group(width)
-        if self.strategy == "group":
-            check_shape("weight_scale", shapes["weight_scale"], (out, count_groups(width, group)), group)
+        groups = count_groups(width, self._group(width))
+        by_strategy: dict[str, list[Shape]] = {
+            "group": [(out, groups)],
+            "channel": [(out, 1), (out,)],
+            "tensor": [(), (1,), (1, 1)],
+        }
+        scales = by_strategy[self.strategy]
+        packed: list[Shape] = (
+            [(-(-out * self.bits // 32), groups)] if self.is_packed and self.strategy != "tensor" else []
+        )
+        allowed: dict[str, list[Shape]] = {
+            "weight_scale": scales,
+            "weight_zero_point": [*packed, *scales],
+            "weight_shape": [(2,)],
+            "weight_g_idx": [(width,)],
+        }
+        for part, wanted in allowed.items():
+            if part in shapes and tuple(shapes[part]) not in wanted:
+                raise ValueError(
+                    f"{part} has the shape {list(shapes[part])}, and the strategy {self.strategy} asks for "
+                    f"{' or '.join(str(list(shape)) for shape in wanted)}"
+                )
         return out, width
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
@@ -125,10 +167,14 @@ class CompressedLayout:
         if self.symmetric:
             return torch.full((out, groups), half, dtype=torch.uint8)
         stored = parts["weight_zero_point"]
-        if self.is_packed and stored.dtype == torch.int32:
+        if self.is_packed and self.strategy != "tensor" and stored.dtype == torch.int32:
+            if len(stored) != -(-out * self.bits // 32):
+                raise ValueError(f"its weight_zero_point has {len(stored)} rows of words for {out} outputs")
             return unpack_words(stored.mT.contiguous(), self.bits)[:, :out].mT.contiguous()
         moved = (stored.to(torch.int16) + half).to(torch.uint8)
-        return moved.reshape(-1, groups).expand(out, groups).contiguous()
+        if len(moved := moved.reshape(-1, groups)) not in (1, out):
+            raise ValueError(f"its weight_zero_point has {len(moved)} rows for {out} outputs")
+        return moved.expand(out, groups).contiguous()
 
     def _group(self, width: int) -> int:
         return self.group_size if self.strategy == "group" else width

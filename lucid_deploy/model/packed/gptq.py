@@ -11,10 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_shape, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_shape, count_groups, unpack_words
 
 if TYPE_CHECKING:
     import torch
+
+# Keys of AutoGPTQ, GPTQModel and transformers that are read here, or say how numbers were found or are to be computed.
+KEYS = frozenset(
+    """
+    act_group_aware backend batch_size bits block_name_to_quantize cache_block_outputs checkpoint_format
+    damp_auto_increment damp_percent dataset desc_act disable_exllama dynamic exllama_config format group_size
+    is_marlin_format lm_head
+    max_input_length meta model_file_base_name model_name_or_path model_seqlen module_name_preceding_first_block
+    modules_in_block_to_quantize modules_to_not_convert mse pack_dtype pad_token_id quant_method static_groups sym
+    tokenizer true_sequential use_cuda_fp16 use_exllama version
+    """.split()  # noqa: SIM905 (a table)
+)
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,13 @@ class GptqLayout:
         Raises:
             ValueError: Settings that are not computed here.
         """
-        form = settings.get("checkpoint_format") or "gptq"
-        if form not in ("gptq", "gptq_v2"):
-            raise ValueError(f"its checkpoint_format is {form!r}; gptq and gptq_v2 are read")
+        check_keys(settings, KEYS)
+        forms = {settings[key] for key in ("checkpoint_format", "format") if settings.get(key)} or {"gptq"}
+        form = min(forms)
+        if len(forms) > 1 or form not in ("gptq", "gptq_v2"):
+            raise ValueError(f"its checkpoint_format is {' and '.join(map(repr, forms))}; gptq or gptq_v2 is read")
+        if settings.get("is_marlin_format"):
+            raise ValueError("its is_marlin_format is true, and that layout is not read")
         if settings.get("dynamic"):
             raise ValueError("its key dynamic gives layers settings of their own, which are not read")
         if settings.get("pack_dtype", "int32") != "int32":

@@ -15,7 +15,7 @@ from lucid_deploy.model.packed.gptq import GptqLayout
 from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape
 
 KEY = "quantization_config"
-_OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
+OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
 _LAYOUTS: dict[str, Callable[[dict[str, Any]], PackedLayout]] = {
     "gptq": GptqLayout.from_settings,
     "awq": AwqLayout.from_settings,
@@ -37,11 +37,11 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
         LucidError: They are quantized in a way that is not read.
     """
     settings = raw.get(KEY)
-    if not settings and (directory / _OLDER_FILE).is_file():
+    if not settings and (directory / OLDER_FILE).is_file():
         try:
-            settings = {"quant_method": "gptq", **json.loads((directory / _OLDER_FILE).read_text(encoding="utf-8"))}
+            settings = {"quant_method": "gptq", **json.loads((directory / OLDER_FILE).read_text(encoding="utf-8"))}
         except (ValueError, TypeError, OSError, RecursionError) as error:
-            raise LucidError(f"{directory / _OLDER_FILE} cannot be read: {error}") from error
+            raise LucidError(f"{directory / OLDER_FILE} cannot be read: {error}") from error
     if not settings:
         return raw, None
     method = settings.get("quant_method") if isinstance(settings, dict) else None

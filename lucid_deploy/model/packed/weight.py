@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,25 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
 def count_groups(width: int, group: int) -> int:
     """Return how many groups a row of ``width`` inputs has."""
     return -(-width // group)
+
+
+def check_keys(settings: dict[str, Any], known: Collection[str], where: str = "") -> None:
+    """Refuse settings whose meaning is not known here: they may change what the numbers mean.
+
+    Args:
+        settings: Keys and values; None is no value.
+        known: Keys that are read, or that change nothing.
+        where: What they are in, for the message, such as ``config_groups'``.
+
+    Raises:
+        ValueError: There are some; the text names them.
+    """
+    unknown = [key for key, value in settings.items() if key not in known and value is not None]
+    if unknown:
+        raise ValueError(
+            f"its {where and where + ' '}{', '.join(map(repr, unknown))} is not known here, and may change what its "
+            "numbers mean"
+        )
 
 
 def check_shape(name: str, found: Shape | None, wanted: Shape, group: int) -> None:

@@ -25,6 +25,9 @@ def test_numbers() -> None:
     ("change", "message"),
     [
         ({"version": "gemv"}, "version is 'gemv'"),
+        ({"version": None, "format": "gemv"}, "format is 'gemv'"),
+        ({"dynamic": {"-:x": {}}}, "dynamic"),
+        ({"zeta": 3}, "its 'zeta' is not known here"),
         ({"bits": 8}, "bits are 8"),
         ({"zero_point": False}, "zero_point is false"),
         ({"group_size": None}, "group_size is None"),

@@ -22,6 +22,9 @@ def test_numbers(kind: str) -> None:
     assert weight.dequantize().double().equal(meant) and weight.is_symmetric == (kind != "gptq_v2")
     other = GptqLayout(layout.bits, layout.group_size, not layout.zeros_less_one).read(parts)
     assert not other.dequantize().double().equal(meant), "one more or less in every zero point"
+    form = "gptq" if layout.zeros_less_one else "gptq_v2"
+    renamed = {**SETTINGS[kind], "checkpoint_format": None, "format": form}
+    assert GptqLayout.from_settings(renamed) == layout, "as transformers 5 spells it"
 
 
 def test_inputs_in_another_order() -> None:
@@ -48,6 +51,9 @@ def test_zero_points_that_mean_two_things() -> None:
         ({"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'"),
         ({"dynamic": {"-:.*": {}}}, "dynamic"),
         ({"pack_dtype": "int16"}, "pack_dtype"),
+        ({"rotation": "hadamard"}, "its 'rotation' is not known here"),
+        ({"is_marlin_format": True}, "is_marlin_format"),
+        ({"format": "gptq_v2", "checkpoint_format": "gptq"}, "checkpoint_format is 'gptq(_v2)?' and 'gptq"),
     ],
 )
 def test_settings_that_are_not_read(change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
-from tests.model.packed.packing import KINDS, SETTINGS, change_settings, change_tensors, write_packed
+from tests.model.packed.packing import KINDS, SETTINGS, change_settings, change_tensors, stored, write_packed
 
 UP = "model.layers.0.mlp.up_proj"
 
@@ -85,3 +85,21 @@ def test_an_order_of_inputs_is_refused_with_its_weight(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "c")
     with pytest.raises(LucidError, match=rf"{UP} cannot be taken over: its inputs are in groups in another order"):
         checkpoint.tensor(f"{UP}.weight")
+
+
+@pytest.mark.parametrize("embedding", [True, False], ids=["both stored", "head alone"])
+def test_a_tied_head_that_is_quantized_is_refused_by_name(embedding: bool, tmp_path: Path) -> None:
+    write_packed(tmp_path / "c", "gptq")
+
+    def pack_head(tensors: dict[str, torch.Tensor]) -> None:
+        parts, _ = stored("gptq", torch.randn(104, 64, generator=torch.Generator().manual_seed(0)))
+        tensors |= {f"lm_head.{part}": value for part, value in parts.items()}
+        del tensors["lm_head.weight"]
+        if not embedding:
+            del tensors["model.embed_tokens.weight"]
+
+    change_tensors(tmp_path / "c", pack_head)
+    path = tmp_path / "c" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
+    with pytest.raises(LucidError, match=r"lm_head\.weight is quantized by gptq, and tie_word_embeddings is true"):
+        Checkpoint(tmp_path / "c")
