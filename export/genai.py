@@ -26,10 +26,11 @@ def is_supported(manifest: Manifest) -> bool:
     """Whether onnxruntime-genai can run this artifact: it grows caches, and knows keys, values and states.
 
     Its static caches (``past_present_share_buffer``) take no ``cache_length``, so a static artifact is not for it. It
-    takes a ``recurrent_state`` only beside a ``conv_state``.
+    takes a ``recurrent_state`` only beside a ``conv_state``, and keeps a cache in the model's type.
     """
     layers = [{(tensor.name, tensor.sort) for tensor in layer.cache} for layer in manifest.layers]
-    return manifest.cache == "growing" and all(layer in (_ROWS, _STATES) for layer in layers)
+    same_type = manifest.cache_dtype == manifest.dtype
+    return manifest.cache == "growing" and same_type and all(layer in (_ROWS, _STATES) for layer in layers)
 
 
 def genai_config(manifest: Manifest, directory: Path) -> dict[str, Any]:

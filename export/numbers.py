@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization_method import AUTO, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
 from lucid_deploy.export.stored import plan_stored, resolve_stored
@@ -49,7 +49,7 @@ def rows_to_learn_from(
     """Read what weights are learned from; None where they are not.
 
     Raises:
-        LucidError: There is no text, or as :func:`calibration_rows`.
+        LucidError: There is no text, or as :func:`calibration_rows`, or with ``auto`` as :func:`split_rows`.
     """
     if not options.learns:
         return None
@@ -58,10 +58,16 @@ def rows_to_learn_from(
             f"--method {options.method} learns from text like what the model will read. Give such a file with "
             "--calibration, or use --method rtn."
         )
-    from lucid_deploy.export.calibration import calibration_rows
+    from lucid_deploy.export.calibration import ROW, calibration_rows
+    from lucid_deploy.export.rounding.automatic import split_rows, tokens_needed, widest_input
 
-    least = max(tensor.shape[1] for tensor in quantization.tensors.values())
-    return calibration_rows(source, calibration, options.calibration_tokens, least)
+    least, most = widest_input(quantization), options.calibration_tokens
+    if options.method != AUTO:
+        return calibration_rows(source, calibration, most, least)
+    row = min(ROW, source.config.max_position_embeddings)
+    rows = calibration_rows(source, calibration, max(most, tokens_needed(row, least)), least)
+    split_rows(rows, least)  # before anything that takes time: the text may be too short
+    return rows
 
 
 def learn_numbers(

@@ -6,7 +6,7 @@ import fnmatch
 import importlib.metadata
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     round_blocks,
 )
-from lucid_deploy.artifact.quantization_method import AUTO, METHODS, NEAREST, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, METHODS, NEAREST, STORED
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.version import __version__
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # By measurement, see docs/low-precision.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
-CALIBRATION_TOKENS, GPTQ_DAMPING = 32768, 0.01
+CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER = 32768, 0.01, "activation"
 _SLICE = 1 << 22  # elements quantized at once
 
 
@@ -50,6 +50,7 @@ class QuantizeOptions:
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
         target_bits: With ``auto``: bits a quantized weight at most, on average, scales included.
+        bits: Of weights that have others than the scheme's, by the checkpoint's names; to quantize like an artifact.
     """
 
     scheme: str
@@ -61,8 +62,9 @@ class QuantizeOptions:
     method: str = NEAREST
     calibration_tokens: int = CALIBRATION_TOKENS
     gptq_damping: float = GPTQ_DAMPING
-    gptq_order: str = "activation"
+    gptq_order: str = GPTQ_ORDER
     target_bits: float | None = None
+    bits: dict[str, int] = field(default_factory=dict)
 
     @property
     def learns(self) -> bool:
@@ -104,10 +106,13 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
+    if not set(options.bits.values()) <= set(SCHEMES.values()):
+        raise LucidError(f"bits of a weight must be one of {', '.join(map(str, SCHEMES.values()))}.")
     _check_target(options)
     if options.scheme == STORED:
         _check_stored(options)
     else:
+        _check_learning(options)
         _kernel(options.scheme)
 
 
@@ -123,6 +128,26 @@ def _check_target(options: QuantizeOptions) -> None:
         raise LucidError(f"--target-bits must be above 0 and 32 at most, not {options.target_bits:g}.")
 
 
+def _check_learning(options: QuantizeOptions) -> None:
+    """Refuse options of methods that learn beside one that does not."""
+    given = [] if options.learns else _learning_given(options)
+    if given:
+        raise LucidError(
+            f"{', '.join(given)} is for --method {GPTQ} and {AUTO}; --method {options.method} does not learn. Leave it "
+            "out, or choose one of them."
+        )
+
+
+def _learning_given(options: QuantizeOptions) -> list[str]:
+    """Name the options given that only matter where numbers are learned."""
+    given = {
+        "--calibration-tokens": options.calibration_tokens != CALIBRATION_TOKENS,
+        "--gptq-damping": options.gptq_damping != GPTQ_DAMPING,
+        "--gptq-order": options.gptq_order != GPTQ_ORDER,
+    }
+    return [name for name, there in given.items() if there]
+
+
 def _check_stored(options: QuantizeOptions) -> None:
     """Refuse options that would change numbers which are taken over."""
     default = QuantizeOptions(STORED)
@@ -131,10 +156,11 @@ def _check_stored(options: QuantizeOptions) -> None:
         "--block-size": options.block_size is not None,
         "--keep-float": bool(options.keep_float),
         "--quantize-embeddings": options.embeddings,
+        "bits": bool(options.bits),
     }
-    if any(given.values()):
-        names = ", ".join(name for name, there in given.items() if there)
-        raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {names}.")
+    names = [*(name for name, there in given.items() if there), *_learning_given(options)]
+    if names:
+        raise LucidError(f"The checkpoint's numbers are taken over as they are, so leave out {', '.join(names)}.")
 
 
 def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: QuantizeOptions) -> Quantization:
@@ -146,8 +172,8 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         options: How to quantize.
 
     Raises:
-        LucidError: A glob that matches nothing, nothing left to quantize, or rows that no block divides where the
-            format needs it.
+        LucidError: A glob that matches nothing, nothing left to quantize, bits of a weight that is not, or rows that no
+            block divides where the format needs it.
     """
     matrices = [name for name, shape in shapes.items() if len(shape) == 2]
     form = format_of(options)
@@ -157,11 +183,14 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     chosen = [name for name in candidates if name not in _kept(candidates, tied, options.keep_float)]
     if not chosen:
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
+    if strangers := sorted(options.bits.keys() - set(chosen)):
+        raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     block = options.block_size or DEFAULT_BLOCK[options.scheme]
     tensors = {}
     for name in chosen:
         rows, width = shapes[name]
-        tensors[name] = QuantizedTensor((rows, width), _dividing(name, width, block) if form == "qdq" else block)
+        size = _dividing(name, width, block) if form == "qdq" else block
+        tensors[name] = QuantizedTensor((rows, width), size, bits=options.bits.get(name))
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],

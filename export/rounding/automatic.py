@@ -8,19 +8,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.rounding.budget import BITS, Budget, Choice, predicted_best, refined
 from lucid_deploy.export.rounding.learn import GptqSettings, LearnedWeights, learn_weights, rounded_weight
-from lucid_deploy.export.rounding.sensitivity import LogitErrors, by_kind, measured_rows, sensitivities
+from lucid_deploy.export.rounding.sensitivity import MEASURED, LogitErrors, by_kind, sensitivities
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
 
 TRIALS = 64  # choices that are measured at most
-SEARCH_TOKENS = 4096  # that each of them learns from; the last choice learns from all
+SEARCH_TOKENS = 4096  # that each of them learns from, or as many as the widest input; the last one learns from all
 Progress = Callable[[str, int, int], None]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def with_bits(quantization: Quantization, kinds: dict[str, list[str]], choice: Choice) -> Quantization:
@@ -42,6 +46,48 @@ def budget_of(quantization: Quantization, kinds: dict[str, list[str]], dtype: st
     return Budget(sizes, sum(math.prod(tensor.shape) for tensor in quantization.tensors.values()), target)
 
 
+def widest_input(quantization: Quantization) -> int:
+    """Return how many inputs the widest quantized weight has; second moments of fewer tokens have no inverse."""
+    return max(tensor.shape[1] for tensor in quantization.tensors.values())
+
+
+def tokens_needed(row: int, widest: int) -> int:
+    """Return the tokens that choosing bits needs: rows to learn from, and one more to measure on.
+
+    Args:
+        row: Tokens of a row.
+        widest: See :func:`widest_input`.
+    """
+    return (-(-widest // row) + 1) * row
+
+
+def split_rows(rows: CalibrationRows, widest: int) -> tuple[Array, Array]:
+    """Part whole rows: what choices learn from, and what they are measured on. A shorter last row is left out.
+
+    Args:
+        rows: The calibration rows.
+        widest: See :func:`widest_input`.
+
+    Returns:
+        int64 ``(B, N)`` each: rows to learn from, of :data:`SEARCH_TOKENS` or ``widest`` tokens where there are so
+        many; rows spread over the text to measure on, :data:`MEASURED` tokens, or a third of a shorter text.
+
+    Raises:
+        LucidError: There are too few for both.
+    """
+    row, whole = rows.facts["row_tokens"], rows.rows[0]
+    spare = len(whole) - -(-widest // row)
+    if spare < 1 or whole.shape[1] < row:
+        raise LucidError(
+            f"--method {AUTO} measures on other tokens than it learns from, and needs {tokens_needed(row, widest)} for "
+            f"both; the calibration text has {rows.tokens}. Give more text."
+        )
+    count = min(max(MEASURED // row, 1), max(len(whole) // 3, 1), spare)
+    places = np.linspace(0, len(whole) - 1, count).astype(int)
+    others = np.delete(whole, places, axis=0)
+    return others[: -(-max(SEARCH_TOKENS, widest) // row)], whole[places]
+
+
 def learn_mixed(
     checkpoint: Checkpoint,
     quantization: Quantization,
@@ -57,7 +103,7 @@ def learn_mixed(
         target: Bits a quantized weight at most, on average, scales included.
 
     Raises:
-        LucidError: A target that cannot be met, or as :func:`learn_weights`.
+        LucidError: A target that cannot be met, or as :func:`split_rows` and :func:`learn_weights`.
     """
     kinds = by_kind(list(quantization.tensors), checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)
@@ -79,8 +125,9 @@ def _search(
     progress: Progress | None,
 ) -> tuple[Choice, dict[str, Any]]:
     """Choose bits; return them, and what the manifest says of the search."""
-    few = replace(rows, rows=[measured_rows(rows.rows, SEARCH_TOKENS)])
-    errors, steps = LogitErrors(checkpoint, measured_rows(rows.rows)), itertools.count()
+    learned_from, measured = split_rows(rows, widest_input(quantization))
+    few = replace(rows, rows=[learned_from])
+    errors, steps = LogitErrors(checkpoint, measured), itertools.count()
 
     def report() -> None:
         if progress is not None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, QuantizedTensor
-from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method
+from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method, relative_distance
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize import EMBEDDING, HEAD, quantize_matrix, short_name
@@ -177,7 +177,7 @@ class _Learner:
         rounded = numbers * spread
         nearest = self._nearest(name)
         self.learned.tensors[name] = LearnedTensor(
-            distance=_digits(float((rounded.double() - weight).norm() / weight.double().norm())),
+            distance=_digits(relative_distance(rounded.double().numpy(), weight.double().numpy())),
             output_error=_digits(moments.output_error(rounded, weight)),
             nearest_error=_digits(moments.output_error(nearest, weight)),
         )

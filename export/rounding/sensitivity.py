@@ -37,12 +37,6 @@ def by_kind(names: Iterator[str] | list[str], tied: bool) -> dict[str, list[str]
     return kinds
 
 
-def measured_rows(rows: list[Array], most: int = MEASURED) -> Array:
-    """Return the first rows of the first length that together have ``most`` tokens at most, int64 ``(B, N)``."""
-    first = rows[0]
-    return first[: max(most // first.shape[1], 1), :most]
-
-
 class LogitErrors:
     """Measures relative errors of logits, of a model in float32 some of whose weights are exchanged.
 

@@ -113,11 +113,15 @@ class Manifest:
         return any(name in operators for layer in self.layers for names in layer.operators.values() for name in names)
 
     def to_json(self) -> str:
-        """Return the text of ``lucid.json``."""
+        """Return the text of ``lucid.json``.
+
+        Raises:
+            ValueError: A number that is not finite, which :func:`read_manifest` would refuse.
+        """
         data = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         data["config"] = self.config.to_dict()
         data["layers"] = [layer.to_dict() for layer in self.layers]
-        return json.dumps(data, indent=2) + "\n"
+        return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def read_manifest(directory: Path) -> Manifest:

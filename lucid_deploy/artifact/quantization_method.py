@@ -5,9 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 NEAREST, GPTQ, AUTO = "rtn", "gptq", "auto"
 METHODS = (NEAREST, GPTQ, AUTO)  # that an export may be asked for
 STORED = "stored"  # taken over from a checkpoint that was quantized already
+
+
+def relative_distance(rounded: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
+    """Return ‖Ŵ − W‖ / ‖W‖ of Frobenius norms; 0 where both are zero, and infinite where W alone is."""
+    lost, whole = float(np.linalg.norm(rounded - weight)), float(np.linalg.norm(weight))
+    if whole == 0:
+        return 0.0 if lost == 0 else float("inf")
+    return lost / whole
 
 
 @dataclass(frozen=True)
@@ -15,7 +26,7 @@ class LearnedTensor:
     """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms.
 
     Attributes:
-        distance: ‖Ŵ − W‖ / ‖W‖ of the dequantized weight Ŵ; ``verify`` computes it again.
+        distance: :func:`relative_distance` of the dequantized weight Ŵ; ``verify`` computes it again.
         output_error: The same of the product's outputs over the calibration rows, against the exact model's; the
             errors of its inputs are in it.
         nearest_error: That of the outputs had this weight been rounded to nearest.

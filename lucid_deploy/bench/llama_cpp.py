@@ -37,7 +37,7 @@ class LlamaCppWorker:
         threads: Threads; None: as many as there are cores for this process.
 
     Raises:
-        LucidError: Layers of other kinds, or what :func:`write_gguf` raises.
+        LucidError: Layers of other kinds, weights of several numbers of bits, or what :func:`write_gguf` raises.
     """
 
     def __init__(self, artifact: Artifact, threads: int | None = None) -> None:
@@ -48,9 +48,15 @@ class LlamaCppWorker:
                 "--baseline llama.cpp measures models whose layers all attend to all tokens; this one has layers of "
                 f"the kind {', '.join(sorted(others))}."
             )
+        record = manifest.quantization
+        if record is not None and len({record.bits_of(name) for name in record.tensors}) > 1:
+            raise LucidError(
+                f"--baseline llama.cpp gives all weights the same bits, and those of {artifact.directory} have 4 and 8 "
+                "(--method auto). Leave it out, or measure an artifact of one kind."
+            )
         self._cache_dtype = manifest.cache_dtype
         self._threads = threads or len(os.sched_getaffinity(0))
-        self._weights = manifest.dtype if manifest.quantization is None else manifest.quantization.scheme
+        self._weights = manifest.dtype if record is None else record.scheme
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
         self._path = Path(self._folder.name) / "shape.gguf"
         write_gguf(self._config, self._weights, self._path)

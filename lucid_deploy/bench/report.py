@@ -11,11 +11,13 @@ import numpy as np
 
 from lucid_deploy.bench.runner import Measurement, Plan
 from lucid_deploy.cache.layout import ITEM_SIZES, layout_bytes
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.export.quantize import EMBEDDING
 from lucid_deploy.model.description import describe, layout_of
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from lucid_deploy.artifact import Manifest
 
 
 def build_report(
@@ -77,14 +79,22 @@ def exponents(measurements: Sequence[Measurement]) -> dict[str, float]:
     return fitted
 
 
-def decode_bytes(
-    config: LucidConfig, dtype: str, weights: int, batch: int, context: int, cache_dtype: str | None = None
-) -> int:
-    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once."""
-    size = ITEM_SIZES[dtype]
-    cache = layout_bytes(layout_of(describe(config, cache_dtype or dtype)), context) * batch
-    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * size
-    return weights - embedding + cache
+def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> int:
+    """Return the bytes one decode step must read: every weight but the embedding's other rows, and the cache once.
+
+    Args:
+        manifest: Of the artifact.
+        weights: Bytes of its weight file.
+        batch: Rows.
+        context: Tokens that are cached of each.
+    """
+    config, record = manifest.config, manifest.quantization
+    cache = layout_bytes(layout_of(describe(config, manifest.cache_dtype)), context) * batch
+    if config.tie_word_embeddings:
+        return weights + cache
+    if record is not None and EMBEDDING in record.tensors:
+        return weights - record.stored_size(EMBEDDING, manifest.dtype) + cache
+    return weights - config.vocab_size * config.hidden_size * ITEM_SIZES[manifest.dtype] + cache
 
 
 def table(report: dict[str, Any]) -> Table:

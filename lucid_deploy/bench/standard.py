@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import EMBEDDING, QuantizeOptions, short_name
@@ -18,8 +19,9 @@ INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> Path:
     """Export an artifact's checkpoint once more, as if its attention were standard.
 
-    The types are the artifact's; quantized weights are rounded to nearest whatever method the artifact's numbers were
-    chosen by, which makes no difference to times.
+    The types are the artifact's. A quantized artifact's weights have the same bits, blocks and scales; they are rounded
+    to nearest where the artifact's numbers were learned, which makes no difference to times, and taken over where the
+    artifact's were.
 
     Args:
         artifact: The LUCID artifact.
@@ -69,6 +71,8 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
     """Return options that quantize the same weights in the same form."""
     if record is None:
         return None
+    if record.method.name == STORED:
+        return QuantizeOptions(STORED, record.format, activations=record.activations)
     optional = EMBEDDING if not tied or record.format == "qdq" else None  # is not quantized unless it is asked for
     return QuantizeOptions(
         record.scheme,
@@ -79,4 +83,5 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
         keep_float=tuple(short_name(name) for name in record.kept if name != optional),
         embeddings=EMBEDDING in record.tensors and not tied,
         activations=record.activations,
+        bits={name: tensor.bits for name, tensor in record.tensors.items() if tensor.bits is not None},
     )

@@ -164,9 +164,7 @@ def _bytes(artifact: Any, plan: Any) -> dict[str, int]:
     manifest = artifact.manifest
     weights = manifest.files[WEIGHTS]["size"]
     return {
-        f"decode/{batch}/{length}": decode_bytes(
-            artifact.config, manifest.dtype, weights, batch, length, manifest.cache_dtype
-        )
+        f"decode/{batch}/{length}": decode_bytes(manifest, weights, batch, length)
         for batch in plan.batches
         for length in plan.lengths
     }

@@ -237,7 +237,7 @@ def _quantize_options(
     target_bits: float | None,
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.export.quantize import CALIBRATION_TOKENS, GPTQ_DAMPING, QuantizeOptions
+    from lucid_deploy.export.quantize import CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER, QuantizeOptions
 
     if quantize is not None:
         return QuantizeOptions(
@@ -262,7 +262,7 @@ def _quantize_options(
         "--method": method != "rtn",
         "--calibration-tokens": calibration_tokens != CALIBRATION_TOKENS,
         "--gptq-damping": gptq_damping != GPTQ_DAMPING,
-        "--gptq-order": gptq_order != "activation",
+        "--gptq-order": gptq_order != GPTQ_ORDER,
         "--target-bits": target_bits is not None,
     }
     if any(given.values()):

@@ -86,3 +86,10 @@ def test_a_file_outside_of_the_artifact_is_refused(exported: Exported, tmp_path:
     files = {**artifact.manifest.files, name: {"size": 1, "sha256": "0" * 64}}
     with pytest.raises(LucidError, match="lies outside the artifact"):
         rewritten(tmp_path, dataclasses.replace(artifact.manifest, files=files))
+
+
+def test_numbers_that_would_not_be_read_are_not_written(exported: Exported) -> None:
+    manifest = exported()[1].manifest
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            dataclasses.replace(manifest, ranges={"largest": value}).to_json()

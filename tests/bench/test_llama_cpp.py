@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,13 @@ def test_without_the_package(exported: Exported, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delitem(sys.modules, "lucid_deploy.bench.llama_cpp")
     with pytest.raises(LucidError, match=r"The package xllamacpp is needed to measure llama\.cpp beside an artifact"):
         make_worker(Contender("llama.cpp", "llama.cpp", str(exported()[1].directory)))
+
+
+def test_weights_of_4_and_8_bits_are_refused(quantized: Exported) -> None:
+    _, artifact = quantized("int4")
+    record = artifact.manifest.quantization
+    name = next(iter(record.tensors))
+    tensors = {**record.tensors, name: replace(record.tensors[name], bits=8)}
+    mixed = replace(artifact.manifest, quantization=replace(record, tensors=tensors))
+    with pytest.raises(LucidError, match=r"all weights the same bits, and those of .* have 4 and 8 \(--method auto\)"):
+        LlamaCppWorker(Artifact(artifact.directory, mixed))

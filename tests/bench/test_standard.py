@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.quantization_method import Method
 from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import QuantizeOptions
+from tests.model.packed.packing import write_packed
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -76,6 +78,29 @@ def test_the_same_weights_are_quantized(
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
     assert made.config.attention_type != artifact.config.attention_type
     assert made.quantization == artifact.manifest.quantization
+
+
+def test_numbers_that_were_taken_over_are_taken_over_again(tmp_path: Path) -> None:
+    write_packed(tmp_path / "c", "awq")
+    artifact = export(tmp_path / "c", tmp_path / "artifact", ExportOptions(range_scan=False))
+    (tmp_path / "scratch").mkdir()
+    made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
+    assert made.config.attention_type == "llama"
+    assert made.quantization == artifact.manifest.quantization
+
+
+def test_weights_of_4_and_8_bits_have_the_same_bits(quantized: Exported, tmp_path: Path) -> None:
+    """As --method auto leaves them."""
+    _, artifact = quantized("int4")
+    record = artifact.manifest.quantization
+    tensors = {
+        name: replace(tensor, bits=8 if name.endswith(("k_proj.weight", "lm_head.weight")) else None)
+        for name, tensor in record.tensors.items()
+    }
+    mixed = replace(artifact.manifest, quantization=replace(record, tensors=tensors, method=Method("auto")))
+    made = open_artifact(export_standard(Artifact(artifact.directory, mixed), tmp_path)).manifest
+    assert made.quantization.tensors == tensors
+    assert {made.quantization.bits_of(name) for name in tensors} == {4, 8}
 
 
 @pytest.mark.parametrize("cache", ["growing", "static"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.export import export
-from lucid_deploy.export.genai import genai_config
+from lucid_deploy.export.genai import genai_config, is_supported
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.runtimes import open_session
 from tests.byte_level_checkpoints import TEXT
@@ -131,3 +132,9 @@ def test_generation_settings_become_its_defaults(make_checkpoint: Callable[..., 
     assert (search["do_sample"], search["temperature"], search["top_p"], search["top_k"]) == (True, 0.7, 0.9, 50)
     assert written["model"]["pad_token_id"] == 3
     assert og.Model(str(artifact.directory)).type == "decoder-pipeline"
+
+
+def test_a_cache_of_another_type_has_no_configuration(exported: Any) -> None:
+    manifest = exported()[1].manifest
+    assert is_supported(manifest)
+    assert not is_supported(replace(manifest, cache_dtype="float16"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
-from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization_method import STORED, relative_distance
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _SLACK = 1e-3
 # Scales are stored with 8 bits of mantissa at least; the recorded distance has 7 digits, of sums in another order.
 _SCALE_SLACK, _DISTANCE_SLACK = 1 - 2.0**-7, 1e-5
+# Half a unit in the last place of the smallest scales: in float16 those below 2^-14 are multiples of 2^-24.
+_SCALE_STEP = {"float16": 2.0**-25}
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def _difference(
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
     high, positive = (1 << (quantization.bits_of(name) - 1)) - 1, quantization.has_positive_scales(name)
     top = high if positive else high + 1  # the largest element's magnitude, as a whole number
-    # A scale in half precision is rounded (to a multiple of 2^-24 at least in float16), and every number with it.
-    relative, least = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 0.0)}.get(dtype, (2.0**-22, 0.0))
+    # A scale in half precision is rounded, and every number with it.
+    relative, least = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
     width = original.shape[1]
     padded = np.pad(np.abs(original), ((0, 0), (0, -width % tensor.block_size)))
     largest = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1)
@@ -176,8 +178,9 @@ def _learned_difference(
     padded = np.pad(np.abs(original), ((0, 0), (0, -original.shape[1] % tensor.block_size)))
     fits = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1) / max(-low, high)
     least = LEAST_SCALE[dtype]
-    within = (np.abs(factors) >= NARROWEST * _SCALE_SLACK * fits) & (
-        np.abs(factors) <= np.maximum(WIDEST * fits, least) / _SCALE_SLACK
+    step = _SCALE_STEP.get(dtype, 0.0)
+    within = (np.abs(factors) >= NARROWEST * _SCALE_SLACK * fits - step) & (
+        np.abs(factors) <= np.maximum(WIDEST * fits, least) / _SCALE_SLACK + step
     )
     if not within.all():
         row, block = np.argwhere(~within)[0]
@@ -185,7 +188,7 @@ def _learned_difference(
             f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, and the original's largest element "
             f"asks for {NARROWEST:g} to {WIDEST:g} times ±{fits[row, block]:.6g}"
         )
-    distance = np.linalg.norm(numbers * spread(factors, tensor) - original) / np.linalg.norm(original.astype(float))
+    distance = relative_distance(numbers * spread(factors, tensor), original.astype(float))
     if not abs(distance - recorded.distance) <= _DISTANCE_SLACK * recorded.distance:
         return f"it is {distance:.6g} of the original's norm away from it, and {recorded.distance:.6g} is recorded"
     return None

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_method import AUTO, NEAREST, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
@@ -56,8 +58,8 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
     record = artifact.manifest.quantization
     if record is not None and record.format != "qdq":
         raise LucidError(
-            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. Export "
-            f"it for TensorRT with --quantize {record.scheme} --quantize-format qdq."
+            f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. "
+            f"{_remedy(record)}"
         )
     model = ir.serde.deserialize_model(artifact.graph(stage))
     standard_attention(model)
@@ -71,6 +73,19 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
+
+
+def _remedy(record: Quantization) -> str:
+    """Say how a quantized model comes to TensorRT."""
+    if any(tensor.zero_points for tensor in record.tensors.values()):
+        return (
+            "Its weights have zero points, which TensorRT does not take either: take the checkpoint that it was made "
+            f"from, before it was quantized, and export that with --quantize {record.scheme} --quantize-format qdq."
+        )
+    scheme = STORED if record.method.name == STORED else record.scheme
+    method = "" if record.method.name in (NEAREST, STORED) else f" --method {record.method.name}"
+    more = f" --target-bits {record.method.settings['target_bits']:g}" if record.method.name == AUTO else ""
+    return f"Export it for TensorRT with --quantize {scheme}{method}{more} --quantize-format qdq."
 
 
 def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
 from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -236,3 +238,37 @@ def test_layers_of_other_kinds(tmp_path: Path) -> None:
     found, _ = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
     assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
     assert all(part.output_error < part.nearest_error for part in found.tensors.values())
+
+
+def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
+    """As of an adapter that was never trained: their distance is 0, and the manifest can be read again."""
+    name = "model.layers.1.mlp.up_proj.weight"
+
+    class Zeros(Checkpoint):
+        def tensor(self, wanted: str) -> torch.Tensor:
+            return super().tensor(wanted) * (wanted != name)
+
+    checkpoint = Zeros(source / "checkpoint")
+    plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
+    rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
+    found, record = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+    assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
+    text = replace(learned.manifest, quantization=record).to_json()
+    assert Quantization.from_dict(json.loads(text)["quantization"]) == record
+
+
+@pytest.mark.parametrize("scheme", ["int4", "stored"])
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"gptq_damping": 0.1}, "--gptq-damping"),
+        ({"gptq_order": "stored"}, "--gptq-order"),
+        ({"calibration_tokens": 100}, "--calibration-tokens"),
+    ],
+)
+def test_options_of_learning_where_nothing_learns(scheme: str, changes: dict[str, Any], option: str) -> None:
+    with pytest.raises(LucidError, match=option) as caught:
+        check_options(QuantizeOptions(scheme, **changes), "float32")
+    assert "eave" in str(caught.value) and "\n" not in str(caught.value)
+    if scheme != "stored":
+        check_options(QuantizeOptions(scheme, method="gptq", **changes), "float32")

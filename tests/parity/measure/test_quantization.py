@@ -1,12 +1,19 @@
 """What quantization cost, and whether weights are the checkpoint's: more of it is in tests/export/test_quantize.py."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.export.rounding.pack import pack_numbers
+from lucid_deploy.export.rounding.scales import search_scales
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
+from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
 from tests.parity.small_models import in_dtype, session
 
 
@@ -50,3 +57,39 @@ def test_every_element_of_a_weight_is_checked(quantized):
 
     with pytest.raises(CheckFailed, match=f"{name} is not the checkpoint's weight quantized"):
         check_weights(artifact, Changed(checkpoint))
+
+
+def test_small_scales_of_learned_weights(quantized, monkeypatch):
+    """Below 2^-14, scales of float16 are multiples of 2^-24: of a weight of tiny numbers they are off by several %."""
+    checkpoint, artifact = quantized("int4", dtype="float16")
+    record, source = artifact.manifest.quantization, Checkpoint(checkpoint)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensor = record.tensors[name]
+    weight = source.tensor(name).float() * 1e-5
+    scales = search_scales(weight, tensor, 4, "float16", False)
+    spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
+    numbers = (weight / spread).round().nan_to_num().clamp(-8, 7)
+    parts = pack_numbers(numbers.numpy(), tensor, 4).reshape(-1), scales.half().numpy().reshape(-1)
+    distance = relative_distance((numbers * spread).double().numpy(), weight.double().numpy())
+    learned = Method("gptq", tensors={name: LearnedTensor(distance, 0.0, 0.0)})
+    changed = replace(artifact.manifest, quantization=replace(record, method=learned))
+
+    class Small(Checkpoint):
+        def tensor(self, wanted):
+            return weight if wanted == name else super().tensor(wanted)
+
+    def stored(_):
+        for stored_name, *other in stored_parts(artifact):
+            yield (stored_name, *(parts if stored_name == name else other))
+
+    monkeypatch.setattr("lucid_deploy.runtimes.torch.artifact_weights.stored_parts", stored)
+    check_weights(Artifact(artifact.directory, changed), Small(checkpoint))
+    parts = (parts[0], parts[1] * np.float16(0.5))
+    with pytest.raises(CheckFailed, match="the scale of row"):
+        check_weights(Artifact(artifact.directory, changed), Small(checkpoint))
+
+
+def test_distances_of_zeros():
+    zeros, ones = np.zeros((2, 3)), np.ones((2, 3))
+    assert relative_distance(zeros, zeros) == 0 and relative_distance(ones, zeros) == np.inf
+    assert relative_distance(1.5 * ones, ones) == pytest.approx(0.5)

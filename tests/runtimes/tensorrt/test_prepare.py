@@ -11,6 +11,8 @@ import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization_method import Method
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
@@ -117,3 +119,22 @@ def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugin
         node.attribute.extend(kept)
     network = trt.Builder(logger).create_network(0)
     assert not trt.OnnxParser(network, logger).parse(model.SerializeToString(), path)
+
+
+@pytest.mark.parametrize(
+    ("method", "zeros", "message"),
+    [
+        (Method(), False, r"Export it for TensorRT with --quantize int4 --quantize-format qdq\."),
+        (Method("gptq"), False, "with --quantize int4 --method gptq --quantize-format qdq"),
+        (Method("auto", {"target_bits": 6.0}), False, "--method auto --target-bits 6 --quantize-format qdq"),
+        (Method("stored", {"layout": "gptq"}), False, "with --quantize stored --quantize-format qdq"),
+        (Method("stored", {"layout": "awq"}), True, "have zero points, .* export that with --quantize int4"),
+    ],
+)
+def test_what_to_do_with_onnxruntime_s_numbers(method: Method, zeros: bool, message: str, exported: Exported) -> None:
+    artifact = exported()[1]
+    tensors = {"lm_head.weight": QuantizedTensor((97, 64), 32, zeros)}
+    record = Quantization("int4", 4, "matmulnbits", "int8", tensors, (), "a test", method)
+    changed = Artifact(artifact.directory, replace(artifact.manifest, quantization=record))
+    with pytest.raises(LucidError, match=message):
+        prepare_graph(changed, "prefill", 64)
