@@ -269,7 +269,7 @@ def test_contexts_beyond_the_models_where_they_are_permitted(demo: Demo, words: 
     for permitted in (False, True):
         lm = LucidLM(session=open_session(demo(), RuntimeOptions(allow_extrapolation=permitted)), tokenizer=words)
         assert lm.max_length == 512 < lm.fit(request).tokens and lm.fit(request).fits == permitted
-    assert lm.generate_until([request], disable_tqdm=True)[0]
+    assert isinstance(lm.generate_until([request], disable_tqdm=True)[0], str)
 
 
 def test_a_seed_reaches_lm_eval(demo: Demo, words: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
