@@ -17,7 +17,6 @@ work): 15 minutes, the last 1000 steps in 3 of them; 2000 of 2000 held-out promp
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -27,16 +26,14 @@ import click
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recall_training.checkpoint import write_checkpoint, write_json
 from recall_training.data import IGNORED, Curriculum, training_batch
 from recall_training.guide import Guide
 from recall_training.progress import Curve, Progress, accuracy
-from recall_training.start import initialize, start_random
-from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer, tokenizer_config
-from safetensors.torch import save_file
+from recall_training.start import new_model
+from recall_training.words import SPECIAL_IDS, VOCABULARY, build_tokenizer
 
 from lucid_deploy.demo import recall
-from lucid_deploy.model.attention.delta_net import DeltaNet
-from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 
 PEAK_RATE, WARMUP = 3e-3, 100  # of AdamW; steps
@@ -105,14 +102,7 @@ def train(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     raw = config_json(attention, hybrid)
-    model = LucidForCausalLM(parse_config(raw, "config.json"), implementation="reference")
-    for layer in model.layers():
-        if isinstance(layer.mixer, DeltaNet):  # its reference takes a step for every token
-            layer.mixer.implementation = "blocked"
-    if plain:
-        start_random(model, raw["initializer_range"])
-    else:
-        initialize(model)
+    model = new_model(raw, plain)
     guide, curriculum, progress = Guide(model), Curriculum(rng), Progress(steps)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.97), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps))
@@ -139,19 +129,8 @@ def train(
 
 def save(model: LucidForCausalLM, output: Path) -> None:
     """Write the checkpoint: configuration, weights, tokenizer."""
-    output.mkdir(parents=True, exist_ok=True)
-    hybrid = "delta" in model.config.kinds
-    _write_json(output / "config.json", config_json(model.config.attention_type, hybrid))
-    _write_json(output / "generation_config.json", {**SPECIAL_IDS, "do_sample": False, "max_new_tokens": 8})
-    _write_json(output / "tokenizer_config.json", tokenizer_config(model.config.max_position_embeddings))
-    build_tokenizer().save(str(output / "tokenizer.json"))
-    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, output / "model.safetensors", metadata={"format": "pt"})
-    (output / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    raw = config_json(model.config.attention_type, hybrid="delta" in model.config.kinds)
+    write_checkpoint(model, raw, build_tokenizer(), output, new_tokens=8)
 
 
 @click.command(help=__doc__)
@@ -211,7 +190,7 @@ def main(
     if curve_file and curve:
         facts = {"attention": attention, "steps": steps, "seed": seed, "threads": threads, "plain": plain}
         facts |= {"hybrid": True} if hybrid else {}
-        _write_json(curve_file, {**facts, "curve": curve.to_json()})
+        write_json(curve_file, {**facts, "curve": curve.to_json()})
     print(f"trained and saved to {output} in {(time.monotonic() - start) / 60:.1f} minutes")
     results = accuracy(model, recall.held_out(prompts))
     for pairs, (right, count) in results.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from lucid_deploy.model.attention.delta_net import DeltaNet
-from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.config import LucidConfig, parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.model.rope import inverse_frequencies
 from recall_training.words import SPECIAL
@@ -16,13 +17,36 @@ from recall_training.words import SPECIAL
 LOOK_BACK = 5.0  # how sharply the first layer's heads look back at the start
 
 
+def new_model(raw: dict[str, Any], plain: bool = False, signs: int = 3) -> LucidForCausalLM:
+    """Return a model to train.
+
+    Args:
+        raw: Its ``config.json``.
+        plain: Whether parameters start random; else arranged.
+        signs: As :func:`initialize` takes it.
+    """
+    model = LucidForCausalLM(parse_config(raw, "config.json"), implementation="reference")
+    for layer in model.layers():
+        if isinstance(layer.mixer, DeltaNet):  # its reference takes a step for every token
+            layer.mixer.implementation = "blocked"
+    if plain:
+        start_random(model, raw["initializer_range"])
+    else:
+        initialize(model, signs)
+    return model
+
+
 @torch.no_grad()
-def initialize(model: LucidForCausalLM) -> None:
+def initialize(model: LucidForCausalLM, signs: int = 3) -> None:
     """Draw the parameters, arranged so that lookups are quick to learn.
 
     The head starts as a copy of the embedding and attention heads write back what they read, since the task is to copy
     words. The first layer's heads look 1, 2, 3 and 4 tokens back; later layers attend to tokens with similar content.
     The heads of a layer of the delta rule hold 0, 1, 2 and 3 tokens back, by their convolutions.
+
+    Args:
+        model: Its parameters are replaced.
+        signs: How many words behind the special ones are signs and verbs, which tell entries apart in no way.
     """
     config, embedding = model.config, model.model.embed_tokens.weight
     for parameter in model.parameters():
@@ -32,8 +56,8 @@ def initialize(model: LucidForCausalLM) -> None:
     words = F.normalize(embedding - (embedding @ common)[:, None] * common, dim=1)
     embedding.copy_(words + 0.8 * common)
     model.lm_head.weight.copy_(words / 2)
-    signs = words[: len(SPECIAL) + 3]  # with the verb: tokens that tell entries apart in no way
-    empty = torch.linalg.qr(torch.cat([common[None], signs]).T)[0]  # (C, 8), the directions that say nothing
+    dull = words[: len(SPECIAL) + signs]
+    empty = torch.linalg.qr(torch.cat([common[None], dull]).T)[0]  # (C, ·), the directions that say nothing
     for i, layer in enumerate(model.layers()):
         if isinstance(layer.mixer, DeltaNet):
             _hold_back(layer.mixer)

@@ -1,0 +1,135 @@
+"""The five tasks: what a reader of the prompts, who does not know how they are made, takes for the right answer."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from needle_training.questions import as_text, needle_questions, values_found
+from needle_training.texts import KINDS, SENTENCE, draw
+from needle_training.words import VOCABULARY, WORDS
+from recall_training.words import build_tokenizer
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
+from lucid_deploy.evaluation import Report
+from lucid_deploy.evaluation.report import Outcome
+
+LENGTHS = (256, 2048)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer(VOCABULARY).save(str(folder / "tokenizer.json"))
+    return TextTokenizer(folder)
+
+
+def read(prompt):
+    """Answer a prompt from its text alone."""
+    *sentences, question = prompt.split(". ")
+    holds = [re.fullmatch(r"(\w+ \w+) holds (\w+ \w+)", sentence) for sentence in sentences]
+    needles = [match.groups() for match in holds if match]
+    moves = [re.fullmatch(r"(\w+ \w+) goes into (\w+)", sentence) for sentence in sentences]
+    if question.endswith(" goes into"):
+        (name,) = [match[2] for match in moves if match and match[1] == question.removesuffix(" goes into")]
+        names = [name]
+        while found := [match for match in moves if match and match[1] == f"{names[-1]} also"]:
+            assert len(found) == 1
+            names.append(found[0][2])
+        return " ".join(names)
+    if question.endswith(" holds"):
+        return ", ".join(value for key, value in needles if key == question.removesuffix(" holds"))
+    known = dict(needles)
+    return ", ".join(f"{key} holds {known[key]}" for key in question.removesuffix(" :").split(", "))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("task", KINDS)
+def test_a_reader_of_the_prompt_finds_the_answer(tokenizer, task, length):
+    questions = needle_questions(tokenizer, task, length, limit=20).questions
+    assert len({question.prompt for question in questions}) == 20
+    for question in questions:
+        assert read(question.prompt) == question.answer
+        ids = tokenizer.encode(question.prompt)
+        assert length - SENTENCE < len(ids) <= length
+        assert tokenizer.decode(ids) == question.prompt
+        answer = tokenizer.encode(question.answer, add_special_tokens=False)
+        assert tokenizer.decode(answer) == question.answer
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_every_question_of_a_training_text_has_the_readers_answer(task):
+    for seed in range(20):
+        text = draw(np.random.default_rng(seed), task, sentences=30)
+        assert len(text.sentences) == 30
+        assert {len(sentence) for sentence in text.sentences} == {SENTENCE}
+        assert len(text.questions) == KINDS[task].questions
+        for question in text.questions:
+            prompt = as_text([*(word for sentence in text.sentences for word in sentence), *question.words])
+            assert read(prompt) == as_text(question.answer)
+            assert len(question.words) + len(question.answer) + 1 == KINDS[task].words
+            for word, source in zip(question.answer, question.sources, strict=True):
+                assert source is None or text.sentences[source[0]][source[1]] == word
+
+
+def test_tasks_ask_for_what_their_names_say(tokenizer):
+    def values(task):
+        return {len(q.labels["values"]) for q in needle_questions(tokenizer, task, 300, limit=10).questions}
+
+    assert [values(task) for task in KINDS] == [{1}, {1}, {4}, {4}, {5}]
+
+
+def test_needles_lie_everywhere(tokenizer):
+    """In the first and the last tenth of the text too."""
+    questions = needle_questions(tokenizer, "single", 512, limit=200).questions
+    depths = [q.prompt.index(" holds ") / len(q.prompt) for q in questions]
+    tenths = Counter(int(10 * depth) for depth in depths)
+    assert set(range(10)) <= set(tenths)
+    assert max(tenths.values()) < 45
+
+
+def test_other_needles_of_multi_key_resemble_the_one_that_is_asked_for(tokenizer):
+    """They share one of the key's two words with it, and no other needle has its key."""
+    for question in needle_questions(tokenizer, "multi-key", 1024, limit=10).questions:
+        *sentences, asked = question.prompt.split(". ")
+        trait, owner, _ = asked.split()
+        keys = [tuple(sentence.split()[:2]) for sentence in sentences]
+        assert len(set(keys)) == len(keys)
+        assert sum(key[0] == trait or key[1] == owner for key in keys) > 2
+
+
+def test_questions_are_reproducible_and_those_of_other_seeds_and_lengths_differ(tokenizer):
+    first = needle_questions(tokenizer, "single", 256, limit=5)
+    assert first == needle_questions(tokenizer, "single", 256, limit=5)
+    assert first.questions[:3] == needle_questions(tokenizer, "single", 256, limit=3).questions
+    others = (needle_questions(tokenizer, "single", 256, 5, seed=1), needle_questions(tokenizer, "single", 262, 5))
+    assert all(first.questions[0].prompt != other.questions[0].prompt for other in others)
+
+
+@pytest.mark.parametrize(
+    ("length", "message"), [(60, r"60 tokens.*10 to 2048 sentences"), (20_000, r"20000 tokens.*10 to 2048 sentences")]
+)
+def test_impossible_lengths_are_refused(tokenizer, length, message):
+    with pytest.raises(LucidError, match=message):
+        needle_questions(tokenizer, "variables", length, limit=1)
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    build_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(LucidError, match="cannot write the words"):
+        needle_questions(TextTokenizer(tmp_path), "single", 256, limit=1)
+
+
+def test_values_count_one_by_one_in_any_order_and_as_whole_words(tokenizer):
+    task = needle_questions(tokenizer, "multi-value", 256, limit=1)
+    values = task.questions[0].labels["values"]
+    given = {", ".join(reversed(values)): 1.0, f"{values[2]}, {values[0]}": 0.5, f"c{values[1]}. {values[0]}": 0.0}
+    for text, share in given.items():
+        assert values_found(Report(task, "", "", [Outcome(task.questions[0], text, False)])) == [share]
+
+
+def test_words_have_one_meaning():
+    assert len(set(WORDS)) == len(WORDS)
