@@ -13,7 +13,8 @@ from needle_training.texts import KINDS, SENTENCE, Question, Text, draw
 from needle_training.words import STOP, VOCABULARY
 
 SHORTEST = 128  # tokens of the first sequences, where a task has room for it
-GROWING = 0.4  # share of the training in which sequences grow to the whole context
+FIRST, FIRST_SHARE = "multi-key", 0.08  # the task that the training begins with alone, and how long
+GROWN = 0.4  # share of the training after which sequences have the whole context
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Sequences:
 def sequences(seed: int, step: int, steps: int, context: int, batch_tokens: int) -> Sequences:
     """Return what a step trains on: one task and one length.
 
+    Every task needs the lookup of a key. With all tasks from the start it was not learned in 480 short steps, with one
+    task alone in 140; the others then build on it.
+
     They depend on the arguments alone, so that every model sees the same and a training that was stopped goes on as if
     it had not been.
 
@@ -44,12 +48,13 @@ def sequences(seed: int, step: int, steps: int, context: int, batch_tokens: int)
         context: Most tokens of a sequence in the end, at least :func:`least_context`.
         batch_tokens: Most tokens of all sequences of the step, at least one sequence of them.
     """
-    rng = np.random.default_rng([seed, step])
-    task = list(KINDS)[int(rng.integers(len(KINDS)))]
+    rng, done = np.random.default_rng([seed, step]), step / steps
+    task = FIRST if done < FIRST_SHARE else list(KINDS)[int(rng.integers(len(KINDS)))]
     kind = KINDS[task]
     questions = 1 + kind.questions * kind.words  # tokens, with <bos>
     least = questions + SENTENCE * kind.own
-    longest = min(context, round(SHORTEST + (context - SHORTEST) * step / (GROWING * steps)))
+    grown = min(1.0, max(0.0, (done - FIRST_SHARE) / (GROWN - FIRST_SHARE)))
+    longest = min(context, round(SHORTEST + (context - SHORTEST) * grown))
     sentences = (int(rng.integers(least, max(least, longest) + 1)) - questions) // SENTENCE
     rows = max(1, batch_tokens // (questions + SENTENCE * sentences))
     return Sequences(task, longest, to_batch([draw(rng, task, sentences) for _ in range(rows)]))
