@@ -19,7 +19,7 @@ from lucid_deploy.generation.drafting import Drafter, MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
-from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
+from lucid_deploy.generation.speculation import DraftCounts, is_near_tie, near_share, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 Event = Token | Finished
@@ -108,6 +108,7 @@ class Batcher:
             prepare_speculation(session)
         self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
         self.drafts, self._drafters = DraftCounts(), drafters
+        self._near = near_share(session.dtype, session.cache_dtype)
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
@@ -267,12 +268,13 @@ class Batcher:
         self._running[row.number] = row
         if self._drafters is not None:
             row.drafter = self._drafters()
+            row.drafter.chunk = self.prefill_chunk
             row.drafter.add([*row.request.prompt_ids, row.next])
 
     def _run_rows(self, events: list[Event]) -> None:
         if not self._running:
             return
-        drafts = propose(self._running, self.session.context_limit)
+        drafts = propose(self._running, self.session.context_limit, self.drafts)
         if any(drafts.values()):
             self._verify(drafts, events)
             return
@@ -293,18 +295,18 @@ class Batcher:
             row = self._running[number]
 
             def choose(logits: Array, row: _Row = row) -> bool:
-                end = self._choose(row, logits, events)
+                end = self._choose(row, logits, events, verifies=True)
                 if end is not None:
                     ends[row.number] = end
                 return end is None
 
-            kept[number] = follow(row, drafts[number], logits, choose, self.drafts, self.session.dtype)
+            kept[number] = follow(row, drafts[number], logits, choose, self.drafts)
         self._pool.keep(kept)
         for number, end in ends.items():
             self._end(number, end, events)
 
-    def _choose(self, row: _Row, logits: Array, events: list[Event]) -> Finished | None:
-        """Choose a row's next token; return the end if the row ends with it."""
+    def _choose(self, row: _Row, logits: Array, events: list[Event], verifies: bool = False) -> Finished | None:
+        """Choose a row's next token; return the end if the row ends with it. Near ties of verifying steps count."""
         try:
             allowed = None if row.guide is None else row.guide.allowed()
             if row.guide is not None and allowed is None:  # the text is complete
@@ -315,6 +317,8 @@ class Batcher:
         except LucidError as error:
             return Finished(row.number, "error", str(error))
         request = row.request
+        if verifies and row.greedy:
+            self.drafts.near_ties += is_near_tie(row.choose.chosen_from, logits, self._near)
         if request.stop_at_eos and token in self.session.config.eos_token_ids:
             return Finished(row.number, "eos")
         row.next, row.count = token, row.count + 1

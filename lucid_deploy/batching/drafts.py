@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
-from lucid_deploy.generation.speculation import DraftCounts, is_near_tie
+from lucid_deploy.generation.speculation import DraftCounts, propose_or_drop
 from lucid_deploy.runtimes.session import Array
 
 _STEP_TOKENS = 32  # of all rows together: beyond, a step costs as much as the tokens that it runs
@@ -19,7 +19,6 @@ class DraftingRow(Protocol):
         ids: Tokens in its cache.
         next: The token to run next.
         left: Tokens that may still be chosen for it.
-        greedy: Whether its likeliest token is taken.
         drafter: Guesses its tokens; None: it decodes one at a time.
     """
 
@@ -31,29 +30,30 @@ class DraftingRow(Protocol):
     def left(self) -> int:
         """See the class."""
 
-    @property
-    def greedy(self) -> bool:
-        """See the class."""
 
-
-def propose(rows: Mapping[int, DraftingRow], context_limit: int | None) -> dict[int, list[int]]:
+def propose(rows: Mapping[int, DraftingRow], context_limit: int | None, counts: DraftCounts) -> dict[int, list[int]]:
     """Return drafts of each row, none for many; a step runs as many columns as the longest needs.
 
     Args:
         rows: The running rows, by their requests' numbers.
         context_limit: Most tokens of a context. Rows of a growing cache end in the same column, so the longest counts.
+        counts: Counts drafters that fail; their rows lose them, and decode one token at a time.
     """
     most = min(MOST_DRAFTS, _STEP_TOKENS // len(rows) - 1)
     if context_limit is not None:
         most = min(most, context_limit - max(len(row.ids) for row in rows.values()) - 1)
-    return {
-        number: [] if row.drafter is None else row.drafter.propose(max(min(most, row.left - 1), 0))
-        for number, row in rows.items()
-    }
+    drafts: dict[int, list[int]] = {}
+    for number, row in rows.items():
+        room = max(min(most, row.left - 1), 0)
+        found = None if row.drafter is None else propose_or_drop(row.drafter, room, counts)
+        if found is None:
+            row.drafter = None
+        drafts[number] = found or []
+    return drafts
 
 
 def follow(
-    row: DraftingRow, drafts: list[int], logits: Array, choose: Callable[[Array], bool], counts: DraftCounts, dtype: str
+    row: DraftingRow, drafts: list[int], logits: Array, choose: Callable[[Array], bool], counts: DraftCounts
 ) -> int:
     """Choose a row's tokens for as long as its drafts are right.
 
@@ -63,7 +63,6 @@ def follow(
         logits: Behind that, and behind each draft, ``(1 + drafts, vocab)``.
         choose: Chooses ``row.next`` from the logits of one place; false where the row ends.
         counts: Are added to.
-        dtype: Type of the model.
 
     Returns:
         How many of the tokens that ran count.
@@ -71,8 +70,6 @@ def follow(
     right = 0
     while True:
         row.ids.append(row.next)
-        if drafts and row.greedy:
-            counts.near_ties += is_near_tie(logits[right], dtype)
         if not choose(logits[right]) or right == len(drafts) or row.next != drafts[right]:
             break
         right += 1

@@ -98,7 +98,8 @@ class MergedRows(Rows):
         self._cache: Cache[Any] | None = None
         self._joined: dict[int, Cache[Any]] = {}
         self._left: set[int] = set()
-        self._ran = 0  # columns of the last run of several
+        self._ran = 0  # columns of the last run of several …
+        self._is_sound = True  # … and whether all its logits are finite
 
     def join(self, key: int, cache: Cache[Any]) -> None:
         """See :meth:`Rows.join`."""
@@ -137,12 +138,13 @@ class MergedRows(Rows):
         make_room(self._session, self._cache, ids.shape[1])
         self._ran = ids.shape[1]
         logits = self._session.decode_several(ids, self._cache, mask)
+        self._is_sound = bool(np.isfinite(logits[mask]).all())
         return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
         """See :meth:`Rows.keep`."""
         assert self._cache is not None
-        take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]))
+        take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]), self._is_sound)
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
@@ -173,6 +175,7 @@ class StaticRows(Rows):
         self._layers: list[tuple[Array, ...]] = []
         self._bindings: dict[int, Any] = {}  # by number of rows
         self._several: dict[tuple[int, int], _BoundSeveral] = {}  # by number of rows, and of tokens
+        self._ran = 0  # tokens of the last run of several, in every row
         self._rows = rows
 
     @property
@@ -243,13 +246,21 @@ class StaticRows(Rows):
         bound.ids[:] = ids
         bound.positions[:] = self._lengths[:count, None] + np.arange(n)
         logits = self._decoding.run_bound(bound.binding)
+        self._ran = n
         return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
-        """See :meth:`Rows.keep`."""
+        """See :meth:`Rows.keep`; what is not kept is cleared: what is masked is still multiplied, by zero."""
         for slot, key in enumerate(self._slots):
-            if key is not None:
-                self._lengths[slot] += kept[key]
+            if key is None:
+                continue
+            end = int(self._lengths[slot]) + self._ran
+            self._lengths[slot] += kept[key]
+            start = int(self._lengths[slot])
+            if start < end:
+                for layer in self._layers:
+                    for buffer in layer:  # all of rows: nothing else runs several tokens
+                        buffer[slot, :, start:end] = 0
 
     def _bind_several(self, count: int, n: int) -> _BoundSeveral:
         ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)

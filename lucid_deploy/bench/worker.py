@@ -107,7 +107,7 @@ class Worker:
         drafter.add(prompt)
         ahead = Lookahead(self.session, cache, drafter)
         for token in answer[:-1]:
-            ahead(token, _WANTED)
+            ahead.judge(ahead(token, _WANTED))
         return {"seconds": time.perf_counter() - started, **asdict(ahead.counts)}
 
     def _random_cache(self, batch: int, context: int) -> Cache[Any]:

@@ -12,7 +12,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import reading
 from lucid_deploy.generation.drafting import Drafter, DraftLength
-from lucid_deploy.runtimes.session import Session
+from lucid_deploy.runtimes.session import Array, Session
 from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.take_back import make_room, take_back
 
@@ -35,24 +35,25 @@ class ModelDrafter(Drafter):
         self._cache = session.empty_cache(1)
         self._held: list[int] = []  # tokens in the cache
         self._ids: list[int] = []  # the text
+        self._is_lost = False  # whether the text has a token that the model does not know
         self._length = DraftLength(_FIRST_LENGTH)
 
     def add(self, tokens: Sequence[int]) -> None:
         """See :meth:`Drafter.add`."""
         self._ids += tokens
+        self._is_lost |= max(tokens, default=0) >= self._session.config.vocab_size
 
     def propose(self, most: int) -> list[int]:
-        """See :meth:`Drafter.propose`: what is likeliest, token by token."""
+        """See :meth:`Drafter.propose`: what is likeliest, token by token; nothing until the text has run, in chunks."""
         limit = self._session.context_limit
         room = most if limit is None else limit - len(self._ids)
         count = min(self._length.now(), most, room)
-        if count < 1 or max(self._ids[len(self._held) :], default=0) >= self._session.config.vocab_size:
+        if count < 1 or self._is_lost:
             return []
         self._go_back()
-        make_room(self._session, self._cache, len(self._ids) - len(self._held) + count)
-        new = np.array([self._ids[len(self._held) :]], dtype=np.int64)
-        logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
-        self._held = list(self._ids)
+        logits = self._catch_up(count)
+        if len(self._held) < len(self._ids):
+            return []
         drafts = [int(logits[0, -1, : self._known].argmax())]
         while len(drafts) < count:
             logits = self._session.decode(np.array([drafts[-1:]], dtype=np.int64), self._cache)
@@ -64,6 +65,14 @@ class ModelDrafter(Drafter):
         """See :meth:`Drafter.learn`."""
         self._length.learn(proposed, accepted)
 
+    def _catch_up(self, ahead: int) -> Array:
+        """Run the text's next tokens, at most a chunk; return the logits behind them, with room for some more."""
+        new = np.array([self._ids[len(self._held) :][: self.chunk]], dtype=np.int64)
+        make_room(self._session, self._cache, new.shape[1] + ahead)
+        logits = (self._session.decode if new.shape[1] == 1 else self._session.prefill)(new, self._cache)
+        self._held += new[0].tolist()
+        return logits
+
     def _go_back(self) -> None:
         """Drop what is in the cache and not in the text, and the text's last token, which gives the logits."""
         pairs = zip(self._held, self._ids[:-1], strict=False)
@@ -73,6 +82,26 @@ class ModelDrafter(Drafter):
         if shared < len(self._held):
             take_back(self._session, self._cache, len(self._held) - shared, np.array([0]))
             del self._held[shared:]
+
+
+class ModelDrafters:
+    """Makes drafters that share a session.
+
+    Args:
+        session: See :class:`ModelDrafter`, as the next.
+        vocabulary: As there.
+    """
+
+    def __init__(self, session: Session[Any], vocabulary: int) -> None:
+        self.session, self._vocabulary = session, vocabulary
+
+    def __call__(self) -> ModelDrafter:
+        """Return a drafter for one text."""
+        return ModelDrafter(self.session, self._vocabulary)
+
+    def close(self) -> None:
+        """End the session; its drafters cannot be used any more."""
+        self.session.close()
 
 
 def check_draft(artifact: Artifact, draft: Artifact) -> None:

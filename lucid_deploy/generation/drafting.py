@@ -20,7 +20,13 @@ _MOST_PAUSE = 63  # steps
 
 
 class Drafter(ABC):
-    """Guesses how one text goes on. It is told every token of the text, in order."""
+    """Guesses how one text goes on. It is told every token of the text, in order.
+
+    Attributes:
+        chunk: Most tokens that one proposal may run through a model of its own; None: any number.
+    """
+
+    chunk: int | None = None
 
     @abstractmethod
     def add(self, tokens: Sequence[int]) -> None:

@@ -87,17 +87,23 @@ class Generation:
         if self.drafter is None:
             yield from self._tokens(logits[0, -1], lambda token, _: session.decode(_column(token), cache)[0, -1])
             return
+        self.drafter.chunk = self.prefill_chunk
         self.drafter.add(self.prompt_ids)
-        ahead = Lookahead(session, cache, self.drafter, greedy=not self.sampling.temperature)
+        ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts
         try:
-            yield from self._tokens(logits[0, -1], ahead)
+            yield from self._tokens(logits[0, -1], ahead, None if self.sampling.temperature else ahead.judge)
         finally:
             if self.cache is not None:
                 ahead.finish()
 
-    def _tokens(self, logits: Array, decode: Callable[[int, int], Array]) -> Iterator[int]:
-        """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives."""
+    def _tokens(
+        self, logits: Array, decode: Callable[[int, int], Array], judge: Callable[[Array], None] | None = None
+    ) -> Iterator[int]:
+        """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives.
+
+        ``judge`` gets what each token was chosen from.
+        """
         session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         limit = session.context_limit
         for count in range(1, self.max_new_tokens + 1):
@@ -106,6 +112,8 @@ class Generation:
                 self.finish_reason = "eos"
                 return
             token = choose(logits, allowed)
+            if judge is not None:
+                judge(choose.chosen_from)
             if self.stop_at_eos and token in session.config.eos_token_ids:
                 self.finish_reason = "eos"
                 return

@@ -97,11 +97,15 @@ class Sampler:
     Args:
         sampling: How.
         prompt_ids: The prompt's token ids, which the repetition penalty counts.
+
+    Attributes:
+        chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ where no token was allowed.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
         self._sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
+        self.chosen_from: Array = np.zeros(0, np.float32)
         self._adjustment: LogitAdjustment | None = None
         if sampling.adjusts:
             self._adjustment = LogitAdjustment(
@@ -133,7 +137,7 @@ class Sampler:
             logits = self._adjustment(logits)
         if allowed is not None:
             logits = np.where(allowed, logits, -np.inf)
-        token = int(logits.argmax())
+        token, self.chosen_from = int(logits.argmax()), logits
         if logits[token] == -np.inf:
             raise NoTokenLeft("No token is left to choose: bad_words rule out every token that may come next.")
         if self._sampling.temperature > 0:

@@ -12,6 +12,7 @@ probability p(x), and else the token comes from p without x (arXiv 2211.17192 wi
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,11 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.take_back import make_room, pack, take_back
 
 MODES = ("off", "lookup", "draft")
+log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
 _NEAR_HALF = 1e-2  # … and in half precision
+_ROUNDING = {"int8": 0.5 / 127, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # most of a cached number, of a row's largest
+_REACH = 2  # of these; the gap of two logits moved by up to 0.4 of one, measured over short prompts
 
 
 @dataclass
@@ -34,13 +38,15 @@ class DraftCounts:
     Attributes:
         proposed: Tokens that were drafted and run.
         accepted: Those of them that were chosen.
-        near_ties: Greedy choices from logits of a verifying step whose two largest lie so close that another order of
-            the same sums may choose the other.
+        near_ties: Greedy choices in a verifying step between two tokens so close that another order of the same sums,
+            or another rounding of the cache, may choose the other.
+        failures: Drafters that were dropped because they failed; their answers went on without drafts.
     """
 
     proposed: int = 0
     accepted: int = 0
     near_ties: int = 0
+    failures: int = 0
 
 
 def prepare_speculation(session: Session[Any]) -> None:
@@ -55,10 +61,44 @@ def prepare_speculation(session: Session[Any]) -> None:
     session.prepare_several()
 
 
-def is_near_tie(logits: Array, dtype: str) -> bool:
-    """Whether the two largest of some logits ``(vocab,)`` are as good as equal in a model of a type."""
-    two = np.partition(logits, -2)[-2:]
-    return bool(two[1] - two[0] <= _NEAR.get(dtype, _NEAR_HALF) * np.abs(two).max())
+def near_share(dtype: str, cache_dtype: str) -> float:
+    """Return how far a verifying step may move the gap of two logits, as a share of the largest magnitude of all.
+
+    Args:
+        dtype: Of the model: sums are in another order.
+        cache_dtype: Of its cache. Where that rounds, new tokens may see each other as they were before, and a number
+            may fall to the other side of a half.
+    """
+    order = _NEAR.get(dtype, _NEAR_HALF)
+    return order if cache_dtype == dtype else max(order, _REACH * _ROUNDING.get(cache_dtype, 0.0))
+
+
+def is_near_tie(adjusted: Array, logits: Array, share: float) -> bool:
+    """Whether the two likeliest tokens are as good as equal.
+
+    Args:
+        adjusted: What the token is chosen from, ``(vocab,)``: −∞ where none may come.
+        logits: Of the model, of which these were made.
+        share: See :func:`near_share`.
+    """
+    first = int(adjusted.argmax())
+    second = max(adjusted[:first].max(initial=-np.inf), adjusted[first + 1 :].max(initial=-np.inf))
+    return bool(adjusted[first] - second <= share * max(logits.max(), -logits.min()))
+
+
+def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
+    """Return what a drafter proposes; None where it failed and is to be dropped: no answer depends on drafts.
+
+    The first failure is logged, a bug with its traceback; all are counted.
+    """
+    try:
+        return drafter.propose(most)
+    except Exception as error:
+        if not counts.failures:
+            trace = None if isinstance(error, LucidError) else error
+            log.warning("Drafting failed, the answer goes on without: %s", error, exc_info=trace)
+        counts.failures += 1
+        return None
 
 
 class Lookahead:
@@ -68,7 +108,6 @@ class Lookahead:
         session: What runs the model.
         cache: One row that holds the text so far, without the token that comes next.
         drafter: Knows the text so far.
-        greedy: Whether the likeliest token is taken, so that near ties are counted.
 
     Attributes:
         counts: See :class:`DraftCounts`.
@@ -77,11 +116,12 @@ class Lookahead:
         LucidError: The session cannot verify drafts.
     """
 
-    def __init__(self, session: Session[Any], cache: Cache[Any], drafter: Drafter, greedy: bool = False) -> None:
+    def __init__(self, session: Session[Any], cache: Cache[Any], drafter: Drafter) -> None:
         prepare_speculation(session)
-        self._session, self._cache, self._drafter = session, cache, drafter
+        self._session, self._cache = session, cache
+        self._drafter: Drafter | None = drafter
         self.counts = DraftCounts()
-        self._greedy = greedy
+        self._near = near_share(session.dtype, session.cache_dtype)
         self._drafts: list[int] = []
         self._right = 0  # of these
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
@@ -96,26 +136,32 @@ class Lookahead:
         Raises:
             LucidError: As :meth:`Session.decode`.
         """
-        self._drafter.add([token])
+        if self._drafter is not None:
+            self._drafter.add([token])
         if self._right < len(self._drafts) and token == self._drafts[self._right]:
             self._right += 1
             self.counts.accepted += 1
-            return self._row()
+            return np.asarray(self._rows[self._right])
         self._settle()
-        self._drafts = self._drafter.propose(min(MOST_DRAFTS, wanted - 1, self._room()))
-        ids = np.array([[token, *self._drafts]], dtype=np.int64)
+        drafts = self._propose(min(MOST_DRAFTS, wanted - 1, self._room()))
+        ids = np.array([[token, *drafts]], dtype=np.int64)
         make_room(self._session, self._cache, ids.shape[1])
-        run = self._session.decode_several if self._drafts else self._session.decode
+        run = self._session.decode_several if drafts else self._session.decode
         self._rows = run(ids, self._cache)[0]
-        self.counts.proposed += len(self._drafts)
-        return self._row()
+        self._drafts = drafts  # now, that they are in the cache
+        self.counts.proposed += len(drafts)
+        return np.asarray(self._rows[0])
 
-    def _row(self) -> Array:
-        """Return the logits behind the last token that turned out right."""
-        row: Array = self._rows[self._right]
-        if self._greedy and self._drafts:
-            self.counts.near_ties += is_near_tie(row, self._session.dtype)
-        return row
+    def judge(self, adjusted: Array) -> None:
+        """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last."""
+        if self._drafts:
+            self.counts.near_ties += is_near_tie(adjusted, self._rows[self._right], self._near)
+
+    def _propose(self, most: int) -> list[int]:
+        found = None if self._drafter is None else propose_or_drop(self._drafter, most, self.counts)
+        if found is None:
+            self._drafter = None
+        return found or []
 
     def finish(self) -> None:
         """Leave the cache as plain decoding would, without drafts and without holes."""
@@ -128,9 +174,11 @@ class Lookahead:
         self._drafts, self._right = [], 0
         if not drafts:
             return
-        self._drafter.learn(drafts, right)
+        if self._drafter is not None:
+            self._drafter.learn(drafts, right)
         if right < drafts:
-            take_back(self._session, self._cache, drafts + 1, np.array([right + 1]))
+            is_sound = bool(np.isfinite(self._rows[right + 1 :]).all())
+            take_back(self._session, self._cache, drafts + 1, np.array([right + 1]), is_sound)
 
     def _room(self) -> int:
         """Return how many tokens the context has room for, beside the one to run."""

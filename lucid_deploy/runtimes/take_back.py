@@ -17,7 +17,7 @@ _HOLES = 64  # columns without a token in any row that a cache may have …
 _SHARE = 8  # … or one in so many, before it is packed
 
 
-def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array) -> None:
+def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array, is_sound: bool = True) -> None:
     """Keep the first tokens of the last run of several, as if the others had never been run.
 
     Where cutting a cache copies all of it, rejected tokens become padding instead, which takes no part in anything, and
@@ -28,11 +28,16 @@ def take_back(session: Session[Any], cache: Cache[Any], new: int, kept: Array) -
         cache: Changed in place.
         new: Columns of the last run.
         kept: How many of them each row keeps, ``(B,)``.
+        is_sound: Whether all their logits are finite. What is padding is still multiplied, by zero: numbers that are
+            not finite would spread, and are taken out.
     """
     start, most = cache.length - new, int(kept.max())
     mask = cache.mask.copy()
     mask[:, start:] &= np.arange(new) < kept[:, None]
     cache.mask = mask
+    if not is_sound:
+        _take_out(session, cache)
+        return
     if session.cuts_freely and most < new:
         session.truncate(cache, start + most)
     holes = cache.length - int(cache.mask.sum(axis=1).max())
@@ -51,5 +56,9 @@ def pack(session: Session[Any], cache: Cache[Any]) -> None:
     """Bring a cache's tokens together, shorter rows padded on the left; nothing is done where there are no holes."""
     if cache.length == int(cache.mask.sum(axis=1).max()):
         return
+    _take_out(session, cache)
+
+
+def _take_out(session: Session[Any], cache: Cache[Any]) -> None:
     packed = select_rows(session, cache, range(cache.batch))
     cache.mask, cache.layers = packed.mask, packed.layers

@@ -123,6 +123,53 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
     assert 5 < batcher.drafts.accepted < batcher.drafts.proposed
 
 
+def test_log_probabilities_of_drafts_are_those_of_plain_steps(session: Session[Any]) -> None:
+    found: list[list[Token]] = []
+    for drafters in (None, Often):
+        batcher = Batcher(session, 2, drafters=drafters)
+        for seed in range(2):
+            batcher.submit(Request([*prompt(12, seed)] * 2, 16, stop_at_eos=False, top_logprobs=3))
+        events: list[Any] = []
+        while not batcher.idle:
+            events += batcher.step()
+        found.append(sorted((each for each in events if isinstance(each, Token)), key=lambda each: each.request))
+    assert batcher.drafts.accepted > 5
+    for plain, ahead in zip(*found, strict=True):
+        assert (plain.request, plain.token) == (ahead.request, ahead.token)
+        assert plain.logprob == pytest.approx(ahead.logprob, abs=1e-4)
+        assert dict(plain.top) == pytest.approx(dict(ahead.top), abs=1e-4)
+
+
+def test_a_drafter_that_fails_ends_no_request(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+    session = open_session(exported()[1], "onnxruntime")
+
+    class Failing(Often):
+        def propose(self, most: int) -> list[int]:
+            raise LucidError("The draft model is broken.")
+
+    makers = itertools.cycle([Often, Failing])
+    batcher = Batcher(session, 2, 16, drafters=lambda: next(makers)())
+    requests = [Request([*prompt(12, seed)] * 2, 20, stop_at_eos=False) for seed in range(2)]
+    numbers = [batcher.submit(request) for request in requests]
+    tokens, _ = drain(batcher)
+    for number, request in zip(numbers, requests, strict=True):
+        assert tokens[number] == alone(session, request)[0]
+    assert batcher.drafts.failures == 1 and batcher.drafts.accepted
+
+
+def test_a_drafter_runs_no_more_than_a_chunk_of_a_prompt(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+    made: list[Drafter] = []
+
+    def make() -> Drafter:
+        made.append(Often())
+        return made[-1]
+
+    batcher = Batcher(open_session(exported()[1], "onnxruntime"), 2, 16, drafters=make)
+    batcher.submit(Request(prompt(20), 3, stop_at_eos=False))
+    drain(batcher)
+    assert [drafter.chunk for drafter in made] == [16]
+
+
 def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[Path, Artifact]]) -> None:
     for cache in ("growing", "static"):
         session = open_session(exported(cache=cache, max_position_embeddings=64)[1], "onnxruntime")

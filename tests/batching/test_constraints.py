@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
+from lucid_deploy.generation.drafting import Drafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
 
@@ -47,9 +49,12 @@ def alone(setup: Setup, request: Request) -> tuple[list[int], str]:
     return list(running), running.finish_reason
 
 
-def together(setup: Setup, requests: list[Request], **options: Any) -> list[tuple[list[int], str]]:
+def together(
+    setup: Setup, requests: list[Request], counts: DraftCounts | None = None, **options: Any
+) -> list[tuple[list[int], str]]:
     session, _, guides = setup
     batcher = Batcher(session, guides=guides, **options)
+    batcher.drafts = counts or batcher.drafts
     numbers = [batcher.submit(request) for request in requests]
     tokens: dict[int, list[int]] = {number: [] for number in numbers}
     ends: dict[int, str] = {}
@@ -88,6 +93,41 @@ def test_each_gets_what_it_gets_alone(setup: Setup) -> None:
     assert [reason for (_, reason), item in zip(found, requests, strict=True) if item.constraint].count("eos") >= 5
     assert [found[1][1], found[5][1]] == ["length", "length"]
     assert tokenizer.decode(found[4][0]) in ("left", "right")
+
+
+def test_drafts_change_no_constrained_answer(setup: Setup) -> None:
+    """Drafts of what the constraint rules out are wrong; those that it allows end where the text is complete."""
+    schema = from_json_schema(SCHEMA)
+    requests = [
+        Request([*PROMPT, 9], 60, Sampling(), constraint=schema),
+        request(schema, 1),
+        request(None, 2, count=20),
+        request(from_choices(["left", "right"]), 5, stop_at_eos=False),
+        Request([*PROMPT, 9], 30, Sampling(), constraint=from_regex("(ab|cd){4,9}")),
+    ]
+    answers = [alone(setup, item) for item in requests]
+    for copied in (False, True):  # drafts of the prompt, and of the answers themselves
+        makers = map(Known, [ids if copied else [] for ids, _ in answers])
+        counts = DraftCounts()
+        found = together(setup, requests, counts, rows=8, prefill_chunk=None, drafters=makers.__next__)
+        assert found == answers
+        assert counts.proposed > 20 and (counts.accepted > 20 or not copied)
+
+
+class Known(Drafter):
+    """Drafts an answer that it knows, and more behind its end; without one, what may never come."""
+
+    def __init__(self, answer: list[int]) -> None:
+        self._answer, self._count = answer, -1  # the first addition is the prompt and a token
+
+    def add(self, tokens: Sequence[int]) -> None:
+        self._count += 2 if self._count < 0 else len(tokens)
+
+    def propose(self, most: int) -> list[int]:
+        return [*self._answer[self._count :], 40, 41, 42][: min(most, 5)]
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        pass
 
 
 def test_an_answer_that_length_cuts_says_so_and_one_that_just_fits_is_whole(setup: Setup) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lucid_deploy.batching.drafts import follow, propose
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
 
 
@@ -29,22 +30,39 @@ class Row:
     ids: list = field(default_factory=lambda: [0] * 10)
     next: int = 7
     left: int = 100
-    greedy: bool = True
     drafter: Eager | None = field(default_factory=Eager)
 
 
 @pytest.mark.parametrize(("rows", "most"), [(1, 15), (2, 15), (4, 7), (16, 1), (32, 0), (50, 0)])
 def test_many_rows_draft_little(rows, most):
-    found = propose({number: Row() for number in range(rows)}, None)
+    found = propose({number: Row() for number in range(rows)}, None, DraftCounts())
     assert {len(drafts) for drafts in found.values()} == {most}
 
 
 def test_rows_draft_within_their_answers_and_the_context():
     rows = {1: Row(), 2: Row(left=3), 3: Row(left=1), 4: Row(drafter=None)}
-    assert {number: len(drafts) for number, drafts in propose(rows, None).items()} == {1: 7, 2: 2, 3: 0, 4: 0}
+    counts = DraftCounts()
+    assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 7, 2: 2, 3: 0, 4: 0}
     rows[4].ids = [0] * 16
-    assert {number: len(drafts) for number, drafts in propose(rows, 20).items()} == {1: 3, 2: 2, 3: 0, 4: 0}
-    assert not any(propose(rows, 17).values())  # the next token has the last place
+    assert {number: len(drafts) for number, drafts in propose(rows, 20, counts).items()} == {1: 3, 2: 2, 3: 0, 4: 0}
+    assert not any(propose(rows, 17, counts).values())  # the next token has the last place
+
+
+class Failing(Eager):
+    """Fails."""
+
+    def propose(self, most):
+        raise LucidError("The draft model is broken.")
+
+
+def test_a_drafter_that_fails_is_dropped_alone(caplog):
+    rows, counts = {1: Row(drafter=Failing()), 2: Row(), 3: Row(drafter=Failing())}, DraftCounts()
+    for _ in range(2):
+        assert {number: len(drafts) for number, drafts in propose(rows, None, counts).items()} == {1: 0, 2: 9, 3: 0}
+    assert (rows[1].drafter, rows[3].drafter, counts.failures) == (None, None, 2)
+    assert [record.message for record in caplog.records] == [
+        "Drafting failed, the answer goes on without: The draft model is broken."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +83,7 @@ def test_a_row_follows_its_drafts_while_they_are_right(chosen, ended, kept, acce
         return bool(left) or not ended
 
     logits = np.arange(4.0)[:, None] + np.array([0.0, 50.0])
-    assert follow(row, [4, 5, 6], logits, choose, counts, "float32") == kept
+    assert follow(row, [4, 5, 6], logits, choose, counts) == kept
     assert row.ids[10:] == [7, 4, 5, 6][:kept] and not left
     assert (counts.proposed, counts.accepted, counts.near_ties) == (3, accepted, 0)
     assert row.drafter.heard == [(3, accepted)]

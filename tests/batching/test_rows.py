@@ -161,3 +161,25 @@ def test_numbers_of_a_broken_row_reach_no_other(case: tuple[str, str], exported:
     driver.finish(lone, 2)
     driver.step()
     driver.finish(lone, 11)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_numbers_of_broken_drafts_reach_no_other(case: tuple[str, str], exported: Exported, lone: Lone) -> None:
+    """A step of several tokens writes behind a row's length, where the next row of that place must find no NaN."""
+    session = open_session(exported(cache=case[0])[1], case[1])
+    driver = Driver(session, make_rows(session, 2))
+    driver.join(1)
+    broken = session.empty_cache(1)
+    session.prefill(TEXTS[2][None, :3], broken)
+    poisoned = [tuple(np.full_like(x, np.nan) for x in layer) for layer in session.layer_arrays(broken)]
+    driver.rows.join(99, session.cache_from_arrays(poisoned, broken.mask))
+    logits = driver.rows.decode_several({1: [int(TEXTS[1][-FORCED])], 99: [1, 2, 3, 4, 5, 6, 7, 8]})
+    assert np.isnan(logits[99]).all()
+    driver.logits[1].append(logits[1][0])
+    driver.rows.keep({1: 1, 99: 1})
+    driver.rows.leave(99)
+    driver.join(2)
+    driver.step(FORCED - 1)
+    driver.finish(lone, 1)
+    driver.step()
+    driver.finish(lone, 2)

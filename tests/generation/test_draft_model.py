@@ -55,6 +55,35 @@ def test_it_stops_at_the_end_of_its_context_and_of_its_vocabulary(exported):
     assert drafter.propose(9) == []
 
 
+def test_a_token_it_does_not_know_is_seen_behind_rejected_drafts(exported):
+    session = open_session(exported()[1], "onnxruntime", kernels="functions")
+    drafter = ModelDrafter(session, 200)
+    drafter.add(PROMPT)
+    assert len(drafter.propose(9)) == 4
+    drafter.learn(4, 2)
+    drafter.add([150])  # where the cache holds a draft
+    assert drafter.propose(9) == []
+    drafter.add([5])
+    assert drafter.propose(9) == []
+
+
+def test_a_long_text_runs_in_chunks_one_at_each_chance(session, monkeypatch):
+    ran, prefill = [], session.prefill
+    monkeypatch.setattr(session, "prefill", lambda ids, cache: ran.append(ids.shape[1]) or prefill(ids, cache))
+    drafter, text = ModelDrafter(session, 97), [*PROMPT, *PROMPT, *PROMPT]
+    drafter.chunk = 10
+    drafter.add(text)
+    for token in (9, 41):
+        assert drafter.propose(9) == []
+        drafter.add([token])
+        text.append(token)
+    assert ran == [10, 10]
+    drafts = drafter.propose(9)
+    assert ran == [10, 10, 6]
+    monkeypatch.undo()
+    assert drafts == greedy(session, text, 4)
+
+
 def with_tokenizer(artifact, folder, **content):
     shutil.copytree(artifact.directory, folder)
     (folder / "tokenizer.json").write_text(json.dumps(content))

@@ -11,7 +11,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.generation.speculation import Lookahead, is_near_tie
+from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Cache
 from tests.conftest import MIXED
@@ -98,7 +98,7 @@ def test_layers_that_cannot_go_back_are_refused_with_the_reason(exported):
 class Markov:
     """A model of five tokens whose next one depends on the last two; a cache of it is a mask and the tokens."""
 
-    dtype, several_obstacle, cuts_freely, context_limit = "float32", None, True, None
+    dtype, cache_dtype, several_obstacle, cuts_freely, context_limit = "float32", "float32", None, True, None
     LOGITS = np.random.default_rng(3).normal(0, 1.5, (5, 5, 5)).astype(np.float32)
 
     def __init__(self):
@@ -168,7 +168,108 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling():
     assert freedom > 60 and statistic < freedom + 4 * np.sqrt(2 * freedom)
 
 
-def test_near_ties():
-    assert is_near_tie(np.array([1.0, 10.0, 9.9999]), "float32")
-    assert not is_near_tie(np.array([1.0, 10.0, 9.99]), "float32")
-    assert is_near_tie(np.array([1.0, 10.0, 9.95]), "float16")
+@pytest.mark.parametrize(
+    ("second", "dtype", "cache_dtype", "expected"),
+    [
+        (9.9999, "float32", "float32", True),
+        (9.998, "float32", "float32", False),
+        (9.95, "float16", "float16", True),
+        (9.995, "float32", "float16", True),
+        (9.98, "float32", "float16", False),
+        (9.95, "float32", "int8", True),
+        (9.9, "float32", "int8", False),
+        (9.91, "float16", "int8", True),
+    ],
+)
+def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second, dtype, cache_dtype, expected):
+    for logits in (np.array([1.0, 10.0, second]), np.array([second, 10.0, -2.0])):
+        assert is_near_tie(logits, logits, near_share(dtype, cache_dtype)) is expected
+
+
+def test_near_ties_are_between_tokens_that_may_be_chosen():
+    logits, share = np.array([1.0, 10.0, 9.9999]), near_share("float32", "float32")
+    assert not is_near_tie(np.array([1.0, 10.0, -np.inf]), logits, share)
+    assert not is_near_tie(np.array([-np.inf, 10.0, -np.inf]), logits, share)
+    assert is_near_tie(np.array([1.0, 1.0002, -np.inf]), logits, share)  # errors are as large as the model's logits
+
+
+@pytest.mark.parametrize(("sampling", "ties"), [(Sampling(), 23), (Sampling(logit_bias=((7, 50.0),)), 0)])
+def test_near_ties_are_judged_where_the_token_is_chosen(session, monkeypatch, sampling, ties):
+    """A model of which all logits are as good as equal, and a bias that leaves no doubt."""
+    for name in ("decode", "decode_several"):
+        run = getattr(session, name)
+        flat = lambda ids, cache, run=run: np.array(run(ids, cache) * 0 + np.eye(97)[7] * 1e-6 - 1)  # noqa: E731
+        monkeypatch.setattr(session, name, flat)
+    first = int(session.prefill(np.array([PROMPT]), session.empty_cache(1))[0, -1].argmax())
+    if sampling.logit_bias:
+        first = 7
+    guessed = generation(session, Oracle([first, *[7] * 40]), 25, sampling=sampling)
+    assert list(guessed) == [first, *[7] * 24]  # of which all but the last one's step verify drafts
+    assert (guessed.drafts.near_ties, guessed.drafts.accepted > 9) == (ties, True)
+
+
+class Failing(Oracle):
+    """Fails from a certain proposal on."""
+
+    def __init__(self, answer, error, at=2):
+        super().__init__(answer)
+        self._error, self._left = error, at
+
+    def propose(self, most):
+        self._left -= 1
+        if self._left < 0:
+            raise self._error
+        return super().propose(most)
+
+
+@pytest.mark.parametrize("error", [LucidError("The draft model is broken."), ValueError("a bug")])
+def test_a_drafter_that_fails_is_dropped_and_said_once(session, caplog, error):
+    plain = list(generation(session))
+    guessed = generation(session, Failing(plain, error))
+    assert list(guessed) == plain
+    assert guessed.drafts.failures == 1 and guessed.drafts.accepted > 0
+    [record] = [record for record in caplog.records if "Drafting failed" in record.message]
+    assert str(error) in record.message and bool(record.exc_info) == isinstance(error, ValueError)
+
+
+def test_a_run_that_fails_takes_no_tokens_from_the_cache(session, monkeypatch):
+    plain = list(generation(session))
+    cache, run = session.empty_cache(1), session.decode_several
+
+    def fail_later(ids, held):
+        if held.mask.sum() > len(PROMPT) + 5:
+            raise LucidError("The runtime failed.")
+        return run(ids, held)
+
+    monkeypatch.setattr(session, "decode_several", fail_later)
+    tokens = []
+    with pytest.raises(LucidError, match="The runtime failed"):
+        tokens.extend(itertools.chain(token for token in generation(session, Oracle(plain), cache=cache)))
+    assert cache.length > len(PROMPT) + 5
+    logits = session.decode(np.array([[plain[cache.length - len(PROMPT)]]]), cache)
+    assert int(logits[0, -1].argmax()) == plain[cache.length - len(PROMPT)]
+
+
+def test_numbers_of_a_broken_draft_stay_out_of_the_answer(session, monkeypatch):
+    """A draft's rows of K and Y that are not finite are dropped; a weight of zero would spread them."""
+    plain, run = list(generation(session)), session.decode_several
+
+    def broken(ids, cache):
+        logits = run(ids, cache)
+        kept, new = cache.length - 1, ids.shape[1]
+        arrays = [tuple(x.copy() for x in layer) for layer in session.layer_arrays(cache)]
+        for layer in arrays:
+            for x in layer:
+                x[:, :, kept:] = np.nan  # the last draft's, which is wrong
+        cache.layers = session.cache_from_arrays(arrays, cache.mask).layers
+        logits[0, new - 1] = np.nan
+        return logits
+
+    class Wrong(Oracle):
+        def propose(self, most):
+            ahead = super().propose(most)[:2]
+            return [*ahead[:-1], (plain[self._said - len(PROMPT) + len(ahead) - 1] + 1) % 90] if ahead else []
+
+    monkeypatch.setattr(session, "decode_several", broken)
+    guessed = generation(session, Wrong(plain))
+    assert list(guessed) == plain and guessed.drafts.proposed > 9

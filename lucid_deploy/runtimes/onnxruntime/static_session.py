@@ -75,4 +75,5 @@ class StaticOrtSession(StaticSession, OrtSession):
         for buffer, new in binding.replaced:
             buffer[...] = new
         logits: Array = binding.binding.get_outputs()[0].numpy().copy()
+        binding.binding.bind_output("logits")  # lets go of them: a server has a binding for each size of a step
         return logits
