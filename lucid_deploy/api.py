@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.parity.verification import Verification
+    from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
 
@@ -64,8 +65,15 @@ class Model:
         tokenizer: None if the artifact has none; prompts are token ids then.
     """
 
-    def __init__(self, artifact: OpenedArtifact, session: Session[Any], tokenizer: TextTokenizer | None) -> None:
+    def __init__(
+        self,
+        artifact: OpenedArtifact,
+        session: Session[Any],
+        tokenizer: TextTokenizer | None,
+        runtime: RuntimeOptions | None = None,
+    ) -> None:
         self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
+        self._runtime = runtime  # of draft models too
         self._drafters: dict[tuple[str, str], MakeDrafter | None] = {}  # a draft model is opened once
 
     def generate(
@@ -124,11 +132,16 @@ class Model:
 
         key = (speculate, str(draft))
         if key not in self._drafters:
-            self._drafters[key] = open_drafters(speculate, self.artifact, draft)
+            self._drafters[key] = open_drafters(speculate, self.artifact, draft, self._runtime)
         return self._drafters[key]
 
     def close(self) -> None:
-        """End the session; the model cannot be used any more."""
+        """End the session, and those of draft models; the model cannot be used any more."""
+        from lucid_deploy.generation.draft_model import ModelDrafters
+
+        for made in self._drafters.values():
+            if isinstance(made, ModelDrafters):
+                made.close()
         self.session.close()
 
     def __enter__(self) -> Model:
@@ -240,10 +253,12 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
     _check(options, RuntimeOptions)
     opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
     has_tokenizer = opened.path("tokenizer.json").is_file()
+    running = RuntimeOptions(**{"runtime": runtime, **options})
     return Model(
         opened,
-        open_session(opened, runtime, **options),
+        open_session(opened, running),
         TextTokenizer(opened.directory) if has_tokenizer else None,
+        running,
     )
 
 

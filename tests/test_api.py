@@ -71,6 +71,16 @@ def test_speculation_changes_no_answer(artifact: ld.Artifact):
             model.generate(PROMPT, draft=artifact.directory)
 
 
+def test_a_draft_model_is_opened_like_the_model_and_closed_with_it(artifact: ld.Artifact, monkeypatch):
+    with ld.open(artifact, "onnxruntime", kernels="functions", threads=1, allow_extrapolation=True) as model:
+        draft = model.drafters("draft", artifact.directory).session
+        assert (draft.options.threads, draft.options.kernels, draft.allow_extrapolation) == (1, "functions", True)
+        closed = []
+        for session in (draft, model.session):
+            monkeypatch.setattr(session, "close", lambda session=session: closed.append(session))
+    assert closed == [draft, model.session]
+
+
 def test_the_commands_run_and_the_api_answer_alike(artifact: ld.Artifact):
     command = [sys.executable, "-m", "lucid_deploy.cli", "run", str(artifact.directory), "--prompt", PROMPT, "--json"]
     run = subprocess.run([*command, "--max-new-tokens", "6"], capture_output=True, text=True, check=True)

@@ -34,8 +34,8 @@ class ArtifactWatch:
         for path, known in self._files.items():
             if _identity(path) != known:
                 raise CheckFailed(
-                    f"{path.name} changed while it was in use: what the model computes may be wrong. Put the artifact "
-                    "right and start again."
+                    f"{path.parent.name}/{path.name} changed while it was in use: what the model computes may be "
+                    "wrong. Put the artifact right and start again."
                 )
 
 

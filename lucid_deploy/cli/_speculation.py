@@ -39,6 +39,16 @@ class SpeculationOptions:
 
         return open_drafters(self.mode, artifact, self.draft, runtime)
 
+    def draft_artifacts(self) -> list[Artifact]:
+        """Return the artifact of the draft model, if there is one.
+
+        Raises:
+            LucidError: It is no artifact.
+        """
+        from lucid_deploy.artifact import open_artifact
+
+        return [] if self.draft is None else [open_artifact(self.draft)]
+
     def check(self, artifact: Artifact) -> None:
         """Refuse what cannot be, before anything is loaded.
 
@@ -69,4 +79,5 @@ def speculation_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def drafts_text(counts: DraftCounts) -> str:
     """Say how far drafts were right, within a line."""
     near = f", {counts.near_ties} near ties" if counts.near_ties else ""
-    return f"{counts.accepted} of {counts.proposed} drafted tokens accepted{near}"
+    failed = f", {counts.failures} drafters failed" if counts.failures else ""
+    return f"{counts.accepted} of {counts.proposed} drafted tokens accepted{near}{failed}"

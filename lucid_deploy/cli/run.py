@@ -105,8 +105,9 @@ def command(
 
     opened = open_artifact(artifact)
     if check:
-        with progress("Checking hashes") as update:
-            check_hashes(opened, update)
+        for each in (opened, *speculation.draft_artifacts()):
+            with progress("Checking hashes") as update:
+                check_hashes(each, update)
 
     def load() -> Session[Any]:
         return open_session(opened, runtime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lucid_deploy.artifact import Artifact, open_artifact
@@ -22,17 +23,21 @@ def open_drafters(
         mode: One of :data:`~lucid_deploy.generation.speculation.MODES`.
         artifact: The one that answers.
         draft: Artifact of the draft model, with ``draft`` alone.
-        options: How the draft model is run.
+        options: How the draft model is run; an ablation is the other model's alone.
 
     Raises:
-        LucidError: An unknown mode, a draft model without the mode or the other way round, or one that does not fit.
+        LucidError: An unknown mode, a draft model without the mode or the other way round, or one that does not fit or
+            cannot be opened.
     """
     opened = check_drafters(mode, artifact, draft)
     if opened is not None:
-        from lucid_deploy.generation.draft_model import ModelDrafter
+        from lucid_deploy.generation.draft_model import ModelDrafters
 
-        session = open_session(opened, options or RuntimeOptions())
-        return lambda: ModelDrafter(session, artifact.config.vocab_size)
+        try:
+            session = open_session(opened, replace(options or RuntimeOptions(), ablate=None))
+        except LucidError as error:
+            raise type(error)(f"--draft {draft} cannot be opened: {error}") from error
+        return ModelDrafters(session, artifact.config.vocab_size)
     return None if mode == "off" else LookupDrafter
 
 

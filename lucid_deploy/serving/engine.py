@@ -210,6 +210,7 @@ class Engine:
     def _main(self) -> None:
         try:
             batcher = self._open_batcher()
+            self._observe(batcher)  # who finds it ready finds its state
             with self._lock:
                 self.state = "ready"
             self._when_loaded()

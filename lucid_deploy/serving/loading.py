@@ -107,25 +107,31 @@ def open_checked(directory: str) -> Artifact:
 
 
 def make_engine(options: EngineOptions) -> Engine:
-    """Return an engine that loads the artifact when it is started, and ends when the artifact's files change."""
+    """Return an engine that loads the artifacts when it is started, and ends when their files change."""
     watches: list[ArtifactWatch] = []
 
     def open_batcher() -> Batcher:
         from lucid_deploy.batching import Batcher
-        from lucid_deploy.generation.drafters import open_drafters
+        from lucid_deploy.generation.drafters import check_drafters, open_drafters
         from lucid_deploy.runtimes import open_session
 
         artifact = open_checked(options.directory)
-        watches.append(ArtifactWatch(artifact))  # before anything reads: what changes in between is noticed
-        if options.check:
-            check_and_tell(artifact)
+        draft = check_drafters(options.speculate, artifact, options.draft)
+        for each in [artifact] if draft is None else [artifact, draft]:
+            watches.append(ArtifactWatch(each))  # before its weights are read: what changes in between is noticed
+            if options.check:
+                check_and_tell(each)
         drafters = open_drafters(options.speculate, artifact, options.draft, options.runtime)
         session = open_session(artifact, options.runtime)
         tokenizer, config = TextTokenizer(artifact.directory), session.config
         guides = guides_of(tokenizer, config.vocab_size, list(config.eos_token_ids))
         return Batcher(session, options.rows, options.prefill_chunk, options.prefix_tokens, guides, drafters)
 
-    return Engine(open_batcher, options.rows, options.max_queue, lambda: watches[0].check())
+    def check() -> None:
+        for watch in watches:
+            watch.check()
+
+    return Engine(open_batcher, options.rows, options.max_queue, check)
 
 
 def check_and_tell(artifact: Artifact) -> None:

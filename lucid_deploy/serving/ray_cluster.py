@@ -70,7 +70,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        engine: What each engine runs; its directory must exist on every machine of the cluster.
+        engine: What each engine runs; its artifacts must exist on every machine of the cluster.
         api: What requests may ask for.
         cluster: Where and how large.
         ready: Called once all engines have loaded.
@@ -151,8 +151,9 @@ def _start(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> N
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
     """Return the application as Ray Serve deploys it."""
-    directory = str(Path(engine.directory).resolve())
-    engine = EngineOptions(**{**engine.__dict__, "directory": directory})
+    directory = str(Path(engine.directory).resolve())  # engines have working directories of their own
+    draft = None if engine.draft is None else str(Path(engine.draft).resolve())
+    engine = EngineOptions(**{**engine.__dict__, "directory": directory, "draft": draft})
     name = api.model or Path(directory).name
     api = ApiOptions(**{**api.__dict__, "model": name})
 

@@ -12,6 +12,8 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
+from lucid_deploy.cli._speculation import drafts_text
+from lucid_deploy.generation.speculation import DraftCounts
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -62,3 +64,16 @@ def test_the_summary_says_how_far_drafts_were_right(exported: Exported) -> None:
 def test_a_draft_and_its_mode_go_together(exported: Exported, options: list[str]) -> None:
     result = CliRunner().invoke(main, ["run", str(exported()[1].directory), "--prompt-ids", "5", *options])
     assert result.exit_code == 2 and "go together" in result.stderr
+
+
+def test_a_damaged_draft_model_is_found_by_check(exported: Exported, artifact_copy: Path) -> None:
+    with (artifact_copy / "weights.bin").open("r+b") as file:
+        file.write(bytes(64))
+    words = ["run", str(exported()[1].directory), "--prompt-ids", "5,6", "--speculate", "draft"]
+    result = CliRunner().invoke(main, [*words, "--draft", str(artifact_copy), "--check"])
+    assert result.exit_code == 1 and f"{artifact_copy}: sha256 of weights.bin differs" in result.stderr
+
+
+def test_drafters_that_fail_are_said() -> None:
+    assert drafts_text(DraftCounts(9, 4)) == "4 of 9 drafted tokens accepted"
+    assert drafts_text(DraftCounts(9, 4, 1, 2)) == "4 of 9 drafted tokens accepted, 1 near ties, 2 drafters failed"

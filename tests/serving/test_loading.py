@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.loading import ApiOptions, EngineOptions, open_checked, reader_setup
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_engine, open_checked, reader_setup
 
 Exported = Callable[..., tuple[Path, Any]]
 
@@ -42,3 +44,21 @@ def test_what_is_no_artifact_with_a_tokenizer(tmp_path: Path, artifact_copy: Pat
         open_checked(str(tmp_path))
     with pytest.raises(LucidError, match=r"has no tokenizer\.json"):
         open_checked(str(artifact_copy))
+
+
+def test_the_draft_model_s_files_are_checked_and_watched(
+    with_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = Path(shutil.copytree(with_tokenizer, tmp_path / "draft"))
+    monkeypatch.setattr("lucid_deploy.serving.loading.Engine", lambda *given: given)
+    options = EngineOptions(str(with_tokenizer), speculate="draft", draft=str(draft))
+    open_batcher, _, _, check = cast(Any, make_engine(options))
+    open_batcher()
+    check()
+    with (draft / "weights.bin").open("r+b") as file:
+        file.write(bytes(64))
+    os.utime(draft / "weights.bin", ns=(1, 1))
+    with pytest.raises(CheckFailed, match=r"draft/weights\.bin changed while it was in use"):
+        check()
+    with pytest.raises(CheckFailed, match=f"{draft}: sha256 of weights.bin differs"):
+        cast(Any, make_engine(options))[0]()
