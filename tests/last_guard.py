@@ -1,8 +1,9 @@
 """A pytest plugin: a test that hangs in C, or crashes, ends its process once; the other tests run, and the run fails.
 
-It closes three gaps. pytest cancels its own guard (``faulthandler_timeout``) at a test's first failure, for the
+It closes four gaps. pytest cancels its own guard (``faulthandler_timeout``) at a test's first failure, for the
 debugger's sake, and leaves the clean-up unguarded. pytest-xdist's ``loadfile`` gives a test that ended its worker to
-the next worker, until none is left. And a worker that ends in the clean-up of its last test counts for nothing there.
+the next worker, until none is left. A worker in the place of another one waits for good with the last test of all. And
+a worker that ends in the clean-up of its last test counts for nothing there.
 """
 
 from __future__ import annotations
@@ -54,6 +55,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
                 del work[name]
             super().remove_node(node)
             return crashed
+
+        def schedule(self) -> None:
+            """A worker keeps its last test until it hears of another one, or that there is none; so it must hear."""
+            is_later = self.collection is not None  # the first time, xdist itself says so
+            super().schedule()
+            if is_later and not self.workqueue:
+                for node in self.nodes:
+                    if not node.shutting_down:
+                        node.shutdown()
 
     return CrashedTestsAreDone(config, log) if config.getoption("dist") == "loadfile" else None
 

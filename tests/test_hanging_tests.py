@@ -8,8 +8,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from xdist.remote import Producer
+
+from tests import last_guard
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the outer run
@@ -115,6 +119,44 @@ def test_files_that_are_done_do_not_keep_the_rest_from_running(tmp_path: Path) -
 def test_a_worker_that_ends_behind_its_last_test_is_a_failure(hung: dict[str, Future[str]], test: str) -> None:
     told = hung[f"c behind all in {test}"].result()
     assert "worker gw0: Not properly terminated" in told and "in hang_in_c" in told
+
+
+class Worker:
+    """What the scheduler knows of a worker."""
+
+    def __init__(self, name: str) -> None:
+        self.gateway = SimpleNamespace(id=name)
+        self.sent: list[int] = []
+        self.shutting_down = False
+
+    def send_runtest_some(self, numbers: list[int]) -> None:
+        self.sent += numbers
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_the_last_test_of_all_is_run_by_a_worker_in_place_of_another() -> None:
+    """It keeps a test until it hears of a next one, or that there is none."""
+    options = SimpleNamespace(loadscopereorder=True)
+    config = SimpleNamespace(getvalue=lambda name: ["popen"] * 2, getoption=lambda name: "loadfile", option=options)
+    scheduler = last_guard.pytest_xdist_make_scheduler(config, Producer("scheduler", enabled=False))
+    assert scheduler is not None
+    tests = ["a.py::first", "a.py::crash", "a.py::last", "b.py::only"]
+    first, other = Worker("gw0"), Worker("gw1")
+    for worker in (first, other):
+        scheduler.add_node(worker)
+        scheduler.add_node_collection(worker, tests)
+    scheduler.schedule()
+    assert (first.sent, other.sent) == ([0, 1, 2], [3])
+    scheduler.mark_test_complete(first, 0)
+    scheduler.mark_test_complete(other, 3)
+    assert scheduler.remove_node(other) is None and scheduler.remove_node(first) == "a.py::crash"
+    another = Worker("gw2")
+    scheduler.add_node(another)
+    scheduler.add_node_collection(another, tests)
+    scheduler.schedule()
+    assert another.sent == [2] and another.shutting_down
 
 
 def test_the_limits_are_in_this_order(request: pytest.FixtureRequest) -> None:
