@@ -13,7 +13,7 @@ import numpy as np
 from lucid_deploy.bench.contenders import LLAMA_CPP, Contender, open_contender
 from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.cache.storage import decoded_layout
-from lucid_deploy.errors import missing_extra
+from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.speculation import Lookahead
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -150,6 +150,8 @@ def main() -> None:
             else:
                 assert worker is not None
                 answer = getattr(worker, operation)(**command)
+        except LucidError as error:
+            answer = {"error": str(error)}
         except Exception as error:  # noqa: BLE001 (handed to the process that asked)
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")

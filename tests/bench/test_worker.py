@@ -52,3 +52,10 @@ def test_commands_are_answered_one_by_one_and_faults_too(
     assert len(after["logits"]) == 2
     assert min(verify["seconds"], plain["seconds"], ahead["seconds"]) > 0
     assert plain["proposed"] == 0 and ahead["accepted"] >= 4 and ahead["near_ties"] >= 4
+
+
+def test_an_expected_error_is_its_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    command = {"op": "open", **asdict(Contender("x", "artifact", "nowhere"))}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(command) + "\n"))
+    main()
+    assert json.loads(capsys.readouterr().out)["error"].startswith("There is no artifact at nowhere")

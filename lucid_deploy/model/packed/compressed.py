@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_order, count_groups, unpack_words
 
 if TYPE_CHECKING:
     import torch
@@ -149,12 +149,8 @@ class CompressedLayout:
             codes = (parts["weight"].to(torch.int16) + half).to(torch.uint8)
             out, width = codes.shape
         group = self._group(width)
-        index = parts.get("weight_g_idx")
-        if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
-            raise ValueError(
-                "its inputs are in groups in another order (actorder group, weight_g_idx), which no operator here "
-                "reads. Quantize it with actorder static or none"
-            )
+        cause, remedy = "actorder group, weight_g_idx", "actorder static or none"
+        check_order(parts.get("weight_g_idx"), width, group, cause, remedy)
         groups = count_groups(width, group)
         scales = parts["weight_scale"].reshape(-1, groups).expand(out, groups).contiguous()
         return PackedWeight(codes, self._zeros(parts, out, groups), scales, self.bits, group)

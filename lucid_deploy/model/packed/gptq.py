@@ -11,7 +11,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_shape, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import (
+    PackedWeight,
+    Shape,
+    check_keys,
+    check_order,
+    check_shape,
+    count_groups,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -84,17 +92,12 @@ class GptqLayout:
 
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
         """See the protocol."""
-        import torch
 
         codes = unpack_words(parts["qweight"].mT, self.bits)  # (out, in)
         out, width = codes.shape
         group = self._group(width)
-        index = parts.get("g_idx")
-        if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
-            raise ValueError(
-                "its inputs are in groups in another order (desc_act, g_idx), which no operator here reads. Quantize "
-                "it with desc_act=False or static_groups=True"
-            )
+        cause, remedy = "desc_act, g_idx", "desc_act=False or static_groups=True"
+        check_order(parts.get("g_idx"), width, group, cause, remedy)
         zeros = unpack_words(parts["qzeros"], self.bits)[:, :out].mT
         if self.zeros_less_one:
             if (zeros == (1 << self.bits) - 1).any():

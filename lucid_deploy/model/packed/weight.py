@@ -99,6 +99,28 @@ def count_groups(width: int, group: int) -> int:
     return -(-width // group)
 
 
+def check_order(index: torch.Tensor | None, width: int, group: int, name: str, remedy: str) -> None:
+    """Refuse groups that are not of neighbouring inputs.
+
+    Args:
+        index: Of each input its group, ``(width,)``; None: they are as they stand.
+        width: Inputs of the layer.
+        group: Inputs that share a scale.
+        name: What makes such an index, for the message.
+        remedy: How to quantize without.
+
+    Raises:
+        ValueError: They are in another order.
+    """
+    import torch
+
+    if index is not None and not index.equal((torch.arange(width) // group).to(index.dtype)):
+        raise ValueError(
+            f"its inputs are in groups in another order ({name}), which no operator here reads. Quantize it with "
+            f"{remedy}"
+        )
+
+
 def check_keys(settings: dict[str, Any], known: Collection[str], where: str = "") -> None:
     """Refuse settings whose meaning is not known here: they may change what the numbers mean.
 
