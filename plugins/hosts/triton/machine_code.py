@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,11 +94,6 @@ class Code:
 def spills(instructions: Sequence[Instruction]) -> int:
     """Return how many of these read or write local memory."""
     return sum(each.name in ("LDL", "STL") for each in instructions)
-
-
-def opcodes(instructions: Sequence[Instruction]) -> Counter[str]:
-    """Return how often each opcode stands there, without modifiers."""
-    return Counter(each.name for each in instructions)
 
 
 def _work(loop: Sequence[Instruction]) -> int:

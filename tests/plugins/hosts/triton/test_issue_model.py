@@ -65,7 +65,7 @@ def test_a_loop_of_nothing() -> None:
         (80, 64, 81_920, 4, 8),  # two programs of 81 KiB in 164
         (86, 255, 100_000, 4, 4),
     ],
-)  # CUDA's occupancy calculator
+)  # by hand, from the limits in the CUDA C++ Programming Guide
 def test_occupancy(arch: int, registers: int, shared: int, warps: int, resident: int) -> None:
     assert occupancy(arch, registers, shared, warps) == resident
 
