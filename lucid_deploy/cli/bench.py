@@ -50,8 +50,8 @@ class _Numbers(click.ParamType):
     type=click.Choice(BASELINES),
     multiple=True,
     help="Also measure: the shape with standard attention, exported alike; PyTorch eager with the dense solve; PyTorch "
-    "with our operators; transformers' Llama; llama.cpp with a plain Llama of the sizes, in 8 or 4 bits if the artifact "
-    "is; the shape with standard attention in OpenVINO. May be given several times.",
+    "with our operators; transformers' Llama; llama.cpp with a plain Llama of the sizes, in 8 or 4 bits if the "
+    "artifact is; the shape with standard attention in OpenVINO. May be given several times.",
 )
 @runtime_options("runtime", "threads", help="What runs the artifacts; auto is onnxruntime.")
 @choice_option(
