@@ -32,43 +32,48 @@ def small(exported: Exported) -> tuple[Path, Artifact]:
 
 
 @pytest.fixture
-def pair(small: tuple[Path, Artifact]) -> tuple[Session[Any], Session[Any]]:
-    """The float64 reference, and the session."""
-    checkpoint, artifact = small
-    exact = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
-    return exact, open_session(artifact, "openvino", threads=1)
+def static(small: tuple[Path, Artifact]) -> Session[Any]:
+    return open_session(small[1], "openvino", threads=1)
 
 
-def close(got: np.ndarray, exact: np.ndarray) -> None:
-    assert np.linalg.norm(got - exact) <= 1e-5 * np.linalg.norm(exact)
+def close(got: np.ndarray, wanted: np.ndarray, baseline: float) -> None:
+    """Four times the error that PyTorch's float32 has, as ``verify`` gives a runtime."""
+    assert np.linalg.norm(got - wanted) <= 4 * baseline
 
 
-def test_it_agrees_with_float64(pair: tuple[Session[Any], Session[Any]]) -> None:
+def test_it_agrees_with_float64(small: tuple[Path, Artifact], static: Session[Any]) -> None:
     """Left padding, a buffer that is used up, prefill after decode, a row that waits."""
-    exact, static = pair
+    exact, plain = (
+        TorchSession(load_model(small[0], dtype, implementation="reference"))
+        for dtype in (torch.float64, torch.float32)
+    )
+    sessions = exact, plain, static
     rng = np.random.default_rng(5)
     ids = rng.choice(rng.integers(0, 97, 9), (2, 290))  # repeated tokens: their keys resemble each other
     mask = np.ones(ids.shape, bool)
     mask[0, :6] = False
     mask[1, [245, 250]] = False  # waits
-    caches = exact.empty_cache(2), static.empty_cache(2)
-    start = 0
+    caches = [session.empty_cache(2) for session in sessions]
+    start, parts = 0, []
     for size in (240, *([1] * 20), 7, *([1] * 5)):
         part = slice(start, start + size)
         run = "decode" if size == 1 else "prefill"
-        wanted, found = (
-            getattr(session, run)(ids[:, part], cache, mask=mask[:, part])
-            for session, cache in zip(pair, caches, strict=True)
-        )
         rows = mask[:, part].any(axis=1)
-        close(found[rows], wanted[rows])
+        parts.append(
+            [
+                getattr(session, run)(ids[:, part], cache, mask=mask[:, part])[rows]
+                for session, cache in zip(sessions, caches, strict=True)
+            ]
+        )
         start += size
-    for ours, theirs in zip(static.layer_arrays(caches[1]), exact.layer_arrays(caches[0]), strict=True):
+    baseline = max(np.linalg.norm(rounded - wanted) for wanted, rounded, _ in parts)
+    for wanted, _, found in parts:
+        close(found, wanted, baseline)
+    for ours, theirs in zip(static.layer_arrays(caches[2]), exact.layer_arrays(caches[0]), strict=True):
         assert ours[0].shape == theirs[0].shape
 
 
-def test_buffers_stay_where_they_are(pair: tuple[Session[Any], Session[Any]]) -> None:
-    static = pair[1]
+def test_buffers_stay_where_they_are(static: Session[Any]) -> None:
     cache = static.empty_cache()
     static.prefill(np.array([[5, 9, 9, 40]]), cache)
     static.decode(np.array([[3]]), cache)
@@ -83,20 +88,25 @@ def test_buffers_stay_where_they_are(pair: tuple[Session[Any], Session[Any]]) ->
 
 @pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 def test_other_types_are_stored_as_onnxruntime_stores_them(exported: Exported, cache_dtype: str) -> None:
-    artifact = exported(inline=True, cache="static", opset=23, num_hidden_layers=1, cache_dtype=cache_dtype)[1]
+    """Both runtimes round in float32, so each may be as far from float64 as PyTorch's float32 with the same cache."""
+    options = {"inline": True, "cache": "static", "opset": 23, "num_hidden_layers": 1, "cache_dtype": cache_dtype}
+    checkpoint, artifact = exported(**options)
+    sessions = [open_session(artifact, runtime, threads=1) for runtime in ("openvino", "onnxruntime")]
+    sessions += [
+        TorchSession(load_model(checkpoint, dtype, implementation="reference").store_cache_as(cache_dtype))
+        for dtype in (torch.float32, torch.float64)
+    ]
     found = []
-    for runtime in ("openvino", "onnxruntime"):
-        session = open_session(artifact, runtime, threads=1)
+    for session in sessions:
         cache = session.empty_cache()
         session.prefill(np.array([[5, 9, 9, 40, 5, 9]]), cache)
         found.append(np.concatenate([session.decode(np.array([[token]]), cache) for token in (9, 9, 40)], axis=1))
-        assert cache.layers[0][0].dtype == cache_dtype
-    close(found[0], found[1])
+    assert sessions[0].cache_dtype == sessions[1].cache_dtype == cache_dtype
+    close(found[0], found[1], 2 * float(np.linalg.norm(found[2] - found[3])))
 
 
-def test_a_batch_answers_as_each_alone(pair: tuple[Session[Any], Session[Any]]) -> None:
+def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
     """Requests of other lengths share the buffers, which batching binds."""
-    static = pair[1]
     requests = [Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11, [3, 4])]
     batcher, tokens = Batcher(static, 3), {}
     numbers = [batcher.submit(request) for request in requests]
