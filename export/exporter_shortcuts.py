@@ -30,6 +30,8 @@ def shortcuts() -> Iterator[None]:
         stack.enter_context(torchlib_read_once())
         stack.enter_context(known_values_while_promoting())
         stack.enter_context(no_cache_of_fake_tensors())
+        stack.enter_context(no_stack_of_each_node())
+        stack.enter_context(dispatcher_read_once())
         yield
 
 
@@ -159,6 +161,34 @@ def no_cache_of_fake_tensors() -> Iterator[None]:
         yield
         return
     with config.patch(name, False):
+        yield
+
+
+@contextmanager
+def no_stack_of_each_node() -> Iterator[None]:
+    """Don't look up which lines of Python made each node: an artifact's graphs name none."""
+    config, name = _internal("torch.fx.config"), "do_not_emit_stack_traces"
+    if not hasattr(config, name):
+        yield
+        return
+    with mock.patch.object(config, name, True):
+        yield
+
+
+@contextmanager
+def dispatcher_read_once() -> Iterator[None]:
+    """List the dispatcher's composite operators once per capture; PyTorch does it for each namespace, twice."""
+    module, name = _internal("torch._export.utils"), "_materialize_cpp_cia_ops"
+    if not hasattr(module, name):
+        yield
+        return
+    thread, read = threading.get_ident(), getattr(module, name)
+    read_once = functools.cache(read)
+
+    def materialize() -> None:
+        return read_once() if threading.get_ident() == thread else read()
+
+    with mock.patch.object(module, name, materialize):
         yield
 
 

@@ -20,6 +20,7 @@ from lucid_deploy.export.passes import (
     store_transposed,
     write_rows,
 )
+from lucid_deploy.export.rewriting import optimize
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe
 
@@ -166,7 +167,7 @@ def _trace_whole(module: torch.nn.Module, inputs: _Infos, outputs: _Infos, opset
     model = capture(module, arguments, axes, [info.name for info in inputs], [info.name for info in outputs])
     write_rows(model, opset)
     weights = _detach_weights(model)
-    _optimize(model)
+    optimize(model)
     # The contract's inputs stay inputs even where the model does not read them (position_ids without rotary embedding).
     transposed = store_transposed(model, set(weights))
     name_axes(
@@ -256,12 +257,6 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.Value]:
             model.graph.inputs.append(value)
             weights[value.name] = value
     return weights
-
-
-def _optimize(model: ir.Model) -> None:
-    import onnxscript.optimizer
-
-    onnxscript.optimizer.optimize_ir(model)
 
 
 def _set_shape(value: ir.Value, info: TensorInfo) -> None:

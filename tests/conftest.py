@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.hybrid_artifact",
     "tests.last_guard",
     "tests.nothing_skipped",
+    "tests.one_core",
     "tests.own_folders",
     "tests.remembered_traces",
     "tests.slow_tests",

@@ -51,7 +51,13 @@ def _captured(compute: Callable[[Tensor, Tensor], Tensor]) -> bytes:
 
 
 def _bytes(model: ir.Model) -> bytes:
-    return ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    """All but the lines of Python that made each node, which no artifact keeps."""
+    proto = ir.serde.serialize_model(model)
+    for node in (*proto.graph.node, *(node for function in proto.functions for node in function.node)):
+        kept = [note for note in node.metadata_props if note.key != "pkg.torch.onnx.stack_trace"]
+        del node.metadata_props[:]
+        node.metadata_props.extend(kept)
+    return proto.SerializeToString(deterministic=True)
 
 
 # Operands of several types: an integer tensor and numbers of either kind beside float16.
@@ -86,7 +92,7 @@ def test_graphs_of_our_models_are_the_same(
 
 def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version of PyTorch that is tested here; where its internals have changed, this fails and says so."""
-    counts = {"torchlib": 0, "interpreted": 0}
+    counts = {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 0}
     apis = _registration.onnxscript_apis
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,11 +107,17 @@ def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     interpreter = type_promotion._TypePromotionInterpreter
     call = counted("interpreted", interpreter.call_function)
     monkeypatch.setattr(interpreter, "call_function", call, raising=False)
+    stacks = counted("stacks", torch.fx.proxy.CapturedTraceback.extract)
+    monkeypatch.setattr(torch.fx.proxy, "CapturedTraceback", SimpleNamespace(extract=stacks))
+    dispatcher = torch._export.utils
+    monkeypatch.setattr(
+        dispatcher, "_materialize_cpp_cia_ops", counted("dispatcher", dispatcher._materialize_cpp_cia_ops)
+    )
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
-    assert counts == {"torchlib": 0, "interpreted": 0}
+    assert counts == {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 1}
     monkeypatch.setattr(capturing, "shortcuts", _none)
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
-    assert counts["torchlib"] > 0 and counts["interpreted"] > 0
+    assert counts["torchlib"] > 0 and counts["interpreted"] > 0 and counts["stacks"] > 0 and counts["dispatcher"] > 2
 
 
 def test_captures_do_not_share_translations() -> None:
@@ -121,6 +133,8 @@ def test_captures_do_not_share_translations() -> None:
 
 def test_nothing_stays_changed() -> None:
     import torch._dynamo.config as dynamo
+    import torch._export.utils as dispatcher
+    import torch.fx.config as fx
 
     def state() -> tuple[Any, ...]:
         interpreter = type_promotion._TypePromotionInterpreter
@@ -130,6 +144,8 @@ def test_nothing_stays_changed() -> None:
             vars(registry)["from_torchlib"],
             interpreter.run_node,
             dynamo.fake_tensor_cache_enabled,
+            fx.do_not_emit_stack_traces,
+            dispatcher._materialize_cpp_cia_ops,
         )
 
     before = state()
@@ -145,6 +161,8 @@ INTERNALS = [
     ("torch.onnx._internal.fx.passes.type_promotion", "get_type_promotion_rule"),
     ("torch.onnx._internal.fx.passes.type_promotion", None),
     ("torch._dynamo.config", None),
+    ("torch.fx.config", "do_not_emit_stack_traces"),
+    ("torch._export.utils", "_materialize_cpp_cia_ops"),
 ]
 
 
