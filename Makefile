@@ -7,7 +7,7 @@ WORKERS ?= auto
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
-.PHONY: bench wheel docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static clean
+.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -61,6 +61,9 @@ bench: $(VENV)/.dev # every figure of docs/performance.md; about a quarter of an
 
 wheel: $(VENV)/.wheel # an sdist and a wheel with compiled kernels, into dist; WHEEL=--cpu-only leaves the plugin out
 	$(BIN)/python .ci/build_wheel.py $(WHEEL)
+
+wheel-aarch64: $(VENV)/.wheel # the same for aarch64, with CPU kernels; needs Debian's g++-aarch64-linux-gnu
+	$(BIN)/python .ci/build_wheel.py --machine aarch64
 
 docs: $(VENV)/.dev # the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -63,9 +63,23 @@ class _Numbers(click.ParamType):
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
 @click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
+@click.option(
+    "--solvers",
+    is_flag=True,
+    help="Instead: compare ways to solve LUCID's system, in three types: error of Y, time, what the model says.",
+)
+@click.option(
+    "--questions",
+    type=click.IntRange(min=1),
+    default=40,
+    show_default=True,
+    help="With --solvers: questions about needles at each length, if the tokenizer has the words.",
+)
 @click.option("--plot", "plot_directory", type=click.Path(), help="Directory for PNG plots.")
 @json_option("results")
+@click.pass_context
 def command(
+    context: click.Context,
     artifacts: tuple[str, ...],
     lengths: tuple[int, ...],
     batches: tuple[int, ...],
@@ -76,6 +90,8 @@ def command(
     repeats: int,
     steps: int,
     prefill_chunk: int | None,
+    solvers: bool,
+    questions: int,
     plot_directory: str | None,
     json_target: str | None,
 ) -> None:
@@ -86,6 +102,11 @@ def command(
 
     Example: lucid-deploy bench ./artifact --baseline standard --lengths 512,2048 --plot ./plots
     """
+    from lucid_deploy.cli._bench_solvers import bench_solvers, refuse_questions
+
+    if solvers:
+        return bench_solvers(context, artifacts, lengths, questions, repeats, runtime.threads, json_target)
+    refuse_questions(context)
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench import Plan, run_plan
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average

@@ -14,6 +14,7 @@ def _backend(name: str) -> str:
     from lucid_deploy.runtimes.tensorrt.backend import dotted, load_backend
 
     backend = load_backend(name)
+    backend.check_version()
     kinds = getattr(backend.trt, "ComputeCapability", None)
     if backend.needs_gpu_to_build or kinds is None:
         return "imports; builds for the GPU of this machine"

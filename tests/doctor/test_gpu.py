@@ -19,6 +19,13 @@ def test_a_version_is_shown_under_the_distributions_name() -> None:
     assert (found.status, found.version[:2]) == ("ok", "1.") and "8.6, 8.9, 12.0" in found.remark
 
 
+def test_a_tensorrt_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason='needs TensorRT-RTX: pip install -e ".[rtx]"')
+    monkeypatch.setattr("tensorrt_rtx.__version__", "1.2.0")
+    found = run_check(next(each for each in CHECKS if each.name == "TensorRT-RTX"))
+    assert found.status == "broken" and "too old for engines, which need 1.7 or newer" in found.remark
+
+
 def test_a_gpu_is_named_with_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", FakeDevice)
     [check] = [each for each in CHECKS if each.name == "CUDA driver, GPU"]

@@ -107,8 +107,9 @@ def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
         raise LucidError(f"--attention must be {' or '.join(FORMS)}, not {options.attention!r}.")
     if artifact.manifest.cache == "static":
         raise LucidError(
-            f"{artifact.directory} has a static cache, whose buffers the recorded inputs would not fit. Export with "
-            "--cache growing, or build its engines with lucid-deploy build."
+            f"{artifact.directory} has a static cache. TensorRT updates one only where input and output are the same "
+            "memory, and trtexec and Polygraphy give each its own. Export with --cache growing, or build its engines "
+            "with lucid-deploy build."
         )
     check_artifact(artifact)
     return choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)

@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.errors import LucidError, missing_extra, spelled_out
 
 # Name on the command line: module, extra that brings it, name in messages.
 _KNOWN = {
@@ -16,6 +16,11 @@ _KNOWN = {
 }
 BACKENDS = tuple(_KNOWN)
 _TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}
+# The oldest that have what graphs need. TensorRT's parser has the operator Attention from 10.14 (its release notes); of
+# TensorRT-RTX 1.7 is the oldest that built an engine here.
+LEAST = {"tensorrt-rtx": "1.7", "tensorrt": "10.14"}
+# The layer that writes a static cache in place: IKVCacheUpdateLayer, of TensorRT 10.15 (its C++ API).
+LEAST_STATIC = {"tensorrt-rtx": "1.7", "tensorrt": "10.15"}
 _TURING = 75  # compute capability 7.5: no bfloat16, and the plugin has no kernels for it
 
 
@@ -44,6 +49,30 @@ class Backend:
     def has_timing_cache(self) -> bool:
         """Whether measured times can be kept for the next build; TensorRT-RTX measures nothing when it builds."""
         return self.name == "tensorrt"
+
+    def check_version(self, static_cache: bool = False) -> None:
+        """Check that the backend is not older than what engines need.
+
+        Args:
+            static_cache: Whether decoding writes into a static cache.
+
+        Raises:
+            LucidError: It is older.
+        """
+        from packaging.version import InvalidVersion, Version
+
+        for least, what in ((LEAST, "engines"), (LEAST_STATIC, "engines with a static cache"))[: 1 + static_cache]:
+            try:
+                old = Version(self.version) < Version(least[self.name])
+            except InvalidVersion:  # of a build of somebody's own: TensorRT says itself what it lacks
+                continue
+            if old:
+                remedy = "" if what == "engines" else ", or export with --cache growing"
+                raise LucidError(
+                    f"{self.title} {self.version} is too old for {what}, which need {least[self.name]} or newer. Run: "
+                    + spelled_out(f'pip install "lucid-deploy[{_KNOWN[self.name][1]}]"')
+                    + remedy
+                )
 
     def check_dtype(self, dtype: str) -> None:
         """Check that the backend has a type.

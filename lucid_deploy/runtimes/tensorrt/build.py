@@ -101,14 +101,15 @@ def build_engines(
         announce: Called with one line where something takes long that was not asked for: building the plugin library.
 
     Raises:
-        LucidError: A missing package or plugin library, options that contradict each other or the model, a type, a head
-            width or a compute capability that is not supported, an artifact without the custom operators, or TensorRT
-            refusing a graph.
+        LucidError: A package that is missing or too old, no plugin library, options that contradict each other or the
+            model, a type, a head width or a compute capability that is not supported, an artifact without the custom
+            operators, or TensorRT refusing a graph.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
     if options.workspace is not None and options.workspace < 1:
         raise LucidError(f"--workspace must be at least 1 byte, not {options.workspace}.")
+    backend.check_version(artifact.manifest.cache == "static")
     backend.check_dtype(artifact.manifest.dtype)
     check_artifact(artifact)
     needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)

@@ -36,6 +36,7 @@ def build_library(
     dtypes: Sequence[str] = (),
     progress: Callable[[int, int, str], None] = lambda done, total, name: None,
     head_dims: Sequence[int] = (),
+    jobs: int | None = None,
 ) -> list[CompiledKernel]:
     """Compile the kernels and the library.
 
@@ -45,6 +46,7 @@ def build_library(
         dtypes: Types of artifacts; (): all.
         progress: Called with (done, in all, name of the last kernel).
         head_dims: Head widths of artifacts; (): all that kernels are written for.
+        jobs: Kernels that are compiled at the same time; None: two.
 
     Returns:
         The kernels in it.
@@ -54,7 +56,7 @@ def build_library(
     """
     from lucid_deploy.plugins.hosts.compiler import find_compiler
     from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin, find_cuda_headers, find_tensorrt_headers
-    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, compile_kernels
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, compile_kernels
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
     from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
@@ -67,6 +69,7 @@ def build_library(
         archs or ARCHITECTURES,
         select=lambda variant: (not dtypes or variant.dtype in dtypes) and variant.padded_width in widths,
         cache=default_cache(),
+        jobs=JOBS if jobs is None else jobs,
         progress=progress,
     )
     build_plugin(output, kernels)

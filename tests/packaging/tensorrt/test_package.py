@@ -130,7 +130,7 @@ def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, tm
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"cache": "static"}, {}, "static cache.*Export with --cache growing"),
+        ({"cache": "static"}, {}, "static cache.*the same memory.*Export with --cache growing"),
         ({"inline": True}, {}, "exported with --inline. Export without it"),
         ({}, {"max_context": 4096}, "--max-context 4096 is more than the model was made for"),
         ({}, {"attention": "flash"}, "--attention must be explicit or standard"),

@@ -62,3 +62,32 @@ def test_a_type_that_the_backend_lacks() -> None:
 def test_compute_capabilities_are_for_tensorrt_rtx() -> None:
     with pytest.raises(LucidError, match="builds for the GPU of the building machine"):
         Backend("tensorrt", "TensorRT", SimpleNamespace(), "11").capabilities(("8.6",), "float16", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "static", "message"),
+    [
+        ("tensorrt", "10.13.3.9", False, r"TensorRT 10\.13\.3\.9 is too old for engines, which need 10\.14 or newer"),
+        ("tensorrt", "10.14.1.48", True, r"static cache, which need 10\.15 or newer.*, or export with --cache growing"),
+        ("tensorrt-rtx", "1.6.0.41", False, r"TensorRT-RTX 1\.6\.0\.41 is too old .* 1\.7 or newer\. Run: pip install"),
+    ],
+)
+def test_too_old(name: str, version: str, static: bool, message: str) -> None:
+    backend = Backend(name, {"tensorrt": "TensorRT"}.get(name, "TensorRT-RTX"), SimpleNamespace(), version)
+    with pytest.raises(LucidError, match=message) as raised:
+        backend.check_version(static)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "static"),
+    [
+        ("tensorrt", "10.14", False),
+        ("tensorrt", "10.15.1.29", True),
+        ("tensorrt", "11.1", True),
+        ("tensorrt-rtx", "1.7.0", True),
+        ("tensorrt", "built by hand", True),
+    ],
+)
+def test_new_enough(name: str, version: str, static: bool) -> None:
+    Backend(name, name, SimpleNamespace(), version).check_version(static)

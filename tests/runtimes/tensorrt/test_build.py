@@ -184,7 +184,7 @@ def test_tensorrt_measures_on_the_gpu_and_keeps_its_times(
     artifact: Artifact, plugin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT's own path, with TensorRT-RTX's module in its place."""
-    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, trt.__version__))
+    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, "10.15.1"))
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", FakeDevice)
     options = BuildOptions(plugin=plugin, overwrite=True, **SMALL)
     report = build_engines(artifact, options)
@@ -198,7 +198,7 @@ def test_tensorrt_without_a_gpu(artifact: Artifact, plugin: Path, monkeypatch: p
     def none() -> None:
         raise LucidError("No CUDA driver was found.")
 
-    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, trt.__version__))
+    monkeypatch.setattr(build, "load_backend", lambda name: Backend("tensorrt", "TensorRT", trt, "10.15.1"))
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.device.open_device", none)
     with pytest.raises(LucidError, match=r"TensorRT measures on the GPU .*No CUDA driver.*--backend tensorrt-rtx"):
         build_engines(artifact, BuildOptions(plugin=plugin))
