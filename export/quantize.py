@@ -20,7 +20,7 @@ from lucid_deploy.artifact.quantization import (
     QuantizedTensor,
     round_blocks,
 )
-from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, METHODS, NEAREST, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, K_QUANT, METHODS, NEAREST, STORED, Method
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.version import __version__
 
@@ -45,7 +45,8 @@ class QuantizeOptions:
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8`` or ``float``, see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: ``rtn``; ``gptq``, which learns from the calibration text; or ``auto``: that with 4 and 8 bits mixed.
+        method: ``rtn``; ``k_quant``, with zero points; ``gptq``, which learns from the calibration text; or ``auto``:
+            that with 4 and 8 bits mixed.
         calibration_tokens: How many tokens of that text to learn from at most.
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
@@ -69,7 +70,7 @@ class QuantizeOptions:
     @property
     def learns(self) -> bool:
         """Whether numbers are chosen by data."""
-        return self.method != NEAREST
+        return self.method not in (NEAREST, K_QUANT)
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:
@@ -101,6 +102,11 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         raise LucidError(
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
             "--quantize-embeddings, or export with --quantize-format matmulnbits."
+        )
+    if options.method == K_QUANT and format_of(options) == "qdq":
+        raise LucidError(
+            "--method k_quant gives zero points, which TensorRT does not take. Use --quantize-format matmulnbits, or "
+            "--method rtn or gptq."
         )
     if not 0 <= options.gptq_damping <= 1:  # NaN too
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
@@ -186,11 +192,12 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
     if strangers := sorted(options.bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
     block = options.block_size or DEFAULT_BLOCK[options.scheme]
-    tensors = {}
+    fitted, tensors = options.method == K_QUANT, {}
     for name in chosen:
         rows, width = shapes[name]
         size = _dividing(name, width, block) if form == "qdq" else block
-        tensors[name] = QuantizedTensor((rows, width), size, bits=options.bits.get(name))
+        zeros = fitted and name != EMBEDDING  # whose rows an operator without zero points reads
+        tensors[name] = QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name))
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
@@ -199,6 +206,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
         tool=f"lucid-deploy {__version__}" if options.learns else _onnxruntime(),
+        method=Method(K_QUANT if fitted else NEAREST),
     )
 
 

@@ -186,8 +186,15 @@ class _TensorBytes:
             return
         weight = self._checkpoint.tensor(tensor.name)
         self._check_finite(weight, tensor, str(weight.dtype).removeprefix("torch."))
+        record = quantization.tensors[tensor.name]
+        if record.zero_points:
+            from lucid_deploy.export.rounding.k_quant import k_quant_matrix
+
+            packed, scales, self._zeros = k_quant_matrix(weight, record, quantization.bits_of(tensor.name))
+            yield packed, scales
+            return
         least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.has_positive_scales(tensor.name) else None
-        yield from quantize_matrix(weight, quantization.tensors[tensor.name], quantization.bits_of(tensor.name), least)
+        yield from quantize_matrix(weight, record, quantization.bits_of(tensor.name), least)
 
     def _taken_over(self, name: str, quantization: Quantization) -> tuple[Any, Any, Any]:
         import numpy as np

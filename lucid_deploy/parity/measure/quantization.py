@@ -75,12 +75,13 @@ class QuantizationCost:
         """Return plain data for JSON."""
         return asdict(self)
 
-    def lines(self, record: Quantization) -> list[str]:
-        """Return the result for people."""
+    def lines(self, record: Quantization, dtype: str) -> list[str]:
+        """Return the result for people; ``dtype`` is that of the artifact's scales."""
         inputs = "int8 inputs" if record.activations == "int8" else "float inputs"
+        bits = f"{record.bits_per_weight(dtype):.4g} bits a weight"
         return [
-            f"Cost of quantization ({record.scheme}, {record.method.name}, blocks of {record.block_size}, {inputs}) "
-            "against the original checkpoint in float64; reported, not judged:",
+            f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, blocks of {record.block_size}, "
+            f"{inputs}) against the original checkpoint in float64; reported, not judged:",
             f"  weights alone: {_sentence(self.weights)}",
             f"  as run: {_sentence(self.as_run)}",
         ]
@@ -127,6 +128,8 @@ def _problem(quantization: Quantization, name: str, parts: list[Array], weight: 
     if quantization.method.name == STORED:
         wrong = quantization.dequantize(name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
+    if quantization.tensors[name].zero_points:
+        return _fitted_difference(quantization, name, parts, weight.float().numpy(), dtype)
     check = _learned_difference if name in quantization.method.tensors else _difference
     return check(quantization, name, parts[0], parts[1], weight.float().numpy(), dtype)
 
@@ -165,6 +168,29 @@ def _difference(
             f"row {row}, column {column} is off by {error[row, column]:.3g}, which is "
             f"{error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
         )
+    return None
+
+
+def _fitted_difference(
+    quantization: Quantization, name: str, parts: list[Array], original: Array, dtype: str
+) -> str | None:
+    """Say what is wrong with a weight that has zero points; None if it is right.
+
+    Within the numbers' range every element is half a step off at most. What lies beyond is clipped: by two steps at
+    most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.
+    """
+    tensor, half = quantization.tensors[name], 1 << (quantization.bits_of(name) - 1)
+    numbers, factors = quantization.unpack(name, *parts)
+    stored = quantization.unpack(name, *parts[:2])[0]
+    steps = spread(np.abs(factors), tensor)
+    relative, least = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
+    error = np.abs(numbers * spread(factors, tensor) - original)
+    rounding = np.abs(numbers) * (relative * steps + least)
+    clipped = (stored == -half) | (stored == half - 1)
+    beyond = ~(error <= np.where(clipped, 2.0, 0.5 + _SLACK) * steps + rounding + least)
+    if beyond.any():
+        row, column = np.argwhere(beyond)[0]
+        return f"row {row}, column {column} is off by {error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
     return None
 
 

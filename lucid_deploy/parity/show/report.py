@@ -118,7 +118,7 @@ class Report(Measurement):
             return []
         about = "The reference above is the model on the artifact's dequantized weights"
         checked = " of which every element was checked against the checkpoint" if self._weights_checked else ""
-        return [f"{about}{checked}.", *self.cost.lines(self.quantization)]
+        return [f"{about}{checked}.", *self.cost.lines(self.quantization, self.dtype)]
 
     @property
     def _weights_checked(self) -> bool:
@@ -130,6 +130,7 @@ class Report(Measurement):
         return {
             "reference": "the model on the artifact's dequantized weights",
             **record,
+            "bits_per_weight": self.quantization.bits_per_weight(self.dtype),
             "weights_checked": self._weights_checked,
             "cost": plain(self.cost.to_dict()),
         }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.pack import pack_numbers
@@ -37,6 +38,9 @@ def test_nothing_is_lost_against_oneself(model, targets):
     cost = measure_cost(lambda: session(model, torch.float64), session(model), targets)
     assert cost.weights.relative_error < 1e-12
     assert np.isfinite(cost.as_run.kl_max) and cost.as_run.relative_error < 1e-4
+    record = Quantization("int4", 4, "matmulnbits", "int8", {"w": QuantizedTensor((4, 64), 32)}, (), "a tool")
+    assert "(int4, rtn, 5 bits a weight, blocks of 32, int8 inputs)" in cost.lines(record, "float32")[0]
+    assert "(int4, rtn, 4.5 bits a weight, " in cost.lines(record, "float16")[0]
 
 
 def test_every_element_of_a_weight_is_checked(quantized):
