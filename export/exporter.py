@@ -123,20 +123,20 @@ def export(
     # Imported before anything is made: Ctrl-C within the import of onnx's C++ module crashes the process.
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
-    from lucid_deploy.export.numbers import learn_numbers, plan_numbers, rows_to_learn_from, settle_options
+    from lucid_deploy.export.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
 
     options = dataclasses.replace(options, quantize=settle_options(source, options.quantize, options.dtype))
-    quantization = rows = chosen = None
+    quantization = rows = None
     if options.quantize is not None:  # before anything that takes time: a glob may match nothing
         quantization = plan_numbers(source, options.quantize, options.dtype)
         rows = rows_to_learn_from(source, options.quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     said = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
-    if options.quantize is not None and quantization is not None and rows is not None:
-        quantization, chosen = learn_numbers(source, options.quantize, quantization, rows, options.dtype, progress)
     made = missing_directories(output.parent)
+    learning = (source, options.quantize, quantization, rows, options.dtype, output, progress)
     try:
-        with _made(output) as building:
+        _make_parent(output)
+        with learned_numbers(*learning) as (found, chosen), _made(output) as building:
             _build(
                 source,
                 str(checkpoint),
@@ -144,7 +144,7 @@ def export(
                 options,
                 progress or (lambda *_: None),
                 ranges,
-                quantization,
+                found,
                 hub,
                 said,
                 chosen,
@@ -158,12 +158,18 @@ def export(
     return open_artifact(output)
 
 
+def _make_parent(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
+
+
 @contextmanager
 def _made(output: Path) -> Iterator[Path]:
     """Yield the directory to fill in place of the output; it is gone at the end, whatever happens."""
     with ExitStack() as stack:
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
             building = stack.enter_context(partial_directory(output))
         except OSError as error:
             raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from lucid_deploy.artifact.quantization_method import AUTO, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
 from lucid_deploy.export.stored import plan_stored, resolve_stored
+from lucid_deploy.files import resumable_directory
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
@@ -70,23 +72,36 @@ def rows_to_learn_from(
     return rows
 
 
-def learn_numbers(
+@contextmanager
+def learned_numbers(
     source: Checkpoint,
-    options: QuantizeOptions,
-    quantization: Quantization,
-    rows: CalibrationRows,
+    options: QuantizeOptions | None,
+    quantization: Quantization | None,
+    rows: CalibrationRows | None,
     dtype: str,
+    output: Path,
     progress: Progress | None = None,
-) -> tuple[Quantization, Chosen]:
-    """Learn the numbers; return the record with its method, and the numbers."""
+) -> Iterator[tuple[Quantization | None, Chosen | None]]:
+    """Learn the numbers, if any are; yield the record with its method, and the numbers.
+
+    What is found is kept beside the output until the block ends without an interruption, so that the same export goes
+    on with it.
+    """
+    if options is None or quantization is None or rows is None:
+        yield quantization, None
+        return
     from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+    from lucid_deploy.export.rounding.unfinished import UnfinishedLearning, learning_key
 
     settings = GptqSettings(options.gptq_damping, options.gptq_order == "activation")
-    if options.target_bits is None:
-        learned, quantization = learn_weights(source, quantization, rows, settings, dtype, progress)
-    else:
-        from lucid_deploy.export.rounding.automatic import learn_mixed
+    key = learning_key(source, quantization, rows, dtype, {**vars(settings), "target": options.target_bits})
+    with resumable_directory(output, key) as directory:
+        unfinished = UnfinishedLearning(directory)
+        if options.target_bits is None:
+            learned, found = learn_weights(source, quantization, rows, settings, dtype, progress, unfinished)
+        else:
+            from lucid_deploy.export.rounding.automatic import learn_mixed
 
-        target = options.target_bits
-        learned, quantization = learn_mixed(source, quantization, rows, settings, dtype, target, progress)
-    return quantization, learned.parts
+            target = options.target_bits
+            learned, found = learn_mixed(source, quantization, rows, settings, dtype, target, progress, unfinished)
+        yield found, learned.parts

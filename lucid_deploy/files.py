@@ -22,8 +22,8 @@ try:
 except ImportError:  # Windows, where nothing is locked and nothing removed
     fcntl = None  # type: ignore[assignment]
 
-_PARTIAL, _OLD = ".lucid.partial", ".lucid.old"
-_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<kind>\.lucid\.partial|\.lucid\.old)", re.DOTALL)
+_PARTIAL, _OLD, _RESUMABLE = ".lucid.partial", ".lucid.old", ".lucid.resume"
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<kind>\.lucid\.(?:partial|old|resume))", re.DOTALL)
 
 
 @contextmanager
@@ -87,6 +87,59 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def resumable_directory(target: Path, key: str) -> Iterator[Path | None]:
+    """Yield a hidden directory beside the target, for what a command that is interrupted shall find when it runs again.
+
+    The same key finds the same directory, with what is in it. When the block ends it is removed, with those of other
+    keys that this target has; after an error too. After Ctrl-C or SIGTERM it stays, as it does when the process is
+    killed; :func:`remove_leftovers` removes it when it is asked to.
+
+    Args:
+        target: What the command makes.
+        key: Hexadecimal; of everything that decides what is kept there.
+
+    Yields:
+        The directory; None: another process uses it.
+
+    Raises:
+        OSError: The target's parent is missing or cannot be written.
+    """
+    place = target.parent / f".{target.name}.{key[:8]}{_RESUMABLE}"
+    place.mkdir(exist_ok=True)
+    with _lock_of_another(place) as free:
+        if not free:
+            yield None
+            return
+        place.mkdir(exist_ok=True)  # again: who had it may have removed it before it was locked
+        try:
+            if not (place / key).exists():
+                for path in place.iterdir():
+                    path.unlink()
+                (place / key).touch()
+            yield place
+        except Exception:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        shutil.rmtree(place, ignore_errors=True)
+    for path in resumable(target):
+        with _lock_of_another(path) as free:
+            if free:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def resumable(target: Path) -> list[Path]:
+    """Return what interrupted commands that were making the target have left to go on with."""
+    with suppress(OSError):
+        return [path for path in sorted(target.parent.iterdir()) if _is_resumable(path, target.name)]
+    return []
+
+
+def _is_resumable(path: Path, name: str) -> bool:
+    found = _LEFT.fullmatch(path.name)
+    return found is not None and (found["kind"], found["name"]) == (_RESUMABLE, name) and not path.is_symlink()
+
+
+@contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Name the file when reading it fails; only opening it would do that by itself.
 
@@ -140,18 +193,19 @@ class Leftovers:
     in_use: tuple[Path, ...] = ()
 
 
-def remove_leftovers(directory: Path, dry_run: bool = False) -> Leftovers:
+def remove_leftovers(directory: Path, dry_run: bool = False, unfinished: bool = False) -> Leftovers:
     """Remove what killed processes left under temporary names in a directory; links are not followed.
 
     Args:
         directory: Where to look; not in its subdirectories.
         dry_run: Only say what would be done.
+        unfinished: Remove what an interrupted command could go on with, too.
     """
     removed, restored, in_use = [], [], []
     with suppress(OSError):
         for path in sorted(directory.iterdir()):
             found = _LEFT.fullmatch(path.name)
-            if found is None or path.is_symlink():
+            if found is None or path.is_symlink() or (found["kind"] == _RESUMABLE and not unfinished):
                 continue
             with _lock_of_another(path) as free:
                 aside, target = path / found["name"], path.parent / found["name"]

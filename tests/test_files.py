@@ -21,6 +21,8 @@ from lucid_deploy.files import (
     partial_directory,
     put_in_place,
     remove_leftovers,
+    resumable,
+    resumable_directory,
     whole_directory,
     write_whole,
 )
@@ -386,3 +388,31 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     with whole_directory(tmp_path / "target") as building:
         filled(building, "new")
     assert hidden(tmp_path) == [left.name]
+
+
+def test_what_an_interrupted_command_goes_on_with(tmp_path: Path) -> None:
+    """It stays after Ctrl-C, is found with its key alone, and goes with success, an error, or when asked."""
+    target = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), resumable_directory(target, "a" * 64) as place:
+        assert place is not None
+        filled(place, "kept")
+        with resumable_directory(target, "a" * 64) as used:
+            assert used is None
+        assert remove_leftovers(tmp_path, unfinished=True).in_use == (place,)
+        raise KeyboardInterrupt
+    assert resumable(target) == [place] and resumable(tmp_path / "other") == []
+    assert remove_leftovers(tmp_path) == Leftovers() and content(place) == "kept"
+    with pytest.raises(KeyboardInterrupt), resumable_directory(target, "a" * 64) as again:
+        assert again == place and content(place) == "kept"
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), resumable_directory(target, "a" * 8 + "b" * 56) as stranger:
+        assert stranger == place and not (place / "file").exists()
+        raise KeyboardInterrupt
+    with resumable_directory(target, "c" * 64) as other:
+        assert other != place
+    assert hidden(tmp_path) == []
+    with pytest.raises(ValueError), resumable_directory(target, "a" * 64):
+        raise ValueError
+    assert hidden(tmp_path) == []
+    (tmp_path / ".out.01234567.lucid.resume").mkdir()
+    assert len(remove_leftovers(tmp_path, unfinished=True).removed) == 1 and hidden(tmp_path) == []

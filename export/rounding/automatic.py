@@ -14,8 +14,9 @@ from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.rounding.budget import BITS, Budget, Choice, predicted_best, refined
-from lucid_deploy.export.rounding.learn import GptqSettings, LearnedWeights, learn_weights, rounded_weight
+from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights, rounded_weight
 from lucid_deploy.export.rounding.sensitivity import MEASURED, LogitErrors, by_kind, sensitivities
+from lucid_deploy.export.rounding.unfinished import LearnedWeights, UnfinishedLearning
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
@@ -96,6 +97,7 @@ def learn_mixed(
     dtype: str,
     target: float,
     progress: Progress | None = None,
+    unfinished: UnfinishedLearning | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
     """Choose bits by kind of weight, and the numbers; arguments and result as :func:`learn_weights`.
 
@@ -108,8 +110,10 @@ def learn_mixed(
     kinds = by_kind(list(quantization.tensors), checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)
     budget.check()
-    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, settings, dtype, progress)
-    learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), rows, settings, dtype, progress)
+    unfinished = unfinished or UnfinishedLearning()
+    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, settings, dtype, progress, unfinished)
+    chosen = with_bits(quantization, kinds, choice)
+    learned, record = learn_weights(checkpoint, chosen, rows, settings, dtype, progress, unfinished)
     facts = {**record.method.settings, "target_bits": target, "bits": choice, **facts}
     return learned, replace(record, method=replace(record.method, name=AUTO, settings=facts))
 
@@ -123,6 +127,7 @@ def _search(
     settings: GptqSettings,
     dtype: str,
     progress: Progress | None,
+    unfinished: UnfinishedLearning,
 ) -> tuple[Choice, dict[str, Any]]:
     """Choose bits; return them, and what the manifest says of the search."""
     learned_from, measured = split_rows(rows, widest_input(quantization))
@@ -134,15 +139,22 @@ def _search(
             progress("Choosing bits", next(steps), TRIALS + 1)
 
     def measure(choice: Choice) -> float:
-        report()
         learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), few, settings, dtype)
         parts = learned.parts
         return errors.of({n: rounded_weight(checkpoint, record, n, parts.get(n), dtype) for n in record.tensors})
 
+    def measure_once(choice: Choice) -> float:
+        report()
+        return float(unfinished.measured(str(list(choice.values())), lambda: measure(choice)))
+
+    def measure_alone() -> list[dict[str, float]]:
+        alone = nearest_sensitivities(checkpoint, quantization, kinds, errors, dtype)
+        return [alone[bits] for bits in BITS]
+
     report()
-    alone = nearest_sensitivities(checkpoint, quantization, kinds, errors, dtype)
+    alone = dict(zip(BITS, unfinished.measured("alone", measure_alone), strict=True))
     start = predicted_best(budget, {kind: tuple(alone[bits][kind] for bits in BITS) for kind in kinds})
-    choice, error, trials = refined(budget, start, measure, TRIALS)
+    choice, error, trials = refined(budget, start, measure_once, TRIALS)
     found = {f"int{bits}": {kind: _digits(value) for kind, value in alone[bits].items()} for bits in BITS}
     return choice, {"trials": trials, "error": _digits(error), "alone": found}
 

@@ -19,7 +19,8 @@ from lucid_deploy.errors import LucidError
 if TYPE_CHECKING:
     import torch
 
-_LAZY = 128  # columns after which the columns that are left are brought up to date
+_LAZY = 128  # columns after which all columns that are left are brought up to date: one large product
+_NEAR = 16  # columns after which the other columns of these 128 are: the innermost loop then touches 16 at most
 _ELEMENTS = 1 << 23  # of a matrix rounded together
 
 
@@ -29,11 +30,19 @@ class ColumnOrder:
 
     Attributes:
         columns: Int64 ``(in,)``: the first is rounded first.
-        factor: Upper Cholesky factor of the inverse of the damped H in that order, float64 ``(in, in)``.
+        factor: Upper Cholesky factor U of the inverse of the damped H in that order, float64 ``(in, in)``.
     """
 
     columns: torch.Tensor
     factor: torch.Tensor
+
+    def divided(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return ``rows``, ``(out, in)``, times the inverse of the damped H, which is Uᵀ U in this order; float64."""
+        import torch
+
+        found = torch.empty(rows.shape, dtype=torch.float64)
+        found[:, self.columns] = rows[:, self.columns].double() @ self.factor.mT @ self.factor
+        return found
 
 
 def column_order(hessian: torch.Tensor, damping: float, by_size: bool) -> ColumnOrder:
@@ -87,27 +96,39 @@ def round_columns(
     numbers = torch.empty(weight.shape, dtype=torch.int8)
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        found = _round_rows(weight[rows][:, order.columns], scales[rows][:, order.columns], factor, limits)
-        numbers[rows, order.columns] = found
+        ordered = (part[rows].mT[order.columns] for part in (weight, scales))  # (in, rows): a column is contiguous
+        numbers[rows, order.columns] = _round_ordered(*ordered, factor, limits).mT
     return numbers
 
 
-def _round_rows(
+def _round_ordered(
     weight: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor, limits: tuple[int, int]
 ) -> torch.Tensor:
-    """Round rows whose columns are in order; ``weight`` is overwritten."""
+    """Round columns that are in order, ``(in, rows)``; ``weight`` is overwritten.
+
+    Each column's error changes the columns after it. The next few hear of it at once, the others later and of several
+    errors together, as products of matrices.
+    """
     import torch
 
-    width = weight.shape[1]
-    numbers = torch.empty(weight.shape, dtype=torch.int8)
+    width = len(weight)
+    numbers, errors = torch.empty(weight.shape, dtype=torch.int8), torch.empty_like(weight[:_LAZY])
     for start in range(0, width, _LAZY):
         end = min(start + _LAZY, width)
-        errors = torch.empty_like(weight[:, start:end])
-        for column in range(start, end):
-            value, scale = weight[:, column], scales[:, column]
-            number = (value / scale).round_().clamp_(*limits)
-            error = (value - number * scale) / factor[column, column]
-            weight[:, column + 1 : end] -= torch.outer(error, factor[column, column + 1 : end])
-            numbers[:, column], errors[:, column - start] = number.to(torch.int8), error
-        weight[:, end:] -= errors @ factor[start:end, end:]
+        for first in range(start, end, _NEAR):
+            last = min(first + _NEAR, end)
+            for column in range(first, last):
+                value, scale, error = weight[column], scales[column], errors[column - start]
+                number = (value / scale).round_().clamp_(*limits)
+                torch.addcmul(value, number, scale, value=-1, out=error).div_(factor[column, column])
+                weight[column + 1 : last].addr_(factor[column, column + 1 : last], error, alpha=-1)
+                numbers[column] = number
+            _spread(weight[last:end], factor[first:last, last:end], errors[first - start : last - start])
+        _spread(weight[end:], factor[start:end, end:], errors[: end - start])
     return numbers
+
+
+def _spread(left: torch.Tensor, factor: torch.Tensor, errors: torch.Tensor) -> None:
+    """Change the columns that are left by the errors of some before them."""
+    if len(left):
+        left.addmm_(factor.mT, errors, alpha=-1)

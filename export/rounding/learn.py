@@ -3,14 +3,14 @@
 A layer shall give what it gives in the exact model, though its inputs are those of the rounded one. So what is rounded
 is not its weight, but the weight whose outputs on these inputs are nearest to the exact ones.
 
-Memory holds one layer twice in float32, the residual stream of the calibration rows in both models, the moments of one
-input, and the numbers found so far.
+Memory holds one layer in float32, the residual stream of the calibration rows in both models, what the exact layer's
+products are given over these rows, the moments of one input, and the numbers found so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +21,17 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize import EMBEDDING, HEAD, quantize_matrix, short_name
 from lucid_deploy.export.rounding.gptq import ColumnOrder, column_order, round_columns
-from lucid_deploy.export.rounding.inputs import InputMoments, input_moments, input_of, shared_inputs
+from lucid_deploy.export.rounding.inputs import (
+    InputMoments,
+    ProductErrors,
+    input_moments,
+    input_of,
+    inputs_of,
+    shared_inputs,
+)
 from lucid_deploy.export.rounding.pack import pack_numbers
 from lucid_deploy.export.rounding.scales import number_range, search_scales
+from lucid_deploy.export.rounding.unfinished import LearnedWeights, Streams, UnfinishedLearning
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 BATCH = 8  # rows that are run together
-Streams = list[tuple["torch.Tensor", "torch.Tensor"]]  # of the rounded model, and of the exact one
 Progress = Callable[[str, int, int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,20 +57,6 @@ class GptqSettings:
     activation_order: bool = True
 
 
-@dataclass
-class LearnedWeights:
-    """What was chosen.
-
-    Attributes:
-        parts: Packed bytes ``(out, blocks, block_size · bits / 8)`` and scales, float32 ``(out, blocks)``, by the
-            checkpoint's names.
-        tensors: For the manifest, by the same names.
-    """
-
-    parts: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
-
-
 def learn_weights(
     checkpoint: Checkpoint,
     quantization: Quantization,
@@ -71,6 +64,7 @@ def learn_weights(
     settings: GptqSettings,
     dtype: str,
     progress: Progress | None = None,
+    unfinished: UnfinishedLearning | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
     """Choose the numbers of every quantized weight by GPTQ, but an embedding's, whose rows are read as they are.
 
@@ -81,6 +75,7 @@ def learn_weights(
         settings: The method's.
         dtype: Type that scales are stored in.
         progress: Called with (what is being done, layers done, in all).
+        unfinished: What an interrupted run has learned, of the same arguments; None: nothing is kept.
 
     Returns:
         The weights, and the record with its method.
@@ -90,21 +85,21 @@ def learn_weights(
     """
     import torch
 
-    config, learner = checkpoint.config, _Learner(checkpoint, quantization, settings, dtype)
-    total = config.num_hidden_layers + 1
+    learner, layers = _Learner(checkpoint, quantization, settings, dtype), checkpoint.config.num_hidden_layers
+    unfinished = unfinished or UnfinishedLearning()
+    done, streams = unfinished.load(learner.learned)
+    doing = f"Calibrating, {done} layers were done before" if done else "Calibrating"
     with torch.inference_mode():
-        batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
-        rounded, exact = (embedded(checkpoint, batches, table) for table in (learner.embedding(), None))
-        streams = list(zip(rounded, exact, strict=True))
-        for index in range(config.num_hidden_layers):
+        for index in range(done, layers + 1):
             if progress is not None:
-                progress("Calibrating", index, total)
-            streams = learner.layer(index, streams)
-        if progress is not None:
-            progress("Calibrating", total - 1, total)
-        learner.head(streams)
+                progress(doing, index, layers + 1)
+            known = set(learner.learned.parts)
+            streams = streams or learner.first_streams(rows)
+            streams = learner.layer(index, streams) if index < layers else learner.head(streams)
+            names = [name for name in learner.learned.parts if name not in known]
+            unfinished.keep(index, learner.learned, names, streams)
     if progress is not None:
-        progress("Calibrating", total, total)
+        progress(doing, layers + 1, layers + 1)
     method = Method(GPTQ, vars(settings).copy(), rows.facts, learner.learned.tensors)
     return learner.learned, replace(quantization, method=method)
 
@@ -115,31 +110,36 @@ class _Learner:
         self._checkpoint, self._quantization = checkpoint, quantization
         self._settings, self._dtype = settings, dtype
 
-    def embedding(self) -> torch.Tensor | None:
-        """Return the embedding as it will be; None where it is not quantized."""
-        return self._nearest(EMBEDDING) if EMBEDDING in self._quantization.tensors else None
+    def first_streams(self, rows: CalibrationRows) -> Streams:
+        """Return what the first layer is given, some rows together: with the embedding as it will be, and exactly."""
+        table = self._nearest(EMBEDDING) if EMBEDDING in self._quantization.tensors else None
+        batches = [part for ids in rows.rows for part in np.array_split(ids, -(-len(ids) // BATCH))]
+        rounded, exact = (embedded(self._checkpoint, batches, each) for each in (table, None))
+        return list(zip(rounded, exact, strict=True))
 
     def layer(self, index: int, streams: Streams) -> Streams:
         """Round a layer; return what the rounded layer gives, and what the exact one gives."""
+        import torch
+
         config, prefix = self._checkpoint.config, f"model.layers.{index}."
-        layer, original = load_layer(self._checkpoint, index), load_layer(self._checkpoint, index)
+        layer = load_layer(self._checkpoint, index)
 
         def run(x: torch.Tensor) -> torch.Tensor:
             return run_layer(layer, config, index, x)[0]
 
-        def run_original(x: torch.Tensor) -> torch.Tensor:
-            return run_layer(original, config, index, x)[0]
-
         wanted = {name for name in self._quantization.tensors if name.startswith(prefix)}
-        for group in shared_inputs(layer, run, streams[0][0]):
-            names = [part for part in group if f"{prefix}{part}.weight" in wanted]
-            if not names:
-                continue
-            module, exact_module = layer.get_submodule(names[0]), original.get_submodule(names[0])
+        groups = [
+            names
+            for group in shared_inputs(layer, run, streams[0][0])
+            if (names := [part for part in group if f"{prefix}{part}.weight" in wanted])
+        ]
+        first_parts = [layer.get_submodule(names[0]) for names in groups]
+        exact = [inputs_of(first_parts, run, y) for _, y in streams]  # nothing is rounded yet
+        for module, names in zip(first_parts, groups, strict=True):
             moments = input_moments(
-                (input_of(module, run, x), input_of(exact_module, run_original, y)) for x, y in streams
+                (input_of(module, run, x), given.pop(0)) for (x, _), (given, _) in zip(streams, exact, strict=True)
             )
-            order = self._order(moments)
+            order, moments = self._order(moments), moments.to(torch.float32)
             for part in names:
                 name = f"{prefix}{part}.weight"
                 layer.get_submodule(part).weight.data = self._round(name, moments, order)
@@ -149,14 +149,17 @@ class _Learner:
             raise LucidError(
                 f"--method {GPTQ} sees no inputs of {', '.join(names)}. Keep it with --keep-float, or use --method rtn."
             )
-        return [(run(x), run_original(y)) for x, y in streams]
+        return [(run(x), after) for (x, _), (_, after) in zip(streams, exact, strict=True)]
 
-    def head(self, streams: Streams) -> None:
-        """Round the head, if it is a weight of its own."""
+    def head(self, streams: Streams) -> Streams:
+        """Round the head, if it is a weight of its own; nothing comes after it."""
+        import torch
+
         if HEAD in self._quantization.tensors:
             source = self._checkpoint
             moments = input_moments((final_norm(source, x), final_norm(source, y)) for x, y in streams)
-            self._round(HEAD, moments, self._order(moments))
+            self._round(HEAD, moments.to(torch.float32), self._order(moments))
+        return []
 
     def _order(self, moments: InputMoments) -> ColumnOrder:
         return column_order(moments.x_x, self._settings.damping, self._settings.activation_order)
@@ -170,16 +173,15 @@ class _Learner:
         bits, positive = record.bits_of(name), record.has_positive_scales(name)
         scales = search_scales(weight, tensor, bits, self._dtype, positive)
         spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
-        limits = number_range(bits, positive)
-        target = moments.target(weight, self._settings.damping)
-        numbers = round_columns(target, spread, order, limits)
+        limits, errors = number_range(bits, positive), ProductErrors(moments, weight)
+        numbers = round_columns(errors.target(order), spread, order, limits)
         self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, bits), scales.numpy()
         rounded = numbers * spread
         nearest = self._nearest(name)
         self.learned.tensors[name] = LearnedTensor(
             distance=_digits(relative_distance(rounded.double().numpy(), weight.double().numpy())),
-            output_error=_digits(moments.output_error(rounded, weight)),
-            nearest_error=_digits(moments.output_error(nearest, weight)),
+            output_error=_digits(errors.of(rounded)),
+            nearest_error=_digits(errors.of(nearest)),
         )
         return rounded
 

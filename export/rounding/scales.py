@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 
 # Candidates, as factors of the scale at which the block's largest element just fits.
 NARROWEST, WIDEST, CANDIDATES = 0.6, 1.2, 31
-_ELEMENTS = 1 << 22  # of a matrix looked at together
+_ELEMENTS = 1 << 17  # of a matrix looked at together: what the second level of caches holds, with its copies
 
 
 def number_range(bits: int, positive: bool) -> tuple[int, int]:
@@ -59,18 +58,13 @@ def _best(rows: torch.Tensor, tensor: QuantizedTensor, bits: int, positive: bool
     blocks = padded.unflatten(1, (tensor.blocks, -1))  # (rows, blocks, block)
     fits = blocks.abs().amax(dim=-1, keepdim=True) / (high if positive else -low)
     best, least = fits, torch.full_like(fits, torch.inf)
-    for candidate in _candidates(fits, positive):
-        numbers = (blocks / candidate).round_().clamp_(low, high)
-        error = numbers.mul_(candidate).sub_(blocks).square_().sum(dim=-1, keepdim=True)
-        better = error < least  # never where the block is zero: then it is NaN
-        best, least = torch.where(better, candidate, best), torch.where(better, error, least)
-    return best[..., 0]
-
-
-def _candidates(fits: torch.Tensor, positive: bool) -> Iterator[torch.Tensor]:
-    import torch
-
+    nearest, numbers = torch.empty_like(blocks), torch.empty_like(blocks)
     for factor in torch.linspace(NARROWEST, WIDEST, CANDIDATES).tolist():
-        yield fits * factor
-        if not positive:
-            yield fits * -factor
+        scale = fits * factor
+        torch.div(blocks, scale, out=nearest).round_()
+        for sign in (1,) if positive else (1, -1):  # −s: the same numbers with the other sign, but for the range
+            torch.clamp(nearest, *sorted((sign * low, sign * high)), out=numbers)
+            error = numbers.mul_(scale).sub_(blocks).square_().sum(dim=-1, keepdim=True)
+            better = error < least  # never where the block is zero: then it is NaN
+            best, least = torch.where(better, sign * scale, best), torch.where(better, error, least)
+    return best[..., 0]

@@ -23,7 +23,8 @@ def command(directories: tuple[str, ...], dry_run: bool, json_target: str | None
 
     DIRECTORIES are the folders of outputs, this one if none is named, and artifacts, in which engines lie. What a
     running command is making stays, and what is finished too. An artifact that was to be replaced when its command was
-    killed gets its name back. Export does the same in the folder of its output.
+    killed gets its name back. Export does the same in the folder of its output, but leaves the layers that an export
+    interrupted while calibrating has finished; they are removed here.
 
     Example: lucid-deploy clean
     """
@@ -35,7 +36,7 @@ def command(directories: tuple[str, ...], dry_run: bool, json_target: str | None
     if wrong := [path for path in given if not path.is_dir()]:
         raise LucidError(f"{wrong[0]} is no directory.")
     places = [place for path in given for place in (path, path / "engines") if place.is_dir()]
-    found = [remove_leftovers(place, dry_run) for place in places]
+    found = [remove_leftovers(place, dry_run, unfinished=True) for place in places]
     facts = {
         "dry_run": dry_run,
         "removed": [str(path) for item in found for path in item.removed],

@@ -106,9 +106,10 @@ if TYPE_CHECKING:
 )
 @choice_option(
     "--method",
-    ["rtn", "gptq", "auto"],
-    help="How numbers are chosen. rtn: the nearest. gptq: by what the layers compute over the --calibration text, "
-    "which costs time and makes int4's error much smaller. auto: that, with 8 bits where 4 cost most.",
+    ["rtn", "k_quant", "gptq", "auto"],
+    help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. gptq: "
+    "by what the layers compute over the --calibration text, which costs time and makes int4's error much smaller. "
+    "auto: that, with 8 bits where 4 cost most.",
 )
 @click.option(
     "--target-bits",
@@ -178,6 +179,7 @@ def command(
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
+    from lucid_deploy.files import resumable
     from lucid_deploy.runtimes.inspection import remarks, summary
 
     hub = read_hub_options({name: others.pop(name) for name in NAMES})
@@ -197,8 +199,13 @@ def command(
         state_dtype=state_dtype,
         opset=None if opset is None else int(opset),
     )
-    with progress("Exporting") as update:
-        artifact = export(checkpoint, output, options, update)
+    try:
+        with progress("Exporting", estimate=True) as update:
+            artifact = export(checkpoint, output, options, update)
+    except KeyboardInterrupt:
+        for path in resumable(Path(output)):
+            note(f"Finished layers are kept in {path}; the same command goes on with them, and clean removes them.")
+        raise
     manifest, files = artifact.manifest, artifact.manifest.files
     if not artifact.path("tokenizer.json").is_file():
         note(f"Note: {advice(artifact.directory)}")

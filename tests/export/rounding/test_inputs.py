@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from lucid_deploy.export.layer_by_layer import embedded, load_layer, run_layer
-from lucid_deploy.export.rounding.inputs import input_moments, input_of, shared_inputs
+from lucid_deploy.export.rounding.gptq import column_order
+from lucid_deploy.export.rounding.inputs import ProductErrors, input_moments, input_of, shared_inputs
 from lucid_deploy.model.checkpoint import Checkpoint
 
 
@@ -43,11 +44,22 @@ def test_moments_and_what_follows_from_them() -> None:
     x, y = given.reshape(-1, 6), exact.reshape(-1, 6)
     torch.testing.assert_close(moments.x_x, x.mT @ x / 150)
     torch.testing.assert_close(moments.x_d, x.mT @ (x - y) / 150)
-    target = moments.target(weight, 0.0)
+    errors = ProductErrors(moments, weight)
+    target = errors.target(column_order(moments.x_x, 0.0, True))
     torch.testing.assert_close(target, torch.linalg.lstsq(x, y @ weight.mT).solution.mT)
     for rounded in (target, weight, weight.round()):
         wanted = (x @ rounded.mT - y @ weight.mT).norm() / (x @ weight.mT).norm()
-        torch.testing.assert_close(moments.output_error(rounded, weight), float(wanted))
-    assert moments.output_error(target, weight) < moments.output_error(weight, weight)
-    same = input_moments([(exact, exact)])
-    assert same.target(weight, 0.01).equal(weight) and same.output_error(weight, weight) == 0
+        torch.testing.assert_close(errors.of(rounded), float(wanted))
+    assert errors.of(target) < errors.of(weight)
+    same = ProductErrors(input_moments([(exact, exact)]), weight)
+    assert same.target(column_order(moments.x_x, 0.01, False)).equal(weight) and same.of(weight) == 0
+
+
+def test_moments_of_many_inputs() -> None:
+    """More than are computed together: symmetric, and the same as in one product."""
+    x = torch.randn(2, 40, 2100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moments = input_moments([(x, x * 0.5), (x[:, :7], x[:, :7] * 0.5)])
+    rows = torch.cat([x.reshape(-1, 2100), x[:, :7].reshape(-1, 2100)])
+    torch.testing.assert_close(moments.x_x, rows.mT @ rows / len(rows))
+    torch.testing.assert_close(moments.d_d, rows.mT @ rows / 4 / len(rows))
+    assert moments.x_x.equal(moments.x_x.mT)

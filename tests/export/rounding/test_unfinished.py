@@ -1,0 +1,159 @@
+"""An export that is interrupted while it learns goes on where it was, and gives the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.calibration import CalibrationRows, calibration_rows
+from lucid_deploy.export.numbers import learned_numbers
+from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.rounding.unfinished import LearnedWeights, UnfinishedLearning, learning_key
+from lucid_deploy.files import resumable
+from lucid_deploy.model.checkpoint import Checkpoint
+from tests.conftest import write_checkpoint
+
+GPTQ = QuantizeOptions("int4", method="gptq")
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.export.rounding.test_unfinished import learn, opened
+def progress(text, done, total):
+    if done == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+learn(Path(sys.argv[1]), opened(Path(sys.argv[1])), progress)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of two layers, and token ids."""
+    write_checkpoint(tmp_path / "checkpoint")
+    ids = np.random.default_rng(0).integers(0, 97, (12, 128))
+    (tmp_path / "ids.jsonl").write_text("\n".join(str(row.tolist()) for row in ids))
+    return tmp_path
+
+
+def opened(folder: Path) -> Checkpoint:
+    return Checkpoint(folder / "checkpoint")
+
+
+def rows_of(folder: Path, tokens: int = 1536) -> CalibrationRows:
+    return calibration_rows(opened(folder), folder / "ids.jsonl", tokens, 1)
+
+
+def learn(
+    folder: Path, checkpoint: Checkpoint, progress: Any = None, options: QuantizeOptions = GPTQ
+) -> tuple[Any, dict[str, list[bytes]]]:
+    """Learn beside the output ``a``; return the record, and the bytes found."""
+    record = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options)
+    target = folder / "a"
+    with learned_numbers(checkpoint, options, record, rows_of(folder), "float32", target, progress) as (found, chosen):
+        assert chosen is not None
+        return found, {name: [part.tobytes() for part in chosen[name]] for name in sorted(chosen)}
+
+
+def test_after_kill_9_it_goes_on_with_the_second_layer(folder: Path, tmp_path: Path) -> None:
+    whole = learn(folder, opened(folder))
+    assert resumable(tmp_path / "a") == [], "what is finished leaves nothing"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=Path.cwd(), capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = resumable(tmp_path / "a")
+    assert {path.name for path in left.iterdir()} > {"layer-0000.safetensors", "streams-0000.safetensors"}
+    (left / ".layer-0001.safetensors.abcdefgh.lucid.partial").write_bytes(b"half")
+    steps: list[tuple[str, int, int]] = []
+    assert learn(folder, opened(folder), lambda *step: steps.append(step)) == whole
+    assert [step[1:] for step in steps] == [(1, 3), (2, 3), (3, 3)] and "1 layers were done before" in steps[0][0]
+    assert resumable(tmp_path / "a") == []
+
+
+def test_after_ctrl_c_the_artifact_is_the_same(folder: Path, tmp_path: Path) -> None:
+    """Pressed after learning, while the weights are written: all layers are there, and no half artifact."""
+    options = ExportOptions(quantize=GPTQ, calibration=folder / "ids.jsonl")
+
+    def press(text: str, done: int, total: int) -> None:
+        if text.startswith("Tracing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(folder / "checkpoint", tmp_path / "new" / "a", options, press)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [
+        path.name for path in resumable(tmp_path / "new" / "a")
+    ]
+    steps: list[tuple[str, int, int]] = []
+    resumed = export(folder / "checkpoint", tmp_path / "new" / "a", options, lambda *step: steps.append(step))
+    assert [step for step in steps if "Calibrating" in step[0]] == [("Calibrating, 3 layers were done before", 3, 3)]
+    whole = export(folder / "checkpoint", tmp_path / "a", options)
+    for name in ("weights.bin", "prefill.onnx", "decode.onnx", "lucid.json"):
+        assert resumed.path(name).read_bytes() == whole.path(name).read_bytes(), name
+    assert resumable(tmp_path / "new" / "a") == []
+
+
+def test_mixed_bits_are_not_measured_again(folder: Path, tmp_path: Path) -> None:
+    options = QuantizeOptions("int4", method="auto", target_bits=7.0, keep_float=("layers.*.mlp.*", "lm_head"))
+    measured: list[int] = []
+
+    def press(text: str, done: int, total: int) -> None:
+        measured.append(done)
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(folder, opened(folder), press, options)
+    (left,) = resumable(tmp_path / "a")
+    before = (left / "measured.json").read_text()
+    resumed = learn(folder, opened(folder), None, options)
+    assert before.count("[") >= 3
+    assert resumed == learn(folder, opened(folder), None, options)
+
+
+def test_an_error_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise LucidError("no")
+
+    with pytest.raises(LucidError):
+        learn(folder, opened(folder), fail)
+    assert resumable(tmp_path / "a") == []
+
+
+def test_the_key_holds_what_decides(folder: Path) -> None:
+    checkpoint, rows = opened(folder), rows_of(folder)
+    plan = plan_quantization(checkpoint.stored_shapes(), False, GPTQ)
+    key = learning_key(checkpoint, plan, rows, "float32", {"damping": 0.01})
+    assert key == learning_key(opened(folder), plan, rows_of(folder), "float32", {"damping": 0.01})
+    other_plan = plan_quantization(checkpoint.stored_shapes(), False, replace(GPTQ, block_size=64))
+    others = [
+        learning_key(checkpoint, other_plan, rows, "float32", {"damping": 0.01}),
+        learning_key(checkpoint, plan, rows_of(folder, 100), "float32", {"damping": 0.01}),
+        learning_key(checkpoint, plan, rows, "float16", {"damping": 0.01}),
+        learning_key(checkpoint, plan, rows, "float32", {"damping": 0.02}),
+    ]
+    weights = next((folder / "checkpoint").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    others.append(learning_key(checkpoint, plan, rows, "float32", {"damping": 0.01}))
+    assert len({key, *others}) == 6
+
+
+def test_a_layer_counts_when_its_numbers_are_there(tmp_path: Path) -> None:
+    """Its streams are written first: without its numbers the layer before is the last one."""
+    unfinished = UnfinishedLearning(tmp_path)
+    learned = LearnedWeights()
+    streams = [(torch.arange(6.0).reshape(1, 2, 3), torch.ones(1, 2, 3))]
+    unfinished.keep(0, learned, [], streams)
+    (tmp_path / "streams-0001.safetensors").write_bytes(b"half")
+    count, found = unfinished.load(LearnedWeights())
+    assert count == 1 and all(a.equal(b) for a, b in zip(found[0], streams[0], strict=True))
+    assert UnfinishedLearning(None).load(learned) == (0, []) and os.listdir(tmp_path)
