@@ -96,6 +96,15 @@ def _onnxruntime() -> str:
     return f"computes a layer rightly (relative error {error:.1e}); providers: {providers}"
 
 
+def _openvino() -> str:
+    import openvino
+
+    from lucid_deploy.runtimes.openvino.versions import check_version
+
+    check_version(openvino.__version__)
+    return "imports; runs what export --inline writes"
+
+
 def _cpu_kernels() -> str:
     from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
     from lucid_deploy.plugins.hosts.prebuilt import origin
@@ -131,6 +140,7 @@ CHECKS = (
     Check("tokenizers", "text prompts", importable("tokenizers"), "pip install tokenizers"),
     Check("onnxruntime", "run, verify", _onnxruntime, 'pip install "lucid-deploy[cpu]"'),
     Check("CPU kernels", "run faster", _cpu_kernels, package=None),
+    Check("OpenVINO", "run --runtime openvino", _openvino, 'pip install "lucid-deploy[openvino]"', package="openvino"),
     *(
         Check(package, "serve", importable(package.replace("-", "_")), 'pip install "lucid-deploy[serve]"')
         for package in ("fastapi", "uvicorn", "prometheus-client", "jinja2")

@@ -32,6 +32,13 @@ def _plugin_library() -> str:
     return f"{library} ({origin(library)}), ABI {PLUGIN_ABI}"
 
 
+def _polygraphy() -> str:
+    from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy
+
+    check_polygraphy()
+    return "imports"
+
+
 def _compiler() -> str:
     from lucid_deploy.plugins.hosts.compiler import find_compiler
 
@@ -88,6 +95,7 @@ CHECKS = (
     Check("plugin library", "build, LUCID models", _plugin_library, package=None),
     Check("TensorRT-RTX", "build; run on a GPU", lambda: _backend("tensorrt-rtx"), _RTX, package="tensorrt_rtx_cu13"),
     Check("TensorRT", "build --backend tensorrt", lambda: _backend("tensorrt"), _TRT, package="tensorrt"),
+    Check("Polygraphy", "package --target tensorrt", _polygraphy, _RTX, package="polygraphy"),
     Check("cuda-bindings", "run on a GPU", importable("cuda.bindings.driver"), _RTX),
     Check("onnxruntime-gpu", "run --provider", _onnxruntime_gpu, package="onnxruntime-gpu"),
     Check("CUDA driver, GPU", "run on a GPU", _gpu, package=None),

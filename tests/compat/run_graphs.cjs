@@ -37,8 +37,8 @@ async function main() {
   const int64 = (rows) =>
     new ort.Tensor("int64", BigInt64Array.from(rows.flat().map(BigInt)), [batch, rows[0].length]);
   let past = Object.fromEntries(
-    Object.entries(cache).map(([key, [heads, width]]) =>
-      [key, new ort.Tensor("float32", new Float32Array(0), [batch, heads, 0, width])]));
+    Object.entries(cache).map(([key, shape]) =>
+      [key, new ort.Tensor("float32", new Float32Array(shape.reduce((size, axis) => size * axis, 1)), shape)]));
   const prefilled = chunks.reduce((sum, count) => sum + count, 0);
   const steps = [...chunks.map((count) => ["prefill", count]), ...Array(length - prefilled).fill(["decode", 1])];
   let start = 0, worst = 0;

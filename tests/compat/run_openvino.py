@@ -26,12 +26,14 @@ def main(directory: Path, case: Path) -> None:
         stage: openvino.Core().compile_model(str(directory / f"{stage}.onnx"), "CPU", SETTINGS)
         for stage in ("prefill", "decode")
     }
-    names = [item["name"] for item in json.loads((directory / "lucid.json").read_text())["graphs"]["decode"]["outputs"]]
+    graphs = json.loads((directory / "lucid.json").read_text())["graphs"]
+    names = [item["name"] for item in graphs["decode"]["outputs"]]
     with np.load(case) as given:
         ids, mask, chunks, wanted = given["ids"], given["mask"], given["chunks"].tolist(), given["logits"]
     batch, start, worst = len(ids), 0, 0.0
     static = any("cache_length" in item.names for item in stages["decode"].inputs)
-    layers = {name: np.zeros((batch, 2, 0, 36), np.float32) for name in names if name != "logits"}
+    shapes = {item["name"].replace("past_key_values", "present"): item["shape"] for item in graphs["prefill"]["inputs"]}
+    layers = {name: np.zeros(empty(shapes[name], batch), np.float32) for name in names if name != "logits"}
     for number, count in enumerate([*chunks, *[1] * (ids.shape[1] - sum(chunks))]):
         end, model = start + count, stages["prefill" if number < len(chunks) else "decode"]
         positions = np.maximum(np.cumsum(mask[:, :end], axis=1) - 1, 0)[:, start:end]
@@ -47,6 +49,11 @@ def main(directory: Path, case: Path) -> None:
         error = np.linalg.norm(logits - wanted[:, number], axis=-1) / np.linalg.norm(wanted[:, number], axis=-1)
         worst, start = max(worst, float(np.where(np.isnan(error), np.inf, error).max())), end
     sys.stdout.write(json.dumps({"version": openvino.__version__, "error": worst}))
+
+
+def empty(shape: list[int | str], batch: int) -> list[int]:
+    """Return the shape of a cached tensor before the first token."""
+    return [batch if axis == "batch" else axis if isinstance(axis, int) else 0 for axis in shape]
 
 
 def padded(array: Array, axis: int) -> Array:

@@ -30,6 +30,20 @@ def error_of(*command: object, cwd: Path | None = None) -> tuple[str, float]:
     return found["version"], found["error"]
 
 
+def write_json_case(case: Path, artifact: Artifact, path: Path) -> None:
+    """Write a case for JavaScript, with the shapes of a cache before the first token."""
+    with np.load(case) as given:
+        written: dict[str, object] = {key: given[key].tolist() for key in ("ids", "chunks", "logits")}
+        written["mask"] = given["mask"].astype(int).tolist()
+        batch = len(given["ids"])
+    written["cache"] = {
+        item.name: [batch if axis == "batch" else axis if isinstance(axis, int) else 0 for axis in item.shape]
+        for item in artifact.manifest.graphs["prefill"].inputs
+        if item.name.startswith("past_key_values.")
+    }
+    path.write_text(json.dumps(written))
+
+
 @pytest.mark.parametrize("cache", ["growing", "static"])
 @pytest.mark.parametrize("version", OPENVINO)
 def test_openvino_runs_inlined_graphs(exported: Exported, tmp_path: Path, version: str, cache: str) -> None:
@@ -47,12 +61,7 @@ def test_javascript_packages_run_both_forms(exported: Exported, tmp_path: Path, 
     name, version = package.split("@")
     checkpoint, artifact = exported(inline=inline)
     write_case(checkpoint, tmp_path / "case.npz")
-    with np.load(tmp_path / "case.npz") as given:
-        case: dict[str, object] = {key: given[key].tolist() for key in ("ids", "chunks", "logits")}
-        case["mask"] = given["mask"].astype(int).tolist()
-    inputs = artifact.manifest.graphs["decode"].inputs
-    case["cache"] = {item.name: [item.shape[1], item.shape[3]] for item in inputs if len(item.shape) == 4}
-    (tmp_path / "case.json").write_text(json.dumps(case))
+    write_json_case(tmp_path / "case.npz", artifact, tmp_path / "case.json")
     folder = node_with(package)
     command = ["node", HERE / "run_graphs.cjs", name, artifact.directory, tmp_path / "case.json"]
     assert error_of(*command, cwd=folder) == (version, pytest.approx(0, abs=ERROR))

@@ -95,6 +95,26 @@ ROWS = (
 )
 
 
+FORMS = ("functions", "inline", "static", "static, opset 23", "windows, rings", "hybrids", "largest error")
+# By runtime: a cell for each form. Growing caches where nothing else is said; errors are those of the list below it.
+TABLE: dict[str, tuple[str, ...]] = {
+    "onnxruntime": ("runs", "runs", f"from {STATIC_FROM}", "runs", "runs", "runs", "1e-6"),
+    "onnxruntime-node": ("runs", "runs", "not tried", "not tried", "runs", "runs", "3e-7"),
+    "onnxruntime-web, WASM": ("runs", "runs", "not tried", "not tried", "runs", "runs", "3.2e-7"),
+    "OpenVINO": ("no", "runs", "no", "runs", "runs", "runs", "2.9e-7"),
+    "ONNX ReferenceEvaluator": ("runs", "runs", "not tried", "not tried", "runs", "runs", "1e-5"),
+    "TensorRT-RTX": ("built", "no", "built", "no", "no", "built", "not run"),
+    "tract": ("no", "decode", "not tried", "not tried", "not tried", "not tried", "2.6e-7"),
+    "tinygrad": ("no", "decode", "not tried", "not tried", "not tried", "not tried", "1.7e-7"),
+}
+
+
+def tabled() -> str:
+    """Return the table in Markdown."""
+    lines = [f"| runtime | {' | '.join(FORMS)} |", "|---" * (len(FORMS) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in TABLE.items())])
+
+
 def listed(rows: tuple[Row, ...]) -> str:
     """Return the list in Markdown, wrapped as the pages are."""
     entries = []

@@ -46,3 +46,12 @@ def test_a_module_that_does_not_import_is_missing() -> None:
     check = Check("thing", "tests", importable("no_such_module"), "install it")
     assert run_check(check).to_dict()["status"] == "missing"
     assert importable("json")() == "imports"
+
+
+def test_an_openvino_that_computes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
+    [check] = [each for each in CHECKS if each.name == "OpenVINO"]
+    assert run_check(check).status == "ok"
+    monkeypatch.setattr(openvino, "__version__", "2026.3.0")
+    found = run_check(check)
+    assert found.status == "broken" and "the first that does is 2026.4" in found.remark

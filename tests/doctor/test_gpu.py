@@ -65,3 +65,12 @@ def test_the_two_onnxruntimes(
     found = run_check(check)
     assert (found.status, found.required) == (status, False) and remark in found.remark
     assert (SWITCH in found.remark) == (status != "ok") and "\n" not in found.remark
+
+
+def test_a_polygraphy_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    polygraphy = pytest.importorskip("polygraphy", reason='needs Polygraphy: pip install -e ".[rtx]"')
+    [check] = [each for each in CHECKS if each.name == "Polygraphy"]
+    assert run_check(check).status == "ok"
+    monkeypatch.setattr(polygraphy, "__version__", "0.49.9")
+    found = run_check(check)
+    assert found.status == "broken" and "0.49.9 is older than" in found.remark
