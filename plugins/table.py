@@ -233,4 +233,5 @@ IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
+    DELTA_RULE,
 )

@@ -10,10 +10,14 @@ template <class T>
 struct CausalAttention {
     using Table = table::CausalAttention;
     using In = Table::In;
-    static constexpr bool kSolves = false;
+    static constexpr bool kSolves = false, kScales = false;
     using Type = T;
 
-    static constexpr ONNXTensorElementDataType input_type(size_t) { return element_type<T>(); }
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        return index == In::mask ? element_type<bool>() : element_type<T>();
+    }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes&) {
         auto q = context.input<T>(In::Q, 4), k = context.input<T>(In::K, 4), y = context.input<T>(In::Y, 4);

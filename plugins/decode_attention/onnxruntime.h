@@ -14,13 +14,16 @@ struct DecodeAttention {
     using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
     using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
     using In = typename Table::In;
-    static constexpr bool kSolves = true;
+    static constexpr bool kSolves = true, kScales = false;
     using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         if (index == In::K || index == In::Y) return element_type<S>();
+        if (index == In::mask) return element_type<bool>();
         return index > In::Y ? element_type<float>() : element_type<T>(); // the scales
     }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
 
     static void compute(const Context& context, const Attributes& attributes) {
         auto q = context.input<T>(In::Q, 4);

@@ -71,22 +71,6 @@ void receive(const RowTile& tile, const T* keys, const S* values, const float* n
         weigh_rows<true, kGroup>(tile.sums + row * tile.padded, tile.weights + row, kRows, columns, y, tile.padded);
 }
 
-// Solves the tile's own triangle by substitution, kGroup rows at a time.
-inline void substitute(const RowTile& tile, size_t rows) {
-    for (size_t first = 0; first < rows; first += kGroup) {
-        float* group = tile.sums + first * tile.padded;
-        weigh_rows<true, kGroup>(group, tile.weights + first, kRows, first, tile.sums, tile.padded);
-        for (size_t row = 1; row < kGroup; ++row)
-            for (size_t before = 0; before < row; ++before) {
-                float weight = tile.weights[(first + before) * kRows + first + row];
-                for (size_t k = 0; k < tile.padded; k += kLanes) {
-                    Vector left = load(group + row * tile.padded + k);
-                    store(group + row * tile.padded + k, left - weight * load(group + before * tile.padded + k));
-                }
-            }
-    }
-}
-
 inline void wait_for(const std::atomic<size_t>& counter, size_t wanted) {
     for (int spins = 0; counter.load(std::memory_order_acquire) < wanted; ++spins)
         if (spins > 1000) std::this_thread::yield();
@@ -144,7 +128,7 @@ void solve_tile(Solve<T>& solve, size_t head, size_t number) {
     }
     const float* k = as_tile(keys + first * d, d, d, rows, own, all_true(own, rows), tile.key_room);
     make_weights(tile, k, norms + a.past + first, rows, d);
-    substitute(tile, rows);
+    substitute(tile.sums, padded, {tile.weights, 1, kRows}, rounded_up(rows, kGroup)); // its own triangle
 
     for (size_t row = 0; row < rows; ++row) {
         size_t at = (first + row) * d;

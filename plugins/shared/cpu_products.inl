@@ -49,11 +49,20 @@ LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width,
     }
 }
 
-// sums[r][u] ±= Σ_c weights[c][r] · values[c][u], for R rows and U vectors of the width. The sum over the columns starts
-// at zero and meets `sums` at its end: added one by one, small terms would be rounded to the precision of large sums.
-template <bool Subtract, int R, int U>
-void weigh(float* sums, size_t sums_stride, const float* weights, size_t weights_stride, size_t columns,
-           const float* values, size_t values_stride) {
+// Weights of rows for columns: that of row r for column c is at[r · row_step + c · column_step].
+struct Weights {
+    const float* at;
+    size_t row_step, column_step;
+
+    Weights row(size_t first) const { return {at + first * row_step, row_step, column_step}; }
+};
+
+// merge(r, sum, total) changes sum = sums[r][u] by total = Σ_c weights[r, c] · values[c][u], for R rows and U vectors of the
+// width. The total starts at zero and meets the sum at its end: added one by one, small terms would be rounded to the
+// precision of large sums.
+template <int R, int U, class Merge>
+LUCID_INLINE void weigh(float* sums, size_t sums_stride, Weights weights, size_t columns, const float* values,
+                        size_t values_stride, Merge merge) {
     Vector total[R][U];
     for (int r = 0; r < R; ++r)
         for (int u = 0; u < U; ++u) total[r][u] = Vector{};
@@ -63,7 +72,7 @@ void weigh(float* sums, size_t sums_stride, const float* weights, size_t weights
         for (int u = 0; u < U; ++u) value[u] = load(values + c * values_stride + u * kLanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            Vector weight = broadcast(weights[c * weights_stride + r]);
+            Vector weight = broadcast(weights.at[c * weights.column_step + r * weights.row_step]);
 #pragma GCC unroll 8
             for (int u = 0; u < U; ++u) total[r][u] += weight * value[u];
         }
@@ -72,23 +81,33 @@ void weigh(float* sums, size_t sums_stride, const float* weights, size_t weights
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
         for (int u = 0; u < U; ++u) {
-            float* sum = sums + r * sums_stride + u * kLanes;
-            store(sum, Subtract ? load(sum) - total[r][u] : load(sum) + total[r][u]);
+            float* at = sums + r * sums_stride + u * kLanes;
+            Vector sum = load(at);
+            merge(r, sum, total[r][u]);
+            store(at, sum);
         }
 }
 
 // The same for R rows and the whole width, a multiple of kLanes.
-template <bool Subtract, int R>
-void weigh_rows(float* sums, const float* weights, size_t weights_stride, size_t columns, const float* values,
-                size_t width) {
+template <int R, class Merge>
+LUCID_INLINE void merge_rows(float* sums, Weights weights, size_t columns, const float* values, size_t width,
+                             Merge merge) {
     constexpr int U = LUCID_GROUP_VECTORS;
     size_t at = 0;
     for (; at + U * kLanes <= width; at += U * kLanes)
-        weigh<Subtract, R, U>(sums + at, width, weights, weights_stride, columns, values + at, width);
+        weigh<R, U>(sums + at, width, weights, columns, values + at, width, merge);
     if (U > 3 && at + 3 * kLanes == width)
-        weigh<Subtract, R, 3>(sums + at, width, weights, weights_stride, columns, values + at, width);
+        weigh<R, 3>(sums + at, width, weights, columns, values + at, width, merge);
     else if (U > 2 && at + 2 * kLanes == width)
-        weigh<Subtract, R, 2>(sums + at, width, weights, weights_stride, columns, values + at, width);
+        weigh<R, 2>(sums + at, width, weights, columns, values + at, width, merge);
     else if (at + kLanes == width)
-        weigh<Subtract, R, 1>(sums + at, width, weights, weights_stride, columns, values + at, width);
+        weigh<R, 1>(sums + at, width, weights, columns, values + at, width, merge);
+}
+
+// sums[r] ±= Σ_c weights[c][r] · values[c], for R rows and the whole width.
+template <bool Subtract, int R>
+void weigh_rows(float* sums, const float* weights, size_t weights_stride, size_t columns, const float* values,
+                size_t width) {
+    merge_rows<R>(sums, {weights, 1, weights_stride}, columns, values, width,
+                  [](int, Vector& sum, const Vector& total) { sum = Subtract ? sum - total : sum + total; });
 }

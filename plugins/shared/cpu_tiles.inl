@@ -99,14 +99,42 @@ void copy_rows(float* tile, size_t padded, const T* rows, size_t width, size_t c
     }
 }
 
-// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for rows up to `rounded`.
+// Copies rows to columns: tile[k][row] = scale · rows[row][k], zero for masked rows and for rows up to `rounded`, a
+// multiple of kLanes.
 template <class T>
 void copy_transposed(float* tile, size_t stride, const T* rows, size_t width, size_t count, size_t rounded,
                      const bool* mask, float scale) {
-    for (size_t row = 0; row < rounded; ++row) {
-        bool empty = row >= count || (mask != nullptr && !mask[row]);
-        for (size_t k = 0; k < width; ++k)
-            tile[k * stride + row] = empty ? 0.0f : to_float(rows[row * width + k]) * scale;
+    size_t whole = width / kLanes * kLanes;
+    for (size_t first = 0; first < rounded; first += kLanes) {
+        const T* from[kLanes]; // null: a row of zeros
+        for (size_t row = 0; row < kLanes; ++row) {
+            bool empty = first + row >= count || (mask != nullptr && !mask[first + row]);
+            from[row] = empty ? nullptr : rows + (first + row) * width;
+        }
+        for (size_t k = 0; k < whole; k += kLanes) {
+            Vector block[kLanes];
+#pragma GCC unroll 16
+            for (size_t row = 0; row < kLanes; ++row)
+                block[row] = from[row] == nullptr ? Vector{} : widen(from[row] + k) * scale;
+            transpose(block);
+#pragma GCC unroll 16
+            for (size_t column = 0; column < kLanes; ++column) store(tile + (k + column) * stride + first, block[column]);
+        }
+        for (size_t k = whole; k < width; ++k)
+            for (size_t row = 0; row < kLanes; ++row)
+                tile[k * stride + first + row] = from[row] == nullptr ? 0.0f : to_float(from[row][k]) * scale;
+    }
+}
+
+// Writes `count` rows of a tile of stride `padded` as T.
+template <class T>
+void write_rows(T* rows, size_t width, const float* tile, size_t padded, size_t count) {
+    for (size_t row = 0; row < count; ++row) {
+        const float* from = tile + row * padded;
+        if constexpr (std::is_same_v<T, float>)
+            std::memcpy(rows + row * width, from, width * sizeof(float));
+        else
+            for (size_t k = 0; k < width; ++k) from_float(rows[row * width + k], from[k]);
     }
 }
 

@@ -62,3 +62,22 @@ LUCID_INLINE Vector exponential(Vector x) {
     Vector scaled = reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) + exponent);
     return x < -87.0f ? Vector{} : scaled;
 }
+
+// Exchanges blocks of Step lanes between rows that are Step apart, and so on with half as many: rows become columns.
+template <size_t Step = kLanes / 2>
+LUCID_INLINE void transpose(Vector (&rows)[kLanes]) {
+    Integers first, second;
+    for (int lane = 0; lane < static_cast<int>(kLanes); ++lane) {
+        bool is_high = lane & Step;
+        first[lane] = is_high ? lane - Step + kLanes : lane;
+        second[lane] = is_high ? lane + kLanes : lane + Step;
+    }
+#pragma GCC unroll 16
+    for (size_t row = 0; row < kLanes; ++row) {
+        if (row & Step) continue;
+        Vector low = rows[row], high = rows[row + Step];
+        rows[row] = __builtin_shuffle(low, high, first);
+        rows[row + Step] = __builtin_shuffle(low, high, second);
+    }
+    if constexpr (Step > 1) transpose<Step / 2>(rows);
+}

@@ -15,7 +15,7 @@ from torch import Tensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, VERSION, Operator
+from lucid_deploy.plugins.table import DIAGONAL, DOMAIN, EPSILON, SCALE, VERSION, Operator
 from lucid_deploy.plugins.table import Tensor as Parameter
 
 INSTRUCTIONS = ("avx512", "avx2", "portable")
@@ -49,7 +49,8 @@ def session(
         axes = [f"{item.name}_{axis}" for axis in range(item.shape.count(",") + 1)]
         return make.make_tensor_value_info(item.name, kind, axes)
 
-    attributes: dict[str, float] = {EPSILON.name: 1e-5} if operator.attributes else {}
+    values = {EPSILON: 1e-5, SCALE: 0.25}
+    attributes = {attribute.name: values[attribute] for attribute in operator.required}
     if diagonal is not None:
         attributes[DIAGONAL.name] = diagonal
     node = make.make_node(operator.name, operator.input_names, operator.output_names, domain=DOMAIN, **attributes)

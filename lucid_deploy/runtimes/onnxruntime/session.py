@@ -151,8 +151,8 @@ class OrtSession(Session[Any]):
 
     def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
         """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
-        is_cpu = self.provider == "cpu"
-        recurs = is_cpu and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
+        is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
+        recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
         reads = reads and self._library is not None and self.cache_dtype != self.dtype

@@ -19,7 +19,7 @@ struct Input {
 };
 
 struct Attributes {
-    float epsilon = 0.0f, diagonal = 0.0f;
+    float epsilon = 0.0f, diagonal = 0.0f, scale = 1.0f;
 };
 
 struct Failure {
@@ -104,6 +104,8 @@ template <class T>
 constexpr ONNXTensorElementDataType element_type() {
     if constexpr (std::is_same_v<T, float>)
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    else if constexpr (std::is_same_v<T, bool>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
     else if constexpr (std::is_same_v<T, int8_t>)
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
     else

@@ -21,12 +21,9 @@ struct CustomOperator : OrtCustomOp {
         GetName = [](const OrtCustomOp*) { return Operator::Table::kName; };
         GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; }; // the CPU
         GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::In::kCount; };
-        GetInputType = [](const OrtCustomOp*, size_t index) {
-            bool is_mask = index == Operator::In::mask;
-            return is_mask ? ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL : Operator::input_type(index);
-        };
+        GetInputType = [](const OrtCustomOp*, size_t index) { return Operator::input_type(index); };
         GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return Operator::Table::Out::kCount; };
-        GetOutputType = [](const OrtCustomOp*, size_t) { return element_type<typename Operator::Type>(); };
+        GetOutputType = [](const OrtCustomOp*, size_t index) { return Operator::output_type(index); };
         GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
         GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
         GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
@@ -44,6 +41,9 @@ struct CustomOperator : OrtCustomOp {
                 return status;
             if (OrtStatus* status = read_diagonal(api, info, attributes.diagonal)) return status;
         }
+        if (Operator::kScales)
+            if (OrtStatus* status = api->KernelInfoGetAttribute_float(info, table::kScale, &attributes.scale))
+                return status;
         *kernel = new Instance{api, attributes};
         return nullptr;
     }

@@ -3,6 +3,7 @@
 
 #include "causal_attention/cpu.h"
 #include "decode_attention/cpu.h"
+#include "delta_rule/cpu.h"
 #include "precondition/cpu.h"
 
 namespace lucid {
@@ -14,6 +15,7 @@ struct KernelsOf {
     void (*decode)(const DecodeArguments<T, T>&, const Pool&);
     void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
     void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
+    void (*delta_rule)(const DeltaRuleArguments<T>&, const Pool&);
 };
 
 struct Kernels {

@@ -5,6 +5,8 @@ namespace {
 #include "shared/cpu_products.inl"
 #include "shared/cpu_tiles.inl"
 
+#include "block_inverse/cpu.inl"
+
 #include "precondition/cpu.inl"
 
 #include "causal_attention/cpu.inl"
@@ -12,12 +14,16 @@ namespace {
 #include "decode_attention/cpu_rows.inl"
 
 #include "decode_attention/cpu.inl"
+
+#include "delta_rule/cpu.inl"
 } // namespace
 
 const Kernels LUCID_TABLE = {
     LUCID_NAME,
     [] { return static_cast<bool>(LUCID_SUPPORTED); },
-    {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>},
-    {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>},
+    {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>,
+     delta_rule<float>},
+    {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>,
+     delta_rule<Half>},
 };
 } // namespace lucid

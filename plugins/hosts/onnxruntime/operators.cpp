@@ -3,6 +3,7 @@
 #include "causal_attention/onnxruntime.h"
 #include "custom_operator.h"
 #include "decode_attention/onnxruntime.h"
+#include "delta_rule/onnxruntime.h"
 #include "precondition/onnxruntime.h"
 
 #include <atomic>
@@ -51,9 +52,11 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
     static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
     static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
-    static const std::vector<const OrtCustomOp*> all{&precondition,     &precondition_half, &attention,
-                                                     &attention_half,   &decode,            &decode_half,
-                                                     &decode_from_half, &decode_from_int8,  &decode_half_from_int8};
+    static const CustomOperator<DeltaRule<float>> delta_rule;
+    static const CustomOperator<DeltaRule<Half>> delta_rule_half;
+    static const std::vector<const OrtCustomOp*> all{
+        &precondition, &precondition_half, &attention,        &attention_half,        &decode,     &decode_half,
+        &decode_from_half, &decode_from_int8, &decode_half_from_int8, &delta_rule, &delta_rule_half};
     return all;
 }
 

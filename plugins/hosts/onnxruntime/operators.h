@@ -16,8 +16,8 @@ namespace lucid {
 // The oldest version with everything used here: onnxruntime 1.18. Every later one provides it.
 constexpr uint32_t kOrtApiVersion = 18;
 
-// Returns Precondition, CausalAttention and DecodeAttention for float and float16, and DecodeAttentionFloat16 and
-// DecodeAttentionInt8, which read a cache as it is stored; they live as long as the library.
+// Returns Precondition, CausalAttention, DecodeAttention and DeltaRule for float and float16, and DecodeAttentionFloat16
+// and DecodeAttentionInt8, which read a cache as it is stored; they live as long as the library.
 const std::vector<const OrtCustomOp*>& custom_operators();
 
 // The kernels that operators run with: at first the fastest that the processor has.

@@ -18,6 +18,7 @@ from lucid_deploy.plugins.delta_rule import delta_rule
 from lucid_deploy.runtimes import Session
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention, use_linear_attention
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.model.families.flash_model import MODELS, Flash
 from tests.plugins.delta_rule.graphs import one_node, run, session
@@ -124,6 +125,24 @@ def logits(opened: Session[Any]) -> np.ndarray:
     return np.concatenate(rows, axis=0)
 
 
+def functions(artifact: Artifact) -> OrtSession:
+    return OrtSession(artifact, RuntimeOptions(kernels="functions"))
+
+
+def test_the_library_computes_instead_of_it(
+    saved: tuple[Path, Artifact], built_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, artifact = saved
+    wanted = logits(functions(artifact))
+    monkeypatch.setattr(
+        "lucid_deploy.runtimes.onnxruntime.linear_attention.use_linear_attention",
+        lambda model: pytest.fail("the graph was changed beside the library's kernel"),
+    )
+    found = logits(OrtSession(artifact, RuntimeOptions(kernels="library")))
+    assert not np.array_equal(found, wanted), "the kernel did not run"
+    assert np.linalg.norm(found - wanted) < 1e-5 * np.linalg.norm(wanted)
+
+
 @needed
 def test_a_session_takes_it_in_both_graphs(saved: tuple[Path, Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
@@ -135,10 +154,10 @@ def test_a_session_takes_it_in_both_graphs(saved: tuple[Path, Artifact], monkeyp
     place = "lucid_deploy.runtimes.onnxruntime"
     monkeypatch.setattr(f"{place}.linear_attention.use_linear_attention", noted)
     checkpoint, artifact = saved
-    own = logits(OrtSession(artifact))
+    own = logits(functions(artifact))
     assert taken == [True, True]
     monkeypatch.setattr(f"{place}.session.has_linear_attention", lambda version: False)
-    body = logits(OrtSession(artifact))
+    body = logits(functions(artifact))
     assert taken == [True, True]
     rounded, exact = (
         logits(TorchSession(load_model(checkpoint, dtype, implementation="reference")))
