@@ -84,20 +84,20 @@ def decode_attention(
     epsilon: float,
     diagonal: float = 0.0,
 ) -> tuple[Array, Array]:
-    """Y of the one new token, and the attention of its queries over the cache and itself.
+    """Y of the new tokens, and the attention of their queries over the cache and themselves.
 
     Args:
-        Q: Queries, ``(B, H·G, 1, D)``.
-        K_new: The raw key, ``(B, H, 1, D)``.
-        V_new: The value, ``(B, H, 1, D)``.
+        Q: Queries, ``(B, H·G, N, D)``; N is 1 in the graphs of artifacts.
+        K_new: The raw keys, ``(B, H, N, D)``.
+        V_new: The values, ``(B, H, N, D)``.
         K: Raw keys of the cache, ``(B, H, P, D)``.
         Y: Its preconditioned values, ``(B, H, P, D)``.
-        mask: ``(B, P + 1)``, false at padding.
+        mask: ``(B, P + N)``, false at padding.
         epsilon: Added to the mean square of a key.
         diagonal: See :func:`precondition`.
 
     Returns:
-        O ``(B, H·G, 1, D)`` and Y of the new token ``(B, H, 1, D)``, float64.
+        O ``(B, H·G, N, D)`` and Y of the new tokens ``(B, H, N, D)``, float64.
     """
     (y_new,) = precondition(K_new, V_new, K, Y, mask, epsilon, diagonal)
     keys, values = np.concatenate([exact(K), exact(K_new)], axis=2), np.concatenate([exact(Y), y_new], axis=2)

@@ -52,6 +52,11 @@ class _Size(click.ParamType):
     metavar="LIST",
     help="GPUs to build for, such as 8.6,12.0; default: all that TensorRT-RTX supports.",
 )
+@click.option(
+    "--speculate",
+    is_flag=True,
+    help="Also build the engine that verifies drafts, for run --speculate; it holds one more copy of the weights.",
+)
 @click.option("--workspace", type=_Size(), metavar="SIZE", help="Most scratch memory of a layer, such as 4GiB.")
 @click.option(
     "--weightless", is_flag=True, help="Leave the weights out of the engines; needs a GPU on the building machine."
@@ -75,6 +80,7 @@ def command(
     weightless: bool,
     plugin: Path | None,
     no_plugin_build: bool,
+    speculate: bool,
     overwrite: bool,
     json_target: str | None,
 ) -> None:
@@ -102,6 +108,7 @@ def command(
         plugin,
         overwrite,
         not no_plugin_build,
+        speculate,
     )
     opened = open_artifact(artifact)
     with progress("Building") as update:

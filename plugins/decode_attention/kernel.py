@@ -1,8 +1,8 @@
-"""Decode attention in one pass over the cache: the new key rides along as one more query row.
+"""Decode attention in one pass over the cache: the new keys ride along as more query rows.
 
-The last row of every tile is the new key. Its weights E = exp(k̂·k̂_j/√d − √d) are softmax weights with a peak that is
-known beforehand, √d (or √d + log L_ii, which divides the row by L_ii), so both kinds of row share the scores' product
-and the product with Y.
+The last rows are the new keys. Their weights E = exp(k̂·k̂_j/√d − √d) are softmax weights with a peak that is known
+beforehand, √d (or √d + log L_ii, which divides the row by L_ii), so both kinds of row share the scores' product and the
+product with Y. What is left of several new tokens is a triangle of at most 16 × 16, solved where the splits are joined.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -10,10 +10,11 @@ and the product with Y.
 import triton
 import triton.language as tl
 
+from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens, row_shifts
 
 
-@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])
+@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
 def decode_split_kernel(
     p_q,
     p_k_new,
@@ -24,6 +25,7 @@ def decode_split_kernel(
     n_past,
     n_heads,
     n_groups,
+    n_new,
     n_splits,
     width_units,
     epsilon,
@@ -35,40 +37,42 @@ def decode_split_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS − 1 of the query heads).
+    """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
+
+    A head's rows are those of its queries, query head by query head, then those of the new keys.
 
     Tiles are dealt out in turn, so that a static cache that is only partly filled keeps all programs equally busy.
 
     Args:
-        p_q: ``(B, H·n_groups, 1, width)``.
-        p_k_new: ``(B, H, 1, width)``.
+        p_q: ``(B, H·n_groups, n_new, width)``.
+        p_k_new: ``(B, H, n_new, width)``.
         p_k, p_y: ``(B, H, n_past, width)``; rows that the mask hides are never read.
-        p_mask: ``(B, n_past + 1)`` bytes.
-        p_work: float32: sums ``(B·H, n_splits, n_groups + 1, width)``, then peaks and weights without the last axis.
+        p_mask: ``(B, n_past + n_new)`` bytes.
+        p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and weights without the last
+            axis.
         scale, shift, diagonal, width_units: As in the preconditioner.
     """
     width = width_units * WIDTH_UNIT
-    n_rows = n_groups + 1
+    n_queries = n_groups * n_new
+    n_rows = n_queries + n_new
     i_batch_head = tl.program_id(0)
     i_split = tl.program_id(1)
-    i_first_query = tl.program_id(2) * (ROWS - 1)
     o_n = tl.arange(0, BLOCK_N)
     o_d = tl.arange(0, BLOCK_D)
-    o_r = tl.arange(0, ROWS)
-    m_new_row = o_r == ROWS - 1
-    m_queries = (o_r < ROWS - 1) & (i_first_query + o_r < n_groups)
-    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + 1)
+    o_r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    m_queries = o_r < n_queries
+    m_new = (o_r >= n_queries) & (o_r < n_rows)
+    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
     o_cache = i_batch_head.to(tl.int64) * n_past * width
 
-    o_queries = (i_batch_head.to(tl.int64) * n_groups + i_first_query) * width
-    b_q = load_rows(p_q + o_queries, o_r, m_queries, width, BLOCK_D)
-    b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * width, o_r * 0, m_new_row, width, BLOCK_D)
-    b_new_norm = inverse_norms(b_k_new, m_new_row, width, epsilon)
-    b_row_scale = tl.where(m_new_row, b_new_norm, 1.0) * scale
-    b_shift = row_shifts(b_new_norm, epsilon, shift, diagonal)
-    b_q = tl.where(m_new_row[:, None], b_k_new, b_q)
+    b_q = load_rows(p_q + i_batch_head.to(tl.int64) * n_queries * width, o_r, m_queries, width, BLOCK_D)
+    b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * n_new * width, o_r - n_queries, m_new, width, BLOCK_D)
+    b_new_norms = inverse_norms(b_k_new, m_new, width, epsilon)
+    b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
+    b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
+    b_q = tl.where(m_new[:, None], b_k_new, b_q)
 
-    b_peak = tl.where(m_new_row, b_shift, float("-inf"))
+    b_peak = tl.where(m_new, b_shift, float("-inf"))
     b_weight = tl.zeros((ROWS,), tl.float32)
     b_acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
@@ -77,9 +81,9 @@ def decode_split_kernel(
         b_k = load_rows(p_k + o_tile, o_n, m_tile, width, BLOCK_D)
         b_norms = inverse_norms(b_k, m_tile, width, epsilon)
         b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_row_scale[:, None]
-        b_scores *= tl.where(m_new_row[:, None], b_norms[None, :], 1.0)
+        b_scores *= tl.where(m_new[:, None], b_norms[None, :], 1.0)
         b_scores = tl.where(m_tile[None, :], b_scores, float("-inf"))
-        b_next = tl.where(m_new_row, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores - b_safe[:, None])
         b_decay = tl.exp2(b_peak - b_safe)
@@ -89,12 +93,11 @@ def decode_split_kernel(
 
     o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows
     n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
-    o_out = tl.where(m_new_row, n_groups, i_first_query + o_r)
-    m_out = m_queries | (m_new_row & (i_first_query + o_r == ROWS - 1))  # the new row from one program only
-    p_sums = p_work + o_part * width + o_out[:, None] * width + o_d[None, :]
-    tl.store(p_sums, b_acc, mask=m_out[:, None] & (o_d < width)[None, :])
-    tl.store(p_work + n_parts * width + o_part + o_out, b_peak, mask=m_out)
-    tl.store(p_work + n_parts * width + n_parts + o_part + o_out, b_weight, mask=m_out)
+    m_rows = o_r < n_rows
+    p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
+    tl.store(p_sums, b_acc, mask=m_rows[:, None] & (o_d < width)[None, :])
+    tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
+    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, b_weight, mask=m_rows)
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])
@@ -119,7 +122,7 @@ def decode_combine_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """Join the splits, subtract for the new token's Y, and let every query see the new token; program (head, query).
+    """Join the splits for one new token: subtract for its Y, and let every query see it; program (head, query).
 
     Args:
         p_q, p_o: ``(B, H·n_groups, 1, width)``.
@@ -175,3 +178,98 @@ def decode_combine_kernel(
     tl.store(p_o + o_query, b_o.to(p_o.dtype.element_ty), mask=m_d)
     if i_group == 0:
         tl.store(p_y_new + o_new, b_y.to(p_y_new.dtype.element_ty), mask=m_d)
+
+
+@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
+def verify_combine_kernel(
+    p_q,
+    p_k_new,
+    p_v_new,
+    p_mask,
+    p_work,
+    p_o,
+    p_y_new,
+    n_past,
+    n_heads,
+    n_groups,
+    n_new,
+    n_splits,
+    width_units,
+    epsilon,
+    scale,
+    shift,
+    diagonal,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+):
+    """Join the splits for up to BLOCK_M new tokens, whose Y is solved for; program (head, query head).
+
+    Every program of a head solves the same triangle, which spares them from waiting for one another.
+
+    Args:
+        p_q, p_o: ``(B, H·n_groups, n_new, width)``.
+        p_k_new, p_v_new, p_y_new: ``(B, H, n_new, width)``.
+        p_mask, p_work, scale, shift, diagonal, width_units: As in the first kernel.
+    """
+    width = width_units * WIDTH_UNIT
+    n_queries = n_groups * n_new
+    n_rows = n_queries + n_new
+    i_batch_head = tl.program_id(0)
+    i_group = tl.program_id(1)
+    o_m = tl.arange(0, BLOCK_M)
+    o_d = tl.arange(0, BLOCK_D)
+    m_rows = o_m < n_new
+    m_tile = m_rows[:, None] & (o_d < width)[None, :]
+    o_tile = o_m[:, None] * width + o_d[None, :]
+    n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
+    p_peaks = p_work + n_parts * width
+    p_weights = p_peaks + n_parts
+
+    b_peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    b_weight = tl.zeros((BLOCK_M,), tl.float32)
+    b_sum = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_received = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for i in range(0, n_splits):
+        o_part = (i_batch_head.to(tl.int64) * n_splits + i) * n_rows
+        o_query = o_part + i_group * n_new
+        b_part_peak = tl.load(p_peaks + o_query + o_m, mask=m_rows, other=float("-inf"))
+        b_part_weight = tl.load(p_weights + o_query + o_m, mask=m_rows, other=0.0)
+        b_next = tl.maximum(b_peak, b_part_peak)
+        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)
+        b_decay = tl.exp2(b_peak - b_safe)
+        b_factor = tl.exp2(b_part_peak - b_safe)
+        b_weight = b_weight * b_decay + b_part_weight * b_factor
+        b_part = tl.load(p_work + o_query * width + o_tile, mask=m_tile, other=0.0)
+        b_sum = b_sum * b_decay[:, None] + b_part * b_factor[:, None]
+        b_received += tl.load(p_work + (o_part + n_queries) * width + o_tile, mask=m_tile, other=0.0)
+        b_peak = b_next
+
+    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new) + n_past
+    m_tokens = load_tokens(p_mask, o_m, m_rows)
+    o_new = i_batch_head.to(tl.int64) * n_new * width
+    b_k = load_rows(p_k_new + o_new, o_m, m_rows, width, BLOCK_D)
+    b_norms = inverse_norms(b_k, m_rows, width, epsilon)
+    b_shift = row_shifts(b_norms, epsilon, shift, diagonal)
+    b_scores = tl.dot(b_k, tl.trans(b_k), input_precision="tf32x3") * scale
+    b_e = tl.exp2(b_scores * b_norms[:, None] * b_norms[None, :] - b_shift[:, None])
+    m_earlier = (o_m[:, None] > o_m[None, :]) & m_tokens[None, :]
+    b_inverse = invert_unit_lower(tl.where(m_earlier & m_tokens[:, None], b_e, 0.0), BLOCK_M, "tf32x3")
+    b_v = load_rows(p_v_new + o_new, o_m, m_rows, width, BLOCK_D).to(tl.float32)
+    b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_received
+    b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision="tf32x3")
+    b_y = tl.where(m_tokens[:, None], b_y, b_v)
+
+    o_queries = (i_batch_head.to(tl.int64) * n_groups + i_group) * n_new * width
+    b_q = load_rows(p_q + o_queries, o_m, m_rows, width, BLOCK_D)
+    b_own = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
+    m_seen = m_earlier | (o_m[:, None] == o_m[None, :])  # a token sees itself in any case
+    b_own = tl.where(m_seen, b_own, float("-inf"))
+    b_next = tl.maximum(b_peak, tl.max(b_own, axis=1))
+    b_p = tl.exp2(b_own - b_next[:, None])
+    b_decay = tl.exp2(b_peak - b_next)
+    b_weight = b_weight * b_decay + tl.sum(b_p, axis=1)
+    b_o = tl.dot(b_p, b_y, b_sum * b_decay[:, None], input_precision="tf32x3") / b_weight[:, None]
+    tl.store(p_o + o_queries + o_tile, b_o.to(p_o.dtype.element_ty), mask=m_tile)
+    if i_group == 0:
+        tl.store(p_y_new + o_new + o_tile, b_y.to(p_y_new.dtype.element_ty), mask=m_tile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lucid_deploy.plugins.shared.plan import (
@@ -21,7 +22,10 @@ from lucid_deploy.plugins.shared.plan import (
 from lucid_deploy.plugins.table import DECODE_ATTENTION, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
-QUERY_ROWS = (16, 32)  # rows of a tile: query heads of one key/value head, and the new key
+QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
+MOST_ROWS_BEYOND = (64, 32)  # float32 heads wider than this have so many at most: more would spill, or not fit at all
+WIDE_TILE = (32, 8)  # with 64 rows: cached tokens at most, and warps where a head is 256 wide; so none spills
+MOST_NEW = 16  # new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
 COMBINE_SPLITS = 16  # splits that the combine step loads at once
@@ -40,8 +44,9 @@ def plan_decode_attention(
     arch: int,
     tuned: Choice | None = None,
     diagonal: float = 0.0,
+    new: int = 1,
 ) -> Plan:
-    """Plan decode attention for Q ``(batch, heads · groups, 1, width)`` over ``past`` cached rows.
+    """Plan decode attention for Q ``(batch, heads · groups, new, width)`` over ``past`` cached rows.
 
     Args:
         batch: Sequences.
@@ -54,46 +59,71 @@ def plan_decode_attention(
         arch: Compute capability, 90 for 9.0.
         tuned: Constants to use instead of the tuned ones.
         diagonal: 0: L_ii is 1; 1: it is training's.
+        new: New tokens, 1 to 16.
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
     """
-    check_sizes(batch=batch, heads=heads, groups=groups)
-    padded, unit, rows = padded_width(width), width_unit(width, dtype), query_rows(groups)
-    chunks = -(-groups // (rows - 1))
-    tuned = tuned or choice(TUNED, arch, dtype, padded)
+    check_sizes(batch=batch, heads=heads, groups=groups, new=new)
+    if new > MOST_NEW:
+        raise ValueError(f"up to {MOST_NEW} new tokens are supported, not {new}")
+    padded, unit = padded_width(width), width_unit(width, dtype)
+    head_rows = (groups + 1) * new
+    rows = query_rows(head_rows, dtype, padded)
+    tuned = tuned or split_choice(arch, dtype, padded, rows)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
-    sizes = {"n_past": past, "n_heads": heads, "n_groups": groups, "n_splits": splits}
+    sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
+    with_new = {**sizes, "n_new": new, "n_splits": splits}
     combine_unit = min(unit, COMBINE_UNIT)
     floats = {"epsilon": epsilon, **score_scalars(width), "diagonal": diagonal}
     split = Step(
         kernel="decode_split_kernel",
         dtype=dtype,
-        grid=(batch * heads, splits, chunks),
+        grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", "mask", "workspace"),
-        scalars={**sizes, "width_units": width // unit, **floats},
+        scalars={**with_new, "width_units": width // unit, **floats},
         constants={"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
+    one = new == 1
+    combine_sizes = {**sizes, "n_splits": splits} if one else with_new
+    block = {"BLOCK_S": COMBINE_SPLITS} if one else {"BLOCK_M": MOST_NEW}
     combine = Step(
-        kernel="decode_combine_kernel",
+        kernel="decode_combine_kernel" if one else "verify_combine_kernel",
         dtype=dtype,
         grid=(batch * heads, groups, 1),
         pointers=("Q", "K_new", "V_new", "mask", "workspace", "O", "Y_new"),
-        scalars={**sizes, "width_units": width // combine_unit, **floats},
-        constants={"BLOCK_S": COMBINE_SPLITS, "BLOCK_D": padded, "WIDTH_UNIT": combine_unit},
+        scalars={**combine_sizes, "width_units": width // combine_unit, **floats},
+        constants={**block, "BLOCK_D": padded, "WIDTH_UNIT": combine_unit},
         num_warps=COMBINE_WARPS,
         num_stages=1,
     )
     # Enough for every smaller batch too: fewer heads take more splits, up to TARGET_PROGRAMS programs in all.
-    workspace = max(batch * heads, TARGET_PROGRAMS) * (groups + 1) * (width + 2) * FLOAT32_BYTES
+    workspace = max(batch * heads, TARGET_PROGRAMS) * head_rows * (width + 2) * FLOAT32_BYTES
     return Plan((split, combine), DECODE_ATTENTION.output_names, workspace_bytes=workspace, zeroed_bytes=0)
 
 
-def query_rows(groups: int) -> int:
-    """Return the rows of a tile for ``groups`` query heads per key/value head; more than fit take several."""
-    return next((rows for rows in QUERY_ROWS if rows > groups), QUERY_ROWS[-1])
+def row_counts(dtype: str, padded: int) -> tuple[int, ...]:
+    """Return the rows that tiles of a type and padded width are compiled with."""
+    width, most = MOST_ROWS_BEYOND
+    return tuple(rows for rows in QUERY_ROWS if rows <= most or dtype != "float32" or padded <= width)
+
+
+def query_rows(head_rows: int, dtype: str, padded: int) -> int:
+    """Return the rows of a tile for so many of one key/value head; more than fit take several tiles."""
+    counts = row_counts(dtype, padded)
+    return next((rows for rows in counts if rows >= head_rows), counts[-1])
+
+
+def split_choice(arch: int, dtype: str, padded: int, rows: int) -> Choice:
+    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside 64 rows."""
+    tuned = choice(TUNED, arch, dtype, padded)
+    if rows < QUERY_ROWS[-1]:
+        return tuned
+    tokens, warps = WIDE_TILE
+    wide = warps if padded == PADDED_WIDTHS[-1] else tuned.num_warps
+    return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=wide)
 
 
 def variants(arch: int) -> list[Variant]:
@@ -101,12 +131,16 @@ def variants(arch: int) -> list[Variant]:
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
-            tuned = choice(TUNED, arch, dtype, padded)
             for unit in compiled_units(dtype):
-                for rows in QUERY_ROWS:
+                for rows in row_counts(dtype, padded):
+                    tuned = split_choice(arch, dtype, padded, rows)
                     sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
                     constants = tuple(sizes.items())
                     found.append(Variant("decode_split_kernel", dtype, constants, tuned.num_warps, tuned.num_stages))
-            sizes = {"BLOCK_S": COMBINE_SPLITS, "BLOCK_D": padded, "WIDTH_UNIT": COMBINE_UNIT}
-            found.append(Variant("decode_combine_kernel", dtype, tuple(sizes.items()), COMBINE_WARPS, 1))
+            tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
+            for kernel, block in (
+                ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),
+                ("verify_combine_kernel", ("BLOCK_M", MOST_NEW)),
+            ):
+                found.append(Variant(kernel, dtype, (block, *tail), COMBINE_WARPS, 1))
     return found

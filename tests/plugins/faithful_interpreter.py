@@ -1,7 +1,9 @@
 """Make Triton's interpreter round as a GPU does.
 
 As of Triton 3.9 it multiplies bfloat16 matrices as if their bits were integers, truncates when it converts to bfloat16,
-ignores ``input_precision`` and refuses ``bf16x3``. This module replaces what does so, in the interpreter's process.
+ignores ``input_precision`` and refuses ``bf16x3``. Its products are BLAS's, whose sums take another order in some rows
+and columns than in others: equal keys then get unequal scores, which a tensor core never gives them. This module
+replaces all that, in the interpreter's process.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import numpy as np
 import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
+
+STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32, 16 of the half types
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -32,17 +36,26 @@ def to_tf32(values: np.ndarray) -> np.ndarray:
     return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
+def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Multiply float32 matrices, some columns at a time: sums of these in higher precision, the rest in float32."""
+    total = np.zeros((*left.shape[:-1], right.shape[-1]), np.float32)
+    for k in range(0, left.shape[-1], STEP):
+        part = left[..., k : k + STEP].astype(np.float64) @ right[..., k : k + STEP, :].astype(np.float64)
+        total += part.astype(np.float32)
+    return total
+
+
 def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
     """Multiply float32 matrices as tensor cores do: one tf32 product, three bfloat16 products, or (nearly) exactly."""
     if precision == ir.INPUT_PRECISION.TF32:
-        return to_tf32(left) @ to_tf32(right)
+        return product(to_tf32(left), to_tf32(right))
     if precision == ir.INPUT_PRECISION.BF16x3:
         high_left, high_right = (from_bfloat16(to_bfloat16(x)) for x in (left, right))
         low_left, low_right = (
             from_bfloat16(to_bfloat16(x - high)) for x, high in ((left, high_left), (right, high_right))
         )
-        return low_left @ high_right + high_left @ low_right + high_left @ high_right
-    return left @ right
+        return product(low_left, high_right) + product(high_left, low_right) + product(high_left, high_right)
+    return product(left, right)
 
 
 def round_like_a_gpu() -> None:
@@ -63,8 +76,9 @@ def round_like_a_gpu() -> None:
             from_bfloat16(handle.data) if handle.dtype.scalar == tl.bfloat16 else handle.data.astype(np.float32)
             for handle in (a, b)
         )
-        product = multiply(left, right, input_precision) if a.dtype.scalar == tl.float32 else left @ right
-        return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
+        is_float32 = a.dtype.scalar == tl.float32
+        result = multiply(left, right, input_precision) if is_float32 else product(left, right)
+        return interpreter.TensorHandle(result + d.data, d.dtype.scalar)
 
     def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         return cast_impl(self, src, dst_type)

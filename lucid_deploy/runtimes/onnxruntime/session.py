@@ -198,7 +198,7 @@ class OrtSession(Session[Any]):
             return "graphs that export --inline wrote have no operators, of which the step is made"
         if manifest.cache == "static" and not self._artifact.writes_in_place:
             return "a static cache of opset 23 is not written in place; export without --opset 23"
-        from lucid_deploy.runtimes.onnxruntime.several_tokens import NotAsExported, several_tokens
+        from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
 
         try:
             self._several_model = several_tokens(self._artifact.graph("prefill"), manifest.cache == "static")
@@ -219,7 +219,7 @@ class OrtSession(Session[Any]):
         if self._library is not None and self.cache_dtype != self.dtype:
             self._read_as_stored(self._artifact, model)
         if self._library is None:
-            from lucid_deploy.runtimes.onnxruntime.several_tokens import attach_body
+            from lucid_deploy.runtimes.several_tokens import attach_body
 
             attach_body(model)
         return self._load(self._artifact, "prefill", model.SerializeToString())

@@ -24,7 +24,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
     source_hashes,
 )
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, VERIFY
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_artifact, prepare_graph
 from lucid_deploy.version import __version__
@@ -51,6 +51,7 @@ class BuildOptions:
         plugin: The plugin library; None: the wheel's, else where ``lucid-deploy plugin build`` puts it.
         overwrite: Whether engines that are there may be replaced.
         plugin_build: Whether a plugin library is built if there is none.
+        speculate: Whether a third engine is built, which verifies drafts.
     """
 
     backend: str | None = None
@@ -63,6 +64,7 @@ class BuildOptions:
     plugin: Path | None = None
     overwrite: bool = False
     plugin_build: bool = True
+    speculate: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def build_engines(
     progress: Progress | None = None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> BuildReport:
-    """Build the prefill and the decode engine of an artifact.
+    """Build the prefill and the decode engine of an artifact, and one that verifies drafts if it is asked for.
 
     Everything that can be checked is checked before TensorRT reads a graph. The folder appears whole or not at all.
 
@@ -103,7 +105,7 @@ def build_engines(
     Raises:
         LucidError: A package that is missing or too old, no plugin library, options that contradict each other or the
             model, a type, a head width or a compute capability that is not supported, an artifact without the custom
-            operators, or TensorRT refusing a graph.
+            operators, layers that cannot take drafts back, or TensorRT refusing a graph.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
@@ -119,7 +121,8 @@ def build_engines(
     folder = engine_directory(artifact, backend.name)
     if folder.exists() and not options.overwrite:
         raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
-    graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in STAGES]
+    stages = (*STAGES, VERIFY) if options.speculate else STAGES
+    graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in stages]
     if backend.needs_gpu_to_build or options.weightless:
         capabilities = (_device(backend, options).capability,)
     shown = progress or (lambda *_: None)

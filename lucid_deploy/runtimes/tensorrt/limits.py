@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, TensorInfo
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.several import MOST
+from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
 DEFAULT_BATCH = 4  # verify runs two rows at once
 DEFAULT_CHUNK = 2048
+DRAFTED = 8  # tokens that the verifying engine is optimized for
 _MOST_ELEMENTS = 2**31 - 1  # of one tensor in TensorRT
 
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shapes: smallest, the one optimized for, largest
@@ -93,15 +96,28 @@ def axis_ranges(stage: str, limits: Limits) -> dict[str, tuple[int, int, int]]:
     """
     batch, context, chunk = limits.max_batch, limits.max_context, limits.prefill_chunk
     past = (0, min(context - chunk, context // 2) if stage == "prefill" else context // 2, context - 1)
-    sequence = (1, chunk, chunk)
+    drafted = (1, min(DRAFTED, context), min(MOST, context))
+    sequence = drafted if stage == VERIFY else (1, chunk, chunk)
     return {
         "batch": (1, batch, batch),
         "sequence": sequence,
         "past_sequence": past,
-        "past_sequence + sequence": (1, past[1] + chunk, past[2] + chunk),
+        "past_sequence + sequence": (1, past[1] + sequence[1], past[2] + sequence[2]),
         "past_sequence + 1": (1, past[1] + 1, past[2] + 1),
         "max_context": (context, context, context),
     }
+
+
+def stage_inputs(artifact: Artifact, stage: str) -> tuple[TensorInfo, ...]:
+    """Return the inputs of a stage's graph; that of ``verify`` takes new tokens as prefill does, and decode's cache."""
+    graphs = artifact.manifest.graphs
+    if stage != VERIFY:
+        return graphs[stage].inputs
+    of_prefill = {info.name: info for info in graphs["prefill"].inputs}
+    if artifact.manifest.cache != "static":
+        return graphs["prefill"].inputs
+    tokens = ("input_ids", "position_ids")
+    return tuple(of_prefill[info.name] if info.name in tokens else info for info in graphs["decode"].inputs)
 
 
 def profile_shapes(artifact: Artifact, stage: str, limits: Limits) -> dict[str, Range]:
@@ -113,5 +129,5 @@ def profile_shapes(artifact: Artifact, stage: str, limits: Limits) -> dict[str, 
 
     return {
         info.name: (shape(info.shape, 0), shape(info.shape, 1), shape(info.shape, 2))
-        for info in artifact.manifest.graphs[stage].inputs
+        for info in stage_inputs(artifact, stage)
     }

@@ -14,6 +14,7 @@ from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS
 from lucid_deploy.runtimes.tensorrt.limits import Limits, Range
+from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
 FOLDER = "engines"  # in the artifact; one folder per backend below it
 MANIFEST = "engines.json"
@@ -54,7 +55,7 @@ class EngineManifest:
         weightless: Whether they take their weights from the artifact when they are loaded.
         sources: Sha256 of the graphs and of the weights they were built from.
         plugin: The plugin library; None for models that need none.
-        engines: By stage.
+        engines: By stage; ``verify`` only where engines were built with ``--speculate``.
     """
 
     backend: str
@@ -164,7 +165,7 @@ def _parse(data: dict[str, Any]) -> EngineManifest:
     if unknown := data.keys() - {field.name for field in fields(EngineManifest)}:
         raise ValueError(f"unknown keys {', '.join(sorted(unknown))}")
     manifest = msgspec.convert(data, EngineManifest)  # exact types: a bool is no number
-    if set(manifest.engines) != set(STAGES):
+    if set(manifest.engines) - {VERIFY} != set(STAGES):
         raise ValueError(f"engines are {sorted(manifest.engines)}, not {sorted(STAGES)}")
     plugin = [] if manifest.plugin is None else [manifest.plugin.file]
     for file in [*(entry.file for entry in manifest.engines.values()), *plugin]:

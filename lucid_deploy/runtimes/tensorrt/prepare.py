@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO, NEAREST, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN
-from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS
+from lucid_deploy.runtimes.several import layers_obstacle
+from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS, VERIFY
+
+if TYPE_CHECKING:
+    import onnx
 
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
 
@@ -20,7 +25,7 @@ class PreparedGraph:
     """A graph ready for TensorRT's parser.
 
     Attributes:
-        stage: ``prefill`` or ``decode``.
+        stage: ``prefill``, ``decode`` or ``verify``.
         model: The serialised ONNX model; its weights still lie in the artifact's weight file.
         plugin_nodes: How many nodes of each of the plugin's operators it has.
         cache_updates: How many nodes write into a static cache.
@@ -37,13 +42,13 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
     Args:
         artifact: The opened artifact.
-        stage: ``prefill`` or ``decode``.
+        stage: ``prefill``, ``decode``, or ``verify``, whose graph is made of prefill's.
         max_context: Length of a static cache's buffers.
         for_onnxruntime: Whether onnxruntime's TensorRT provider reads the graph, instead of TensorRT's parser.
 
     Raises:
         LucidError: The graph lacks the custom operators, or has others that the plugin library does not have, or is
-            quantized for onnxruntime.
+            quantized for onnxruntime; or drafts cannot be verified with it.
     """
     import onnx_ir as ir
 
@@ -61,11 +66,13 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
             f"{artifact.directory} is quantized with onnxruntime's own operators, which TensorRT does not have. "
             f"{_remedy(record)}"
         )
-    model = ir.serde.deserialize_model(artifact.graph(stage))
+    static = artifact.manifest.cache == "static"
+    graph = _verifying_graph(artifact, static) if stage == VERIFY else artifact.graph(stage)
+    model = ir.serde.deserialize_model(graph)
     standard_attention(model)
     half_attention(model)
     strip_bodies(model)
-    if artifact.manifest.cache == "static" and stage == "decode":
+    if static and stage != "prefill":
         fix_axis(model, "max_context", max_context)
     nodes = Counter(node.op_type for node in model.graph.all_nodes() if node.domain == DOMAIN)
     _check_operators(artifact, stage, nodes)
@@ -73,6 +80,24 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
+
+
+def _verifying_graph(artifact: Artifact, static: bool) -> onnx.ModelProto:
+    """Make the graph that verifies drafts.
+
+    Raises:
+        LucidError: A layer cannot take tokens back, or the prefill graph is not as it is exported.
+    """
+    from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
+
+    obstacle = layers_obstacle(artifact.manifest.layers)
+    if obstacle is not None:
+        raise LucidError(f"No engine can verify drafts: {obstacle}. Leave out --speculate.")
+    try:
+        return several_tokens(artifact.graph("prefill"), static)
+    except NotAsExported as error:
+        path = artifact.graph_path("prefill")
+        raise LucidError(f"{path} is not as lucid-deploy export writes it ({error}). Export it again.") from error
 
 
 def _remedy(record: Quantization) -> str:
@@ -89,12 +114,13 @@ def _remedy(record: Quantization) -> str:
 
 
 def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> None:
-    path = artifact.graph_path(stage)
+    path = artifact.graph_path("prefill" if stage == VERIFY else stage)
+    of_layers = "decode" if stage == VERIFY else stage
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
     for name in PLUGIN_OPERATORS:
         wanted = name in STAGE_OPERATORS[stage]
-        layers = sum(layer.uses(name, stage) for layer in artifact.manifest.layers) if wanted else 0
+        layers = sum(layer.uses(name, of_layers) for layer in artifact.manifest.layers) if wanted else 0
         if nodes[name] != layers:
             raise LucidError(
                 f"{path} has {nodes[name]} nodes {DOMAIN}::{name} where the model has {layers} layers with it: the "

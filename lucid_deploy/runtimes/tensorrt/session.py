@@ -18,11 +18,13 @@ from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.tensorrt.callbacks import explain
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
+from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
 Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, such as K and Y
 Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
@@ -153,6 +155,19 @@ class TensorRtSession(Session[DeviceTensor]):
         return cache.layers  # what lies beyond the cache's length is not read
 
     @property
+    def cuts_freely(self) -> bool:
+        """See :attr:`Session.cuts_freely`; the next step with a growing cache copies the rows that are left, once."""
+        return True
+
+    @property
+    def several_obstacle(self) -> str | None:
+        """See :attr:`Session.several_obstacle`."""
+        if VERIFY in self._contexts:
+            return None
+        again = f"lucid-deploy build {self._artifact.directory} --speculate --overwrite"
+        return layers_obstacle(self.layers) or f"there is no engine that verifies drafts; {again} builds one"
+
+    @property
     def context_limit(self) -> int | None:
         """See :attr:`Session.context_limit`; what the engines were built for holds in any case."""
         return min(super().context_limit or self.limits.max_context, self.limits.max_context)
@@ -189,6 +204,11 @@ class TensorRtSession(Session[DeviceTensor]):
             return self._run_in_place(input_ids, mask, positions, layers)
         return self._run_growing("decode", input_ids, mask, positions, layers)
 
+    def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        if self._static:
+            return self._verify_in_place(input_ids, mask, positions, layers)
+        return self._run_growing(VERIFY, input_ids, mask, positions, layers)
+
     def _run_growing(
         self, stage: str, input_ids: Array, mask: Array, positions: Array, layers: Layers
     ) -> tuple[Array, Layers]:
@@ -206,7 +226,8 @@ class TensorRtSession(Session[DeviceTensor]):
             for name, layout, tensor in self._named("past_key_values", packed)
         }
         present = [tuple(self._new(layout, batch, total) for layout in layer) for layer in self.layout]
-        logits = self._logits(batch, new if stage == "prefill" and self._artifact.manifest.logits == "all" else 1)
+        gives_all = stage == VERIFY or (stage == "prefill" and self._artifact.manifest.logits == "all")
+        logits = self._logits(batch, new if gives_all else 1)
         results = {name: tensor.address for name, _, tensor in self._named("present", present)}
         results["logits"] = self._room(f"{stage}.logits", logits.nbytes)
         self._bind(stage, feed, results)
@@ -218,11 +239,8 @@ class TensorRtSession(Session[DeviceTensor]):
         """Decode into the buffers of a static cache."""
         self._device.activate()
         batch, past = input_ids.shape[0], mask.shape[1] - 1
-        bound = self._bound
-        if bound is None or bound.layers is not layers:
-            bound = self._bind_buffers(layers, mask[:, :past])
-        length = np.full((batch,), past, np.int64)
-        self._upload("decode", {"input_ids": input_ids, "position_ids": positions, "cache_length": length})
+        bound = self._bound_to(layers, mask[:, :past])
+        self._upload("decode", _tokens(input_ids, positions, past))
         if bound.steps == 0:  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
             self._execute("decode")
         else:
@@ -230,14 +248,41 @@ class TensorRtSession(Session[DeviceTensor]):
                 bound.graph = self._device.record(lambda: self._execute("decode"))
             self._device.replay(bound.graph)
         bound.steps += 1
-        # The graph counts the new row as a token by itself; the mask says what it is from the next step on.
-        bound.mask[:, past] = mask[:, past]
-        address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
-        for index in range(batch):
-            self._device.upload(address + 8 * (index * row + past), bound.mask[index, past : past + 1])
+        self._count_new(bound, mask, past)
         logits = self._logits(batch, 1)
         self._device.download(logits, bound.results["logits"])
         return logits, bound.layers
+
+    def _verify_in_place(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+        """Run the tokens of a draft into the buffers that decoding is bound to; nothing is recorded."""
+        self._device.activate()
+        (batch, new), past = input_ids.shape, mask.shape[1] - input_ids.shape[1]
+        bound = self._bound_to(layers, mask[:, :past])
+        logits = self._logits(batch, new)
+        results = bound.results | {"logits": self._room(f"{VERIFY}.logits", logits.nbytes)}
+        self._bind(VERIFY, bound.feed | self._upload(VERIFY, _tokens(input_ids, positions, past)), results)
+        self._execute(VERIFY)
+        self._count_new(bound, mask, past)
+        self._device.download(logits, results["logits"])
+        return logits, bound.layers
+
+    def _bound_to(self, layers: Layers, mask: Array) -> _BoundCache:
+        """Return the buffers of a cache with these tokens, to which decoding is bound from now on."""
+        bound, past = self._bound, mask.shape[1]
+        if bound is None or bound.layers is not layers:
+            return self._bind_buffers(layers, mask)
+        if (bound.mask[:, :past] != mask).any():  # tokens have been taken back; what lies behind is masked by length
+            bound.mask[:, :past] = mask
+            self._device.upload(bound.feed["attention_mask"][0], bound.mask)
+        return bound
+
+    def _count_new(self, bound: _BoundCache, mask: Array, past: int) -> None:
+        """Say what new rows are from the next step on; in their own, the graph counts all of them as tokens."""
+        new = slice(past, mask.shape[1])
+        bound.mask[:, new] = mask[:, new]
+        address, row = bound.feed["attention_mask"][0], bound.mask.shape[1]
+        for index in range(len(mask)):
+            self._device.upload(address + 8 * (index * row + past), np.ascontiguousarray(bound.mask[index, new]))
 
     def _bind_buffers(self, layers: Layers, mask: Array) -> _BoundCache:
         """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
@@ -338,6 +383,15 @@ class TensorRtSession(Session[DeviceTensor]):
             self._device.fill_zero(moved.address, rows * pitch * row)
         self._device.copy_rows(moved.address, pitch * row, tensor.address, tensor.pitch * row, tokens * row, rows)
         return moved
+
+
+def _tokens(input_ids: Array, positions: Array, past: int) -> dict[str, Array]:
+    """Return the inputs that say which tokens are new, and behind how many."""
+    return {
+        "input_ids": input_ids,
+        "position_ids": positions,
+        "cache_length": np.full((len(input_ids),), past, np.int64),
+    }
 
 
 def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:

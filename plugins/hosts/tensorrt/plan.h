@@ -15,7 +15,7 @@ enum class Type
     kBFloat16
 };
 
-//! Sizes of one call; `newTokens` is 1 and `groups` counts when decoding.
+//! Sizes of one call; `groups` counts when decoding.
 struct Sizes
 {
     int64_t batch;

@@ -26,13 +26,17 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
         LucidError: Triton is not installed.
     """
     try:
-        from lucid_deploy.plugins.decode_attention.kernel import decode_combine_kernel, decode_split_kernel
+        from lucid_deploy.plugins.decode_attention.kernel import (
+            decode_combine_kernel,
+            decode_split_kernel,
+            verify_combine_kernel,
+        )
         from lucid_deploy.plugins.delta_rule.kernel import delta_chunk_kernel, delta_decode_kernel, delta_state_kernel
         from lucid_deploy.plugins.precondition.kernel import precondition_kernel
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise missing_extra("triton", "kernels", purpose) from None
-    of_attention = (precondition_kernel, decode_split_kernel, decode_combine_kernel)
+    of_attention = (precondition_kernel, decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
     functions = (*of_attention, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
     return {function.__name__: function for function in functions}

@@ -79,15 +79,15 @@ def decode_attention(
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend from one new token with the kernels; the contract of :mod:`lucid_deploy.plugins.decode_attention`.
+    """Attend from 1 to 16 new tokens with the kernels; the contract of :mod:`lucid_deploy.plugins.decode_attention`.
 
     Args:
-        q: Queries, ``(B, H·G, 1, D)``.
-        k_new: The new token's raw key, ``(B, H, 1, D)``.
-        v_new: Its value, ``(B, H, 1, D)``.
+        q: Queries, ``(B, H·G, N, D)``.
+        k_new: The new tokens' raw keys, ``(B, H, N, D)``.
+        v_new: Their values, ``(B, H, N, D)``.
         k: Cached raw keys, ``(B, H, P, D)``.
         y: Cached preconditioned values, ``(B, H, P, D)``. Rows that the mask hides may hold anything, NaN included.
-        mask: bool ``(B, P + 1)``; None: no padding.
+        mask: bool ``(B, P + N)``; None: no padding.
         eps: Added to the mean square of a key.
         training_diagonal: Whether row i is divided by training's L_ii instead of 1.
         out: Where to write O and Y_new; None: new memory.
@@ -95,7 +95,7 @@ def decode_attention(
         tuned: Constants to use instead of the tuned ones.
 
     Returns:
-        O ``(B, H·G, 1, D)`` and Y_new ``(B, H, 1, D)``, in the type of ``q``.
+        O ``(B, H·G, N, D)`` and Y_new ``(B, H, N, D)``, in the type of ``q``.
 
     Raises:
         ValueError: Shapes, types or a device that the kernels do not take.
@@ -103,14 +103,14 @@ def decode_attention(
     import torch
 
     batch, heads, past, width = k.shape
-    groups = q.shape[1] // heads
-    if q.shape != (batch, heads * groups, 1, width) or y.shape != k.shape:
+    groups, n = q.shape[1] // heads, q.shape[2]
+    if q.shape != (batch, heads * groups, n, width) or y.shape != k.shape:
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
-    if k_new.shape != (batch, heads, 1, width) or v_new.shape != k_new.shape:
-        raise ValueError(f"k_new and v_new must be {(batch, heads, 1, width)}, one new token")
+    if k_new.shape != (batch, heads, n, width) or v_new.shape != k_new.shape:
+        raise ValueError(f"k_new and v_new must be {(batch, heads, n, width)}, as many new tokens as q has")
     diagonal = float(training_diagonal)
-    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned, diagonal)
-    tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + 1)}
+    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned, diagonal, n)
+    tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + n)}
     new = torch.contiguous_format
     o, y_new = out or (torch.empty_like(q, memory_format=new), torch.empty_like(v_new, memory_format=new))
     tensors |= {"O": o, "Y_new": y_new}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lucid_deploy.errors import spelled_out
 from lucid_deploy.plugins.decode_attention import torch_operator as decode
+from lucid_deploy.plugins.decode_attention.plan import MOST_NEW
 from lucid_deploy.plugins.delta_rule import torch_operator as delta
 from lucid_deploy.plugins.hosts.triton import launch
 from lucid_deploy.plugins.precondition import torch_operator as solve
@@ -84,8 +85,7 @@ def _decode_attention(
     implementation: str,
     training_diagonal: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    several = q.shape[2] > 1  # the kernels take one new token
-    if implementation == "reference" or several or why_not(q, k_new, v_new, k, y):
+    if implementation == "reference" or q.shape[2] > MOST_NEW or why_not(q, k_new, v_new, k, y):
         return decode.IMPLEMENTATIONS[implementation](q, k_new, v_new, k, y, mask, eps, training_diagonal)
     return launch.decode_attention(q, k_new, v_new, k, y, mask, eps, training_diagonal)
 

@@ -47,8 +47,32 @@ TRAINING = [
     Case(new=1, past=65, dtype="float16", keys="repeated", batch=2, padded=True, static=200, training=True),
 ]
 
+SEVERAL = [
+    Case(new=2, past=0, keys=0.99),
+    Case(new=16, past=0, dtype="bfloat16", keys="repeated", groups=1),
+    Case(new=8, past=1, dtype="float16", keys=0.99),
+    Case(new=8, past=257, keys="repeated"),
+    Case(new=8, past=257, dtype="bfloat16", keys=0.99, heads=1),
+    Case(new=8, past=2100, dtype="float16", keys=0.9, heads=1, groups=1, tuned=(0, 16)),
+    Case(new=15, past=65, dtype="bfloat16", keys="repeated", groups=3),
+    Case(new=16, past=200, dtype="float16", keys=0.99),  # 80 rows: two tiles of 64
+    Case(new=16, past=64, keys=0.9, heads=1, groups=16, width=68),  # the new keys lie in the last of nine tiles
+    Case(new=5, past=100, dtype="float16", keys=0.99, groups=12),  # 65 rows: the last new key alone in a tile
+    Case(new=3, past=63, keys=0.0),
+    Case(new=8, past=100, dtype="float16", keys=0.99, batch=2, padded=True),
+    Case(new=16, past=3, dtype="bfloat16", keys="repeated", batch=2, padded=True, static=509),
+    Case(new=4, past=65, keys=0.99, batch=2, padded=True, static=200),
+    Case(new=2, past=0, dtype="float16", keys=0.9, static=128),
+    Case(new=8, past=65, dtype="float16", keys="repeated", batch=2, padded=True, static=200, training=True),
+    Case(new=16, past=100, keys=0.9, training=True),
+    *(
+        Case(new=7, past=100, width=width, dtype=dtype, keys=0.99, heads=1, groups=2)
+        for width, dtype in [(16, "bfloat16"), (36, "float32"), (68, "float16"), (128, "bfloat16"), (255, "float16")]
+    ),
+]
 
-@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING, ids=str)
+
+@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

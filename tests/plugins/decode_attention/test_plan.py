@@ -16,7 +16,8 @@ def decode(**changes) -> Plan:
 
 def test_tensors_are_those_of_the_table():
     known = {*DECODE_ATTENTION.input_names, *DECODE_ATTENTION.output_names, "workspace"}
-    assert {name for step in decode().steps for name in step.pointers} == known
+    for new in (1, 8):
+        assert {name for step in decode(new=new).steps for name in step.pointers} == known
 
 
 def test_memory_does_not_grow_with_the_tokens():
@@ -28,7 +29,9 @@ def test_splits_fill_the_device():
     assert decode(batch=1, heads=1, past=32768).steps[0].grid == (1, MAX_SPLITS, 1)
     assert decode(batch=64, heads=8, past=32768).steps[0].grid == (512, 1, 1)
     assert decode(past=0).steps[0].grid == (6, 1, 1)
-    assert decode(groups=71).steps[0].grid[2] == 3  # 31 query heads and the new key a tile
+    assert decode(groups=71).steps[0].grid[2] == 2  # 64 of the 71 query heads and the new key a tile
+    assert decode(new=8).steps[0].grid[2] == 1  # 8 tokens of 4 query heads, and their keys: 40 rows in a tile of 64
+    assert decode(new=16).steps[0].grid[2] == 2
 
 
 @pytest.mark.parametrize("past", [0, 1, 100, 5000, 100_000])
@@ -40,9 +43,10 @@ def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch
     assert planned.workspace_bytes <= decode(batch=300, heads=1, past=past).workspace_bytes
 
 
-@pytest.mark.parametrize(("groups", "rows"), [(1, 16), (15, 16), (16, 32), (31, 32), (32, 32), (71, 32)])
-def test_a_tile_holds_the_query_heads_and_the_new_key(groups, rows):
-    assert query_rows(groups) == rows
+@pytest.mark.parametrize(("head_rows", "rows"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (80, 64)])
+def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows):
+    assert query_rows(head_rows, "bfloat16", 256) == query_rows(head_rows, "float32", 64) == rows
+    assert query_rows(head_rows, "float32", 128) == min(rows, 32)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,7 @@ def test_a_tile_holds_the_query_heads_and_the_new_key(groups, rows):
     [
         ({"width": 257}, "head width 257 is not supported"),
         ({"groups": 0}, "groups must be at least 1"),
+        ({"new": 17}, "up to 16 new tokens are supported, not 17"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
     ],
 )
@@ -60,9 +65,9 @@ def test_what_the_kernels_do_not_take_is_an_error(changes, message):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("width", [16, 36, 64, 128, 256])
-@pytest.mark.parametrize("groups", [4, 16])
-def test_every_plan_finds_its_compiled_forms(width, dtype, groups):
-    for step in decode(width=width, dtype=dtype, groups=groups).steps:
+@pytest.mark.parametrize(("groups", "new"), [(4, 1), (16, 1), (4, 8), (4, 16)])
+def test_every_plan_finds_its_compiled_forms(width, dtype, groups, new):
+    for step in decode(width=width, dtype=dtype, groups=groups, new=new).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]
         assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)
         assert variant.num_stages == step.num_stages

@@ -14,8 +14,10 @@ import onnxruntime as ort
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.several_tokens import attach_body, several_tokens
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile, EngineManifest
+from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 from lucid_deploy.runtimes.tensorrt.session import Engines
 
 KINDS = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -135,15 +137,27 @@ class FakeContext:
             self._device.at(addresses[value.name], array.nbytes)[:] = np.frombuffer(array.tobytes(), np.uint8)
 
 
-def fake_engines(artifact: Artifact, device: FakeDevice, **limits: int) -> tuple[Engines, dict[str, list[FakeContext]]]:
+def _graph(artifact: Artifact, stage: str) -> bytes:
+    if stage != VERIFY:
+        return artifact.graph_path(stage).read_bytes()
+    model = several_tokens(artifact.graph("prefill"), artifact.manifest.cache == "static")
+    attach_body(model)
+    return model.SerializeToString()
+
+
+def fake_engines(
+    artifact: Artifact, device: FakeDevice, speculate: bool = False, **limits: int
+) -> tuple[Engines, dict[str, list[FakeContext]]]:
     """Return engines of an artifact on a fake device, and the contexts that were made of them."""
     chosen = choose_limits(artifact, **limits)
-    profiles = {stage: profile_shapes(artifact, stage, chosen) for stage in ("prefill", "decode")}
+    stages = ("prefill", "decode", VERIFY) if speculate else ("prefill", "decode")
+    profiles = {stage: profile_shapes(artifact, stage, chosen) for stage in stages}
     files = {stage: EngineFile(f"{stage}.engine", 1, "", profile, {}) for stage, profile in profiles.items()}
     manifest = EngineManifest("tensorrt-rtx", "1", "1", (), chosen, False, {}, None, files)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # here a static cache is copied, which onnxruntime remarks upon
-    sessions = {stage: ort.InferenceSession(str(artifact.graph_path(stage)), options) for stage in profiles}
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.directory))
+    sessions = {stage: ort.InferenceSession(_graph(artifact, stage), options) for stage in profiles}
     made: dict[str, list[FakeContext]] = {stage: [] for stage in profiles}
 
     def make_context(stage: str) -> FakeContext:

@@ -34,21 +34,24 @@ VARIANTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_both_engines_are_built(changes: dict[str, Any], exported: Exported, plugin: Path, tmp_path: Path) -> None:
+def test_all_engines_are_built(changes: dict[str, Any], exported: Exported, plugin: Path, tmp_path: Path) -> None:
     artifact = copy_of(exported(**changes)[1], tmp_path / "artifact")
-    report = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
+    report = build_engines(artifact, BuildOptions(plugin=plugin, speculate=True, **SMALL))
     lucid = changes.get("attention_type") != "llama"
     taken = {
         stage: {name: len(layers) for name, layers in engine.plugin_layers.items()}
         for stage, engine in report.manifest.engines.items()
     }
-    assert taken == {"prefill": {"Precondition": 2} if lucid else {}, "decode": {"DecodeAttention": 2} if lucid else {}}
+    decoding = {"DecodeAttention": 2} if lucid else {}
+    assert taken == {"prefill": {"Precondition": 2} if lucid else {}, "decode": decoding, "verify": decoding}
     for engine in report.manifest.engines.values():
         assert engine.size == (report.directory / engine.file).stat().st_size > 100_000
     past = report.manifest.engines["prefill"].profile["past_key_values.0.key"]
     assert [shape[2] for shape in past] == [0, 32, 63], "an empty past is in the profile"
     cache = report.manifest.engines["decode"].profile["past_key_values.0.key"]
     assert [shape[2] for shape in cache] == ([64] * 3 if changes.get("cache") == "static" else [0, 32, 63])
+    verify = report.manifest.engines["verify"].profile
+    assert verify["past_key_values.0.key"] == cache and [shape[1] for shape in verify["input_ids"]] == [1, 8, 16]
     assert (report.manifest.plugin is not None) == lucid
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
@@ -68,6 +71,14 @@ def test_engines_of_a_hybrid_take_and_give_its_states(
     state = [(1, 8, 16, 16), (2, 8, 16, 16), (2, 8, 16, 16)]
     for engine in engines.values():
         assert [tuple(shape) for shape in engine.profile["past_key_values.0.recurrent_state"]] == state
+
+
+def test_what_cannot_take_drafts_back_has_no_engine_that_verifies_them(
+    hybrid: Callable[..., Artifact], plugin: Path
+) -> None:
+    message = r"No engine can verify drafts: layer 0 .* keeps a state.*Leave out --speculate"
+    with pytest.raises(LucidError, match=message):
+        build_engines(hybrid(), BuildOptions(plugin=plugin, speculate=True, **SMALL))
 
 
 def test_the_report_and_the_folder(built_engines: Any) -> None:

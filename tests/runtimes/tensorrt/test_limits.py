@@ -40,7 +40,7 @@ def test_wrong_ones_are_refused_by_name(options: dict[str, Any], message: str, e
 
 
 @pytest.mark.parametrize("limits", [Limits(4, 512, 512), Limits(1, 2, 1), Limits(3, 100, 7)], ids=str)
-@pytest.mark.parametrize("stage", ["prefill", "decode"])
+@pytest.mark.parametrize("stage", ["prefill", "decode", "verify"])
 def test_sums_are_those_of_their_parts(stage: str, limits: Limits) -> None:
     ranges = axis_ranges(stage, limits)
     assert all(low <= best <= high for low, best, high in ranges.values())
@@ -53,8 +53,11 @@ def test_sums_are_those_of_their_parts(stage: str, limits: Limits) -> None:
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_every_input_has_its_three_shapes(cache: str, exported: Exported) -> None:
     _, artifact = exported(cache=cache)
-    shapes = profile_shapes(artifact, "decode", Limits(2, 64, 16))
-    assert set(shapes) == {info.name for info in artifact.manifest.graphs["decode"].inputs}
-    assert shapes["input_ids"] == ((1, 1), (2, 1), (2, 1))
-    tokens = [shape[2] for shape in shapes["past_key_values.1.value"]]
-    assert tokens == ([64] * 3 if cache == "static" else [0, 32, 63])
+    for stage, new in (("decode", (1, 1, 1)), ("verify", (1, 8, 16))):
+        shapes = profile_shapes(artifact, stage, Limits(2, 64, 16))
+        assert set(shapes) == {info.name for info in artifact.manifest.graphs["decode"].inputs}
+        assert shapes["input_ids"] == shapes["position_ids"] == ((1, new[0]), (2, new[1]), (2, new[2]))
+        tokens = [shape[2] for shape in shapes["past_key_values.1.value"]]
+        assert tokens == ([64] * 3 if cache == "static" else [0, 32, 63])
+        masks = [shape[1] for shape in shapes["attention_mask"]]
+        assert masks == ([64] * 3 if cache == "static" else [0 + new[0], 32 + new[1], 63 + new[2]])

@@ -110,7 +110,7 @@ Tensors makeTensors(Call const& call)
     }
     if (name == "DecodeAttention")
     {
-        tensors.inputs = {tensor(type, {b, h * g, 1, d}), tensor(second, {b, h, 1, d}), tensor(type, {b, h, 1, d}),
+        tensors.inputs = {tensor(type, {b, h * g, n, d}), tensor(second, {b, h, n, d}), tensor(type, {b, h, n, d}),
             tensor(type, {b, h, p, d}), tensor(type, {b, h, p, d})};
         tensors.outputs = {tensors.inputs[0], tensors.inputs[2]};
     }

@@ -37,6 +37,7 @@ def signatures() -> dict[str, str]:
     plans = (
         plan_precondition(1, 1, 1, 0, 64, "float16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80),
+        plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80, new=2),
         plan_delta_rule(1, 1, 1, 64, 64, "float16", 1.0, 80),
         plan_delta_rule(1, 1, 2, 64, 64, "float16", 1.0, 80),
     )
@@ -85,7 +86,7 @@ class Problem:
         rest = (self.past, self.width, self.dtype, self.epsilon, arch, None, self.diagonal or 0.0)
         if self.operator == PRECONDITION.name:
             return plan_precondition(self.batch, self.heads, self.new, *rest)
-        return plan_decode_attention(self.batch, self.heads, self.groups, *rest)
+        return plan_decode_attention(self.batch, self.heads, self.groups, *rest, new=self.new)
 
     def pointers(self) -> dict[str, int]:
         [operator] = [each for each in OPERATORS if each.name == self.operator]

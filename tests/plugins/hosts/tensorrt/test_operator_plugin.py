@@ -20,6 +20,12 @@ PROBLEMS = [
     Problem("DecodeAttention", past=32768, heads=1, groups=71, width=64),
     Problem("DecodeAttention", past=777, batch=40, heads=8, groups=4, width=128),
     Problem("DecodeAttention", "bfloat16", past=777, batch=3, heads=5, groups=1, width=256),
+    Problem("DecodeAttention", new=2),
+    Problem("DecodeAttention", "float32", past=100, new=8, groups=4, width=96, diagonal=1.0),
+    Problem("DecodeAttention", "bfloat16", past=8192, new=16, heads=4, groups=7, batch=3, width=128),
+    Problem("DecodeAttention", past=777, new=5, groups=12, width=68),
+    Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=64),
+    Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=68),
     Problem("DeltaRule", epsilon=0.125),
     Problem("DeltaRule", "bfloat16", batch=3, heads=5, width=68, value_width=100),
     Problem("DeltaRule", new=257, batch=2, heads=4, width=128, value_width=128, epsilon=0.5),
@@ -68,7 +74,7 @@ def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_pat
     assert cleared == ([(pointers["workspace"], 0, plan.zeroed_bytes)] * 3 if plan.zeroed_bytes else [])
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9], PROBLEMS[17]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9], PROBLEMS[23]], ids=str)
 def test_modules_are_loaded_once_for_each_context(problem, tools, tmp_path):
     _, calls = tools.run(problem, tmp_path / "log", 90)
     variants = [step.variant for step in problem.plan(90).steps]
@@ -99,6 +105,7 @@ def test_little_shared_memory_needs_no_attribute(tools, tmp_path):
         (Problem("Precondition", width=66), {}, "head width 66 is not supported"),
         (Problem("Precondition", width=12), {}, "head width 12 is not supported"),
         (Problem("DecodeAttention", width=260), {}, "head width 260 is not supported"),
+        (Problem("DecodeAttention", new=17), {}, "there may be up to 16 new tokens"),
         (Problem("Precondition", past=3), {"mode": "mask"}, "mask must be (batch, past and new tokens)"),
         (Problem("DeltaRule", new=3), {"mode": "mask"}, "log_decay and beta must be (batch, heads, tokens)"),
         (Problem("DeltaRule", width=12), {}, "head width 12 is not supported"),

@@ -19,13 +19,13 @@ from lucid_deploy.plugins.shared.plan import Plan
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.plugins.problems import keys
 
-PROMPT, CHUNK, STEPS = 37, 20, 3
+PROMPT, CHUNK, STEPS, DRAFTED = 37, 20, 3, 6
 
 
 def run_tokens(session: TorchSession) -> dict[str, np.ndarray]:
-    """Run a padded batch in two chunks, then token by token; return all logits and the cache of every layer."""
+    """Run a padded batch in two chunks, token by token, and a few at once; return all logits and what is cached."""
     generator = np.random.default_rng(5)
-    ids = generator.integers(0, session.config.vocab_size, (2, PROMPT + STEPS))
+    ids = generator.integers(0, session.config.vocab_size, (2, PROMPT + STEPS + DRAFTED))
     ids[1, 9:15] = ids[1, 3:9]  # repeated tokens: equal keys but for their positions
     mask = np.ones((2, PROMPT), bool)
     mask[0, :5] = False
@@ -33,7 +33,10 @@ def run_tokens(session: TorchSession) -> dict[str, np.ndarray]:
     parts = (slice(0, CHUNK), slice(CHUNK, PROMPT))
     logits = [session.prefill_all(ids[:, part], cache, mask[:, part]) for part in parts]
     logits += [session.decode(ids[:, i : i + 1], cache) for i in range(PROMPT, PROMPT + STEPS)]
-    token = np.concatenate([mask, np.ones((2, STEPS), bool)], axis=1)
+    drafted = np.ones((2, DRAFTED), bool)
+    drafted[1, -2:] = False
+    logits.append(session.decode_several(ids[:, -DRAFTED:], cache, drafted))
+    token = np.concatenate([mask, np.ones((2, STEPS), bool), drafted], axis=1)
     found = {"logits": np.concatenate(logits, axis=1)[token]}
     for layer, (k, y) in enumerate(session.layer_arrays(cache)):
         found |= {f"k{layer}": k.transpose(0, 2, 1, 3)[token], f"y{layer}": y.transpose(0, 2, 1, 3)[token]}
@@ -88,5 +91,8 @@ def check_operators(dtype: str) -> bool:
     torch.library.opcheck(precondition_operator, (*tensors, 1e-5, "blocked"))
     q = torch.randn(2, 4, 1, 36).to(kind)
     tensors = (q, k[:, :, one], y[:, :, one], k[:, :, :11], y[:, :, :11], mask)
+    torch.library.opcheck(decode_attention_operator, (*tensors, 1e-5, "fused"))
+    q = torch.randn(2, 4, 7, 36).to(kind)
+    tensors = (q, k[:, :, new], y[:, :, new], k[:, :, cache], y[:, :, cache], mask)
     torch.library.opcheck(decode_attention_operator, (*tensors, 1e-5, "fused"))
     return True

@@ -39,6 +39,7 @@ def test_every_launch_of_a_plan_has_its_function() -> None:
     for plan in (
         plan_precondition(1, 2, 100, 7, 64, "float16", 1e-5, 90),
         plan_decode_attention(1, 2, 4, 1000, 64, "bfloat16", 1e-5, 90),
+        plan_decode_attention(1, 2, 4, 1000, 64, "bfloat16", 1e-5, 90, new=8),
         plan_delta_rule(1, 2, 100, 64, 48, "float16", 1.0, 90),
         plan_delta_rule(1, 2, 1, 64, 48, "float16", 1.0, 90),
     ):

@@ -25,8 +25,9 @@ def test_tensors_on_the_cpu_are_refused_outside_the_interpreter():
         (lambda k: precondition(k, k[:, :, :1]), "k and v must have one shape"),
         (lambda k: precondition(k.double(), k.double()), "the kernels take float32, float16, bfloat16, not float64"),
         (lambda k: precondition(k, k, mask=torch.ones(1, 5, dtype=torch.bool)), r"mask must be bool \(1, 4\)"),
-        (lambda k: decode_attention(k, k, k, k, k), "do not fit together"),
-        (lambda k: decode_attention(k[:, :, :1], k, k, k, k), "one new token"),
+        (lambda k: decode_attention(k, k, k, k, k[:, :, 1:]), "do not fit together"),
+        (lambda k: decode_attention(k[:, :, :1], k, k, k, k), "as many new tokens as q has"),
+        (lambda k: decode_attention(*[k.repeat(1, 1, 5, 1)] * 5), "up to 16 new tokens are supported, not 20"),
     ],
 )
 def test_tensors_that_do_not_fit_are_an_error(call, message):

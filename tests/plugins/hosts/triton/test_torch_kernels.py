@@ -27,8 +27,9 @@ def check_model(result: dict[str, Any], factor: float) -> None:
     chunks = len(range(0, PROMPT, CHUNK))
     assert result["launched"] == {
         "precondition_kernel": LAYERS * chunks,
-        "decode_split_kernel": LAYERS * STEPS,
+        "decode_split_kernel": LAYERS * (STEPS + 1),
         "decode_combine_kernel": LAYERS * STEPS,
+        "verify_combine_kernel": LAYERS,
     }
     assert set(result["errors"]) == {"logits", "k0", "y0", "k1", "y1"}
     for name, (error, plain) in result["errors"].items():

@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
-from lucid_deploy.runtimes.onnxruntime.several_tokens import NotAsExported, attach_body, several_tokens
+from lucid_deploy.runtimes.several_tokens import NotAsExported, attach_body, several_tokens
 
 
 def operators(model):
