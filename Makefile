@@ -36,7 +36,7 @@ demo-build:
 	@echo "A machine with an NVIDIA GPU adds: lucid-deploy verify $(DEMO) --runtime tensorrt, and make gpu-check"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile # one core per worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile --no-loadscope-reorder # one core per worker
 
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile

@@ -20,6 +20,7 @@ from tests.once_per_run import made_once, run_folder
 
 pytest_plugins = [
     "tests.byte_level_checkpoints",
+    "tests.compiled_once",
     "tests.cpu_library",
     "tests.demo_artifacts",
     "tests.hybrid_artifact",
@@ -27,6 +28,7 @@ pytest_plugins = [
     "tests.nothing_skipped",
     "tests.one_core",
     "tests.own_folders",
+    "tests.preloaded",
     "tests.remembered_traces",
     "tests.slow_tests",
     "tests.stand_in_plugin",

@@ -1,5 +1,6 @@
 """A pytest plugin: marks as slow what exports a model, compiles kernels or starts a server, by its fixtures, and the
 files of slow_files.txt, which took five seconds or more of one core when all tests were measured (--durations=0).
+These files begin a run, the longest first: one that begins last keeps one core while the others have nothing to do.
 
 `make test-fast` leaves out what is marked so, here or in a file (``pytestmark = pytest.mark.slow``).
 """
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = {ROOT / line for line in (ROOT / "tests" / "slow_files.txt").read_text().split()}
+FILES = [ROOT / line for line in (ROOT / "tests" / "slow_files.txt").read_text().split()]
+RANKS = {path: rank for rank, path in enumerate(FILES)}
 SLOW_FIXTURES = {
     "artifacts",  # exported for a server
     "cluster",
@@ -33,7 +35,9 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"tests/slow_files.txt names files that are not there: {', '.join(missing)}")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))
     for item in items:
-        if item.path in FILES or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if item.path in RANKS or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

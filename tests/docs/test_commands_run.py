@@ -33,6 +33,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SHELL, PYTHON = ("", "bash", "sh"), "python"
 SHELL_WORDS = re.compile(r"[|<>&;$`*?~]|\blucid-deploy (plugin|build)\b")  # compilers run in their own process
+NO_SHELL_WORDS = re.compile(r"""'[^']*'|"[^"$`\\]*"|(?:^|\s)\#.*""")  # in quotes and comments they are none
+SETTING = re.compile(r"(\w+)=(\S*) ")
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,11 @@ def demo_artifact(demo: Callable[..., Artifact]) -> Artifact:
 class Reader:
     """Does what a page says. Servers stay up until its end."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, programs: Path) -> None:
         self.folder = folder
         self.environment = {
             **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "XDG_CACHE_HOME": str(folder / "cache"),  # libraries that a page builds are not for other tests
         }
         self.servers: list[subprocess.Popen[str]] = []
@@ -76,7 +78,7 @@ class Reader:
     def read(self, block: Block) -> None:
         if block.kind == PYTHON:
             (self.folder / "block.py").write_text(block.text)
-            self.run([sys.executable, "block.py"], block.text)
+            self.run(["python", "block.py"], block.text)
             return
         if "<<" in block.text:  # a here-document: lines are no commands
             self.run(["bash", "-euo", "pipefail", "-c", block.text], block.text)
@@ -88,7 +90,7 @@ class Reader:
                 assert f"\n{line.split()[1]}:" in (ROOT / "Makefile").read_text(), line
             elif line.startswith("lucid-deploy serve"):
                 self.serve(line)
-            elif line.startswith("lucid-deploy ") and not SHELL_WORDS.search(line):
+            elif is_one_command(line):
                 self.call(line)
             else:
                 self.run(["bash", "-euo", "pipefail", "-c", line], line)
@@ -99,6 +101,9 @@ class Reader:
             patch.chdir(self.folder)
             for name in ("PATH", "XDG_CACHE_HOME"):
                 patch.setenv(name, self.environment[name])
+            while setting := SETTING.match(line):
+                patch.setenv(*setting.groups())
+                line = line[setting.end() :]
             result = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert result.exit_code == 0, f"{line}\n{result.output[-3000:]}\n{result.exception!r}"
 
@@ -118,7 +123,7 @@ class Reader:
         """Start a server, and come back when it is ready."""
         port = (re.findall(r"--port (\d+)", line) or ["8000"])[0]
         process = subprocess.Popen(
-            line.split(),
+            [str(Path(sys.executable).parent / "lucid-deploy"), *line.split()[1:]],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.DEVNULL,
@@ -143,9 +148,17 @@ class Reader:
             process.communicate(timeout=PATIENCE)
 
 
+def is_one_command(line: str) -> bool:
+    """Say whether a line is one command of ours, with nothing that a shell does."""
+    bare = NO_SHELL_WORDS.sub("", line)
+    while setting := SETTING.match(bare):
+        bare = bare[setting.end() :]
+    return bare.startswith("lucid-deploy ") and not SHELL_WORDS.search(bare)
+
+
 @pytest.fixture
-def reader(tmp_path: Path) -> Iterator[Reader]:
-    made = Reader(tmp_path)
+def reader(tmp_path: Path, preloaded: Path) -> Iterator[Reader]:
+    made = Reader(tmp_path, preloaded)
     yield made
     made.leave()
 
@@ -174,6 +187,23 @@ NOT_RUN = [(page, block) for page in PAGES for block in blocks(page) if block.re
 @pytest.mark.parametrize(("page", "block"), NOT_RUN, ids=lambda item: getattr(item, "name", ""))
 def test_commands_that_cannot_run_here(page: Path, block: Block) -> None:
     pytest.skip(f"{page.name}: {block.reason}")
+
+
+@pytest.mark.parametrize(
+    ("line", "one"),
+    [
+        ("lucid-deploy verify ./artifact --quick   # a fraction; says what it leaves out", True),
+        ("lucid-deploy export --keep-float 'layers.*.k_proj' --prompt \"a ? b\"", True),
+        ("LUCID_DEPLOY_EXPORT_DTYPE=bf16 lucid-deploy export", True),
+        ("lucid-deploy export layers.*", False),
+        ('lucid-deploy run --prompt "$(cat file)"', False),
+        ("lucid-deploy eval | tee file", False),
+        ("echo 'x' > file", False),
+        ("lucid-deploy plugin build", False),
+    ],
+)
+def test_lines_that_need_no_shell(line: str, one: bool) -> None:
+    assert is_one_command(line) is one
 
 
 def test_most_commands_run() -> None:

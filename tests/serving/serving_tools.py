@@ -32,6 +32,7 @@ TEMPLATE = (
 )
 PROMPT = "fox has red lamp, owl has blue cup, bear has green key. owl has"
 MODEL = "demo"
+ONE_THREAD = ("--threads", "1")  # a second one only waits, by spinning: see tests/one_core.py
 HERE = Path(__file__).parent
 
 
@@ -141,7 +142,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if file is not None:
             file.touch()
             program = [str(HERE / "slow_server.py"), str(slow), str(file)]
-        words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, *map(str, options)]
+        words = ["serve", str(directory), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD, *map(str, options)]
         started.append(Server([*program, *words], ready, file))
         return started[-1]
 
@@ -153,7 +154,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 @pytest.fixture(scope="module", params=["growing", "static"])
 def server(request: pytest.FixtureRequest, artifacts: dict[str, Path]) -> Iterator[Server]:
     """A server without keys, once with each kind of cache."""
-    words = ["serve", str(artifacts[request.param]), "--port", "0", "--served-model-name", MODEL]
+    words = ["serve", str(artifacts[request.param]), "--port", "0", "--served-model-name", MODEL, *ONE_THREAD]
     running = Server(["-m", "lucid_deploy.cli", *words])
     yield running
     assert running.stop() == 0

@@ -1,0 +1,59 @@
+"""Programs that begin with PyTorch imported: the same arguments, files, folder, environment and exit status."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.version import __version__
+
+pytestmark = pytest.mark.slow
+SAYS = """
+import os, sys
+print(__name__, sys.argv, os.getcwd(), os.environ["SAID"], sys.stdin.read())
+print("torch" in sys.modules, [name for name in sys.modules if name.startswith("lucid_deploy")], file=sys.stderr)
+import beside
+"""
+
+
+def run(folder: Path, shell: str, cwd: Path, **more: str) -> tuple[int, str, str]:
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **more}
+    command = ["bash", "-o", "pipefail", "-c", shell]
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_a_program_in_a_file(preloaded: Path, tmp_path: Path) -> None:
+    (tmp_path / "says.py").write_text(SAYS)
+    (tmp_path / "beside.py").write_text("")
+    found = run(preloaded, "echo given | python says.py 'a b' c | cat", tmp_path, SAID="so")
+    assert found == (0, f"__main__ ['says.py', 'a b', 'c'] {tmp_path} so given\n\n", "True []\n")
+
+
+ENDS = {
+    "import sys; sys.exit(3)": (3, ""),
+    "import sys; sys.exit('the reason')": (1, "the reason"),
+    "raise ValueError('the reason')": (1, "ValueError: the reason"),
+    "import os; os.kill(os.getpid(), 9)": (137, ""),
+    "pass": (0, ""),
+}
+
+
+@pytest.mark.parametrize("code", ENDS)
+def test_its_exit_status(code: str, preloaded: Path, tmp_path: Path) -> None:
+    status, out, error = run(preloaded, f'python -c "{code}"', tmp_path)
+    assert (status, out) == (ENDS[code][0], "") and ENDS[code][1] in error and bool(error) == bool(ENDS[code][1])
+
+
+def test_the_command(preloaded: Path, tmp_path: Path) -> None:
+    assert run(preloaded, "lucid-deploy --version", tmp_path) == (0, f"lucid-deploy, version {__version__}\n", "")
+    status, _, error = run(preloaded, "lucid-deploy inspect nowhere", tmp_path)
+    assert status == 2 and "nowhere" in error and "Traceback" not in error
+
+
+def test_several_at_the_same_time(preloaded: Path, tmp_path: Path) -> None:
+    line = "python -c 'print(1); print(2)' | python -c 'import sys; print(sys.stdin.read().split())'"
+    assert run(preloaded, line, tmp_path) == (0, "['1', '2']\n", "")
