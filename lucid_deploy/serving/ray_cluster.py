@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -35,6 +36,9 @@ ENGINE = "Engine"
 DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
 DOOR_CPUS = 0.1
 OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go through it
+# Seconds that Ray Serve waits for an HTTP proxy to start, before it kills it and starts another one: its own 5 are too
+# few on a busy machine, where no proxy then ever starts. `serve.start` gives up after 60.
+PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 PROBE_SECONDS = 2.0
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
@@ -126,6 +130,7 @@ def connect(cluster: ClusterOptions) -> None:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
         }
+        os.environ.setdefault(*PROXY_PATIENCE)  # for the cluster's processes, which get this one's environment
     try:
         ray.init(**here, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -139,10 +144,16 @@ def connect(cluster: ClusterOptions) -> None:
 
 
 def _start(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> None:
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly if cluster.address is None else ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=cluster.host, port=cluster.port),
-    )
+    try:
+        serve.start(
+            proxy_location=ProxyLocation.HeadOnly if cluster.address is None else ProxyLocation.EveryNode,
+            http_options=HTTPOptions(host=cluster.host, port=cluster.port),
+        )
+    except (TimeoutError, RayError) as error:
+        reason = str(error).splitlines()[0]
+        raise LucidError(
+            f"Ray's HTTP proxy did not start: {reason} Try again when its machine is less busy."
+        ) from error
     try:
         serve.run(application(engine, api, cluster), name=APPLICATION, route_prefix="/")
     except RuntimeError as error:  # Ray's own message has the engine's error and where its log is

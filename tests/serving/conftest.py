@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.patience import PATIENCE
+from tests.serving.patient_ray import patient_ray  # noqa: F401
 from tests.serving.serving_tools import artifacts, reference, server, start  # noqa: F401
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port(patient_ray: None) -> Iterator[int]:
     """A cluster on this machine, as ``serve --engine ray`` starts one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

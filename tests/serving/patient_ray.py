@@ -1,0 +1,36 @@
+"""A cluster of Ray on a machine whose cores others use: nothing is taken for dead because an answer comes late.
+
+What ends one there, as seen beside 30 other processes on two cores: Ray Serve kills an HTTP proxy that is not ready
+within 5 seconds and starts another, and whoever waits for the first gets an ``ActorDiedError``, a minute and a half
+after the start. By Ray's defaults a node is dead, too, that leaves five health checks of 10 seconds unanswered, and the
+memory monitor kills workers when the machine has little memory left, whoever uses it. Ray's workers have niceness 15,
+so that beside processes without any they hardly run. The cluster's folder is in ``TMPDIR``, which is this run's own, and
+its ports are free ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.patience import PATIENCE
+
+SETTINGS = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PATIENCE),
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(PATIENCE),
+    "RAY_health_check_timeout_ms": str(int(PATIENCE * 1000)),
+    "RAY_worker_register_timeout_seconds": str(int(PATIENCE)),
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_worker_niceness": "0",
+}
+
+
+@pytest.fixture(scope="module")
+def patient_ray() -> Iterator[None]:
+    """Clusters that start now, here or in a process of this one, wait so long."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        patch.setattr("ray.serve._private.api.HTTP_PROXY_TIMEOUT", PATIENCE)
+        yield
