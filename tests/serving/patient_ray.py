@@ -4,8 +4,8 @@ What ends one there, as seen beside 30 other processes on two cores: Ray Serve k
 within 5 seconds and starts another, and whoever waits for the first gets an ``ActorDiedError``, a minute and a half
 after the start. By Ray's defaults a node is dead, too, that leaves five health checks of 10 seconds unanswered, and the
 memory monitor kills workers when the machine has little memory left, whoever uses it. Ray's workers have niceness 15,
-so that beside processes without any they hardly run. The cluster's folder is in ``TMPDIR``, which is this run's own, and
-its ports are free ones.
+so that beside processes without any they hardly run. The cluster's folder is in ``TMPDIR``, which is this run's own,
+and its ports are free ones.
 """
 
 from __future__ import annotations
