@@ -17,6 +17,7 @@ from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
@@ -159,6 +160,18 @@ def test_verify_judges_rows_that_round_beside_states_that_do_not(
     failed = lucid_deploy("verify", broken, "--quick", "--json", "-")
     outcomes = {(item["schedule"], item["passed"]) for item in json.loads(failed.stdout)["comparisons"]}
     assert failed.exit_code == 1 and ("decode from given rows", False) in outcomes
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantized_weights_beside_states(hybrid: Callable[..., Artifact], scheme: str) -> None:
+    quantized = hybrid(quantize=QuantizeOptions(scheme))
+    record = quantized.manifest.quantization
+    assert record is not None and any("linear_attn" in name for name in record.tensors)
+    passed = lucid_deploy("verify", quantized.directory, "--quick", "--json", "-")
+    assert passed.exit_code == 0, passed.stderr
+    assert {"layer 0 recurrent_state", "logits"} <= {
+        item["tensor"] for item in json.loads(passed.stdout)["comparisons"]
+    }
 
 
 def test_states_in_the_models_own_type_are_recorded_and_verified(

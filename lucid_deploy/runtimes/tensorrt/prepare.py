@@ -179,7 +179,7 @@ def check_head_width(artifact: Artifact) -> None:
 
 
 def check_layout(artifact: Artifact) -> None:
-    """Check that engines can keep what the model caches: rows, and with a growing cache states.
+    """Check that engines can keep what the model caches: rows and states.
 
     Raises:
         LucidError: A layer caches something else; it is named.
@@ -191,9 +191,4 @@ def check_layout(artifact: Artifact) -> None:
             raise LucidError(
                 f"Layer {index} ({layer.kind}) caches {kinds}; TensorRT engines keep rows of all tokens, and states. "
                 "Run the artifact with onnxruntime."
-            )
-        if "state" in sorts and artifact.manifest.cache == "static":
-            raise LucidError(
-                f"Layer {index} ({layer.kind}) caches {kinds}; engines that decode in place cannot read a state and "
-                "write it in the same memory. Export with --cache growing for engines."
             )

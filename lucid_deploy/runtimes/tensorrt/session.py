@@ -57,6 +57,7 @@ class _BoundCache:
     mask: Array  # int64 (B, M), as it is on the device
     feed: Feed
     results: dict[str, int]
+    states: list[tuple[int, int, int]]  # where each is read, where an engine writes the next one, bytes
     graph: Any = None
     steps: int = 0
 
@@ -242,10 +243,10 @@ class TensorRtSession(Session[DeviceTensor]):
         bound = self._bound_to(layers, mask[:, :past])
         self._upload("decode", _tokens(input_ids, positions, past))
         if bound.steps == 0:  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
-            self._execute("decode")
+            self._step(bound)
         else:
             if bound.graph is None:
-                bound.graph = self._device.record(lambda: self._execute("decode"))
+                bound.graph = self._device.record(lambda: self._step(bound))
             self._device.replay(bound.graph)
         bound.steps += 1
         self._count_new(bound, mask, past)
@@ -284,6 +285,12 @@ class TensorRtSession(Session[DeviceTensor]):
         for index in range(len(mask)):
             self._device.upload(address + 8 * (index * row + past), np.ascontiguousarray(bound.mask[index, new]))
 
+    def _step(self, bound: _BoundCache) -> None:
+        """Run the decode engine; then its new states go where it reads them in the next step."""
+        self._execute("decode")
+        for read, written, size in bound.states:
+            self._device.copy_rows(read, size, written, size, size, 1)
+
     def _bind_buffers(self, layers: Layers, mask: Array) -> _BoundCache:
         """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
         if self._bound is not None and self._bound.graph is not None:
@@ -292,7 +299,11 @@ class TensorRtSession(Session[DeviceTensor]):
         batch, past = mask.shape
         room = self.limits.max_context
         moved = self._each(
-            lambda layout, tensor: tensor if tensor.pitch == room else self._moved(layout, tensor, batch, past, room),
+            lambda layout, tensor: (
+                tensor
+                if tensor.pitch == room or not layout.has_tokens
+                else self._moved(layout, tensor, batch, past, room)
+            ),
             layers,
         )
         whole = np.zeros((batch, room), np.int64)
@@ -306,10 +317,16 @@ class TensorRtSession(Session[DeviceTensor]):
             name: (tensor.address, layout.batch_shape(batch, room))
             for name, layout, tensor in self._named("past_key_values", moved)
         }
-        results = {name: tensor.address for name, _, tensor in self._named("present", moved)}  # the same memory
+        results, states = {}, []
+        for name, layout, tensor in self._named("present", moved):
+            results[name] = tensor.address  # rows: the same memory
+            if not layout.has_tokens:  # an engine cannot read a state and write the next one over it
+                size = batch * layout.size(room)
+                results[name] = self._room(f"decode.{name}", size)
+                states.append((tensor.address, results[name], size))
         results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
         self._bind("decode", feed, results)
-        self._bound = _BoundCache(moved, whole, feed, results)
+        self._bound = _BoundCache(moved, whole, feed, results, states)
         return self._bound
 
     def _bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
@@ -377,8 +394,13 @@ class TensorRtSession(Session[DeviceTensor]):
 
     def _moved(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
         """Return a copy with another pitch; what lies between its tokens and the pitch is zero."""
+        moved = self._new(layout, batch, pitch)
+        if not layout.has_tokens:
+            size = batch * layout.size(pitch)
+            self._device.copy_rows(moved.address, size, tensor.address, size, size, 1)
+            return moved
         heads, width = layout.shape
-        rows, row, moved = batch * heads, width * bytes_of(layout.dtype).itemsize, self._new(layout, batch, pitch)
+        rows, row = batch * heads, width * bytes_of(layout.dtype).itemsize
         if pitch > tokens:
             self._device.fill_zero(moved.address, rows * pitch * row)
         self._device.copy_rows(moved.address, pitch * row, tensor.address, tensor.pitch * row, tokens * row, rows)

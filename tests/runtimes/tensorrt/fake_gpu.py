@@ -74,6 +74,9 @@ class FakeDevice:
         array.reshape(-1).view(np.uint8)[:] = self.at(address, array.nbytes)
 
     def copy_rows(self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int) -> None:
+        if self.recording is not None:
+            self.recording.append(lambda: self.copy_rows(target, target_pitch, source, source_pitch, width, rows))
+            return
         for row in range(rows):
             data = self.at(source + row * source_pitch, width).copy()
             self.at(target + row * target_pitch, width)[:] = data

@@ -56,10 +56,11 @@ def test_all_engines_are_built(changes: dict[str, Any], exported: Exported, plug
     assert open_engines(artifact, "tensorrt-rtx", trt.__version__) == report.manifest
 
 
+@pytest.mark.parametrize("cache", ["growing", "static"])
 def test_engines_of_a_hybrid_take_and_give_its_states(
-    hybrid: Callable[..., Artifact], plugin: Path, tmp_path: Path
+    cache: str, hybrid: Callable[..., Artifact], plugin: Path, tmp_path: Path
 ) -> None:
-    artifact = copy_of(hybrid(), tmp_path / "artifact")
+    artifact = copy_of(hybrid(cache=cache), tmp_path / "artifact")
     engines = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL)).manifest.engines
     taken = {
         stage: {name: len(layers) for name, layers in engine.plugin_layers.items()} for stage, engine in engines.items()

@@ -79,8 +79,7 @@ def test_widths_of_the_delta_rule_that_the_kernels_lack(
 
 def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
     check_artifact(hybrid())
-    with pytest.raises(LucidError, match=r"Layer 0 \(gated_delta\) caches conv_state \(state\).* growing"):
-        check_artifact(hybrid(cache="static"))
+    check_artifact(hybrid(cache="static"))
     with pytest.raises(LucidError, match=r"Layer 2 \(window\) caches key \(ring\)"):
         check_artifact(exported(**MIXED)[1])
 

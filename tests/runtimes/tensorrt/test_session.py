@@ -89,8 +89,9 @@ def test_everything_agrees_with_the_reference(changes: dict[str, Any], exported:
         assert np.linalg.norm(got - true) <= 2 * np.linalg.norm(other - true) + 1e-6 * np.linalg.norm(true)
 
 
-def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(hybrid: Callable[..., Artifact]) -> None:
-    artifact, device = hybrid(), FakeDevice()
+@pytest.mark.parametrize("kind", ["growing", "static"])
+def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(kind: str, hybrid: Callable[..., Artifact]) -> None:
+    artifact, device = hybrid(cache=kind), FakeDevice()
     engines, _ = fake_engines(artifact, device, **LIMITS)
     session = TensorRtSession(artifact, engines, device)
     exact = run_everything(TorchSession(load_model(Checkpoint(artifact.manifest.source), torch.float64)), 61)
@@ -103,8 +104,9 @@ def test_a_hybrids_states_go_from_call_to_call_beside_its_rows(hybrid: Callable[
     cache = session.empty_cache()
     session.prefill(tokens(20)[:1] % 61, cache)
     fork = session.fork(cache)
-    wanted = session.decode(np.array([[3]]), cache).copy()
-    np.testing.assert_array_equal(session.decode(np.array([[3]]), fork), wanted)  # states are not written in place
+    wanted = [session.decode(np.array([[token]]), cache).copy() for token in (3, 5, 7)]  # the third step is replayed
+    found = [session.decode(np.array([[token]]), fork).copy() for token in (3, 5, 7)]
+    np.testing.assert_array_equal(found, wanted)  # a fork's states are its own
     with pytest.raises(LucidError, match="conv_state of layer 0 is a state"):
         session.truncate(cache, 5)
 
