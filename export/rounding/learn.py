@@ -74,7 +74,7 @@ def learn_weights(
         rows: What to learn from.
         settings: The method's.
         dtype: Type that scales are stored in.
-        progress: Called with (what is being done, layers done, in all).
+        progress: Called with (what is being done, layers done, in all), of those that are not finished already.
         unfinished: What an interrupted run has learned, of the same arguments; None: nothing is kept.
 
     Returns:
@@ -88,18 +88,18 @@ def learn_weights(
     learner, layers = _Learner(checkpoint, quantization, settings, dtype), checkpoint.config.num_hidden_layers
     unfinished = unfinished or UnfinishedLearning()
     done, streams = unfinished.load(learner.learned)
-    doing = f"Calibrating, {done} layers were done before" if done else "Calibrating"
+    doing = f"Calibrating, {done} of {layers + 1} parts found before" if done else "Calibrating"
     with torch.inference_mode():
         for index in range(done, layers + 1):
             if progress is not None:
-                progress(doing, index, layers + 1)
+                progress(doing, index - done, layers + 1 - done)
             known = set(learner.learned.parts)
             streams = streams or learner.first_streams(rows)
             streams = learner.layer(index, streams) if index < layers else learner.head(streams)
             names = [name for name in learner.learned.parts if name not in known]
             unfinished.keep(index, learner.learned, names, streams)
-    if progress is not None:
-        progress(doing, layers + 1, layers + 1)
+    if progress is not None and done <= layers:
+        progress(doing, layers + 1 - done, layers + 1 - done)
     method = Method(GPTQ, vars(settings).copy(), rows.facts, learner.learned.tensors)
     return learner.learned, replace(quantization, method=method)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact.quantization_method import LearnedTensor
+from lucid_deploy.errors import LucidError
 from lucid_deploy.files import write_whole
 from lucid_deploy.version import __version__
 
@@ -98,21 +100,18 @@ class UnfinishedLearning:
 
         Returns:
             How many there are, and what the next one is given; empty where none is, or all are.
+
+        Raises:
+            LucidError: A file is damaged.
         """
         if self.directory is None:
             return 0, []
-        from safetensors import safe_open
-
         count = 0
-        while self._layer(count).exists():
-            count += 1
-        for index in range(count):
-            with safe_open(self._layer(index), "np") as file:
-                facts = json.loads(file.metadata()["tensors"])
-                for name, entry in facts.items():
-                    learned.parts[name] = (file.get_tensor(name + _NUMBERS), file.get_tensor(name + _SCALES))
-                    learned.tensors[name] = LearnedTensor(**entry)
-        return count, self._read_streams(count - 1) if count else []
+        with self._readable():
+            while self._layer(count).exists():
+                self._read_layer(count, learned)
+                count += 1
+            return count, self._read_streams(count - 1) if count else []
 
     def keep(self, index: int, learned: LearnedWeights, names: Iterable[str], streams: Streams) -> None:
         """Write a finished layer; the streams of the one before are removed.
@@ -157,11 +156,32 @@ class UnfinishedLearning:
         if self.directory is None:
             return measure()
         path = self.directory / _MEASURED
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        with self._readable():
+            known: dict[str, Any] = dict(json.loads(path.read_bytes())) if path.exists() else {}
         if key not in known:
             known[key] = measure()
             write_whole(path, json.dumps(known).encode())
         return known[key]
+
+    def _read_layer(self, index: int, learned: LearnedWeights) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._layer(index), "np") as file:
+            for name, entry in json.loads(file.metadata()["tensors"]).items():
+                learned.parts[name] = (file.get_tensor(name + _NUMBERS), file.get_tensor(name + _SCALES))
+                learned.tensors[name] = LearnedTensor(**entry)
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            raise LucidError(
+                f"What an interrupted export had finished is damaged ({self.directory}: {error}). It was removed; run "
+                "the command again."
+            ) from error
 
     def _read_streams(self, index: int) -> Streams:
         from safetensors.torch import load_file
