@@ -92,19 +92,20 @@ class ProgressLines:
     ) -> None:
         self._console, self._description, self._clock, self._estimate = console, description, clock, estimate
         self._begun = self._last = clock()
-        self._step, self._step_begun = description, self._begun
+        self._step, self._step_begun, self._step_done = description, self._begun, 0
 
     def update(self, *values: Any) -> None:
         """Take (done, total), or (description, done, total); write a line if it is time for one."""
         text, done, total = values if len(values) == 3 else (self._description, *values)
         now = self._clock()
         if text != self._step:
-            self._step, self._step_begun = text, now
+            self._step, self._step_begun, self._step_done = text, now, done
         if now - self._last < INTERVAL:
             return
         self._last = now
         far = f", {done / total:.0%}" if total else ""
-        rest = (now - self._step_begun) * (total - done) / done if self._estimate and total and done else None
+        known = self._estimate and total and self._step_done < done < total  # a step may begin half done
+        rest = (now - self._step_begun) * (total - done) / (done - self._step_done) if known else None
         left = "" if rest is None else f", about {rest:.0f} s left"
         self._console.print(f"{text}{far}; {now - self._begun:.0f} s so far{left}", markup=False, soft_wrap=True)
 

@@ -75,3 +75,23 @@ def test_short_work_is_silent_where_no_terminal_is(capsys: pytest.CaptureFixture
         update(1, 3)
         update("Still working", 2, 3)
     assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_how_long_a_step_will_take_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By how fast it went since it began, which may be half done; nothing where that is not known."""
+    monkeypatch.setattr("lucid_deploy.cli._console.INTERVAL", INTERVAL)
+    now, out = [0.0], Console(file=io.StringIO(), width=200)
+    lines = ProgressLines(out, "Exporting", lambda: now[0], estimate=True)
+    for seconds, step in (
+        (0, ("Calibrating", 0, 10)),
+        (30, ("Calibrating", 2, 10)),
+        (60, ("Tracing decode", 1, 2)),
+        (90, ("Tracing decode", 2, 2)),
+    ):
+        now[0] = float(seconds)
+        lines.update(*step)
+    assert out.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+        "Calibrating, 20%; 30 s so far, about 120 s left",
+        "Tracing decode, 50%; 60 s so far",
+        "Tracing decode, 100%; 90 s so far",
+    ]
