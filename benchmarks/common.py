@@ -68,6 +68,17 @@ SHAPES: dict[str, dict[str, Any]] = {
             "gated_delta": {"key_heads": 4, "value_heads": 4, "key_width": 16, "value_width": 16, "gate": "silu"}
         },
     },
+    # For a look at whether a script runs.
+    "small": {
+        "vocab_size": 500,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 131072,
+    },
     "long": {
         "vocab_size": 1000,
         "hidden_size": 512,

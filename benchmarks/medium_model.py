@@ -42,9 +42,9 @@ def main(repeats: str, parts: str) -> None:
         measure(artifacts, repeats, parts.split(","))
 
 
-def export_all(root: Path) -> dict[str, Path]:
+def export_all(root: Path, shape: str = "medium") -> dict[str, Path]:
     """Export both kinds of attention with both kinds of cache."""
-    lucid = write_random_checkpoint(root / "checkpoint", "medium")
+    lucid = write_random_checkpoint(root / "checkpoint", shape)
     standard = root / "standard-checkpoint"
     standard.mkdir()
     for path in lucid.iterdir():

@@ -19,7 +19,7 @@ from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
 # that E becomes exp(−|K̂_i − K̂_j|²/(2√d)), which has 1 on the diagonal.
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
-    DecodeAttention.name: DividedRows("K_new", 1.0, {"weights": 0, "y_new": 0}),
+    DecodeAttention.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
     DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule)}
