@@ -58,8 +58,10 @@ def logits_in_chunks(session: Session[Any], ids: list[int], chunk: int) -> Itera
         yield np.asarray(session.prefill_all(np.array([ids[start : start + chunk]]), cache)[0], dtype=np.float64)
 
 
-def errors(exact: Session[Any], others: dict[str, Session[Any]], ids: list[int], chunk: int) -> dict[str, Array]:
-    """Return the relative error at each position, ``(N,)``, of every session."""
+def errors(
+    exact: Session[Any], others: dict[str, Session[Any]], ids: list[int], chunk: int, minutes: float | None = None
+) -> dict[str, Array]:
+    """Return the relative error at each position, ``(N,)``, of every session: as many as ``minutes`` suffice for."""
     found: dict[str, list[Array]] = {name: [] for name in others}
     runs = {name: logits_in_chunks(session, ids, chunk) for name, session in others.items()}
     begun, done = time.monotonic(), 0
@@ -68,7 +70,10 @@ def errors(exact: Session[Any], others: dict[str, Session[Any]], ids: list[int],
         for name, run in runs.items():
             found[name].append(np.sqrt(np.square(next(run) - right).mean(-1)) / size)
         done += len(right)
-        click.echo(f"{done} of {len(ids)} tokens, {time.monotonic() - begun:.0f} s", err=True)
+        seconds = time.monotonic() - begun
+        click.echo(f"{done} of {len(ids)} tokens, {seconds:.0f} s", err=True)
+        if minutes is not None and seconds >= 60 * minutes:
+            break
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
@@ -114,9 +119,10 @@ def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
 @click.option("--length", default=32768, show_default=True, help="Tokens of the text.")
 @click.option("--chunk", default=64, show_default=True, help="Tokens that run at once; they see each other unstored.")
 @click.option("--bins", default=15, show_default=True, help="Parts of the text, each longer than the last.")
+@click.option("--minutes", type=float, help="Stop after so long, with the positions that were reached.")
 @click.option("--plot", default=str(IMAGE), show_default=True, help="Where the picture goes.")
 @click.option("--write/--no-write", default=True, help="Write benchmarks/results/position_error.json.")
-def main(checkpoint: str, length: int, chunk: int, bins: int, plot: str, write: bool) -> None:
+def main(checkpoint: str, length: int, chunk: int, bins: int, minutes: float | None, plot: str, write: bool) -> None:
     """Export, run and compare."""
     source = resolve(checkpoint)
     ids = text_of(TextTokenizer(source), length)
@@ -126,7 +132,9 @@ def main(checkpoint: str, length: int, chunk: int, bins: int, plot: str, write: 
         for name, options in ARTIFACTS.items():
             artifact = export(checkpoint, Path(scratch) / name.replace(" ", "-"), options)
             sessions[name] = open_session(artifact, allow_extrapolation=True)
-        parts = {name: summary(row, bins) for name, row in errors(exact, sessions, ids, chunk).items()}
+        found = errors(exact, sessions, ids, chunk, minutes)
+    length = min(map(len, found.values()))
+    parts = {name: summary(row, bins) for name, row in found.items()}
     draw(parts, Path(plot))
     for name, rows in parts.items():
         first, last = rows[0], rows[-1]

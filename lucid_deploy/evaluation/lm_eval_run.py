@@ -10,7 +10,8 @@ def simple_evaluate(**arguments: Any) -> dict[str, Any]:
     """Call ``lm_eval.simple_evaluate``; see there.
 
     It would list the machine's packages for a record that is not kept and read all of its tasks' files (seconds each),
-    and show a bar for each task while prompts are put together. Tasks by name need a ``task_manager``.
+    show a bar for each task while prompts are put together, and ask git for a commit, which complains where there is no
+    repository. Tasks by name need a ``task_manager``.
     """
     import lm_eval.api.task
     import lm_eval.evaluator
@@ -19,6 +20,7 @@ def simple_evaluate(**arguments: Any) -> dict[str, Any]:
     manager = arguments.pop("task_manager", None) or TaskManager(include_defaults=False)
     with (
         patch.object(lm_eval.evaluator, "add_env_info", lambda _results: None),
+        patch.object(lm_eval.evaluator, "get_git_commit_hash", lambda: None),
         patch.object(lm_eval.api.task, "tqdm", lambda documents, **_options: documents),
     ):
         results = lm_eval.simple_evaluate(task_manager=manager, **arguments)

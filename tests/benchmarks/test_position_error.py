@@ -26,6 +26,7 @@ def test_errors_have_a_place(demo: Callable[..., Artifact], demo_directory: Path
     assert found["float32"].shape == (96,) and 0 < found["float32"].max() < 1e-4
     whole = position_error.errors(exact, sessions, ids, chunk=96)
     assert np.allclose(whole["float32"], found["float32"], atol=2e-5)
+    assert position_error.errors(exact, sessions, ids, chunk=32, minutes=0)["float32"].shape == (32,)
     parts = {name: position_error.summary(row, 4) for name, row in found.items()}
     assert parts["float32"][-1]["to"] == 96
     assert max(row["largest"] for row in parts["float32"]) == found["float32"][1:].max()
