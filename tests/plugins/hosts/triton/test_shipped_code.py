@@ -1,0 +1,66 @@
+"""The machine code of a few shipped kernels for two GPUs: no spill in a hot loop, and what docs/tensorrt.md records.
+
+``make gpu-static`` reads all of them, which takes half an hour. Kernels come from the user's cache if they are there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
+
+from lucid_deploy.plugins.hosts.triton import aot
+from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe
+
+PAGE = Path(__file__).resolve().parents[4] / "docs" / "tensorrt.md"
+ARCHITECTURES = (80, 90)
+SOLVES = ("precondition_float16_d64_u8", "precondition_bfloat16_d128_u8")
+DECODING = ("decode_split_bfloat16_d128_u8_r16", "decode_split_float16_d128_u8_r64")
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[tuple[int, str], KernelReport]:
+    wanted = (*SOLVES, *DECODING)
+    kernels = aot.compile_kernels(ARCHITECTURES, ptx=False, select=lambda variant: variant.name in wanted)
+    return {(kernel.arch, kernel.variant): describe(kernel) for kernel in kernels}
+
+
+def recorded(table: str) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return the rows below a heading of columns, by their first columns: GPU, type, width and, when decoding, rows."""
+    lines = PAGE.read_text(encoding="utf-8").split(table)[1].splitlines()
+    table_lines = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table_lines]
+    keys = 4 if "rows" in table else 3
+    return {tuple(row[:keys]): tuple(row[keys : keys + 5]) for row in rows if re.match(r"\d+\.\d$", row[0])}
+
+
+def facts(report: KernelReport) -> tuple[str, ...]:
+    assert report.cycles is not None
+    numbers = (report.registers, report.spills, report.loop_spills, report.loop, round(report.cycles))
+    return tuple(map(str, numbers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*SOLVES, *DECODING])
+def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
+    found = reports[arch, name]
+    assert found.loop_spills == 0 and found.loop > 100 and found.units["tensor"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(version("triton") != "3.9.0", reason="docs/tensorrt.md records what Triton 3.9.0 compiles")
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*SOLVES, *DECODING])
+def test_the_page_says_what_is_compiled(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
+    dtype, width, *rows = re.search(r"_(b?float16)_d(\d+)_u8(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
+    key = (str(arch / 10), dtype, width)
+    solves = recorded("| GPU | type | width | registers | spills | in the loop | instructions | cycles | ratio |\n")
+    decoding = recorded("| GPU | type | width | rows | registers | spills | in the loop | instructions | cycles |\n")
+    wanted = decoding[*key, rows[0]] if rows[0] else solves[key]
+    assert facts(reports[arch, name]) == wanted
