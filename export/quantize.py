@@ -1,4 +1,4 @@
-"""Quantize weights block by block with onnxruntime's own quantizer, a slice of a tensor at a time."""
+"""Plan which weights are quantized; make whole numbers with onnxruntime's quantizer, a slice of a tensor at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
 from lucid_deploy.artifact.quantization import (
     ACTIVATIONS,
     BLOCK_SIZES,
+    FLOAT_SCHEMES,
     FORMATS,
     SCHEMES,
+    WHOLE_SCHEMES,
     Quantization,
     QuantizedTensor,
     round_blocks,
@@ -39,12 +42,15 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        scheme: ``int8`` or ``int4``; or ``stored``: the numbers of a checkpoint that is quantized already.
-        format: ``matmulnbits``, ``qdq``, or ``auto``: ``matmulnbits``, onnxruntime being the default runtime.
+        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``; or ``stored``: the numbers of a checkpoint that is quantized
+            already.
+        format: ``matmulnbits``, ``qdq``, or ``auto``: ``matmulnbits``, onnxruntime being the default runtime; of
+            floating-point numbers ``qdq``.
         block_size: Elements that share a scale; None: the scheme's default.
         keep_float: Globs of weights that are not quantized, such as ``layers.*.k_proj`` or ``lm_head``.
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
-        activations: ``int8`` or ``float``, see :class:`~lucid_deploy.artifact.quantization.Quantization`.
+        activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
+            and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
         method: ``rtn``; ``k_quant``, with zero points; ``gptq``, which learns from the calibration text; or ``auto``:
             that with 4 and 8 bits mixed.
         calibration_tokens: How many tokens of that text to learn from at most.
@@ -59,13 +65,18 @@ class QuantizeOptions:
     block_size: int | None = None
     keep_float: tuple[str, ...] = ()
     embeddings: bool = False
-    activations: str = "int8"
+    activations: str = "auto"
     method: str = NEAREST
     calibration_tokens: int = CALIBRATION_TOKENS
     gptq_damping: float = GPTQ_DAMPING
     gptq_order: str = GPTQ_ORDER
     target_bits: float | None = None
     bits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether weights become floating-point numbers of fewer bits."""
+        return self.scheme in FLOAT_SCHEMES
 
     @property
     def learns(self) -> bool:
@@ -82,7 +93,7 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
     for name, value, known in (
         ("quantize", options.scheme, (*SCHEMES, STORED)),
         ("quantize-format", options.format, ("auto", *FORMATS)),
-        ("activations", options.activations, ACTIVATIONS),
+        ("activations", options.activations, ("auto", *ACTIVATIONS)),
         ("method", options.method, METHODS),
         ("gptq-order", options.gptq_order, ("activation", "stored")),
     ):
@@ -93,11 +104,8 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
             f"--block-size must be one of {', '.join(map(str, BLOCK_SIZES))}, not {options.block_size}: runtimes have "
             "kernels for these."
         )
-    if dtype == "bfloat16" and format_of(options) != "qdq":
-        raise LucidError(
-            "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
-            "on the CPU. Export with --dtype float32 or float16, or with --quantize-format qdq."
-        )
+    if options.scheme != STORED or options.format != "auto":  # which follows from the checkpoint
+        check_kernels(format_of(options), dtype)
     if options.embeddings and format_of(options) == "qdq":
         raise LucidError(
             "In the format qdq an embedding would be dequantized whole for every token. Leave out "
@@ -112,14 +120,47 @@ def check_options(options: QuantizeOptions, dtype: str) -> None:
         raise LucidError(f"--gptq-damping is a share of a mean, from 0 to 1, not {options.gptq_damping:g}.")
     if options.calibration_tokens < 1:
         raise LucidError(f"--calibration-tokens must be 1 or more, not {options.calibration_tokens}.")
-    if not set(options.bits.values()) <= set(SCHEMES.values()):
-        raise LucidError(f"bits of a weight must be one of {', '.join(map(str, SCHEMES.values()))}.")
+    if not set(options.bits.values()) <= set(WHOLE_SCHEMES.values()):
+        raise LucidError(f"bits of a weight must be one of {', '.join(map(str, WHOLE_SCHEMES.values()))}.")
     _check_target(options)
     if options.scheme == STORED:
         _check_stored(options)
+    elif options.is_float:
+        _check_float(options)
     else:
         _check_learning(options)
         _kernel(options.scheme)
+
+
+def check_kernels(form: str, dtype: str) -> None:
+    """Check that onnxruntime multiplies in a type what a format holds.
+
+    Raises:
+        LucidError: It does not.
+    """
+    if dtype == "bfloat16" and form != "qdq":
+        raise LucidError(
+            "Quantized weights in bfloat16 graphs are for TensorRT: onnxruntime's MatMulNBits has no bfloat16 kernel "
+            "on the CPU. Export with --dtype float32 or float16, or with --quantize-format qdq."
+        )
+
+
+def _check_float(options: QuantizeOptions) -> None:
+    """Refuse what means nothing for floating-point numbers."""
+    given = {
+        "--quantize-format matmulnbits": options.format == "matmulnbits",
+        "--block-size": options.block_size is not None,
+        "--quantize-embeddings": options.embeddings,
+        "--activations int8": options.activations == "int8",
+        "--method": options.method != NEAREST,
+        "bits": bool(options.bits),
+    }
+    names = [*(name for name, there in given.items() if there), *_learning_given(options)]
+    if names:
+        raise LucidError(
+            f"--quantize {options.scheme} rounds weights to floating-point numbers with scales that its format "
+            f"prescribes, so leave out {', '.join(names)}; int8 and int4 have these options."
+        )
 
 
 def _check_target(options: QuantizeOptions) -> None:
@@ -191,28 +232,48 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
     if strangers := sorted(options.bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
-    block = options.block_size or DEFAULT_BLOCK[options.scheme]
-    fitted, tensors = options.method == K_QUANT, {}
-    for name in chosen:
-        rows, width = shapes[name]
-        size = _dividing(name, width, block) if form == "qdq" else block
-        zeros = fitted and name != EMBEDDING  # whose rows an operator without zero points reads
-        tensors[name] = QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name))
+    tensors = {name: _planned(name, shapes[name], options) for name in chosen}
     return Quantization(
         scheme=options.scheme,
         bits=SCHEMES[options.scheme],
         format=form,
-        activations=options.activations,
+        activations=activations_of(options),
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
-        tool=f"lucid-deploy {__version__}" if options.learns else _onnxruntime(),
-        method=Method(K_QUANT if fitted else NEAREST),
+        tool=f"lucid-deploy {__version__}" if options.learns or options.is_float else _onnxruntime(),
+        method=Method(K_QUANT if options.method == K_QUANT else NEAREST),
     )
 
 
+def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions) -> QuantizedTensor:
+    rows, width = shape
+    if options.scheme == "fp8":
+        return QuantizedTensor((rows, width), width, granularity="tensor")
+    if options.scheme == "nvfp4":
+        if width % NVFP4_BLOCK:
+            raise LucidError(
+                f"{short_name(name)} has rows of {width} elements, which blocks of {NVFP4_BLOCK} do not divide, as "
+                f"nvfp4 asks for. Keep it with --keep-float {short_name(name)!r}, or use --quantize fp8."
+            )
+        return QuantizedTensor((rows, width), NVFP4_BLOCK)
+    block = options.block_size or DEFAULT_BLOCK[options.scheme]
+    size = _dividing(name, width, block) if format_of(options) == "qdq" else block
+    zeros = options.method == K_QUANT and name != EMBEDDING  # whose rows an operator without zero points reads
+    return QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name))
+
+
 def format_of(options: QuantizeOptions) -> str:
-    """Return the format that is meant: ``auto`` is ``matmulnbits``."""
-    return "matmulnbits" if options.format == "auto" else options.format
+    """Return the format that is meant: ``auto`` is ``matmulnbits``, and ``qdq`` of floating-point numbers."""
+    if options.format == "auto":
+        return "qdq" if options.is_float else "matmulnbits"
+    return options.format
+
+
+def activations_of(options: QuantizeOptions) -> str:
+    """Return what the inputs of products are rounded to: ``auto`` is ``int8``, and ``float`` beside floats."""
+    if options.activations == "auto":
+        return "float" if options.is_float else "int8"
+    return options.activations
 
 
 def short_name(name: str) -> str:

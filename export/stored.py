@@ -1,21 +1,30 @@
-"""Take over the whole numbers, scales and zero points of a checkpoint that another tool has quantized."""
+"""Take over the numbers, scales and zero points of a checkpoint that another tool has quantized."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import BLOCK_SIZES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, Quantization, QuantizedTensor
 from lucid_deploy.artifact.quantization_method import STORED, Method
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize import EMBEDDING, QuantizeOptions, format_of, short_name
+from lucid_deploy.export.quantize import (
+    EMBEDDING,
+    QuantizeOptions,
+    activations_of,
+    check_kernels,
+    format_of,
+    short_name,
+)
+from lucid_deploy.model.packed.float_weight import FloatWeight
 
 if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.checkpoint import Checkpoint
-    from lucid_deploy.model.packed.weight import PackedWeight
+    from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _ADVICE = "Take the checkpoint that it was made from, and quantize that."
@@ -31,19 +40,41 @@ def resolve_stored(source: Checkpoint, options: QuantizeOptions | None) -> Quant
     if source.layout is None:
         if taken:
             raise LucidError(
-                f"{source.directory} is not quantized, so there are no numbers to take over. Use --quantize int8 or "
-                "int4."
+                f"{source.directory} is not quantized, so there are no numbers to take over. Use --quantize int8, "
+                "int4, fp8 or nvfp4."
             )
         return options
     if options is None:
-        return QuantizeOptions(STORED)
+        options, taken = QuantizeOptions(STORED), True
     if not taken:
         raise LucidError(
             f"{source.directory} is quantized already ({source.layout.name}, {source.layout.bits} bits); rounding it a "
             "second time would add errors. Use --quantize stored, which takes its numbers over, or the checkpoint that "
             "it was made from."
         )
-    return options
+    return _read_as_floats(source, options) if source.layout.scheme in FLOAT_SCHEMES else options
+
+
+def _read_as_floats(source: Checkpoint, options: QuantizeOptions) -> QuantizeOptions:
+    """Return the options for a checkpoint in fp8, whose format is ``qdq`` and whose inputs it says itself.
+
+    Raises:
+        LucidError: Options for whole numbers.
+    """
+    given = [
+        text
+        for text, there in (
+            ("--quantize-format matmulnbits", options.format == "matmulnbits"),
+            ("--activations int8", options.activations == "int8"),
+        )
+        if there
+    ]
+    if given:
+        raise LucidError(
+            f"{source.directory} holds floating-point numbers of 8 bits, which whole numbers' operators do not read: "
+            f"leave out {' and '.join(given)}."
+        )
+    return dataclasses.replace(options, format="qdq")
 
 
 def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Quantization:
@@ -59,17 +90,54 @@ def plan_stored(source: Checkpoint, options: QuantizeOptions, dtype: str) -> Qua
     """
     layout, form = source.layout, format_of(options)
     assert layout is not None
+    check_kernels(form, dtype)
+    activations, group = _inputs(layout, options)
     tensors, kept = {}, []
     for name, shape in source.stored_shapes().items():
         weight = source.packed_weight(name) if len(shape) == 2 else None
-        if weight is not None:
+        if isinstance(weight, FloatWeight):
+            tensors[name] = _planned_float(source, name, weight, group)
+        elif weight is not None:
             tensors[name] = _planned(source, name, weight, form, dtype)
         elif len(shape) == 2:
             kept.append(name)
-    scheme = f"int{layout.bits}"
     method = Method(STORED, {"layout": layout.name})
     tool = f"{layout.name}, by the checkpoint's configuration"
-    return Quantization(scheme, layout.bits, form, options.activations, tensors, tuple(kept), tool, method)
+    return Quantization(layout.scheme, layout.bits, form, activations, tensors, tuple(kept), tool, method, group)
+
+
+def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | None]:
+    """Return what the inputs of products are rounded to, and how many of them share a scale where groups do."""
+    if layout.scheme not in FLOAT_SCHEMES:
+        return activations_of(options), None
+    if layout.inputs is None or options.activations == "float":
+        return "float", None
+    return f"fp8-{layout.inputs.kind}", layout.inputs.size
+
+
+def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
+    where = f"{source.directory}: {short_name(name)}"
+    rows, width = weight.codes.shape
+    if name == EMBEDDING:
+        raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
+    if not weight.scales.isfinite().all():
+        raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
+    if group is not None and width % group:
+        raise LucidError(
+            f"{where} has rows of {width} inputs, which groups of {group} do not divide, so they are not rounded as "
+            "its quantization_config says. Leave them as they are with --activations float."
+        )
+    if weight.scales.numel() == 1:
+        return QuantizedTensor((rows, width), width, granularity="tensor")
+    if weight.scales.shape[1] == 1:
+        return QuantizedTensor((rows, width), width, granularity="channel")
+    fits = [size for size in BLOCK_SIZES if weight.block[1] % size == 0 and width % size == 0]
+    if not fits:
+        raise LucidError(
+            f"{where} has blocks of {weight.block[1]} inputs in rows of {width}, which no blocks of "
+            f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"
+        )
+    return QuantizedTensor((rows, width), fits[-1])
 
 
 def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dtype: str) -> QuantizedTensor:

@@ -36,8 +36,7 @@ class StoredTensor:
         offset: First byte; a multiple of the alignment.
         size: Bytes.
         dtype: Type in the graphs, as ONNX spells it in lower case.
-        part: Empty for a whole weight, else ``PACKED``, ``SCALES`` or ``ZEROS`` of
-            :mod:`lucid_deploy.artifact.quantization`.
+        part: Empty for a whole weight, else one of :attr:`Quantization.parts`.
     """
 
     name: str
@@ -57,7 +56,7 @@ def plan_weights(
     Args:
         shapes: The checkpoint's tensors, in the order they shall have in the file.
         transposed: Which of them are stored transposed.
-        dtype: Type of those that are not quantized, and of scales.
+        dtype: Type of those that are not quantized, and of whole numbers' scales.
         quantization: What is quantized, and how; None: nothing.
 
     Returns:
@@ -73,11 +72,9 @@ def plan_weights(
 
     for name, shape in shapes.items():
         if quantization is not None and name in quantization.tensors:
-            shape_of = {part: quantization.part_shape(name, part) for part in quantization.parts(name)}
-            add(name, shape_of[PACKED], quantization.packed_size(name), quantization.packed_dtype(name), PACKED)
-            add(name, shape_of[SCALES], math.prod(shape_of[SCALES]) * ITEM_SIZES[dtype], dtype, SCALES)
-            if ZEROS in shape_of:
-                add(name, shape_of[ZEROS], math.prod(shape_of[ZEROS]), "uint8", ZEROS)
+            for part in quantization.parts(name):
+                size, kind = quantization.part_size(name, part, dtype), quantization.part_dtype(name, part, dtype)
+                add(name, quantization.part_shape(name, part), size, kind, part)
         else:
             stored = shape[::-1] if name in transposed else shape
             add(name, stored, math.prod(shape) * ITEM_SIZES[dtype], dtype, turned=name in transposed)
@@ -139,9 +136,12 @@ class _TensorBytes:
         self._chosen = chosen
         self._scales: torch.Tensor | None = None
         self._zeros: Any = None
+        self._floats: dict[str, Any] = {}
 
     def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
-        if tensor.part == PACKED:
+        if tensor.part and self._quantization is not None and self._quantization.is_float:
+            yield memoryview(self._float_part(tensor, self._quantization))
+        elif tensor.part == PACKED:
             yield from self._packed(tensor)
         elif tensor.part == SCALES:
             assert self._scales is not None
@@ -152,6 +152,18 @@ class _TensorBytes:
             self._zeros = None
         else:
             yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
+
+    def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
+        from lucid_deploy.export.float_parts import rounded_parts, stored_parts
+
+        if tensor.part == PACKED and quantization.method.name == STORED:
+            weight = self._checkpoint.packed_weight(tensor.name)
+            self._floats = stored_parts(weight, tensor.name, quantization)
+        elif tensor.part == PACKED:
+            whole = self._checkpoint.tensor(tensor.name)
+            self._check_finite(whole, tensor, str(whole.dtype).removeprefix("torch."))
+            self._floats = rounded_parts(whole, tensor.name, quantization)
+        return self._floats.pop(tensor.part)
 
     def _packed(self, tensor: StoredTensor) -> Iterator[memoryview]:
         import numpy as np

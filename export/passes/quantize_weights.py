@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization
+from lucid_deploy.export.passes.float_weights import RoundedInputs, dequantized_floats
+from lucid_deploy.export.passes.weight_initializers import WeightInitializers
 
 CONTRIB = "com.microsoft"
 _LEVEL = {"float": 0, "int8": 4}  # accuracy_level of MatMulNBits: 4 lets inputs be rounded to int8, block by block
@@ -16,9 +18,10 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
     ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
     Result: such a weight is gone. In its place are initializers without data, ``NAME.packed`` and ``NAME.scales``
-    (and ``NAME.zero_points`` if there are; ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``),
-    read by ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights
-    are not touched.
+    (and ``NAME.zero_points`` if there are; ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``; of
+    floating-point numbers ``NAME.whole_scale`` and ``NAME.input_scale`` if there are), read by ``MatMulNBits`` and
+    ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not touched. Inputs of
+    products are rounded where the record says so, see :mod:`lucid_deploy.export.passes.float_weights`.
 
     Args:
         model: The model, changed in place.
@@ -28,13 +31,14 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Raises:
         ValueError: A weight is not there, or read by something else.
     """
+    inputs = RoundedInputs(model.graph, quantization)
     for stored in quantization.tensors:
         graph_name = (names or {}).get(stored, stored)
         if graph_name not in model.graph.initializers:
             raise ValueError(f"the graph has no weight {graph_name}")
         weight = model.graph.initializers[graph_name]
         assert weight.dtype is not None
-        parts = _WeightInitializers(model.graph, stored, quantization, weight.dtype)
+        parts = WeightInitializers(model.graph, stored, quantization, weight.dtype)
         for use in list(weight.uses()):
             node = use.node
             kind = (node.op_type, use.idx)
@@ -44,6 +48,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
                 _product(model.graph, node, parts)
             elif kind == ("MatMul", 1):
                 _dequantize(model.graph, node, parts)
+                inputs.round(node, parts)
             else:
                 raise ValueError(f"{graph_name} is read by input {use.idx} of {node.op_type}, which is not quantized")
         del model.graph.initializers[graph_name]
@@ -51,24 +56,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         model.opset_imports[CONTRIB] = 1
 
 
-class _WeightInitializers:
-    """The initializers of one weight, made when they are first asked for."""
-
-    def __init__(self, graph: ir.Graph, name: str, quantization: Quantization, dtype: ir.DataType) -> None:
-        self.name, self.quantization, self.tensor = name, quantization, quantization.tensors[name]
-        self._graph, self._dtype = graph, dtype
-
-    def get(self, part: str) -> ir.Value:
-        name = self.name + part
-        if name not in self._graph.initializers:
-            packed = ir.DataType[self.quantization.packed_dtype(self.name).upper()]
-            shape = ir.Shape(self.quantization.part_shape(self.name, part))
-            kind = ir.TensorType(self._dtype if part == SCALES else packed)
-            self._graph.initializers[name] = ir.Value(name=name, shape=shape, type=kind)
-        return self._graph.initializers[name]
-
-
-def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
+def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
     """``MatMul(x, W)`` or ``Gemm(x, W, transB=1)``."""
     assert len([value for value in node.inputs if value is not None]) == 2
     (rows, width), quantization = parts.tensor.shape, parts.quantization
@@ -83,7 +71,7 @@ def _product(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None
     _replace(graph, node, ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB))
 
 
-def _gather(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
+def _gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
     """``Gather(W, ids)``; a last block that is longer than the rest of the row gives columns that are cut off."""
     (_, width), size = parts.tensor.shape, parts.tensor.block_size
     attributes = {
@@ -109,10 +97,13 @@ def _gather(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
     _replace(graph, node, ir.node("Slice", [gather.outputs[0], *bounds]))
 
 
-def _dequantize(graph: ir.Graph, node: ir.Node, parts: _WeightInitializers) -> None:
+def _dequantize(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
     """``MatMul(x, W)``: the same product, of what ``DequantizeLinear`` makes of the parts."""
     weight = node.inputs[1]
     assert weight is not None
+    if parts.quantization.is_float:
+        node.replace_input_with(1, dequantized_floats(graph, node, weight, parts))
+        return
     attributes = {"axis": 0, "block_size": parts.tensor.block_size}
     made = ir.node("DequantizeLinear", [parts.get(PACKED), parts.get(SCALES)], attributes=attributes)
     made.name = f"{parts.name}.dequantize"

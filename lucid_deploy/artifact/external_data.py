@@ -95,6 +95,8 @@ _BITS = {
     "DOUBLE": 64,
     "INT4": 4,
     "UINT4": 4,
+    "FLOAT4E2M1": 4,
+    "FLOAT8E4M3FN": 8,
     "INT8": 8,
     "UINT8": 8,
     "INT32": 32,

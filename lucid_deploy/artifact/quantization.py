@@ -1,4 +1,4 @@
-"""Weight-only quantization: which tensors of an artifact are quantized, how, and what their bytes mean.
+"""Quantized weights: which tensors of an artifact are quantized, how, and what their bytes mean.
 
 A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
 has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
@@ -7,6 +7,9 @@ other sign and nearly the same magnitude is clipped by up to one step. That is o
 
 int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
 largest magnitude of the block / 127, and nothing is clipped.
+
+``fp8`` and ``nvfp4`` are floating-point numbers in the place of whole ones, see
+:mod:`lucid_deploy.artifact.float_formats`; ``DequantizeLinear`` reads them, so their format is ``qdq``.
 
 Needs numpy alone.
 """
@@ -20,16 +23,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lucid_deploy.artifact.float_formats import NVFP4_BLOCK, decode
 from lucid_deploy.artifact.quantization_method import Method
-from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.cache.storage import LEVELS
 
-SCHEMES = {"int8": 8, "int4": 4}  # bits
+WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # bits of whole numbers
+FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # bits of floating-point numbers
+SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
 FORMATS = ("matmulnbits", "qdq")
 ACTIVATIONS = ("int8", "float")
+# What a checkpoint in fp8 may say of its products' inputs: see Quantization.activations.
+STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
+FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+GRANULARITIES = ("block", "channel", "tensor")
 # Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
 PACKED, SCALES, ROWS, ZEROS = ".packed", ".scales", ".packed_rows", ".zero_points"
+WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
+PARTS = (PACKED, SCALES, ROWS, ZEROS, WHOLE_SCALE, INPUT_SCALE)
+_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
+_BITS |= {"int4": 4, "float4e2m1": 4}
 # The smallest scale, by its type, where scales must be positive: that of a block of zeros.
 LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
 
@@ -46,12 +59,15 @@ class QuantizedTensor:
         zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
             ``matmulnbits``.
         bits: Of an element; None: the record's.
+        granularity: What shares a scale, in ``fp8``: ``block``; ``channel``, a whole row, and ``block_size`` is its
+            width; ``tensor``, all rows.
     """
 
     shape: tuple[int, int]
     block_size: int
     zero_points: bool = False
     bits: int | None = None
+    granularity: str = "block"
 
     @property
     def blocks(self) -> int:
@@ -64,16 +80,19 @@ class Quantization:
     """The manifest's record of a quantized artifact.
 
     Attributes:
-        scheme: ``int8`` or ``int4``.
+        scheme: ``int8``, ``int4``, ``fp8`` or ``nvfp4``.
         bits: Of an element, where its tensor does not say otherwise.
         format: ``matmulnbits``: onnxruntime's operators ``com.microsoft::MatMulNBits`` and ``GatherBlockQuantized``.
             ``qdq``: ``DequantizeLinear`` with blocks before a product, which TensorRT takes too.
         activations: How onnxruntime multiplies on the CPU: ``int8`` rounds the inputs of a product to 8 bits block by
-            block, ``float`` leaves them as they are.
+            block, ``float`` leaves them as they are. Of ``fp8`` the graphs say it themselves, to every runtime:
+            ``fp8-static`` rounds inputs to E4M3 with a scale that is stored for each weight, ``fp8-token`` with the
+            largest magnitude of each token / 448, ``fp8-group`` with that of each ``input_block`` neighbours of it.
         tensors: What is quantized, by the checkpoint's name.
         kept: Weights of at least two axes that are not.
         tool: What made the numbers, with its version.
         method: How they were chosen.
+        input_block: Inputs that share a scale, with ``fp8-group``; None otherwise.
     """
 
     scheme: str
@@ -84,6 +103,38 @@ class Quantization:
     kept: tuple[str, ...]
     tool: str
     method: Method = field(default_factory=Method)
+    input_block: int | None = None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether elements are floating-point numbers."""
+        return self.scheme in FLOAT_SCHEMES
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the graphs round the inputs of quantized products to E4M3."""
+        return self.activations in FP8_ACTIVATIONS
+
+    @property
+    def sharing(self) -> str:
+        """What shares a scale, for people: ``blocks of 32``, ``one scale a row``."""
+        kinds = {tensor.granularity for tensor in self.tensors.values()}
+        names = {"channel": "one scale a row", "tensor": "one scale a weight"}
+        sizes = sorted({tensor.block_size for tensor in self.tensors.values() if tensor.granularity == "block"})
+        blocks = [f"blocks of {', '.join(map(str, sizes))}"] if sizes else []
+        return " and ".join([*blocks, *(names[kind] for kind in GRANULARITIES if kind in kinds & names.keys())])
+
+    @property
+    def inputs(self) -> str:
+        """What the inputs of products are rounded to, for people."""
+        if self.activations == GROUP_FP8:
+            return f"inputs in fp8 by groups of {self.input_block}"
+        return {
+            "int8": "int8 inputs",
+            "float": "float inputs",
+            STATIC_FP8: "inputs in fp8 with stored scales",
+            TOKEN_FP8: "inputs in fp8 by tokens",
+        }[self.activations]
 
     @property
     def block_size(self) -> int:
@@ -98,16 +149,19 @@ class Quantization:
         return sizes
 
     def part_shape(self, name: str, part: str) -> tuple[int, ...]:
-        """Return the shape of a stored part: ``PACKED``, ``SCALES``, ``ZEROS``, or ``ROWS`` (another view of PACKED).
+        """Return the shape of a stored part.
 
         Args:
             name: The checkpoint's name of the tensor.
-            part: Which part.
+            part: Which part; ``ROWS`` is another view of ``PACKED``.
         """
         tensor = self.tensors[name]
         (rows, width), blocks = tensor.shape, tensor.blocks
+        if part in (WHOLE_SCALE, INPUT_SCALE):
+            return ()
         if self.format == "qdq":
-            return (blocks, rows) if part == SCALES else (width, rows)
+            scales: dict[str, tuple[int, ...]] = {"block": (blocks, rows), "channel": (rows,), "tensor": ()}
+            return scales[tensor.granularity] if part == SCALES else (width, rows)
         bits = self.bits_of(name)
         blob = tensor.block_size * bits // 8
         zeros = -(-blocks * bits // 8)
@@ -120,7 +174,10 @@ class Quantization:
 
     def parts(self, name: str) -> tuple[str, ...]:
         """Return which parts of a tensor are stored, in the order of the file."""
-        return (PACKED, SCALES, ZEROS) if self.tensors[name].zero_points else (PACKED, SCALES)
+        zeros = (ZEROS,) if self.tensors[name].zero_points else ()
+        whole = (WHOLE_SCALE,) if self.scheme == "nvfp4" else ()
+        inputs = (INPUT_SCALE,) if self.activations == STATIC_FP8 else ()
+        return (PACKED, SCALES, *zeros, *whole, *inputs)
 
     def bits_of(self, name: str) -> int:
         """Return the bits of a tensor's elements."""
@@ -128,27 +185,38 @@ class Quantization:
 
     def has_positive_scales(self, name: str) -> bool:
         """Whether every scale of a tensor is positive, and the largest magnitude of a block / 127."""
-        return self.format == "qdq" and self.bits_of(name) == 8
+        return self.scheme in WHOLE_SCHEMES and self.format == "qdq" and self.bits_of(name) == 8
 
     def packed_dtype(self, name: str) -> str:
         """Return the type of a tensor's ``PACKED`` in the graphs."""
+        if self.is_float:
+            return "float8e4m3fn" if self.scheme == "fp8" else "float4e2m1"
         return "uint8" if self.format == "matmulnbits" else f"int{self.bits_of(name)}"
+
+    def part_dtype(self, name: str, part: str, dtype: str) -> str:
+        """Return the type of a stored part in graphs of type ``dtype``, as ONNX spells it in lower case."""
+        if part in (PACKED, ROWS):
+            return self.packed_dtype(name)
+        if part == SCALES:
+            return {"fp8": "float32", "nvfp4": "float8e4m3fn"}.get(self.scheme, dtype)
+        return "uint8" if part == ZEROS else "float32"
+
+    def part_size(self, name: str, part: str, dtype: str) -> int:
+        """Return the bytes of a stored part in graphs of type ``dtype``."""
+        return -(-math.prod(self.part_shape(name, part)) * _BITS[self.part_dtype(name, part, dtype)] // 8)
 
     def bits_per_weight(self, dtype: str) -> float:
         """Return the mean bits of a quantized weight, scales (of type ``dtype``) and zero points included."""
         whole = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
         return 8 * sum(self.stored_size(name, dtype) for name in self.tensors) / whole
 
-    def stored_size(self, name: str, dtype: str) -> int:
-        """Return the bytes of all parts of a tensor, scales being of type ``dtype``."""
-        scales = math.prod(self.part_shape(name, SCALES)) * ITEM_SIZES[dtype]
-        zeros = math.prod(self.part_shape(name, ZEROS)) if self.tensors[name].zero_points else 0
-        return self.packed_size(name) + scales + zeros
-
     def packed_size(self, name: str) -> int:
         """Return the bytes of ``PACKED``."""
-        count = int(np.prod(self.part_shape(name, PACKED)))
-        return -(-count // 2) if self.packed_dtype(name) == "int4" else count
+        return self.part_size(name, PACKED, "float32")
+
+    def stored_size(self, name: str, dtype: str) -> int:
+        """Return the bytes of all parts of a tensor in graphs of type ``dtype``."""
+        return sum(self.part_size(name, part, dtype) for part in self.parts(name))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as plain data."""
@@ -164,21 +232,15 @@ class Quantization:
         scheme = data["scheme"]
         if SCHEMES.get(scheme) != data["bits"]:
             raise ValueError(f"quantization {scheme!r} with {data['bits']!r} bits")
-        for key, allowed in (("format", FORMATS), ("activations", ACTIVATIONS)):
+        is_float = scheme in FLOAT_SCHEMES
+        known = (("float", *FP8_ACTIVATIONS) if scheme == "fp8" else ("float",)) if is_float else ACTIVATIONS
+        for key, allowed in (("format", FORMATS[1:] if is_float else FORMATS), ("activations", known)):
             if data[key] not in allowed:
                 raise ValueError(f"quantization's {key} is {data[key]!r}")
-        tensors = {}
-        for name, tensor in data["tensors"].items():
-            rows, width = tensor["shape"]
-            if tensor["block_size"] not in BLOCK_SIZES or rows < 1 or width < 1:
-                raise ValueError(f"quantization of {name}: {tensor}")
-            zeros = tensor.get("zero_points", False)
-            if type(zeros) is not bool or (zeros and data["format"] == "qdq"):
-                raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {data['format']}")
-            bits = tensor.get("bits")
-            if bits is not None and (type(bits) is not int or bits not in SCHEMES.values()):
-                raise ValueError(f"quantization of {name}: {bits!r} bits")
-            tensors[name] = QuantizedTensor((int(rows), int(width)), int(tensor["block_size"]), zeros, bits)
+        group = data.get("input_block")
+        if (data["activations"] == GROUP_FP8) != (type(group) is int and group > 0):
+            raise ValueError(f"quantization's input_block is {group!r}, and its activations {data['activations']}")
+        tensors = {name: _tensor(name, tensor, scheme, data["format"]) for name, tensor in data["tensors"].items()}
         if not tensors:
             raise ValueError("quantization without tensors")
         kept = tuple(str(name) for name in data["kept"])
@@ -186,7 +248,7 @@ class Quantization:
         if not method.tensors.keys() <= tensors.keys():
             raise ValueError("quantization's method names weights that are not quantized")
         tool = str(data["tool"])
-        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method)
+        return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method, group)
 
     def unpack(
         self, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
@@ -196,15 +258,20 @@ class Quantization:
         Args:
             name: The checkpoint's name of the tensor.
             packed: The bytes of ``PACKED``, flat.
-            scales: The scales, in any type and flat.
+            scales: The scales, in any type and flat; of ``nvfp4`` the products of a block's and the whole's.
             zeros: The bytes of ``ZEROS``, flat, if the tensor has them.
 
         Returns:
-            The whole numbers q, int8 ``(out, in)``, or q − z, int16, and the scales, float64 ``(out, blocks)``.
+            The whole numbers q, int8 ``(out, in)``, or q − z, int16, or floating-point numbers, float32, and the
+            scales, float64 ``(out, blocks)``.
         """
         rows, width = self.tensors[name].shape
         scales = scales.astype(np.float64).reshape(self.part_shape(name, SCALES))
         bits = self.bits_of(name)
+        if self.is_float:
+            codes = _halves(packed, signed=False)[: width * rows] if bits == 4 else packed
+            whole = scales.T if scales.ndim == 2 else np.broadcast_to(scales.reshape(-1, 1), (rows, 1))
+            return decode(codes, bits).reshape(width, rows).T, whole
         if self.format == "qdq":
             flat = _halves(packed, signed=True)[: width * rows] if bits == 4 else packed.view(np.int8)
             return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
@@ -245,20 +312,44 @@ def round_blocks(
     return (numbers + 128).astype(np.uint8), scales
 
 
-def to_qdq(packed: Bytes, width: int, bits: int) -> Bytes:
+def _tensor(name: str, data: dict[str, Any], scheme: str, form: str) -> QuantizedTensor:
+    """Read the record of one tensor.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is damaged.
+    """
+    rows, width = data["shape"]
+    shared = data.get("granularity", "block")
+    if shared not in GRANULARITIES or (shared != "block" and scheme != "fp8"):
+        raise ValueError(f"quantization of {name}: granularity {shared!r} in {scheme}")
+    sizes = BLOCK_SIZES if scheme != "nvfp4" else (NVFP4_BLOCK,)
+    if data["block_size"] not in (sizes if shared == "block" else (width,)) or rows < 1 or width < 1:
+        raise ValueError(f"quantization of {name}: {data}")
+    zeros = data.get("zero_points", False)
+    if type(zeros) is not bool or (zeros and form == "qdq"):
+        raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {form}")
+    bits = data.get("bits")
+    if bits is not None and (type(bits) is not int or bits not in WHOLE_SCHEMES.values() or scheme in FLOAT_SCHEMES):
+        raise ValueError(f"quantization of {name}: {bits!r} bits")
+    return QuantizedTensor((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared)
+
+
+def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
     """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
 
     Args:
         packed: ``(out, blocks, block_size · bits / 8)``, as the format ``matmulnbits`` stores them.
         width: Elements of a row.
         bits: 4 or 8.
+        is_float: Whether these are codes of floating-point numbers, which stay as they are.
 
     Returns:
         Flat bytes; int4 two in a byte, the lower half first.
     """
+    signed = 0 if is_float else 1 << (bits - 1)  # from numbers with half the range added
     if bits == 8:
-        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ 128).T).reshape(-1)
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ 8  # offset to signed
+        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ signed).T).reshape(-1)
+    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ signed
     flat = np.ascontiguousarray(numbers.T).reshape(-1)
     if flat.size % 2:
         flat = np.append(flat, np.uint8(0))

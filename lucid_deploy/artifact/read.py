@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, ZEROS
+from lucid_deploy.artifact.quantization import PACKED, PARTS, ROWS
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe
@@ -177,19 +177,18 @@ def _check_quantization(artifact: Artifact, stage: str, model: onnx.ModelProto) 
     from onnx import TensorProto
 
     record = artifact.manifest.quantization
-    dtype = {"float32": "FLOAT"}.get(artifact.manifest.dtype, artifact.manifest.dtype.upper())
     found = {
         tensor.name: (TensorProto.DataType.Name(tensor.data_type), tuple(tensor.dims))
         for tensor in model.graph.initializer
-        if tensor.name.endswith((PACKED, SCALES, ROWS, ZEROS))
+        if tensor.name.endswith(PARTS)
     }
     wanted = {}
     for name in record.tensors if record is not None else ():
         assert record is not None
         numbers = [part for part in (PACKED, ROWS) if name + part in found] or [PACKED]  # an embedding is read in rows
         for part in (*numbers, *record.parts(name)[1:]):
-            kind = dtype if part == SCALES else record.packed_dtype(name).upper()
-            wanted[name + part] = (kind, record.part_shape(name, part))
+            kind = record.part_dtype(name, part, artifact.manifest.dtype)
+            wanted[name + part] = ("FLOAT" if kind == "float32" else kind.upper(), record.part_shape(name, part))
     if found != wanted:
         differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         raise CheckFailed(

@@ -28,13 +28,15 @@ def quantization_sentence(artifact: Artifact) -> str:
 
     record = artifact.manifest.quantization
     assert record is not None
-    inputs = "inputs of their products in int8" if record.activations == "int8" else "inputs of their products in float"
+    sharing = record.sharing
+    how = f"in {sharing}" if sharing.startswith("blocks") else f"with {sharing}"
+    where = f"{record.format}; on the CPU " if record.activations == "int8" else f"{record.format}; "
     learned = method_sentence(record.method)
     kept = [name.removeprefix("model.").removesuffix(".weight") for name in record.kept]
     shown = ", ".join(kept[:4]) + (f" and {len(kept) - 4} more" if len(kept) > 4 else "")
     return (
-        f"Quantized {len(record.tensors)} weights to {record.scheme} in blocks of {record.block_size} "
-        f"({record.format}; on the CPU {inputs}); kept in {artifact.manifest.dtype}: {shown or 'nothing'}. The weights "
+        f"Quantized {len(record.tensors)} weights to {record.scheme} {how} ({where}{record.inputs}); kept in "
+        f"{artifact.manifest.dtype}: {shown or 'nothing'}. The weights "
         f"are {compression(artifact):.1f} times smaller than in {artifact.manifest.dtype}.{learned}"
     )
 

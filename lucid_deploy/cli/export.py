@@ -73,14 +73,16 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--quantize",
-    type=click.Choice(["int8", "int4", "stored"]),
-    help="Quantize the weights of linear layers, lm_head included, to whole numbers with a scale for each block. "
+    type=click.Choice(["int8", "int4", "fp8", "nvfp4", "stored"]),
+    help="Quantize the weights of linear layers, lm_head included: int8, int4 to whole numbers with a scale for each "
+    "block; fp8 (E4M3) and nvfp4, for TensorRT on GPUs that have them, to floating-point numbers. "
     "stored: take over the numbers of a checkpoint that is quantized already, as is done without this option too.",
 )
 @choice_option(
     "--quantize-format",
     ["auto", "matmulnbits", "qdq"],
-    help="matmulnbits: onnxruntime's operators. qdq: DequantizeLinear, for TensorRT. auto is matmulnbits.",
+    help="matmulnbits: onnxruntime's operators. qdq: DequantizeLinear, for TensorRT. auto is matmulnbits, and qdq of "
+    "fp8 and nvfp4.",
 )
 @click.option(
     "--block-size",
@@ -101,8 +103,9 @@ if TYPE_CHECKING:
 )
 @choice_option(
     "--activations",
-    ["int8", "float"],
-    help="How onnxruntime multiplies quantized weights on the CPU: int8 rounds the inputs block by block, and is fast.",
+    ["auto", "int8", "float"],
+    help="Inputs of products with quantized weights. int8: onnxruntime on the CPU rounds them block by block, and is "
+    "fast. float: they stay. auto: int8 of int8 and int4, float of fp8 and nvfp4; of a checkpoint in fp8 what it says.",
 )
 @choice_option(
     "--method",
@@ -265,7 +268,7 @@ def _quantize_options(
         "--block-size": block_size is not None,
         "--keep-float": bool(keep_float),
         "--quantize-embeddings": quantize_embeddings,
-        "--activations": activations != "int8",
+        "--activations": activations != "auto",
         "--method": method != "rtn",
         "--calibration-tokens": calibration_tokens != CALIBRATION_TOKENS,
         "--gptq-damping": gptq_damping != GPTQ_DAMPING,
@@ -275,7 +278,7 @@ def _quantize_options(
     if any(given.values()):
         names = ", ".join(name for name, there in given.items() if there)
         raise LucidError(
-            f"{names} is for quantized weights. Add --quantize int8 or int4 (or stored, where the checkpoint is "
-            "quantized already), or leave it out."
+            f"{names} is for quantized weights. Add --quantize int8, int4, fp8 or nvfp4 (or stored, where the "
+            "checkpoint is quantized already), or leave it out."
         )
     return None

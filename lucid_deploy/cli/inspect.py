@@ -85,16 +85,17 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _show_quantization(facts: dict[str, Any]) -> None:
+    from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.artifact.quantization_method import Method
     from lucid_deploy.cli._console import console_out
     from lucid_deploy.cli._quantization import method_sentence
 
     record = facts["quantization"]
-    sizes = sorted({tensor["block_size"] for tensor in record["tensors"].values()})
+    sharing = Quantization.from_dict(record).sharing
     console_out.print(
-        f"Quantization: {len(record['tensors'])} weights in {record['scheme']}, blocks of "
-        f"{', '.join(map(str, sizes))}, format {record['format']}, activations {record['activations']}, by "
-        f"{record['tool']}; {facts['compression']:.1f} times smaller than in {facts['dtype']}. Kept: "
+        f"Quantization: {len(record['tensors'])} weights in {record['scheme']}, {sharing}, format "
+        f"{record['format']}, activations {record['activations']}, by {record['tool']}; "
+        f"{facts['compression']:.1f} times smaller than in {facts['dtype']}. Kept: "
         f"{', '.join(record['kept']) or 'nothing'}.{method_sentence(Method.from_dict(record['method']))}",
         soft_wrap=True,
         markup=False,

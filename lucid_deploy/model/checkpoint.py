@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from lucid_deploy.model.lucid import LucidForCausalLM
+    from lucid_deploy.model.packed.float_weight import FloatWeight
     from lucid_deploy.model.packed.weight import PackedWeight
 
 DEMO = "demo"
@@ -138,8 +139,8 @@ class Checkpoint:
             raise LucidError(f"{path}: tensor {name} cannot be read: {error}") from error
         return data.double() + place.plus if place.plus else data
 
-    def packed_weight(self, name: str) -> PackedWeight | None:
-        """Read a weight of the model as the whole numbers that it is stored in; None if it is not.
+    def packed_weight(self, name: str) -> PackedWeight | FloatWeight | None:
+        """Read a weight of the model as the numbers of few bits that it is stored in; None if it is not.
 
         Args:
             name: As the model has it.
@@ -161,7 +162,13 @@ class Checkpoint:
         """Put quantized weights in the place of their parts."""
         if self.layout is None:
             return {}
-        found = find_parts(self.layout, self._named, lambda name: tuple(self._header(name).get_shape()), self.directory)
+        found = find_parts(
+            self.layout,
+            self._named,
+            lambda name: tuple(self._header(name).get_shape()),
+            self.directory,
+            lambda name: str(self._header(name).get_dtype()),
+        )
         self._part_of = {name: self._named.pop(name) for parts in found.values() for name in parts.names.values()}
         for name, parts in found.items():
             self._named[name] = self._part_of[next(iter(parts.names.values()))]

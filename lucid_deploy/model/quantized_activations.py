@@ -1,8 +1,11 @@
-"""Round the inputs of linear layers to 8 bits, as onnxruntime's ``MatMulNBits`` does at accuracy level 4."""
+"""Round the inputs of linear layers to 8 bits.
+
+To whole numbers, as onnxruntime's ``MatMulNBits`` does at accuracy level 4; or to E4M3, as checkpoints in fp8 say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor
 
 from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.model.lucid import LucidForCausalLM
+
+_E4M3_MAX = 448.0
 
 
 def round_to_int8(x: Tensor, block_size: int) -> Tensor:
@@ -43,3 +48,41 @@ def quantize_activations(model: LucidForCausalLM, block_sizes: Mapping[str, int]
 
 def _hook(block_size: int) -> Any:
     return lambda module, inputs: (round_to_int8(inputs[0], block_size),)
+
+
+def round_to_fp8(x: Tensor, scale: float | None, size: int | None) -> Tensor:
+    """Round to E4M3 in units of a scale; same shape and type.
+
+    Args:
+        x: Any shape.
+        scale: What is divided by; None: the largest magnitude / 448 of what shares one.
+        size: Neighbours on the last axis that share a scale; None: all of them.
+    """
+    groups = x.float().unflatten(-1, (-1, size or x.shape[-1]))  # (…, groups, size)
+    if scale is None:
+        steps = (groups.abs().amax(dim=-1, keepdim=True) / _E4M3_MAX).clamp(min=2.0**-126)
+    else:
+        steps = torch.tensor(scale, dtype=torch.float32, device=x.device)
+    numbers = (groups / steps).clamp(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn)
+    return (numbers.float() * steps).flatten(-2).to(x.dtype)
+
+
+def round_inputs(
+    model: LucidForCausalLM, names: Collection[str], size: int | None, scales: Mapping[str, float]
+) -> LucidForCausalLM:
+    """Make linear layers round their inputs to E4M3; the model itself is changed and returned.
+
+    Args:
+        model: Any type.
+        names: Of their weights.
+        size: See :func:`round_to_fp8`.
+        scales: By weights' names; of others it follows from the inputs.
+    """
+
+    def hook(scale: float | None) -> Any:
+        return lambda module, inputs: (round_to_fp8(inputs[0], scale, size),)
+
+    for name, module in model.named_modules():
+        if f"{name}.weight" in names and isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(hook(scales.get(f"{name}.weight")))
+    return model

@@ -18,7 +18,7 @@ from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
 from lucid_deploy.cli.export import command as export_command
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization, quantize_matrix
+from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization, quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -207,3 +207,31 @@ def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_pat
     (directory / "lucid.json").write_text(json.dumps(manifest))
     with pytest.raises(LucidError, match="damaged"):
         open_artifact(directory)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (QuantizeOptions("fp8", "matmulnbits"), "leave out --quantize-format matmulnbits"),
+        (QuantizeOptions("fp8", block_size=32), "leave out --block-size"),
+        (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
+        (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
+        (QuantizeOptions("fp8", method="gptq"), "leave out --method"),
+        (QuantizeOptions("fp8", gptq_damping=0.5), "leave out --gptq-damping"),
+        (QuantizeOptions("fp8", bits={"lm_head.weight": 8}), "leave out bits"),
+    ],
+)
+def test_options_of_whole_numbers_beside_floats(options: QuantizeOptions, message: str) -> None:
+    with pytest.raises(LucidError, match=message):
+        check_options(options, "float16")
+
+
+def test_a_plan_of_floats() -> None:
+    shapes = {"model.embed_tokens.weight": (97, 48), "a.weight": (24, 48), "lm_head.weight": (97, 48)}
+    plan = plan_quantization(shapes, False, QuantizeOptions("fp8"))
+    assert (plan.format, plan.activations, plan.sharing) == ("qdq", "float", "one scale a weight")
+    assert list(plan.tensors) == ["a.weight", "lm_head.weight"]
+    plan = plan_quantization(shapes, False, QuantizeOptions("nvfp4", keep_float=("lm_head",)))
+    assert plan.sharing == "blocks of 16" and plan.bits_per_weight("float16") == 4.5 + 32 / (24 * 48)
+    with pytest.raises(LucidError, match=r"a has rows of 40 elements, which blocks of 16 do not divide"):
+        plan_quantization({"a.weight": (24, 40)}, False, QuantizeOptions("nvfp4"))

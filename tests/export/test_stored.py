@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.artifact.quantization import PACKED, SCALES, ZEROS
+from lucid_deploy.artifact.quantization import PACKED, SCALES, ZEROS, Quantization
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
@@ -19,8 +19,10 @@ from lucid_deploy.export.quantize import QuantizeOptions
 from lucid_deploy.export.stored import plan_stored, resolve_stored
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
+from tests.model.packed.floats import GROUP, compressed_float, write_floats
 from tests.model.packed.packing import change_settings, change_tensors, write_packed
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -61,6 +63,83 @@ def test_what_is_written_is_what_the_formula_gives(
         points = [np.frombuffer(content(name + ZEROS), np.uint8)] if zeros else []
         found = record.dequantize(name, np.frombuffer(content(name + PACKED), np.uint8), scales, *points)
         assert np.array_equal(found, weight.numpy())
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "activations", "size"),
+    [
+        ("weights", "float16", "float", None),
+        ("static", "bfloat16", "fp8-static", None),
+        ("token", "float32", "fp8-token", None),
+        ("blocks", "float16", "fp8-group", 16),
+        ("deepseek", "bfloat16", "fp8-group", 16),
+        ("whole", "float32", "fp8-static", None),
+        ("autofp8", "float32", "fp8-token", None),
+    ],
+)
+def test_numbers_in_fp8_are_the_checkpoint_s(
+    kind: str, dtype: str, activations: str, size: int | None, tmp_path: Path
+) -> None:
+    """In half precision too, since scales are float32; without graphs."""
+    meant, source = write_floats(tmp_path / "c", kind), Checkpoint(tmp_path / "c")
+    options = resolve_stored(source, None)
+    assert options is not None
+    record = plan_stored(source, options, dtype)
+    assert (record.scheme, record.format, record.activations, record.input_block) == ("fp8", "qdq", activations, size)
+    assert record.tensors.keys() == meant.keys() and Quantization.from_dict(record.to_dict()) == record
+    plan = plan_weights(source.stored_shapes(), set(), dtype, record)
+    write_weights(tmp_path / "weights", plan, source, record)
+    data = (tmp_path / "weights").read_bytes()
+    for name, weight in meant.items():
+        packed, scales = (
+            np.frombuffer(data, np.uint8, plan[name + part].size, plan[name + part].offset) for part in (PACKED, SCALES)
+        )
+        assert np.array_equal(record.dequantize(name, packed, scales.view(np.float32)), weight.numpy())
+    plain = resolve_stored(source, QuantizeOptions("stored", activations="float"))
+    assert plain is not None and plan_stored(source, plain, dtype).activations == "float"
+
+
+def test_an_artifact_in_fp8_rounds_its_inputs(tmp_path: Path) -> None:
+    """Through graphs: onnxruntime gives PyTorch's logits with rounded inputs, not those without; verify passes."""
+    meant = write_floats(tmp_path / "c", "blocks")
+    artifact = export(tmp_path / "c", tmp_path / "a")
+    model = load_artifact_model(artifact, dtype="float64").state_dict()
+    assert all(model[name].equal(weight) for name, weight in meant.items())
+    ids = np.arange(12, dtype=np.int64)[None]
+    found, rounded = (open_session(artifact, runtime) for runtime in ("onnxruntime", "torch"))
+    logits, wanted = (session.prefill(ids, session.empty_cache(1)) for session in (found, rounded))
+    exact = load_artifact_model(artifact, dtype="float64")(torch.from_numpy(ids))[0][:, -1:].float().numpy()
+    off, rounding = (np.linalg.norm(other - wanted) for other in (logits, exact))
+    assert off < 0.01 * rounding, "a number may fall on the other side of a middle; all of them lie within the rounding"
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "a"), "--quick", "--json", str(tmp_path / "v.json")])
+    assert checked.exit_code == 0, checked.output
+    assert "7 are the checkpoint's numbers exactly" in (tmp_path / "v.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("token", QuantizeOptions("fp8"), r"quantized already \(compressed-tensors, 8 bits\)"),
+        ("token", QuantizeOptions("int8"), "quantized already"),
+        ("token", QuantizeOptions("stored", "matmulnbits"), "leave out --quantize-format matmulnbits"),
+        ("token", QuantizeOptions("stored", activations="int8"), "leave out --activations int8"),
+        ("token", QuantizeOptions("stored", block_size=32), "leave out --block-size"),
+    ],
+)
+def test_what_a_checkpoint_in_fp8_is_not_asked_for(kind: str, options: Any, message: str, tmp_path: Path) -> None:
+    write_floats(tmp_path / "c", kind)
+    with pytest.raises(LucidError, match=message) as caught:
+        export(tmp_path / "c", tmp_path / "a", ExportOptions(quantize=options))
+    assert "\n" not in str(caught.value) and not (tmp_path / "a").exists()
+
+
+def test_groups_that_do_not_divide_a_row(tmp_path: Path) -> None:
+    write_floats(tmp_path / "c", "token")
+    change_settings(tmp_path / "c", compressed_float("channel", {**GROUP, "group_size": 48}))
+    source = Checkpoint(tmp_path / "c")
+    with pytest.raises(LucidError, match=r"rows of 64 inputs, which groups of 48 do not divide.*--activations float"):
+        plan_stored(source, QuantizeOptions("stored", "qdq"), "float32")
+    assert plan_stored(source, QuantizeOptions("stored", "qdq", activations="float"), "float32").scheme == "fp8"
 
 
 def test_an_artifact_with_zero_points(tmp_path: Path) -> None:

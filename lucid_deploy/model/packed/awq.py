@@ -31,7 +31,9 @@ class AwqLayout:
 
     group_size: int
     name = "awq"
+    inputs = None
     bits = 4
+    scheme = "int4"
     required = ("qweight", "qzeros", "scales")
     optional = ()
 

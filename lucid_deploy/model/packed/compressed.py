@@ -26,12 +26,38 @@ _KEYS = frozenset(
     """.split()  # noqa: SIM905 (a table)
 )
 _GROUP_KEYS = frozenset({"targets", "weights", "input_activations", "output_activations", "format"})
-_WEIGHT_KEYS = frozenset(
+WEIGHT_KEYS = frozenset(
     """
     actorder block_structure dynamic group_size num_bits observer observer_kwargs scale_dtype strategy symmetric type
     zp_dtype
     """.split()  # noqa: SIM905 (a table)
 )
+
+
+def read_group(settings: dict[str, Any], forms: tuple[str, ...]) -> dict[str, Any]:
+    """Return the one group of ``quantization_config``, whose format is one of those given.
+
+    Raises:
+        ValueError: Settings that are not computed here.
+    """
+    form, groups = settings.get("format"), settings.get("config_groups") or {}
+    check_keys(settings, _KEYS)
+    if form not in forms:
+        raise ValueError(f"its format is {form!r}; {' and '.join(forms)} are read")
+    if settings.get("kv_cache_scheme"):
+        raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
+    if settings.get("transform_config") not in (None, {}, {"config_groups": {}}):
+        raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
+    if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
+    if len(groups) != 1:
+        raise ValueError(f"it has {len(groups)} config_groups; one is read")
+    group: dict[str, Any]
+    (group,) = groups.values()
+    check_keys(group, _GROUP_KEYS, "config_groups'")
+    if group.get("format") not in (None, form):
+        raise ValueError(f"its format is {form!r}, and that of its config_groups {group['format']!r}")
+    return group
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,12 @@ class CompressedLayout:
     is_packed: bool
     symmetric: bool
     name = "compressed-tensors"
+    inputs = None
+
+    @property
+    def scheme(self) -> str:
+        """See the protocol."""
+        return f"int{self.bits}"
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> CompressedLayout:
@@ -60,29 +92,14 @@ class CompressedLayout:
         Raises:
             ValueError: Settings that are not computed here.
         """
-        form, groups = settings.get("format"), settings.get("config_groups") or {}
-        check_keys(settings, _KEYS)
-        if form not in _FORMATS:
-            raise ValueError(f"its format is {form!r}; {' and '.join(_FORMATS)} are read")
-        if settings.get("kv_cache_scheme"):
-            raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
-        if settings.get("transform_config") not in (None, {}, {"config_groups": {}}):
-            raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
-        if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
-            raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
-        if len(groups) != 1:
-            raise ValueError(f"it has {len(groups)} config_groups; one is read")
-        (group,) = groups.values()
-        check_keys(group, _GROUP_KEYS, "config_groups'")
-        if group.get("format") not in (None, form):
-            raise ValueError(f"its format is {form!r}, and that of its config_groups {group['format']!r}")
+        form, group = settings.get("format"), read_group(settings, _FORMATS)
         if group.get("input_activations") or group.get("output_activations"):
             raise ValueError(
                 "it rounds inputs or outputs of layers too (input_activations), which is not computed as it says. "
                 "Checkpoints with quantized weights alone (W4A16, W8A16) are read"
             )
         weights = group.get("weights") or {}
-        check_keys(weights, _WEIGHT_KEYS, "weights'")
+        check_keys(weights, WEIGHT_KEYS, "weights'")
         bits, strategy = weights.get("num_bits"), weights.get("strategy")
         if weights.get("type") != "int" or bits not in (4, 8) or (form == "int-quantized" and bits != 8):
             raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")

@@ -51,8 +51,14 @@ class GptqLayout:
     group_size: int
     zeros_less_one: bool
     name = "gptq"
+    inputs = None
     required = ("qweight", "qzeros", "scales")
     optional = ("g_idx",)
+
+    @property
+    def scheme(self) -> str:
+        """See the protocol."""
+        return f"int{self.bits}"
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> GptqLayout:

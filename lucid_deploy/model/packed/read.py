@@ -11,15 +11,27 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.packed.awq import AwqLayout
 from lucid_deploy.model.packed.compressed import CompressedLayout
+from lucid_deploy.model.packed.compressed_float import FORMAT, CompressedFloatLayout
+from lucid_deploy.model.packed.float_weight import FP8, FloatWeight
+from lucid_deploy.model.packed.fp8 import Fp8Layout
 from lucid_deploy.model.packed.gptq import GptqLayout
 from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape
 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
+
+
+def _compressed(settings: dict[str, Any]) -> PackedLayout:
+    """Read settings of compressed-tensors; of formats of floating-point numbers one is read."""
+    is_float = settings.get("format") == FORMAT
+    return CompressedFloatLayout.from_settings(settings) if is_float else CompressedLayout.from_settings(settings)
+
+
 _LAYOUTS: dict[str, Callable[[dict[str, Any]], PackedLayout]] = {
     "gptq": GptqLayout.from_settings,
     "awq": AwqLayout.from_settings,
-    "compressed-tensors": CompressedLayout.from_settings,
+    "compressed-tensors": _compressed,
+    "fp8": Fp8Layout.from_settings,
 }
 
 
@@ -73,7 +85,7 @@ class PackedParts:
     names: dict[str, str]
     layout: PackedLayout
 
-    def read(self, tensor: Callable[[str], Any], where: Path) -> PackedWeight:
+    def read(self, tensor: Callable[[str], Any], where: Path) -> PackedWeight | FloatWeight:
         """Read the weight.
 
         Args:
@@ -93,7 +105,11 @@ class PackedParts:
 
 
 def find_parts(
-    layout: PackedLayout, names: dict[str, Any], shape_of: Callable[[str], Shape], where: Path
+    layout: PackedLayout,
+    names: dict[str, Any],
+    shape_of: Callable[[str], Shape],
+    where: Path,
+    type_of: Callable[[str], str] = lambda name: "",
 ) -> dict[str, PackedParts]:
     """Group the tensors of a checkpoint to quantized weights, by the weights' names.
 
@@ -102,13 +118,18 @@ def find_parts(
         names: All tensors.
         shape_of: Gives a tensor's shape.
         where: The checkpoint, for messages.
+        type_of: Gives a tensor's type, as safetensors spells it.
 
     Raises:
         LucidError: Parts are missing, or do not fit each other or the settings.
     """
     known, found = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in names if name.rpartition(".")[2] in marks)
+    modules = dict.fromkeys(
+        name.rpartition(".")[0]
+        for name in names
+        if name.rpartition(".")[2] in marks or (name.endswith(".weight") and type_of(name) == FP8)
+    )
     for module in modules:
         parts = {part: f"{module}.{part}" for part in known if f"{module}.{part}" in names}
         missing = [part for part in layout.required if part not in parts]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from lucid_deploy.model.packed.float_weight import FloatWeight, InputRounding
+
 Shape = tuple[int, ...]
 
 
@@ -55,6 +57,8 @@ class PackedLayout(Protocol):
     Attributes:
         name: As ``quant_method`` says it.
         bits: Of an element.
+        scheme: How an artifact with these numbers calls them: ``int4``, ``int8`` or ``fp8``.
+        inputs: How the inputs of products are rounded; None: not at all.
         required: What a weight is stored in, by the last part of the names of tensors: ``qweight``, ``scales``, …
         optional: What may lie beside that.
     """
@@ -64,6 +68,12 @@ class PackedLayout(Protocol):
 
     @property
     def bits(self) -> int: ...  # noqa: D102
+
+    @property
+    def scheme(self) -> str: ...  # noqa: D102
+
+    @property
+    def inputs(self) -> InputRounding | None: ...  # noqa: D102
 
     @property
     def required(self) -> tuple[str, ...]: ...  # noqa: D102
@@ -78,7 +88,7 @@ class PackedLayout(Protocol):
             ValueError: They do not fit each other or the settings; the text says which.
         """
 
-    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
+    def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight | FloatWeight:
         """Return a weight from its parts.
 
         Raises:

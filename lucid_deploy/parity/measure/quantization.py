@@ -19,6 +19,7 @@ from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
+from lucid_deploy.parity.measure.float_weights import float_difference
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets
@@ -77,11 +78,10 @@ class QuantizationCost:
 
     def lines(self, record: Quantization, dtype: str) -> list[str]:
         """Return the result for people; ``dtype`` is that of the artifact's scales."""
-        inputs = "int8 inputs" if record.activations == "int8" else "float inputs"
         bits = f"{record.bits_per_weight(dtype):.4g} bits a weight"
         return [
-            f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, blocks of {record.block_size}, "
-            f"{inputs}) against the original checkpoint in float64; reported, not judged:",
+            f"Cost of quantization ({record.scheme}, {record.method.name}, {bits}, {record.sharing}, "
+            f"{record.inputs}) against the original checkpoint in float64; reported, not judged:",
             f"  weights alone: {_sentence(self.weights)}",
             f"  as run: {_sentence(self.as_run)}",
         ]
@@ -90,11 +90,11 @@ class QuantizationCost:
 def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress | None = None) -> None:
     """Check that a quantized artifact's weights are the checkpoint's.
 
-    Of a quantized weight, every element must be within half a step (the block's scale) of the original; one step where
-    it was clipped; and the block's element of largest magnitude must be where the scheme puts it. If data chose its
-    numbers, they need not be the nearest: then its scales must be in the range that is searched, and its distance from
-    the original the recorded one. Numbers that were taken over must be the very same. Other weights must be the
-    original ones in the artifact's type.
+    Of a quantized weight, every element must be within half a step (the block's scale; of floating-point numbers the
+    distance between neighbours) of the original; one step where it was clipped; and the block's element of largest
+    magnitude must be where the scheme puts it. If data chose its numbers, they need not be the nearest: then its scales
+    must be in the range that is searched, and its distance from the original the recorded one. Numbers that were taken
+    over must be the very same. Other weights must be the original ones in the artifact's type.
 
     Args:
         artifact: A quantized artifact.
@@ -128,6 +128,8 @@ def _problem(quantization: Quantization, name: str, parts: list[Array], weight: 
     if quantization.method.name == STORED:
         wrong = quantization.dequantize(name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
+    if quantization.is_float:
+        return float_difference(quantization, name, parts[0], parts[1], weight.float().numpy())
     if quantization.tensors[name].zero_points:
         return _fitted_difference(quantization, name, parts, weight.float().numpy(), dtype)
     check = _learned_difference if name in quantization.method.tensors else _difference

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
@@ -14,6 +14,7 @@ from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
+from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array
 
@@ -110,6 +111,7 @@ class OrtLayers(Layers):
         path, model = self._artifact.graph_path(stage), onnx.ModelProto()
         model.CopyFrom(self._artifact.graph(stage))
         cut_layers(model, self.config.num_hidden_layers, cut)
+        retype_fp4(model, self._artifact.path(WEIGHTS))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     plan_provider,
 )
 from lucid_deploy.runtimes.onnxruntime.versions import check_version
+from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import layers_obstacle
@@ -156,7 +158,8 @@ class OrtSession(Session[Any]):
         recurs = recurs and has_linear_attention(self._ort.__version__)
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
         reads = reads and self._library is not None and self.cache_dtype != self.dtype
-        if not recurs and not reads:
+        widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
+        if not recurs and not reads and not widens:
             return None
         import onnx
 
@@ -165,6 +168,9 @@ class OrtSession(Session[Any]):
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
         changed = recurs and use_linear_attention(model)
+        if widens:
+            retype_fp4(model)
+            changed = True
         if reads and self._read_as_stored(artifact, model):
             changed = self.reads_stored_cache = True
         return model.SerializeToString() if changed else None
@@ -216,6 +222,7 @@ class OrtSession(Session[Any]):
         """What runs :meth:`decode_several`: loaded when it is asked for, with one more packed copy of the weights."""
         assert self.several_obstacle is None
         model = self._several_model
+        retype_fp4(model)
         if self._library is not None and self.cache_dtype != self.dtype:
             self._read_as_stored(self._artifact, model)
         if self._library is None:
@@ -337,16 +344,22 @@ def _shared_weights(ort: Any, artifact: Artifact) -> dict[str, dict[str, Any]]:
         onnx.TensorProto.FLOAT: np.float32,
         onnx.TensorProto.FLOAT16: np.float16,
     }
+    fp8, fp4 = onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT4E2M1  # which numpy does not know
     made: dict[tuple[int, tuple[int, ...]], Any] = {}
     weights: dict[str, dict[str, Any]] = {}
     for stage in STAGES:
         weights[stage] = {}
         for weight in artifact.weights(stage):
-            if weight.data_type not in kinds:  # Python has no values of 4 bits: each graph loads its own
+            if weight.data_type not in (*kinds, fp8, fp4):  # Python has no integers of 4 bits: each graph loads its own
                 continue
             offset, shape = weight.offset, weight.shape
             if (offset, shape) not in made:
-                view = file[offset : offset + weight.size].view(kinds[weight.data_type]).reshape(shape)
-                made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
+                data = file[offset : offset + weight.size]
+                if weight.data_type in kinds:
+                    view = data.view(kinds[weight.data_type]).reshape(shape)
+                    made[offset, shape] = ort.OrtValue.ortvalue_from_numpy(view)
+                else:
+                    codes = data if weight.data_type == fp8 else widened(data, math.prod(shape))
+                    made[offset, shape] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(codes.reshape(shape), fp8)
             weights[stage][weight.name] = made[offset, shape]
     return weights

@@ -13,6 +13,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.files import whole_directory, write_whole
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
+from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import (
     MANIFEST,
@@ -116,6 +117,7 @@ def build_engines(
     check_artifact(artifact)
     needs_plugin = artifact.manifest.uses(PLUGIN_OPERATORS)
     capabilities = backend.capabilities(options.capabilities, artifact.manifest.dtype, needs_plugin)
+    check_float_formats(artifact, capabilities)
     if options.weightless and len(capabilities) > 1:
         raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
     folder = engine_directory(artifact, backend.name)
@@ -125,6 +127,7 @@ def build_engines(
     graphs = [prepare_graph(artifact, stage, limits.max_context) for stage in stages]
     if backend.needs_gpu_to_build or options.weightless:
         capabilities = (_device(backend, options).capability,)
+        check_float_formats(artifact, capabilities)
     shown = progress or (lambda *_: None)
     library = None
     if needs_plugin:

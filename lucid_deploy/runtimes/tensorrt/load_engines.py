@@ -10,6 +10,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, load_backend
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
+from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.tensorrt.jit_cache import JitCache, jit_cache_path
 from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, EngineManifest, engine_directory, open_engines
 from lucid_deploy.runtimes.tensorrt.plugin_library import register
@@ -46,8 +47,9 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
     """Check that the engines were built for a GPU.
 
     Raises:
-        LucidError: They were not.
+        LucidError: They were not, or the GPU lacks the type of the weights.
     """
+    check_float_formats(artifact, (gpu.capability,))
     if manifest.capabilities and gpu.capability not in manifest.capabilities:
         built_for = ", ".join(map(dotted, manifest.capabilities))
         raise LucidError(

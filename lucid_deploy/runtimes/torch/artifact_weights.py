@@ -10,10 +10,12 @@ import numpy as np
 import torch
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, ZEROS
+from lucid_deploy.artifact.external_data import StoredWeight
+from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.model.quantized_activations import round_inputs
 
 
 def load_artifact_model(
@@ -24,6 +26,8 @@ def load_artifact_model(
     config: LucidConfig | None = None,
 ) -> LucidForCausalLM:
     """Build the PyTorch model on the weights of an artifact. Quantized ones are dequantized.
+
+    Where the graphs round inputs to E4M3, the model does so too; in float64 it is exact, and rounds nothing.
 
     Args:
         artifact: The opened artifact.
@@ -70,13 +74,16 @@ def load_artifact_model(
     model.tie_weights()
     model.store_cache_as(artifact.manifest.cache_dtype)
     model.lm_head.in_float32 = artifact.manifest.float32_head
+    record = artifact.manifest.quantization
+    if record is not None and record.rounds_inputs and wanted_type != torch.float64:
+        round_inputs(model, record.tensors, record.input_block, _input_scales(artifact, buffer))
     return model.eval().requires_grad_(False)
 
 
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
-    """Read the quantized weights of an artifact: name, packed bytes, and scales as float32 or float64, both flat.
+    """Read the quantized weights of an artifact: name, packed bytes, and scales as float32, both flat.
 
-    A weight with zero points has the bytes of these too.
+    A weight with zero points has the bytes of these too. The scales of NVFP4 are a block's times the whole's.
     """
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -86,14 +93,32 @@ def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
 def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[Any, ...]]:
     record = artifact.manifest.quantization
     places = {weight.name: weight for weight in artifact.weights("decode")}
-    dtype = getattr(torch, artifact.manifest.dtype)
     for name in record.tensors if record is not None else ():
+        assert record is not None
         place, factors = places.get(name + PACKED) or places[name + ROWS], places[name + SCALES]
         packed = np.frombuffer(buffer, np.uint8, place.size, place.offset)
         scales = np.frombuffer(buffer, np.uint8, factors.size, factors.offset).copy()
         points = places.get(name + ZEROS)
         zeros = [] if points is None else [np.frombuffer(buffer, np.uint8, points.size, points.offset)]
-        yield name, packed, torch.from_numpy(scales).view(dtype).float().numpy(), *zeros
+        kind = record.part_dtype(name, SCALES, artifact.manifest.dtype).replace("float8e4m3fn", "float8_e4m3fn")
+        found = torch.from_numpy(scales).view(getattr(torch, kind)).float().numpy()
+        if name + WHOLE_SCALE in places:
+            found = found * _scalar(buffer, places[name + WHOLE_SCALE])
+        yield name, packed, found, *zeros
+
+
+def _scalar(buffer: mmap.mmap, place: StoredWeight) -> np.float32:
+    found: np.float32 = np.frombuffer(buffer, np.float32, 1, place.offset)[0]
+    return found
+
+
+def _input_scales(artifact: Artifact, buffer: mmap.mmap) -> dict[str, float]:
+    """Return what the inputs of products are divided by before they are rounded, by the weights' names."""
+    return {
+        place.name.removesuffix(INPUT_SCALE): float(_scalar(buffer, place))
+        for place in artifact.weights("decode")
+        if place.name.endswith(INPUT_SCALE)
+    }
 
 
 def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.build import command as build_command
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
+from tests.model.packed.floats import write_floats
 
 pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
 
@@ -32,6 +34,8 @@ WIDTH = {"head_dim": 64}
         ("int8", "float32", "growing", {}),
         ("int4", "float16", "static", WIDTH),
         ("int8", "float16", "static", {"attention_type": "llama", **WIDTH}),
+        ("fp8", "float32", "static", WIDTH),
+        ("nvfp4", "float16", "growing", {"attention_type": "llama", **WIDTH}),
     ],
 )
 def test_both_engines_are_built(
@@ -45,7 +49,8 @@ def test_both_engines_are_built(
     _, made = quantized(scheme, "qdq", dtype, cache, str(checkpoint))
     check_weights(made, Checkpoint(checkpoint))
     artifact = open_artifact(shutil.copytree(made.directory, checkpoint.parent / "artifact"))
-    report = build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
+    capabilities = {"fp8": ("8.9",), "nvfp4": ("12.0",)}.get(scheme, ())
+    report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=capabilities, **SMALL))
     assert set(report.manifest.engines) == {"prefill", "decode"}
     assert all(engine.size > 100_000 for engine in report.manifest.engines.values())
 
@@ -56,3 +61,13 @@ def test_onnxruntime_s_own_operators_are_refused(quantized: Made) -> None:
     assert isinstance(result.exception, LucidError) and result.exception.exit_code == 2
     assert "Export it for TensorRT with --quantize int8 --quantize-format qdq" in str(result.exception)
     assert not (artifact.directory / "engines").exists()
+
+
+def test_a_checkpoint_in_fp8(plugin: Path, tmp_path: Path) -> None:
+    """With inputs that are rounded by stored scales; with those of tokens and for older GPUs it is refused."""
+    write_floats(tmp_path / "c", "static", attention_type="llama", **WIDTH)
+    artifact = export(tmp_path / "c", tmp_path / "a", ExportOptions("float16", range_scan=False))
+    with pytest.raises(LucidError, match=r"compute capability 8\.6 have no fp8"):
+        build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6", "8.9"), **SMALL))
+    report = build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.9",), **SMALL))
+    assert set(report.manifest.engines) == {"prefill", "decode"}

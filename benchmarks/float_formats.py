@@ -1,0 +1,86 @@
+"""What ``export --quantize fp8`` and ``nvfp4`` leave of the logits of small models and of the bundled one.
+
+The models and tokens are those of quantization_methods.py; nothing is learned. Errors are those of the weights alone,
+in float32.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from common import write_result
+from quantization_methods import SHAPE, SHARED, write_model
+
+from lucid_deploy.artifact.float_formats import decode
+from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.demo.recall import held_out
+from lucid_deploy.export.float_parts import rounded_parts
+from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
+from lucid_deploy.model.lucid import LucidForCausalLM
+from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
+
+SCHEMES = ("fp8", "nvfp4")
+
+
+def rounded(checkpoint: Checkpoint, scheme: str) -> tuple[Quantization, LucidForCausalLM]:
+    """Return the record and the model on the weights that an export would write."""
+    record = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, QuantizeOptions(scheme))
+    model = load_model(checkpoint)
+    state = model.state_dict()
+    for name in record.tensors:
+        parts = rounded_parts(checkpoint.tensor(name), name, record)
+        if WHOLE_SCALE in parts:
+            scales = decode(parts[SCALES], 8) * parts[WHOLE_SCALE].view(np.float32)
+        else:
+            scales = parts[SCALES].view(np.float32)
+        state[name] = torch.from_numpy(record.dequantize(name, parts[PACKED], scales)).float()
+    model.load_state_dict(state, assign=True)
+    return record, model
+
+
+def errors(checkpoint: Checkpoint, ids: torch.Tensor) -> dict[str, Any]:
+    """Return every scheme's error of logits over ``ids``, int64 ``(B, N)``."""
+    with torch.inference_mode():
+        exact = load_model(checkpoint)(ids)[0].numpy()
+    found: dict[str, Any] = {}
+    for scheme in SCHEMES:
+        record, model = rounded(checkpoint, scheme)
+        with torch.inference_mode():
+            logits = model(ids)[0].numpy()
+        found[scheme] = {
+            "bits_per_weight": record.bits_per_weight("float32"),
+            "relative_error": float(position_errors(logits, exact).mean()),
+            "kl_mean": float(kl_divergence(logits, exact).mean()),
+            "top1": float((logits.argmax(-1) == exact.argmax(-1)).mean()),
+        }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    """Measure, print, and write benchmarks/results/float_formats.json."""
+    torch.set_num_threads(1)
+    models = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, shared in SHARED.items():
+            write_model(Path(scratch) / name, shared)
+            ids = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (8, 256))
+            models[name] = errors(Checkpoint(Path(scratch) / name), torch.from_numpy(ids))
+    tokenizer = TextTokenizer(resolve(DEMO))
+    lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
+    unseen = np.array([token for line in lines[300:] for token in tokenizer.encode(line)])
+    models["bundled"] = errors(Checkpoint(DEMO), torch.from_numpy(unseen[: 16 * 400].reshape(16, 400)))
+    write_result("float_formats", {"models": models})
+
+
+if __name__ == "__main__":
+    main()
