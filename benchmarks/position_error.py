@@ -105,8 +105,8 @@ def draw(parts: dict[str, list[dict[str, float]]], path: Path) -> None:
         axis.plot(places, [row["median"] for row in rows], color=color)
         axis.fill_between(places, [row["median"] for row in rows], [row["p99"] for row in rows], color=color, alpha=0.2)
         axis.annotate(name, (places[-1], rows[-1]["median"]), xytext=(5, 0), textcoords="offset points", color=color)
-    axis.set_xlim(right=3 * max(rows[-1]["to"] for rows in parts.values()))  # room for the names
     axis.set(xscale="log", yscale="log", xlabel="position in the text, tokens")
+    axis.set_xlim(1, 3 * max(rows[-1]["to"] for rows in parts.values()))  # room for the names
     axis.set_ylabel("relative error of the logits against float64 (lower is better)")
     axis.set_title("Errors of the logits along a text: median, and up to the 99th percentile")
     path.parent.mkdir(parents=True, exist_ok=True)
