@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from lucid_deploy.cli._console import note, write_text
+from lucid_deploy.cli._speculation import drafts_text
 from lucid_deploy.errors import CheckFailed, LucidError
 
 if TYPE_CHECKING:
@@ -289,7 +290,8 @@ class ChatSession:
         found = self._conversation
         reason = "stop" if at_stop else found.finish_reason or "stopped by Ctrl-C"
         total = found.reused + found.computed
-        note(f"[{count} tokens ({reason}); {found.computed} of {total} prompt tokens were new]")
+        drafts = "" if found.drafts is None else f"; {drafts_text(found.drafts)}"
+        note(f"[{count} tokens ({reason}); {found.computed} of {total} prompt tokens were new{drafts}]")
 
 
 def printable(text: str) -> str:

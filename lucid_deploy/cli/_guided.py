@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.generation.constraint import Constraint
+    from lucid_deploy.generation.guide import Guide
+    from lucid_deploy.runtimes.session import Session
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "json_schema": dict(metavar="FILE", help="The answer is JSON that follows the JSON schema in FILE."),
@@ -38,6 +41,30 @@ def guided_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, settings in reversed(_OPTIONS.items()):
         command = click.option("--" + name.replace("_", "-"), name, **settings)(command)
     return command
+
+
+def open_guides(
+    constraint: Constraint | None, session: Session[Any], tokenizer: TextTokenizer | None, may_end: bool
+) -> Callable[[], Guide] | None:
+    """Return what makes a guide for each answer; None without a constraint.
+
+    Args:
+        constraint: What was asked for.
+        session: Runs the model.
+        tokenizer: The artifact's; to be there with a constraint.
+        may_end: Whether an end-of-sequence token ends an answer.
+
+    Raises:
+        LucidError: llguidance is not installed, the constraint is too costly, or no token can begin an answer.
+    """
+    from lucid_deploy.generation.guide import GuideFactory
+
+    if constraint is None:
+        return None
+    assert tokenizer is not None
+    factory = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+    factory.check(constraint)
+    return lambda: factory.open(constraint, may_end).result()
 
 
 def _constraint(chosen: dict[str, Any]) -> Constraint | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lucid_deploy.generation.drafting import MakeDrafter
     from lucid_deploy.generation.speculation import DraftCounts
     from lucid_deploy.runtimes.options import RuntimeOptions
+    from lucid_deploy.runtimes.session import Session
 
 _HELP = (
     "Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft asks a smaller "
@@ -38,6 +39,21 @@ class SpeculationOptions:
         from lucid_deploy.generation.drafters import open_drafters
 
         return open_drafters(self.mode, artifact, self.draft, runtime)
+
+    def open_session(self, artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], MakeDrafter | None]:
+        """Open an artifact, ready to verify drafts if that is asked for, and its drafters.
+
+        Raises:
+            LucidError: As :meth:`open`, or the session cannot be opened or cannot verify drafts.
+        """
+        from lucid_deploy.generation.speculation import prepare_speculation
+        from lucid_deploy.runtimes import open_session
+
+        drafters = self.open(artifact, runtime)
+        session = open_session(artifact, runtime)
+        if drafters is not None:
+            prepare_speculation(session)
+        return session, drafters
 
     def draft_artifacts(self) -> list[Artifact]:
         """Return the artifact of the draft model, if there is one.

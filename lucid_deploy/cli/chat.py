@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._guided import guided_options, open_guides
 from lucid_deploy.cli._options import artifact_argument, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
+from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
+    from lucid_deploy.generation.constraint import Constraint
     from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.serving.reader_client import ChatReader
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation")
 @click.option("-n", "--max-new-tokens", type=int, default=512, show_default=True, help="Most tokens of an answer.")
 @sampling_options
+@guided_options
+@speculation_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
 @click.option(
     "--prefill-chunk", type=int, default=512, show_default=True, metavar="N", help="Run prompts N tokens at a time."
@@ -44,6 +49,8 @@ def command(
     max_new_tokens: int,
     sampling: Sampling,
     bad_words: tuple[str, ...],
+    constraint: Constraint | None,
+    speculation: SpeculationOptions,
     stop: tuple[str, ...],
     prefill_chunk: int,
     ignore_eos: bool,
@@ -54,6 +61,7 @@ def command(
     Type a line to get an answer; /help lists the commands. Ctrl-C stops an answer, Ctrl-D leaves. Of each turn only the
     new tokens are run: the cache of the conversation is kept. Without a chat template, or with --completion, the model
     continues one text, to which each line is added. Lines that come through a pipe are answered one after the other.
+    What --json-schema, --regex, --choice or --grammar asks for holds for every answer.
 
     Example: lucid-deploy chat ./artifact --temperature 0.7
     """
@@ -64,7 +72,6 @@ def command(
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.conversation import Conversation
     from lucid_deploy.generation.logit_adjustment import bad_word_ids
-    from lucid_deploy.runtimes import open_session
 
     opened = open_artifact(artifact)
     tokenizer = TextTokenizer(opened.directory)
@@ -79,8 +86,11 @@ def command(
         turns: Turns = ChatTurns(reader.token_ids) if chats else CompletionTurns(tokenizer)
         turns.begin(system)
         with progress("Loading the model"):
-            session = open_session(opened, runtime)
-        conversation = Conversation(session, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
+            session, drafters = speculation.open_session(opened, runtime)
+        guides = open_guides(constraint, session, tokenizer, not ignore_eos)
+        conversation = Conversation(
+            session, max_new_tokens, sampling, prefill_chunk, not ignore_eos, guides=guides, drafters=drafters
+        )
         if not reader.has_chat_template:
             note("The model has no chat template: it continues one text, to which each line is added.")
         if interactive:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import guided_options
+from lucid_deploy.cli._guided import guided_options, open_guides
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
 from lucid_deploy.cli._speculation import SpeculationOptions, drafts_text, speculation_options
@@ -97,9 +97,7 @@ def command(
     from lucid_deploy.cli._console import progress
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation
-    from lucid_deploy.generation.guide import GuideFactory
     from lucid_deploy.generation.logit_adjustment import bad_word_ids
-    from lucid_deploy.generation.speculation import prepare_speculation
     from lucid_deploy.generation.text_stream import AnswerText
     from lucid_deploy.runtimes import open_session
 
@@ -131,15 +129,11 @@ def command(
     stream = AnswerText(tokenizer, stop) if tokenizer is not None else None
     ids = _prompt_ids(prompt, prompt_file, prompt_ids, tokenizer)
     with progress("Loading the model"):
-        drafters = speculation.open(opened, runtime)
-        session = load()
-        if drafters is not None:
-            prepare_speculation(session)
+        session, drafters = speculation.open_session(opened, runtime)
     generation = Generation(session, ids, max_new_tokens, sampling, prefill_chunk, not ignore_eos)
     generation.drafter = None if drafters is None else drafters()
-    if constraint is not None and tokenizer is not None:
-        guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
-        generation.guide = guides.open(constraint, not ignore_eos).result()
+    guides = open_guides(constraint, session, tokenizer, not ignore_eos)
+    generation.guide = None if guides is None else guides()
     _generate(generation, stream, json_target)
 
 

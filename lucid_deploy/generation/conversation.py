@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.runtimes.session import Cache, Session
 
 
@@ -22,6 +26,7 @@ class Conversation:
         reused: Tokens of the last prompt that were in the cache.
         computed: Tokens of the last prompt that had to be run.
         finish_reason: Why the last answer ended, as :attr:`Generation.finish_reason`; empty if it was stopped.
+        drafts: How far the drafts of the last answer were right; None without drafters.
 
     Args:
         session: What runs the model.
@@ -29,6 +34,8 @@ class Conversation:
         sampling: How tokens are chosen. Answer number i uses the seed + i.
         prefill_chunk: Tokens of a prompt that run at once.
         stop_at_eos: Whether an end-of-sequence token of the model ends an answer.
+        guides: Makes what each answer is held to; None: answers may be anything.
+        drafters: Makes a drafter for each answer, which reads the whole text anew; None: one token is run at a time.
     """
 
     def __init__(
@@ -38,10 +45,14 @@ class Conversation:
         sampling: Sampling,
         prefill_chunk: int | None = None,
         stop_at_eos: bool = True,
+        guides: Callable[[], Guide] | None = None,
+        drafters: MakeDrafter | None = None,
     ) -> None:
         self.session = session
         self.reused = self.computed = 0
         self.finish_reason = ""
+        self.drafts: DraftCounts | None = None
+        self._guides, self._drafters = guides, drafters
         self._fixed = (max_new_tokens, prefill_chunk, stop_at_eos)
         self._sampling = sampling
         self._turn = 0
@@ -64,22 +75,35 @@ class Conversation:
         Raises:
             LucidError: As :class:`Generation`; what was in the cache before still counts.
         """
+        guide = None if self._guides is None else self._guides()
+        drafter = None if self._drafters is None else self._drafters()
         cache = self._cache_of_beginning(prompt_ids)
         self.reused, self.computed, self.finish_reason = cache.length, len(prompt_ids) - cache.length, ""
         count, chunk, stop_at_eos = self._fixed
         generation = Generation(
-            self.session, prompt_ids, count, self._seeded(), chunk, stop_at_eos, progress=progress, cache=cache
+            self.session,
+            prompt_ids,
+            count,
+            self._seeded(),
+            chunk,
+            stop_at_eos,
+            progress=progress,
+            guide=guide,
+            cache=cache,
+            drafter=drafter,
         )
         tokens: list[int] = []
         try:
-            for token in generation:
-                if self._keeps_prompts and not tokens:
-                    self._prompt = (prompt_ids, self.session.fork(cache))
-                tokens.append(token)
-                yield token
+            with closing(iter(generation)) as chosen:  # type: ignore[type-var]
+                for token in chosen:
+                    if self._keeps_prompts and not tokens:
+                        self._prompt = (prompt_ids, self.session.fork(cache))
+                    tokens.append(token)
+                    yield token
         finally:
             self._cache, self._ids = cache, [*prompt_ids, *tokens][: cache.length]
             self.finish_reason = generation.finish_reason
+            self.drafts = None if drafter is None else generation.drafts
             self._turn += 1
 
     def _seeded(self) -> Sampling:

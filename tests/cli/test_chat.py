@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,41 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_the_chat(chatty: Path) 
     assert first == " ".join(whole[:place]) and "(stop)" in result.stderr
     wanted = ran(chatty, f"w12 w1 w13 {first} w12 w4 w13")
     assert wanted.startswith(second)
+
+
+def test_answers_are_what_the_options_ask_for(with_byte_level_tokenizer: Callable[..., Any], tmp_path: Path) -> None:
+    """Each of them, as `run` answers it; what cannot be enforced is refused before a line is read."""
+    directory, sampled = with_byte_level_tokenizer()[1].directory, ("-n", "60", "--temperature", "1", "--seed", "3")
+    grammar = tmp_path / "grammar.lark"
+    grammar.write_text('start: "yes" | "no"\n')
+    for wanted, options in (
+        ("(left|right) *", ("--choice", "left", "--choice", "right")),
+        ("[0-9]{3}", ("--regex", "[0-9]{3}")),
+        ("yes|no", ("--grammar", str(grammar))),
+    ):
+        result = chat(directory, "keys", "more", options=(*sampled, *options))
+        first, second = result.stdout.splitlines()
+        assert re.fullmatch(wanted, first) and re.fullmatch(wanted, second) and "(eos)" in result.stderr
+        alone = CliRunner().invoke(main, ["run", str(directory), "--prompt", "keys", *sampled, *options])
+        assert alone.stdout == first + "\n"
+    assert "--regex: It cannot be enforced" in chat(directory, options=("--regex", "("), status=2).stderr
+    assert (
+        "--choice cannot be combined with --regex"
+        in chat(directory, options=("--regex", "a", "--choice", "a"), status=2).stderr
+    )
+
+
+def test_speculation_changes_no_answer_and_says_how_far_drafts_were_right(chatty: Path) -> None:
+    options, lines = ("--ignore-eos", "-n", "12"), ("w1 w2 w3", "w4", "w1 w2")
+    stop = chat(chatty, lines[0], options=options).stdout.split()[5]
+    for more in ((), ("--stop", stop)):
+        plain = chat(chatty, *lines, options=(*options, *more))
+        assert "drafted" not in plain.stderr
+        for speculation in (("lookup",), ("draft", "--draft", str(chatty))):
+            guessed = chat(chatty, *lines, options=(*options, *more, "--speculate", *speculation))
+            assert guessed.stdout == plain.stdout and new_tokens(guessed) == new_tokens(plain)
+            assert len(re.findall(r"new; \d+ of \d+ drafted tokens accepted\]", guessed.stderr)) == 3
+    assert "go together" in chat(chatty, options=("--speculate", "draft"), status=2).stderr
 
 
 def test_what_cannot_be_answered(chatty: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.conversation import Conversation
+from lucid_deploy.generation.draft_model import ModelDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.model.checkpoint import load_model
@@ -104,3 +107,54 @@ def test_a_prompt_that_is_given_up_halfway_changes_nothing(session: Session[Any]
             list(made.answer([*FIRST, *answer[:2], change, 7, 7, 7], give_up))
     text = [*FIRST, *answer[:3], 52]
     assert list(made.answer(text)) == alone(session, text, 8)
+
+
+@pytest.mark.parametrize("stop_after", [1, 4, 8])
+def test_drafts_leave_the_cache_as_it_is_without_them(tmp_path: Path, stop_after: int) -> None:
+    session = TorchSession(load_model(write_checkpoint(tmp_path / "c"), torch.float64))
+    plain, guessed = (
+        Conversation(session, 8, Sampling(), stop_at_eos=False, drafters=drafters)
+        for drafters in (None, lambda: ModelDrafter(session, 97))
+    )
+    text = list(FIRST)
+    for more in ([7, 5], [17, 33, 17]):
+        answers = []
+        for made in (plain, guessed):
+            with closing(made.answer(text)) as tokens:  # type: ignore[type-var]
+                answers.append(list(islice(tokens, stop_after)))
+        assert answers[0] == answers[1] == alone(session, text, 8)[:stop_after]
+        assert (plain.reused, plain.computed) == (guessed.reused, guessed.computed)
+        text += [*answers[0], *more]
+    assert plain.drafts is None and guessed.drafts is not None
+    assert guessed.drafts.accepted <= guessed.drafts.proposed and (guessed.drafts.proposed > 0) == (stop_after > 1)
+
+
+def test_each_answer_has_a_guide_of_its_own(session: Session[Any]) -> None:
+    class Once:
+        """Lets two tokens come, one after the other, and then nothing."""
+
+        def __init__(self) -> None:
+            self.left = [41, 9]
+            opened.append(self)
+
+        def allowed(self) -> Any:
+            return np.arange(97) == self.left[-1] if self.left else None
+
+        def advance(self, token: int) -> None:
+            assert token == self.left.pop()
+
+    opened: list[Once] = []
+    made = Conversation(session, 8, Sampling(), stop_at_eos=False, guides=Once)  # type: ignore[arg-type]
+    assert [list(made.answer(FIRST)), list(made.answer([*FIRST, 9, 41, 3]))] == [[9, 41], [9, 41]]
+    assert (len(opened), made.finish_reason, made.computed) == (2, "eos", 1)  # the model ran while the guide looked on
+
+
+def test_a_guide_that_cannot_be_opened_leaves_what_was_there(session: Session[Any]) -> None:
+    made = Conversation(session, 8, Sampling(), stop_at_eos=False, guides=lambda: next(guides))
+    guides: Any = iter([None])
+    answer = list(made.answer(FIRST))
+    with pytest.raises(RuntimeError):  # a StopIteration in a generator
+        list(made.answer([1, 2, 3]))
+    guides = iter([None])
+    text = [*FIRST, *answer, 6]
+    assert list(made.answer(text)) == alone(session, text, 8) and made.computed == 2
