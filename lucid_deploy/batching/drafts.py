@@ -8,8 +8,7 @@ from typing import Protocol
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.generation.speculation import DraftCounts, propose_or_drop
 from lucid_deploy.runtimes.session import Array
-
-_STEP_TOKENS = 32  # of all rows together: beyond, a step costs as much as the tokens that it runs
+from lucid_deploy.runtimes.several import STEP_TOKENS
 
 
 class DraftingRow(Protocol):
@@ -39,7 +38,7 @@ def propose(rows: Mapping[int, DraftingRow], context_limit: int | None, counts: 
         context_limit: Most tokens of a context. Rows of a growing cache end in the same column, so the longest counts.
         counts: Counts drafters that fail; their rows lose them, and decode one token at a time.
     """
-    most = min(MOST_DRAFTS, _STEP_TOKENS // len(rows) - 1)
+    most = min(MOST_DRAFTS, STEP_TOKENS // len(rows) - 1)
     if context_limit is not None:
         most = min(most, context_limit - max(len(row.ids) for row in rows.values()) - 1)
     drafts: dict[int, list[int]] = {}

@@ -82,6 +82,14 @@ def _show(facts: dict[str, Any]) -> None:
         f"in all {human_size(memory['total'])}",
         soft_wrap=True,
     )
+    more = memory["speculation"]
+    if more is not None:
+        console_out.print(
+            f"With --speculate: {human_size(more['total'])} in all, a draft model not counted. The third graph, which "
+            f"verifies drafts, takes {human_size(more['weights'])} more for weights and up to "
+            f"{human_size(more['workspace'])} more for the workspace",
+            soft_wrap=True,
+        )
 
 
 def _show_quantization(facts: dict[str, Any]) -> None:

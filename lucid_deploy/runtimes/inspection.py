@@ -14,6 +14,7 @@ from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
 from lucid_deploy.plugins.table import DOMAIN
 from lucid_deploy.runtimes.onnxruntime.kernels import describe_kernels
+from lucid_deploy.runtimes.several import MOST, STEP_TOKENS, NoVerifyingGraph, layers_obstacle, verifying_graph
 
 _RUNTIME = 100 * 2**20  # bytes; resident memory of Python and onnxruntime 1.32 with graphs loaded and nothing run
 _SCORE_TENSORS = 4  # scores, their exponentials and what is in between
@@ -29,6 +30,11 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         context: Tokens per row the memory is computed for; None is ``max_position_embeddings``.
     """
     manifest = artifact.manifest
+    context = context or manifest.config.max_position_embeddings
+    memory = {
+        **memory_needed(artifact, batch, context),
+        "speculation": memory_of_speculation(artifact, batch, context),
+    }
     return {
         "artifact": str(artifact.directory),
         "model": manifest.config.to_dict(),
@@ -54,7 +60,7 @@ def describe(artifact: Artifact, batch: int = 1, context: int | None = None) -> 
         "weight_types": weight_types(artifact),
         "kernels": describe_kernels(),
         "graphs": {stage: _graph(artifact, stage) for stage in STAGES},
-        "memory": memory_needed(artifact, batch, context or manifest.config.max_position_embeddings),
+        "memory": memory,
     }
 
 
@@ -124,7 +130,7 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         batch: Rows.
         context: Tokens per row.
     """
-    config, manifest = artifact.config, artifact.manifest
+    manifest = artifact.manifest
     layout = layout_of(manifest.layers)
     cache = batch * layout_bytes(layout, context)
     decoded = 0
@@ -132,10 +138,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         elements = [np.prod(t.batch_shape(batch, context), dtype=np.int64) for layer in layout for t in layer]
         decoded = 4 * _DECODED * int(max(elements))
     moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
-    scores = 4 * batch * context * (config.num_attention_heads + config.num_key_value_heads)  # float32, one a head
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
-    workspace = _SCORE_TENSORS * scores + decoded
-    packed = 2 * (weights if weights <= PACK_LIMIT else quantized_size(artifact))
+    workspace = _scores(artifact, batch, context) + decoded
+    packed = 2 * _packed(artifact)
     return {
         "batch": batch,
         "context": context,
@@ -148,6 +153,45 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
         "runtime": _RUNTIME,
         "total": weights + packed + cache + moving + workspace + _RUNTIME,
     }
+
+
+def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[str, int] | None:
+    """Return the bytes that a session which verifies drafts needs beside those of :func:`memory_needed`.
+
+    Its third graph keeps one more packed copy of the weights, as each graph does. A step computes up to 16 tokens of a
+    row and 32 of a batch, and holds the scores of them all. A draft model is an artifact of its own: not counted.
+
+    Args:
+        artifact: The opened artifact.
+        batch: Rows.
+        context: Tokens per row.
+
+    Returns:
+        ``weights``, ``workspace``, and ``total``: all that the session needs. None if drafts cannot be verified with
+        the artifact.
+    """
+    if layers_obstacle(artifact.manifest.layers) is not None:
+        return None
+    try:
+        verifying_graph(artifact)
+    except NoVerifyingGraph:
+        return None
+    tokens = max(batch, min(MOST * batch, STEP_TOKENS))  # of a step; without drafts, one of each row
+    weights, workspace = _packed(artifact), _scores(artifact, tokens - batch, context)
+    total = memory_needed(artifact, batch, context)["total"] + weights + workspace
+    return {"weights": weights, "workspace": workspace, "total": total}
+
+
+def _packed(artifact: Artifact) -> int:
+    """Return the bytes of the copy of weights that each graph on the CPU keeps."""
+    weights = int(artifact.manifest.files[WEIGHTS]["size"])
+    return weights if weights <= PACK_LIMIT else quantized_size(artifact)
+
+
+def _scores(artifact: Artifact, tokens: int, context: int) -> int:
+    """Return the bytes of what is computed of so many new tokens' scores in one layer: float32, for each head."""
+    config = artifact.config
+    return _SCORE_TENSORS * 4 * tokens * context * (config.num_attention_heads + config.num_key_value_heads)
 
 
 def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:

@@ -31,6 +31,14 @@ def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
     cache = 3 * 100 * 2 * 2 * 2 * 36 * 4  # rows, tokens, K and Y, layers, key/value heads, width, bytes
     assert "Memory for batch 3, context 100: weights " in result.stdout
     assert f"cache {cache / 1024:.1f} KiB" in result.stdout
+    workspace = 4 * 4 * 100 * (4 + 2) * 29  # tensors, bytes, tokens, heads, new tokens of a step beyond the three
+    assert "With --speculate: " in result.stdout and "The third graph" in result.stdout
+    assert f"up to {workspace / 1024:.1f} KiB more for the workspace" in result.stdout
+
+
+def test_what_cannot_speculate_has_no_estimate_of_it(exported: Exported) -> None:
+    result = run(exported(inline=True)[1].directory)
+    assert result.exit_code == 0 and "Memory for batch 1" in result.stdout and "--speculate" not in result.stdout
 
 
 def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:

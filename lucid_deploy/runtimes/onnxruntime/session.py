@@ -30,7 +30,7 @@ from lucid_deploy.runtimes.onnxruntime.versions import check_version
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
-from lucid_deploy.runtimes.several import layers_obstacle
+from lucid_deploy.runtimes.several import NoVerifyingGraph, layers_obstacle, verifying_graph
 
 if TYPE_CHECKING:
     import onnx
@@ -199,17 +199,10 @@ class OrtSession(Session[Any]):
     def _graph_obstacle(self) -> str | None:
         if self.provider != "cpu":
             return f"with --provider {self.provider} one new token is decoded at a time"
-        manifest = self._artifact.manifest
-        if manifest.inline:
-            return "graphs that export --inline wrote have no operators, of which the step is made"
-        if manifest.cache == "static" and not self._artifact.writes_in_place:
-            return "a static cache of opset 23 is not written in place; export without --opset 23"
-        from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
-
         try:
-            self._several_model = several_tokens(self._artifact.graph("prefill"), manifest.cache == "static")
-        except NotAsExported as error:
-            return f"the prefill graph is not as lucid-deploy export writes it ({error}); export it again"
+            self._several_model = verifying_graph(self._artifact)
+        except NoVerifyingGraph as error:
+            return str(error)
         return None
 
     def prepare_several(self) -> None:
