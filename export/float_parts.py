@@ -44,19 +44,26 @@ def rounded_parts(weight: torch.Tensor, name: str, quantization: Quantization) -
 
 
 def stored_parts(weight: FloatWeight, name: str, quantization: Quantization) -> Parts:
-    """Take over a weight of a checkpoint in fp8 as :func:`~lucid_deploy.export.stored.plan_stored` has planned it."""
+    """Take over a weight of a checkpoint in fp8 as :func:`~lucid_deploy.export.stored.plan_stored` has planned it.
+
+    TensorRT takes positive scales only. Where one is zero, so is the weight: its numbers become zeros, and the scale 1.
+    """
     tensor = quantization.tensors[name]
     scales, (rows, width) = weight.scales.float(), tensor.shape
-    if (
-        tensor.granularity != "tensor"
-    ):  # one for each block of a row, in place of one for a rectangle of rows and inputs
-        scales = scales.repeat_interleave(weight.block[0], dim=0)[:rows]
-        scales = scales.repeat_interleave(weight.block[1], dim=1)[:, : width : tensor.block_size].mT
-    parts = {PACKED: _stored(weight.codes.numpy(), quantization), SCALES: _bytes(scales.numpy())}
+    codes = weight.codes.masked_fill(_spread(scales == 0, weight.block, rows, width), 0)
+    scales = scales.masked_fill(scales == 0, 1.0)
+    if tensor.granularity != "tensor":  # one for each block of a row, not one for a rectangle of rows and inputs
+        scales = _spread(scales, weight.block, rows, width)[:, :: tensor.block_size].mT
+    parts = {PACKED: _stored(codes.numpy(), quantization), SCALES: _bytes(scales.numpy())}
     if quantization.activations == STATIC_FP8:
         assert weight.input_scale is not None
         parts[INPUT_SCALE] = _bytes(weight.input_scale.float().numpy())
     return parts
+
+
+def _spread(values: torch.Tensor, block: tuple[int, int], rows: int, width: int) -> torch.Tensor:
+    """Repeat one value of each block for the block's elements: ``(rows, width)``."""
+    return values.repeat_interleave(block[0], dim=0)[:rows].repeat_interleave(block[1], dim=1)[:, :width]
 
 
 def _stored(packed: NDArray[np.uint8], quantization: Quantization) -> NDArray[np.uint8]:

@@ -122,10 +122,12 @@ def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: in
         raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
     if not weight.scales.isfinite().all():
         raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
+    if (weight.scales < 0).any():  # zeros become other ones, see stored_parts
+        raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
     if group is not None and width % group:
         raise LucidError(
             f"{where} has rows of {width} inputs, which groups of {group} do not divide, so they are not rounded as "
-            "its quantization_config says. Leave them as they are with --activations float."
+            "its quantization_config says. Leave them as they are with --quantize stored --activations float."
         )
     if weight.scales.numel() == 1:
         return QuantizedTensor((rows, width), width, granularity="tensor")

@@ -54,3 +54,18 @@ def test_taken_over(high: int, wide: int, tensor: QuantizedTensor) -> None:
     assert parts[INPUT_SCALE].view(np.float32) == 0.5
     found = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy())
+
+
+@pytest.mark.parametrize(
+    ("high", "wide", "tensor"),
+    [(24, 48, QuantizedTensor((24, 48), 48, granularity="tensor")), (7, 32, QuantizedTensor((24, 48), 16))],
+)
+def test_scales_of_zero_become_positive(high: int, wide: int, tensor: QuantizedTensor) -> None:
+    """As TensorRT takes them; the weight is the same."""
+    numbers, scales = blocks(WEIGHT, high, wide, torch.float32)
+    scales[0, -1] = 0
+    quantization = record("fp8", tensor)
+    parts = stored_parts(FloatWeight(numbers.view(torch.uint8), scales, (high, wide)), "w", quantization)
+    assert (parts[SCALES].view(np.float32) > 0).all()
+    found = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy()) and not found[:high, -8:].any()

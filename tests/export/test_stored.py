@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lucid_deploy.export.stored import plan_stored, resolve_stored
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 from tests.conftest import write_checkpoint
 from tests.model.packed.floats import GROUP, compressed_float, write_floats
@@ -136,10 +138,24 @@ def test_what_a_checkpoint_in_fp8_is_not_asked_for(kind: str, options: Any, mess
 def test_groups_that_do_not_divide_a_row(tmp_path: Path) -> None:
     write_floats(tmp_path / "c", "token")
     change_settings(tmp_path / "c", compressed_float("channel", {**GROUP, "group_size": 48}))
-    source = Checkpoint(tmp_path / "c")
-    with pytest.raises(LucidError, match=r"rows of 64 inputs, which groups of 48 do not divide.*--activations float"):
-        plan_stored(source, QuantizeOptions("stored", "qdq"), "float32")
-    assert plan_stored(source, QuantizeOptions("stored", "qdq", activations="float"), "float32").scheme == "fp8"
+    command = ["export", str(tmp_path / "c"), "-o", str(tmp_path / "a")]
+    refused = CliRunner().invoke(main, command)
+    said = " ".join(refused.output.split())
+    remedy = re.search(r"which groups of 48 do not divide, .* Leave them as they are with (--[a-z -]+)\.$", said)
+    assert remedy is not None, said
+    result = CliRunner().invoke(main, [*command, *remedy[1].split()])
+    assert result.exit_code == 0, "what the message names is accepted: " + result.output
+    record = open_artifact(tmp_path / "a").manifest.quantization
+    assert record is not None and (record.scheme, record.activations) == ("fp8", "float")
+    check_float_formats(open_artifact(tmp_path / "a"), (120,))
+
+
+def test_negative_scales_are_refused_by_name(tmp_path: Path) -> None:
+    """TensorRT takes none; said before anything is exported."""
+    write_floats(tmp_path / "c", "token")
+    change_tensors(tmp_path / "c", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_scale"][3].neg_())
+    with pytest.raises(LucidError, match=r"layers\.0\.mlp\.up_proj has negative scales, which TensorRT does not take"):
+        plan_stored(Checkpoint(tmp_path / "c"), QuantizeOptions("stored", "qdq"), "float32")
 
 
 def test_an_artifact_with_zero_points(tmp_path: Path) -> None:

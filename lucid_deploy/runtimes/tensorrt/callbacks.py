@@ -6,10 +6,12 @@ to run. Both keep it, the monitor stops the build, and the caller raises it agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 Report = Callable[[int, int], None]
+_FRAME = re.compile(r"([\w.]+:\d+: )?--- ")  # the parser's lines around a node that it shows
 STEPS = 1000  # the whole build, in the numbers that progress is reported with
 
 
@@ -116,6 +118,10 @@ def make_monitor(trt: Any, report: Report, failure: CallbackFailure) -> Any:
 
 
 def explain(errors: list[str]) -> str:
-    """Return the error that says why something failed: the first, without what a missing driver adds to each."""
-    telling = [text for text in errors if "cudaError 35" not in text and not text.startswith("--- ")]
-    return (telling or errors or ["no reason given"])[0]
+    """Return the error that says why something failed, in one line: the first, without what a missing driver adds.
+
+    Where it ends with a colon, as the parser's does, which names the node there, the next one has the reason.
+    """
+    telling = [text for text in errors if "cudaError 35" not in text and not _FRAME.match(text)]
+    first, *others = telling or errors or ["no reason given"]
+    return " ".join(" ".join([first, *others[:1]] if first.endswith(":") else [first]).split())

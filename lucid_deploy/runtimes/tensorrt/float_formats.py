@@ -30,7 +30,7 @@ def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None
         raise LucidError(
             f"The graphs of {artifact.directory} round inputs to fp8 with scales that follow from the inputs, as the "
             "checkpoint says, and TensorRT has no layer for that. Run them with onnxruntime, or export the checkpoint "
-            "with --activations float, which leaves the inputs as they are."
+            "with --quantize stored --activations float, which leaves the inputs as they are."
         )
     least = LEAST_CAPABILITY[record.scheme]
     if lacking := sorted(number for number in capabilities if number < least):

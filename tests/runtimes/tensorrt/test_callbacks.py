@@ -90,3 +90,11 @@ def test_the_telling_error_is_the_one_that_is_not_of_the_driver() -> None:
     driver = "no driver (cudaError 35)"
     assert explain([driver, "--- context", "the node is wrong", "later"]) == "the node is wrong"
     assert explain([driver]) == driver and explain([]) == "no reason given"
+
+
+def test_the_parser_s_reason_comes_with_the_node_that_it_names() -> None:
+    node = 'ModelImporter.cpp:140: While parsing node number 15 [DequantizeLinear -> "w"]:'
+    frame = ["ModelImporter.cpp:142: --- Begin node ---\nNode name: w_node", "ModelImporter.cpp:143: --- End node ---"]
+    reason = "ERROR: In function resolveScaleInput:\n[6] Assertion failed: Scale coefficients must all be positive"
+    assert explain([node, *frame, reason, "after"]) == f"{node} {reason}".replace("\n", " ")
+    assert explain([node, *frame]) == node and explain(["why", reason]) == "why"

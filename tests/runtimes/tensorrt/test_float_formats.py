@@ -22,8 +22,8 @@ from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
         ("fp8", "float", (75, 86, 89), r"compute capability 7\.5, 8\.6 have no fp8, .* 8\.9 and newer have"),
         ("nvfp4", "float", (120,), None),
         ("nvfp4", "float", (89, 120), r"compute capability 8\.9 have no nvfp4"),
-        ("fp8", "fp8-token", (), r"no layer for that.*--activations float"),
-        ("fp8", "fp8-group", (89,), r"no layer for that.*--activations float"),
+        ("fp8", "fp8-token", (), r"no layer for that.*--quantize stored --activations float"),
+        ("fp8", "fp8-group", (89,), r"no layer for that.*--quantize stored --activations float"),
         ("int8", "float", (75,), None),
     ],
 )

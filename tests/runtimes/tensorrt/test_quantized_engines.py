@@ -19,6 +19,7 @@ from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 from tests.model.packed.floats import write_floats
+from tests.model.packed.packing import change_tensors
 
 pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
 
@@ -64,8 +65,9 @@ def test_onnxruntime_s_own_operators_are_refused(quantized: Made) -> None:
 
 
 def test_a_checkpoint_in_fp8(plugin: Path, tmp_path: Path) -> None:
-    """With inputs that are rounded by stored scales; with those of tokens and for older GPUs it is refused."""
+    """With inputs that are rounded by stored scales, and a weight whose scale is zero; refused for older GPUs."""
     write_floats(tmp_path / "c", "static", attention_type="llama", **WIDTH)
+    change_tensors(tmp_path / "c", lambda tensors: tensors["model.layers.0.mlp.up_proj.weight_scale"].zero_())
     artifact = export(tmp_path / "c", tmp_path / "a", ExportOptions("float16", range_scan=False))
     with pytest.raises(LucidError, match=r"compute capability 8\.6 have no fp8"):
         build_engines(artifact, BuildOptions(plugin=plugin, capabilities=("8.6", "8.9"), **SMALL))
