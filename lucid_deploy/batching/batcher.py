@@ -80,7 +80,8 @@ class Batcher:
 
     Attributes:
         marks: The phases that requests entered in the last step.
-        drafts: How far drafts were right, over all requests.
+        drafts: How far drafts were right, over all requests. ``accepted`` counts tokens behind stop strings too; who
+            makes the answers counts those with :attr:`Token.drafted`.
 
     Raises:
         LucidError: Numbers out of range, or more rows than the session can run.
@@ -294,8 +295,8 @@ class Batcher:
         for number, logits in self._pool.decode_several(tokens).items():
             row = self._running[number]
 
-            def choose(logits: Array, row: _Row = row) -> bool:
-                end = self._choose(row, logits, events, verifies=True)
+            def choose(logits: Array, draft: int | None, row: _Row = row) -> bool:
+                end = self._choose(row, logits, events, verifies=True, draft=draft)
                 if end is not None:
                     ends[row.number] = end
                 return end is None
@@ -305,7 +306,9 @@ class Batcher:
         for number, end in ends.items():
             self._end(number, end, events)
 
-    def _choose(self, row: _Row, logits: Array, events: list[Event], verifies: bool = False) -> Finished | None:
+    def _choose(
+        self, row: _Row, logits: Array, events: list[Event], verifies: bool = False, draft: int | None = None
+    ) -> Finished | None:
         """Choose a row's next token; return the end if the row ends with it. Near ties of verifying steps count."""
         try:
             allowed = None if row.guide is None else row.guide.allowed()
@@ -327,7 +330,8 @@ class Batcher:
         if row.drafter is not None:
             row.drafter.add([token])
         self.generated_tokens += 1
-        events.append(Token(row.number, token, *log_probabilities(logits, token, request.top_logprobs)))
+        found = log_probabilities(logits, token, request.top_logprobs)
+        events.append(Token(row.number, token, *found, drafted=token == draft))
         if row.count == request.max_new_tokens:
             complete = row.guide is not None and row.guide.complete
             return Finished(row.number, "eos" if complete else "length")

@@ -52,7 +52,7 @@ def propose(rows: Mapping[int, DraftingRow], context_limit: int | None, counts: 
 
 
 def follow(
-    row: DraftingRow, drafts: list[int], logits: Array, choose: Callable[[Array], bool], counts: DraftCounts
+    row: DraftingRow, drafts: list[int], logits: Array, choose: Callable[[Array, int | None], bool], counts: DraftCounts
 ) -> int:
     """Choose a row's tokens for as long as its drafts are right.
 
@@ -60,8 +60,8 @@ def follow(
         row: Gets the tokens that count into ``ids``.
         drafts: What ran behind its next token.
         logits: Behind that, and behind each draft, ``(1 + drafts, vocab)``.
-        choose: Chooses ``row.next`` from the logits of one place; false where the row ends.
-        counts: Are added to.
+        choose: Chooses ``row.next`` from the logits of one place, and gets the draft for it; false where the row ends.
+        counts: Are added to; tokens behind a stop string count as accepted.
 
     Returns:
         How many of the tokens that ran count.
@@ -69,7 +69,8 @@ def follow(
     right = 0
     while True:
         row.ids.append(row.next)
-        if not choose(logits[right]) or right == len(drafts) or row.next != drafts[right]:
+        draft = drafts[right] if right < len(drafts) else None
+        if not choose(logits[right], draft) or row.next != draft:
             break
         right += 1
     counts.proposed += len(drafts)

@@ -51,13 +51,26 @@ class _RunningAnswer:
         }
 
 
+@dataclass
+class AnswerTokens:
+    """Tokens of the answers that were made.
+
+    Attributes:
+        generated: All of them, as answers list their ids.
+        accepted: Those of them that were drafted.
+    """
+
+    generated: int = 0
+    accepted: int = 0
+
+
 def answer_prompts(
     batcher: Batcher,
     prompts: list[Prompt],
     answers: AnswerFile,
     tokenizer: TextTokenizer | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
+) -> AnswerTokens:
     """Answer the prompts that have no answer yet; write each answer when it is complete.
 
     Args:
@@ -67,12 +80,16 @@ def answer_prompts(
         tokenizer: For prompts and answers as text; None with token ids alone.
         progress: Called with (answers so far, those of earlier runs included, prompts in all).
 
+    Returns:
+        How many tokens the answers have; none behind a stop string.
+
     Raises:
         LucidError: The runtime fails as a whole, or the answers cannot be written. A prompt that fails alone gets an
             answer with ``error``.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
     running: dict[int, _RunningAnswer] = {}
+    tokens = AnswerTokens()
     while todo or running:
         while todo and batcher.waiting < batcher.rows:
             prompt = todo.popleft()
@@ -84,6 +101,9 @@ def answer_prompts(
             answer = running.get(event.request)
             if answer is None:  # ended by a stop string before
                 continue
+            if isinstance(event, Token):
+                tokens.generated += 1
+                tokens.accepted += event.drafted
             if isinstance(event, Finished):
                 complete.append(answer.finish(event.reason, event.error))
             elif isinstance(event, Token) and answer.push(event.token):
@@ -96,3 +116,4 @@ def answer_prompts(
             answers.write(complete)
         if progress is not None:
             progress(len(answers.answered), len(prompts))
+    return tokens

@@ -59,12 +59,15 @@ class Token:
         logprob: Natural logarithm of its probability, by the softmax of the raw logits (before temperature, top-k and
             top-p); None if not asked for.
         top: The most likely tokens and their log-probabilities, best first, as many as asked for.
+        drafted: Whether it is a draft that was verified. A step may choose tokens behind a stop string, which the
+            batcher does not know: who makes the answer counts those that are part of it.
     """
 
     request: int
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    drafted: bool = False
 
 
 @dataclass(frozen=True)

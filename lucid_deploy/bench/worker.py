@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -106,8 +107,9 @@ class Worker:
         drafter = LookupDrafter()
         drafter.add(prompt)
         ahead = Lookahead(self.session, cache, drafter)
-        for token in answer[:-1]:
+        for token, chosen in itertools.pairwise(answer):
             ahead.judge(ahead(token, _WANTED))
+            ahead.accept(chosen)
         return {"seconds": time.perf_counter() - started, **asdict(ahead.counts)}
 
     def _random_cache(self, batch: int, context: int) -> Cache[Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -83,7 +83,7 @@ def run_batch(
     before, total, started = len(answers.answered), len(file.prompts), time.perf_counter()
     try:
         with progress("Answering") as show:
-            answer_prompts(batcher, file.prompts, answers, tokenizer, show)
+            tokens = answer_prompts(batcher, file.prompts, answers, tokenizer, show)
     except KeyboardInterrupt:
         console_err.print(
             f"{len(answers.answered)} of {total} answers are in {options.output}; the same command continues.",
@@ -93,16 +93,16 @@ def run_batch(
         raise
     finally:
         answers.close()
-    seconds = time.perf_counter() - started
+    seconds, drafts = time.perf_counter() - started, replace(batcher.drafts, accepted=tokens.accepted)
     summary = {
         "prompts": total,
         "answered_before": before,
         "failed": answers.failed,
-        "generated_tokens": batcher.generated_tokens,
+        "generated_tokens": tokens.generated,
         "prompt_tokens": batcher.prompt_tokens_computed,
         "prompt_tokens_reused": batcher.prompt_tokens_reused,
         "seconds": seconds,
-        "speculation": None if drafters is None else asdict(batcher.drafts),
+        "speculation": None if drafters is None else asdict(drafts),
         **session.facts(),
     }
     if options.json_target is not None:
@@ -110,8 +110,8 @@ def run_batch(
     console_err.print(
         f"{total - before} of {total} prompts answered"
         + (f", {before} had been before" if before else "")
-        + f": {batcher.generated_tokens} tokens in {seconds:.1f} s, {batcher.generated_tokens / seconds:.0f} tokens/s"
-        + ("; " if drafters is None else f", {drafts_text(batcher.drafts)}; ")
+        + f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
+        + ("; " if drafters is None else f", {drafts_text(drafts)}; ")
         + f"{session.label}, {session.dtype}, {options.rows} rows",
         soft_wrap=True,
     )

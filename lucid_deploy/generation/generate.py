@@ -92,17 +92,22 @@ class Generation:
         ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts
         try:
-            yield from self._tokens(logits[0, -1], ahead, None if self.sampling.temperature else ahead.judge)
+            judge = None if self.sampling.temperature else ahead.judge
+            yield from self._tokens(logits[0, -1], ahead, judge, ahead.accept)
         finally:
             if self.cache is not None:
                 ahead.finish()
 
     def _tokens(
-        self, logits: Array, decode: Callable[[int, int], Array], judge: Callable[[Array], None] | None = None
+        self,
+        logits: Array,
+        decode: Callable[[int, int], Array],
+        judge: Callable[[Array], None] | None = None,
+        accept: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
         """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives.
 
-        ``judge`` gets what each token was chosen from.
+        ``judge`` gets what each token was chosen from, ``accept`` each token that is yielded.
         """
         session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         limit = session.context_limit
@@ -119,6 +124,8 @@ class Generation:
                 return
             if self.guide is not None:
                 self.guide.advance(token)  # its mask is computed while the model runs
+            if accept is not None:
+                accept(token)
             yield token
             if count == self.max_new_tokens:
                 complete = self.guide is not None and self.guide.complete

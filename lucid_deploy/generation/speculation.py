@@ -37,7 +37,7 @@ class DraftCounts:
 
     Attributes:
         proposed: Tokens that were drafted and run.
-        accepted: Those of them that were chosen.
+        accepted: Those of them that are tokens of an answer.
         near_ties: Greedy choices in a verifying step between two tokens so close that another order of the same sums,
             or another rounding of the cache, may choose the other.
         failures: Drafters that were dropped because they failed; their answers went on without drafts.
@@ -140,7 +140,6 @@ class Lookahead:
             self._drafter.add([token])
         if self._right < len(self._drafts) and token == self._drafts[self._right]:
             self._right += 1
-            self.counts.accepted += 1
             return np.asarray(self._rows[self._right])
         self._settle()
         drafts = self._propose(min(MOST_DRAFTS, wanted - 1, self._room()))
@@ -151,6 +150,10 @@ class Lookahead:
         self._drafts = drafts  # now, that they are in the cache
         self.counts.proposed += len(drafts)
         return np.asarray(self._rows[0])
+
+    def accept(self, token: int) -> None:
+        """Count a token that was chosen from the logits returned last and goes into the answer, if it was drafted."""
+        self.counts.accepted += self._drafts[self._right : self._right + 1] == [token]
 
     def judge(self, adjusted: Array) -> None:
         """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last."""

@@ -36,6 +36,7 @@ class LocalBackend:
         self.engine = engine
         self._tokenizer = tokenizer
         self._token_texts = TokenTexts(tokenizer)
+        self._drafted = 0  # tokens of answers
 
     @property
     def state(self) -> str:
@@ -43,8 +44,8 @@ class LocalBackend:
         return self.engine.state
 
     def gauges(self) -> dict[str, float]:
-        """As :class:`lucid_deploy.serving.jobs.Backend`."""
-        return self.engine.gauges()
+        """As :class:`lucid_deploy.serving.jobs.Backend`; the engine does not know which tokens answers have."""
+        return {**self.engine.gauges(), "draft_tokens_accepted": float(self._drafted)}
 
     async def solving_layers(self) -> list[dict[str, Any]] | Refusal:
         """As :class:`lucid_deploy.serving.jobs.Backend`."""
@@ -100,6 +101,7 @@ class LocalBackend:
                 for number, event in await stream.next():
                     if number not in rows:  # a stop string ended it
                         continue
+                    self._drafted += getattr(event, "drafted", False)
                     try:
                         events, done = rows[number].take(event)
                     except LucidError as error:  # of the tokenizer

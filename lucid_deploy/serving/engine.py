@@ -217,8 +217,9 @@ class Engine:
             while self._take_commands(batcher):
                 self._check_now_and_then()
                 events = batcher.step()
-                self._deliver([*batcher.marks, *events])
-                self._observe(batcher)
+                addressed = self._addressed([*batcher.marks, *events])
+                self._observe(batcher)  # who has an answer finds what it took
+                self._send(addressed)
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
         else:
@@ -266,7 +267,8 @@ class Engine:
             batcher.cancel(number)
             self._release(1)
 
-    def _deliver(self, events: Sequence[Mark | Token | Finished]) -> None:
+    def _addressed(self, events: Sequence[Mark | Token | Finished]) -> list[tuple[JobEvents, int, Any]]:
+        """Note what events mean for the engine; return them with whom they are for."""
         from lucid_deploy.batching import Finished, Mark
 
         out: list[tuple[JobEvents, int, Any]] = []
@@ -287,7 +289,7 @@ class Engine:
             else:
                 self._cached[event.request] = self._cached.get(event.request, prompt) + 1
             out.append((stream, row, event))
-        self._send(out)
+        return out
 
     def _send(self, events: list[tuple[JobEvents, int, Any]]) -> None:
         grouped: dict[asyncio.AbstractEventLoop, dict[JobEvents, list[tuple[int, Any]]]] = {}
@@ -313,7 +315,6 @@ class Engine:
             "prompt_tokens_computed": float(batcher.prompt_tokens_computed),
             "prompt_tokens_reused": float(batcher.prompt_tokens_reused),
             "draft_tokens_proposed": float(batcher.drafts.proposed),
-            "draft_tokens_accepted": float(batcher.drafts.accepted),
         }
 
     def _die(self, error: BaseException | None) -> None:

@@ -28,7 +28,7 @@ COUNTERS = {
 TELLTALE = ("prefix_cache_tokens", *COUNTERS)
 COUNTERS |= {
     "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
-    "draft_tokens_accepted": "Drafted tokens that were chosen.",
+    "draft_tokens_accepted": "Those of them that are tokens of answers.",
 }
 
 

@@ -39,8 +39,8 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return [int(token) for token in ids]
 
 
-def drain(batcher: Batcher) -> tuple[dict[int, list[int]], dict[int, Finished]]:
-    """Step until nothing is left; return tokens and ends."""
+def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
+    """Step until nothing is left; return tokens and ends, and add the tokens that were drafted to a list."""
     tokens: dict[int, list[int]] = {}
     ends: dict[int, Finished] = {}
     while not batcher.idle:
@@ -48,6 +48,8 @@ def drain(batcher: Batcher) -> tuple[dict[int, list[int]], dict[int, Finished]]:
             assert event.request not in ends, "something came after the end"
             if isinstance(event, Token):
                 tokens.setdefault(event.request, []).append(event.token)
+                if drafted is not None and event.drafted:
+                    drafted.append(event.token)
             else:
                 ends[event.request] = event
     return tokens, ends
@@ -116,11 +118,13 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
     makers = itertools.cycle([Often, Often, LookupDrafter])
     batcher = Batcher(session, 4, 16, prefix_tokens, drafters=lambda: next(makers)())
     numbers = [batcher.submit(request) for request in requests]
-    tokens, ends = drain(batcher)
+    drafted: list[int] = []
+    tokens, ends = drain(batcher, drafted)
     for number, request in zip(numbers, requests, strict=True):
         assert (tokens.get(number, []), ends[number].reason) == alone(session, request)
     assert batcher.generated_tokens == sum(map(len, tokens.values()))
     assert 5 < batcher.drafts.accepted < batcher.drafts.proposed
+    assert len(drafted) == batcher.drafts.accepted
 
 
 def test_log_probabilities_of_drafts_are_those_of_plain_steps(session: Session[Any]) -> None:

@@ -77,8 +77,10 @@ def test_a_drafter_that_fails_is_dropped_alone(caplog):
 def test_a_row_follows_its_drafts_while_they_are_right(chosen, ended, kept, accepted):
     row, counts, left = Row(), DraftCounts(), list(chosen)
 
-    def choose(logits):
-        assert int(logits[0]) == len(chosen) - len(left)  # the logits behind the token before
+    def choose(logits, draft):
+        place = len(chosen) - len(left)
+        assert int(logits[0]) == place  # the logits behind the token before
+        assert draft == [4, 5, 6, None][place]
         row.next = left.pop(0)
         return bool(left) or not ended
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lucid_deploy.batching import Finished, Request, Token
 from lucid_deploy.batching.answers import AnswerFile
-from lucid_deploy.batching.offline import answer_prompts
+from lucid_deploy.batching.offline import AnswerTokens, answer_prompts
 from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.generation.sampling import Sampling
 from tests.generation.sample_tokenizers import byte_ids, make
@@ -18,6 +18,8 @@ TEXT = "aé漢b"
 
 class ScriptedBatcher:
     """Gives every request the bytes of one text, one a step, and its end."""
+
+    tokens = AnswerTokens()
 
     def __init__(self, ids: list[int], end: Finished | None = None, rows: int = 2) -> None:
         self.ids, self.end, self.rows = ids, end, rows
@@ -46,7 +48,7 @@ class ScriptedBatcher:
         events: list[Any] = []
         for number, done in list(self.running.items()):
             if done < len(self.ids):
-                events.append(Token(number, self.ids[done]))
+                events.append(Token(number, self.ids[done], drafted=done % 3 > 0))
                 self.running[number] += 1
             else:
                 end = self.end or Finished(0, "length")
@@ -71,7 +73,7 @@ def run(
     progress: list[tuple[int, int]] = []
     file = AnswerFile(folder / "answers", {}, {one.line for one in prompts})
     try:
-        answer_prompts(
+        batcher.tokens = answer_prompts(
             batcher, prompts, file, None if tokens_only else tokenizer, lambda *counts: progress.append(counts)
         )
     finally:
@@ -102,6 +104,9 @@ def test_stop_strings_end_an_answer_and_free_its_row(tmp_path: Path) -> None:
     assert [answers[line]["text"] for line in (1, 2, 3, 4)] == ["aé", TEXT, "a", "aé漢"]
     assert [answers[line]["finish_reason"] for line in (1, 2, 3, 4)] == ["stop", "length", "stop", "stop"]
     assert sorted(batcher.cancelled) == [0, 2, 3]
+    ids = [answer["ids"] for answer in answers.values()]  # the batcher goes on behind the stop strings
+    drafted = sum(place % 3 > 0 for each in ids for place in range(len(each)))
+    assert batcher.tokens == AnswerTokens(sum(map(len, ids)), drafted)
 
 
 def test_what_is_held_back_comes_at_the_end(tmp_path: Path) -> None:

@@ -51,6 +51,22 @@ def test_a_draft_artifact_drafts(generate: Callable[..., dict[str, Any]], export
     assert guessed["speculation"]["accepted"] == guessed["speculation"]["proposed"] > 8  # it drafts for itself
 
 
+@pytest.mark.parametrize("words", [1, 4, 9])
+def test_a_batch_counts_no_token_behind_a_stop_string(with_tokenizer: Path, tmp_path: Path, words: int) -> None:
+    """Alone, nothing is chosen behind it: a batch of one row counts the same."""
+    options = ["-n", 24, "--ignore-eos", "--speculate", "draft", "--draft", with_tokenizer]  # it drafts for itself
+    whole = run(with_tokenizer, "--prompt", "w5 w17 w80", *options).stdout.split()
+    stop = ["--stop", " " + " ".join(whole[words : words + 2])]
+    single = json.loads(run(with_tokenizer, "--prompt", "w5 w17 w80", *options, *stop, "--json").stdout)
+    assert single["finish_reason"] == "stop" and len(single["ids"]) < 16
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "w5 w17 w80"}))
+    batch = ["--batch", prompts, "--output", tmp_path / "answers.jsonl", "--rows", 1]
+    found = json.loads(run(with_tokenizer, *batch, *options, *stop, "--json").stdout)
+    assert found["generated_tokens"] == len(single["ids"])
+    assert found["speculation"]["accepted"] == single["speculation"]["accepted"] < len(single["ids"])
+
+
 def test_the_summary_says_how_far_drafts_were_right(exported: Exported) -> None:
     result = run(
         exported()[1].directory, "--prompt-ids", "5,6,5,6,5,6", "-n", 9, "--ignore-eos", "--speculate", "lookup"

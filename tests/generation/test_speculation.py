@@ -80,6 +80,25 @@ def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
         assert int(logits[0, -1].argmax()) == plain[stop_after]
 
 
+class Right(Oracle):
+    """Is right about five tokens, which the model follows by one of its own."""
+
+    def propose(self, most):
+        done = self._said - len(PROMPT)
+        return self._answer[done : done + min(most, 5)]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 6, 7, 8, 20])
+def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
+    """Also where somebody stops it with drafts left, as at a stop string."""
+    plain = list(generation(session))
+    guessed = generation(session, Right(plain))
+    tokens = iter(guessed)
+    assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
+    tokens.close()
+    assert guessed.drafts.accepted == sum(place % 6 != 0 for place in range(stop_after))
+
+
 def test_it_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)
@@ -150,6 +169,8 @@ def sampled(count, seed, speculate):
     for _ in range(count):
         logits = session.decode(np.array([[token]]), cache)[0, -1] if ahead is None else ahead(token, 10)
         token = choose(logits)
+        if ahead is not None:
+            ahead.accept(token)
         tokens.append(token)
     if ahead is not None:
         assert 0.2 < ahead.counts.accepted / ahead.counts.proposed < 0.9

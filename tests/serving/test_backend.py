@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Finished, Token
 from lucid_deploy.generation.token_text import TokenTexts
-from lucid_deploy.serving.backend import RowText
+from lucid_deploy.serving.backend import LocalBackend, RowText
 from lucid_deploy.serving.engine import EngineFault
 from lucid_deploy.serving.jobs import Job, RowEnd, TextPiece
 
@@ -78,3 +79,32 @@ def test_ends_that_are_errors(byte_level: TextTokenizer) -> None:
     row = RowText(0, Job(((1,),)), byte_level, TokenTexts(byte_level))
     assert row.take(EngineFault("invalid", "too long")) == ([RowEnd(0, "invalid", "too long")], True)
     assert row.take(EngineFault("down", "gone")) == ([RowEnd(0, "error", "gone")], True)
+
+
+def test_drafted_tokens_of_answers_are_counted_and_none_behind_a_stop_string(byte_level: TextTokenizer) -> None:
+    """What comes behind it in the same step, and the end that the engine saw there."""
+    tokens = [Token(5, token, drafted=place != 2) for place, token in enumerate(byte_level.encode("abcdefg"))]
+    events = [(0, event) for event in (*tokens, Finished(5, "length"))]
+
+    batches = iter([events[:2], events[2:]])
+
+    class Stream:
+        cancel = close = staticmethod(lambda *_: None)
+
+        async def next(self) -> list[Any]:
+            return next(batches)
+
+    class OneStream:
+        gauges = staticmethod(lambda: {"rows": 1.0})
+        submit = staticmethod(lambda *_: Stream())
+
+    backend = LocalBackend(OneStream(), byte_level)  # type: ignore[arg-type]
+
+    async def answer() -> list[Any]:
+        return [event async for events in backend.generate(Job(((1,),), stops=("de",))) for event in events]
+
+    assert backend.gauges() == {"rows": 1.0, "draft_tokens_accepted": 0.0}
+    found = asyncio.run(answer())
+    assert "".join(event.text for event in found if isinstance(event, TextPiece)) == "abc"
+    assert sum(event.tokens for event in found if isinstance(event, TextPiece)) == 5  # as usage counts them
+    assert backend.gauges() == {"rows": 1.0, "draft_tokens_accepted": 4.0}
