@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.tensorrt.callbacks import explain
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.tensorrt.decode_step import DecodeStep, StateCopy
 from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
 from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
@@ -51,15 +53,13 @@ class Engines:
 
 @dataclass
 class _BoundCache:
-    """A static cache that decoding is bound to, and the graph recorded for it."""
+    """A static cache that decoding is bound to, and the step that does it."""
 
     layers: Layers
     mask: Array  # int64 (B, M), as it is on the device
     feed: Feed
     results: dict[str, int]
-    states: list[tuple[int, int, int]]  # where each is read, where an engine writes the next one, bytes
-    graph: Any = None
-    steps: int = 0
+    step: DecodeStep
 
 
 class TensorRtSession(Session[DeviceTensor]):
@@ -242,13 +242,7 @@ class TensorRtSession(Session[DeviceTensor]):
         batch, past = input_ids.shape[0], mask.shape[1] - 1
         bound = self._bound_to(layers, mask[:, :past])
         self._upload("decode", _tokens(input_ids, positions, past))
-        if bound.steps == 0:  # TensorRT settles what depends on shapes in the first run, which cannot be recorded
-            self._step(bound)
-        else:
-            if bound.graph is None:
-                bound.graph = self._device.record(lambda: self._step(bound))
-            self._device.replay(bound.graph)
-        bound.steps += 1
+        bound.step.run(partial(self._execute, "decode"), mask[:, past])
         self._count_new(bound, mask, past)
         logits = self._logits(batch, 1)
         self._device.download(logits, bound.results["logits"])
@@ -285,16 +279,10 @@ class TensorRtSession(Session[DeviceTensor]):
         for index in range(len(mask)):
             self._device.upload(address + 8 * (index * row + past), np.ascontiguousarray(bound.mask[index, new]))
 
-    def _step(self, bound: _BoundCache) -> None:
-        """Run the decode engine; then its new states go where it reads them in the next step."""
-        self._execute("decode")
-        for read, written, size in bound.states:
-            self._device.copy_rows(read, size, written, size, size, 1)
-
     def _bind_buffers(self, layers: Layers, mask: Array) -> _BoundCache:
         """Move a cache into buffers, unless it is in some already, and point the decode engine at them."""
-        if self._bound is not None and self._bound.graph is not None:
-            self._device.drop(self._bound.graph)
+        if self._bound is not None:
+            self._bound.step.drop()
         self._bound = None
         batch, past = mask.shape
         room = self.limits.max_context
@@ -320,13 +308,13 @@ class TensorRtSession(Session[DeviceTensor]):
         results, states = {}, []
         for name, layout, tensor in self._named("present", moved):
             results[name] = tensor.address  # rows: the same memory
-            if not layout.has_tokens:  # an engine cannot read a state and write the next one over it
-                size = batch * layout.size(room)
-                results[name] = self._room(f"decode.{name}", size)
-                states.append((tensor.address, results[name], size))
+            if not layout.has_tokens:
+                results[name] = self._room(f"decode.{name}", batch * layout.size(room))
+                states.append(StateCopy(tensor.address, results[name], layout.size(room)))
         results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
         self._bind("decode", feed, results)
-        self._bound = _BoundCache(moved, whole, feed, results, states)
+        step = DecodeStep(self._device, batch, states)
+        self._bound = _BoundCache(moved, whole, feed, results, step)
         return self._bound
 
     def _bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
