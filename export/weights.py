@@ -202,7 +202,9 @@ class _TensorBytes:
         if record.zero_points:
             from lucid_deploy.export.rounding.k_quant import k_quant_matrix
 
-            packed, scales, self._zeros = k_quant_matrix(weight, record, quantization.bits_of(tensor.name))
+            packed, scales, self._zeros = k_quant_matrix(
+                weight, record, quantization.bits_of(tensor.name), self._scale_types[tensor.name]
+            )
             yield packed, scales
             return
         least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.has_positive_scales(tensor.name) else None

@@ -50,11 +50,16 @@ def read_group(settings: dict[str, Any], forms: tuple[str, ...]) -> dict[str, An
         raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
     if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise ValueError(f"its config_groups are {groups!r}; an object with one group, an object too, is read")
     if len(groups) != 1:
         raise ValueError(f"it has {len(groups)} config_groups; one is read")
     group: dict[str, Any]
     (group,) = groups.values()
     check_keys(group, _GROUP_KEYS, "config_groups'")
+    for part in ("weights", "input_activations"):
+        if not isinstance(group.get(part) or {}, dict):
+            raise ValueError(f"its config_groups' {part} are {group[part]!r}; an object is read")
     if group.get("format") not in (None, form):
         raise ValueError(f"its format is {form!r}, and that of its config_groups {group['format']!r}")
     return group

@@ -55,6 +55,30 @@ def test_blocks_that_onnxruntimes_numbers_miss() -> None:
     assert np.linalg.norm(found - exact) < 0.05 * np.linalg.norm(exact) and not found[:, 64:].any()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("size", [1e-9, 1e-7, 4e-7, 1e-6, 1e-4, 1.0])
+def test_small_weights_are_never_further_off_than_the_nearest(size: float, dtype: str) -> None:
+    """With scales as they are stored: float16 has none between 0 and 6e-8, nor many above."""
+    weight = torch.randn(64, 91, generator=torch.Generator().manual_seed(0)) * size  # with a block that is padded
+    tensor, plain = QuantizedTensor((64, 91), 32, zero_points=True), QuantizedTensor((64, 91), 32)
+    exact = weight.double().numpy()
+
+    def lost_by(found: np.ndarray) -> np.ndarray:
+        return np.linalg.norm(np.pad(found - exact, ((0, 0), (0, 5))).reshape(-1, 32), axis=1)
+
+    def stored(scales: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(scales).to(getattr(torch, dtype)).float().numpy()
+
+    for bits in (4, 8):
+        record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": tensor, "v": plain}, (), "onnxruntime")
+        packed, scales, zeros = k_quant_matrix(weight, tensor, bits, dtype)
+        assert np.array_equal(stored(scales), scales)
+        found = record.dequantize("w", packed.reshape(-1), scales, zeros.reshape(-1))
+        numbers, factors = (np.concatenate(part) for part in zip(*quantize_matrix(weight, plain, bits), strict=True))
+        other = record.dequantize("v", numbers.reshape(-1), stored(factors))
+        assert (lost_by(found) <= lost_by(other) * (1 + 1e-6)).all()
+
+
 def test_an_artifact_of_such_numbers(tmp_path: Path) -> None:
     """It is what `verify` computes, its weights are checked, another checkpoint's are found, TensorRT is refused."""
     checkpoint = write_checkpoint(tmp_path / "c", tie_word_embeddings=True)

@@ -52,7 +52,16 @@ def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
         ({"bits": 4}, "a tool that its configuration does not name"),
         ("gptq", "a tool that its configuration does not name"),
         ({**SETTINGS["gptq"], "bits": 2}, "quantized by gptq, and cannot be read: its bits are 2"),
-        ({**SETTINGS["packed"], "config_groups": {"a": 3}}, "quantized by compressed-tensors, and cannot be read"),
+        (
+            {**SETTINGS["packed"], "config_groups": {"a": 3}},
+            r"cannot be read: its config_groups are {'a': 3}; an object",
+        ),
+        (
+            {**SETTINGS["packed"], "config_groups": {"a": None}},
+            r"its config_groups are {'a': None}; an object with one",
+        ),
+        ({**SETTINGS["packed"], "config_groups": [1]}, r"its config_groups are \[1\]; an object with one group"),
+        ({**SETTINGS["packed"], "config_groups": {"a": {"weights": 3}}}, "its config_groups' weights are 3; an object"),
         ({**SETTINGS["gptq"], "group_size": 32}, r"does not fit its quantization_config: scales has the shape"),
         (SETTINGS["packed"], "says that compressed-tensors has quantized it, and no tensor is"),
         (None, "do not fit its config.json.*qweight"),
