@@ -152,7 +152,8 @@ def export(
             _check_request(output, options)  # again: tracing and writing took a while
             put_in_place(building, output)
     except OSError as error:
-        raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
+        left = " ".join(getattr(error, "__notes__", ["Nothing was left behind."]))
+        raise LucidError(f"Writing {output} failed: {error.strerror or error}. {left}") from error
     finally:
         remove_empty(made)
     return open_artifact(output)

@@ -84,8 +84,9 @@ def learned_numbers(
 ) -> Iterator[tuple[Quantization | None, Chosen | None]]:
     """Learn the numbers, if any are; yield the record with its method, and the numbers.
 
-    What is found is kept beside the output until the block ends without an interruption, so that the same export goes
-    on with it.
+    What is found is kept beside the output until the block ends, so that the same export goes on with it after an
+    interruption, a full disk, or an error that came later than learning; what is raised then has a note that says so
+    (``__notes__``). An error of learning itself would come again: it removes what was found.
     """
     if options is None or quantization is None or rows is None:
         yield quantization, None
@@ -97,11 +98,13 @@ def learned_numbers(
     key = learning_key(source, quantization, rows, dtype, {**vars(settings), "target": options.target_bits})
     with resumable_directory(output, key) as directory:
         unfinished = UnfinishedLearning(directory)
-        if options.target_bits is None:
-            learned, found = learn_weights(source, quantization, rows, settings, dtype, progress, unfinished)
-        else:
-            from lucid_deploy.export.rounding.automatic import learn_mixed
+        with unfinished.told_of():
+            with unfinished.removed_by_errors():
+                if options.target_bits is None:
+                    learned, found = learn_weights(source, quantization, rows, settings, dtype, progress, unfinished)
+                else:
+                    from lucid_deploy.export.rounding.automatic import learn_mixed
 
-            target = options.target_bits
-            learned, found = learn_mixed(source, quantization, rows, settings, dtype, target, progress, unfinished)
-        yield found, learned.parts
+                    target, more = options.target_bits, (progress, unfinished)
+                    learned, found = learn_mixed(source, quantization, rows, settings, dtype, target, *more)
+            yield found, learned.parts

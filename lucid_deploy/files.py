@@ -90,37 +90,38 @@ def whole_directory(target: Path) -> Iterator[Path]:
 def resumable_directory(target: Path, key: str) -> Iterator[Path | None]:
     """Yield a hidden directory beside the target, for what a command that is interrupted shall find when it runs again.
 
-    The same key finds the same directory, with what is in it. When the block ends it is removed, with those of other
-    keys that this target has; after an error too. After Ctrl-C or SIGTERM it stays, as it does when the process is
-    killed; :func:`remove_leftovers` removes it when it is asked to.
+    The same key finds the same directory, with what is in it. When the block ends it is removed, with all others that
+    this target has and nobody uses. It stays if the block raises, Ctrl-C included, and if the process is killed, unless
+    it is empty; :func:`remove_leftovers` removes it when it is asked to.
 
     Args:
         target: What the command makes.
         key: Hexadecimal; of everything that decides what is kept there.
 
     Yields:
-        The directory; None: another process uses it.
+        The directory; None: another process uses it, or the system or the file system knows no locks.
 
     Raises:
         OSError: The target's parent is missing or cannot be written.
     """
     place = target.parent / f".{target.name}.{key[:8]}{_RESUMABLE}"
-    place.mkdir(exist_ok=True)
-    with _lock_of_another(place) as free:
-        if not free:
-            yield None
-            return
-        place.mkdir(exist_ok=True)  # again: who had it may have removed it before it was locked
+    if (handle := _held_in_common(place)) is None:
+        yield None
+    else:
         try:
             if not (place / key).exists():
                 for path in place.iterdir():
-                    path.unlink()
+                    _remove(path)
                 (place / key).touch()
             yield place
-        except Exception:
             shutil.rmtree(place, ignore_errors=True)
+        except BaseException:  # Ctrl-C too
+            with suppress(OSError):
+                if [path.name for path in place.iterdir()] == [key]:
+                    shutil.rmtree(place, ignore_errors=True)
             raise
-        shutil.rmtree(place, ignore_errors=True)
+        finally:
+            os.close(handle)
     for path in resumable(target):
         with _lock_of_another(path) as free:
             if free:
@@ -262,6 +263,39 @@ def _held_directory(target: Path, kind: str) -> Iterator[Path]:
         os.close(handle)
 
 
+def _held_in_common(place: Path) -> int | None:
+    """Make a directory whose name other processes know, if it is missing; return a descriptor that holds its lock.
+
+    None: another process has it, or nothing can be locked; then none is made.
+    """
+    while fcntl is not None:
+        place.mkdir(exist_ok=True)
+        try:
+            handle = os.open(place, os.O_RDONLY)
+        except FileNotFoundError:  # as below
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if not isinstance(error, BlockingIOError):  # a file system without locks
+                with suppress(OSError):
+                    place.rmdir()
+            return None
+        if _is_at(handle, place):
+            return handle
+        os.close(handle)  # who had it removed it before it was locked, and there may be a new one
+    return None
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still has this name: a lock of one that was removed keeps nobody out."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def _lock(handle: int) -> None:
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: nobody removes anything there either
@@ -277,7 +311,7 @@ def _lock_of_another(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _is_free(handle)
+        yield _is_free(handle) and _is_at(handle, path)
     finally:
         os.close(handle)
 

@@ -391,7 +391,7 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_an_interrupted_command_goes_on_with(tmp_path: Path) -> None:
-    """It stays after Ctrl-C, is found with its key alone, and goes with success, an error, or when asked."""
+    """It stays after Ctrl-C and errors, is found with its key alone, and goes with success, empty, or when asked."""
     target = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), resumable_directory(target, "a" * 64) as place:
         assert place is not None
@@ -413,6 +413,80 @@ def test_what_an_interrupted_command_goes_on_with(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
     with pytest.raises(ValueError), resumable_directory(target, "a" * 64):
         raise ValueError
+    assert hidden(tmp_path) == [], "nothing was in it"
+    with pytest.raises(ValueError), resumable_directory(target, "a" * 64) as place:
+        assert place is not None
+        filled(place, "kept")
+        raise ValueError
+    with resumable_directory(target, "a" * 64) as again:
+        assert again == place and content(place) == "kept"
     assert hidden(tmp_path) == []
     (tmp_path / ".out.01234567.lucid.resume").mkdir()
     assert len(remove_leftovers(tmp_path, unfinished=True).removed) == 1 and hidden(tmp_path) == []
+
+
+def test_the_lock_of_a_directory_that_was_removed_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first user ends between the second's opening and locking: a third one must not have the same directory."""
+    target, flock = tmp_path / "out", fcntl.flock
+    first = resumable_directory(target, "a" * 64)
+    first.__enter__()
+
+    def late(handle: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.__exit__(None, None, None)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with resumable_directory(target, "a" * 64) as second:
+        assert second is not None and second.is_dir()
+        with resumable_directory(target, "a" * 64) as third:
+            assert third is None
+        assert second.is_dir()
+    assert hidden(tmp_path) == []
+
+
+def test_cleaning_does_not_take_a_directory_that_took_the_place_of_a_removed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, flock = tmp_path / "out", fcntl.flock
+    first, second = (resumable_directory(target, "a" * 64) for _ in range(2))
+    first.__enter__()
+
+    def late(handle: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.__exit__(None, None, None)
+        second.__enter__()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert remove_leftovers(tmp_path, unfinished=True).removed == () and len(hidden(tmp_path)) == 1
+    second.__exit__(None, None, None)
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", ["no fcntl", "no locks"])
+def test_without_locks_nothing_is_resumed_and_nothing_stays(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files, "fcntl", None) if how == "no fcntl" else monkeypatch.setattr(fcntl, "flock", refuse)
+    with resumable_directory(tmp_path / "out", "a" * 64) as place:
+        assert place is None and hidden(tmp_path) == []
+
+
+def test_success_removes_what_another_command_with_the_same_key_left(tmp_path: Path) -> None:
+    """It was running at the beginning, and was interrupted meanwhile."""
+    target = tmp_path / "out"
+    with resumable_directory(target, "a" * 64) as mine:
+        assert mine is not None
+        other = resumable_directory(target, "a" * 64)
+        assert other.__enter__() is None
+        filled(mine, "kept")
+        shutil.copytree(mine, kept := tmp_path / "kept")
+    kept.rename(mine)
+    other.__exit__(None, None, None)
+    assert hidden(tmp_path) == []

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 _NUMBERS, _SCALES, _MEASURED = ".numbers", ".scales", "measured.json"
+CODE = (  # packages, and which of their files decide what is learned
+    ("lucid_deploy.artifact", "quantization*.py"),
+    ("lucid_deploy.export", "quantize.py"),
+    ("lucid_deploy.export", "layer_by_layer.py"),
+    ("lucid_deploy.export", "rounding/*.py"),
+    ("lucid_deploy.model", "**/*.py"),
+    ("lucid_deploy.plugins", "**/*.py"),  # the operators that the model's layers call
+)
 Streams = list[tuple["torch.Tensor", "torch.Tensor"]]  # of the rounded model, and of the exact one
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,7 +59,7 @@ class LearnedWeights:
 def learning_key(
     checkpoint: Checkpoint, quantization: Quantization, rows: CalibrationRows, dtype: str, settings: dict[str, Any]
 ) -> str:
-    """Return a sha256 of everything that decides what is learned: files, text, settings, versions, and threads.
+    """Return a sha256 of everything that decides what is learned: files, text, settings, code, versions, and threads.
 
     Args:
         checkpoint: The opened checkpoint; its files are read.
@@ -59,9 +68,10 @@ def learning_key(
         dtype: Of the scales.
         settings: The method's.
     """
+    import onnxruntime
     import torch
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(code_digest().encode())
     for path in sorted((*checkpoint.directory.glob("*.safetensors"), *checkpoint.directory.glob("*.json"))):
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -75,10 +85,24 @@ def learning_key(
         dtype,
         settings,
         __version__,
-        torch.__version__,
+        *(library.__version__ for library in (torch, onnxruntime, np)),
         cpu,
     )
     digest.update(repr(facts).encode())
+    return digest.hexdigest()
+
+
+def code_digest(root: Path | None = None) -> str:
+    """Return a sha256 of the code that decides what is learned from the same files: :data:`CODE`, in its packages.
+
+    Args:
+        root: Where the packages are, in folders of their last names; None: where they were imported from.
+    """
+    digest = hashlib.sha256()
+    for package, pattern in CODE:
+        folder = Path(str(files(package))) if root is None else root / package.rpartition(".")[2]
+        for path in sorted(folder.glob(pattern)):
+            digest.update(path.relative_to(folder).as_posix().encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
@@ -162,6 +186,35 @@ class UnfinishedLearning:
             known[key] = measure()
             write_whole(path, json.dumps(known).encode())
         return known[key]
+
+    @contextmanager
+    def told_of(self) -> Iterator[None]:
+        """Add a note to what the block raises, if layers or measured choices are kept."""
+        try:
+            yield
+        except BaseException as error:  # Ctrl-C too
+            if self.directory is not None and (self._layer(0).exists() or (self.directory / _MEASURED).exists()):
+                error.add_note(
+                    f"Finished layers are kept in {self.directory}; the same command goes on with them, and clean "
+                    "removes them."
+                )
+            else:
+                self._remove()
+            raise
+
+    @contextmanager
+    def removed_by_errors(self) -> Iterator[None]:
+        """Remove what was found if the block raises an error of learning; a full disk is none, nor is full memory."""
+        try:
+            yield
+        except LucidError:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        for pattern in ("layer-*", "streams-*", ".*.lucid.partial", _MEASURED):
+            for path in [] if self.directory is None else self.directory.glob(pattern):
+                path.unlink(missing_ok=True)
 
     def _read_layer(self, index: int, learned: LearnedWeights) -> None:
         from safetensors import safe_open

@@ -182,7 +182,6 @@ def command(
     from lucid_deploy.cli._quantization import quantization_facts, quantization_sentence
     from lucid_deploy.cli._ranges import show_ranges
     from lucid_deploy.export import ExportOptions, export
-    from lucid_deploy.files import resumable
     from lucid_deploy.runtimes.inspection import remarks, summary
 
     hub = read_hub_options({name: others.pop(name) for name in NAMES})
@@ -205,9 +204,9 @@ def command(
     try:
         with progress("Exporting", estimate=True) as update:
             artifact = export(checkpoint, output, options, update)
-    except KeyboardInterrupt:
-        for path in resumable(Path(output)):
-            note(f"Finished layers are kept in {path}; the same command goes on with them, and clean removes them.")
+    except BaseException as error:  # Ctrl-C too
+        for text in getattr(error, "__notes__", ()):
+            note(text)
         raise
     manifest, files = artifact.manifest, artifact.manifest.files
     if not artifact.path("tokenizer.json").is_file():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -19,11 +23,14 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import CalibrationRows, calibration_rows
 from lucid_deploy.export.numbers import learned_numbers
 from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
-from lucid_deploy.export.rounding.unfinished import LearnedWeights, UnfinishedLearning, learning_key
+from lucid_deploy.export.rounding import unfinished as unfinished_module
+from lucid_deploy.export.rounding.sensitivity import LogitErrors
+from lucid_deploy.export.rounding.unfinished import CODE, LearnedWeights, UnfinishedLearning, code_digest, learning_key
 from lucid_deploy.files import resumable
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint
 
+KEPT = "Finished layers are kept in {}; the same command goes on with them, and clean removes them."
 GPTQ = QuantizeOptions("int4", method="gptq")
 KILLED = """
 import os, signal, sys
@@ -78,7 +85,7 @@ def test_after_kill_9_it_goes_on_with_the_second_layer(folder: Path, tmp_path: P
     assert resumable(tmp_path / "a") == []
 
 
-def test_after_ctrl_c_the_artifact_is_the_same(folder: Path, tmp_path: Path) -> None:
+def test_after_ctrl_c_and_a_full_disk_the_artifact_is_the_same(folder: Path, tmp_path: Path) -> None:
     """Pressed after learning, while the weights are written: all layers are there, and no half artifact."""
     options = ExportOptions(quantize=GPTQ, calibration=folder / "ids.jsonl")
 
@@ -86,6 +93,12 @@ def test_after_ctrl_c_the_artifact_is_the_same(folder: Path, tmp_path: Path) -> 
         if text.startswith("Tracing"):
             raise KeyboardInterrupt
 
+    def fill(text: str, done: int, total: int) -> None:
+        if text.startswith("Tracing"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(LucidError, match=r"failed: No space left on device\. Finished layers are kept in .*resume; "):
+        export(folder / "checkpoint", tmp_path / "new" / "a", options, fill)
     with pytest.raises(KeyboardInterrupt):
         export(folder / "checkpoint", tmp_path / "new" / "a", options, press)
     assert [path.name for path in (tmp_path / "new").iterdir()] == [
@@ -100,9 +113,17 @@ def test_after_ctrl_c_the_artifact_is_the_same(folder: Path, tmp_path: Path) -> 
     assert resumable(tmp_path / "new" / "a") == []
 
 
-def test_mixed_bits_are_not_measured_again(folder: Path, tmp_path: Path) -> None:
+def test_mixed_bits_are_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = QuantizeOptions("int4", method="auto", target_bits=7.0, keep_float=("layers.*.mlp.*", "lm_head"))
     measured: list[int] = []
+    calls: list[int] = []
+    measure = LogitErrors.of
+
+    def counted(self: LogitErrors, weights: dict[str, torch.Tensor]) -> float:
+        calls.append(len(weights))
+        return measure(self, weights)
+
+    monkeypatch.setattr(LogitErrors, "of", counted)
 
     def press(text: str, done: int, total: int) -> None:
         measured.append(done)
@@ -112,19 +133,54 @@ def test_mixed_bits_are_not_measured_again(folder: Path, tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         learn(folder, opened(folder), press, options)
     (left,) = resumable(tmp_path / "a")
-    before = (left / "measured.json").read_text()
+    before, first = (left / "measured.json").read_text(), len(calls)
     resumed = learn(folder, opened(folder), None, options)
-    assert before.count("[") >= 3
+    assert before.count("[") >= 3 and first >= 3
+    both, calls[:] = len(calls), []
     assert resumed == learn(folder, opened(folder), None, options)
+    assert both == len(calls), "what was measured before the interruption is not measured again"
 
 
-def test_an_error_leaves_nothing(folder: Path, tmp_path: Path) -> None:
-    def fail(*_: object) -> None:
-        raise LucidError("no")
+def fails(error: BaseException) -> Callable[..., None]:
+    def progress(text: str, done: int, total: int) -> None:
+        if done == 1:
+            raise error
 
-    with pytest.raises(LucidError):
-        learn(folder, opened(folder), fail)
-    assert resumable(tmp_path / "a") == []
+    return progress
+
+
+def test_an_error_of_learning_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(LucidError) as caught:
+        learn(folder, opened(folder), fails(LucidError("no")))
+    assert resumable(tmp_path / "a") == [] and not hasattr(caught.value, "__notes__")
+
+
+def test_other_errors_keep_what_was_learned_and_say_so(folder: Path, tmp_path: Path) -> None:
+    """A full disk while learning, and anything that comes after it."""
+    with pytest.raises(OSError, match="full") as caught:
+        learn(folder, opened(folder), fails(OSError("full")))
+    (left,) = resumable(tmp_path / "a")
+    assert caught.value.__notes__ == [KEPT.format(left)]
+    checkpoint, rows = opened(folder), rows_of(folder)
+    record = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, GPTQ)
+    settings, steps = (checkpoint, GPTQ, record, rows, "float32", tmp_path / "a"), []
+    for text in ("first", "second"):
+        with (
+            pytest.raises(ValueError, match=text) as later,
+            learned_numbers(*settings, lambda *step: steps.append(step)),
+        ):
+            raise ValueError(text)
+        assert later.value.__notes__ == [KEPT.format(left)]
+    assert [step[1:] for step in steps] == [(0, 2), (1, 2), (2, 2)], "two parts the first time, then none"
+
+
+def test_an_interruption_before_anything_is_finished_says_nothing(folder: Path, tmp_path: Path) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        learn(folder, opened(folder), press)
+    assert resumable(tmp_path / "a") == [] and not hasattr(caught.value, "__notes__")
 
 
 def test_the_key_holds_what_decides(folder: Path) -> None:
@@ -145,6 +201,45 @@ def test_the_key_holds_what_decides(folder: Path) -> None:
     weights.write_bytes(data)
     others.append(learning_key(checkpoint, plan, rows, "float32", {"damping": 0.01}))
     assert len({key, *others}) == 6
+
+
+def test_the_key_holds_versions_and_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, rows = opened(folder), rows_of(folder)
+    plan = plan_quantization(checkpoint.stored_shapes(), False, GPTQ)
+    keys = {learning_key(checkpoint, plan, rows, "float32", {})}
+    for library in (torch, onnxruntime, np):
+        with monkeypatch.context() as patch:
+            patch.setattr(library, "__version__", "0.0.1")
+            keys.add(learning_key(checkpoint, plan, rows, "float32", {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(unfinished_module, "code_digest", lambda: "other code")
+        keys.add(learning_key(checkpoint, plan, rows, "float32", {}))
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "export/rounding/gptq.py",
+        "export/quantize.py",
+        "export/layer_by_layer.py",
+        "model/lucid.py",
+        "model/layers/a.py",
+    ],
+)
+def test_other_code_has_another_digest(name: str, tmp_path: Path) -> None:
+    """And a file that has nothing to do with it the same."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True)
+    path.write_text("a = 1")
+    before = code_digest(tmp_path)
+    (tmp_path / "export").mkdir(exist_ok=True)
+    (tmp_path / "export" / "trace.py").write_text("a = 1")
+    assert code_digest(tmp_path) == before
+    path.write_text("a = 2")
+    assert code_digest(tmp_path) != before
+    for package, pattern in CODE:
+        assert list(Path(str(files(package))).glob(pattern)), f"{package} has no {pattern}"
 
 
 def test_a_layer_counts_when_its_numbers_are_there(tmp_path: Path) -> None:
