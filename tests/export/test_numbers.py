@@ -40,4 +40,4 @@ def test_of_a_quantized_checkpoint(tmp_path: Path) -> None:
     assert options == QuantizeOptions("stored")
     assert plan_numbers(source, options, "float16").method.name == "stored"
     with pytest.raises(LucidError, match="no bfloat16 kernel"):
-        settle_options(source, None, "bfloat16")
+        plan_numbers(source, options, "bfloat16")
