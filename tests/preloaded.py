@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -36,16 +37,16 @@ sys.exit(int.from_bytes(status, "little") if status else 70)
 """
 
 
-def serve(address: str) -> None:
-    """Import the large packages, then run programs until the process ends."""
-    for name in LARGE:
+def serve(address: str, packages: tuple[str, ...] = LARGE) -> None:
+    """Import the packages, then run programs until standard input is closed, as it is when its holder is killed."""
+    for name in packages:
         importlib.import_module(name)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    while True:
+    while 0 not in select.select([listening, 0], [], [])[0]:
         asking, _ = listening.accept()
         if (child := os.fork()) == 0:
             listening.close()
@@ -54,6 +55,20 @@ def serve(address: str) -> None:
             os._exit(0)
         os.waitpid(child, 0)
         asking.close()
+    os.unlink(address)
+
+
+def start_server(address: str, packages: tuple[str, ...] = LARGE) -> subprocess.Popen[str]:
+    """Start a server, and wait until it is ready; it ends when its standard input is closed, so with this process."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", f"from tests.preloaded import serve; serve({address!r}, {packages!r})"],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    return server
 
 
 def _answer(asking: socket.socket) -> None:
@@ -132,16 +147,9 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         program = folder / name
         program.write_text(CLIENT.format(python=sys.executable, address=address, before=before))
         program.chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, "-c", f"from tests.preloaded import serve; serve({address!r})"],
-        cwd=Path(__file__).parents[1],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    server = start_server(address)
     yield folder
-    server.kill()
+    assert server.stdin is not None and server.stdout is not None
+    server.stdin.close()
     server.wait()
     server.stdout.close()
-    os.unlink(address)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lucid_deploy.version import __version__
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 SAYS = """
@@ -52,6 +57,32 @@ def test_the_command(preloaded: Path, tmp_path: Path) -> None:
     assert run(preloaded, "lucid-deploy --version", tmp_path) == (0, f"lucid-deploy, version {__version__}\n", "")
     status, _, error = run(preloaded, "lucid-deploy inspect nowhere", tmp_path)
     assert status == 2 and "nowhere" in error and "Traceback" not in error
+
+
+KILLED = """
+import os, signal, sys
+from tests.preloaded import start_server
+print(start_server(sys.argv[1], ("json",)).pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_server_ends_with_its_holder(tmp_path: Path) -> None:
+    """Killed, so that nothing of its own code runs any more."""
+    address = str(Path(os.environ["TMPDIR"]) / f"end{os.getpid()}")
+    command = [sys.executable, "-c", KILLED, address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as holder:
+        assert holder.stdout is not None
+        pid = int(holder.stdout.readline())
+    assert holder.returncode == -signal.SIGKILL
+    with suppress(ProcessLookupError):  # it has ended already
+        process = os.pidfd_open(pid)
+        ended = select.select([process], [], [], PATIENCE)[0]
+        os.close(process)
+        if not ended:
+            os.kill(pid, signal.SIGKILL)
+        assert ended
+    assert not os.path.exists(address)
 
 
 def test_several_at_the_same_time(preloaded: Path, tmp_path: Path) -> None:
