@@ -68,12 +68,19 @@ def test_4096_tokens(library: Path) -> None:
 def test_float16(library: Path, fastest: None, tokens: int) -> None:
     given = in_type(inputs(tokens, decay="fast", widths=(16, 27)), torch.float16)
     exact = reference(given)
+    baseline = delta_rule(*given, SCALE)[1]  # our chunks in PyTorch, in float32 too
     for name in runnable(library):
         kernels_name(library, name)
         output, state = run(session(DELTA_RULE, library, 2, "float16"), *given)
         assert (output.dtype, state.dtype) == (torch.float16, torch.float32)
         assert relative(output, exact[0]) < torch.finfo(torch.float16).eps / 2
-        assert relative(state, exact[1]) < 16 * EPS
+        assert relative(state, exact[1]) <= 2 * max(relative(baseline, exact[1]), EPS)
+
+
+def agree(found: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], given: Inputs) -> None:
+    """Hold two results of the same numbers together: each may err twice as much as PyTorch by chunks in float32."""
+    for one, two, chunks, exact in zip(found, other, delta_rule(*given, SCALE), reference(given), strict=True):
+        assert relative(one, two) <= 4 * max(relative(chunks, exact), EPS)
 
 
 def part(given: Inputs, tokens: slice, state: Tensor) -> tuple[Tensor, ...]:
@@ -83,13 +90,13 @@ def part(given: Inputs, tokens: slice, state: Tensor) -> tuple[Tensor, ...]:
 def test_chunks_and_single_tokens_are_the_whole(library: Path) -> None:
     given = in_type(inputs(130, decay="fast"), torch.float32)
     kernel = session(DELTA_RULE, library)
-    whole, final = run(kernel, *given)
+    whole = run(kernel, *given)
     for ends in ([1, 50, 51, 98, 130], list(range(1, 131))):
         held, rows = given[5], []
         for start, end in zip([0, *ends], ends, strict=False):
             row, held = run(kernel, *part(given, slice(start, end), held))
             rows.append(row)
-        assert relative(torch.cat(rows, dim=2), whole) < 16 * EPS and relative(held, final) < 16 * EPS
+        agree((torch.cat(rows, dim=2), held), whole, given)
 
 
 def test_a_head_reads_no_other(library: Path, fastest: None) -> None:
@@ -114,8 +121,8 @@ def test_padding_changes_nothing(library: Path) -> None:
     padded = (*given[:3], given[3] * token, given[4] * token, given[5])
     kernel = session(DELTA_RULE, library)
     output, state = run(kernel, *padded)
-    wanted, final = run(kernel, *part(given, token, given[5]))  # type: ignore[arg-type]
-    assert relative(output[:, :, token], wanted) < 16 * EPS and relative(state, final) < 16 * EPS
+    alone = part(given, token, given[5])  # type: ignore[arg-type]
+    agree((output[:, :, token], state), run(kernel, *alone), alone)
 
 
 def test_no_tokens(library: Path) -> None:

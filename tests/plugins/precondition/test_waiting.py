@@ -21,6 +21,10 @@ def test_the_protocol_is_right(heads: int, rows: int, resident: int) -> None:
     assert not found.faults and found.states > 10 * heads * rows
 
 
+def test_it_visits_as_many_states_as_the_page_on_tensorrt_says() -> None:
+    assert explore(Protocol(heads=2, rows=3, resident=2)).states == 4970
+
+
 @pytest.mark.parametrize(
     ("fault", "seen"),
     [
