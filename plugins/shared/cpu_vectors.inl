@@ -4,6 +4,7 @@ constexpr size_t kLanes = LUCID_LANES;
 
 typedef float Vector __attribute__((vector_size(LUCID_LANES * 4)));
 typedef int32_t Integers __attribute__((vector_size(LUCID_LANES * 4)));
+typedef uint32_t Bits __attribute__((vector_size(LUCID_LANES * 4)));
 typedef float Unaligned __attribute__((vector_size(LUCID_LANES * 4), aligned(4), may_alias));
 
 #define LUCID_INLINE inline __attribute__((always_inline))
@@ -58,8 +59,8 @@ LUCID_INLINE Vector exponential(Vector x) {
     p = p * r + 4.999999404e-1f;
     p = (p * r) * r + r;
     p = p + 1.0f;
-    Integers exponent = reinterpret_cast<Integers>(shifted) << 23;
-    Vector scaled = reinterpret_cast<Vector>(reinterpret_cast<Integers>(p) + exponent);
+    Bits exponent = reinterpret_cast<Bits>(shifted) << 23; // far below −87 it wraps, which only unsigned numbers may
+    Vector scaled = reinterpret_cast<Vector>(reinterpret_cast<Bits>(p) + exponent);
     return x < -87.0f ? Vector{} : scaled;
 }
 
