@@ -25,9 +25,25 @@ def find_compiler() -> str:
         if found := shutil.which(name):
             return found
     looked = f"CXX={chosen}" if chosen else ", ".join(COMPILERS)
-    raise LucidError(
-        f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++ or clang++."
-    )
+    raise LucidError(f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++.")
+
+
+def check_gcc(compiler: str) -> None:
+    """Check that a compiler is GCC, or at least not Clang, which says by a macro that it is not.
+
+    Raises:
+        LucidError: It is Clang, or cannot be run.
+    """
+    try:
+        command = [compiler, "-dM", "-E", "-x", "c++", os.devnull]
+        macros = subprocess.run(command, capture_output=True, text=True).stdout
+    except OSError as error:
+        raise LucidError(f"The compiler {compiler} cannot be run: {error}") from error
+    if "__clang__" in macros:
+        raise LucidError(
+            f"The library of kernels for onnxruntime compiles with GCC only, and {compiler} is Clang. Install g++, "
+            "and set CXX=g++ if CXX is set."
+        )
 
 
 def run_compiler(command: Sequence[str]) -> None:

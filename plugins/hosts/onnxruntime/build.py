@@ -12,7 +12,7 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
-from lucid_deploy.plugins.hosts.compiler import find_compiler, run_compiler, system_includes
+from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
 from lucid_deploy.plugins.hosts.elf import wrong_machine
 from lucid_deploy.plugins.hosts.prebuilt import prebuilt
 
@@ -51,7 +51,7 @@ def build_ort_library(
 
     Args:
         output: The library to write; None: :func:`user_ort_library`. It and its record appear when complete.
-        compiler: C++ compiler; None finds one.
+        compiler: GCC's C++ compiler; None finds one.
         include: Folder of ``onnxruntime_c_api.h``; None takes ``ONNXRUNTIME_ROOT``, else the system's, else the
             library's own declarations of the part it uses, which suffice.
 
@@ -59,12 +59,14 @@ def build_ort_library(
         The library, and whether it was compiled now.
 
     Raises:
-        LucidError: No compiler, no header where one was named, the compiler fails, or the folder cannot be written.
+        LucidError: No compiler, or Clang, no header where one was named, the compiler fails, or the folder cannot be
+            written.
     """
     output = user_ort_library() if output is None else output
     if _is_current(output):
         return output, False
     compiler = find_compiler() if compiler is None else compiler
+    check_gcc(compiler)  # vectors are shuffled, and instruction sets switched, in ways that Clang does not know
     include = find_ort_headers() if include is None else include
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

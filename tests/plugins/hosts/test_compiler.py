@@ -10,6 +10,7 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.compiler import (
     COMPILERS,
+    check_gcc,
     find_compiler,
     find_header,
     package_folders,
@@ -44,8 +45,17 @@ def test_cxx_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.Monk
 def test_without_any_compiler_it_says_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(LucidError, match=r"none was found \(g\+\+, c\+\+, clang\+\+\)\. Install g\+\+ or clang\+\+"):
+    with pytest.raises(LucidError, match=r"none was found \(g\+\+, c\+\+, clang\+\+\)\. Install g\+\+\."):
         find_compiler()
+
+
+def test_clang_is_told_from_gcc(tmp_path: Path) -> None:
+    check_gcc(str(program(tmp_path / "bin", "gcc", "#!/bin/sh\necho '#define __GNUC__ 14'\n")))
+    clang = program(tmp_path / "bin", "c++", "#!/bin/sh\necho '#define __GNUC__ 4'\necho '#define __clang__ 1'\n")
+    with pytest.raises(LucidError, match=r"compiles with GCC only, and .*/c\+\+ is Clang\. Install g\+\+, and set CXX"):
+        check_gcc(str(clang))
+    with pytest.raises(LucidError, match=r"The compiler .*none cannot be run"):
+        check_gcc(str(tmp_path / "none"))
 
 
 def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:

@@ -76,6 +76,15 @@ def test_something_else_that_loads(tmp_path):
         build.kernels_name(other)
 
 
+def test_clang_is_refused_before_it_compiles(tmp_path):
+    clang = tmp_path / "clang++"
+    clang.write_text("#!/bin/sh\necho '#define __clang__ 1'\n")
+    clang.chmod(0o755)
+    with pytest.raises(LucidError, match="compiles with GCC only"):
+        build.build_ort_library(tmp_path / "made.so", compiler=str(clang))
+    assert list(tmp_path.iterdir()) == [clang]
+
+
 def test_no_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(LucidError, match="CXX=no-such-compiler"):
