@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -87,13 +87,27 @@ class _Commands(Group):
                 raise
             raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
         except Exception as error:
+            if came_of_interrupt(error):
+                _end_interrupted(ctx)
             if not lacks_memory(error):
                 raise
             show_where(ctx, error)
             raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(128 + signal.SIGINT)
+            _end_interrupted(ctx)
+
+
+def came_of_interrupt(error: BaseException) -> bool:
+    """Return whether an error came while Ctrl-C was being handled, as of a module whose import it cut off."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
+
+
+def _end_interrupted(ctx: click.Context) -> NoReturn:
+    click.echo("Interrupted.", err=True)
+    ctx.exit(128 + signal.SIGINT)
 
 
 @contextmanager

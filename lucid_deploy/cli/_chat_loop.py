@@ -113,23 +113,46 @@ class CompletionTurns:
 
 
 class StopSwitch:
-    """Ctrl-C while an answer runs: the first one asks for the end of the answer, a second one interrupts."""
+    """What Ctrl-C does in a session: it drops a line that is typed, ends an answer, and else does nothing.
+
+    While an answer runs, the first one asks for its end and a second one interrupts.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self._mode = ""
 
     @contextlib.contextmanager
-    def armed(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Hear Ctrl-C while the block runs."""
-        self.asked = False
         before = signal.signal(signal.SIGINT, self._on_signal)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
 
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Take Ctrl-C as a wish to end the answer while the block runs, installed or not."""
+        with self.installed():
+            self.asked, self._mode = False, "answer"
+            try:
+                yield
+            finally:
+                self._mode = ""
+
+    @contextlib.contextmanager
+    def typing(self) -> Iterator[None]:
+        """Make Ctrl-C a KeyboardInterrupt, once: a second one does not meet what the first one sets off."""
+        self._mode = "typing"
+        try:
+            yield
+        finally:
+            self._mode = ""
+
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+        mode, self._mode = self._mode, "" if self._mode == "typing" else self._mode
+        if mode == "typing" or (mode == "answer" and self.asked):
             raise KeyboardInterrupt
         self.asked = True
 
@@ -171,15 +194,14 @@ class ChatSession:
         Raises:
             LucidError: A text cannot be answered, and nobody is there to type another.
         """
-        while (text := self._read()) is not None:
-            if text == "/exit":
-                return
-            try:
-                self._carry_out(text)
-            except (LucidError, CheckFailed) as error:
-                if not self._interactive:
-                    raise
-                note(f"Error: {error}")
+        with self._switch.installed() if self._interactive else contextlib.nullcontext():
+            while (text := self._read()) is not None and text != "/exit":
+                try:
+                    self._carry_out(text)
+                except (LucidError, CheckFailed) as error:
+                    if not self._interactive:
+                        raise
+                    note(f"Error: {error}")
 
     def _read(self) -> str | None:
         """Return the next text, of one or several lines; None at the end."""
@@ -206,7 +228,8 @@ class ChatSession:
 
     def _line(self, prompt: str) -> str:
         if self._interactive:
-            return input(prompt)
+            with self._switch.typing():
+                return input(prompt)
         line = sys.stdin.readline()
         if not line:
             raise EOFError
@@ -255,7 +278,7 @@ class ChatSession:
         prompt = self._turns.prompt_ids(text)
         answer, ids = AnswerText(self._tokenizer, self._stops), list(prompt)
         said = ""
-        with self._switch.armed():
+        with self._switch.answering():
             try:
                 for piece in self._pieces(prompt, answer, ids):
                     said += piece

@@ -12,7 +12,7 @@ TWICE = """
 import signal
 from lucid_deploy.cli._chat_loop import StopSwitch
 switch, said, before = StopSwitch(), [], signal.getsignal(signal.SIGINT)
-with switch.armed():
+with switch.answering():
     signal.raise_signal(signal.SIGINT)
     said.append("asked" if switch.asked else "passed over")
     try:
@@ -20,6 +20,22 @@ with switch.armed():
     except KeyboardInterrupt:
         said.append("interrupted")
 said.append("as before" if signal.getsignal(signal.SIGINT) is before else "changed")
+print(*said, sep=", ", end="")
+"""
+
+TYPED = """
+import signal
+from lucid_deploy.cli._chat_loop import StopSwitch
+switch, said = StopSwitch(), []
+with switch.installed():
+    for _ in range(2):
+        try:
+            with switch.typing():
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            said.append("dropped")
+            signal.raise_signal(signal.SIGINT)
+            said.append("goes on")
 print(*said, sep=", ", end="")
 """
 
@@ -33,3 +49,9 @@ def test_a_second_ctrl_c_ends_a_session_that_does_not_stop() -> None:
     """In a process of its own: an interruption that this one hears too late would end it."""
     said = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=PATIENCE)
     assert (said.returncode, said.stdout, said.stderr) == (0, "asked, interrupted, as before", "")
+
+
+def test_a_second_ctrl_c_does_not_end_a_session_that_drops_a_line() -> None:
+    """It ended the session when it came while the first one was being answered."""
+    said = subprocess.run([sys.executable, "-c", TYPED], capture_output=True, text=True, timeout=PATIENCE)
+    assert (said.returncode, said.stdout, said.stderr) == (0, "dropped, goes on, dropped, goes on", "")
