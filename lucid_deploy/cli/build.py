@@ -86,9 +86,10 @@ def command(
 ) -> None:
     """Build TensorRT engines of an exported artifact.
 
-    One engine for prefill and one for decode, into ARTIFACT/engines, with a manifest that running checks first. With
-    TensorRT-RTX this needs no GPU. LUCID models need the plugin library; if there is none, one with the kernels for the
-    artifact's type is built first, which takes minutes and a C++ compiler.
+    One engine for prefill and one for decode, with --speculate also one that verifies drafts, into ARTIFACT/engines,
+    with a manifest that running checks first. With TensorRT-RTX this needs no GPU. LUCID models need the plugin
+    library; if there is none, one with the kernels for the artifact's type is built first, which takes minutes and a
+    C++ compiler.
 
     Example: lucid-deploy build ./artifact --max-batch 8 --max-context 512
     """

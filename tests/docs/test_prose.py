@@ -48,8 +48,8 @@ def constants() -> str:
 
 
 def scripts() -> str:
-    """What other programs of the repository take: benchmarks, examples, and the example in C++."""
-    folders = ("benchmarks", "examples")
+    """What other programs of the repository take: benchmarks, examples, the example in C++, and what builds wheels."""
+    folders = (".ci", "benchmarks", "examples")
     return "\n".join(path.read_text(encoding="utf-8") for name in folders for path in (ROOT / name).rglob("*.[pc]*"))
 
 
