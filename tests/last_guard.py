@@ -56,14 +56,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileSche
             super().remove_node(node)
             return crashed
 
-        def schedule(self) -> None:
+        def _reschedule(self, node: Any) -> None:
             """A worker keeps its last test until it hears of another one, or that there is none; so it must hear."""
-            is_later = self.collection is not None  # the first time, xdist itself says so
-            super().schedule()
-            if is_later and not self.workqueue:
-                for node in self.nodes:
-                    if not node.shutting_down:
-                        node.shutdown()
+            if node not in self.registered_collections:
+                return  # a new one; when it has collected, it is scheduled
+            super()._reschedule(node)
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                if self.workqueue:
+                    self._assign_work_unit(node)
+                else:
+                    node.shutdown()
 
     return CrashedTestsAreDone(config, log) if config.getoption("dist") == "loadfile" else None
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from tests import last_guard
 
@@ -136,27 +137,61 @@ class Worker:
         self.shutting_down = True
 
 
-def test_the_last_test_of_all_is_run_by_a_worker_in_place_of_another() -> None:
-    """It keeps a test until it hears of a next one, or that there is none."""
-    options = SimpleNamespace(loadscopereorder=True)
+def scheduler_of(workers: list[Worker], tests: list[str]) -> LoadFileScheduling:
+    """Return the scheduler after its first distribution."""
+    options = SimpleNamespace(loadscopereorder=False)
     config = SimpleNamespace(getvalue=lambda name: ["popen"] * 2, getoption=lambda name: "loadfile", option=options)
     scheduler = last_guard.pytest_xdist_make_scheduler(config, Producer("scheduler", enabled=False))
     assert scheduler is not None
-    tests = ["a.py::first", "a.py::crash", "a.py::last", "b.py::only"]
-    first, other = Worker("gw0"), Worker("gw1")
-    for worker in (first, other):
+    for worker in workers:
         scheduler.add_node(worker)
         scheduler.add_node_collection(worker, tests)
     scheduler.schedule()
+    return scheduler
+
+
+def add(scheduler: LoadFileScheduling, worker: Worker, tests: list[str]) -> None:
+    scheduler.add_node(worker)
+    scheduler.add_node_collection(worker, tests)
+    scheduler.schedule()
+
+
+def test_the_last_test_of_all_is_run_by_a_worker_in_place_of_another() -> None:
+    """It keeps a test until it hears of a next one, or that there is none."""
+    tests = ["a.py::first", "a.py::crash", "a.py::last", "b.py::only"]
+    first, other, another = Worker("gw0"), Worker("gw1"), Worker("gw2")
+    scheduler = scheduler_of([first, other], tests)
     assert (first.sent, other.sent) == ([0, 1, 2], [3])
     scheduler.mark_test_complete(first, 0)
     scheduler.mark_test_complete(other, 3)
     assert scheduler.remove_node(other) is None and scheduler.remove_node(first) == "a.py::crash"
-    another = Worker("gw2")
-    scheduler.add_node(another)
-    scheduler.add_node_collection(another, tests)
-    scheduler.schedule()
+    add(scheduler, another, tests)
     assert another.sent == [2] and another.shutting_down
+
+
+def test_a_worker_in_place_of_another_does_not_begin_with_a_single_test() -> None:
+    """It would keep it, and the other worker would take the rest and end, without a word to it."""
+    names = ("crash", "last", "more")
+    tests = [f"{file}.py::{name}" for file in "abcdef" for name in (names if file in "ab" else names[:1])]
+    first, other, another = Worker("gw0"), Worker("gw1"), Worker("gw2")
+    scheduler = scheduler_of([first, other], tests)
+    assert (first.sent, other.sent) == ([0, 1, 2], [3, 4, 5])
+    assert scheduler.remove_node(first) == "a.py::crash"
+    add(scheduler, another, tests)
+    assert len(another.sent) >= 2 and not another.shutting_down
+    for worker in (another, other):  # as they run: a test when the next one, or the end, is known
+        while len(worker.sent) > 1 or (worker.sent and worker.shutting_down):
+            scheduler.mark_test_complete(worker, worker.sent.pop(0))
+    assert another.shutting_down and other.shutting_down and not another.sent and not other.sent
+
+
+def test_a_worker_that_still_collects_gets_nothing_yet() -> None:
+    tests = ["a.py::first", "b.py::first", "c.py::first", "c.py::more", "d.py::first"]
+    first, other, another = Worker("gw0"), Worker("gw1"), Worker("gw2")
+    scheduler = scheduler_of([first, other], tests)
+    scheduler.add_node(another)
+    scheduler.remove_node(first)
+    assert another.sent == [] and not another.shutting_down
 
 
 def test_the_limits_are_in_this_order(request: pytest.FixtureRequest) -> None:
