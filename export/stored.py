@@ -115,13 +115,19 @@ def _inputs(layout: PackedLayout, options: QuantizeOptions) -> tuple[str, int | 
     return f"fp8-{layout.inputs.kind}", layout.inputs.size
 
 
-def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
+def _check_weight(source: Checkpoint, name: str, weight: PackedWeight | FloatWeight) -> str:
+    """Refuse what is taken over from no layout; return how messages call the weight."""
     where = f"{source.directory}: {short_name(name)}"
-    rows, width = weight.codes.shape
     if name == EMBEDDING:
         raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
     if not weight.scales.isfinite().all():
         raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
+    return where
+
+
+def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: int | None) -> QuantizedTensor:
+    where = _check_weight(source, name, weight)
+    rows, width = weight.codes.shape
     if (weight.scales < 0).any():  # zeros become other ones, see stored_parts
         raise LucidError(f"{where} has negative scales, which TensorRT does not take. {_ADVICE}")
     if group is not None and width % group:
@@ -145,12 +151,8 @@ def _planned_float(source: Checkpoint, name: str, weight: FloatWeight, group: in
 def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dtype: str) -> QuantizedTensor:
     import torch
 
-    where = f"{source.directory}: {short_name(name)}"
+    where = _check_weight(source, name, weight)
     rows, width = weight.codes.shape
-    if name == EMBEDDING:
-        raise LucidError(f"{where} is a quantized embedding, which is not taken over. {_ADVICE}")
-    if not weight.scales.isfinite().all():
-        raise LucidError(f"{where} has scales that are not finite: the checkpoint is damaged.")
     if not weight.scales.to(getattr(torch, dtype)).to(weight.scales.dtype).equal(weight.scales):
         stored = str(weight.scales.dtype).removeprefix("torch.")
         raise LucidError(f"{where} has scales in {stored} that {dtype} would round. Export with --dtype float32.")
