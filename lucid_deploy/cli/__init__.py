@@ -6,15 +6,13 @@ import errno
 import importlib
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
+from lucid_deploy.cli._signals import unwinding_on_signals
 from lucid_deploy.cli._streams import prepare_streams
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
@@ -73,7 +71,7 @@ class _Commands(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _unwinding_on_signals():
+            with unwinding_on_signals():
                 return super().invoke(ctx)
         except LucidError as error:
             show_where(ctx, error)
@@ -87,50 +85,13 @@ class _Commands(Group):
                 raise
             raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
         except Exception as error:
-            if came_of_interrupt(error):
-                _end_interrupted(ctx)
             if not lacks_memory(error):
                 raise
             show_where(ctx, error)
             raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
         except KeyboardInterrupt:
-            _end_interrupted(ctx)
-
-
-def came_of_interrupt(error: BaseException) -> bool:
-    """Return whether an error came while Ctrl-C was being handled, as of a module whose import it cut off."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, KeyboardInterrupt):
-        seen = seen.__cause__ or seen.__context__
-    return seen is not None
-
-
-def _end_interrupted(ctx: click.Context) -> NoReturn:
-    click.echo("Interrupted.", err=True)
-    ctx.exit(128 + signal.SIGINT)
-
-
-@contextmanager
-def _unwinding_on_signals() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP exceptions, so that what is half done is cleaned up, as it is after Ctrl-C.
-
-    A signal that is ignored (nohup) stays ignored.
-    """
-    known = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for number in known if signal.getsignal(number) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-
-    def stop(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            click.echo("Interrupted.", err=True)
+            ctx.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX})
