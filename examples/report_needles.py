@@ -26,6 +26,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation import Report, evaluate
 from lucid_deploy.files import write_whole
 from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.options import ABLATIONS
 
 LENGTHS = (256, 512, 1024, 2048)
 ATTENTIONS = ("lucid", "llama")
@@ -113,6 +114,9 @@ def parse_lengths(_context: click.Context, _parameter: click.Parameter, text: st
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Questions of each.")
 @click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True, help="Of the questions.")
 @click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the artifacts.")
+@click.option(
+    "--ablate", type=click.Choice(ABLATIONS), help="Leave out a part of LUCID attention; with --runtime torch."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of the runtime.")
 @click.option("--json", "output", type=click.Path(path_type=Path, dir_okay=False), help="Write everything to a file.")
 def main(
@@ -122,16 +126,24 @@ def main(
     limit: int,
     seed: int,
     runtime: str,
+    ablate: str | None,
     threads: int,
     output: Path | None,
 ) -> None:
     """Ask, compare, print, and write."""
     wanted = [(task, length) for task in tasks or KINDS for length in lengths]
     clock = Clock(2 * len(pairs) * limit * sum(length for _, length in wanted))
-    options = {"runtime": runtime, "threads": threads}
+    standard = {"runtime": runtime, "threads": threads}
+    sides = ({**standard, "ablate": ablate}, standard)
     try:
         check_pairs(pairs, max(lengths))
-        reports = [[ask(directory, wanted, limit, seed, options, clock) for directory in pair] for pair in pairs]
+        reports = [
+            [
+                ask(directory, wanted, limit, seed, options, clock)
+                for directory, options in zip(pair, sides, strict=True)
+            ]
+            for pair in pairs
+        ]
     except (LucidError, CheckFailed) as error:
         raise click.ClickException(str(error)) from error
     cells = [
@@ -141,7 +153,8 @@ def main(
     Console(highlight=False, width=120).print(comparison_table(cells))
     if output is not None:
         names = [[directory.name for directory in pair] for pair in pairs]
-        data = {"pairs": names, "limit": limit, "seed": seed, "runtime": runtime, "cells": [c.to_dict() for c in cells]}
+        data = {"pairs": names, "limit": limit, "seed": seed, "runtime": runtime, "ablate": ablate}
+        data["cells"] = [cell.to_dict() for cell in cells]
         write_whole(output, (json.dumps(data, indent=1) + "\n").encode())
 
 

@@ -54,6 +54,20 @@ def test_pairs_are_asked_all_tasks_at_all_lengths(artifacts, tmp_path):
     assert all(len(cell["pairs"]) == 2 for cell in cells)
 
 
+def test_an_ablation_is_of_lucid_alone(artifacts, tmp_path, monkeypatch):
+    opened = []
+    open_session = report_needles.open_session
+    monkeypatch.setattr(
+        report_needles, "open_session", lambda *a, **named: opened.append(named) or open_session(*a, **named)
+    )
+    asked = ["--pair", str(artifacts["lucid"]), str(artifacts["llama"]), "--ablate", "preconditioner"]
+    asked += ["--lengths", "128", "--limit", "1", "--task", "single", "--threads", "1"]
+    run(*asked, "--runtime", "torch", "--json", str(tmp_path / "ablated.json"))
+    assert [options.get("ablate") for options in opened] == ["preconditioner", None]
+    assert json.loads((tmp_path / "ablated.json").read_text())["ablate"] == "preconditioner"
+    assert "--ablate" in run(*asked, rc=1)  # onnxruntime runs a graph as it is
+
+
 def test_intervals_are_those_of_the_evaluation(tmp_path):
     build_tokenizer(VOCABULARY).save(str(tmp_path / "tokenizer.json"))
     task = needle_questions(TextTokenizer(tmp_path), "single", 128, limit=4)
