@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config_check import check_keys
-from lucid_deploy.model.config_file import ConfigFile, RopeBlock, checked, read_object, token_ids
-from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES, ROPE_KEYS, ROPE_REASONS
+from lucid_deploy.model.config_file import ConfigFile, checked, given_or, read_object, token_ids
+from lucid_deploy.model.config_keys import ATTENTION_TYPES, LUCID_TYPES
 from lucid_deploy.model.layer_plan import LARGEST_WINDOW, WINDOW, with_layer_kinds
+from lucid_deploy.model.rope_settings import ROPE_TYPES, Rope, RopeScaling, parse_rope
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
-ROPE_TYPES = tuple(ROPE_KEYS)
 QK_NORMS = ("none", "after_rope", "before_rope")
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 STATE_DTYPES = ("float32", "float16", "bfloat16")
@@ -61,43 +59,6 @@ _ADDED = frozenset(
         "state_dtype",
     )
 )
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are changed for longer contexts, in transformers' terms.
-
-    Attributes:
-        rope_type: ``default`` (unchanged), ``linear`` (all divided by ``factor``), ``llama3`` or ``yarn`` (low ones
-            divided, high ones kept, a ramp between), ``dynamic`` (unchanged up to ``max_position_embeddings``; beyond,
-            all would change with the length of the text, so that sessions never go there).
-        factor: The divisor; of ``dynamic`` without effect up to ``max_position_embeddings``.
-        low_freq_factor: ``llama3`` only: wavelengths above original context / this are divided.
-        high_freq_factor: ``llama3`` only: wavelengths below original context / this are kept.
-        original_max_position_embeddings: ``llama3`` and ``yarn``: the context length before scaling, in tokens.
-        attention_factor: ``yarn`` only: what cosines and sines are multiplied by.
-        beta_fast: ``yarn`` only: frequencies that turn more often over the original context are kept.
-        beta_slow: ``yarn`` only: frequencies that turn less often over it are divided.
-        truncate: ``yarn`` only: whether the ramp begins and ends at whole indices of frequencies.
-    """
-
-    rope_type: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
-    attention_factor: float = 1.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-
-
-@dataclass(frozen=True)
-class Rope:
-    """How a layer rotates queries and keys: the base of its frequencies, and their scaling."""
-
-    theta: float
-    scaling: RopeScaling
 
 
 @dataclass(frozen=True)
@@ -306,15 +267,15 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     given = {**{key: value for key, value in family.defaults.items() if key not in raw}, **raw}
     file = checked(given, ConfigFile, where)
     _refuse_variants(file, where)
-    theta, scaling = _parse_rope(file, where)
+    theta, scaling = parse_rope(file, where)
     config = LucidConfig(
         vocab_size=file.vocab_size,
         hidden_size=file.hidden_size,
         intermediate_size=file.intermediate_size,
         num_hidden_layers=file.num_hidden_layers,
         num_attention_heads=file.num_attention_heads,
-        num_key_value_heads=_or(file.num_key_value_heads, file.num_attention_heads),
-        head_dim=_or(file.head_dim, file.hidden_size // file.num_attention_heads),
+        num_key_value_heads=given_or(file.num_key_value_heads, file.num_attention_heads),
+        head_dim=given_or(file.head_dim, file.hidden_size // file.num_attention_heads),
         rms_norm_eps=file.rms_norm_eps,
         max_position_embeddings=file.max_position_embeddings,
         attention_type=file.attention_type,
@@ -335,10 +296,6 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     config = with_layer_kinds(config, given, family, where)
     _check_shape(config, where)
     return config
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is UNSET else value
 
 
 def _check_shape(config: LucidConfig, where: str) -> None:
@@ -374,52 +331,3 @@ def _refuse_variants(file: ConfigFile, where: str) -> None:
         raise LucidError(
             f"{where}: hidden_act {file.hidden_act!r} is not supported; supported are {', '.join(ACTIVATIONS)}."
         )
-
-
-def _parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
-    """Read both spellings: ``rope_theta`` + ``rope_scaling`` (transformers 4), ``rope_parameters`` (transformers 5)."""
-    block = checked(file.rope_scaling or file.rope_parameters, RopeBlock, where)
-    theta = file.rope_theta if block.rope_theta is UNSET else block.rope_theta
-    kind = _or(block.rope_type, _or(block.type, "default"))
-    if kind not in ROPE_TYPES:
-        raise LucidError(
-            f"{where}: rope_scaling {kind!r} is not supported; supported are {', '.join(ROPE_TYPES)}."
-            f"{ROPE_REASONS.get(kind, '')}"
-        )
-    if kind == "yarn":
-        return theta, _parse_yarn(block, where)
-    required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
-    missing = [key for key in required if getattr(block, key) is UNSET]
-    if missing:
-        raise LucidError(f"{where}: {missing[0]} is missing.")
-    if kind != "llama3":
-        return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
-    if block.low_freq_factor >= block.high_freq_factor:  # type: ignore[operator]
-        raise LucidError(
-            f"{where}: low_freq_factor ({block.low_freq_factor}) must be below high_freq_factor "
-            f"({block.high_freq_factor})."
-        )
-    return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
-
-
-def _parse_yarn(block: RopeBlock, where: str) -> RopeScaling:
-    factor, original = _or(block.factor, None), _or(block.original_max_position_embeddings, None)
-    if factor is None or original is None:
-        missing = "factor" if factor is None else "original_max_position_embeddings"
-        raise LucidError(f"{where}: {missing} is missing.")
-
-    def magnitude(weight: float = 1.0) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-    magnitudes = [magnitude(_or(scale, 1.0)) for scale in (block.mscale, block.mscale_all_dim)]
-    both = block.mscale is not UNSET and block.mscale_all_dim is not UNSET
-    usual = magnitudes[0] / magnitudes[1] if both else magnitude()
-    return RopeScaling(
-        "yarn",
-        factor,
-        original_max_position_embeddings=original,
-        attention_factor=_or(block.attention_factor, usual),
-        beta_fast=block.beta_fast,
-        beta_slow=block.beta_slow,
-        truncate=block.truncate,
-    )

@@ -124,6 +124,11 @@ def checked(values: dict[str, Any], form: type[_Form], where: str) -> _Form:
         raise LucidError(f"{where}: {_reason(str(error), given, form)}") from error
 
 
+def given_or(value: Any, default: Any) -> Any:
+    """Return a key's value, or the default where the file leaves it out."""
+    return default if value is UNSET else value
+
+
 def token_ids(tokens: int | list[int]) -> tuple[int, ...]:
     """Return a token id or a list of them as a tuple."""
     return tuple(tokens) if isinstance(tokens, list) else (tokens,)

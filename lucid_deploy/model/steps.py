@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lucid_deploy.model.config import LucidConfig, Rope
+from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.mixer import Step
 from lucid_deploy.model.rope import rope_tables
+from lucid_deploy.model.rope_settings import Rope
 
 
 def layer_steps(

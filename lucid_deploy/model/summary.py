@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from lucid_deploy.model.config import LucidConfig, RopeScaling
+from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.layers import layer_kind
+from lucid_deploy.model.rope_settings import RopeScaling
 from lucid_deploy.plugins.table import TRAINING
 
 

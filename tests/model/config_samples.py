@@ -19,8 +19,13 @@ LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-
-
+# A scaling of rotary frequencies.
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 LUCID = {**LLAMA, "attention_type": "lucid"}
 GEMMA = {**LLAMA, "model_type": "gemma3_text"}
 

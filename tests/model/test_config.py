@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.config import LucidConfig, RopeScaling, parse_config
+from lucid_deploy.model.config import LucidConfig, parse_config
+from lucid_deploy.model.rope_settings import RopeScaling
+from tests.model.config_samples import LLAMA3
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -18,12 +19,6 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
 }
 MINIMAL: dict[str, Any] = {"model_type": "llama", **SIZES}
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def parse(**changes: Any) -> LucidConfig:
@@ -100,37 +95,6 @@ def test_llama_does_not_precondition() -> None:
     assert not parse(attention_type="llama").is_lucid
 
 
-LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
-
-
-@pytest.mark.parametrize(
-    ("spelling", "theta", "scaling"),
-    [
-        ({"rope_theta": 5e5}, 5e5, RopeScaling()),
-        ({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 4.0}}, 5e5, LINEAR),
-        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}, 5e5, SCALED),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5, RopeScaling()),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 5e5}}, 5e5, LINEAR),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}, 5e5, SCALED),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": None, "factor": None}}, 10000.0, RopeScaling()),
-        ({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 5e5}}, 5e5, RopeScaling()),
-    ],
-    ids=[
-        "4: theta",
-        "4: type",
-        "4: rope_type",
-        "5: default",
-        "5: linear",
-        "5: llama3",
-        "5: nulls",
-        "5 beside a stale 4",
-    ],
-)
-def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: float, scaling: RopeScaling) -> None:
-    config = parse(**spelling)
-    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -197,23 +161,6 @@ def test_a_missing_size_is_named(key: str) -> None:
     without = {name: value for name, value in MINIMAL.items() if name != key}
     with pytest.raises(LucidError, match=f"{key} is missing"):
         parse_config(without, "config.json")
-
-
-@pytest.mark.parametrize("key", LLAMA3)
-def test_a_missing_llama3_setting_is_named(key: str) -> None:
-    block = {"rope_type": "llama3", **{name: value for name, value in LLAMA3.items() if name != key}}
-    assert f"{key} is missing" in refusal(rope_scaling=block)
-
-
-@pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
-def test_a_missing_yarn_setting_is_named(key: str) -> None:
-    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-    assert parse(rope_scaling=block).rope_scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
-    assert f"{key} is missing" in refusal(rope_scaling={name: block[name] for name in block if name != key})
-
-
-def test_llama3_without_a_ramp_is_refused() -> None:
-    assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
 
 
 def test_query_heads_must_be_a_multiple_of_key_value_heads() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from lucid_deploy.model.config import Rope
 from lucid_deploy.model.rope import rope_tables
+from lucid_deploy.model.rope_settings import Rope
 from lucid_deploy.model.steps import layer_steps
 from tests.model.config_samples import GEMMA, LLAMA, LUCID, parse
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lucid_deploy.cache.storage import SCALE
-from lucid_deploy.model.config import LucidConfig, Rope
+from lucid_deploy.model.config import LucidConfig
+from lucid_deploy.model.rope_settings import Rope
 from lucid_deploy.parity.causes.localise import DECODE, ReferenceStates, Tick, WorstOwnError, rerun
 from lucid_deploy.parity.causes.solve_analysis import TOKENS, kernel, normalized, row_factors, substitute
 from lucid_deploy.parity.measure.rounding import round_to
