@@ -18,11 +18,14 @@ from common import write_result
 from quantization_methods import SHAPE, SHARED, write_model
 
 from lucid_deploy.artifact.float_formats import decode
-from lucid_deploy.artifact.quantization import PACKED, SCALES, WHOLE_SCALE, Quantization
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.export.float_parts import rounded_parts
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
@@ -41,7 +44,7 @@ def rounded(checkpoint: Checkpoint, scheme: str) -> tuple[Quantization, LucidFor
             scales = decode(parts[SCALES], 8) * parts[WHOLE_SCALE].view(np.float32)
         else:
             scales = parts[SCALES].view(np.float32)
-        state[name] = torch.from_numpy(record.dequantize(name, parts[PACKED], scales)).float()
+        state[name] = torch.from_numpy(dequantize(record, name, parts[PACKED], scales)).float()
     model.load_state_dict(state, assign=True)
     return record, model
 

@@ -29,7 +29,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 from lucid_deploy.runtimes import RuntimeOptions, open_session

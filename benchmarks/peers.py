@@ -15,7 +15,7 @@ import click
 from common import RESULTS, write_random_checkpoint
 
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.quantize_options import QuantizeOptions
 
 PLOTS = Path(__file__).parent.parent / "docs" / "images"
 TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4")}

@@ -20,13 +20,16 @@ from common import BASE, write_result
 from safetensors.torch import save_file
 
 from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.evaluation import compare, evaluate, needles_task
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization, quantize_matrix
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -93,7 +96,7 @@ def rounded(checkpoint: Checkpoint, options: QuantizeOptions, text: Path) -> tup
     for name, tensor in record.tensors.items():
         nearest = quantize_matrix(checkpoint.tensor(name), tensor, record.bits)
         packed, scales = parts.get(name) or map(np.concatenate, zip(*nearest, strict=True))
-        state[name] = torch.from_numpy(record.dequantize(name, packed.reshape(-1), scales)).float()
+        state[name] = torch.from_numpy(dequantize(record, name, packed.reshape(-1), scales)).float()
     model.load_state_dict(state, assign=True)
     return record, model
 

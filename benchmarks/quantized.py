@@ -21,10 +21,14 @@ import torch
 from common import write_random_checkpoint, write_result
 
 from lucid_deploy.artifact import WEIGHTS, Artifact, open_artifact
-from lucid_deploy.artifact.quantization import SCHEMES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import SCHEMES
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.bench import Contender, Plan, run_plan
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions, quantize_matrix
+from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.model.quantized_activations import round_to_int8
 from lucid_deploy.runtimes import RuntimeOptions
 
@@ -68,7 +72,7 @@ def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
             tensor = QuantizedTensor((rows, width), block)
             record = Quantization(scheme, bits, "matmulnbits", "int8", {"w": tensor}, (), "onnxruntime")
             packed, scales = (np.concatenate(part) for part in zip(*quantize_matrix(weight, tensor, bits), strict=True))
-            rounded = torch.from_numpy(record.dequantize("w", packed.reshape(-1), scales))
+            rounded = torch.from_numpy(dequantize(record, "w", packed.reshape(-1), scales))
             facts: dict[str, Any] = {"scheme": scheme, "block_size": block, "bits": bits + 32 / block}
             for kind, x in (("normal", normal), ("outliers", outliers)):
                 exact = x.double() @ weight.double().mT

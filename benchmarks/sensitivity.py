@@ -19,7 +19,8 @@ from quantization_methods import SHAPE, SHARED, key_correlation, write_model
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.demo.recall import held_out
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.automatic import nearest_sensitivities
 from lucid_deploy.export.rounding.sensitivity import LogitErrors, by_kind
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve

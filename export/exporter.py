@@ -33,7 +33,7 @@ from lucid_deploy.version import __version__
 if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.diagonal import DiagonalEffect
-    from lucid_deploy.export.quantize import QuantizeOptions
+    from lucid_deploy.export.quantize_options import QuantizeOptions
     from lucid_deploy.export.trace import Traced
     from lucid_deploy.export.weights import Chosen
     from lucid_deploy.model.checkpoint import Checkpoint
@@ -191,7 +191,7 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
     resolve_cache_dtype(options.cache_dtype, options.dtype)
     if options.quantize is not None:
-        from lucid_deploy.export.quantize import check_options
+        from lucid_deploy.export.quantize_options import check_options
 
         check_options(options.quantize, options.dtype)
     if not output.exists():

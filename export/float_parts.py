@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact.quantization import (
-    INPUT_SCALE,
-    PACKED,
-    SCALES,
-    STATIC_FP8,
-    WHOLE_SCALE,
-    Quantization,
-    to_qdq,
-)
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import INPUT_SCALE, PACKED, SCALES, STATIC_FP8, WHOLE_SCALE
+from lucid_deploy.artifact.quantized_bytes import to_qdq
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO, STORED
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions, check_options
 from lucid_deploy.export.stored import plan_stored, resolve_stored
 from lucid_deploy.files import resumable_directory
 

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import BLOCK_SIZES, FLOAT_SCHEMES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED, Method
+from lucid_deploy.artifact.quantization_names import BLOCK_SIZES, FLOAT_SCHEMES
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.quantize import (
-    EMBEDDING,
-    QuantizeOptions,
-    activations_of,
-    check_kernels,
-    format_of,
-    short_name,
-)
+from lucid_deploy.export.quantize import EMBEDDING, short_name
+from lucid_deploy.export.quantize_options import QuantizeOptions, activations_of, check_kernels, format_of
 from lucid_deploy.model.packed.float_weight import FloatWeight
 
 if TYPE_CHECKING:

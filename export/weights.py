@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, PACKED, SCALES, ZEROS, Quantization, to_qdq
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE, PACKED, SCALES, ZEROS
+from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
 
@@ -187,7 +189,7 @@ class _TensorBytes:
     def _parts(self, tensor: StoredTensor, quantization: Quantization) -> Iterator[tuple[Any, Any]]:
         import numpy as np
 
-        from lucid_deploy.export.quantize import quantize_matrix
+        from lucid_deploy.export.rounding.nearest import quantize_matrix
 
         if tensor.name in self._chosen:
             yield self._chosen.pop(tensor.name)

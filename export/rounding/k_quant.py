@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import QuantizedTensor
-from lucid_deploy.export.quantize import quantize_matrix
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
+from lucid_deploy.export.rounding.nearest import quantize_matrix
 
 if TYPE_CHECKING:
     import torch

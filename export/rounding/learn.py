@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method, relative_distance
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
-from lucid_deploy.export.quantize import EMBEDDING, HEAD, quantize_matrix, short_name
+from lucid_deploy.export.quantize import EMBEDDING, HEAD, short_name
 from lucid_deploy.export.rounding.gptq import ColumnOrder, column_order, round_columns
 from lucid_deploy.export.rounding.inputs import (
     InputMoments,
@@ -29,6 +31,7 @@ from lucid_deploy.export.rounding.inputs import (
     inputs_of,
     shared_inputs,
 )
+from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.export.rounding.pack import pack_numbers
 from lucid_deploy.export.rounding.scales import number_range, search_scales
 from lucid_deploy.export.rounding.unfinished import LearnedWeights, Streams, UnfinishedLearning

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lucid_deploy.artifact.quantization import QuantizedTensor
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 
 def pack_numbers(numbers: NDArray[np.int8], tensor: QuantizedTensor, bits: int) -> NDArray[np.uint8]:

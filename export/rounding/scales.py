@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 if TYPE_CHECKING:
     import torch

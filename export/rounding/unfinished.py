@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 _NUMBERS, _SCALES, _MEASURED = ".numbers", ".scales", "measured.json"
 CODE = (  # packages, and which of their files decide what is learned
-    ("lucid_deploy.artifact", "quantization*.py"),
-    ("lucid_deploy.export", "quantize.py"),
+    ("lucid_deploy.artifact", "quanti*.py"),
+    ("lucid_deploy.export", "quantize*.py"),
     ("lucid_deploy.export", "layer_by_layer.py"),
     ("lucid_deploy.export", "rounding/*.py"),
     ("lucid_deploy.model", "**/*.py"),

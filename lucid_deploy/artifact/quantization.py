@@ -1,17 +1,6 @@
-"""Quantized weights: which tensors of an artifact are quantized, how, and what their bytes mean.
+"""The manifest's record of a quantized artifact: which tensors, how, in which parts and of what shapes they are stored.
 
-A linear layer's weight ``[out, in]`` is cut into blocks of ``block_size`` neighbouring inputs of one output. A block
-has one scale s, and its elements are whole numbers q of 4 or 8 bits, ``-2^(bits-1) ≤ q < 2^(bits-1)``; the weight is
-``q · s``. The element of largest magnitude is ``-2^(bits-1)`` exactly, so s may be negative, and an element of the
-other sign and nearly the same magnitude is clipped by up to one step. That is onnxruntime's symmetric scheme.
-
-int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
-largest magnitude of the block / 127, and nothing is clipped.
-
-``fp8`` and ``nvfp4`` are floating-point numbers in the place of whole ones, see
-:mod:`lucid_deploy.artifact.float_formats`; ``DequantizeLinear`` reads them, so their format is ``qdq``.
-
-Needs numpy alone.
+What the parts' bytes mean says :mod:`lucid_deploy.artifact.quantized_bytes`.
 """
 
 from __future__ import annotations
@@ -20,59 +9,27 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lucid_deploy.artifact.float_formats import NVFP4_BLOCK, decode
 from lucid_deploy.artifact.quantization_method import Method
-from lucid_deploy.cache.storage import LEVELS
-
-WHOLE_SCHEMES = {"int8": 8, "int4": 4}  # bits of whole numbers
-FLOAT_SCHEMES = {"fp8": 8, "nvfp4": 4}  # bits of floating-point numbers
-SCHEMES = {**WHOLE_SCHEMES, **FLOAT_SCHEMES}
-FORMATS = ("matmulnbits", "qdq")
-ACTIVATIONS = ("int8", "float")
-# What a checkpoint in fp8 may say of its products' inputs: see Quantization.activations.
-STATIC_FP8, TOKEN_FP8, GROUP_FP8 = "fp8-static", "fp8-token", "fp8-group"
-FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-GRANULARITIES = ("block", "channel", "tensor")
-# Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
-PACKED, SCALES, ROWS, ZEROS = ".packed", ".scales", ".packed_rows", ".zero_points"
-WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
-PARTS = (PACKED, SCALES, ROWS, ZEROS, WHOLE_SCALE, INPUT_SCALE)
-_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
-_BITS |= {"int4": 4, "float4e2m1": 4}
-# The smallest scale, by its type, where scales must be positive: that of a block of zeros.
-LEAST_SCALE = {"float32": 2.0**-126, "float16": 2.0**-24, "bfloat16": 2.0**-126}
-
-Bytes = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class QuantizedTensor:
-    """One quantized weight.
-
-    Attributes:
-        shape: ``(out, in)``, or for an embedding ``(vocab, hidden)``; the last axis is cut into blocks.
-        block_size: Elements of a block; the last block of a row may be shorter.
-        zero_points: Whether every block has a whole number z too, and the weight is ``(q − z) · s``; only in the format
-            ``matmulnbits``.
-        bits: Of an element; None: the record's.
-        granularity: What shares a scale, in ``fp8``: ``block``; ``channel``, a whole row, and ``block_size`` is its
-            width; ``tensor``, all rows.
-    """
-
-    shape: tuple[int, int]
-    block_size: int
-    zero_points: bool = False
-    bits: int | None = None
-    granularity: str = "block"
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of a row."""
-        return -(-self.shape[1] // self.block_size)
+from lucid_deploy.artifact.quantization_names import (
+    ACTIVATIONS,
+    FLOAT_SCHEMES,
+    FORMATS,
+    FP8_ACTIVATIONS,
+    GRANULARITIES,
+    GROUP_FP8,
+    INPUT_SCALE,
+    PACKED,
+    ROWS,
+    SCALES,
+    SCHEMES,
+    STATIC_FP8,
+    TOKEN_FP8,
+    TYPE_BITS,
+    WHOLE_SCALE,
+    WHOLE_SCHEMES,
+    ZEROS,
+)
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 
 @dataclass(frozen=True)
@@ -203,7 +160,7 @@ class Quantization:
 
     def part_size(self, name: str, part: str, dtype: str) -> int:
         """Return the bytes of a stored part in graphs of type ``dtype``."""
-        return -(-math.prod(self.part_shape(name, part)) * _BITS[self.part_dtype(name, part, dtype)] // 8)
+        return -(-math.prod(self.part_shape(name, part)) * TYPE_BITS[self.part_dtype(name, part, dtype)] // 8)
 
     def bits_per_weight(self, dtype: str) -> float:
         """Return the mean bits of a quantized weight, scales (of type ``dtype``) and zero points included."""
@@ -240,7 +197,10 @@ class Quantization:
         group = data.get("input_block")
         if (data["activations"] == GROUP_FP8) != (type(group) is int and group > 0):
             raise ValueError(f"quantization's input_block is {group!r}, and its activations {data['activations']}")
-        tensors = {name: _tensor(name, tensor, scheme, data["format"]) for name, tensor in data["tensors"].items()}
+        tensors = {
+            name: QuantizedTensor.from_dict(name, tensor, scheme, data["format"])
+            for name, tensor in data["tensors"].items()
+        }
         if not tensors:
             raise ValueError("quantization without tensors")
         kept = tuple(str(name) for name in data["kept"])
@@ -249,119 +209,3 @@ class Quantization:
             raise ValueError("quantization's method names weights that are not quantized")
         tool = str(data["tool"])
         return cls(scheme, data["bits"], data["format"], data["activations"], tensors, kept, tool, method, group)
-
-    def unpack(
-        self, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
-    ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-        """Read a tensor's stored parts.
-
-        Args:
-            name: The checkpoint's name of the tensor.
-            packed: The bytes of ``PACKED``, flat.
-            scales: The scales, in any type and flat; of ``nvfp4`` the products of a block's and the whole's.
-            zeros: The bytes of ``ZEROS``, flat, if the tensor has them.
-
-        Returns:
-            The whole numbers q, int8 ``(out, in)``, or q − z, int16, or floating-point numbers, float32, and the
-            scales, float64 ``(out, blocks)``.
-        """
-        rows, width = self.tensors[name].shape
-        scales = scales.astype(np.float64).reshape(self.part_shape(name, SCALES))
-        bits = self.bits_of(name)
-        if self.is_float:
-            codes = _halves(packed, signed=False)[: width * rows] if bits == 4 else packed
-            whole = scales.T if scales.ndim == 2 else np.broadcast_to(scales.reshape(-1, 1), (rows, 1))
-            return decode(codes, bits).reshape(width, rows).T, whole
-        if self.format == "qdq":
-            flat = _halves(packed, signed=True)[: width * rows] if bits == 4 else packed.view(np.int8)
-            return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
-        zero = 1 << (bits - 1)
-        flat = _halves(packed, signed=False) if bits == 4 else packed
-        codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
-        if zeros is None:
-            return (codes - zero).astype(np.int8), scales
-        points = (_halves(zeros, signed=False) if bits == 4 else zeros).reshape(rows, -1).astype(np.int16)
-        return codes - spread(points[:, : self.tensors[name].blocks], self.tensors[name]), scales
-
-    def dequantize(
-        self, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
-    ) -> NDArray[np.float64]:
-        """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
-        numbers, factors = self.unpack(name, packed, scales, zeros)
-        return numbers * spread(factors, self.tensors[name])
-
-
-def round_blocks(
-    rows: NDArray[Any], tensor: QuantizedTensor, least_scale: float
-) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Round to 8 bits with positive scales, as the format ``qdq`` wants them.
-
-    Args:
-        rows: Float32 ``(n, in)`` of a weight.
-        tensor: Its shape and blocks.
-        least_scale: Of a block of zeros.
-
-    Returns:
-        Whole numbers −127 … 127 plus 128, ``(n, blocks, block_size)``, and scales, float32 ``(n, blocks)``: the largest
-        magnitude of the block / 127.
-    """
-    padded = np.pad(rows, ((0, 0), (0, tensor.blocks * tensor.block_size - rows.shape[1])))
-    blocks = padded.reshape(len(rows), tensor.blocks, tensor.block_size)
-    scales = np.maximum(np.abs(blocks).max(axis=-1) / np.float32(LEVELS), np.float32(least_scale))
-    numbers = np.clip(np.rint(blocks / scales[..., None]), -LEVELS, LEVELS)
-    return (numbers + 128).astype(np.uint8), scales
-
-
-def _tensor(name: str, data: dict[str, Any], scheme: str, form: str) -> QuantizedTensor:
-    """Read the record of one tensor.
-
-    Raises:
-        KeyError, TypeError, ValueError: It is damaged.
-    """
-    rows, width = data["shape"]
-    shared = data.get("granularity", "block")
-    if shared not in GRANULARITIES or (shared != "block" and scheme != "fp8"):
-        raise ValueError(f"quantization of {name}: granularity {shared!r} in {scheme}")
-    sizes = BLOCK_SIZES if scheme != "nvfp4" else (NVFP4_BLOCK,)
-    if data["block_size"] not in (sizes if shared == "block" else (width,)) or rows < 1 or width < 1:
-        raise ValueError(f"quantization of {name}: {data}")
-    zeros = data.get("zero_points", False)
-    if type(zeros) is not bool or (zeros and form == "qdq"):
-        raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {form}")
-    bits = data.get("bits")
-    if bits is not None and (type(bits) is not int or bits not in WHOLE_SCHEMES.values() or scheme in FLOAT_SCHEMES):
-        raise ValueError(f"quantization of {name}: {bits!r} bits")
-    return QuantizedTensor((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared)
-
-
-def to_qdq(packed: Bytes, width: int, bits: int, is_float: bool = False) -> Bytes:
-    """Turn packed rows of a whole matrix into what ``DequantizeLinear`` reads: ``(in, out)``, signed.
-
-    Args:
-        packed: ``(out, blocks, block_size · bits / 8)``, as the format ``matmulnbits`` stores them.
-        width: Elements of a row.
-        bits: 4 or 8.
-        is_float: Whether these are codes of floating-point numbers, which stay as they are.
-
-    Returns:
-        Flat bytes; int4 two in a byte, the lower half first.
-    """
-    signed = 0 if is_float else 1 << (bits - 1)  # from numbers with half the range added
-    if bits == 8:
-        return np.ascontiguousarray((packed.reshape(len(packed), -1)[:, :width] ^ signed).T).reshape(-1)
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)[:, :width] ^ signed
-    flat = np.ascontiguousarray(numbers.T).reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return flat[::2] | (flat[1::2] << 4)
-
-
-def spread(scales: NDArray[Any], tensor: QuantizedTensor) -> NDArray[Any]:
-    """Repeat one number a block for each element: ``(out, blocks)`` to ``(out, in)``."""
-    return np.repeat(scales, tensor.block_size, axis=1)[:, : tensor.shape[1]]
-
-
-def _halves(packed: Bytes, signed: bool) -> NDArray[Any]:
-    """Return the 4-bit numbers of flat bytes, the lower half of a byte first."""
-    halves = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)
-    return (((halves + 8) & 15).astype(np.int8) - 8).astype(np.int8) if signed else halves

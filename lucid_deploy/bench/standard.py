@@ -10,7 +10,8 @@ from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import EMBEDDING, QuantizeOptions, short_name
+from lucid_deploy.export.quantize import EMBEDDING, short_name
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import resolve
 
 INLINE_OPSET = 23  # OpenVINO has no TensorScatter

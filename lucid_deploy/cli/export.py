@@ -12,7 +12,7 @@ from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
 from lucid_deploy.cli._options import choice_option, json_option, type_option
 
 if TYPE_CHECKING:
-    from lucid_deploy.export.quantize import QuantizeOptions
+    from lucid_deploy.export.quantize_options import QuantizeOptions
 
 
 @click.command("export", cls=Command)
@@ -246,7 +246,7 @@ def _quantize_options(
     target_bits: float | None,
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.export.quantize import CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER, QuantizeOptions
+    from lucid_deploy.export.quantize_options import CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER, QuantizeOptions
 
     if quantize is not None:
         return QuantizeOptions(

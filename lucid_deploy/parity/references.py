@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
 from lucid_deploy.parity.measure import phases
@@ -164,7 +165,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
         if record is None or artifact is None:
             return source.tensor(name)
         if name in parts:
-            return torch.from_numpy(record.dequantize(name, *parts[name]))
+            return torch.from_numpy(dequantize(record, name, *parts[name]))
         return source.tensor(name).to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
 
     return load

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 RECORD = Quantization(
     "int4",

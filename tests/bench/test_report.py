@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.bench import Measurement
 from lucid_deploy.bench.report import decode_bytes, exponents, paired_ratio
 from lucid_deploy.export.quantize import EMBEDDING

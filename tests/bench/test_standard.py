@@ -16,7 +16,7 @@ from lucid_deploy.bench import standard
 from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from tests.model.packed.packing import write_packed
 
 Exported = Callable[..., tuple[Path, Artifact]]

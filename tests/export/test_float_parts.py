@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from lucid_deploy.artifact.float_formats import E2M1, E4M3
-from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.float_parts import rounded_parts, stored_parts
 from lucid_deploy.export.rounding.floats import round_to_fp8, round_to_nvfp4
 from lucid_deploy.model.packed.float_weight import FloatWeight
@@ -24,7 +27,7 @@ def test_rounded() -> None:
     quantization = record("fp8", QuantizedTensor((24, 48), 48, granularity="tensor"))
     parts = rounded_parts(WEIGHT, "w", quantization)
     codes, scale = round_to_fp8(WEIGHT)
-    found = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, E4M3[codes].astype(float) * float(scale))
     quantization = record("nvfp4", QuantizedTensor((24, 48), 16))
     parts = rounded_parts(WEIGHT, "w", quantization)
@@ -33,7 +36,7 @@ def test_rounded() -> None:
     numbers, scales, whole = round_to_nvfp4(WEIGHT)
     factors = E4M3[parts[SCALES]] * parts[WHOLE_SCALE].view(np.float32)
     wanted = E2M1[numbers].astype(float) * (E4M3[scales] * whole).astype(float).repeat(16, axis=1)
-    assert np.array_equal(quantization.dequantize("w", parts[PACKED], factors), wanted)
+    assert np.array_equal(dequantize(quantization, "w", parts[PACKED], factors), wanted)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_taken_over(high: int, wide: int, tensor: QuantizedTensor) -> None:
     quantization = record("fp8", tensor, "fp8-static")
     parts = stored_parts(weight, "w", quantization)
     assert parts[INPUT_SCALE].view(np.float32) == 0.5
-    found = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy())
 
 
@@ -67,5 +70,5 @@ def test_scales_of_zero_become_positive(high: int, wide: int, tensor: QuantizedT
     quantization = record("fp8", tensor)
     parts = stored_parts(FloatWeight(numbers.view(torch.uint8), scales, (high, wide)), "w", quantization)
     assert (parts[SCALES].view(np.float32) > 0).all()
-    found = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    found = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     assert np.array_equal(found, meaning(numbers, scales, high, wide).numpy()) and not found[:high, -8:].any()

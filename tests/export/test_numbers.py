@@ -9,7 +9,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
-from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.model.packed.packing import write_packed
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
 from lucid_deploy.cli.export import command as export_command
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization, quantize_matrix
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -179,21 +178,6 @@ def test_rows_that_nothing_divides() -> None:
     assert record.part_shape("model.layers.0.mlp.down_proj.weight", ".packed") == (64, 4, 32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_int8_scales_that_tensorrt_takes(dtype: str) -> None:
-    """Positive, also of zeros and of the smallest numbers; the largest number of a block is exact."""
-    tensor, least = QuantizedTensor((3, 40), 16), LEAST_SCALE[dtype]
-    weight = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
-    weight[0, :16], weight[1, 16:32] = 0, weight[1, 16:32] * 1e-30
-    ((packed, scales),) = quantize_matrix(weight, tensor, 8, least)
-    stored = torch.from_numpy(scales).to(getattr(torch, dtype))
-    assert (stored > 0).all() and packed.shape == (3, 3, 16)
-    numbers = packed.reshape(3, 48)[:, :40].astype(np.float64) - 128
-    error = np.abs(numbers * np.repeat(scales, 16, axis=1)[:, :40] - weight.double().numpy())
-    assert (error <= np.repeat(scales, 16, axis=1)[:, :40] * 0.5001).all()
-    assert (np.abs(numbers[:, 32:]).max(axis=-1) == 127).all() and not numbers[0, :16].any()
-
-
 def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_path: Path) -> None:
     import shutil
 
@@ -207,23 +191,6 @@ def test_a_record_that_does_not_fit_the_graphs_is_found(quantized: Made, tmp_pat
     (directory / "lucid.json").write_text(json.dumps(manifest))
     with pytest.raises(LucidError, match="damaged"):
         open_artifact(directory)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (QuantizeOptions("fp8", "matmulnbits"), "leave out --quantize-format matmulnbits"),
-        (QuantizeOptions("fp8", block_size=32), "leave out --block-size"),
-        (QuantizeOptions("nvfp4", embeddings=True), "In the format qdq an embedding"),
-        (QuantizeOptions("nvfp4", activations="int8"), "leave out --activations int8"),
-        (QuantizeOptions("fp8", method="gptq"), "leave out --method"),
-        (QuantizeOptions("fp8", gptq_damping=0.5), "leave out --gptq-damping"),
-        (QuantizeOptions("fp8", bits={"lm_head.weight": 8}), "leave out bits"),
-    ],
-)
-def test_options_of_whole_numbers_beside_floats(options: QuantizeOptions, message: str) -> None:
-    with pytest.raises(LucidError, match=message):
-        check_options(options, "float16")
 
 
 def test_a_plan_of_floats() -> None:

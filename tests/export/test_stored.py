@@ -12,11 +12,13 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.artifact.quantization import PACKED, SCALES, ZEROS, Quantization
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import PACKED, SCALES, ZEROS
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.stored import plan_stored, resolve_stored
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
@@ -63,7 +65,7 @@ def test_what_is_written_is_what_the_formula_gives(
     for name, weight in meant.items():
         scales = torch.frombuffer(content(name + SCALES), dtype=getattr(torch, dtype)).double().numpy()
         points = [np.frombuffer(content(name + ZEROS), np.uint8)] if zeros else []
-        found = record.dequantize(name, np.frombuffer(content(name + PACKED), np.uint8), scales, *points)
+        found = dequantize(record, name, np.frombuffer(content(name + PACKED), np.uint8), scales, *points)
         assert np.array_equal(found, weight.numpy())
 
 
@@ -96,7 +98,7 @@ def test_numbers_in_fp8_are_the_checkpoint_s(
         packed, scales = (
             np.frombuffer(data, np.uint8, plan[name + part].size, plan[name + part].offset) for part in (PACKED, SCALES)
         )
-        assert np.array_equal(record.dequantize(name, packed, scales.view(np.float32)), weight.numpy())
+        assert np.array_equal(dequantize(record, name, packed, scales.view(np.float32)), weight.numpy())
     plain = resolve_stored(source, QuantizeOptions("stored", activations="float"))
     assert plain is not None and plan_stored(source, plain, dtype).activations == "float"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from lucid_deploy.artifact.float_formats import E2M1_MAX, E4M3_LEAST, E4M3_MAX, NVFP4_SPAN, spacing
-from lucid_deploy.artifact.quantization import Quantization, spread
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_bytes import spread, unpack
 from lucid_deploy.runtimes.session import Array
 
 # Of a scale or a step: float32 arithmetic may move a number that lies half way, and rounds every scale once or twice.
@@ -25,7 +26,7 @@ def float_difference(
         original: Float32 ``(out, in)``.
     """
     tensor = quantization.tensors[name]
-    numbers, factors = quantization.unpack(name, packed, scales)
+    numbers, factors = unpack(quantization, name, packed, scales)
     wanted, off = _wanted_scales(quantization, name, original)
     misplaced = ~(np.abs(factors - wanted) <= off * wanted + 1e-37)
     if misplaced.any():

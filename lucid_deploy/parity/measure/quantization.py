@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, Quantization, spread
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED, relative_distance
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
@@ -126,7 +128,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 def _problem(quantization: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:
     """Say what is wrong with a quantized weight, by the way its numbers were chosen; None if it is right."""
     if quantization.method.name == STORED:
-        wrong = quantization.dequantize(name, *parts) != weight.double().numpy()
+        wrong = dequantize(quantization, name, *parts) != weight.double().numpy()
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
     if quantization.is_float:
         return float_difference(quantization, name, parts[0], parts[1], weight.float().numpy())
@@ -141,7 +143,7 @@ def _difference(
 ) -> str | None:
     """Say what is wrong with a quantized weight; None if it is right."""
     tensor = quantization.tensors[name]
-    numbers, factors = quantization.unpack(name, packed, scales)
+    numbers, factors = unpack(quantization, name, packed, scales)
     numbers = numbers.astype(np.int16)  # -128 has no magnitude in int8
     high, positive = (1 << (quantization.bits_of(name) - 1)) - 1, quantization.has_positive_scales(name)
     top = high if positive else high + 1  # the largest element's magnitude, as a whole number
@@ -182,8 +184,8 @@ def _fitted_difference(
     most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.
     """
     tensor, half = quantization.tensors[name], 1 << (quantization.bits_of(name) - 1)
-    numbers, factors = quantization.unpack(name, *parts)
-    stored = quantization.unpack(name, *parts[:2])[0]
+    numbers, factors = unpack(quantization, name, *parts)
+    stored = unpack(quantization, name, *parts[:2])[0]
     steps = spread(np.abs(factors), tensor)
     relative, least = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
     error = np.abs(numbers * spread(factors, tensor) - original)
@@ -201,7 +203,7 @@ def _learned_difference(
 ) -> str | None:
     """Say what is wrong with a weight whose numbers data chose; None if it is right."""
     tensor, recorded = quantization.tensors[name], quantization.method.tensors[name]
-    numbers, factors = quantization.unpack(name, packed, scales)
+    numbers, factors = unpack(quantization, name, packed, scales)
     low, high = number_range(quantization.bits_of(name), quantization.has_positive_scales(name))
     padded = np.pad(np.abs(original), ((0, 0), (0, -original.shape[1] % tensor.block_size)))
     fits = padded.reshape(len(original), tensor.blocks, -1).max(axis=-1) / max(-low, high)

@@ -11,7 +11,8 @@ import torch
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.artifact.external_data import StoredWeight
-from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
+from lucid_deploy.artifact.quantization_names import INPUT_SCALE, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -125,4 +126,4 @@ def _dequantized(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[str, n
     record = artifact.manifest.quantization
     for name, *parts in _parts(artifact, buffer):
         assert record is not None
-        yield name, record.dequantize(name, *parts)
+        yield name, dequantize(record, name, *parts)

@@ -14,7 +14,10 @@ import torch
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from lucid_deploy.artifact.quantization import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import INPUT_SCALE, PACKED, SCALES, WHOLE_SCALE
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.float_parts import rounded_parts, stored_parts
 from lucid_deploy.export.passes import quantize_weights
 from lucid_deploy.model.packed.float_weight import FloatWeight
@@ -70,14 +73,14 @@ def assert_product(found: np.ndarray, inputs: torch.Tensor, weight: np.ndarray) 
 def test_weights_that_are_rounded() -> None:
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), WIDTH, granularity="tensor"))
     parts = rounded_parts(WEIGHT, "w", quantization)
-    weight = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    weight = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     found = quantized(quantization, parts)
     for run in (evaluated, by_onnxruntime):
         assert_product(run(found), X, weight)
     quantization = record("nvfp4", QuantizedTensor((OUT, WIDTH), 16))
     parts = rounded_parts(WEIGHT, "w", quantization)
     factors = parts[SCALES].view(ml_dtypes.float8_e4m3fn).astype(np.float32) * parts[WHOLE_SCALE].view(np.float32)
-    weight = quantization.dequantize("w", parts[PACKED], factors)
+    weight = dequantize(quantization, "w", parts[PACKED], factors)
     found = quantized(quantization, parts)
     assert [node.op_type for node in found.graph.node] == ["DequantizeLinear", "DequantizeLinear", "MatMul"]
     assert_product(evaluated(found), X, weight)
@@ -93,7 +96,7 @@ def test_inputs_that_are_rounded(activations: str, size: int | None, high: int, 
     quantization = record("fp8", QuantizedTensor((OUT, WIDTH), wide, granularity=shared), activations, size, "wv")
     stored = FloatWeight(numbers.view(torch.uint8), scales, (high, wide), torch.tensor(0.02))
     parts = stored_parts(stored, "w", quantization)
-    weight = quantization.dequantize("w", parts[PACKED], parts[SCALES].view(np.float32))
+    weight = dequantize(quantization, "w", parts[PACKED], parts[SCALES].view(np.float32))
     found = quantized(quantization, parts)
     inputs = round_to_fp8(X, 0.02 if activations == "fp8-static" else None, size)
     assert not inputs.equal(X) and X.abs().max() > 448 * 0.02, "some are beyond the range of the stored scale"

@@ -7,7 +7,10 @@ import onnx_ir as ir
 import pytest
 from onnx import helper
 
-from lucid_deploy.artifact.quantization import PACKED, ROWS, SCALES, Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantization_names import PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.passes import quantize_weights
 from tests.export.passes.graphs import FLOAT, INT64, model, operators, run, weight_of
 
@@ -55,7 +58,7 @@ def test_a_product_is_of_what_the_stored_numbers_mean(form: str, node: str, afte
     assert operators(found) == after
     assert set(found.graph.initializers) == {f"w{PACKED}", f"w{SCALES}"}
     stored = parts(quantization)
-    weight = quantization.dequantize("w", stored[f"w{PACKED}"].view(np.uint8).ravel(), stored[f"w{SCALES}"].ravel())
+    weight = dequantize(quantization, "w", stored[f"w{PACKED}"].view(np.uint8).ravel(), stored[f"w{SCALES}"].ravel())
     x = X.reshape(6, WIDTH) if node == "Gemm" else X
     np.testing.assert_allclose(run(found, {"x": x}, stored)[0], x @ weight.T, rtol=1e-4, atol=1e-3)
     assert [value.name for value in found.graph.outputs] == ["y"]
@@ -72,7 +75,7 @@ def test_an_embedding_and_the_product_with_it_share_their_bytes(width: int) -> N
     quantize_weights(found, quantization)
     assert "Gather" not in operators(found) and operators(found).count("Slice") == (width % 32 > 0)
     stored = parts(quantization)
-    weight = quantization.dequantize("w", stored[f"w{PACKED}"].ravel(), stored[f"w{SCALES}"].ravel())
+    weight = dequantize(quantization, "w", stored[f"w{PACKED}"].ravel(), stored[f"w{SCALES}"].ravel())
     stored[f"w{ROWS}"] = stored[f"w{PACKED}"].reshape(quantization.part_shape("w", ROWS))
     x = X.reshape(6, WIDTH)[:, :width]
     e, y = run(found, {"x": x, "ids": np.array([5, 0])}, stored)

@@ -16,7 +16,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import CalibrationRows, calibration_rows
 from lucid_deploy.export.numbers import rows_to_learn_from
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.automatic import budget_of, learn_mixed, split_rows, widest_input, with_bits
 from lucid_deploy.export.rounding.budget import BITS
 from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights, rounded_weight

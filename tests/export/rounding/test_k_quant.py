@@ -9,12 +9,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_bytes import dequantize
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
-from lucid_deploy.export.quantize import QuantizeOptions, quantize_matrix
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.k_quant import k_quant_matrix
+from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.parity.measure.quantization import check_weights
 from tests.conftest import write_checkpoint
@@ -24,13 +27,13 @@ def dense(weight: torch.Tensor, tensor: QuantizedTensor, bits: int) -> np.ndarra
     record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": tensor}, (), "onnxruntime")
     packed, scales, zeros = k_quant_matrix(weight, tensor, bits)
     assert packed.shape == record.part_shape("w", ".packed") and zeros.shape == record.part_shape("w", ".zero_points")
-    return record.dequantize("w", packed.reshape(-1), scales, zeros.reshape(-1))
+    return dequantize(record, "w", packed.reshape(-1), scales, zeros.reshape(-1))
 
 
 def nearest(weight: torch.Tensor, tensor: QuantizedTensor, bits: int) -> np.ndarray:
     record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": tensor}, (), "onnxruntime")
     packed, scales = (np.concatenate(part) for part in zip(*quantize_matrix(weight, tensor, bits), strict=True))
-    return record.dequantize("w", packed.reshape(-1), scales)
+    return dequantize(record, "w", packed.reshape(-1), scales)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -73,9 +76,9 @@ def test_small_weights_are_never_further_off_than_the_nearest(size: float, dtype
         record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": tensor, "v": plain}, (), "onnxruntime")
         packed, scales, zeros = k_quant_matrix(weight, tensor, bits, dtype)
         assert np.array_equal(stored(scales), scales)
-        found = record.dequantize("w", packed.reshape(-1), scales, zeros.reshape(-1))
+        found = dequantize(record, "w", packed.reshape(-1), scales, zeros.reshape(-1))
         numbers, factors = (np.concatenate(part) for part in zip(*quantize_matrix(weight, plain, bits), strict=True))
-        other = record.dequantize("v", numbers.reshape(-1), stored(factors))
+        other = dequantize(record, "v", numbers.reshape(-1), stored(factors))
         assert (lost_by(found) <= lost_by(other) * (1 + 1e-6)).all()
 
 

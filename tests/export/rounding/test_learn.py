@@ -15,11 +15,13 @@ from click.testing import CliRunner
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor
+from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
-from lucid_deploy.export.quantize import QuantizeOptions, check_options, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
@@ -152,7 +154,7 @@ def test_other_forms(scheme: str, form: str, dtype: str, changes: Any, source: P
     data = (tmp_path / "weights").read_bytes()
     content = [data[part.offset : part.offset + part.size] for part in stored.values()]
     factors = torch.frombuffer(bytearray(content[1]), dtype=getattr(torch, dtype)).double()
-    dense = record.dequantize(name, np.frombuffer(content[0], np.uint8), factors.numpy())
+    dense = dequantize(record, name, np.frombuffer(content[0], np.uint8), factors.numpy())
     weight = checkpoint.tensor(name).double().numpy()
     distance = np.linalg.norm(dense - weight) / np.linalg.norm(weight)
     assert distance == pytest.approx(record.method.tensors[name].distance, rel=1e-5), "scales were rounded before"
@@ -255,20 +257,3 @@ def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
     assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
     text = replace(learned.manifest, quantization=record).to_json()
     assert Quantization.from_dict(json.loads(text)["quantization"]) == record
-
-
-@pytest.mark.parametrize("scheme", ["int4", "stored"])
-@pytest.mark.parametrize(
-    ("changes", "option"),
-    [
-        ({"gptq_damping": 0.1}, "--gptq-damping"),
-        ({"gptq_order": "stored"}, "--gptq-order"),
-        ({"calibration_tokens": 100}, "--calibration-tokens"),
-    ],
-)
-def test_options_of_learning_where_nothing_learns(scheme: str, changes: dict[str, Any], option: str) -> None:
-    with pytest.raises(LucidError, match=option) as caught:
-        check_options(QuantizeOptions(scheme, **changes), "float32")
-    assert "eave" in str(caught.value) and "\n" not in str(caught.value)
-    if scheme != "stored":
-        check_options(QuantizeOptions(scheme, method="gptq", **changes), "float32")

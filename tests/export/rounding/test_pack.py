@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor, to_qdq
+from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.artifact.quantized_bytes import to_qdq, unpack
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.rounding.pack import pack_numbers
 
 
@@ -18,5 +20,5 @@ def test_numbers_come_back(bits: int, form: str) -> None:
     assert packed.shape == (5, tensor.blocks, tensor.block_size * bits // 8) and packed.dtype == np.uint8
     flat = packed.reshape(-1) if form == "matmulnbits" else to_qdq(packed, 48, bits)
     record = Quantization(f"int{bits}", bits, form, "int8", {"w": tensor}, (), "a tool")
-    found, _ = record.unpack("w", flat, np.ones((5, tensor.blocks)))
+    found, _ = unpack(record, "w", flat, np.ones((5, tensor.blocks)))
     assert np.array_equal(found, numbers)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.artifact.quantization import LEAST_SCALE, QuantizedTensor
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.rounding.scales import CANDIDATES, NARROWEST, WIDEST, number_range, search_scales
 
 

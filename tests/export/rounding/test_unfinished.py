@@ -22,7 +22,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import CalibrationRows, calibration_rows
 from lucid_deploy.export.numbers import learned_numbers
-from lucid_deploy.export.quantize import QuantizeOptions, plan_quantization
+from lucid_deploy.export.quantize import plan_quantization
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding import unfinished as unfinished_module
 from lucid_deploy.export.rounding.sensitivity import LogitErrors
 from lucid_deploy.export.rounding.unfinished import CODE, LearnedWeights, UnfinishedLearning, code_digest, learning_key

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.artifact.quantization import Quantization, QuantizedTensor
+from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.pack import pack_numbers
 from lucid_deploy.export.rounding.scales import search_scales
