@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from lucid_deploy.artifact.float_formats import NVFP4_BLOCK
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import K_QUANT, NEAREST, Method
+from lucid_deploy.artifact.quantization_method import HQQ, K_QUANT, NEAREST, Method
 from lucid_deploy.artifact.quantization_names import BLOCK_SIZES, SCHEMES
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import LucidError
@@ -41,6 +41,7 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         raise LucidError("--keep-float keeps every weight, so there is nothing to quantize. Leave out --quantize.")
     if strangers := sorted(options.bits.keys() - set(chosen)):
         raise LucidError(f"Bits are given for weights that are not quantized: {', '.join(strangers)}.")
+    own = options.learns or options.is_float or options.method == HQQ
     tensors = {name: _planned(name, shapes[name], options) for name in chosen}
     return Quantization(
         scheme=options.scheme,
@@ -49,8 +50,8 @@ def plan_quantization(shapes: dict[str, tuple[int, ...]], tied: bool, options: Q
         activations=activations_of(options),
         tensors=tensors,
         kept=tuple(name for name in matrices if name not in tensors),
-        tool=f"lucid-deploy {__version__}" if options.learns or options.is_float else kernel_tool(),
-        method=Method(K_QUANT if options.method == K_QUANT else NEAREST),
+        tool=f"lucid-deploy {__version__}" if own else kernel_tool(),
+        method=Method(options.method if options.method in (K_QUANT, HQQ) else NEAREST),
     )
 
 
@@ -66,9 +67,11 @@ def _planned(name: str, shape: tuple[int, ...], options: QuantizeOptions) -> Qua
             )
         return QuantizedTensor((rows, width), NVFP4_BLOCK)
     block = options.block_size or DEFAULT_BLOCK[options.scheme]
-    size = _dividing(name, width, block) if format_of(options) == "qdq" else block
+    offsets = options.method == HQQ and name != EMBEDDING  # whose rows an operator reads that has none
+    whole = "TensorRT" if format_of(options) == "qdq" else "--method hqq" if offsets else None
+    size = block if whole is None else _dividing(name, width, block, whole)
     zeros = options.method == K_QUANT and name != EMBEDDING  # whose rows an operator without zero points reads
-    return QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name))
+    return QuantizedTensor((rows, width), size, zeros, bits=options.bits.get(name), offsets=offsets)
 
 
 def short_name(name: str) -> str:
@@ -96,13 +99,13 @@ def _names(name: str, is_head: bool) -> Iterator[str]:
         yield from (own, short_name(own), own.removesuffix(".weight"))
 
 
-def _dividing(name: str, width: int, block: int) -> int:
-    """Return the largest block that divides a row; TensorRT takes no other."""
+def _dividing(name: str, width: int, block: int, needed: str) -> int:
+    """Return the largest block that divides a row, as ``needed`` wants it."""
     for size in reversed(BLOCK_SIZES):
         if size <= block and width % size == 0:
             return size
     raise LucidError(
         f"{short_name(name)} has rows of {width} elements, which no block of {BLOCK_SIZES[0]} or more divides; "
-        f"TensorRT needs that. Keep it with --keep-float {short_name(name)!r}, or export with --quantize-format "
-        "matmulnbits."
+        f"{needed} needs that. Keep it with --keep-float {short_name(name)!r}, or export with --quantize-format "
+        "matmulnbits and another method."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, K_QUANT, METHODS, NEAREST, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, HQQ, K_QUANT, METHODS, NEAREST, STORED
 from lucid_deploy.artifact.quantization_names import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -35,8 +35,8 @@ class QuantizeOptions:
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
             and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: ``rtn``; ``k_quant``, with zero points; ``gptq``, which learns from the calibration text; or ``auto``:
-            that with 4 and 8 bits mixed.
+        method: ``rtn``; ``k_quant``, with zero points; ``hqq``, with offsets of blocks; ``gptq``, which learns from the
+            calibration text; or ``auto``: that with 4 and 8 bits mixed.
         calibration_tokens: How many tokens of that text to learn from at most.
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
@@ -65,7 +65,7 @@ class QuantizeOptions:
     @property
     def learns(self) -> bool:
         """Whether numbers are chosen by data."""
-        return self.method not in (NEAREST, K_QUANT)
+        return self.method not in (NEAREST, K_QUANT, HQQ)
 
 
 def check_options(options: QuantizeOptions, dtype: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
-from lucid_deploy.artifact.quantization_names import LEAST_SCALE, PACKED, SCALES, ZEROS
+from lucid_deploy.artifact.quantization_names import LEAST_SCALE, OFFSETS, PACKED, SCALES, ZEROS
 from lucid_deploy.artifact.quantized_bytes import to_qdq
 from lucid_deploy.cache.layout import ITEM_SIZES
 from lucid_deploy.errors import LucidError
@@ -138,6 +138,7 @@ class _TensorBytes:
         self._chosen = chosen
         self._scales: torch.Tensor | None = None
         self._zeros: Any = None
+        self._offsets: Any = None
         self._floats: dict[str, Any] = {}
 
     def of(self, tensor: StoredTensor) -> Iterator[memoryview]:
@@ -152,6 +153,8 @@ class _TensorBytes:
         elif tensor.part == ZEROS:
             yield memoryview(self._zeros.reshape(-1))
             self._zeros = None
+        elif tensor.part == OFFSETS:
+            yield self._bytes(self._offsets, tensor)
         else:
             yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
 
@@ -207,6 +210,15 @@ class _TensorBytes:
             packed, scales, self._zeros = k_quant_matrix(
                 weight, record, quantization.bits_of(tensor.name), self._scale_types[tensor.name]
             )
+            yield packed, scales
+            return
+        if record.offsets:
+            from lucid_deploy.export.rounding.hqq import hqq_matrix
+
+            packed, scales, offsets = hqq_matrix(
+                weight, record, quantization.bits_of(tensor.name), self._scale_types[tensor.name]
+            )
+            self._offsets = offsets.mT  # (blocks, out), which a product reads
             yield packed, scales
             return
         least = LEAST_SCALE[self._scale_types[tensor.name]] if quantization.has_positive_scales(tensor.name) else None

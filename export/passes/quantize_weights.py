@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import PACKED, ROWS, SCALES
+from lucid_deploy.artifact.quantization_names import OFFSETS, PACKED, ROWS, SCALES
+from lucid_deploy.export.passes.block_offsets import BlockOffsets
 from lucid_deploy.export.passes.float_weights import RoundedInputs, dequantized_floats
 from lucid_deploy.export.passes.weight_initializers import WeightInitializers
 
@@ -19,10 +20,12 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Requires: a quantized weight is an initializer, read by ``MatMul`` as ``[in, out]``, by ``Gemm(transB=1)`` as
     ``[out, in]`` or by ``Gather(axis=0)``; a weight that ``Gather`` reads is in the format ``matmulnbits``.
     Result: such a weight is gone. In its place are initializers without data, ``NAME.packed`` and ``NAME.scales``
-    (and ``NAME.zero_points`` if there are; ``NAME.packed_rows``, the same bytes in another shape, for ``Gather``; of
-    floating-point numbers ``NAME.whole_scale`` and ``NAME.input_scale`` if there are), read by ``MatMulNBits`` and
-    ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not touched. Inputs of
-    products are rounded where the record says so, see :mod:`lucid_deploy.export.passes.float_weights`.
+    (and ``NAME.zero_points`` or ``NAME.offsets`` if there are; ``NAME.packed_rows``, the same bytes in another shape,
+    for ``Gather``; of floating-point numbers ``NAME.whole_scale`` and ``NAME.input_scale`` if there are), read by
+    ``MatMulNBits`` and ``GatherBlockQuantized`` or by a ``DequantizeLinear`` before the product. Other weights are not
+    touched. Inputs of products are rounded where the record says so, see
+    :mod:`lucid_deploy.export.passes.float_weights`; offsets are read by
+    :mod:`lucid_deploy.export.passes.block_offsets`.
 
     Args:
         model: The model, changed in place.
@@ -32,7 +35,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
     Raises:
         ValueError: A weight is not there, or read by something else.
     """
-    inputs = RoundedInputs(model.graph, quantization)
+    inputs, offsets = RoundedInputs(model.graph, quantization), BlockOffsets(model.graph)
     for stored in quantization.tensors:
         graph_name = (names or {}).get(stored, stored)
         if graph_name not in model.graph.initializers:
@@ -46,10 +49,11 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
             if kind == ("Gather", 0) and quantization.format == "matmulnbits":
                 _gather(model.graph, node, parts)
             elif kind in (("MatMul", 1), ("Gemm", 1)) and quantization.format == "matmulnbits":
-                _product(model.graph, node, parts)
+                offsets.add(_product(model.graph, node, parts), parts)
             elif kind == ("MatMul", 1):
                 _dequantize(model.graph, node, parts)
                 inputs.round(node, parts)
+                offsets.add(node, parts)
             else:
                 raise ValueError(f"{graph_name} is read by input {use.idx} of {node.op_type}, which is not quantized")
         del model.graph.initializers[graph_name]
@@ -57,7 +61,7 @@ def quantize_weights(model: ir.Model, quantization: Quantization, names: dict[st
         model.opset_imports[CONTRIB] = 1
 
 
-def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
+def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> ir.Node:
     """``MatMul(x, W)`` or ``Gemm(x, W, transB=1)``."""
     assert len([value for value in node.inputs if value is not None]) == 2
     (rows, width), quantization = parts.tensor.shape, parts.quantization
@@ -68,8 +72,11 @@ def _product(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:
         "block_size": parts.tensor.block_size,
         "accuracy_level": _LEVEL[quantization.activations],
     }
-    inputs = [node.inputs[0], *(parts.get(part) for part in quantization.parts(parts.name))]
-    _replace(graph, node, ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB))
+    read = [part for part in quantization.parts(parts.name) if part != OFFSETS]
+    inputs = [node.inputs[0], *(parts.get(part) for part in read)]
+    product = ir.node("MatMulNBits", inputs, attributes=attributes, domain=CONTRIB)
+    _replace(graph, node, product)
+    return product
 
 
 def _gather(graph: ir.Graph, node: ir.Node, parts: WeightInitializers) -> None:

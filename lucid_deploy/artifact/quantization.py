@@ -18,6 +18,7 @@ from lucid_deploy.artifact.quantization_names import (
     GRANULARITIES,
     GROUP_FP8,
     INPUT_SCALE,
+    OFFSETS,
     PACKED,
     ROWS,
     SCALES,
@@ -116,6 +117,8 @@ class Quantization:
         (rows, width), blocks = tensor.shape, tensor.blocks
         if part in (WHOLE_SCALE, INPUT_SCALE):
             return ()
+        if part == OFFSETS:
+            return (blocks, rows)
         if self.format == "qdq":
             scales: dict[str, tuple[int, ...]] = {"block": (blocks, rows), "channel": (rows,), "tensor": ()}
             return scales[tensor.granularity] if part == SCALES else (width, rows)
@@ -132,9 +135,10 @@ class Quantization:
     def parts(self, name: str) -> tuple[str, ...]:
         """Return which parts of a tensor are stored, in the order of the file."""
         zeros = (ZEROS,) if self.tensors[name].zero_points else ()
+        offsets = (OFFSETS,) if self.tensors[name].offsets else ()
         whole = (WHOLE_SCALE,) if self.scheme == "nvfp4" else ()
         inputs = (INPUT_SCALE,) if self.activations == STATIC_FP8 else ()
-        return (PACKED, SCALES, *zeros, *whole, *inputs)
+        return (PACKED, SCALES, *zeros, *offsets, *whole, *inputs)
 
     def bits_of(self, name: str) -> int:
         """Return the bits of a tensor's elements."""
@@ -154,6 +158,8 @@ class Quantization:
         """Return the type of a stored part in graphs of type ``dtype``, as ONNX spells it in lower case."""
         if part in (PACKED, ROWS):
             return self.packed_dtype(name)
+        if part == OFFSETS:
+            return dtype
         if part == SCALES:
             return {"fp8": "float32", "nvfp4": "float8e4m3fn"}.get(self.scheme, dtype)
         return "uint8" if part == ZEROS else "float32"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NEAREST, K_QUANT, GPTQ, AUTO = "rtn", "k_quant", "gptq", "auto"
-METHODS = (NEAREST, K_QUANT, GPTQ, AUTO)  # that an export may be asked for
+NEAREST, K_QUANT, HQQ, GPTQ, AUTO = "rtn", "k_quant", "hqq", "gptq", "auto"
+METHODS = (NEAREST, K_QUANT, HQQ, GPTQ, AUTO)  # that an export may be asked for
 STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 

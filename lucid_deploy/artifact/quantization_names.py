@@ -13,9 +13,10 @@ FP8_ACTIVATIONS = (STATIC_FP8, TOKEN_FP8, GROUP_FP8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 GRANULARITIES = ("block", "channel", "tensor")
 # Names of a quantized weight's parts in graphs and weight file, behind the weight's own.
-PACKED, SCALES, ROWS, ZEROS = ".packed", ".scales", ".packed_rows", ".zero_points"
+PACKED, SCALES, ROWS = ".packed", ".scales", ".packed_rows"
+ZEROS, OFFSETS = ".zero_points", ".offsets"
 WHOLE_SCALE, INPUT_SCALE = ".whole_scale", ".input_scale"
-PARTS = (PACKED, SCALES, ROWS, ZEROS, WHOLE_SCALE, INPUT_SCALE)
+PARTS = (PACKED, SCALES, ROWS, ZEROS, OFFSETS, WHOLE_SCALE, INPUT_SCALE)
 TYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8e4m3fn": 8, "uint8": 8, "int8": 8}
 TYPE_BITS |= {"int4": 4, "float4e2m1": 4}
 # The smallest scale, by its type, where scales must be positive: that of a block of zeros.

@@ -8,6 +8,8 @@ other sign and nearly the same magnitude is clipped by up to one step. That is o
 int8 in the format ``qdq`` differs: TensorRT's parser refuses int8 scales that are not positive, so there s is the
 largest magnitude of the block / 127, and nothing is clipped.
 
+A block may have more: a whole number z, and the weight is ``(q − z) · s``; or an offset c, and it is ``q · s + c``.
+
 ``fp8`` and ``nvfp4`` are floating-point numbers in the place of whole ones, see
 :mod:`lucid_deploy.artifact.float_formats`; ``DequantizeLinear`` reads them, so their format is ``qdq``.
 
@@ -23,14 +25,14 @@ from numpy.typing import NDArray
 
 from lucid_deploy.artifact.float_formats import decode
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import SCALES
+from lucid_deploy.artifact.quantization_names import OFFSETS, SCALES
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 
 Bytes = NDArray[np.uint8]
 
 
 def unpack(
-    quantization: Quantization, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
+    quantization: Quantization, name: str, packed: Bytes, scales: NDArray[Any], shift: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Read a tensor's stored parts.
 
@@ -39,36 +41,40 @@ def unpack(
         name: The checkpoint's name of the tensor.
         packed: The bytes of ``PACKED``, flat.
         scales: The scales, in any type and flat; of ``nvfp4`` the products of a block's and the whole's.
-        zeros: The bytes of ``ZEROS``, flat, if the tensor has them.
+        shift: The bytes of ``ZEROS``, or the numbers of ``OFFSETS``, flat, if the tensor has them.
 
     Returns:
-        The whole numbers q, int8 ``(out, in)``, or q − z, int16, or floating-point numbers, float32, and the
-        scales, float64 ``(out, blocks)``.
+        The whole numbers q, int8 ``(out, in)``, or q − z, int16, or q + c / s, float64, or floating-point numbers,
+        float32, and the scales, float64 ``(out, blocks)``.
     """
-    rows, width = quantization.tensors[name].shape
+    tensor, bits = quantization.tensors[name], quantization.bits_of(name)
+    rows, width = tensor.shape
     scales = scales.astype(np.float64).reshape(quantization.part_shape(name, SCALES))
-    bits = quantization.bits_of(name)
     if quantization.is_float:
         codes = _halves(packed, signed=False)[: width * rows] if bits == 4 else packed
         whole = scales.T if scales.ndim == 2 else np.broadcast_to(scales.reshape(-1, 1), (rows, 1))
         return decode(codes, bits).reshape(width, rows).T, whole
     if quantization.format == "qdq":
         flat = _halves(packed, signed=True)[: width * rows] if bits == 4 else packed.view(np.int8)
-        return np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
-    zero = 1 << (bits - 1)
-    flat = _halves(packed, signed=False) if bits == 4 else packed
-    codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
-    if zeros is None:
-        return (codes - zero).astype(np.int8), scales
-    points = (_halves(zeros, signed=False) if bits == 4 else zeros).reshape(rows, -1).astype(np.int16)
-    return codes - spread(points[:, : quantization.tensors[name].blocks], quantization.tensors[name]), scales
+        numbers, scales = np.ascontiguousarray(flat.reshape(width, rows).T), np.ascontiguousarray(scales.T)
+    else:
+        flat = _halves(packed, signed=False) if bits == 4 else packed
+        codes = flat.reshape(rows, -1)[:, :width].astype(np.int16)
+        if tensor.zero_points and shift is not None:
+            points = (_halves(shift, signed=False) if bits == 4 else shift).reshape(rows, -1).astype(np.int16)
+            return codes - spread(points[:, : tensor.blocks], tensor), scales
+        numbers = (codes - (1 << (bits - 1))).astype(np.int8)
+    if tensor.offsets and shift is not None:
+        offsets = shift.astype(np.float64).reshape(quantization.part_shape(name, OFFSETS)).T
+        return numbers + spread(offsets / scales, tensor), scales
+    return numbers, scales
 
 
 def dequantize(
-    quantization: Quantization, name: str, packed: Bytes, scales: NDArray[Any], zeros: Bytes | None = None
+    quantization: Quantization, name: str, packed: Bytes, scales: NDArray[Any], shift: NDArray[Any] | None = None
 ) -> NDArray[np.float64]:
     """Return a tensor as the graphs read it, float64 ``(out, in)``; arguments as :meth:`unpack`."""
-    numbers, factors = unpack(quantization, name, packed, scales, zeros)
+    numbers, factors = unpack(quantization, name, packed, scales, shift)
     return numbers * spread(factors, quantization.tensors[name])
 
 

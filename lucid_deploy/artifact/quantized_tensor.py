@@ -21,6 +21,7 @@ class QuantizedTensor:
         bits: Of an element; None: the record's.
         granularity: What shares a scale, in ``fp8``: ``block``; ``channel``, a whole row, and ``block_size`` is its
             width; ``tensor``, all rows.
+        offsets: Whether every block has a number c of the scales' type too, and the weight is ``q · s + c``.
     """
 
     shape: tuple[int, int]
@@ -28,6 +29,7 @@ class QuantizedTensor:
     zero_points: bool = False
     bits: int | None = None
     granularity: str = "block"
+    offsets: bool = False
 
     @property
     def blocks(self) -> int:
@@ -57,9 +59,12 @@ class QuantizedTensor:
         zeros = data.get("zero_points", False)
         if type(zeros) is not bool or (zeros and form == "qdq"):
             raise ValueError(f"quantization of {name}: zero_points {zeros!r} in the format {form}")
+        offsets = data.get("offsets", False)
+        if type(offsets) is not bool or (offsets and (zeros or scheme not in WHOLE_SCHEMES)):
+            raise ValueError(f"quantization of {name}: offsets {offsets!r} in {scheme}")
         bits = data.get("bits")
         if bits is not None and (
             type(bits) is not int or scheme not in WHOLE_SCHEMES or bits not in WHOLE_SCHEMES.values()
         ):
             raise ValueError(f"quantization of {name}: {bits!r} bits")
-        return cls((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared)
+        return cls((int(rows), int(width)), int(data["block_size"]), zeros, bits, shared, offsets)

@@ -109,10 +109,10 @@ if TYPE_CHECKING:
 )
 @choice_option(
     "--method",
-    ["rtn", "k_quant", "gptq", "auto"],
-    help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. gptq: "
-    "by what the layers compute over the --calibration text, which costs time and makes int4's error much smaller. "
-    "auto: that, with 8 bits where 4 cost most.",
+    ["rtn", "k_quant", "hqq", "gptq", "auto"],
+    help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. hqq: "
+    "so too, with an offset for each block. gptq: by what the layers compute over the --calibration text, which costs "
+    "time and makes int4's error much smaller. auto: that, with 8 bits where 4 cost most.",
 )
 @click.option(
     "--target-bits",

@@ -132,7 +132,7 @@ def _problem(quantization: Quantization, name: str, parts: list[Array], weight: 
         return f"{wrong.sum()} elements are other numbers" if wrong.any() else None
     if quantization.is_float:
         return float_difference(quantization, name, parts[0], parts[1], weight.float().numpy())
-    if quantization.tensors[name].zero_points:
+    if quantization.tensors[name].zero_points or quantization.tensors[name].offsets:
         return _fitted_difference(quantization, name, parts, weight.float().numpy(), dtype)
     check = _learned_difference if name in quantization.method.tensors else _difference
     return check(quantization, name, parts[0], parts[1], weight.float().numpy(), dtype)
@@ -178,7 +178,7 @@ def _difference(
 def _fitted_difference(
     quantization: Quantization, name: str, parts: list[Array], original: Array, dtype: str
 ) -> str | None:
-    """Say what is wrong with a weight that has zero points; None if it is right.
+    """Say what is wrong with a weight that has zero points or offsets; None if it is right.
 
     Within the numbers' range every element is half a step off at most. What lies beyond is clipped: by two steps at
     most, since the range of a block is fitted to it. In half precision the scale is rounded after the numbers.

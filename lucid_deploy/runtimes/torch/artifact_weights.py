@@ -11,7 +11,7 @@ import torch
 
 from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.artifact.external_data import StoredWeight
-from lucid_deploy.artifact.quantization_names import INPUT_SCALE, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
+from lucid_deploy.artifact.quantization_names import INPUT_SCALE, OFFSETS, PACKED, ROWS, SCALES, WHOLE_SCALE, ZEROS
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.model.config import LucidConfig
@@ -84,7 +84,8 @@ def load_artifact_model(
 def stored_parts(artifact: Artifact) -> Iterator[tuple[Any, ...]]:
     """Read the quantized weights of an artifact: name, packed bytes, and scales as float32, both flat.
 
-    A weight with zero points has the bytes of these too. The scales of NVFP4 are a block's times the whole's.
+    A weight with zero points has the bytes of these too, and one with offsets these, as float32. The scales of NVFP4
+    are a block's times the whole's.
     """
     with artifact.path(WEIGHTS).open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -99,13 +100,22 @@ def _parts(artifact: Artifact, buffer: mmap.mmap) -> Iterator[tuple[Any, ...]]:
         place, factors = places.get(name + PACKED) or places[name + ROWS], places[name + SCALES]
         packed = np.frombuffer(buffer, np.uint8, place.size, place.offset)
         scales = np.frombuffer(buffer, np.uint8, factors.size, factors.offset).copy()
-        points = places.get(name + ZEROS)
-        zeros = [] if points is None else [np.frombuffer(buffer, np.uint8, points.size, points.offset)]
         kind = record.part_dtype(name, SCALES, artifact.manifest.dtype).replace("float8e4m3fn", "float8_e4m3fn")
         found = torch.from_numpy(scales).view(getattr(torch, kind)).float().numpy()
         if name + WHOLE_SCALE in places:
             found = found * _scalar(buffer, places[name + WHOLE_SCALE])
-        yield name, packed, found, *zeros
+        yield name, packed, found, *_shift(buffer, places, name, kind)
+
+
+def _shift(buffer: mmap.mmap, places: dict[str, StoredWeight], name: str, dtype: str) -> list[np.ndarray[Any, Any]]:
+    """Return the bytes of zero points, or offsets; nothing if a weight has neither."""
+    points, offsets = places.get(name + ZEROS), places.get(name + OFFSETS)
+    if points is not None:
+        return [np.frombuffer(buffer, np.uint8, points.size, points.offset)]
+    if offsets is None:
+        return []
+    stored = np.frombuffer(buffer, np.uint8, offsets.size, offsets.offset).copy()
+    return [torch.from_numpy(stored).view(getattr(torch, dtype)).float().numpy()]
 
 
 def _scalar(buffer: mmap.mmap, place: StoredWeight) -> np.float32:

@@ -189,7 +189,7 @@ def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -
     ("changes", "calibration", "message"),
     [
         ({"method": "gptq"}, None, "learns from text.*--calibration, or use --method rtn"),
-        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, gptq, auto"),
+        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, hqq, gptq, auto"),
         ({"method": "gptq", "gptq_damping": 2.0}, "ids.jsonl", "from 0 to 1, not 2"),
         ({"method": "gptq", "gptq_damping": float("nan")}, "ids.jsonl", "from 0 to 1, not nan"),
         ({"method": "gptq", "gptq_order": "random"}, "ids.jsonl", "--gptq-order"),
