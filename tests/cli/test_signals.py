@@ -31,11 +31,15 @@ def replace_by(error: Exception, number: int) -> None:
 def test_an_error_after_a_signal_counts_as_the_signal(
     error: Exception, number: int, kind: type[BaseException], status: tuple[int, ...]
 ) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(kind) as raised, unwinding_on_signals():
-        replace_by(error, number)
+    unhandled = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    before = signal.signal(number, unhandled)  # whoever runs the tests may have another
+    try:
+        with pytest.raises(kind) as raised, unwinding_on_signals():
+            replace_by(error, number)
+        assert signal.getsignal(number) == unhandled
+    finally:
+        signal.signal(number, before)
     assert raised.value.args == status and raised.value.__cause__ is error
-    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
