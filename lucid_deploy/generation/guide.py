@@ -109,7 +109,10 @@ class _Vocabulary:
         self.tokens.append(b"")
         for token in self.ends_known:
             self.tokens[token] = b"</end>"
-        self.special_token_ids = sorted({*(i for i in range(size) if tokenizer.is_special(i)), *self.ends_known})
+        special = [token for token in range(size) if tokenizer.is_special(token)]
+        for token in {*special} - {*ends}:
+            self.tokens[token] = f"<{token}>".encode()  # llguidance takes special tokens of equal bytes for one another
+        self.special_token_ids = sorted({*special, *self.ends_known})
 
     def __call__(self, text: str) -> list[int]:
         """Tokenize nothing, because no text is forced."""

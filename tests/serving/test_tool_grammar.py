@@ -114,3 +114,20 @@ def test_a_trigger_that_is_a_special_token(tmp_path: Path) -> None:
     text += answer.finish()
     assert guide.allowed() is None
     assert calls_of(form, text) == ("So ", [("time-now", {})])
+
+
+def test_nothing_else_stands_for_a_trigger(tmp_path: Path) -> None:
+    """Neither other special tokens nor the byte that no text has, which llguidance marks special tokens with."""
+    tokenizer_of("byte-level bpe", tmp_path)
+    raw = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    raw.add_special_tokens(["<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"])
+    raw.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = TextTokenizer(tmp_path)
+    token, byte = tokenizer.special_id("<tool_call>"), raw.token_to_id("ÿ")  # 0xFF in the alphabet of bytes
+    assert token is not None and byte is not None
+    guides = GuideFactory(tokenizer, SIZE, [END])
+    must = guides.open(tool_grammar(FORMS["hermes"], SCHEMAS, True, True, token)).result().allowed()
+    assert must is not None and list(np.flatnonzero(must)) == [token]
+    may = guides.open(tool_grammar(FORMS["hermes"], SCHEMAS, False, True, token)).result().allowed()
+    assert may is not None and not may[byte]
+    assert {int(i) for i in np.flatnonzero(may) if tokenizer.is_special(int(i))} == {token, END}
