@@ -136,8 +136,9 @@ class RangeScan:
 def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int = PROMPT_TOKENS) -> list[Array]:
     """Return the prompts to scan, int64 ``(B, N)`` each, rows of equal length together.
 
-    Random, repeated and correlated tokens as verification uses them; for the recall model its prompts; and the lines of
-    a text file. Each has ``most`` tokens at most.
+    Random, repeated and correlated tokens as verification uses them, but for those whose embedding is zero, as padding's
+    is: masked in use, they would have the smallest keys of all. For the recall model its prompts; and the lines of a text
+    file. Each has ``most`` tokens at most.
 
     Raises:
         LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
@@ -146,7 +147,7 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
 
     embeddings = checkpoint.tensor("model.embed_tokens.weight").float().numpy()
     scenarios = synthetic_scenarios(checkpoint.config, embeddings=embeddings)
-    rows = [np.concatenate([item.prompt, item.forced]) for item in scenarios]
+    rows = [_without_empty(np.concatenate([item.prompt, item.forced]), embeddings) for item in scenarios]
     rows += _recall_prompts(checkpoint)
     if calibration is not None:
         rows += islice(read_lines(checkpoint, calibration), CALIBRATION_LINES)
@@ -155,6 +156,12 @@ def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int =
         cut = row[: min(most, checkpoint.config.max_position_embeddings)]
         by_length.setdefault(len(cut), []).append(cut)
     return [np.stack(group) for group in by_length.values()]
+
+
+def _without_empty(ids: Array, embeddings: Array) -> Array:
+    """Put tokens with an embedding into the place of those whose embedding is zero."""
+    used = np.flatnonzero(embeddings.any(axis=1))
+    return ids if len(used) in (0, len(embeddings)) else np.where(np.isin(ids, used), ids, used[ids % len(used)])
 
 
 def _recall_prompts(checkpoint: Checkpoint) -> list[Array]:

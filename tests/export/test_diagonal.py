@@ -57,6 +57,18 @@ def make_mixed(path: Path) -> Any:
     return model
 
 
+def test_a_padding_token_is_not_what_is_measured(make_checkpoint: Any) -> None:
+    """transformers makes its embedding zero, so that its keys of the first layer are zero too."""
+    found = []
+    for empty in ((), (0, 5, 96)):
+        path = make_checkpoint(str(len(empty)))
+        tensors = load_file(path / "model.safetensors")
+        tensors["model.embed_tokens.weight"][list(empty)] = 0.0
+        save_file(tensors, path / "model.safetensors")
+        found.append(measure_diagonal(Checkpoint(path)))
+    assert found[1].smallest > 1 - 2 * (1 - found[0].smallest) and found[1].difference < 2 * found[0].difference
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_graphs_are_the_model_with_that_diagonal(cache: str, tmp_path: Path, built_library: Path) -> None:
