@@ -145,8 +145,10 @@ def read_manifest(directory: Path) -> Manifest:
         name, version = data["format"], data["format_version"]
     except NoNumber as error:
         raise LucidError(f"{path} is damaged: {error}. Export it again.") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error!r}") from error
+    except KeyError as error:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error} is missing.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error}.") from error
     if name != FORMAT:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: its format is {name!r}.")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:

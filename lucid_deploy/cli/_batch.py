@@ -107,10 +107,11 @@ def run_batch(
     }
     if options.json_target is not None:
         write_json(summary, options.json_target)
+    rate = f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
     console_err.print(
         f"{total - before} of {total} prompts answered"
         + (f", {before} had been before" if before else "")
-        + f": {tokens.generated} tokens in {seconds:.1f} s, {tokens.generated / seconds:.0f} tokens/s"
+        + (rate if before < total else "")
         + ("; " if drafters is None else f", {drafts_text(drafts)}; ")
         + f"{session.label}, {session.dtype}, {options.rows} rows",
         soft_wrap=True,
@@ -123,9 +124,9 @@ def note_greedy(sampling: Sampling) -> None:
     """Say on stderr when options of sampling are given and nothing is sampled."""
     from lucid_deploy.cli._console import console_err
 
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p:
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None:
         console_err.print(
-            "Note: --top-k, --top-p and --min-p do nothing at temperature 0; give --temperature to sample."
+            "Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample."
         )
 
 
@@ -139,10 +140,13 @@ def batch_options(batch: str, output: str | None, prompts: tuple[str | None, ...
         rest: The other fields.
 
     Raises:
-        LucidError: A prompt beside it, or no output.
+        LucidError: A prompt beside it, no output, or a stream in the place of a file.
     """
     if any(prompt is not None for prompt in prompts):
         raise LucidError("--batch brings its own prompts; leave out --prompt, --prompt-file and --prompt-ids.")
     if output is None:
         raise LucidError("--batch needs a file for the answers: --output answers.jsonl")
+    for option, name in (("--batch", batch), ("--output", output)):
+        if name == "-":
+            raise LucidError(f"{option} - is no file: a batch that was interrupted goes on by its files. Name one.")
     return BatchOptions(batch, output, **rest)

@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import TIMEOUT_MAX, Event, Lock, Thread
 from typing import Any
 
 from rich.console import Console
@@ -58,7 +59,9 @@ def progress(description: str, estimate: bool = False) -> Iterator[Callable[...,
         A function to call with (done, total), or with (description, done, total) where the work has several steps.
     """
     if not console_err.is_terminal:
-        yield ProgressLines(console_err, description, estimate=estimate).update
+        lines = ProgressLines(console_err, description, estimate=estimate)
+        with every(INTERVAL, lines.repeat):
+            yield lines.update
         return
     columns = (
         TextColumn("{task.description}"),
@@ -77,8 +80,27 @@ def progress(description: str, estimate: bool = False) -> Iterator[Callable[...,
         yield update
 
 
+@contextmanager
+def every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call something again and again, in a thread of its own, while the block runs."""
+    ended = Event()
+
+    def repeat() -> None:
+        with suppress(OSError):  # stderr is closed: nobody reads on
+            while not ended.wait(min(seconds, TIMEOUT_MAX)):
+                call()
+
+    thread = Thread(target=repeat, name="lucid-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class ProgressLines:
-    """Writes a line every ten seconds at most: what is being done, how far, since when. Short work writes none.
+    """Writes a line every ten seconds: what is being done, how far, since when. Short work writes none. Thread-safe.
 
     If it is to estimate, it says about how long the work will take yet.
     """
@@ -93,16 +115,28 @@ class ProgressLines:
         self._console, self._description, self._clock, self._estimate = console, description, clock, estimate
         self._begun = self._last = clock()
         self._step, self._step_begun, self._step_done = description, self._begun, 0
+        self._done, self._total = 0, 0
+        self._lock = Lock()
 
     def update(self, *values: Any) -> None:
         """Take (done, total), or (description, done, total); write a line if it is time for one."""
         text, done, total = values if len(values) == 3 else (self._description, *values)
-        now = self._clock()
-        if text != self._step:
-            self._step, self._step_begun, self._step_done = text, now, done
-        if now - self._last < INTERVAL:
+        with self._lock:
+            now = self._clock()
+            if text != self._step:
+                self._step, self._step_begun, self._step_done = text, now, done
+            self._done, self._total = done, total
+            self._write(now, INTERVAL)
+
+    def repeat(self) -> None:
+        """Write a line if the work itself has had nothing to say for nearly so long."""
+        with self._lock:
+            self._write(self._clock(), 0.9 * INTERVAL)
+
+    def _write(self, now: float, interval: float) -> None:
+        if now - self._last < interval:
             return
-        self._last = now
+        text, done, total, self._last = self._step, self._done, self._total, now
         far = f", {done / total:.0%}" if total else ""
         known = self._estimate and total and self._step_done < done < total  # a step may begin half done
         rest = (now - self._step_begun) * (total - done) / (done - self._step_done) if known else None

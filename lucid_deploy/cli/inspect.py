@@ -118,11 +118,12 @@ def _kernels(facts: dict[str, Any]) -> str:
 
 def _show_graph(stage: str, graph: dict[str, Any]) -> None:
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from lucid_deploy.cli._console import console_out
 
-    tensors = Table("", "tensor", "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
+    name = Column("tensor", min_width=36, overflow="fold")  # cut names of two tensors may be the same
+    tensors = Table("", name, "type", "shape", title=f"{stage} ({graph['file']}, {graph['weights']} weights)")
     for kind in ("inputs", "outputs"):
         for row in _collapsed(graph[kind]):
             tensors.add_row(kind[:-1], *map(escape, row))
@@ -131,6 +132,10 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
     operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
     console_out.print(f"operators: {operators}", soft_wrap=True)
     console_out.print(f"functions: {functions or 'none'}", soft_wrap=True)
+
+
+def _range(numbers: list[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
 
 
 def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -142,7 +147,4 @@ def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         name = f"{parts[0]}.*.{parts[2]}" if number >= 0 else item["name"]
         shape = "[" + ", ".join(map(str, item["shape"])) + "]"
         layers.setdefault((name, item["dtype"], shape), []).append(number)
-    return [
-        (name.replace("*", f"{{{min(numbers)}..{max(numbers)}}}"), dtype, shape)
-        for (name, dtype, shape), numbers in layers.items()
-    ]
+    return [(name.replace("*", _range(numbers)), dtype, shape) for (name, dtype, shape), numbers in layers.items()]

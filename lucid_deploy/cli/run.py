@@ -44,10 +44,14 @@ if TYPE_CHECKING:
 @json_option("text, ids and timings")
 @click.option("--batch", metavar="FILE", help="Answer all prompts of a JSON Lines file, as described above.")
 @click.option("--output", metavar="FILE", help="With --batch: where the answers go, as JSON Lines.")
-@click.option("--rows", type=int, default=8, show_default=True, help="With --batch: prompts that run at once.")
 @click.option(
+    "--rows", type=click.IntRange(1, 1024), default=8, show_default=True, help="With --batch: prompts that run at once."
+)
+@click.option(
+    "--prefix-cache-tokens",
     "--prefix-tokens",
-    type=int,
+    "prefix_tokens",
+    type=click.IntRange(0),
     default=0,
     show_default=True,
     metavar="N",
@@ -89,7 +93,7 @@ def command(
     Each line of the output is an answer with the number of its "line", in the order in which they are completed. After
     an interruption run the same command again: it continues where it stopped.
 
-    Example: lucid-deploy run ./artifact --prompt "fox red lamp . ? fox"
+    Example: lucid-deploy run ./artifact --prompt "fox has red lamp, owl has blue cup. owl has"
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.batching.prompts import PromptDefaults
@@ -233,9 +237,9 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
     if not shown:
         return
     click.echo()
-    rate = facts["tokens_per_second"]
+    rate, plural = facts["tokens_per_second"], "" if facts["prompt_tokens"] == 1 else "s"
     console_err.print(
-        f"{facts['prompt_tokens']} prompt tokens, {len(ids)} new ({facts['finish_reason']}), "
+        f"{facts['prompt_tokens']} prompt token{plural}, {len(ids)} new ({facts['finish_reason']}), "
         f"{1e3 * (first - started):.0f} ms until the first"
         + (f", then {rate:.0f} tokens/s" if rate is not None else "")
         + ("" if generation.drafter is None else f", {drafts_text(generation.drafts)}")

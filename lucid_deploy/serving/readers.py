@@ -46,7 +46,7 @@ class Reader:
     """One reader process.
 
     Attributes:
-        has_chat_template: Whether it can read chats; known once it has started.
+        has_chat_template: Whether it can read chats; None until it has started.
 
     Args:
         setup: What it reads for.
@@ -56,7 +56,7 @@ class Reader:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
         self._asked = False
-        self.has_chat_template = False
+        self.has_chat_template: bool | None = None
 
     @property
     def usable(self) -> bool:
@@ -166,9 +166,9 @@ class ReaderPool:
         return [reader.pid for reader in self._readers]
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether chats can be read; known once a process has started."""
-        return any(reader.has_chat_template for reader in self._readers)
+    def has_chat_template(self) -> bool | None:
+        """Whether chats can be read; None until a process has started."""
+        return next((each for reader in self._readers if (each := reader.has_chat_template) is not None), None)
 
     @property
     def free(self) -> int:

@@ -197,7 +197,10 @@ class DrainingServer(uvicorn.Server):
         self._drain = asyncio.ensure_future(self._drained())
 
     async def _drained(self) -> None:
-        log.warning("Shutting down: %d requests may take %g s to finish.", self._service.busy, self._grace)
+        if self._service.busy:
+            log.warning("Shutting down: %d requests may take %g s to finish.", self._service.busy, self._grace)
+        else:
+            log.info("Shutting down: no request is running.")
         end = self._loop.time() + self._grace
         while self._service.busy and self._loop.time() < end:
             await asyncio.sleep(0.02)

@@ -195,7 +195,8 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
     place.prompts.write_bytes(b'{"prompt": "w1"}\n{"prompt": "\xff"}')
     assert "line 2: The line is not UTF-8" in place.run(status=2).stderr
     place.write(*MANY)
-    assert "at least one row" in place.run("--rows", 0, status=2).stderr
+    for rows in (0, 1_000_000):
+        assert "1<=x<=1024" in place.run("--rows", rows, status=2).stderr
     assert "at least one token, not 0" in place.run("--prefill-chunk", 0, status=2).stderr
     assert "brings its own prompts" in place.run("--prompt", "x", status=2).stderr
     plain = Workplace(exported(cache="static")[1].directory, place.prompts.parent)
@@ -206,6 +207,8 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
     runner = CliRunner()
     for arguments, message in (
         (["--batch", str(place.prompts)], "needs a file for the answers"),
+        (["--batch", str(place.prompts), "--output", "-"], "--output - is no file"),
+        (["--batch", "-", "--output", "answers.jsonl"], "--batch - is no file"),
         (["--prompt", "w1", "--output", "x"], "go with --batch"),
     ):
         assert message in runner.invoke(main, ["run", str(place.directory), *arguments]).stderr
@@ -296,7 +299,10 @@ def test_options_of_sampling_at_temperature_zero_are_remarked(place: Workplace) 
     place.write({"prompt": "w1", "temperature": 1.0}, {"prompt": "w1"})
     assert "Note:" not in place.run("-n", 1, "--top-k", 5).stderr
     place.write({"prompt": "w1"})
-    assert "Note: --top-k, --top-p and --min-p do nothing" in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
+    assert (
+        "Note: --top-k, --top-p, --min-p and --seed do nothing"
+        in place.run("-n", 1, "--top-k", 5, "--overwrite").stderr
+    )
     arguments = ["run", str(place.directory), "--prompt", "w1", "-n", "1"]
     assert "Note:" in CliRunner().invoke(main, [*arguments, "--top-p", "0.5"]).stderr
     assert "Note:" not in CliRunner().invoke(main, [*arguments, "--top-p", "0.5", "--temperature", "1"]).stderr

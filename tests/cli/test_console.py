@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from lucid_deploy.cli._console import INTERVAL, ProgressLines, human_size, progress, write_json, write_text
+from lucid_deploy.cli._console import INTERVAL, ProgressLines, every, human_size, progress, write_json, write_text
 from lucid_deploy.errors import LucidError
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -52,6 +55,33 @@ def test_what_cannot_be_written_is_named(target: str, tmp_path: Path, monkeypatc
     with pytest.raises(LucidError, match=f"{target} cannot be written: "):
         write_text("text", target)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_work_that_says_nothing_is_said_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.cli._console.INTERVAL", 0.01)
+    out = io.StringIO()
+    monkeypatch.setattr("lucid_deploy.cli._console.console_err", Console(file=out, width=80))
+    with progress("Preparing") as update:
+        deadline = time.monotonic() + PATIENCE
+        while "Preparing; " not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        update("Opening", 1, 4)
+        while "Opening, 25%; " not in out.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    said = out.getvalue()
+    assert said.startswith("Preparing; 0 s so far\n") and said.count("Opening, 25%; 0 s so far\n") >= 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "lucid-progress"]
+
+
+def test_a_thread_that_speaks_of_progress_minds_no_closed_stream() -> None:
+    called = threading.Event()
+
+    def write() -> None:
+        called.set()
+        raise BrokenPipeError
+
+    with every(0.001, write):
+        assert called.wait(PATIENCE)  # pytest reports what a thread raises
 
 
 def test_lines_where_no_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:

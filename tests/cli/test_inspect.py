@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
@@ -34,6 +35,13 @@ def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
     workspace = 4 * 4 * 100 * (4 + 2) * 29  # tensors, bytes, tokens, heads, new tokens of a step beyond the three
     assert "With --speculate: " in result.stdout and "The third graph" in result.stdout
     assert f"up to {workspace / 1024:.1f} KiB more for the workspace" in result.stdout
+
+
+def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.cli._console.console_out", Console(width=80, highlight=False))
+    printed = run(exported(cache_dtype="int8")[1].directory).stdout
+    for kind in ("key", "key_scale", "value", "value_scale"):
+        assert f" past_key_values.{{0..1}}.{kind} " in printed
 
 
 def test_what_cannot_speculate_has_no_estimate_of_it(exported: Exported) -> None:

@@ -76,6 +76,10 @@ async function start() {
     model = found.id;
     find("model").textContent = `${model}, context of ${found.max_model_len} tokens`;
     find("key-form").hidden = true;
+    if (found.has_chat_template === null) { // the server has just started
+      setTimeout(start, 500);
+      return;
+    }
     setMode(found.has_chat_template ? "chat" : "completion", found.has_chat_template);
     setState("ready");
   } catch (error) {

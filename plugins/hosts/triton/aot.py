@@ -79,7 +79,7 @@ def compile_kernels(
     wanted = sorted({*archs, PTX_ARCHITECTURE} if ptx else set(archs))
     work = [(variant, arch) for arch in wanted for variant in variants(arch) if select(variant)]
     found = {item: kernels for item in work if (kernels := load(cache / cache_key(*item)))}
-    progress(len(found), len(work), "")
+    progress(len(found), len(work), "kernels")
     for item, kernels in compile_all([item for item in work if item not in found], jobs):
         save(cache / cache_key(*item), kernels)
         found[item] = kernels
