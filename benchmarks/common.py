@@ -8,12 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench.machine import describe_machine
-from lucid_deploy.model.checkpoint import expected_shapes
+from lucid_deploy.demo.recall import held_out
+from lucid_deploy.model.checkpoint import DEMO, expected_shapes, resolve
 from lucid_deploy.model.config import parse_config
+from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -155,6 +159,30 @@ def in_process(module: str, call: str) -> dict[str, Any]:
         [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def logit_errors(found: np.ndarray[Any, Any], exact: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Compare logits ``(B, N, vocab)`` with exact ones.
+
+    Returns:
+        ``relative_error``: ‖difference‖ / ‖exact‖, mean over rows and positions; ``worst_row``: the same of each
+        position's worst row, mean over positions; ``kl_mean``: Kullback-Leibler divergence in nats; ``top1``: share of
+        positions at which both prefer the same token.
+    """
+    by_row = [position_errors(row[None], right[None]) for row, right in zip(found, exact, strict=True)]
+    return {
+        "relative_error": float(np.mean(by_row)),
+        "worst_row": float(position_errors(found, exact).mean()),
+        "kl_mean": float(kl_divergence(found, exact).mean()),
+        "top1": float((found.argmax(-1) == exact.argmax(-1)).mean()),
+    }
+
+
+def recall_texts() -> tuple[list[str], torch.Tensor]:
+    """Return 300 prompts of the bundled model's task to learn from, and tokens of 300 others, int64 ``(N,)``."""
+    tokenizer = TextTokenizer(resolve(DEMO))
+    lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
+    return lines[:300], torch.tensor([token for line in lines[300:] for token in tokenizer.encode(line)])
 
 
 def write_result(name: str, data: dict[str, Any]) -> None:

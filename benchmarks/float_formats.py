@@ -14,21 +14,18 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import write_result
+from common import logit_errors, recall_texts, write_result
 from quantization_methods import SHAPE, SHARED, write_model
 
 from lucid_deploy.artifact.float_formats import decode
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_names import PACKED, SCALES, WHOLE_SCALE
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.demo.recall import held_out
 from lucid_deploy.export.float_parts import rounded_parts
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 
 SCHEMES = ("fp8", "nvfp4")
 
@@ -60,9 +57,7 @@ def errors(checkpoint: Checkpoint, ids: torch.Tensor) -> dict[str, Any]:
             logits = model(ids)[0].numpy()
         found[scheme] = {
             "bits_per_weight": record.bits_per_weight("float32"),
-            "relative_error": float(position_errors(logits, exact).mean()),
-            "kl_mean": float(kl_divergence(logits, exact).mean()),
-            "top1": float((logits.argmax(-1) == exact.argmax(-1)).mean()),
+            **logit_errors(logits, exact),
         }
     print(json.dumps(found), flush=True)
     return found
@@ -78,10 +73,8 @@ def main() -> None:
             write_model(Path(scratch) / name, shared)
             ids = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (8, 256))
             models[name] = errors(Checkpoint(Path(scratch) / name), torch.from_numpy(ids))
-    tokenizer = TextTokenizer(resolve(DEMO))
-    lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
-    unseen = np.array([token for line in lines[300:] for token in tokenizer.encode(line)])
-    models["bundled"] = errors(Checkpoint(DEMO), torch.from_numpy(unseen[: 16 * 400].reshape(16, 400)))
+    _, unseen = recall_texts()
+    models["bundled"] = errors(Checkpoint(DEMO), unseen[: 16 * 400].reshape(16, 400))
     write_result("float_formats", {"models": models})
 
 

@@ -3,8 +3,9 @@
 Each way is an artifact in blocks of 32; learned ones learn from 300 prompts of the task. ``stored`` is a checkpoint
 that was rounded before, in the layout of compressed-tensors, with scales in float16. Errors are those of logits on
 prompts that nothing learned from, against the checkpoint in float64: of the weights alone, and of the artifact as
-onnxruntime runs it (inputs of quantized products in int8). All artifacts decode in turn; the ratio to float32's time is
-taken round by round. The model is small, so its times are mostly those of starting operators.
+onnxruntime runs it (inputs of quantized products in int8); so are the answers to questions for needles in texts of 500
+tokens. All artifacts decode in turn; the ratio to float32's time is taken round by round. The model is small, so its
+times are mostly those of starting operators.
 
     python benchmarks/methods_side_by_side.py
 """
@@ -21,17 +22,16 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import RESULTS, write_result
+from common import RESULTS, logit_errors, recall_texts, write_result
 from safetensors.torch import load_file, save_file
 
 from lucid_deploy.artifact import WEIGHTS, Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.bench import Contender, Plan, run_plan
-from lucid_deploy.demo.recall import held_out
+from lucid_deploy.evaluation import compare, evaluate, needles_task
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
-from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -44,6 +44,9 @@ WAYS: dict[str, tuple[str, QuantizeOptions | None]] = {
     "int8 gptq": ("float32", QuantizeOptions("int8", method="gptq")),
     "int4 rtn": ("float32", QuantizeOptions("int4")),
     "int4 k_quant": ("float32", QuantizeOptions("int4", method="k_quant")),
+    "int4 hqq": ("float32", QuantizeOptions("int4", method="hqq")),
+    "int4 hqq, blocks of 64": ("float32", QuantizeOptions("int4", block_size=64, method="hqq")),
+    "int4 awq": ("float32", QuantizeOptions("int4", method="awq")),
     "int4 gptq": ("float32", QuantizeOptions("int4", method="gptq")),
     "int4 stored": ("float32", QuantizeOptions("stored")),
     "int4 auto, 6 bits": ("float32", QuantizeOptions("int4", method="auto", target_bits=6.0)),
@@ -95,16 +98,6 @@ def make(root: Path, name: str, text: Path) -> Artifact:
     return export(source, output, ExportOptions(dtype, logits="all", quantize=quantize, calibration=calibration))
 
 
-def difference(found: Array, exact: Array) -> dict[str, float]:
-    """Compare logits ``(B, N, vocab)``."""
-    pairs = zip(found, exact, strict=True)
-    return {
-        "relative_error": float(np.mean([position_errors(row[None], right[None]).mean() for row, right in pairs])),
-        "kl_mean": float(kl_divergence(found, exact).mean()),
-        "top1": float((found.argmax(-1) == exact.argmax(-1)).mean()),
-    }
-
-
 def facts_of(artifact: Artifact, ids: Array, exact: Array) -> dict[str, Any]:
     """Return bits, sizes and errors of an artifact over ``ids``, int64 ``(B, N)``."""
     record = artifact.manifest.quantization
@@ -117,9 +110,22 @@ def facts_of(artifact: Artifact, ids: Array, exact: Array) -> dict[str, Any]:
         "bits_per_weight": bits if record is None else record.bits_per_weight(artifact.manifest.dtype),
         "weights_bytes": artifact.manifest.files[WEIGHTS]["size"],
         "disk_bytes": sum(path.stat().st_size for path in artifact.directory.iterdir()),
-        "weights": difference(alone, exact),
-        "as_run": difference(run, exact),
+        "weights": logit_errors(alone, exact),
+        "as_run": logit_errors(run, exact),
     }
+
+
+def needles(artifacts: dict[str, Artifact]) -> dict[str, dict[str, float]]:
+    """Ask every artifact for one of 4 needles in texts of 500 tokens, 500 times; compare with float32's answers."""
+    tokenizer, found, reference = TextTokenizer(resolve(DEMO)), {}, None
+    for name, artifact in artifacts.items():
+        session = open_session(artifact, threads=1)
+        task = needles_task(tokenizer, session.config.max_position_embeddings, needles=4, lengths=[500], limit=500)
+        report = evaluate(session, tokenizer, task, batch=8)
+        reference = reference or report
+        found[name] = {**report.score.to_dict(), "relative_accuracy": compare(report, reference).relative}
+        print(name, found[name], flush=True)
+    return found
 
 
 def race(artifacts: dict[str, Artifact], repeats: int) -> dict[str, dict[str, float]]:
@@ -189,8 +195,11 @@ def draw(ways: dict[str, Any]) -> None:
 @click.option("--repeats", default=7, show_default=True, help="Rounds that count.")
 @click.option("--way", "chosen", multiple=True, type=click.Choice(list(WAYS)), help="Only these; may be repeated.")
 @click.option("--prepare", is_flag=True, help="Only export, into --work.")
+@click.option("--needles/--no-needles", "with_needles", default=True, help="Ask for needles in texts of 500 tokens.")
 @click.option("--redraw", is_flag=True, help="Only draw what benchmarks/results has.")
-def main(work: Path | None, repeats: int, chosen: tuple[str, ...], prepare: bool, redraw: bool) -> None:
+def main(
+    work: Path | None, repeats: int, chosen: tuple[str, ...], prepare: bool, with_needles: bool, redraw: bool
+) -> None:
     """Export, measure, print, draw, and write benchmarks/results/methods_side_by_side.json."""
     if redraw:
         draw(json.loads((RESULTS / "methods_side_by_side.json").read_text())["ways"])
@@ -198,20 +207,21 @@ def main(work: Path | None, repeats: int, chosen: tuple[str, ...], prepare: bool
     with tempfile.TemporaryDirectory() as scratch:
         root = work or Path(scratch)
         root.mkdir(parents=True, exist_ok=True)
-        tokenizer, text = TextTokenizer(resolve(DEMO)), root / "prompts.txt"
-        lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
-        text.write_text("\n".join(lines[:300]))
+        text = root / "prompts.txt"
+        prompts, unseen = recall_texts()
+        text.write_text("\n".join(prompts))
         artifacts = {name: make(root, name, text) for name in chosen or WAYS}
         if prepare:
             return
-        unseen = np.array([token for line in lines[300:] for token in tokenizer.encode(line)])
-        ids = unseen[: 8 * 400].reshape(8, 400)
+        ids = unseen[: 8 * 400].reshape(8, 400).numpy()
         with torch.inference_mode():
             exact = load_model(DEMO, torch.float64)(torch.from_numpy(ids))[0].numpy()
         ways = {name: facts_of(artifact, ids, exact) for name, artifact in artifacts.items()}
         speed = race(artifacts, repeats)
+        asked = needles(artifacts) if with_needles else {}
     for name, facts in ways.items():
         facts |= speed[name]
+        facts |= {"needles of 500 tokens": asked[name]} if asked else {}
         print(name, json.dumps(facts), flush=True)
     draw(ways)
     write_result("methods_side_by_side", {"model": DEMO, "block_size": 32, "ways": ways})

@@ -1,9 +1,9 @@
-"""What the methods of ``export --quantize --method`` leave of small models' logits, and of the bundled model's answers.
+"""What the methods of ``export --quantize --method`` leave of small models' logits.
 
 Models are random but for one number: how much all tokens share, which the keys of every layer then share too, as in
 trained models. Each learns from one half of random tokens and is measured on the other; the bundled model learns from
-prompts of its task and is measured on others, and on needles in texts of 500 tokens. Errors are those of the weights
-alone, in float32; answers are those of artifacts in onnxruntime, inputs of products in int8.
+prompts of its task and is measured on others. Errors are those of the weights alone, in float32; what the bundled model
+answers by each method is in methods_side_by_side.py.
 """
 
 from __future__ import annotations
@@ -16,25 +16,23 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from common import BASE, write_result
+from common import BASE, logit_errors, recall_texts, write_result
 from safetensors.torch import save_file
 
+from lucid_deploy.artifact.folded_scales import scaled
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantized_bytes import dequantize
-from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.demo.recall import held_out
-from lucid_deploy.evaluation import compare, evaluate, needles_task
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
+from lucid_deploy.export.numbers import learning_method
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+from lucid_deploy.export.rounding.hqq import hqq_matrix
+from lucid_deploy.export.rounding.learn import learn_weights
 from lucid_deploy.export.rounding.nearest import quantize_matrix
-from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
+from lucid_deploy.export.rounding.unfinished import LearnedWeights
+from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
-from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
-from lucid_deploy.runtimes import open_session
 
 SHARED = {"independent": 0.0, "half": 0.5, "most": 1.0, "nearly all": 3.0}  # the direction that embeddings share
 SHAPE = {
@@ -47,7 +45,7 @@ SHAPE = {
     "head_dim": 64,
     "max_position_embeddings": 1024,
 }
-SCHEMES, METHODS = ("int4", "int8"), ("rtn", "gptq")
+SCHEMES, METHODS = ("int4", "int8"), ("rtn", "hqq", "awq", "gptq")
 
 
 def write_model(directory: Path, shared: float) -> None:
@@ -85,18 +83,21 @@ def key_correlation(model: LucidForCausalLM, ids: torch.Tensor) -> float:
 
 def rounded(checkpoint: Checkpoint, options: QuantizeOptions, text: Path) -> tuple[Quantization, LucidForCausalLM]:
     """Return the record and the model on the weights that an export with these options would write."""
-    record = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options)
-    parts: dict[str, Any] = {}
+    record, learned = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options), LearnedWeights()
     if options.learns:
         rows = calibration_rows(checkpoint, text, options.calibration_tokens, 1)
-        learned, record = learn_weights(checkpoint, record, rows, GptqSettings(), "float32")
-        parts = learned.parts
+        learned, record = learn_weights(checkpoint, record, rows, learning_method(options), "float32")
     model = load_model(checkpoint)
-    state = model.state_dict()
+    state = {name: scaled(checkpoint.tensor(name), name, learned.folded).float() for name in model.state_dict()}
     for name, tensor in record.tensors.items():
-        nearest = quantize_matrix(checkpoint.tensor(name), tensor, record.bits)
-        packed, scales = parts.get(name) or map(np.concatenate, zip(*nearest, strict=True))
-        state[name] = torch.from_numpy(dequantize(record, name, packed.reshape(-1), scales)).float()
+        parts: tuple[Any, ...]
+        if tensor.offsets:
+            packed, scales, offsets = hqq_matrix(checkpoint.tensor(name), tensor, record.bits)
+            parts = packed, scales.numpy(), offsets.mT.numpy().reshape(-1)
+        else:
+            nearest = quantize_matrix(checkpoint.tensor(name), tensor, record.bits)
+            parts = learned.parts.get(name) or tuple(map(np.concatenate, zip(*nearest, strict=True)))
+        state[name] = torch.from_numpy(dequantize(record, name, parts[0].reshape(-1), *parts[1:])).float()
     model.load_state_dict(state, assign=True)
     return record, model
 
@@ -113,33 +114,11 @@ def errors(checkpoint: Checkpoint, text: Path, ids: torch.Tensor) -> dict[str, A
             with torch.inference_mode():
                 logits = model(ids)[0].numpy()
             found[f"{scheme} {method}"] = {
-                "bits_per_weight": record.bits + 32 / record.block_size,  # scales in float32
-                "relative_error": float(position_errors(logits, exact).mean()),
-                "kl_mean": float(kl_divergence(logits, exact).mean()),
-                "top1": float((logits.argmax(-1) == exact.argmax(-1)).mean()),
+                "bits_per_weight": record.bits_per_weight("float32"),
+                **logit_errors(logits, exact),
             }
-        found[f"{scheme} ratio"] = found[f"{scheme} gptq"]["relative_error"] / found[f"{scheme} rtn"]["relative_error"]
     print(json.dumps(found), flush=True)
     return found
-
-
-def needles(root: Path, text: Path) -> dict[str, Any]:
-    """Ask the bundled model for needles in texts of 500 tokens, in float32 and by every method."""
-    tokenizer, results, reference = TextTokenizer(resolve(DEMO)), {}, None
-    variants: dict[str, QuantizeOptions | None] = {"float32": None}
-    variants |= {
-        f"{scheme} {method}": QuantizeOptions(scheme, method=method) for scheme in SCHEMES for method in METHODS
-    }
-    for name, options in variants.items():
-        calibration = text if options is not None and options.learns else None
-        artifact = export(DEMO, root / name, ExportOptions(quantize=options, calibration=calibration))
-        session = open_session(artifact, threads=1)
-        task = needles_task(tokenizer, session.config.max_position_embeddings, needles=4, lengths=[500], limit=500)
-        report = evaluate(session, tokenizer, task, batch=8)
-        reference = reference or report
-        results[name] = {**report.score.to_dict(), "relative_accuracy": compare(report, reference).relative}
-        print(name, results[name], flush=True)
-    return results
 
 
 @click.command(help=__doc__)
@@ -153,13 +132,10 @@ def main() -> None:
             write_model(root / name, shared)
             ids = np.random.default_rng(1).integers(0, SHAPE["vocab_size"], (8, 256))
             models[name] = errors(Checkpoint(root / name), root / name / "ids.jsonl", torch.from_numpy(ids))
-        demo, text, tokenizer = Checkpoint(DEMO), root / "prompts.txt", TextTokenizer(resolve(DEMO))
-        lines = [f"{example.prompt} {example.answer}" for example in held_out(600)]
-        text.write_text("\n".join(lines[:300]))
-        unseen = np.array([token for line in lines[300:] for token in tokenizer.encode(line)])
-        models["bundled"] = errors(demo, text, torch.from_numpy(unseen[: 16 * 400].reshape(16, 400)))
-        asked = needles(root, text)
-    write_result("quantization_methods", {"models": models, "needles of 500 tokens": asked})
+        prompts, unseen = recall_texts()
+        (root / "prompts.txt").write_text("\n".join(prompts))
+        models["bundled"] = errors(Checkpoint(DEMO), root / "prompts.txt", unseen[: 16 * 400].reshape(16, 400))
+    write_result("quantization_methods", {"models": models})
 
 
 if __name__ == "__main__":

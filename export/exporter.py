@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.quantization import Quantization
     from lucid_deploy.export.diagonal import DiagonalEffect
     from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.export.rounding.unfinished import LearnedWeights
     from lucid_deploy.export.trace import Traced
-    from lucid_deploy.export.weights import Chosen
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.description import LayerDescription
     from lucid_deploy.model.hub import HubOptions
@@ -136,7 +136,7 @@ def export(
     learning = (source, options.quantize, quantization, rows, options.dtype, output, progress)
     try:
         _make_parent(output)
-        with learned_numbers(*learning) as (found, chosen), _made(output) as building:
+        with learned_numbers(*learning) as (found, learned), _made(output) as building:
             _build(
                 source,
                 str(checkpoint),
@@ -147,7 +147,7 @@ def export(
                 found,
                 hub,
                 said,
-                chosen,
+                learned,
             )
             _check_request(output, options)  # again: tracing and writing took a while
             put_in_place(building, output)
@@ -260,8 +260,8 @@ def _scan_ranges(
     if "float16" not in (options.dtype, stored):
         if options.calibration is not None and not learns:
             raise LucidError(
-                "--calibration is for the range scan of --dtype float16, and for --quantize with --method gptq; leave "
-                "it out."
+                "--calibration is for the range scan of --dtype float16, and for --quantize with a --method that "
+                "learns; leave it out."
             )
         return None, measure_diagonal(source, progress) if asked else None
     if not options.range_scan:
@@ -292,9 +292,10 @@ def _build(
     quantization: Quantization | None,
     hub: dict[str, str] | None,
     said: tuple[str, ...],
-    chosen: Chosen | None,
+    learned: LearnedWeights | None,
 ) -> None:
     """Fill the directory ``building`` with the artifact's files."""
+    from lucid_deploy.artifact.folded_scales import write_scales
     from lucid_deploy.export import genai
     from lucid_deploy.export.graph_file import other_names, write_graph
     from lucid_deploy.export.operators import opset_of
@@ -331,8 +332,10 @@ def _build(
         source,
         quantization,
         lambda done, total: progress("Writing weights", done, total),
-        chosen,
+        None if learned is None else learned.parts,
+        {} if learned is None else learned.folded,
     )
+    write_scales(building, {} if learned is None else learned.folded)
     graphs = {}
     for stage, graph in traced.items():
         file = f"{stage}.onnx"

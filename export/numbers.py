@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import AUTO, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, AWQ, STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions, check_options
@@ -17,7 +17,8 @@ from lucid_deploy.files import resumable_directory
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
-    from lucid_deploy.export.weights import Chosen
+    from lucid_deploy.export.rounding.method import LearningMethod
+    from lucid_deploy.export.rounding.unfinished import LearnedWeights
     from lucid_deploy.model.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -73,6 +74,16 @@ def rows_to_learn_from(
     return rows
 
 
+def learning_method(options: QuantizeOptions) -> LearningMethod:
+    """Return the method that learns, of options that ask for one; ``auto`` is GPTQ with bits that are chosen too."""
+    from lucid_deploy.export.rounding.gptq import GptqSettings
+    from lucid_deploy.export.rounding.method import Awq, Gptq
+
+    if options.method == AWQ:
+        return Awq()
+    return Gptq(GptqSettings(options.gptq_damping, options.gptq_order == "activation"))
+
+
 @contextmanager
 def learned_numbers(
     source: Checkpoint,
@@ -82,7 +93,7 @@ def learned_numbers(
     dtype: str,
     output: Path,
     progress: Progress | None = None,
-) -> Iterator[tuple[Quantization | None, Chosen | None]]:
+) -> Iterator[tuple[Quantization | None, LearnedWeights | None]]:
     """Learn the numbers, if any are; yield the record with its method, and the numbers.
 
     What is found is kept beside the output until the block ends, so that the same export goes on with it after an
@@ -92,20 +103,21 @@ def learned_numbers(
     if options is None or quantization is None or rows is None:
         yield quantization, None
         return
-    from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+    from lucid_deploy.export.rounding.learn import learn_weights
     from lucid_deploy.export.rounding.unfinished import UnfinishedLearning, learning_key
 
-    settings = GptqSettings(options.gptq_damping, options.gptq_order == "activation")
-    key = learning_key(source, quantization, rows, dtype, {**vars(settings), "target": options.target_bits})
+    method = learning_method(options)
+    settings = {"method": method.name, **method.settings, "target": options.target_bits}
+    key = learning_key(source, quantization, rows, dtype, settings)
     with resumable_directory(output, key) as directory:
         unfinished = UnfinishedLearning(directory)
         with unfinished.told_of():
             with unfinished.removed_by_errors():
                 if options.target_bits is None:
-                    learned, found = learn_weights(source, quantization, rows, settings, dtype, progress, unfinished)
+                    learned, found = learn_weights(source, quantization, rows, method, dtype, progress, unfinished)
                 else:
                     from lucid_deploy.export.rounding.automatic import learn_mixed
 
                     target, more = options.target_bits, (progress, unfinished)
-                    learned, found = learn_mixed(source, quantization, rows, settings, dtype, target, *more)
-            yield found, learned.parts
+                    learned, found = learn_mixed(source, quantization, rows, method, dtype, target, *more)
+            yield found, learned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lucid_deploy.artifact.quantization_method import AUTO, GPTQ, HQQ, K_QUANT, METHODS, NEAREST, STORED
+from lucid_deploy.artifact.quantization_method import AUTO, AWQ, GPTQ, HQQ, K_QUANT, METHODS, NEAREST, STORED
 from lucid_deploy.artifact.quantization_names import (
     ACTIVATIONS,
     BLOCK_SIZES,
@@ -19,6 +19,7 @@ from lucid_deploy.export.rounding.nearest import nearest_kernel
 # By measurement, see docs/low-precision.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER = 32768, 0.01, "activation"
+_TOKENS = "--calibration-tokens"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class QuantizeOptions:
         embeddings: Quantize the embedding too. One that is tied to the head is one weight with it and follows the head.
         activations: ``int8``, ``float``, or ``auto``: ``int8`` of whole numbers, ``float`` of ``fp8`` and ``nvfp4``,
             and of a checkpoint in fp8 what it says; see :class:`~lucid_deploy.artifact.quantization.Quantization`.
-        method: ``rtn``; ``k_quant``, with zero points; ``hqq``, with offsets of blocks; ``gptq``, which learns from the
-            calibration text; or ``auto``: that with 4 and 8 bits mixed.
+        method: ``rtn``; ``k_quant``, with zero points; ``hqq``, with offsets of blocks; ``awq`` and ``gptq``, which
+            learn from the calibration text; or ``auto``: gptq with 4 and 8 bits mixed.
         calibration_tokens: How many tokens of that text to learn from at most.
         gptq_damping: Share of the mean of the diagonal of H that is added to it.
         gptq_order: ``activation``: inputs of largest second moment first; ``stored``: as they stand.
@@ -161,10 +162,14 @@ def _check_target(options: QuantizeOptions) -> None:
 
 def _check_learning(options: QuantizeOptions) -> None:
     """Refuse options of methods that learn beside one that does not."""
-    given = [] if options.learns else _learning_given(options)
+    given = [] if options.method in (GPTQ, AUTO) else _learning_given(options)
+    if options.method == AWQ:
+        given = [name for name in given if name != _TOKENS]
     if given:
+        others = f"{AWQ}, {GPTQ}" if given == [_TOKENS] else GPTQ
+        why = "has no such setting" if options.learns else "does not learn"
         raise LucidError(
-            f"{', '.join(given)} is for --method {GPTQ} and {AUTO}; --method {options.method} does not learn. Leave it "
+            f"{', '.join(given)} is for --method {others} and {AUTO}; --method {options.method} {why}. Leave it "
             "out, or choose one of them."
         )
 
@@ -172,7 +177,7 @@ def _check_learning(options: QuantizeOptions) -> None:
 def _learning_given(options: QuantizeOptions) -> list[str]:
     """Name the options given that only matter where numbers are learned."""
     given = {
-        "--calibration-tokens": options.calibration_tokens != CALIBRATION_TOKENS,
+        _TOKENS: options.calibration_tokens != CALIBRATION_TOKENS,
         "--gptq-damping": options.gptq_damping != GPTQ_DAMPING,
         "--gptq-order": options.gptq_order != GPTQ_ORDER,
     }

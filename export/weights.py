@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.folded_scales import Scales, scaled
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE, OFFSETS, PACKED, SCALES, ZEROS
@@ -90,6 +91,7 @@ def write_weights(
     quantization: Quantization | None = None,
     progress: Callable[[int, int], None] | None = None,
     chosen: Chosen | None = None,
+    folded: Scales | None = None,
 ) -> str:
     """Write the weights, holding one tensor in memory at a time.
 
@@ -101,6 +103,7 @@ def write_weights(
         progress: Called with (bytes written, bytes in all).
         chosen: Packed numbers and scales of quantized weights that are not to be rounded to nearest, by name; each
             is taken out once it is written.
+        folded: Scales that AWQ has put into weights, see :mod:`lucid_deploy.artifact.folded_scales`.
 
     Returns:
         The sha256 of the file, in hexadecimal.
@@ -111,7 +114,7 @@ def write_weights(
     """
     total = max((tensor.offset + tensor.size for tensor in plan.values()), default=0)
     types = {t.name: t.dtype for t in plan.values() if t.part == SCALES}
-    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen)
+    contents = _TensorBytes(checkpoint, quantization, types, {} if chosen is None else chosen, folded or {})
     digest, position = hashlib.sha256(), 0
     with path.open("wb") as file:
         for tensor in plan.values():
@@ -132,10 +135,15 @@ class _TensorBytes:
     """Gives the bytes of stored tensors in the order of the file; the scales of one quantized weight are remembered."""
 
     def __init__(
-        self, checkpoint: Checkpoint, quantization: Quantization | None, scale_types: dict[str, str], chosen: Chosen
+        self,
+        checkpoint: Checkpoint,
+        quantization: Quantization | None,
+        scale_types: dict[str, str],
+        chosen: Chosen,
+        folded: Scales,
     ) -> None:
         self._checkpoint, self._quantization, self._scale_types = checkpoint, quantization, scale_types
-        self._chosen = chosen
+        self._chosen, self._folded = chosen, folded
         self._scales: torch.Tensor | None = None
         self._zeros: Any = None
         self._offsets: Any = None
@@ -156,7 +164,7 @@ class _TensorBytes:
         elif tensor.part == OFFSETS:
             yield self._bytes(self._offsets, tensor)
         else:
-            yield self._bytes(self._checkpoint.tensor(tensor.name), tensor)
+            yield self._bytes(scaled(self._checkpoint.tensor(tensor.name), tensor.name, self._folded), tensor)
 
     def _float_part(self, tensor: StoredTensor, quantization: Quantization) -> Any:
         from lucid_deploy.export.float_parts import rounded_parts, stored_parts

@@ -14,12 +14,13 @@ from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.rounding.budget import BITS, Budget, Choice, predicted_best, refined
-from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights, rounded_weight
+from lucid_deploy.export.rounding.learn import learn_weights, rounded_weight
 from lucid_deploy.export.rounding.sensitivity import MEASURED, LogitErrors, by_kind, sensitivities
 from lucid_deploy.export.rounding.unfinished import LearnedWeights, UnfinishedLearning
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
+    from lucid_deploy.export.rounding.method import LearningMethod
     from lucid_deploy.model.checkpoint import Checkpoint
 
 TRIALS = 64  # choices that are measured at most
@@ -93,7 +94,7 @@ def learn_mixed(
     checkpoint: Checkpoint,
     quantization: Quantization,
     rows: CalibrationRows,
-    settings: GptqSettings,
+    method: LearningMethod,
     dtype: str,
     target: float,
     progress: Progress | None = None,
@@ -111,9 +112,9 @@ def learn_mixed(
     budget = budget_of(quantization, kinds, dtype, target)
     budget.check()
     unfinished = unfinished or UnfinishedLearning()
-    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, settings, dtype, progress, unfinished)
+    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, method, dtype, progress, unfinished)
     chosen = with_bits(quantization, kinds, choice)
-    learned, record = learn_weights(checkpoint, chosen, rows, settings, dtype, progress, unfinished)
+    learned, record = learn_weights(checkpoint, chosen, rows, method, dtype, progress, unfinished)
     facts = {**record.method.settings, "target_bits": target, "bits": choice, **facts}
     return learned, replace(record, method=replace(record.method, name=AUTO, settings=facts))
 
@@ -124,7 +125,7 @@ def _search(
     kinds: dict[str, list[str]],
     budget: Budget,
     rows: CalibrationRows,
-    settings: GptqSettings,
+    method: LearningMethod,
     dtype: str,
     progress: Progress | None,
     unfinished: UnfinishedLearning,
@@ -139,7 +140,7 @@ def _search(
             progress("Choosing bits", next(steps), TRIALS + 1)
 
     def measure(choice: Choice) -> float:
-        learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), few, settings, dtype)
+        learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), few, method, dtype)
         parts = learned.parts
         return errors.of({n: rounded_weight(checkpoint, record, n, parts.get(n), dtype) for n in record.tensors})
 

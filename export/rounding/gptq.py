@@ -25,6 +25,19 @@ _ELEMENTS = 1 << 23  # of a matrix rounded together
 
 
 @dataclass(frozen=True)
+class GptqSettings:
+    """Settings of GPTQ.
+
+    Attributes:
+        damping: Share of the mean of H's diagonal that is added to it.
+        activation_order: Whether columns are rounded in the order of their inputs' second moments.
+    """
+
+    damping: float = 0.01
+    activation_order: bool = True
+
+
+@dataclass(frozen=True)
 class ColumnOrder:
     """In which order columns are rounded, and how their errors spread.
 

@@ -1,7 +1,7 @@
 """Choose a checkpoint's whole numbers by data: layer by layer, each on what the rounded layers before it give.
 
-A layer shall give what it gives in the exact model, though its inputs are those of the rounded one. So what is rounded
-is not its weight, but the weight whose outputs on these inputs are nearest to the exact ones.
+A layer shall give what it gives in the exact model, though its inputs are those of the rounded one. How numbers are
+chosen for that is the method's business, see :mod:`lucid_deploy.export.rounding.method`.
 
 Memory holds one layer in float32, the residual stream of the calibration rows in both models, what the exact layer's
 products are given over these rows, the moments of one input, and the numbers found so far.
@@ -10,19 +10,20 @@ products are given over these rows, the moments of one input, and the numbers fo
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.artifact.folded_scales import INPUTS, scaled
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import GPTQ, LearnedTensor, Method, relative_distance
+from lucid_deploy.artifact.quantization_method import LearnedTensor, Method, relative_distance
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.layer_by_layer import embedded, final_norm, load_layer, run_layer
 from lucid_deploy.export.quantize import EMBEDDING, HEAD, short_name
-from lucid_deploy.export.rounding.gptq import ColumnOrder, column_order, round_columns
+from lucid_deploy.export.rounding.awq import Target
 from lucid_deploy.export.rounding.inputs import (
     InputMoments,
     ProductErrors,
@@ -31,9 +32,9 @@ from lucid_deploy.export.rounding.inputs import (
     inputs_of,
     shared_inputs,
 )
+from lucid_deploy.export.rounding.method import Choose, LayerInputs, LearningMethod
 from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.export.rounding.pack import pack_numbers
-from lucid_deploy.export.rounding.scales import number_range, search_scales
 from lucid_deploy.export.rounding.unfinished import LearnedWeights, Streams, UnfinishedLearning
 
 if TYPE_CHECKING:
@@ -47,35 +48,22 @@ Progress = Callable[[str, int, int], None]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
-class GptqSettings:
-    """Settings of GPTQ, see :mod:`lucid_deploy.export.rounding.gptq`.
-
-    Attributes:
-        damping: Share of the mean of H's diagonal that is added to it.
-        activation_order: Whether columns are rounded in the order of their inputs' second moments.
-    """
-
-    damping: float = 0.01
-    activation_order: bool = True
-
-
 def learn_weights(
     checkpoint: Checkpoint,
     quantization: Quantization,
     rows: CalibrationRows,
-    settings: GptqSettings,
+    method: LearningMethod,
     dtype: str,
     progress: Progress | None = None,
     unfinished: UnfinishedLearning | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
-    """Choose the numbers of every quantized weight by GPTQ, but an embedding's, whose rows are read as they are.
+    """Choose the numbers of every quantized weight, but an embedding's, whose rows are read as they are.
 
     Args:
         checkpoint: The opened checkpoint.
         quantization: What is quantized.
         rows: What to learn from.
-        settings: The method's.
+        method: How numbers are chosen.
         dtype: Type that scales are stored in.
         progress: Called with (what is being done, layers done, in all), of those that are not finished already.
         unfinished: What an interrupted run has learned, of the same arguments; None: nothing is kept.
@@ -88,7 +76,7 @@ def learn_weights(
     """
     import torch
 
-    learner, layers = _Learner(checkpoint, quantization, settings, dtype), checkpoint.config.num_hidden_layers
+    learner, layers = _Learner(checkpoint, quantization, method, dtype), checkpoint.config.num_hidden_layers
     unfinished = unfinished or UnfinishedLearning()
     done, streams = unfinished.load(learner.learned)
     doing = f"Calibrating, {done} of {layers + 1} parts found before" if done else "Calibrating"
@@ -96,22 +84,23 @@ def learn_weights(
         for index in range(done, layers + 1):
             if progress is not None:
                 progress(doing, index - done, layers + 1 - done)
-            known = set(learner.learned.parts)
+            known = {*learner.learned.parts, *learner.learned.folded}
             streams = streams or learner.first_streams(rows)
             streams = learner.layer(index, streams) if index < layers else learner.head(streams)
             names = [name for name in learner.learned.parts if name not in known]
-            unfinished.keep(index, learner.learned, names, streams)
+            folded = [name for name in learner.learned.folded if name not in known]
+            unfinished.keep(index, learner.learned, names, streams, folded)
     if progress is not None and done <= layers:
         progress(doing, layers + 1 - done, layers + 1 - done)
-    method = Method(GPTQ, vars(settings).copy(), rows.facts, learner.learned.tensors)
-    return learner.learned, replace(quantization, method=method)
+    found = Method(method.name, method.settings, rows.facts, learner.learned.tensors)
+    return learner.learned, replace(quantization, method=found)
 
 
 class _Learner:
-    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, settings: GptqSettings, dtype: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, quantization: Quantization, method: LearningMethod, dtype: str) -> None:
         self.learned = LearnedWeights()
         self._checkpoint, self._quantization = checkpoint, quantization
-        self._settings, self._dtype = settings, dtype
+        self._method, self._dtype = method, dtype
 
     def first_streams(self, rows: CalibrationRows) -> Streams:
         """Return what the first layer is given, some rows together: with the embedding as it will be, and exactly."""
@@ -122,8 +111,6 @@ class _Learner:
 
     def layer(self, index: int, streams: Streams) -> Streams:
         """Round a layer; return what the rounded layer gives, and what the exact one gives."""
-        import torch
-
         config, prefix = self._checkpoint.config, f"model.layers.{index}."
         layer = load_layer(self._checkpoint, index)
 
@@ -131,60 +118,74 @@ class _Learner:
             return run_layer(layer, config, index, x)[0]
 
         wanted = {name for name in self._quantization.tensors if name.startswith(prefix)}
-        groups = [
-            names
-            for group in shared_inputs(layer, run, streams[0][0])
-            if (names := [part for part in group if f"{prefix}{part}.weight" in wanted])
-        ]
+        every = shared_inputs(layer, run, streams[0][0])
+        groups = [names for group in every if (names := [part for part in group if f"{prefix}{part}.weight" in wanted])]
         first_parts = [layer.get_submodule(names[0]) for names in groups]
         exact = [inputs_of(first_parts, run, y) for _, y in streams]  # nothing is rounded yet
+        targets = {name: self._target(name) for name in wanted}
+        self.learned.folded |= self._method.fold(LayerInputs(layer, prefix, config, index, every, targets), streams)
         for module, names in zip(first_parts, groups, strict=True):
-            moments = input_moments(
-                (input_of(module, run, x), given.pop(0)) for (x, _), (given, _) in zip(streams, exact, strict=True)
+            reader = f"{prefix}{names[0]}.weight"
+            pairs = (
+                (self._unscaled(input_of(module, run, x), reader), given.pop(0))
+                for (x, _), (given, _) in zip(streams, exact, strict=True)
             )
-            order, moments = self._order(moments), moments.to(torch.float32)
+            choose, moments = self._chooser(reader, input_moments(pairs))
             for part in names:
                 name = f"{prefix}{part}.weight"
-                layer.get_submodule(part).weight.data = self._round(name, moments, order)
+                layer.get_submodule(part).weight.data = self._round(name, moments, choose)
                 wanted.discard(name)
         if wanted:
             names = [short_name(name) for name in sorted(wanted)]
             raise LucidError(
-                f"--method {GPTQ} sees no inputs of {', '.join(names)}. Keep it with --keep-float, or use --method rtn."
+                f"--method {self._method.name} sees no inputs of {', '.join(names)}. Keep it with --keep-float, or use "
+                "--method rtn."
             )
         return [(run(x), after) for (x, _), (_, after) in zip(streams, exact, strict=True)]
 
     def head(self, streams: Streams) -> Streams:
         """Round the head, if it is a weight of its own; nothing comes after it."""
-        import torch
-
         if HEAD in self._quantization.tensors:
             source = self._checkpoint
+            self.learned.folded |= self._method.fold_head(source, self._target(HEAD), streams)
             moments = input_moments((final_norm(source, x), final_norm(source, y)) for x, y in streams)
-            self._round(HEAD, moments.to(torch.float32), self._order(moments))
+            choose, moments = self._chooser(HEAD, moments)
+            self._round(HEAD, moments, choose)
         return []
 
-    def _order(self, moments: InputMoments) -> ColumnOrder:
-        return column_order(moments.x_x, self._settings.damping, self._settings.activation_order)
+    def _chooser(self, reader: str, moments: InputMoments) -> tuple[Choose, InputMoments]:
+        """Return what chooses numbers of products with an input, and its moments in float32."""
+        import torch
 
-    def _round(self, name: str, moments: InputMoments, order: ColumnOrder) -> torch.Tensor:
+        scale = self.learned.folded.get(reader + INPUTS)
+        choose = self._method.chooser(moments, None if scale is None else torch.from_numpy(scale))
+        return choose, moments.to(torch.float32)
+
+    def _target(self, name: str) -> Target:
+        record = self._quantization
+        return Target(record.tensors[name], record.bits_of(name), self._dtype, record.has_positive_scales(name))
+
+    def _unscaled(self, x: torch.Tensor, reader: str) -> torch.Tensor:
+        """Return what a product was given before its input was divided by a scale; ``(…, in)``."""
+        import torch
+
+        scale = self.learned.folded.get(reader + INPUTS)
+        return x if scale is None else x * torch.from_numpy(scale)
+
+    def _round(self, name: str, moments: InputMoments, choose: Choose) -> torch.Tensor:
         """Choose a weight's numbers; return the dequantized weight, float32 ``(out, in)``."""
-        record, tensor = self._quantization, self._quantization.tensors[name]
+        target, folded = self._target(name), self.learned.folded
         weight = self._checkpoint.tensor(name).float()
         if not weight.isfinite().all():
             raise LucidError(f"{self._checkpoint.directory}: {name} has values that are not finite: it is damaged.")
-        bits, positive = record.bits_of(name), record.has_positive_scales(name)
-        scales = search_scales(weight, tensor, bits, self._dtype, positive)
-        spread = scales.repeat_interleave(tensor.block_size, dim=1)[:, : weight.shape[1]]
-        limits, errors = number_range(bits, positive), ProductErrors(moments, weight)
-        numbers = round_columns(errors.target(order), spread, order, limits)
-        self.learned.parts[name] = pack_numbers(numbers.numpy(), tensor, bits), scales.numpy()
-        rounded = numbers * spread
-        nearest = self._nearest(name)
+        errors, changed = ProductErrors(moments, weight), scaled(weight, name, folded)
+        numbers, scales = choose(changed, target, errors)
+        self.learned.parts[name] = pack_numbers(numbers.numpy(), target.tensor, target.bits), scales.numpy()
+        rounded = numbers * scales.repeat_interleave(target.tensor.block_size, dim=1)[:, : weight.shape[1]]
         self.learned.tensors[name] = LearnedTensor(
-            distance=_digits(relative_distance(rounded.double().numpy(), weight.double().numpy())),
-            output_error=_digits(errors.of(rounded)),
-            nearest_error=_digits(errors.of(nearest)),
+            distance=_digits(relative_distance(rounded.double().numpy(), changed.double().numpy())),
+            output_error=_digits(errors.of(scaled(rounded, name, folded, back=True))),
+            nearest_error=_digits(errors.of(self._nearest(name))),
         )
         return rounded
 

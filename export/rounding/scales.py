@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE
@@ -27,9 +28,15 @@ def number_range(bits: int, positive: bool) -> tuple[int, int]:
 
 
 def search_scales(
-    weight: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str, positive: bool = False
+    weight: torch.Tensor,
+    tensor: QuantizedTensor,
+    bits: int,
+    dtype: str,
+    positive: bool = False,
+    moments: torch.Tensor | None = None,
+    widths: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Return the scale of every block that leaves the least squared error of the weight.
+    """Return the scale of every block that leaves the least squared error of the weight, or of its products.
 
     Args:
         weight: Float32 or float64 ``(out, in)``.
@@ -38,6 +45,9 @@ def search_scales(
         dtype: Type that scales are stored in; the result is of the weight's type, rounded to it.
         positive: Whether scales must be positive. Otherwise both signs are tried: the range of whole numbers has one
             more on the negative side.
+        moments: mean(x xᵀ) of a block's inputs, ``(blocks, block_size, block_size)``: the error of the block's products
+            with them is what counts; None: that of the weight.
+        widths: Candidates, as factors of the scale at which the block's largest element just fits; None: all of them.
 
     Returns:
         ``(out, blocks)``, never zero.
@@ -45,13 +55,20 @@ def search_scales(
     import torch
 
     step = max(_ELEMENTS // weight.shape[1], 1)
-    found = torch.cat([_best(rows, tensor, bits, positive) for rows in weight.split(step)])
+    found = torch.cat([_best(rows, tensor, bits, positive, moments, widths) for rows in weight.split(step)])
     stored = found.to(getattr(torch, dtype)).to(weight.dtype)
     least = LEAST_SCALE[dtype]
     return torch.where(stored.abs() < least, torch.full_like(stored, least), stored)
 
 
-def _best(rows: torch.Tensor, tensor: QuantizedTensor, bits: int, positive: bool) -> torch.Tensor:
+def _best(
+    rows: torch.Tensor,
+    tensor: QuantizedTensor,
+    bits: int,
+    positive: bool,
+    moments: torch.Tensor | None,
+    widths: Sequence[float] | None,
+) -> torch.Tensor:
     import torch
 
     low, high = number_range(bits, positive)
@@ -60,12 +77,20 @@ def _best(rows: torch.Tensor, tensor: QuantizedTensor, bits: int, positive: bool
     fits = blocks.abs().amax(dim=-1, keepdim=True) / (high if positive else -low)
     best, least = fits, torch.full_like(fits, torch.inf)
     nearest, numbers = torch.empty_like(blocks), torch.empty_like(blocks)
-    for factor in torch.linspace(NARROWEST, WIDEST, CANDIDATES).tolist():
+    for factor in widths or torch.linspace(NARROWEST, WIDEST, CANDIDATES).tolist():
         scale = fits * factor
         torch.div(blocks, scale, out=nearest).round_()
         for sign in (1,) if positive else (1, -1):  # −s: the same numbers with the other sign, but for the range
             torch.clamp(nearest, *sorted((sign * low, sign * high)), out=numbers)
-            error = numbers.mul_(scale).sub_(blocks).square_().sum(dim=-1, keepdim=True)
+            error = _lost(numbers.mul_(scale).sub_(blocks), moments)
             better = error < least  # never where the block is zero: then it is NaN
             best, least = torch.where(better, sign * scale, best), torch.where(better, error, least)
     return best[..., 0]
+
+
+def _lost(error: torch.Tensor, moments: torch.Tensor | None) -> torch.Tensor:
+    """Return a block's squared error, or that of its products; ``(rows, blocks, 1)`` of ``(rows, blocks, block)``."""
+    if moments is None:
+        return error.square_().sum(dim=-1, keepdim=True)
+    products = (error.transpose(0, 1) @ moments).transpose(0, 1)  # (rows, blocks, block)
+    return products.mul_(error).sum(dim=-1, keepdim=True)

@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
     from lucid_deploy.model.checkpoint import Checkpoint
 
-_NUMBERS, _SCALES, _MEASURED = ".numbers", ".scales", "measured.json"
+_NUMBERS, _SCALES, _FOLDED, _MEASURED = ".numbers", ".scales", ".folded", "measured.json"
 CODE = (  # packages, and which of their files decide what is learned
     ("lucid_deploy.artifact", "quanti*.py"),
+    ("lucid_deploy.artifact", "folded_scales.py"),
     ("lucid_deploy.export", "quantize*.py"),
     ("lucid_deploy.export", "layer_by_layer.py"),
     ("lucid_deploy.export", "rounding/*.py"),
@@ -50,10 +51,12 @@ class LearnedWeights:
         parts: Packed bytes ``(out, blocks, block_size · bits / 8)`` and scales, float32 ``(out, blocks)``, by the
             checkpoint's names.
         tensors: For the manifest, by the same names.
+        folded: Scales of inputs that went into weights, see :mod:`lucid_deploy.artifact.folded_scales`.
     """
 
     parts: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+    folded: dict[str, Array] = field(default_factory=dict)
 
 
 def learning_key(
@@ -137,7 +140,9 @@ class UnfinishedLearning:
                 count += 1
             return count, self._read_streams(count - 1) if count else []
 
-    def keep(self, index: int, learned: LearnedWeights, names: Iterable[str], streams: Streams) -> None:
+    def keep(
+        self, index: int, learned: LearnedWeights, names: Iterable[str], streams: Streams, folded: Iterable[str] = ()
+    ) -> None:
         """Write a finished layer; the streams of the one before are removed.
 
         Args:
@@ -145,6 +150,7 @@ class UnfinishedLearning:
             learned: What was found so far.
             names: The layer's weights.
             streams: What the next layer is given.
+            folded: Names of the scales that were found with the layer.
 
         Raises:
             OSError: A full disk, or another fault of the file system.
@@ -160,6 +166,7 @@ class UnfinishedLearning:
             for name in names
             for part, array in zip((_NUMBERS, _SCALES), learned.parts[name], strict=True)
         }
+        parts |= {name + _FOLDED: np.ascontiguousarray(learned.folded[name]) for name in folded}
         facts = json.dumps({name: asdict(learned.tensors[name]) for name in names})
         tensors = {
             f"{pair}.{place}": stream.contiguous()
@@ -223,6 +230,9 @@ class UnfinishedLearning:
             for name, entry in json.loads(file.metadata()["tensors"]).items():
                 learned.parts[name] = (file.get_tensor(name + _NUMBERS), file.get_tensor(name + _SCALES))
                 learned.tensors[name] = LearnedTensor(**entry)
+            for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+                if name.endswith(_FOLDED):
+                    learned.folded[name.removesuffix(_FOLDED)] = file.get_tensor(name)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

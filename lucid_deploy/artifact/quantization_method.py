@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-NEAREST, K_QUANT, HQQ, GPTQ, AUTO = "rtn", "k_quant", "hqq", "gptq", "auto"
-METHODS = (NEAREST, K_QUANT, HQQ, GPTQ, AUTO)  # that an export may be asked for
+NEAREST, K_QUANT, HQQ, AWQ, GPTQ, AUTO = "rtn", "k_quant", "hqq", "awq", "gptq", "auto"
+METHODS = (NEAREST, K_QUANT, HQQ, AWQ, GPTQ, AUTO)  # that an export may be asked for
 STORED = "stored"  # taken over from a checkpoint that was quantized already
 
 
@@ -26,7 +26,8 @@ class LearnedTensor:
     """What choosing a weight's numbers by data came to. All three are ratios of Frobenius norms.
 
     Attributes:
-        distance: :func:`relative_distance` of the dequantized weight Ŵ; ``verify`` computes it again.
+        distance: :func:`relative_distance` of the dequantized weight Ŵ; ``verify`` computes it again. With ``awq`` from
+            the weight with its inputs' scales, see :mod:`lucid_deploy.artifact.folded_scales`.
         output_error: The same of the product's outputs over the calibration rows, against the exact model's; the
             errors of its inputs are in it.
         nearest_error: That of the outputs had this weight been rounded to nearest.

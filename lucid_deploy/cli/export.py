@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     "--calibration",
     type=click.Path(),
     metavar="FILE",
-    help="A text file like what the model will read: --method gptq learns from it, and the range scan of float16 runs "
-    "its lines. One named *.jsonl holds a list of token ids in each line.",
+    help="A text file like what the model will read: --method awq or gptq learns from it, and the range scan of "
+    "float16 runs its lines. One named *.jsonl holds a list of token ids in each line.",
 )
 @click.option(
     "--skip-range-scan",
@@ -109,10 +109,10 @@ if TYPE_CHECKING:
 )
 @choice_option(
     "--method",
-    ["rtn", "k_quant", "hqq", "gptq", "auto"],
+    ["rtn", "k_quant", "hqq", "awq", "gptq", "auto"],
     help="How numbers are chosen. rtn: the nearest. k_quant: with zero points, of a range fitted to each block. hqq: "
-    "so too, with an offset for each block. gptq: by what the layers compute over the --calibration text, which costs "
-    "time and makes int4's error much smaller. auto: that, with 8 bits where 4 cost most.",
+    "so too, with an offset for each block. awq and gptq: by what the layers compute over the --calibration text, "
+    "which costs time and makes int4's error much smaller. auto: gptq, with 8 bits where 4 cost most.",
 )
 @click.option(
     "--target-bits",
@@ -126,7 +126,7 @@ if TYPE_CHECKING:
     default=32768,
     show_default=True,
     metavar="N",
-    help="How many tokens of the --calibration text gptq learns from at most.",
+    help="How many tokens of the --calibration text awq and gptq learn from at most.",
 )
 @click.option(
     "--gptq-damping",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.folded_scales import read_scales, scaled
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, resolve
@@ -156,7 +157,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
     from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
 
     record = None if artifact is None else artifact.manifest.quantization
-    parts = {}
+    parts, folded = {}, read_scales(artifact.directory) if artifact is not None else {}
     if record is not None and artifact is not None:
         parts = {name: stored for name, *stored in stored_parts(artifact)}
 
@@ -166,6 +167,7 @@ def _weights(source: Checkpoint, artifact: Artifact | None) -> Callable[[str], T
             return source.tensor(name)
         if name in parts:
             return torch.from_numpy(dequantize(record, name, *parts[name]))
-        return source.tensor(name).to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
+        weight = scaled(source.tensor(name), name, folded)
+        return weight.to(getattr(torch, artifact.manifest.dtype))  # checked to be what the artifact has
 
     return load

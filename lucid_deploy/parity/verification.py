@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lucid_deploy.artifact import Artifact, check_hashes
-from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization_method import AWQ, STORED
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.summary import summarize
@@ -270,7 +270,8 @@ def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -
     found = [f"every element of {nearest} quantized weights is within half a step"] if nearest else []
     if chosen:
         found.append(f"{chosen} whose numbers {quantization.method.name} chose are as far off as recorded")
-    return Check("weights", PASSED, f"{', '.join(found)}, others are equal")
+    others = "others are equal but for inputs' scales" if quantization.method.name == AWQ else "others are equal"
+    return Check("weights", PASSED, f"{', '.join(found)}, {others}")
 
 
 def _stopped(facts: dict[str, Any], made: tuple[Check, ...], started: float) -> Verification:

@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
+from lucid_deploy.export.numbers import (
+    learned_numbers,
+    learning_method,
+    plan_numbers,
+    rows_to_learn_from,
+    settle_options,
+)
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.model.packed.packing import write_packed
@@ -25,12 +31,13 @@ def test_of_a_checkpoint_in_floats(make_checkpoint: Any, tmp_path: Path) -> None
         rows_to_learn_from(source, learned, plan, None)
     (tmp_path / "ids.jsonl").write_text(str(list(range(97)) * 2))
     rows = rows_to_learn_from(source, learned, plan, tmp_path / "ids.jsonl")
-    with learned_numbers(source, learned, plan, rows, "float32", tmp_path / "a") as (record, parts):
-        assert record is not None and parts is not None
+    with learned_numbers(source, learned, plan, rows, "float32", tmp_path / "a") as (record, found):
+        assert record is not None and found is not None
         assert record.method.settings == {"damping": 0.5, "activation_order": False}
-        assert parts.keys() == record.tensors.keys()
-    with learned_numbers(source, nearest, plan, None, "float32", tmp_path / "a") as found:
-        assert found == (plan, None)
+        assert found.parts.keys() == record.tensors.keys() and not found.folded
+    assert learning_method(QuantizeOptions("int4", method="awq")).name == "awq"
+    with learned_numbers(source, nearest, plan, None, "float32", tmp_path / "a") as nothing:
+        assert nothing == (plan, None)
 
 
 def test_of_a_quantized_checkpoint(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.artifact.folded_scales import read_scales, scaled
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED, relative_distance
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE
@@ -96,7 +97,8 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     distance between neighbours) of the original; one step where it was clipped; and the block's element of largest
     magnitude must be where the scheme puts it. If data chose its numbers, they need not be the nearest: then its scales
     must be in the range that is searched, and its distance from the original the recorded one. Numbers that were taken
-    over must be the very same. Other weights must be the original ones in the artifact's type.
+    over must be the very same. Other weights must be the original ones in the artifact's type. Where AWQ has put scales
+    into weights, the original is the checkpoint's weight with these scales.
 
     Args:
         artifact: A quantized artifact.
@@ -112,16 +114,19 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
 
     quantization = artifact.manifest.quantization
     assert quantization is not None
-    meter = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors))
+    meter, folded = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors)), read_scales(artifact.directory)
     for name, *parts in stored_parts(artifact):
-        problem = _problem(quantization, name, parts, checkpoint.tensor(name), artifact.manifest.dtype)
+        weight = scaled(checkpoint.tensor(name), name, folded)
+        problem = _problem(quantization, name, parts, weight, artifact.manifest.dtype)
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
         meter.tick()
     model = load_artifact_model(artifact)
     for name, value in model.state_dict().items():
         stored = checkpoint.stored_name(name)
-        if stored not in quantization.tensors and not torch.equal(value, checkpoint.tensor(stored).to(value.dtype)):
+        if stored in quantization.tensors:
+            continue
+        if not torch.equal(value, scaled(checkpoint.tensor(stored), stored, folded).to(value.dtype)):
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight.")
 
 

@@ -20,7 +20,8 @@ from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.automatic import budget_of, learn_mixed, split_rows, widest_input, with_bits
 from lucid_deploy.export.rounding.budget import BITS
-from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights, rounded_weight
+from lucid_deploy.export.rounding.learn import learn_weights, rounded_weight
+from lucid_deploy.export.rounding.method import Gptq
 from lucid_deploy.export.rounding.sensitivity import LogitErrors, by_kind
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.conftest import write_checkpoint
@@ -47,11 +48,11 @@ def test_within_five_percent_of_the_best_of_all_choices(source: Path) -> None:
     few = replace(rows, rows=[learned_from])
     for bits in itertools.product(BITS, repeat=len(kinds)):
         mixed = with_bits(plan, kinds, dict(zip(kinds, bits, strict=True)))
-        learned, record = learn_weights(checkpoint, mixed, few, GptqSettings(), "float32")
+        learned, record = learn_weights(checkpoint, mixed, few, Gptq(), "float32")
         weights = {n: rounded_weight(checkpoint, record, n, learned.parts[n], "float32") for n in record.tensors}
         found[bits] = errors.of(weights)
     for target in TARGETS:
-        _, record = learn_mixed(checkpoint, plan, rows, GptqSettings(), "float32", target)
+        _, record = learn_mixed(checkpoint, plan, rows, Gptq(), "float32", target)
         budget = budget_of(plan, kinds, "float32", target)
         best = min(error for bits, error in found.items() if budget.bits(dict(zip(kinds, bits, strict=True))) <= target)
         chosen = tuple(record.method.settings["bits"].values())

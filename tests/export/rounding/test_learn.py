@@ -22,7 +22,8 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import calibration_rows
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.rounding.learn import GptqSettings, learn_weights
+from lucid_deploy.export.rounding.learn import learn_weights
+from lucid_deploy.export.rounding.method import Gptq
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.measure.quantization import check_weights
@@ -143,7 +144,7 @@ def test_other_forms(scheme: str, form: str, dtype: str, changes: Any, source: P
     plan = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, options)
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 2048, 1)
     seen: list[tuple[str, int, int]] = []
-    found, record = learn_weights(checkpoint, plan, rows, GptqSettings(), dtype, lambda *step: seen.append(step))
+    found, record = learn_weights(checkpoint, plan, rows, Gptq(), dtype, lambda *step: seen.append(step))
     assert seen == [("Calibrating", step, 2) for step in range(3)]
     tied = {"model.embed_tokens.weight"} if checkpoint.tied else set()
     assert record.tensors.keys() - found.parts.keys() == tied
@@ -171,7 +172,7 @@ def test_kept_weights_stay_and_later_layers_know_what_came_before(source: Path) 
             checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq", keep_float=globs)
         )
         rows = rows or calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
-        found.append(learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")[0])
+        found.append(learn_weights(checkpoint, plan, rows, Gptq(), "float32")[0])
     assert not any("layers.0." in name for name in found[1].parts)
     name = "model.layers.1.self_attn.q_proj.weight"
     assert found[0].tensors[name] != found[1].tensors[name]
@@ -181,7 +182,7 @@ def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -
     checkpoint = Checkpoint(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 32768, 1)
-    found, _ = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+    found, _ = learn_weights(checkpoint, plan, rows, Gptq(), "float32")
     assert found.tensors == learned.manifest.quantization.method.tensors
 
 
@@ -189,7 +190,7 @@ def test_the_same_text_gives_the_same_numbers(source: Path, learned: Artifact) -
     ("changes", "calibration", "message"),
     [
         ({"method": "gptq"}, None, "learns from text.*--calibration, or use --method rtn"),
-        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, hqq, gptq, auto"),
+        ({"method": "magic"}, "ids.jsonl", "--method must be one of rtn, k_quant, hqq, awq, gptq, auto"),
         ({"method": "gptq", "gptq_damping": 2.0}, "ids.jsonl", "from 0 to 1, not 2"),
         ({"method": "gptq", "gptq_damping": float("nan")}, "ids.jsonl", "from 0 to 1, not nan"),
         ({"method": "gptq", "gptq_order": "random"}, "ids.jsonl", "--gptq-order"),
@@ -221,7 +222,7 @@ def test_damaged_weights_are_named(source: Path, tmp_path: Path) -> None:
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
     with pytest.raises(LucidError, match=r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"):
-        learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+        learn_weights(checkpoint, plan, rows, Gptq(), "float32")
 
 
 def test_options_without_quantize_are_named(source: Path, tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_layers_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "ids.jsonl").write_text(str(np.random.default_rng(0).integers(0, 61, 1024).tolist()))
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, tmp_path / "ids.jsonl", 1024, 1)
-    found, _ = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+    found, _ = learn_weights(checkpoint, plan, rows, Gptq(), "float32")
     assert found.parts.keys() == plan.tensors.keys() and any("linear_attn.b_proj" in name for name in found.parts)
     assert all(part.output_error < part.nearest_error for part in found.tensors.values())
 
@@ -253,7 +254,7 @@ def test_weights_of_zeros(source: Path, learned: Artifact) -> None:
     checkpoint = Zeros(source / "checkpoint")
     plan = plan_quantization(checkpoint.stored_shapes(), False, QuantizeOptions("int4", method="gptq"))
     rows = calibration_rows(checkpoint, source / "ids.jsonl", 1024, 1)
-    found, record = learn_weights(checkpoint, plan, rows, GptqSettings(), "float32")
+    found, record = learn_weights(checkpoint, plan, rows, Gptq(), "float32")
     assert found.tensors[name] == LearnedTensor(0.0, 0.0, 0.0)
     text = replace(learned.manifest, quantization=record).to_json()
     assert Quantization.from_dict(json.loads(text)["quantization"]) == record

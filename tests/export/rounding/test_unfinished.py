@@ -69,7 +69,7 @@ def learn(
     target = folder / "a"
     with learned_numbers(checkpoint, options, record, rows_of(folder), "float32", target, progress) as (found, chosen):
         assert chosen is not None
-        return found, {name: [part.tobytes() for part in chosen[name]] for name in sorted(chosen)}
+        return found, {name: [part.tobytes() for part in chosen.parts[name]] for name in sorted(chosen.parts)}
 
 
 def test_after_kill_9_it_goes_on_with_the_second_layer(folder: Path, tmp_path: Path) -> None:
