@@ -19,6 +19,7 @@ from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape
 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
+MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt: {"quantization": {"quant_algo": "NVFP4", …}, …}
 
 
 def _compressed(settings: dict[str, Any]) -> PackedLayout:
@@ -55,6 +56,7 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
         except (ValueError, TypeError, OSError, RecursionError) as error:
             raise LucidError(f"{directory / OLDER_FILE} cannot be read: {error}") from error
     if not settings:
+        _refuse_modelopt(directory)
         return raw, None
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method not in _LAYOUTS:
@@ -67,6 +69,25 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     except (ValueError, TypeError, AttributeError) as error:
         raise LucidError(f"{directory} is quantized by {method}, and cannot be read: {error}.") from error
     return {key: value for key, value in raw.items() if key != KEY}, layout
+
+
+def _refuse_modelopt(directory: Path) -> None:
+    """Refuse what ModelOpt has quantized and ``config.json`` says nothing of.
+
+    Raises:
+        LucidError: There is ModelOpt's file.
+    """
+    path = directory / MODELOPT_FILE
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["quantization"]["quant_algo"]
+    except (ValueError, TypeError, KeyError, OSError, RecursionError):
+        found = None
+    raise LucidError(
+        f"{directory} is quantized by modelopt ({found or 'how is not said'}, {MODELOPT_FILE}), whose numbers "
+        f"are not read: {', '.join(_LAYOUTS)} are. Take the checkpoint that it was made from, or one of these."
+    )
 
 
 @dataclass(frozen=True)

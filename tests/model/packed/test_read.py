@@ -47,6 +47,11 @@ def test_settings_in_a_file_of_their_own(tmp_path: Path) -> None:
             {"quant_method": "bitsandbytes", "load_in_4bit": True},
             "quantized by bitsandbytes, whose numbers are not read",
         ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "quantized by modelopt, whose numbers are not read"),
+        (
+            {**SETTINGS["packed"], "format": "nvfp4-pack-quantized"},
+            "quantized by compressed-tensors, and cannot be read: its format is 'nvfp4-pack-quantized'",
+        ),
         ({"quant_method": "fbgemm_fp8"}, "quantized by fbgemm_fp8, whose numbers are not read"),
         ({"quant_method": "fp8"}, "says that fp8 has quantized it, and no tensor is"),
         ({"bits": 4}, "a tool that its configuration does not name"),
@@ -73,6 +78,19 @@ def test_settings_that_are_refused(settings: Any, message: str, tmp_path: Path) 
     with pytest.raises(LucidError, match=message) as caught:
         Checkpoint(tmp_path / "c")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [('{"quantization": {"quant_algo": "NVFP4"}}', "NVFP4"), ("{", "not said"), ("[]", "not said")],
+)
+def test_modelopts_file_is_refused_by_name(content: str, said: str, tmp_path: Path) -> None:
+    """Its checkpoints may say nothing in config.json; their bytes would be taken for weights of other shapes."""
+    write_packed(tmp_path / "c", "gptq")
+    change_settings(tmp_path / "c", None)
+    (tmp_path / "c" / "hf_quant_config.json").write_text(content)
+    with pytest.raises(LucidError, match=rf"quantized by modelopt \(.*{said}, hf_quant_config\.json\), whose numbers"):
+        Checkpoint(tmp_path / "c")
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
