@@ -1,10 +1,10 @@
-"""How wrong logits become along a text when K and Y are cached in 4 bits, by how scales are shared.
+"""How wrong logits become along a text when K and Y are cached in 4 bits, by how scales are shared, or in FP8.
 
 Y of every token is computed from the rounded K and Y of the tokens before it, so errors could pile up. The bundled
 model reads its task's lists one after the other, whose keys resemble each other. Every way of storing is a row of one
 batch, the first of which stores float32; after each chunk the new rows of K and Y are rounded as the way says. Tokens
-of one chunk see each other as computed, as in a session. Whole numbers are −7 to 7 (int8: −127 to 127), and a scale is
-the largest magnitude over 7 of
+of one chunk see each other as computed, as in a session. Whole numbers are −7 to 7 (int8: −127 to 127; fp8: numbers of
+E4M3 to 448), and a scale is the largest magnitude over 7 of
 
 * ``row``: a token and head,
 * ``16``: 16 neighbouring channels of it,
@@ -28,14 +28,18 @@ from common import write_result
 from position_error import text_of
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.cache.codecs import Float8Codec
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model, resolve
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 
 # name: (bits and scales of K, those of Y); None: float32
-Way = tuple[int, str] | None
+Way = tuple[int | str, str] | None
 WAYS: dict[str, tuple[Way, Way]] = {
     "float32": (None, None),
     "int8, row": ((8, "row"), (8, "row")),
+    "fp8 K, row": (("e4m3", "row"), None),
+    "fp8 Y, row": (None, ("e4m3", "row")),
+    "fp8, row": (("e4m3", "row"), ("e4m3", "row")),
     "int4 K, row": ((4, "row"), None),
     "int4 Y, row": (None, (4, "row")),
     "int4, row": ((4, "row"), (4, "row")),
@@ -52,6 +56,9 @@ def stored(rows: torch.Tensor, way: Way) -> torch.Tensor:
     if way is None:
         return rows
     bits, shared = way
+    if not isinstance(bits, int):
+        codec = Float8Codec()
+        return codec.decode(codec.encode(rows, rows), rows.dtype)[0]
     most = (1 << (bits - 1)) - 1
     grouped = rows.unflatten(-1, (-1, 16)) if shared == "16" else rows
     largest = grouped.abs().amax(dim=-2 if shared == "channel" else -1, keepdim=True)

@@ -104,7 +104,7 @@ def decode_attention(
     return (*causal_attention(Q, keys, values, mask), y_new)
 
 
-def decode_attention_int8(
+def decode_attention_scaled(
     Q: Array,
     K_new: Array,
     V_new: Array,
@@ -171,7 +171,8 @@ FORMULAS: Mapping[str, Compute] = {
     table.CAUSAL_ATTENTION.name: causal_attention,
     table.DECODE_ATTENTION.name: decode_attention,
     table.DECODE_ATTENTION_FLOAT16.name: decode_attention,
-    table.DECODE_ATTENTION_INT8.name: decode_attention_int8,
+    table.DECODE_ATTENTION_INT8.name: decode_attention_scaled,
+    table.DECODE_ATTENTION_FLOAT8.name: decode_attention_scaled,
     table.DELTA_RULE.name: delta_rule,
     table.SCATTER_ROW.name: scatter_row,
 }

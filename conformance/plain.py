@@ -18,6 +18,7 @@ NUMPY = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),
+    "float8e4m3fn": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN),
     "int8": np.dtype(np.int8),
     "int64": np.dtype(np.int64),
     "bool": np.dtype(bool),
@@ -41,7 +42,8 @@ class PlainKernels:
             table.CAUSAL_ATTENTION.name: self.causal_attention,
             table.DECODE_ATTENTION.name: self.decode_attention,
             table.DECODE_ATTENTION_FLOAT16.name: self.decode_attention,
-            table.DECODE_ATTENTION_INT8.name: self.decode_attention_int8,
+            table.DECODE_ATTENTION_INT8.name: self.decode_attention_scaled,
+            table.DECODE_ATTENTION_FLOAT8.name: self.decode_attention_scaled,
             table.DELTA_RULE.name: self.delta_rule,
             table.SCATTER_ROW.name: self.scatter_row,
         }
@@ -88,7 +90,7 @@ class PlainKernels:
         keys, values = (np.concatenate([single(a), single(b)], axis=2) for a, b in ((K, K_new), (Y, y_new)))
         return self.stored(self.attend(single(Q), keys, values, mask)), y_new
 
-    def decode_attention_int8(
+    def decode_attention_scaled(
         self,
         Q: Array,
         K_new: Array,
@@ -101,7 +103,7 @@ class PlainKernels:
         epsilon: float,
         diagonal: float = 0.0,
     ) -> tuple[Array, ...]:
-        """See :func:`~lucid_deploy.conformance.formulas.decode_attention_int8`."""
+        """See :func:`~lucid_deploy.conformance.formulas.decode_attention_scaled`."""
         keys, values = single(K) * K_scale, single(Y) * Y_scale
         return self.decode_attention(Q, K_new, V_new, keys, values, mask, epsilon, diagonal)
 

@@ -102,14 +102,17 @@ def _decode_attention() -> list[Problem]:
 
 def _stored_caches() -> list[Problem]:
     found = []
-    for operator in (table.DECODE_ATTENTION_FLOAT16, table.DECODE_ATTENTION_INT8):
-        past = Problem(operator, "past", "grouped heads over a past", past=30, groups=3)
-        buffer = Problem(operator, "buffer", "a buffer whose last rows hold no token", past=11, hidden=6, batch=2)
+    for operator in (table.DECODE_ATTENTION_FLOAT16, table.DECODE_ATTENTION_INT8, table.DECODE_ATTENTION_FLOAT8):
+        dtype = operator.types[0]
+        past = Problem(operator, "past", "grouped heads over a past", dtype, past=30, groups=3)
+        buffer = Problem(
+            operator, "buffer", "a buffer whose last rows hold no token", dtype, past=11, hidden=6, batch=2
+        )
         found += [past, replace(buffer, keys=0.95, width=7)]
         found.append(
             replace(past, name="diagonal", text="the diagonal of training, small keys", diagonal=1.0, size=0.05)
         )
-        found += _in_types(past, tuple(dtype for dtype in operator.types if dtype != "float32"))
+        found += _in_types(past, operator.types[1:])
     return found
 
 

@@ -101,9 +101,10 @@ def _tensors(problem: Problem, random: np.random.RandomState) -> Iterator[tuple[
         arrays |= {"K": keys[:, :, before], "Y": values[:, :, before]}
     types = {item.name: problem.dtype if item.type == "T" else item.type for item in problem.operator.inputs}
     for name in ("K", "Y"):
-        if types.get(name) == "int8":
-            scale = np.abs(arrays[name]).max(-1, keepdims=True) / 127
-            arrays |= {name: np.rint(arrays[name] / scale), f"{name}_scale": scale}
+        if largest := {"int8": 127, "float8e4m3fn": 448}.get(types.get(name, "")):
+            scale = np.abs(arrays[name]).max(-1, keepdims=True) / largest
+            shares = arrays[name] / scale
+            arrays |= {name: np.rint(shares) if types[name] == "int8" else shares, f"{name}_scale": scale}
     for item in problem.operator.inputs:
         yield replace(item, type=types[item.name]), arrays[item.name]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.cache.storage import SCALED
 from lucid_deploy.conformance.case_files import CASES, Case, case_names, read_case
 from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.errors import LucidError
@@ -87,7 +88,8 @@ def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabil
         LucidError: What the runtime says of its options.
     """
     floats = {kind for kind in case.description.types if "float" in kind}
-    if missing := sorted(floats - set(can.dtypes)):
+    cached = {SCALED[name] for name in can.cache_dtypes if name in SCALED}
+    if missing := sorted(floats - set(can.dtypes) - cached):
         return Result(case.name, NOT_RUN, remark=f"{runtime.name} has no {' or '.join(missing)}")
     try:
         model = case.model if "functions" in can.graphs else _inlined(case.model)

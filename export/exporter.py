@@ -55,7 +55,7 @@ class ExportOptions:
         cache: ``growing`` (present tensors are past ones plus the new rows) or ``static`` (decode writes its row in
             place into buffers that the client allocates).
         overwrite: Whether an existing artifact at the output may be replaced.
-        cache_dtype: Type of the cache: ``auto`` (the model's), ``float16`` or ``int8``.
+        cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
         quantize: How to quantize weights; None: not at all.
         range_scan: Whether to run the checkpoint before: to see that no value overflows float16, and what the diagonal
             of L costs. Without, a float16 artifact records that.
@@ -189,7 +189,12 @@ def _check_request(output: Path, options: ExportOptions) -> None:
         raise LucidError(f"state_dtype must be {' or '.join(STATE_TYPES)}, not {options.state_dtype!r}.")
     if options.diagonal not in DIAGONALS:
         raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
-    resolve_cache_dtype(options.cache_dtype, options.dtype)
+    stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
+    if stored == "fp8" and options.cache == "static":
+        raise LucidError(
+            'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type '
+            'Float, Half, or BFloat16") and in onnxruntime. Export with --cache growing, or with --cache-dtype auto.'
+        )
     if options.quantize is not None:
         from lucid_deploy.export.quantize_options import check_options
 

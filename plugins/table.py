@@ -174,7 +174,7 @@ DELTA_RULE = Operator(
     attributes=(SCALE,),
     torch_name="lucid::delta_rule",
 )
-# Never in an artifact: a session puts these into the decode graph that it loads, to read a cache as it is stored.
+# Never in an artifact: what loads or builds the decode graph puts these into it, to read a cache as it is stored.
 DECODE_ATTENTION_FLOAT16 = Operator(
     name="DecodeAttentionFloat16",
     text="DecodeAttention over a cache that is stored in float16.",
@@ -203,6 +203,21 @@ DECODE_ATTENTION_INT8 = Operator(
     types=("float32", "float16"),
     attributes=(EPSILON, DIAGONAL),
 )
+DECODE_ATTENTION_FLOAT8 = Operator(
+    name="DecodeAttentionFloat8",
+    text="DecodeAttention over a cache that is stored in E4M3, a row of which stands for itself times its scale.",
+    inputs=(
+        *_QUERY,
+        Tensor("K", _CACHE, "raw keys of the cache over their scales", "float8e4m3fn"),
+        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", "float8e4m3fn"),
+        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
+        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
+        _MASK,
+    ),
+    outputs=_ATTENDED,
+    types=("float16", "bfloat16"),
+    attributes=(EPSILON, DIAGONAL),
+)
 # Never in an artifact: a graph pass makes it the standard TensorScatter.
 SCATTER_ROW = Operator(
     name="ScatterRow",
@@ -223,10 +238,11 @@ OPERATORS = (
     DECODE_ATTENTION,
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
+    DECODE_ATTENTION_FLOAT8,
     DELTA_RULE,
     SCATTER_ROW,
 )
-IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DELTA_RULE)  # what the plugin library has
+IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # what the plugin library has
 IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     PRECONDITION,
     CAUSAL_ATTENTION,

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-E4M3_MAX, E2M1_MAX = 448.0, 6.0
+from lucid_deploy.cache.storage import E4M3_MAX
+
+__all__ = ["E2M1", "E2M1_MAX", "E4M3", "E4M3_LEAST", "E4M3_MAX", "NVFP4_BLOCK", "NVFP4_SPAN", "decode", "spacing"]
+
+E2M1_MAX = 6.0
 # A weight of NVFP4 is element · block's scale (E4M3) · scale of the whole; the last is the largest magnitude / this.
 NVFP4_SPAN = E4M3_MAX * E2M1_MAX
 NVFP4_BLOCK = 16

@@ -63,7 +63,8 @@ class Manifest:
         versions: Versions of lucid-deploy and of the libraries that wrote the artifact.
         graphs: ``prefill`` and ``decode``.
         files: Size in bytes and sha256 of every other file of the artifact.
-        cache_dtype: Type that K and Y are cached in, the model's or ``float16`` or ``int8``; empty means the model's.
+        cache_dtype: Type that K and Y are cached in, the model's or ``float16``, ``int8`` or ``fp8``; empty means the
+            model's.
         ranges: What the range scan before the export found, or that it was skipped; None where none was needed.
         quantization: Which weights are quantized, and how; None: none.
         layers: Every layer: its kind, its operators, what it caches.

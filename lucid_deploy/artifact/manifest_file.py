@@ -81,7 +81,7 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     versions: dict[str, str]
     graphs: Graphs
     files: dict[Name, FileFacts]
-    cache_dtype: Literal["", "float32", "float16", "bfloat16", "int8"] = ""
+    cache_dtype: Literal["", "float32", "float16", "bfloat16", "int8", "fp8"] = ""
     ranges: Ranges | None = None
     quantization: Quantization | None = None
     layers: tuple[LayerDescription, ...] = ()

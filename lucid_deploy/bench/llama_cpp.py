@@ -54,6 +54,11 @@ class LlamaCppWorker:
                 f"--baseline llama.cpp gives all weights the same bits, and those of {artifact.directory} have 4 and 8 "
                 "(--method auto). Leave it out, or measure an artifact of one kind."
             )
+        if manifest.cache_dtype not in _CACHE_TYPES:
+            raise LucidError(
+                f"--baseline llama.cpp has no cache in {manifest.cache_dtype}, the type of {artifact.directory}. "
+                "Leave it out, or measure an artifact with --cache-dtype int8."
+            )
         self._cache_dtype = manifest.cache_dtype
         self._threads = threads or len(os.sched_getaffinity(0))
         self._weights = manifest.dtype if record is None else record.scheme

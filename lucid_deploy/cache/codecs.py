@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lucid_deploy.cache.storage import LEVELS
+from lucid_deploy.cache.storage import E4M3_MAX, LEVELS, SCALED
 
-LayerCache = tuple[Tensor, ...]  # K, Y and, with int8, their scales; each (B, KV, T, ·)
+LayerCache = tuple[Tensor, ...]  # K, Y and, with int8 and fp8, their scales; each (B, KV, T, ·)
 
 
 class CacheCodec:
@@ -27,6 +27,10 @@ class CacheCodec:
         """Return stored rows as K and Y of a type, ``(B, KV, T, D)``."""
         k, y = stored
         return k, y
+
+    def join(self, past: Tensor, new: Tensor) -> Tensor:
+        """Return stored rows of one tensor followed by others, ``(B, KV, T + N, ·)``."""
+        return torch.cat([past, new], dim=2)
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> LayerCache:
         """Return a cache without tokens, for rows of K and of Y ``(B, KV, 0, D)``."""
@@ -48,14 +52,15 @@ class Float16Codec(CacheCodec):
         return k.to(dtype), y.to(dtype)
 
 
-class Int8Codec(CacheCodec):
-    """Every row of a head as whole numbers −127 … 127 and one float32 scale, its largest magnitude over 127."""
+class ScaledCodec(CacheCodec):
+    """Every row of a head as numbers of 8 bits and one float32 scale, its largest magnitude over the largest number."""
 
     exact = False
+    largest: float  # number that is used
 
     def encode(self, k: Tensor, y: Tensor) -> LayerCache:
         """See :meth:`CacheCodec.encode`; ``(B, KV, N, D)`` twice, then the scales ``(B, KV, N, 1)`` twice."""
-        (k_numbers, k_scale), (y_numbers, y_scale) = _to_int8(k), _to_int8(y)
+        (k_numbers, k_scale), (y_numbers, y_scale) = self._scaled(k), self._scaled(y)
         return k_numbers, y_numbers, k_scale, y_scale
 
     def decode(self, stored: LayerCache, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -64,18 +69,44 @@ class Int8Codec(CacheCodec):
         work = torch.float64 if dtype == torch.float64 else torch.float32
         return (k.to(work) * k_scale).to(dtype), (y.to(work) * y_scale).to(dtype)
 
+    def _scaled(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.float()
+        scale = rows.abs().amax(-1, keepdim=True) / self.largest  # (B, KV, N, 1)
+        return self._round(rows / torch.where(scale > 0, scale, 1.0)), scale  # a row of zeros has the scale 0
 
-def _to_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    rows = rows.float()
-    scale = rows.abs().amax(-1, keepdim=True) / LEVELS  # (B, KV, N, 1)
-    numbers = torch.round(rows / torch.where(scale > 0, scale, 1.0))  # a row of zeros has the scale 0
-    return numbers.clamp(-LEVELS, LEVELS).to(torch.int8), scale
+    def _round(self, shares: Tensor) -> Tensor:
+        """Return the nearest numbers of the type; none is beyond the largest."""
+        raise NotImplementedError
+
+
+class Int8Codec(ScaledCodec):
+    """Rows as whole numbers −127 … 127."""
+
+    largest = LEVELS
+
+    def _round(self, shares: Tensor) -> Tensor:
+        return torch.round(shares).clamp(-LEVELS, LEVELS).to(torch.int8)
+
+
+class Float8Codec(ScaledCodec):
+    """Rows as numbers of E4M3, −448 … 448."""
+
+    largest = E4M3_MAX
+
+    def join(self, past: Tensor, new: Tensor) -> Tensor:
+        """See :meth:`CacheCodec.join`; by way of float16, which holds every number of E4M3: ONNX joins no FP8."""
+        if past.dtype != torch.float8_e4m3fn:
+            return super().join(past, new)
+        return super().join(past.to(torch.float16), new.to(torch.float16)).to(torch.float8_e4m3fn)
+
+    def _round(self, shares: Tensor) -> Tensor:
+        return shares.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def codec_for(cache_dtype: str, dtype: torch.dtype) -> CacheCodec:
     """Return the codec that stores a model of a type in a cache of another, or of the same."""
-    if cache_dtype == "int8":
-        return Int8Codec()
+    if cache_dtype in SCALED:
+        return {"int8": Int8Codec, "fp8": Float8Codec}[cache_dtype]()
     if cache_dtype == "float16" and dtype != torch.float16:
         return Float16Codec()
     return CacheCodec()

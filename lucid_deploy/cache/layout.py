@@ -25,7 +25,8 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 
 SORTS = ("rows", "ring", "state")
-ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "bool": 1}
+ITEM_SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+ITEM_SIZES |= {"int64": 8, "int32": 4, "int8": 1, "bool": 1}
 LARGEST = 1 << 24  # sizes above are mistakes, and would only show as exhausted memory
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,7 +38,7 @@ class CacheTensor:
 
     Attributes:
         name: The end of its name in the graphs, ``past_key_values.{layer}.{name}``, such as ``key``.
-        dtype: Its type, as numpy spells it (``bfloat16`` included).
+        dtype: Its type, as numpy spells it, and PyTorch where numpy has none (``bfloat16``, ``float8_e4m3fn``).
         shape: Of one batch row without the token axis: ``(heads, width)`` of rows and rings, all of a state.
         sort: ``rows``, ``ring`` or ``state``.
         window: Of a ring, the most tokens it holds.

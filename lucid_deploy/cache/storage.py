@@ -4,10 +4,16 @@
 ``float32`` and other float types: the values, rounded to that type.
 ``int8``    whole numbers −127 … 127, and for every row (token and head) a float32 scale in a tensor of its
             own, ``{name}_scale``: the row's largest magnitude over 127. A value is its number times the scale.
+``fp8``     numbers of E4M3 (ONNX's ``FLOAT8E4M3FN``, largest 448) with scales as int8's, the largest magnitude over
+            448. numpy has no such type: arrays hold the codes, as uint8.
 ==========  ===========================================================================================
 
 The graphs and :mod:`lucid_deploy.cache.codecs` do the same in their own terms. A layer's tensors come in the order of
-its layout everywhere: K, Y and, with int8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
+its layout everywhere: K, Y and, with int8 and fp8, the scales of K and of Y; all are ``(B, KV, T, ·)``.
+
+A row that is not finite throughout is not finite when it is read, in none of its values, since its scale is not; one
+so small that its scale is 0 is read as zeros. No number is beyond the largest of its type: where a scale is subnormal,
+rounding could bring it there, and it is held at the largest.
 """
 
 from __future__ import annotations
@@ -19,7 +25,9 @@ import numpy as np
 from lucid_deploy.cache.layout import Array, CacheLayout, CacheTensor, LayerLayout
 from lucid_deploy.errors import LucidError
 
-CACHE_DTYPES = ("auto", "float16", "int8")  # auto: the model's type
+CACHE_DTYPES = ("auto", "float16", "int8", "fp8")  # auto: the model's type
+SCALED = {"int8": "int8", "fp8": "float8_e4m3fn"}  # those with a scale for each row: the type of their numbers
+E4M3_MAX = 448.0
 LEVELS = 127  # largest int8 number used; −128 is not, so that the range is symmetric
 SCALE = "_scale"  # end of the name of a tensor that holds another one's scales
 
@@ -28,13 +36,13 @@ def cache_tensors(cache_dtype: str, heads: int, width: int) -> LayerLayout:
     """Return the tensors of an attention layer, in order.
 
     Args:
-        cache_dtype: ``int8``, or the float type that keys and values are stored in.
+        cache_dtype: ``int8``, ``fp8``, or the float type that keys and values are stored in.
         heads: Key/value heads.
         width: Head width.
     """
     names = ("key", "value")
-    rows = tuple(CacheTensor(name, cache_dtype, (heads, width)) for name in names)
-    if cache_dtype != "int8":
+    rows = tuple(CacheTensor(name, SCALED.get(cache_dtype, cache_dtype), (heads, width)) for name in names)
+    if cache_dtype not in SCALED:
         return rows
     return (*rows, *(CacheTensor(name + SCALE, "float32", (heads, 1)) for name in names))
 
@@ -86,10 +94,10 @@ def resolve_cache_dtype(requested: str, dtype: str) -> str:
     """
     if requested not in CACHE_DTYPES:
         raise LucidError(f"cache dtype must be {', '.join(CACHE_DTYPES)}, not {requested!r}.")
-    if requested != "auto" and dtype == "bfloat16":
+    if requested not in ("auto", "fp8") and dtype == "bfloat16":
         raise LucidError(
-            f"A bfloat16 model keeps its cache in bfloat16, not {requested}. Export with --cache-dtype auto, or with "
-            "--dtype float32 or float16."
+            f"A bfloat16 model keeps its cache in bfloat16 or fp8, not {requested}. Export with --cache-dtype auto or "
+            "fp8, or with --dtype float32 or float16."
         )
     return dtype if requested == "auto" else requested
 
@@ -105,7 +113,8 @@ def encode_layer(arrays: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
     names = {tensor.name for tensor in layer}
     for tensor, array in zip(decoded_layout(layer), arrays, strict=True):
         if tensor.name + SCALE in names:
-            stored[tensor.name], stored[tensor.name + SCALE] = _to_int8(array)
+            encode = _to_int8 if tensor.dtype == "int8" else _to_fp8
+            stored[tensor.name], stored[tensor.name + SCALE] = encode(array)
         else:
             kind = np.float32 if tensor.dtype == "bfloat16" else np.dtype(tensor.dtype)
             stored[tensor.name] = np.ascontiguousarray(array, dtype=kind)
@@ -125,13 +134,33 @@ def decode_layer(stored: Sequence[Array], layer: LayerLayout) -> tuple[Array, ..
 
 def _decoded(named: dict[str, Array], name: str) -> Array:
     if name + SCALE in named:
-        return np.asarray(named[name] * named[name + SCALE])
+        numbers = _values_of_e4m3(named[name]) if named[name].dtype == np.uint8 else named[name]
+        with np.errstate(invalid="ignore"):  # a row that is not finite
+            return np.asarray(numbers * named[name + SCALE])
     array = named[name]
     return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _to_int8(rows: Array) -> tuple[Array, Array]:
+    shares, scale = _scaled(rows, LEVELS)
+    return np.clip(np.rint(shares), -LEVELS, LEVELS).astype(np.int8), scale
+
+
+def _to_fp8(rows: Array) -> tuple[Array, Array]:
+    import ml_dtypes  # comes with onnx
+
+    shares, scale = _scaled(rows, E4M3_MAX)
+    return np.clip(shares, -E4M3_MAX, E4M3_MAX).astype(ml_dtypes.float8_e4m3fn).view(np.uint8), scale
+
+
+def _values_of_e4m3(codes: Array) -> Array:
+    import ml_dtypes
+
+    return np.asarray(codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32))
+
+
+def _scaled(rows: Array, largest: float) -> tuple[Array, Array]:
     rows = np.asarray(rows, dtype=np.float32)
-    scale = np.abs(rows).max(axis=-1, keepdims=True, initial=0) / np.float32(LEVELS)  # (B, KV, T, 1)
-    numbers = np.rint(rows / np.where(scale > 0, scale, 1))
-    return np.clip(numbers, -LEVELS, LEVELS).astype(np.int8), scale
+    scale = np.abs(rows).max(axis=-1, keepdims=True, initial=0) / np.float32(largest)  # (B, KV, T, 1)
+    with np.errstate(invalid="ignore"):  # a row that is not finite
+        return rows / np.where(scale > 0, scale, 1), scale

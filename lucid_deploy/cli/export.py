@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 )
 @type_option(
     "--cache-dtype",
-    ["auto", "float16", "int8"],
-    help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head.",
+    ["auto", "float16", "int8", "fp8"],
+    help="Type that K and Y are cached in. auto: the model's. int8: whole numbers, and a scale for each row of a head. "
+    "fp8: E4M3 with such scales, for TensorRT on GPUs from compute capability 8.9.",
 )
 @choice_option(
     "--state-dtype",

@@ -27,7 +27,8 @@ MODES = ("off", "lookup", "draft")
 log = logging.getLogger("lucid_deploy.generation")
 _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above what the order of sums changes …
 _NEAR_HALF = 1e-2  # … and in half precision
-_ROUNDING = {"int8": 0.5 / 127, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # most of a cached number, of a row's largest
+# Most that a cached number is off, of its row's largest.
+_ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _REACH = 2  # of these; the gap of two logits moved by up to 0.4 of one, measured over short prompts
 
 

@@ -68,7 +68,7 @@ def describe(config: LucidConfig, cache_dtype: str) -> tuple[LayerDescription, .
 
     Args:
         config: The model.
-        cache_dtype: Type that rows are cached in: ``int8``, ``float16`` or the model's.
+        cache_dtype: Type that rows are cached in: ``int8``, ``fp8``, ``float16`` or the model's.
 
     Raises:
         LucidError: A layer is of a kind that is not known.

@@ -67,7 +67,7 @@ class LucidForCausalLM(nn.Module):
         """Keep K and Y in another type than the model's, see :mod:`lucid_deploy.cache.storage`; return the model.
 
         Args:
-            cache_dtype: ``float16`` or ``int8``; the model's own type and ``auto`` store them as they are.
+            cache_dtype: ``float16``, ``int8`` or ``fp8``; the model's own type and ``auto`` store them as they are.
         """
         self.cache_dtype = cache_dtype
         for layer in self.layers():

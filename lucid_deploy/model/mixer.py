@@ -47,7 +47,7 @@ class Mixer(nn.Module):
         """Keep cached rows in another type than the model's, see :mod:`lucid_deploy.cache.storage`.
 
         Args:
-            cache_dtype: ``auto``, ``float16``, ``int8`` or the model's type.
+            cache_dtype: ``auto``, ``float16``, ``int8``, ``fp8`` or the model's type.
             dtype: The model's type.
         """
 

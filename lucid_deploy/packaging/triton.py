@@ -140,6 +140,11 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
             f"{artifact.directory} has a static cache, which decoding writes in place; between a client and Triton its "
             "whole buffers would travel with every token. Export with --cache growing."
         )
+    if artifact.manifest.cache_dtype == "fp8":
+        raise LucidError(
+            f"{artifact.directory} has a cache in fp8, and Triton's tensors have no such type. Export with "
+            "--cache-dtype auto or int8."
+        )
     if options.device == "cpu" and artifact.manifest.dtype == "bfloat16":
         raise LucidError("onnxruntime has no CPU kernels for bfloat16: pass --device gpu, or export as float32.")
 

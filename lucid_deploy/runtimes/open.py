@@ -101,9 +101,11 @@ def _check_artifact(can: Capabilities, options: RuntimeOptions, artifact: Artifa
     _check_form(can, options, artifact)
     _check_layers(can, options, artifact)
     if manifest.cache_dtype not in (manifest.dtype, *can.cache_dtypes):
+        kept = _listed(("the model's type", *can.cache_dtypes))
         raise LucidError(
-            f"{_title(options)} keeps the cache in the model's type, and that of {artifact.directory} is "
-            f"{manifest.cache_dtype}. Export with --cache-dtype auto, or choose another --runtime."
+            f"{_title(options)} keeps the cache in {kept}, and that of "
+            f"{artifact.directory} is in {manifest.cache_dtype}. Export with --cache-dtype auto, or choose another "
+            "--runtime."
         )
 
 

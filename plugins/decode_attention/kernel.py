@@ -11,7 +11,101 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens, row_shifts
+from lucid_deploy.plugins.shared.kernel import (
+    add_product,
+    inverse_norms,
+    load_rows,
+    load_scales,
+    load_tokens,
+    row_shifts,
+    scaled_inverse_norms,
+)
+
+
+@triton.jit
+def split_sums(
+    p_q,
+    p_k_new,
+    p_k,
+    p_y,
+    p_k_scale,
+    p_y_scale,
+    p_mask,
+    p_work,
+    n_past,
+    n_heads,
+    n_groups,
+    n_new,
+    n_splits,
+    width_units,
+    epsilon,
+    scale,
+    shift,
+    diagonal,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+):
+    """What the two kernels below do; without scales K and Y are of the type of Q."""
+    width = width_units * WIDTH_UNIT
+    n_queries = n_groups * n_new
+    n_rows = n_queries + n_new
+    i_batch_head = tl.program_id(0)
+    i_split = tl.program_id(1)
+    o_n = tl.arange(0, BLOCK_N)
+    o_d = tl.arange(0, BLOCK_D)
+    o_r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    m_queries = o_r < n_queries
+    m_new = (o_r >= n_queries) & (o_r < n_rows)
+    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
+    o_rows = i_batch_head.to(tl.int64) * n_past
+    o_cache = o_rows * width
+
+    b_q = load_rows(p_q + i_batch_head.to(tl.int64) * n_queries * width, o_r, m_queries, width, BLOCK_D)
+    b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * n_new * width, o_r - n_queries, m_new, width, BLOCK_D)
+    b_new_norms = inverse_norms(b_k_new, m_new, width, epsilon)
+    b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
+    b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
+    b_q = tl.where(m_new[:, None], b_k_new, b_q)
+
+    b_peak = tl.where(m_new, b_shift, float("-inf"))
+    b_weight = tl.zeros((ROWS,), tl.float32)
+    b_acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
+        o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
+        m_tile = load_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+        b_k = load_rows(p_k + o_tile, o_n, m_tile, width, BLOCK_D)
+        if p_k_scale is None:
+            b_norms = inverse_norms(b_k, m_tile, width, epsilon)
+            b_softmax_scale = 1.0
+        else:
+            b_k = b_k.to(b_q.dtype)  # exact: every number of E4M3 is one of float16 and of bfloat16
+            b_softmax_scale = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+            b_norms = scaled_inverse_norms(b_k, b_softmax_scale, m_tile, width, epsilon) * b_softmax_scale
+            b_softmax_scale = b_softmax_scale[None, :]
+        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_row_scale[:, None]
+        b_scores *= tl.where(m_new[:, None], b_norms[None, :], b_softmax_scale)
+        b_scores = tl.where(m_tile[None, :], b_scores, float("-inf"))
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
+        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
+        b_p = tl.exp2(b_scores - b_safe[:, None])
+        b_decay = tl.exp2(b_peak - b_safe)
+        b_weight = b_weight * b_decay + tl.sum(b_p, axis=1)
+        b_y = load_rows(p_y + o_tile, o_n, m_tile, width, BLOCK_D)
+        if p_y_scale is not None:
+            b_y_scale = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+            b_y = (b_y.to(tl.float32) * b_y_scale[:, None]).to(b_q.dtype)
+        b_acc = add_product(b_p, b_y, b_acc * b_decay[:, None])
+        b_peak = b_next
+
+    o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows
+    n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
+    m_rows = o_r < n_rows
+    p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
+    tl.store(p_sums, b_acc, mask=m_rows[:, None] & (o_d < width)[None, :])
+    tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
+    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, b_weight, mask=m_rows)
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
@@ -52,52 +146,90 @@ def decode_split_kernel(
             axis.
         scale, shift, diagonal, width_units: As in the preconditioner.
     """
-    width = width_units * WIDTH_UNIT
-    n_queries = n_groups * n_new
-    n_rows = n_queries + n_new
-    i_batch_head = tl.program_id(0)
-    i_split = tl.program_id(1)
-    o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
-    o_r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
-    m_queries = o_r < n_queries
-    m_new = (o_r >= n_queries) & (o_r < n_rows)
-    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
-    o_cache = i_batch_head.to(tl.int64) * n_past * width
+    split_sums(
+        p_q,
+        p_k_new,
+        p_k,
+        p_y,
+        None,
+        None,
+        p_mask,
+        p_work,
+        n_past,
+        n_heads,
+        n_groups,
+        n_new,
+        n_splits,
+        width_units,
+        epsilon,
+        scale,
+        shift,
+        diagonal,
+        ROWS,
+        BLOCK_N,
+        BLOCK_D,
+        WIDTH_UNIT,
+    )
 
-    b_q = load_rows(p_q + i_batch_head.to(tl.int64) * n_queries * width, o_r, m_queries, width, BLOCK_D)
-    b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * n_new * width, o_r - n_queries, m_new, width, BLOCK_D)
-    b_new_norms = inverse_norms(b_k_new, m_new, width, epsilon)
-    b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
-    b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
-    b_q = tl.where(m_new[:, None], b_k_new, b_q)
 
-    b_peak = tl.where(m_new, b_shift, float("-inf"))
-    b_weight = tl.zeros((ROWS,), tl.float32)
-    b_acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
-    for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
-        o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
-        m_tile = load_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_k = load_rows(p_k + o_tile, o_n, m_tile, width, BLOCK_D)
-        b_norms = inverse_norms(b_k, m_tile, width, epsilon)
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_row_scale[:, None]
-        b_scores *= tl.where(m_new[:, None], b_norms[None, :], 1.0)
-        b_scores = tl.where(m_tile[None, :], b_scores, float("-inf"))
-        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
-        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
-        b_p = tl.exp2(b_scores - b_safe[:, None])
-        b_decay = tl.exp2(b_peak - b_safe)
-        b_weight = b_weight * b_decay + tl.sum(b_p, axis=1)
-        b_acc = add_product(b_p, load_rows(p_y + o_tile, o_n, m_tile, width, BLOCK_D), b_acc * b_decay[:, None])
-        b_peak = b_next
+@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
+def decode_split_float8_kernel(
+    p_q,
+    p_k_new,
+    p_k,
+    p_y,
+    p_k_scale,
+    p_y_scale,
+    p_mask,
+    p_work,
+    n_past,
+    n_heads,
+    n_groups,
+    n_new,
+    n_splits,
+    width_units,
+    epsilon,
+    scale,
+    shift,
+    diagonal,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+):
+    """The same over a cache of E4M3, a row of which stands for itself times its scale.
 
-    o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows
-    n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
-    m_rows = o_r < n_rows
-    p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
-    tl.store(p_sums, b_acc, mask=m_rows[:, None] & (o_d < width)[None, :])
-    tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
-    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, b_weight, mask=m_rows)
+    The scale of a row of K multiplies its scores, which are float32; rows of Y are multiplied in float32 and rounded to
+    the type of Q, as a cache of that type would hold them.
+
+    Args:
+        p_k, p_y: ``(B, H, n_past, width)``, E4M3.
+        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32.
+    """
+    split_sums(
+        p_q,
+        p_k_new,
+        p_k,
+        p_y,
+        p_k_scale,
+        p_y_scale,
+        p_mask,
+        p_work,
+        n_past,
+        n_heads,
+        n_groups,
+        n_new,
+        n_splits,
+        width_units,
+        epsilon,
+        scale,
+        shift,
+        diagonal,
+        ROWS,
+        BLOCK_N,
+        BLOCK_D,
+        WIDTH_UNIT,
+    )
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])

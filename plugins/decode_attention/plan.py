@@ -19,7 +19,7 @@ from lucid_deploy.plugins.shared.plan import (
     score_scalars,
     width_unit,
 )
-from lucid_deploy.plugins.table import DECODE_ATTENTION, FLOATS
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
@@ -31,6 +31,9 @@ MAX_SPLITS = 128  # bounds the workspace and the combine step
 COMBINE_SPLITS = 16  # splits that the combine step loads at once
 COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
+FLOAT8_KERNEL = "decode_split_float8_kernel"
+FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
+FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
 def plan_decode_attention(
@@ -45,6 +48,7 @@ def plan_decode_attention(
     tuned: Choice | None = None,
     diagonal: float = 0.0,
     new: int = 1,
+    float8: bool = False,
 ) -> Plan:
     """Plan decode attention for Q ``(batch, heads · groups, new, width)`` over ``past`` cached rows.
 
@@ -60,6 +64,7 @@ def plan_decode_attention(
         tuned: Constants to use instead of the tuned ones.
         diagonal: 0: L_ii is 1; 1: it is training's.
         new: New tokens, 1 to 16.
+        float8: Whether the cache is E4M3 with a scale for each row.
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
@@ -67,6 +72,10 @@ def plan_decode_attention(
     check_sizes(batch=batch, heads=heads, groups=groups, new=new)
     if new > MOST_NEW:
         raise ValueError(f"up to {MOST_NEW} new tokens are supported, not {new}")
+    if float8 and arch < FLOAT8_ARCH:
+        raise ValueError(f"compute capability {arch / 10} has no E4M3: a cache of it needs {FLOAT8_ARCH / 10} or newer")
+    if float8 and width % FLOAT8_UNIT:
+        raise ValueError(f"head width {width} is not supported: with a cache of E4M3 multiples of {FLOAT8_UNIT} are")
     padded, unit = padded_width(width), width_unit(width, dtype)
     head_rows = (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded)
@@ -77,10 +86,10 @@ def plan_decode_attention(
     combine_unit = min(unit, COMBINE_UNIT)
     floats = {"epsilon": epsilon, **score_scalars(width), "diagonal": diagonal}
     split = Step(
-        kernel="decode_split_kernel",
+        kernel=FLOAT8_KERNEL if float8 else "decode_split_kernel",
         dtype=dtype,
         grid=(batch * heads, splits, -(-head_rows // rows)),
-        pointers=("Q", "K_new", "K", "Y", "mask", "workspace"),
+        pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
         constants={"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
         num_warps=tuned.num_warps,
@@ -101,7 +110,8 @@ def plan_decode_attention(
     )
     # Enough for every smaller batch too: fewer heads take more splits, up to TARGET_PROGRAMS programs in all.
     workspace = max(batch * heads, TARGET_PROGRAMS) * head_rows * (width + 2) * FLOAT32_BYTES
-    return Plan((split, combine), DECODE_ATTENTION.output_names, workspace_bytes=workspace, zeroed_bytes=0)
+    operator = DECODE_ATTENTION_FLOAT8 if float8 else DECODE_ATTENTION
+    return Plan((split, combine), operator.output_names, workspace_bytes=workspace, zeroed_bytes=0)
 
 
 def row_counts(dtype: str, padded: int) -> tuple[int, ...]:
@@ -135,8 +145,10 @@ def variants(arch: int) -> list[Variant]:
                 for rows in row_counts(dtype, padded):
                     tuned = split_choice(arch, dtype, padded, rows)
                     sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
-                    constants = tuple(sizes.items())
-                    found.append(Variant("decode_split_kernel", dtype, constants, tuned.num_warps, tuned.num_stages))
+                    launch = (tuple(sizes.items()), tuned.num_warps, tuned.num_stages)
+                    found.append(Variant("decode_split_kernel", dtype, *launch))
+                    if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
+                        found.append(Variant(FLOAT8_KERNEL, dtype, *launch))
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (
                 ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),

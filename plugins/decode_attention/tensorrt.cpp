@@ -1,5 +1,6 @@
 // DecodeAttention(Q [B,H·G,N,D], K_new [B,H,N,D], V_new [B,H,N,D], K [B,H,P,D], Y [B,H,P,D], mask [B,P+N])
 //   -> (O [B,H·G,N,D], Y_new [B,H,N,D]), N from 1 to 16
+// DecodeAttentionFloat8 has K and Y in E4M3 and, before the mask, K_scale and Y_scale [B,H,P,1] in float32.
 #include "hosts/tensorrt/logging.h"
 #include "hosts/tensorrt/operator_plugin.h"
 
@@ -12,7 +13,8 @@ namespace lucid
 namespace
 {
 
-using In = table::DecodeAttention::In;
+using InModelType = table::DecodeAttention::In;
+using InFloat8 = table::DecodeAttentionFloat8::In;
 using Out = table::DecodeAttention::Out;
 
 // As in plan.py.
@@ -20,6 +22,7 @@ constexpr int64_t kQueryRows[] = {16, 32, 64};
 constexpr int64_t kFloat32Width = 64; // float32 heads that are wider have kFloat32Rows at most
 constexpr int64_t kFloat32Rows = 32;
 constexpr int64_t kMostNew = 16;
+constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;
 constexpr int64_t kMaxSplits = 128;
 
@@ -41,18 +44,12 @@ int64_t queryRows(Sizes const& sizes)
     return rows;
 }
 
-class DecodeAttentionPlugin final : public OperatorPlugin
+//! What the two operators have in common; `In` are the positions of one's inputs.
+template <class In>
+class DecodePlugin : public OperatorPlugin
 {
 public:
-    explicit DecodeAttentionPlugin(Attributes attributes)
-        : OperatorPlugin(table::DecodeAttention::kName, attributes)
-    {
-    }
-
-    IPluginV3* clone() noexcept override
-    {
-        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mAttributes).release(); });
-    }
+    using OperatorPlugin::OperatorPlugin;
 
     int32_t getNbOutputs() const noexcept override { return Out::kCount; }
 
@@ -68,6 +65,10 @@ public:
     }
 
 protected:
+    //! Name of the kernel that reads the cache, and the tensors that it takes of the node's inputs.
+    virtual char const* splitKernel() const = 0;
+    virtual std::vector<Argument> splitTensors(void const* const* inputs) const = 0;
+
     int32_t inputCount() const override { return In::kCount; }
 
     Sizes readSizes(Shapes const& inputs) const override
@@ -108,14 +109,14 @@ protected:
         int64_t const rows = queryRows(sizes);
         int64_t const batchHeads = sizes.batch * sizes.heads;
         bool const one = sizes.newTokens == 1;
-        Kernel const& split = findKernel(variant("decode_split", sizes, unit, rows), arch);
+        Kernel const& split = findKernel(variant(splitKernel(), sizes, unit, rows), arch);
         Kernel const& combine
             = findKernel(variant(one ? "decode_combine" : "verify_combine", sizes, kCompiledUnit, 0), arch);
         int64_t const splits = std::max<int64_t>(
             1, std::min({ceilDiv(sizes.past, split.blockN), kMaxSplits, kTargetPrograms / batchHeads}));
         Step splitStep{&split, {programs(batchHeads), programs(splits), programs(ceilDiv(headRows(sizes), rows))},
-            {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::K]), address(inputs[In::Y]),
-                address(inputs[In::mask]), address(workspace)}};
+            splitTensors(inputs)};
+        splitStep.arguments.insert(splitStep.arguments.end(), {address(inputs[In::mask]), address(workspace)});
         append(splitStep, sizes, true, splits, unit);
         Step combineStep{&combine, {programs(batchHeads), programs(sizes.groups), 1},
             {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::V_new]), address(inputs[In::mask]),
@@ -139,11 +140,94 @@ private:
     }
 };
 
+class DecodeAttentionPlugin final : public DecodePlugin<InModelType>
+{
+public:
+    explicit DecodeAttentionPlugin(Attributes attributes)
+        : DecodePlugin(table::DecodeAttention::kName, attributes)
+    {
+    }
+
+    IPluginV3* clone() noexcept override
+    {
+        return guarded(static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttention(mAttributes).release(); });
+    }
+
+protected:
+    char const* splitKernel() const override { return "decode_split"; }
+
+    std::vector<Argument> splitTensors(void const* const* inputs) const override
+    {
+        using In = InModelType;
+        return {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::K]), address(inputs[In::Y])};
+    }
+};
+
+//! Over a cache of E4M3 with one scale a row.
+class DecodeAttentionFloat8Plugin final : public DecodePlugin<InFloat8>
+{
+public:
+    explicit DecodeAttentionFloat8Plugin(Attributes attributes)
+        : DecodePlugin(table::DecodeAttentionFloat8::kName, attributes)
+    {
+    }
+
+    IPluginV3* clone() noexcept override
+    {
+        return guarded(
+            static_cast<IPluginV3*>(nullptr), [&] { return makeDecodeAttentionFloat8(mAttributes).release(); });
+    }
+
+protected:
+    using In = InFloat8;
+
+    char const* splitKernel() const override { return "decode_split_float8"; }
+
+    std::vector<Argument> splitTensors(void const* const* inputs) const override
+    {
+        return {address(inputs[In::Q]), address(inputs[In::K_new]), address(inputs[In::K]), address(inputs[In::Y]),
+            address(inputs[In::K_scale]), address(inputs[In::Y_scale])};
+    }
+
+    bool takes(DataType type) const override { return type == DataType::kHALF || type == DataType::kBF16; }
+
+    DataType typeOf(int32_t position, DataType type) const override
+    {
+        switch (position)
+        {
+        case In::K:
+        case In::Y: return DataType::kFP8;
+        case In::K_scale:
+        case In::Y_scale: return DataType::kFLOAT;
+        default: return DecodePlugin::typeOf(position, type);
+        }
+    }
+
+    Sizes readSizes(Shapes const& inputs) const override
+    {
+        Dims const& k = inputs[In::K];
+        require(k.nbDims == 4 && k.d[3] % kFloat8Unit == 0, "head widths with an FP8 cache are multiples of 8");
+        for (int32_t const scales : {In::K_scale, In::Y_scale})
+        {
+            Dims const& each = inputs[scales];
+            require(each.nbDims == 4 && each.d[0] == k.d[0] && each.d[1] == k.d[1]
+                    && each.d[2] == k.d[2] && each.d[3] == 1,
+                "K_scale and Y_scale must have one number for each row of K and Y");
+        }
+        return DecodePlugin::readSizes(inputs);
+    }
+};
+
 } // namespace
 
 std::unique_ptr<IPluginV3> makeDecodeAttention(Attributes attributes)
 {
     return std::make_unique<DecodeAttentionPlugin>(attributes);
+}
+
+std::unique_ptr<IPluginV3> makeDecodeAttentionFloat8(Attributes attributes)
+{
+    return std::make_unique<DecodeAttentionFloat8Plugin>(attributes);
 }
 
 } // namespace lucid

@@ -31,6 +31,16 @@ struct DecodeAttention {
     };
 };
 
+struct DecodeAttentionFloat8 {
+    static constexpr char const* kName = "DecodeAttentionFloat8";
+    struct In {
+        enum : int { Q, K_new, V_new, K, Y, K_scale, Y_scale, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, Y_new, kCount };
+    };
+};
+
 struct DeltaRule {
     static constexpr char const* kName = "DeltaRule";
     struct In {

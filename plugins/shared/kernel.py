@@ -30,6 +30,19 @@ def inverse_norms(b_k, m_n, width, epsilon):
 
 
 @triton.jit
+def load_scales(p_scales, o_n, m_n):
+    """Load one float32 scale a row; 0 outside ``m_n`` whatever memory holds."""
+    return tl.load(p_scales + o_n, mask=m_n, other=0.0)
+
+
+@triton.jit
+def scaled_inverse_norms(b_k, b_scales, m_n, width, epsilon):
+    """Return what :func:`inverse_norms` returns of rows that are ``b_k`` times their scales."""
+    b_square = tl.sum(b_k.to(tl.float32) * b_k.to(tl.float32), axis=1) / width
+    return tl.where(m_n, tl.rsqrt(b_square * b_scales * b_scales + epsilon), 0.0)
+
+
+@triton.jit
 def row_shifts(b_norms, epsilon, shift, diagonal):
     """Return the exponent of 2 that is subtracted in each row of E so that the row is divided by L_ii.
 

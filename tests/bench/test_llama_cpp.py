@@ -86,6 +86,13 @@ def test_without_the_package(exported: Exported, monkeypatch: pytest.MonkeyPatch
         make_worker(Contender("llama.cpp", "llama.cpp", str(exported()[1].directory)))
 
 
+def test_a_cache_that_it_does_not_have_is_refused(exported: Exported) -> None:
+    artifact = exported()[1]
+    rounded = Artifact(artifact.directory, replace(artifact.manifest, cache_dtype="fp8"))
+    with pytest.raises(LucidError, match=r"llama\.cpp has no cache in fp8, the type of .*\. Leave it out"):
+        LlamaCppWorker(rounded)
+
+
 def test_weights_of_4_and_8_bits_are_refused(quantized: Exported) -> None:
     _, artifact = quantized("int4")
     record = artifact.manifest.quantization

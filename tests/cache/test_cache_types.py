@@ -1,4 +1,4 @@
-"""Caches in float16 and int8: onnxruntime stores and computes what PyTorch does, in every kind of call."""
+"""Caches in float16, int8 and fp8: onnxruntime stores and computes what PyTorch does, in every kind of call."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ CASES = [
     ("float32", "float16", "growing", "lucid"),
     ("float16", "int8", "growing", "lucid"),
     ("float32", "int8", "static", "llama"),
+    ("float32", "fp8", "growing", "lucid"),
 ]
 
 

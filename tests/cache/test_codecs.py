@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from lucid_deploy.cache.codecs import CacheCodec, Float16Codec, Int8Codec, codec_for
+from lucid_deploy.cache.codecs import CacheCodec, Float8Codec, Float16Codec, Int8Codec, codec_for
 from lucid_deploy.cache.storage import cache_tensors, decode_layer, encode_layer
 from tests.cache.rows import rows_far_apart
 
 
-@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor).numpy()
+
+
+@pytest.mark.parametrize("cache_dtype", ["int8", "fp8", "float16"])
 def test_it_stores_and_reads_what_numpy_does(cache_dtype: str) -> None:
     rows = np.clip(rows_far_apart(), -6e4, 6e4) if cache_dtype == "float16" else rows_far_apart()
     codec, layout = codec_for(cache_dtype, torch.float32), cache_tensors(cache_dtype, *rows.shape[1::2])
@@ -19,7 +23,7 @@ def test_it_stores_and_reads_what_numpy_does(cache_dtype: str) -> None:
     wanted = encode_layer((rows, -rows), layout)
     assert not codec.exact
     for ours, theirs in zip(stored, wanted, strict=True):
-        np.testing.assert_array_equal(ours.numpy(), theirs)
+        np.testing.assert_array_equal(as_numpy(ours), theirs)
     for ours, theirs in zip(codec.decode(stored, torch.float32), decode_layer(wanted, layout), strict=True):
         np.testing.assert_array_equal(ours.numpy(), theirs)
 
@@ -40,10 +44,28 @@ def test_a_half_precision_models_int8_rows_are_multiplied_out_in_float32() -> No
     assert (k - rows).abs().max() <= 6e-6 / 127
 
 
-@pytest.mark.parametrize("codec", [CacheCodec(), Float16Codec(), Int8Codec()], ids=lambda codec: type(codec).__name__)
+def test_rows_that_fp8_cannot_hold_are_stored_as_numpy_does() -> None:
+    rows = torch.tensor([[1, torch.nan, 2], [torch.inf, 1, 0], [1, -1, 0], [6e4, 1, -7e4], [3e38, 1e-45, -1]])
+    rows = torch.cat([rows, torch.tensor([671.0, 1, -671])[None] * 2.0**-149])[None, None]
+    layout, codec = cache_tensors("fp8", 1, 3), Float8Codec()
+    wanted = decode_layer(encode_layer((rows.numpy(), rows.numpy()), layout), layout)
+    for ours, theirs in zip(codec.decode(codec.encode(rows, rows), torch.float32), wanted, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_numbers_of_fp8_are_joined_as_they_are() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).reshape(1, 2, 2, 64)
+    joined = Float8Codec().join(codes, codes[:, :, :1]).view(torch.uint8)
+    assert torch.equal(joined, torch.cat([codes, codes[:, :, :1]], 2).view(torch.uint8))
+
+
+CODECS = [CacheCodec(), Float16Codec(), Int8Codec(), Float8Codec()]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
 def test_an_empty_cache_goes_on(codec: CacheCodec) -> None:
     k, y = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
     stored = codec.encode(k, y)
     empty = codec.empty((2, 3, 0, 8), k)
     for before, new in zip(empty, stored, strict=True):
-        assert torch.equal(torch.cat([before, new], dim=2), new) and before.dtype == new.dtype
+        assert np.array_equal(as_numpy(codec.join(before, new)), as_numpy(new)) and before.dtype == new.dtype

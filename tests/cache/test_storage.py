@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lucid_deploy.artifact.float_formats import E4M3
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import (
+    E4M3_MAX,
     cache_tensors,
     check_arrays,
     decode_layer,
@@ -32,6 +34,34 @@ def test_rows_are_rounded_by_their_own_scale() -> None:
     assert stored[0].min() == -127 and stored[0].max() == 127
 
 
+def test_rows_of_fp8_are_the_nearest_numbers_of_e4m3_by_their_own_scale() -> None:
+    rows = rows_far_apart()
+    layout = cache_tensors("fp8", *rows.shape[1::2])
+    assert [tensor.dtype for tensor in layout] == ["float8_e4m3fn", "float8_e4m3fn", "float32", "float32"]
+    stored = encode_layer((rows, -rows), layout)
+    assert [str(array.dtype) for array in stored] == ["uint8", "uint8", "float32", "float32"]
+    k, y = decode_layer(stored, layout)
+    shares = np.divide(rows, stored[2], out=np.zeros_like(rows), where=stored[2] > 0).astype(np.float64)
+    finite = E4M3[np.isfinite(E4M3)].astype(np.float64)
+    nearest = np.abs(shares[..., None] - finite).min(-1)  # to any of the 253 numbers
+    assert (np.abs(E4M3[stored[0]] - shares) <= nearest * (1 + 1e-6)).all()
+    assert np.array_equal(y, -k) and (k[0, 0, 0] == 0).all()
+    assert (np.abs(E4M3[stored[0]]).max(-1) == E4M3_MAX)[np.abs(rows).max(-1) > 1e-30].all()
+
+
+def test_rows_of_fp8_that_are_not_finite_stay_so_and_tiny_ones_are_held_at_the_largest_number() -> None:
+    least = float(np.finfo(np.float32).smallest_subnormal)
+    rows = np.array([[1, np.nan, 2], [np.inf, 1, 0], [-np.inf, np.inf, 3], [671, 1, -671], [1, -1, 0], [6e4, 1, -7e4]])
+    rows[3:5] *= least  # scales of 1.5 and of 0.002 steps: one rounds down and one to nothing
+    layout = cache_tensors("fp8", 1, 3)
+    stored = encode_layer((rows[None, None], rows[None, None]), layout)
+    for decoded in decode_layer(stored, layout):
+        assert not np.isfinite(decoded[0, 0, :3]).any() and np.isfinite(decoded[0, 0, 3:]).all()
+        np.testing.assert_array_equal(decoded[0, 0, 3], np.float32([448 * least, least, -448 * least]))
+        np.testing.assert_array_equal(decoded[0, 0, 4], 0)
+        np.testing.assert_allclose(decoded[0, 0, 5], rows[5], rtol=1 / 16, atol=7e4 / 448 * 2**-10)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 def test_float_types_round_as_numpy_does(dtype: str) -> None:
     rows = np.random.default_rng(0).standard_normal((2, 3, 5, 16))
@@ -48,7 +78,7 @@ def test_float_types_round_as_numpy_does(dtype: str) -> None:
 def test_what_is_stored_is_stored_again_as_it_is() -> None:
     """Saving and loading a cache over and over loses nothing."""
     rows = rows_far_apart()
-    for dtype in ("int8", "float16", "float32"):
+    for dtype in ("int8", "fp8", "float16", "float32"):
         layout = cache_tensors(dtype, *rows.shape[1::2])
         values = np.clip(rows, -6e4, 6e4)
         once = decode_layer(encode_layer((values, -values), layout), layout)
@@ -78,10 +108,11 @@ def test_a_name_that_ends_in_scale_is_no_scale_by_itself() -> None:
 def test_types_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(LucidError, match="bfloat16 model keeps"):
         resolve_cache_dtype("int8", "bfloat16")
-    with pytest.raises(LucidError, match="cache dtype must be auto, float16, int8"):
+    with pytest.raises(LucidError, match="cache dtype must be auto, float16, int8, fp8"):
         resolve_cache_dtype("int4", "float32")
     assert [item.name for item in cache_tensors("int8", 2, 8)] == ["key", "value", "key_scale", "value_scale"]
     assert [resolve_cache_dtype(*pair) for pair in (("auto", "bfloat16"), ("int8", "float16"))] == ["bfloat16", "int8"]
+    assert resolve_cache_dtype("fp8", "bfloat16") == "fp8"
 
 
 def test_arrays_of_another_model_are_named() -> None:

@@ -60,7 +60,8 @@ def test_our_runtimes_pass_all_cases(runtime: str, options: dict[str, str]) -> N
     results = run_cases(RuntimeOptions(runtime, **options))
     assert [(each.case, each.errors, each.remark) for each in results if each.status == FAILED] == []
     not_run = {each.case for each in results if each.status == NOT_RUN}
-    assert all(name.endswith("bfloat16") for name in not_run) and bool(not_run) == (runtime != "torch")
+    lacks = ("bfloat16", "float8") if runtime == "openvino" else ("bfloat16",)
+    assert all(any(kind in name for kind in lacks) for name in not_run) and bool(not_run) == (runtime != "torch")
     assert sum(each.status == PASSED for each in results) >= 55
 
 

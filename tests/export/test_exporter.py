@@ -121,6 +121,12 @@ def test_exports_are_reproducible(exported: Exported, tmp_path: Path) -> None:
     assert again.manifest.files == artifact.manifest.files
 
 
+def test_a_static_cache_in_fp8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match=r"A static cache is not kept in fp8: .*--cache growing, or with"):
+        export("demo", tmp_path / "artifact", ExportOptions("float16", cache="static", cache_dtype="fp8"))
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_existing_artifact_goes_only_with_overwrite(exported: Exported, artifact_copy: Path) -> None:
     checkpoint, _ = exported()
     (artifact_copy / "note.txt").write_text("mine")

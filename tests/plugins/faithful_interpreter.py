@@ -1,9 +1,9 @@
 """Make Triton's interpreter round as a GPU does.
 
 As of Triton 3.9 it multiplies bfloat16 matrices as if their bits were integers, truncates when it converts to bfloat16,
-ignores ``input_precision`` and refuses ``bf16x3``. Its products are BLAS's, whose sums take another order in some rows
-and columns than in others: equal keys then get unequal scores, which a tensor core never gives them. This module
-replaces all that, in the interpreter's process.
+ignores ``input_precision``, refuses ``bf16x3`` and reads E4M3's NaN as 480. Its products are BLAS's, whose sums take
+another order in some rows and columns than in others: equal keys then get unequal scores, which a tensor core never
+gives them. This module replaces all that, in the interpreter's process.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import triton.language as tl
 from triton._C.libtriton import ir
@@ -28,6 +29,10 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
 
 def from_bfloat16(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def from_e4m3(codes: np.ndarray) -> np.ndarray:
+    return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
 
 
 def to_tf32(values: np.ndarray) -> np.ndarray:
@@ -65,6 +70,9 @@ def round_like_a_gpu() -> None:
 
     def cast_impl(self: Any, src: Any, dst_type: Any) -> Any:
         source, target = src.dtype.scalar, dst_type.scalar
+        if source == tl.float8e4nv:
+            src = interpreter.TensorHandle(from_e4m3(src.data), tl.float32)
+            source = tl.float32
         if target == tl.bfloat16 and source != tl.bfloat16:
             return interpreter.TensorHandle(to_bfloat16(src.data.astype(np.float32)), target)
         if source == tl.bfloat16 and target != tl.bfloat16:

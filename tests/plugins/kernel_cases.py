@@ -37,6 +37,7 @@ class Case:
     tuned: tuple[int, int] | None = None  # BLOCK_M, BLOCK_N
     training: bool = False  # diagonal of L: training's, and keys that are small enough for it to matter
     static: int = 0  # rows of garbage behind the cache that the mask hides
+    float8: bool = False  # whether the cache is E4M3, with a scale for each row
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -66,7 +66,7 @@ def test_what_it_cannot_do_is_refused_before_it_is_opened(
 
 def test_a_cache_type_is_refused_unless_declared(registered: Any, exported: Exported) -> None:
     runtime, artifact = registered(), exported(cache_dtype="int8")[1]
-    with pytest.raises(LucidError, match=r"keeps the cache in the model's type, and that of .* is int8"):
+    with pytest.raises(LucidError, match=r"keeps the cache in the model's type, and that of .* is in int8"):
         open_session(artifact, "recording")
     runtime.can = Capabilities(cache_dtypes=("int8",))
     with pytest.raises(LucidError, match="That was all"):

@@ -20,6 +20,7 @@ RUNTIMES = [
     ("onnxruntime", {"kernels": "library"}, {"cache": "static", "cache_dtype": "int8"}),
     ("onnxruntime", {"kernels": "functions"}, {"cache_dtype": "int8"}),
     ("torch", {}, {"cache_dtype": "int8"}),
+    ("onnxruntime", {"kernels": "library"}, {"cache_dtype": "fp8"}),
 ]
 PROMPT, NEW = 40, 9
 RNG = np.random.default_rng(0)
@@ -27,9 +28,10 @@ IDS, TOKENS = RNG.integers(2, 97, (2, PROMPT)), RNG.integers(2, 97, (2, NEW))
 
 
 def close(got, wanted, session):
-    """Float32 sums in another order; new tokens may see each other before they are rounded to int8."""
+    """Float32 sums in another order; new tokens may see each other before they are rounded to int8 or fp8."""
     size = np.abs(wanted).max()
-    limit = near_share(session.dtype, "int8") if session.cache_dtype == "int8" else 2e-5
+    rounds = session.cache_dtype != session.dtype
+    limit = near_share(session.dtype, session.cache_dtype) if rounds else 2e-5
     assert np.abs(got - wanted).max() <= limit * size
 
 

@@ -54,7 +54,7 @@ class GroupedQueryAttention(Mixer):
         present: LayerCache = (keys, values)
         if not self.codec.exact:
             stored = zip(past, self.codec.encode(k, v), strict=True)
-            present = tuple(torch.cat(rows, dim=2) for rows in stored)  # (B, KV, T, ·) each
+            present = tuple(self.codec.join(*rows) for rows in stored)  # (B, KV, T, ·) each
         return self.output(o, x), present
 
     def output(self, attended: Tensor, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class LayerKind(ABC):
         Args:
             config: The model.
             index: Which layer it is.
-            cache_dtype: Type that rows are cached in: ``int8``, ``float16`` or the model's.
+            cache_dtype: Type that rows are cached in: ``int8``, ``fp8``, ``float16`` or the model's.
         """
 
     def words(self, config: LucidConfig) -> str:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from lucid_deploy.cache.layout import CacheTensor, LayerLayout
+from lucid_deploy.cache.storage import SCALED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config_file import Flag, Size, checked
 
@@ -120,14 +121,14 @@ def state_layout(settings: DeltaSettings, state_dtype: str, cache_dtype: str) ->
         settings: Its shape.
         state_dtype: Type of the recurrent state.
         cache_dtype: Type that rows are cached in. The inputs of the convolutions are kept in it, in float32 beside
-            int8: there are few of them, and they have no scales.
+            int8 and fp8: there are few of them, and they have no scales.
     """
     shape = (settings.value_heads, settings.key_width, settings.value_width)
     wide = "float64" if cache_dtype == "float64" else state_dtype
     recurrent = CacheTensor("recurrent_state", wide, shape, "state")
     if not settings.kernel:
         return (recurrent,)
-    inputs = "float32" if cache_dtype == "int8" else cache_dtype
+    inputs = "float32" if cache_dtype in SCALED else cache_dtype
     return (CacheTensor("conv_state", inputs, (settings.channels, settings.kernel - 1), "state"), recurrent)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from lucid_deploy.cache.layout import LayerLayout
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.layers import LayerKind
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
 
 def ring_layout(config: LucidConfig, cache_dtype: str) -> LayerLayout:
-    """Return the cache of the layer: the rows of the last W tokens."""
+    """Return the cache of the layer: the rows of the last W tokens.
+
+    Raises:
+        LucidError: Their type is one that rings are not kept in.
+    """
+    if cache_dtype == "fp8":  # ONNX's Where, with which a ring moves, takes no E4M3
+        raise LucidError(
+            "Layers over a window of tokens keep no cache in fp8. Choose --cache-dtype int8 for them, or auto, the "
+            "model's type."
+        )
     rows = rows_layout(config, cache_dtype)
     return tuple(dataclasses.replace(tensor, sort="ring", window=config.sliding_window) for tensor in rows)
 

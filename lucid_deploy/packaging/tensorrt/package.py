@@ -111,6 +111,11 @@ def _checked_limits(artifact: Artifact, options: TensorRtOptions) -> Limits:
             "memory, and trtexec and Polygraphy give each its own. Export with --cache growing, or build its engines "
             "with lucid-deploy build."
         )
+    if artifact.manifest.cache_dtype == "fp8":
+        raise LucidError(
+            f"{artifact.directory} has a cache in fp8, which the arrays that Polygraphy records cannot hold. Export "
+            "with --cache-dtype auto, or build its engines with lucid-deploy build."
+        )
     check_artifact(artifact)
     return choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
 

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.storage import LEVELS
+from lucid_deploy.cache.storage import E4M3_MAX, LEVELS
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import Scenario, Schedule
 from lucid_deploy.parity.measure.compare import TensorId, TensorRows, Trace
@@ -52,6 +52,7 @@ Gates = dict[TensorId, Gate]
 # More rows do not make a deviation smaller: errors of neighbouring rows are correlated, since Y carries them on.
 # Without this bound a correct candidate took 0.6 of a gate, where 0.1 is usual.
 INDEPENDENT = 32
+_STEPS = {"int8": 1 / LEVELS, "fp8": 32 / E4M3_MAX}  # from the largest number to the next, as a share of it
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def derive(
             "rounded rows that the comparison needs. Export with --cache-dtype auto to verify the model."
         )
     gates = derive_gates(reference, trace, session.dtype)
-    step = 1 / LEVELS if session.cache_dtype == "int8" else UNIT[session.cache_dtype]
+    step = _STEPS[session.cache_dtype] if session.cache_dtype in _STEPS else UNIT[session.cache_dtype]
     floor = FLOOR_UNITS * UNIT[session.dtype]
     sizes: SizeGates = {}
     for part, rows in _parts(scenario, schedule).items():

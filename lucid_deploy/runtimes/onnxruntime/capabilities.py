@@ -19,7 +19,7 @@ _CPU = replace(
     _GPU,
     devices=("cpu",),
     caches=("growing", "static"),  # a static cache lives in the CPU's memory
-    cache_dtypes=("float16", "int8"),
+    cache_dtypes=("float16", "int8", "fp8"),
     opens_graphs=True,
     rounds_activations=True,
 )

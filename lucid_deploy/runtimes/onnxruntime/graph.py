@@ -10,6 +10,7 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.evaluated_graph import Graph
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     names = [output.name for output in session.get_outputs()]
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        return dict(zip(names, session.run(names, dict(feed)), strict=True))
+        values = {name: ort_value(array) for name, array in feed.items()}
+        found = session.run_with_ort_values(names, values)
+        return {
+            name: value.numpy().copy() for name, value in zip(names, found, strict=True)
+        }  # may be an input's memory
 
     return run

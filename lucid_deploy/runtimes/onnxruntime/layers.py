@@ -14,6 +14,7 @@ from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
+from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array
@@ -26,7 +27,9 @@ _NUMPY_TYPES: dict[str, Any] = {
     "tensor(float16)": np.float16,
     "tensor(int64)": np.int64,
     "tensor(int8)": np.int8,
+    "tensor(float8e4m3fn)": np.uint8,  # codes
 }
+_OTHER_TYPES = {"tensor(float8e4m3fn)": "float8_e4m3fn"}
 
 
 class OrtLayers(Layers):
@@ -71,7 +74,9 @@ class OrtLayers(Layers):
         feed.update({f"given.{layer}": residual for layer, residual in enumerate(residuals or [])})
         named = {name: np.ascontiguousarray(feed[name], dtype=_NUMPY_TYPES[kind]) for name, kind in kinds.items()}
         names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(None, named), strict=True))
+        values = {name: ort_value(array, _OTHER_TYPES.get(kinds[name])) for name, array in named.items()}
+        results = session.run_with_ort_values(names, values)  # an array may be the memory of an input
+        found = {name: value.numpy().copy() for name, value in zip(names, results, strict=True)}
         found["logits"] = last_token_logits(found["logits"], tokens.mask)
         return self._states(found, slice(cached, None))
 

@@ -26,6 +26,7 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     choose_provider,
     plan_provider,
 )
+from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.versions import check_version
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
+_READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
 
 
 class OrtSession(Session[Any]):
@@ -51,7 +53,7 @@ class OrtSession(Session[Any]):
     Attributes:
         reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
             all of it is converted in every step. Decode needs the library of kernels for that, see
-            :mod:`lucid_deploy.runtimes.onnxruntime.stored_cache`.
+            :mod:`lucid_deploy.runtimes.stored_cache`, which it has for float16 and int8.
         options: What it was opened with; ``kernels`` says what was chosen.
 
     Args:
@@ -151,13 +153,18 @@ class OrtSession(Session[Any]):
         check_chosen(self._ort, session, self.provider)
         return session
 
+    @property
+    def _has_kernels_for_cache(self) -> bool:
+        """Whether the library is there and can read a cache that has another type than the model."""
+        return self._library is not None and self.cache_dtype != self.dtype and self.cache_dtype in _READ_BY_KERNELS
+
     def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
         """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
         is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
         recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
-        reads = reads and self._library is not None and self.cache_dtype != self.dtype
+        reads = reads and self._has_kernels_for_cache
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
         if not recurs and not reads and not widens:
             return None
@@ -177,7 +184,7 @@ class OrtSession(Session[Any]):
 
     def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
         """Let a decode graph read the stored cache; a warning says why it cannot."""
-        from lucid_deploy.runtimes.onnxruntime.stored_cache import read_as_stored
+        from lucid_deploy.runtimes.stored_cache import read_as_stored
 
         obstacles = read_as_stored(model)
         if obstacles:
@@ -216,7 +223,7 @@ class OrtSession(Session[Any]):
         assert self.several_obstacle is None
         model = self._several_model
         retype_fp4(model)
-        if self._library is not None and self.cache_dtype != self.dtype:
+        if self._has_kernels_for_cache:
             self._read_as_stored(self._artifact, model)
         if self._library is None:
             from lucid_deploy.runtimes.several_tokens import attach_body
@@ -272,16 +279,15 @@ class OrtSession(Session[Any]):
         return [decode_layer([x.numpy() for x in layer], layout) for layout, layer in pairs]
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
-        make = self._ort.OrtValue.ortvalue_from_numpy
-        pairs = zip(self.layout, layers, strict=True)
-        return [tuple(map(make, encode_layer(arrays, layout))) for layout, arrays in pairs]
+        return [
+            tuple(ort_value(x, t.dtype) for t, x in zip(layout, encode_layer(arrays, layout), strict=True))
+            for layout, arrays in zip(self.layout, layers, strict=True)
+        ]
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
-        make = self._ort.OrtValue.ortvalue_from_numpy  # of the stored form: nothing is rounded twice
-        return [
+        return [  # of the stored form: nothing is rounded twice
             tuple(
-                make(np.ascontiguousarray(first_tokens(t, x.numpy(), length, cache.mask)))
-                for t, x in zip(*pair, strict=True)
+                ort_value(first_tokens(t, x.numpy(), length, cache.mask), t.dtype) for t, x in zip(*pair, strict=True)
             )
             for pair in zip(self.layout, cache.layers, strict=True)
         ]

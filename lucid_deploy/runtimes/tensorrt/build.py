@@ -12,6 +12,7 @@ from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import whole_directory, write_whole
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
+from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
 from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
@@ -27,7 +28,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, VERIFY
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
-from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph, check_artifact, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import FP8, PreparedGraph, check_artifact, prepare_graph
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -140,13 +141,18 @@ def build_engines(
         )
         library = library.resolve()
         register(library, backend.trt)
-        check_kernels(library, artifact.manifest.dtype)
+        check_kernels(library, artifact.manifest.dtype, _reads_fp8(artifact))
     settings = Settings(
         capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
         workspace=options.workspace,
         weightless=options.weightless,
     )
     return _build(artifact, backend, graphs, limits, settings, capabilities, library, shown)
+
+
+def _reads_fp8(artifact: Artifact) -> bool:
+    """Whether the plugin reads a cache in fp8."""
+    return artifact.manifest.cache_dtype == FP8 and artifact.manifest.uses((DECODE_ATTENTION.name,))
 
 
 def _device(backend: Backend, options: BuildOptions) -> Device:

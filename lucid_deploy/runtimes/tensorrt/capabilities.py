@@ -8,6 +8,7 @@ CAPABILITIES = Capabilities(
     dtypes=("float32", "float16", "bfloat16"),
     devices=("cuda",),
     caches=("growing", "static"),
+    cache_dtypes=("fp8",),
     graphs=("functions",),  # a plugin computes our operators
     cache_sorts=("rows", "state"),
     builds_engines=True,

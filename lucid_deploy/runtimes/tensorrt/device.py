@@ -199,7 +199,9 @@ class CudaDevice:
 
 
 def bytes_of(dtype: str) -> Any:
-    """Return the numpy type of a tensor type, bfloat16 included."""
+    """Return the numpy type of a tensor type, bfloat16 included; of E4M3 that of its codes."""
+    if dtype == "float8_e4m3fn":
+        return np.dtype(np.uint8)
     if dtype == "bfloat16":
         import ml_dtypes
 

@@ -14,7 +14,7 @@ LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 
 
 def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None:
-    """Check that an artifact's weights are of a type that GPUs have.
+    """Check that an artifact's weights and its cache are of a type that GPUs have.
 
     Args:
         artifact: The artifact.
@@ -23,6 +23,9 @@ def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None
     Raises:
         LucidError: A GPU has not the type, or the graphs round inputs in a way that TensorRT has no layer for.
     """
+    capabilities = tuple(capabilities)
+    if artifact.manifest.cache_dtype == "fp8":
+        _check_capabilities(artifact, capabilities, "fp8", "cache", "Export with --cache-dtype auto")
     record = artifact.manifest.quantization
     if record is None or not record.is_float:
         return
@@ -32,10 +35,15 @@ def check_float_formats(artifact: Artifact, capabilities: Iterable[int]) -> None
             "checkpoint says, and TensorRT has no layer for that. Run them with onnxruntime, or export the checkpoint "
             "with --quantize stored --activations float, which leaves the inputs as they are."
         )
-    least = LEAST_CAPABILITY[record.scheme]
+    instead = "Export with --quantize int8 or int4 --quantize-format qdq"
+    _check_capabilities(artifact, capabilities, record.scheme, "weights", instead)
+
+
+def _check_capabilities(artifact: Artifact, capabilities: tuple[int, ...], kind: str, what: str, instead: str) -> None:
+    least = LEAST_CAPABILITY[kind]
     if lacking := sorted(number for number in capabilities if number < least):
         raise LucidError(
-            f"GPUs of compute capability {', '.join(map(dotted, lacking))} have no {record.scheme}, in which the "
-            f"weights of {artifact.directory} are; {dotted(least)} and newer have. Export with --quantize int8 or int4 "
-            "--quantize-format qdq for them."
+            f"GPUs of compute capability {', '.join(map(dotted, lacking))} have no {kind}, in which the {what} of "
+            f"{artifact.directory} {'is' if what == 'cache' else 'are'}; {dotted(least)} and newer have. {instead} for "
+            "them."
         )

@@ -10,14 +10,16 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import AUTO, NEAREST, STORED
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE, DOMAIN
 from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, STAGE_OPERATORS, VERIFY
 
 if TYPE_CHECKING:
     import onnx
 
+FP8 = "fp8"  # type of a cache
 _LEAST_WIDTH, _MOST_WIDTH, _WIDTH_UNIT = 16, 256, 4  # of a head, in the plugin's kernels
+_FP8_WIDTH_UNIT = 8  # and in those that read a cache in fp8
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
 
     from lucid_deploy.runtimes.tensorrt.passes import (
         fix_axis,
+        float8_cache,
         half_attention,
         plugin_domain,
         standard_attention,
@@ -68,9 +71,12 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         )
     static = artifact.manifest.cache == "static"
     graph = _verifying_graph(artifact, static) if stage == VERIFY else artifact.graph(stage)
+    if artifact.manifest.cache_dtype == FP8 and stage != "prefill":
+        graph = _reading_fp8(artifact, stage, graph)
     model = ir.serde.deserialize_model(graph)
     standard_attention(model)
     half_attention(model)
+    float8_cache(model)
     strip_bodies(model)
     if static and stage != "prefill":
         fix_axis(model, "max_context", max_context)
@@ -80,6 +86,26 @@ def prepare_graph(artifact: Artifact, stage: str, max_context: int, for_onnxrunt
         plugin_domain(model)
     updates = sum(node.op_type == "TensorScatter" for node in model.graph.all_nodes())
     return PreparedGraph(stage, ir.serde.serialize_model(model).SerializeToString(), dict(nodes), updates)
+
+
+def _reading_fp8(artifact: Artifact, stage: str, graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph with the plugin that reads an FP8 cache as it is stored, if it has layers for it.
+
+    Raises:
+        LucidError: The graph is not as it is exported.
+    """
+    import onnx
+
+    from lucid_deploy.runtimes.stored_cache import read_as_stored
+
+    if not any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in artifact.manifest.layers):
+        return graph
+    changed = onnx.ModelProto()
+    changed.CopyFrom(graph)
+    if obstacles := read_as_stored(changed):
+        path = artifact.graph_path("prefill" if stage == VERIFY else stage)
+        raise LucidError(f"{path} is not as lucid-deploy export writes it ({obstacles[0]}). Export it again.")
+    return changed
 
 
 def _verifying_graph(artifact: Artifact, static: bool) -> onnx.ModelProto:
@@ -118,9 +144,11 @@ def _check_operators(artifact: Artifact, stage: str, nodes: Counter[str]) -> Non
     of_layers = "decode" if stage == VERIFY else stage
     if unknown := sorted(set(nodes) - set(PLUGIN_OPERATORS)):
         raise LucidError(f"{path} has operators that the plugin library does not have: {', '.join(unknown)}.")
+    of_fp8 = {DECODE_ATTENTION.name: DECODE_ATTENTION_FLOAT8.name} if artifact.manifest.cache_dtype == FP8 else {}
+    found = {of_fp8.get(name, name): name for name in STAGE_OPERATORS[stage]}
     for name in PLUGIN_OPERATORS:
-        wanted = name in STAGE_OPERATORS[stage]
-        layers = sum(layer.uses(name, of_layers) for layer in artifact.manifest.layers) if wanted else 0
+        wanted = found.get(name)
+        layers = sum(layer.uses(wanted, of_layers) for layer in artifact.manifest.layers) if wanted else 0
         if nodes[name] != layers:
             raise LucidError(
                 f"{path} has {nodes[name]} nodes {DOMAIN}::{name} where the model has {layers} layers with it: the "
@@ -132,13 +160,20 @@ def check_artifact(artifact: Artifact) -> None:
     """Check that an artifact is of the kind that TensorRT's graphs are made from.
 
     Raises:
-        LucidError: Its cache has another type than the model, its graphs are inlined, or its layers cache something
+        LucidError: Its cache has a type that engines do not keep, its graphs are inlined, or its layers cache something
             that engines do not keep, or have heads that the plugin's kernels do not take.
     """
-    if artifact.manifest.cache_dtype != artifact.manifest.dtype:
+    manifest = artifact.manifest
+    if manifest.cache_dtype not in (manifest.dtype, FP8):
         raise LucidError(
-            f"TensorRT engines keep the cache in the model's type, and this artifact's is "
-            f"{artifact.manifest.cache_dtype}. Export with --cache-dtype auto for them."
+            f"TensorRT engines keep the cache in the model's type or in fp8, and this artifact's is in "
+            f"{manifest.cache_dtype}. Export with --cache-dtype auto or fp8 for them."
+        )
+    if manifest.cache_dtype == FP8 and (manifest.dtype == "float32" or manifest.cache == "static"):
+        raise LucidError(
+            "TensorRT engines keep a cache in fp8 beside float16 and bfloat16, and a growing one: TensorRT writes no "
+            f"E4M3 in place. {artifact.directory} is in {manifest.dtype} with a {manifest.cache} cache. Export with "
+            "--dtype float16 and --cache growing, or with --cache-dtype auto."
         )
     if artifact.manifest.inline:
         raise LucidError(
@@ -161,11 +196,13 @@ def check_head_width(artifact: Artifact) -> None:
         LucidError: They cannot.
     """
     width, manifest = artifact.config.head_dim, artifact.manifest
-    fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % _WIDTH_UNIT == 0
+    unit = _FP8_WIDTH_UNIT if manifest.cache_dtype == FP8 else _WIDTH_UNIT
+    fits = _LEAST_WIDTH <= width <= _MOST_WIDTH and width % unit == 0
     if manifest.uses(tuple(name for name in PLUGIN_OPERATORS if name != DELTA_RULE.name)) and not fits:
         raise LucidError(
-            f"The model's head_dim is {width}; the TensorRT plugin takes multiples of {_WIDTH_UNIT} from "
-            f"{_LEAST_WIDTH} to {_MOST_WIDTH}. Run it with another runtime."
+            f"The model's head_dim is {width}; the TensorRT plugin takes multiples of {unit} from {_LEAST_WIDTH} to "
+            f"{_MOST_WIDTH}{'' if unit == _WIDTH_UNIT else ' with a cache in fp8'}. "
+            + ("Run it with another runtime." if unit == _WIDTH_UNIT else "Export with --cache-dtype auto.")
         )
     for index, layer in enumerate(manifest.layers):
         rule = layer.uses(DELTA_RULE.name, "prefill")

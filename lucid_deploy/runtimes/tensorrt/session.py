@@ -16,6 +16,7 @@ import numpy as np
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cache.layout import CacheTensor
+from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -78,7 +79,8 @@ class TensorRtSession(Session[DeviceTensor]):
         shortest = min(artifact.config.max_position_embeddings, self.limits.max_context)
         config = replace(artifact.config, max_position_embeddings=shortest)
         layers = artifact.manifest.layers
-        super().__init__(config, artifact.manifest.dtype, "tensorrt", allow_extrapolation, CAPABILITIES, layers=layers)
+        types = artifact.manifest.dtype, artifact.manifest.cache_dtype
+        super().__init__(config, types[0], "tensorrt", allow_extrapolation, CAPABILITIES, types[1], layers)
         self.identity = artifact.identity
         self._artifact, self._engines, self._device = artifact, engines, device
         self._pool = MemoryPool(device)
@@ -138,9 +140,10 @@ class TensorRtSession(Session[DeviceTensor]):
         def fetch(layout: CacheTensor, tensor: DeviceTensor) -> Array:
             array = np.empty(layout.batch_shape(cache.batch, cache.length), bytes_of(layout.dtype))
             self._device.download(array, self._packed(layout, tensor, cache.batch, cache.length).address)
-            return array.astype(np.float32)
+            return array.astype(np.float32) if layout.dtype == "bfloat16" else array
 
-        return self._each(fetch, cache.layers)
+        stored = self._each(fetch, cache.layers)
+        return [decode_layer(layer, layout) for layout, layer in zip(self.layout, stored, strict=True)]
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
         """See :meth:`Session.fork`; buffers that decoding writes into are copied."""
@@ -180,6 +183,7 @@ class TensorRtSession(Session[DeviceTensor]):
 
     def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> Layers:
         self._device.activate()
+        layers = [encode_layer(arrays, layout) for layout, arrays in zip(self.layout, layers, strict=True)]
         batch = len(layers[0][0])
         pairs = (
             pair

@@ -22,7 +22,7 @@ from lucid_deploy.plugins.hosts.elf import wrong_machine
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-PLUGIN_ABI = 4  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
+PLUGIN_ABI = 5  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
@@ -112,7 +112,7 @@ def check_plugin(library: Path) -> None:
         )
 
 
-def check_kernels(library: Path, dtype: str) -> None:
+def check_kernels(library: Path, dtype: str, float8: bool = False) -> None:
     """Check that a library has kernels for a type; ``plugin build --dtype`` makes libraries that lack others.
 
     An engine would be built without them all the same, and fail when it runs.
@@ -120,6 +120,7 @@ def check_kernels(library: Path, dtype: str) -> None:
     Args:
         library: A checked library.
         dtype: Of the artifact.
+        float8: Whether its kernels read a cache of E4M3, too.
 
     Raises:
         LucidError: It has none.
@@ -131,6 +132,11 @@ def check_kernels(library: Path, dtype: str) -> None:
             f"The plugin library {library} has no kernels for {dtype}; it has them for "
             f"{', '.join(found) or 'no type'}. Run: lucid-deploy plugin build --target tensorrt --dtype {dtype} "
             "--output LIBRARY, and pass --plugin LIBRARY."
+        )
+    if float8 and f"_float8_{dtype}_d".encode() not in content:
+        raise LucidError(
+            f"The plugin library {library} has no kernels that read a cache in fp8. Run: lucid-deploy plugin build "
+            "--target tensorrt --arch 89 --output LIBRARY, and pass --plugin LIBRARY."
         )
 
 

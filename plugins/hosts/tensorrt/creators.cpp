@@ -104,9 +104,10 @@ LUCID_EXPORT IPluginCreatorInterface* const* getCreators(int32_t& count) noexcep
     static std::vector<char const*> const ofSolve{table::kEpsilon, table::kDiagonal};
     static Creator precondition{table::Precondition::kName, makePrecondition, ofSolve};
     static Creator decodeAttention{table::DecodeAttention::kName, makeDecodeAttention, ofSolve};
+    static Creator decodeFloat8{table::DecodeAttentionFloat8::kName, makeDecodeAttentionFloat8, ofSolve};
     static Creator deltaRule{table::DeltaRule::kName, makeDeltaRule, {table::kScale}};
-    static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention, &deltaRule};
-    count = 3;
+    static IPluginCreatorInterface* const creators[] = {&precondition, &decodeAttention, &decodeFloat8, &deltaRule};
+    count = 4;
     return creators;
 }
 

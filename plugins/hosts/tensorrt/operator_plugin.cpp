@@ -11,11 +11,6 @@ namespace lucid
 namespace
 {
 
-bool isFloat(DataType type)
-{
-    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
-}
-
 Type kernelType(DataType type)
 {
     switch (type)
@@ -80,9 +75,10 @@ int32_t OperatorPlugin::getOutputDataTypes(
         require(nbInputs == inputCount(), "wrong number of inputs");
         for (int32_t i = 0; i < nbInputs; ++i)
         {
-            require(isFloat(inputTypes[0]) && inputTypes[i] == typeOf(i, inputTypes[0]),
-                "all tensors must have one type, float32, float16 or bfloat16, but for a mask, which must be bool, and "
-                "for log_decay and state, which must be float32");
+            require(takes(inputTypes[0]) && inputTypes[i] == typeOf(i, inputTypes[0]),
+                "all tensors must have one type, float32, float16 or bfloat16, but for a mask, which must be bool, for "
+                "log_decay, state and scales, which must be float32, and for an FP8 cache, beside which they must be "
+                "float16 or bfloat16");
         }
         for (int32_t i = 0; i < nbOutputs; ++i)
         {
@@ -100,7 +96,12 @@ bool OperatorPlugin::supportsFormatCombination(
     {
         return false;
     }
-    return isFloat(inOut[0].desc.type) && desc.type == typeOf(pos, inOut[0].desc.type);
+    return takes(inOut[0].desc.type) && desc.type == typeOf(pos, inOut[0].desc.type);
+}
+
+bool OperatorPlugin::takes(DataType type) const
+{
+    return type == DataType::kFLOAT || type == DataType::kHALF || type == DataType::kBF16;
 }
 
 DataType OperatorPlugin::typeOf(int32_t position, DataType type) const

@@ -74,6 +74,9 @@ protected:
     virtual std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const = 0;
 
+    //! Whether the first input may have a type: float32, float16 and bfloat16.
+    virtual bool takes(nvinfer1::DataType type) const;
+
     //! The type of a tensor, inputs first, in a node whose first input has `type`: that one, but for the boolean mask.
     virtual nvinfer1::DataType typeOf(int32_t position, nvinfer1::DataType type) const;
 
@@ -105,6 +108,7 @@ inline CUdeviceptr address(void const* pointer)
 
 std::unique_ptr<nvinfer1::IPluginV3> makePrecondition(Attributes attributes);
 std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttention(Attributes attributes);
+std::unique_ptr<nvinfer1::IPluginV3> makeDecodeAttentionFloat8(Attributes attributes);
 std::unique_ptr<nvinfer1::IPluginV3> makeDeltaRule(Attributes attributes);
 
 } // namespace lucid

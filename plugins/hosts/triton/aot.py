@@ -30,6 +30,7 @@ from lucid_deploy.plugins.shared.plan import Variant
 PLUGINS = Path(__file__).parents[2]
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)  # compute capabilities with machine code of their own
 PTX_ARCHITECTURE = 86  # whose PTX every newer chip can compile; 8.6's shared memory fits all of them, 8.0's does not
+FLOAT8_PTX_ARCHITECTURE = decode_attention.FLOAT8_ARCH  # of kernels that convert E4M3, with the shared memory of 8.6
 # Shared memory a program may use, bytes: CUDA C++ Programming Guide, technical specifications by compute capability.
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 POINTER_TYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
@@ -59,7 +60,7 @@ def compile_kernels(
 
     Args:
         archs: Compute capabilities, 90 for 9.0.
-        ptx: Also keep PTX of compute capability 8.6, for chips newer than all in the list.
+        ptx: Also keep PTX of compute capability 8.6 (8.9 where E4M3 is read), for chips newer than all in the list.
         select: Which variants; all by default.
         cache: Folder of earlier results; None is the user's cache folder.
         jobs: Processes that compile at the same time.
@@ -76,8 +77,13 @@ def compile_kernels(
         names = ", ".join(map(str, ARCHITECTURES))
         raise LucidError(f"Kernels cannot be compiled for {unknown or 'no architecture'}; choose from: {names}.")
     cache = default_cache() if cache is None else cache
-    wanted = sorted({*archs, PTX_ARCHITECTURE} if ptx else set(archs))
-    work = [(variant, arch) for arch in wanted for variant in variants(arch) if select(variant)]
+    wanted = sorted({*archs, PTX_ARCHITECTURE, FLOAT8_PTX_ARCHITECTURE} if ptx else set(archs))
+    work = [
+        (variant, arch)
+        for arch in wanted
+        for variant in variants(arch)
+        if select(variant) and (arch in archs or arch == ptx_architecture(variant))
+    ]
     found = {item: kernels for item in work if (kernels := load(cache / cache_key(*item)))}
     progress(len(found), len(work), "kernels")
     for item, kernels in compile_all([item for item in work if item not in found], jobs):
@@ -87,6 +93,11 @@ def compile_kernels(
     everything = [kernel for item in work for kernel in found[item]]
     code = [kernel for kernel in everything if kernel.arch in archs and not kernel.is_ptx]
     return code + [kernel for kernel in everything if kernel.is_ptx and ptx]
+
+
+def ptx_architecture(variant: Variant) -> int:
+    """Return the compute capability that a variant's PTX is for."""
+    return FLOAT8_PTX_ARCHITECTURE if variant.kernel == decode_attention.FLOAT8_KERNEL else PTX_ARCHITECTURE
 
 
 def cache_key(variant: Variant, arch: int) -> str:
@@ -166,7 +177,7 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
         arguments=[name for name in function.arg_names if name not in constants],
         image=compiled.asm["cubin"],
     )
-    if arch != PTX_ARCHITECTURE:
+    if arch != ptx_architecture(variant):
         return [kernel]
     return [kernel, replace(kernel, is_ptx=True, image=compiled.asm["ptx"].encode())]
 
@@ -207,8 +218,10 @@ def compile_function(
 
 def _type(argument: str, variant: Variant) -> str:
     """Return Triton's type of an argument, which its name tells: p_ pointers, n_ and width_units integers."""
-    if argument.removeprefix("p_") in delta_rule.FIXED:
+    if argument.removeprefix("p_") in (*delta_rule.FIXED, "k_scale", "y_scale"):
         return "*fp32"
+    if variant.kernel == decode_attention.FLOAT8_KERNEL and argument in ("p_k", "p_y"):
+        return "*fp8e4nv"
     if argument == "p_mask":
         return "*u8"
     if argument == "p_work":

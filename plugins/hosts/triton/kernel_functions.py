@@ -28,6 +28,7 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
     try:
         from lucid_deploy.plugins.decode_attention.kernel import (
             decode_combine_kernel,
+            decode_split_float8_kernel,
             decode_split_kernel,
             verify_combine_kernel,
         )
@@ -37,6 +38,6 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
         if error.name != "triton":
             raise
         raise missing_extra("triton", "kernels", purpose) from None
-    of_attention = (precondition_kernel, decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
-    functions = (*of_attention, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
+    of_decoding = (decode_split_kernel, decode_split_float8_kernel, decode_combine_kernel, verify_combine_kernel)
+    functions = (precondition_kernel, *of_decoding, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
     return {function.__name__: function for function in functions}

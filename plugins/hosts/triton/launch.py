@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.decode_attention.plan import FLOAT8_ARCH, plan_decode_attention
 from lucid_deploy.plugins.delta_rule.plan import FIXED, plan_delta_rule
 from lucid_deploy.plugins.hosts.triton.kernel_functions import kernel_functions
 from lucid_deploy.plugins.precondition.plan import plan_precondition
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPRETER_ARCH = 80  # whose choices the interpreter takes when none are given
+_SCALES = ("K_scale", "Y_scale")
 
 
 def precondition(
@@ -75,6 +76,7 @@ def decode_attention(
     eps: float = 1e-5,
     training_diagonal: bool = False,
     *,
+    scales: tuple[Tensor, Tensor] | None = None,
     out: tuple[Tensor, Tensor] | None = None,
     workspace: Tensor | None = None,
     tuned: Choice | None = None,
@@ -90,6 +92,8 @@ def decode_attention(
         mask: bool ``(B, P + N)``; None: no padding.
         eps: Added to the mean square of a key.
         training_diagonal: Whether row i is divided by training's L_ii instead of 1.
+        scales: Of a cache in ``float8_e4m3fn``: float32 ``(B, H, P, 1)`` for K and for Y; a row stands for itself times
+            its scale. None: the cache is of the type of ``q``.
         out: Where to write O and Y_new; None: new memory.
         workspace: As in :func:`precondition`.
         tuned: Constants to use instead of the tuned ones.
@@ -108,9 +112,15 @@ def decode_attention(
         raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and y {tuple(y.shape)} do not fit together")
     if k_new.shape != (batch, heads, n, width) or v_new.shape != k_new.shape:
         raise ValueError(f"k_new and v_new must be {(batch, heads, n, width)}, as many new tokens as q has")
-    diagonal = float(training_diagonal)
-    plan = plan_decode_attention(batch, heads, groups, past, width, _dtype(q), eps, _arch(q), tuned, diagonal, n)
+    sizes = (batch, heads, groups, past, width, _dtype(q), eps, _arch(q, least=FLOAT8_ARCH if scales else 0))
+    plan = plan_decode_attention(*sizes, tuned, float(training_diagonal), n, float8=scales is not None)
     tensors = {"Q": q, "K_new": k_new, "V_new": v_new, "K": k, "Y": y, "mask": _mask(mask, k, past + n)}
+    if scales is not None:
+        if any(tensor.dtype != torch.float8_e4m3fn for tensor in (k, y)):
+            raise ValueError(f"k and y must be float8_e4m3fn beside scales, not {k.dtype} and {y.dtype}")
+        if any(scale.shape != (batch, heads, past, 1) for scale in scales):
+            raise ValueError(f"scales must be {(batch, heads, past, 1)}, one a row of k and of y")
+        tensors |= zip(_SCALES, scales, strict=True)
     new = torch.contiguous_format
     o, y_new = out or (torch.empty_like(q, memory_format=new), torch.empty_like(v_new, memory_format=new))
     tensors |= {"O": o, "Y_new": y_new}
@@ -171,7 +181,7 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     Args:
         plan: What to launch.
         tensors: The operator's tensors by name, all on one device, and of one floating-point type but for those that
-            are float32 in any case.
+            are float32 in any case, and a cache that is stored with scales.
         workspace: uint8, at least ``plan.workspace_bytes`` long, contents arbitrary; None: new memory.
 
     Raises:
@@ -181,10 +191,12 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     import torch
 
     kernels = kernel_functions()
-    floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *FIXED)}
+    float32 = (*FIXED, *_SCALES)
+    stored = ("K", "Y") if _SCALES[0] in tensors else ()
+    floats = {name: tensor.dtype for name, tensor in tensors.items() if name not in ("mask", *float32, *stored)}
     if len(set(floats.values())) != 1:
         raise ValueError(f"all tensors must have one type, not {floats}")
-    if wrong := [name for name in FIXED if name in tensors and tensors[name].dtype != torch.float32]:
+    if wrong := [name for name in float32 if name in tensors and tensors[name].dtype != torch.float32]:
         raise ValueError(f"{', '.join(wrong)} must be float32")
     if not all(tensors[name].is_contiguous() for name in plan.outputs):
         raise ValueError(f"the outputs {plan.outputs} must be contiguous")
@@ -224,11 +236,12 @@ def _dtype(tensor: Tensor) -> str:
     return name
 
 
-def _arch(tensor: Tensor) -> int:
+def _arch(tensor: Tensor, least: int = 0) -> int:
+    """Return the compute capability of a tensor's device; the interpreter has what is asked for."""
     import torch
 
     if tensor.device.type != "cuda":
-        return INTERPRETER_ARCH
+        return max(INTERPRETER_ARCH, least)
     major, minor = torch.cuda.get_device_capability(tensor.device)
     return 10 * major + minor
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.attention.window import kept, places, shifted, visible
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.layers.window import ring_layout
@@ -81,3 +82,8 @@ def test_a_window_does_not_grow() -> None:
     assert bytes_per_token(layout) == 2 * 2 * row
     assert layout_bytes(layout, 32768) == 2 * 2 * row * 32768 + 2 * row * 6
     assert [array.shape[2] for layer in session.layer_arrays(cache) for array in layer] == [60, 60, 6, 6, 60, 60]
+
+
+def test_a_ring_in_fp8_is_refused() -> None:
+    with pytest.raises(LucidError, match=r"over a window of tokens keep no cache in fp8\. Choose --cache-dtype int8"):
+        ring_layout(make("window", sliding_window=5).config, "fp8")

@@ -71,6 +71,7 @@ def int8_copy(exported, tmp_path):
         ("float32", "static", "int8"),
         ("float16", "growing", "int8"),
         ("float32", "growing", "float16"),
+        ("float32", "growing", "fp8"),
     ],
 )
 def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cache_dtype):

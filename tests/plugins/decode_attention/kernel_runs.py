@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lucid_deploy.cache.codecs import Float8Codec
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 from lucid_deploy.plugins.hosts.triton.launch import decode_attention
@@ -62,28 +63,47 @@ def plain_decode(
     return o.view(q.shape).to(dtype), y_new.to(dtype)
 
 
+def _exact(case: Case, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    doubles = (tensor if tensor.dtype == torch.bool else tensor.double() for tensor in inputs.values())
+    return decode_attention_reference(*doubles, EPS, case.training)
+
+
 def run_decode(case: Case) -> dict[str, Any]:
-    """As :func:`run_precondition`, for decode attention; with ``case.static``, NaN rows stand behind the cache."""
+    """As :func:`run_precondition`, for decode attention; with ``case.static``, NaN rows stand behind the cache.
+
+    A cache in E4M3 is compared with float64 on the rounded cache; ``rounding`` is what that rounding alone changes.
+    """
     inputs = decode_inputs(case)
-    exact = decode_attention_reference(
-        *(t if t.dtype == torch.bool else t.double() for t in inputs.values()), EPS, case.training
-    )
-    plain = plain_decode(*inputs.values(), case.training)
+    scales, unrounded = [], _exact(case, inputs)
+    if case.float8:
+        inputs["y"] = inputs["y"] * torch.logspace(-3, 2, case.past)[:, None].to(case.torch_dtype)  # rows of all sizes
+        unrounded = _exact(case, inputs)
+        *stored, k_scale, y_scale = Float8Codec().encode(inputs["k"], inputs["y"])
+        scales = [k_scale, y_scale]
+        for name, numbers, scale in zip(("k", "y"), stored, scales, strict=True):
+            inputs[name] = numbers.double() * scale.double()
+    exact = _exact(case, inputs)
+    in_type = inputs["y"].to(case.torch_dtype) if case.float8 else inputs["y"]  # what the kernel multiplies with
+    plain = plain_decode(**{**inputs, "y": in_type}, training=case.training)
     hidden = ~inputs["mask"][:, None, : case.past, None]
-    garbage = torch.full((case.batch, case.heads, case.static, case.width), torch.nan, dtype=case.torch_dtype)
-    for name in ("k", "y"):
-        inputs[name] = torch.cat([inputs[name].masked_fill(hidden, torch.nan), garbage], dim=2)
+    garbage = torch.full((case.batch, case.heads, case.static, 1), torch.nan)
+    for place, name in enumerate(("k", "y")):
+        rows = stored[place].float() if case.float8 else inputs[name]
+        rows = torch.cat([rows.masked_fill(hidden, torch.nan), garbage.expand(-1, -1, -1, case.width)], dim=2)
+        inputs[name] = rows.to(torch.float8_e4m3fn if case.float8 else case.torch_dtype)
+    scales = [torch.cat([scale.masked_fill(hidden, torch.nan), garbage], dim=2) for scale in scales]
     unused = torch.zeros(case.batch, case.static, dtype=torch.bool)
     inputs["mask"] = torch.cat([inputs["mask"][:, : case.past], unused, inputs["mask"][:, case.past :]], dim=1)
     (o, o_guard), (y_new, y_guard) = poisoned(inputs["q"]), poisoned(inputs["v_new"])
-    sizes = (case.batch, case.heads, case.groups, case.past + case.static, case.width, case.dtype, EPS, 80)
-    plan = plan_decode_attention(*sizes, tuned_choice(case), new=case.new)
+    sizes = (case.batch, case.heads, case.groups, case.past + case.static, case.width, case.dtype, EPS, 89)
+    plan = plan_decode_attention(*sizes, tuned_choice(case), new=case.new, float8=case.float8)
     workspace, workspace_guard = poisoned_workspace(plan.workspace_bytes)
     is_padding = ~inputs["mask"][:, -case.new :]
     decode_attention(
         **inputs,
         eps=EPS,
         training_diagonal=case.training,
+        scales=(scales[0], scales[1]) if scales else None,
         out=(o, y_new),
         workspace=workspace,
         tuned=tuned_choice(case),
@@ -93,6 +113,8 @@ def run_decode(case: Case) -> dict[str, Any]:
         "plain": relative_error(plain[0], exact[0]),
         "y_error": relative_error(y_new, exact[1]),
         "y_plain": relative_error(plain[1], exact[1]),
+        "rounding": relative_error(exact[0], unrounded[0]),
+        "y_rounding": relative_error(exact[1], unrounded[1]),
         "guards_intact": bool(o_guard.isnan().all() and y_guard.isnan().all() and (workspace_guard == 0xFF).all()),
         "padding_is_v": bool((y_new == inputs["v_new"])[is_padding[:, None, :].expand(y_new.shape[:3])].all()),
     }

@@ -72,7 +72,22 @@ SEVERAL = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL, ids=str)
+FLOAT8 = [
+    Case(new=1, past=1, dtype="float16", keys=0.99, float8=True),
+    Case(new=1, past=64, dtype="bfloat16", keys="repeated", groups=7, float8=True),
+    Case(new=1, past=257, dtype="float16", keys=0.99, groups=1, float8=True),
+    Case(new=1, past=257, keys="repeated", float8=True),
+    Case(new=1, past=100, dtype="float16", keys=0.9, heads=1, width=72, float8=True),
+    Case(new=1, past=100, dtype="bfloat16", keys=0.9, heads=1, width=128, training=True, float8=True),
+    Case(new=1, past=0, dtype="float16", keys=0.9, static=128, float8=True),
+    Case(new=1, past=65, dtype="bfloat16", keys=0.9, batch=2, padded=True, static=200, float8=True),
+    Case(new=1, past=2100, dtype="float16", keys=0.9, heads=1, tuned=(0, 16), float8=True),
+    Case(new=8, past=257, dtype="float16", keys="repeated", heads=1, float8=True),
+    Case(new=16, past=100, dtype="bfloat16", keys=0.99, batch=2, padded=True, groups=4, float8=True),
+]
+
+
+@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL + FLOAT8, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

@@ -6,7 +6,7 @@ import pytest
 
 from lucid_deploy.plugins.decode_attention.plan import MAX_SPLITS, plan_decode_attention, query_rows, variants
 from lucid_deploy.plugins.shared.plan import Plan
-from lucid_deploy.plugins.table import DECODE_ATTENTION
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 
 def decode(**changes) -> Plan:
@@ -18,6 +18,15 @@ def test_tensors_are_those_of_the_table():
     known = {*DECODE_ATTENTION.input_names, *DECODE_ATTENTION.output_names, "workspace"}
     for new in (1, 8):
         assert {name for step in decode(new=new).steps for name in step.pointers} == known
+
+
+def test_a_cache_of_e4m3_has_scales():
+    for new in (1, 8):
+        plan, plain = decode(width=72, new=new, float8=True), decode(width=72, new=new)
+        known = {*DECODE_ATTENTION_FLOAT8.input_names, *DECODE_ATTENTION_FLOAT8.output_names, "workspace"}
+        assert {name for step in plan.steps for name in step.pointers} == known
+        assert plan.steps[1] == plain.steps[1] and plan.workspace_bytes == plain.workspace_bytes
+    assert not [each for each in variants(86) if "float8" in each.name]
 
 
 def test_memory_does_not_grow_with_the_tokens():
@@ -56,6 +65,8 @@ def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows):
         ({"groups": 0}, "groups must be at least 1"),
         ({"new": 17}, "up to 16 new tokens are supported, not 17"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
+        ({"width": 68, "float8": True}, "head width 68 is not supported: with a cache of E4M3 multiples of 8 are"),
+        ({"arch": 86, "float8": True}, "compute capability 8.6 has no E4M3"),
     ],
 )
 def test_what_the_kernels_do_not_take_is_an_error(changes, message):
@@ -63,11 +74,15 @@ def test_what_the_kernels_do_not_take_is_an_error(changes, message):
         decode(**changes)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "float8"),
+    [("float32", False), ("float16", False), ("bfloat16", False), ("float16", True), ("bfloat16", True)],
+)
 @pytest.mark.parametrize("width", [16, 36, 64, 128, 256])
 @pytest.mark.parametrize(("groups", "new"), [(4, 1), (16, 1), (4, 8), (4, 16)])
-def test_every_plan_finds_its_compiled_forms(width, dtype, groups, new):
-    for step in decode(width=width, dtype=dtype, groups=groups, new=new).steps:
+def test_every_plan_finds_its_compiled_forms(width, dtype, float8, groups, new):
+    width += 4 if float8 and width % 8 else 0
+    for step in decode(width=width, dtype=dtype, groups=groups, new=new, float8=float8).steps:
         [variant] = [each for each in variants(90) if each.name == step.variant]
         assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)
         assert variant.num_stages == step.num_stages

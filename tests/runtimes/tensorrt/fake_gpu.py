@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.several_tokens import attach_body, several_tokens
 from lucid_deploy.runtimes.tensorrt.limits import choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile, EngineManifest
@@ -21,6 +22,8 @@ from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 from lucid_deploy.runtimes.tensorrt.session import Engines
 
 KINDS = {"tensor(int64)": np.int64, "tensor(float)": np.float32, "tensor(float16)": np.float16}
+KINDS["tensor(float8e4m3fn)"] = np.uint8
+OTHER = {"tensor(float8e4m3fn)": "float8_e4m3fn"}  # types that numpy does not know
 POISON = 0xFF  # every byte of new memory: NaN in all float types
 
 
@@ -135,8 +138,12 @@ class FakeContext:
             shape = shapes[value.name]
             size = int(np.prod(shape)) * kind.itemsize
             feed[value.name] = self._device.at(addresses[value.name], size).view(kind).reshape(shape).copy()
-        outputs = self._session.run(None, feed)
-        for value, array in zip(self._session.get_outputs(), outputs, strict=True):
+        values = {
+            value.name: ort_value(feed[value.name], OTHER.get(value.type)) for value in self._session.get_inputs()
+        }
+        outputs = self._session.get_outputs()
+        found = self._session.run_with_ort_values([value.name for value in outputs], values)
+        for value, array in zip(outputs, (each.numpy() for each in found), strict=True):
             self._device.at(addresses[value.name], array.nbytes)[:] = np.frombuffer(array.tobytes(), np.uint8)
 
 

@@ -35,7 +35,7 @@ def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
 
 def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
     change_manifest(damaged[1], plugin__abi=99)
-    with pytest.raises(LucidError, match=r"plugin ABI 99, and this version has 4\. Run: lucid-deploy plugin build"):
+    with pytest.raises(LucidError, match=r"plugin ABI 99, and this version has 5\. Run: lucid-deploy plugin build"):
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
 
 

@@ -21,6 +21,7 @@ from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_wi
 from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
+FLOAT8 = onnx.TensorProto.FLOAT8E4M3FN
 
 
 def test_weights_stay_in_their_file(exported: Exported) -> None:
@@ -87,13 +88,40 @@ def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"cache_dtype": "int8"}, "Export with --cache-dtype auto"), ({"inline": True}, "Export without it")],
+    [
+        ({"cache_dtype": "int8"}, "Export with --cache-dtype auto or fp8"),
+        (
+            {"cache_dtype": "fp8"},
+            "keep a cache in fp8 beside float16 and bfloat16.* is in float32 with a growing cache",
+        ),
+        (
+            {"cache_dtype": "fp8", "dtype": "float16", "cache": "static"},
+            "TensorRT writes no E4M3 in place.* is in float16 with a static cache",
+        ),
+        ({"inline": True}, "Export without it"),
+    ],
 )
 def test_an_artifact_of_another_kind(changes: dict[str, Any], message: str, exported: Exported) -> None:
     artifact = exported()[1]
     check_artifact(artifact)
     with pytest.raises(LucidError, match=message):
         check_artifact(Artifact(artifact.directory, replace(artifact.manifest, **changes)))
+
+
+def test_decoding_and_verifying_read_a_cache_of_fp8_as_it_is_stored(exported: Exported) -> None:
+    artifact = exported("float16", cache_dtype="fp8")[1]
+    with pytest.raises(
+        LucidError, match=r"head_dim is 36; .* multiples of 8 from 16 to 256 with a cache in fp8\. Export"
+    ):
+        check_artifact(artifact)
+    wanted = {"prefill": "Precondition", "decode": "DecodeAttentionFloat8", "verify": "DecodeAttentionFloat8"}
+    for stage, operator in wanted.items():
+        graph = prepare_graph(artifact, stage, 64)
+        assert graph.plugin_nodes == {operator: 2}
+        model = onnx.load_model_from_string(graph.model)
+        assert not [node for node in model.graph.node if node.op_type == "Cast" and node.attribute[0].i == FLOAT8]
+        rows = {node.op_type for node in model.graph.node if "past_key_values.1.value" in node.input}
+        assert rows == {"prefill": {"Concat", "DequantizeLinear"}}.get(stage, {"Concat", operator})
 
 
 def test_the_copy_for_onnxruntimes_provider_leads_tensorrts_parser_to_the_plugins(

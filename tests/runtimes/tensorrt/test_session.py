@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.verification import VerifyOptions, verify_against
@@ -61,6 +62,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"cache": "static"},
     {"attention_type": "llama", "logits": "all", "use_rope": False},
     {"attention_type": "llama", "cache": "static", "dtype": "float16"},
+    {"dtype": "float16", "cache_dtype": "fp8"},
 ]
 
 
@@ -70,7 +72,7 @@ def run_everything(session: Any, vocabulary: int = 97) -> list[np.ndarray]:
     mask = np.ones((2, 40), bool)
     mask[0, :6] = False
     cache = session.empty_cache(2)
-    results = [session.prefill(ids[:, :40], cache, mask)]
+    results = [session.prefill(ids[:, :40], cache, mask, chunk=LIMITS["prefill_chunk"])]  # a cache may round between
     results += [session.decode(ids[:, i : i + 1], cache) for i in range(40, 70)]
     results.append(session.prefill(ids[:, 70:77], cache, chunk=3))
     results += [session.decode(ids[:, i : i + 1], cache) for i in range(77, 96)]
@@ -125,6 +127,19 @@ def test_half_precision_caches_keep_their_bytes(exported: Exported) -> None:
     for (k, y), (k_given, y_given) in zip(made.session.layer_arrays(cache), layers, strict=True):
         assert k.dtype == np.float32 and (k == k_given).all() and (y == y_given).all()
     assert np.isfinite(made.session.decode(np.array([[3]]), cache)).all()
+
+
+def test_caches_of_fp8_keep_their_codes(exported: Exported) -> None:
+    made = Fixture(exported, **VARIANTS[4])
+    rows = np.random.default_rng(0).standard_normal((1, 2, 3, 36)).astype(np.float32)
+    cache = made.session.cache_from_arrays([(rows, 50 * rows)] * 2, np.ones((1, 3), bool))
+    assert [tensor.dtype for tensor in made.session.layout[0]] == ["float8_e4m3fn"] * 2 + ["float32"] * 2
+    wanted = decode_layer(encode_layer((rows, 50 * rows), made.session.layout[0]), made.session.layout[0])
+    again = made.session.cache_from_arrays(made.session.layer_arrays(cache), cache.mask)
+    for layer in (*made.session.layer_arrays(cache), *made.session.layer_arrays(again)):
+        np.testing.assert_allclose(layer, wanted, rtol=1e-6)
+    with pytest.raises(LucidError, match="built for up to 2 rows"):
+        made.session.cache_from_arrays([(np.zeros((3, 2, 1, 36)),) * 2] * 2, np.ones((3, 1), bool))
 
 
 def test_decoding_allocates_nothing_after_its_first_steps(fixture: Fixture) -> None:

@@ -29,6 +29,7 @@ VARIANTS: list[dict[str, Any]] = [
     {},
     {"cache": "static"},
     {"attention_type": "llama", "cache": "static", "dtype": "float16"},
+    {"dtype": "float16", "cache_dtype": "fp8"},
 ]
 
 

@@ -114,6 +114,14 @@ Tensors makeTensors(Call const& call)
             tensor(type, {b, h, p, d}), tensor(type, {b, h, p, d})};
         tensors.outputs = {tensors.inputs[0], tensors.inputs[2]};
     }
+    else if (name == "DecodeAttentionFloat8")
+    {
+        PluginTensorDesc const cache = tensor(mode == "cache" ? type : DataType::kFP8, {b, h, p, d});
+        PluginTensorDesc const scales = tensor(DataType::kFLOAT, {b, h, p, mode == "scales" ? d : 1});
+        tensors.inputs = {tensor(type, {b, h * g, n, d}), tensor(second, {b, h, n, d}), tensor(type, {b, h, n, d}),
+            cache, cache, scales, scales};
+        tensors.outputs = {tensors.inputs[0], tensors.inputs[2]};
+    }
     else
     {
         tensors.inputs = {tensor(type, {b, h, n, d}), tensor(second, {b, h, n, d}), tensor(type, {b, h, p, d}),

@@ -20,11 +20,11 @@ from lucid_deploy.plugins.hosts.tensorrt.build import (
     find_cuda_headers,
     find_tensorrt_headers,
 )
-from lucid_deploy.plugins.hosts.triton.aot import variants
+from lucid_deploy.plugins.hosts.triton.aot import ptx_architecture, variants
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
-from lucid_deploy.plugins.table import DELTA_RULE, OPERATORS, PRECONDITION
+from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT8, DELTA_RULE, OPERATORS, PRECONDITION
 from tests.patience import PATIENCE
 
 HERE = Path(__file__).parent
@@ -38,6 +38,7 @@ def signatures() -> dict[str, str]:
         plan_precondition(1, 1, 1, 0, 64, "float16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80, new=2),
+        plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 89, float8=True),
         plan_delta_rule(1, 1, 1, 64, 64, "float16", 1.0, 80),
         plan_delta_rule(1, 1, 2, 64, 64, "float16", 1.0, 80),
     )
@@ -60,7 +61,12 @@ def stand_in(variant: Variant, arch: int, is_ptx: bool = False) -> CompiledKerne
 
 def stand_ins(archs: Iterable[int], ptx: bool = True) -> list[CompiledKernel]:
     kernels = [stand_in(variant, arch) for arch in archs for variant in variants(arch)]
-    return kernels + ([stand_in(variant, 86, is_ptx=True) for variant in variants(86)] if ptx else [])
+    return kernels + [
+        stand_in(variant, arch, is_ptx=True)
+        for arch in (86, 89)
+        for variant in variants(arch)
+        if ptx and arch == ptx_architecture(variant)
+    ]
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,8 @@ class Problem:
         rest = (self.past, self.width, self.dtype, self.epsilon, arch, None, self.diagonal or 0.0)
         if self.operator == PRECONDITION.name:
             return plan_precondition(self.batch, self.heads, self.new, *rest)
-        return plan_decode_attention(self.batch, self.heads, self.groups, *rest, new=self.new)
+        float8 = self.operator == DECODE_ATTENTION_FLOAT8.name
+        return plan_decode_attention(self.batch, self.heads, self.groups, *rest, new=self.new, float8=float8)
 
     def pointers(self) -> dict[str, int]:
         [operator] = [each for each in OPERATORS if each.name == self.operator]

@@ -26,12 +26,16 @@ PROBLEMS = [
     Problem("DecodeAttention", past=777, new=5, groups=12, width=68),
     Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=64),
     Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=68),
+    Problem("DecodeAttentionFloat8"),
+    Problem("DecodeAttentionFloat8", "bfloat16", past=777, new=8, batch=3, heads=5, groups=4, width=128, diagonal=1.0),
+    Problem("DecodeAttentionFloat8", past=32768, heads=4, groups=7, width=80),
     Problem("DeltaRule", epsilon=0.125),
     Problem("DeltaRule", "bfloat16", batch=3, heads=5, width=68, value_width=100),
     Problem("DeltaRule", new=257, batch=2, heads=4, width=128, value_width=128, epsilon=0.5),
     Problem("DeltaRule", "float32", new=2, width=16, value_width=4),
     Problem("DeltaRule", "bfloat16", new=8192, heads=32, width=256, value_width=260),
 ]
+OLD_AND_NEW = [(each, arch) for each in PROBLEMS for arch in (80, 90) if arch >= 89 or "Float8" not in each.operator]
 
 
 def answers(lines, name):
@@ -58,13 +62,12 @@ def launches(calls):
     return found
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize(("problem", "arch"), OLD_AND_NEW, ids=str)
 def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_path):
     lines, calls = tools.run(problem, tmp_path / "log", arch)
     plan, pointers = problem.plan(arch), problem.pointers()
     assert answers(lines, "log") == []
-    assert answers(lines, "creators") == [3] and answers(lines, "supported") == [1]
+    assert answers(lines, "creators") == [4] and answers(lines, "supported") == [1]
     assert answers(lines, "configured") == [0] and answers(lines, "loaded") == [1]
     assert answers(lines, "workspace") == [plan.workspace_bytes]
     assert answers(lines, "prepared") + answers(lines, "enqueued") == [0] * 6
@@ -74,7 +77,7 @@ def test_launches_are_those_of_the_python_launcher(problem, arch, tools, tmp_pat
     assert cleared == ([(pointers["workspace"], 0, plan.zeroed_bytes)] * 3 if plan.zeroed_bytes else [])
 
 
-@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9], PROBLEMS[23]], ids=str)
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[9], PROBLEMS[22], PROBLEMS[26]], ids=str)
 def test_modules_are_loaded_once_for_each_context(problem, tools, tmp_path):
     _, calls = tools.run(problem, tmp_path / "log", 90)
     variants = [step.variant for step in problem.plan(90).steps]
@@ -94,6 +97,13 @@ def test_the_nearest_code_that_runs_on_the_device_is_taken(arch, code, tools, tm
     assert {call["image"].split()[1] for call in calls if call["call"] == "load"} == {code}
 
 
+@pytest.mark.parametrize(("arch", "code"), [(90, "90"), (100, "ptx"), (89, "ptx")])
+def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, tools, tmp_path):
+    _, calls = tools.run(Problem("DecodeAttentionFloat8"), tmp_path / "log", arch)
+    split = next(call["image"].split() for call in calls if call["call"] == "load")
+    assert split[:2] == ["decode_split_float8_float16_d64_u8_r16", code]
+
+
 def test_little_shared_memory_needs_no_attribute(tools, tmp_path):
     _, calls = tools.run(Problem("Precondition", new=70), tmp_path / "log", 86)
     assert not [call for call in calls if call["call"] == "attribute"]
@@ -110,6 +120,13 @@ def test_little_shared_memory_needs_no_attribute(tools, tmp_path):
         (Problem("DeltaRule", new=3), {"mode": "mask"}, "log_decay and beta must be (batch, heads, tokens)"),
         (Problem("DeltaRule", width=12), {}, "head width 12 is not supported"),
         (Problem("DeltaRule", value_width=30), {}, "value width 30 is not supported: multiples of 4 are"),
+        (
+            Problem("DecodeAttentionFloat8"),
+            {"arch": 86},
+            "no kernel decode_split_float8_float16_d64_u8_r16 for compute capability 8.6",
+        ),
+        (Problem("DecodeAttentionFloat8", width=68), {}, "head widths with an FP8 cache are multiples of 8"),
+        (Problem("DecodeAttentionFloat8", past=3), {"mode": "scales"}, "must have one number for each row of K and Y"),
         (Problem("Precondition"), {"arch": 75}, "no kernel precondition_float16_d64_u8 for compute capability 7.5"),
         (Problem("Precondition"), {"fail": "cuModuleLoadData"}, "loading precondition_float16_d64_u8 failed: stand-in"),
         (Problem("Precondition"), {"fail": "cuLaunchKernel"}, "launching precondition_float16_d64_u8 failed"),
@@ -126,10 +143,18 @@ def test_errors_are_logged_and_returned(problem, options, message, tools, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("operator", "mode"), [("Precondition", "mixed"), ("DeltaRule", "mixed"), ("DeltaRule", "state")]
+    ("operator", "mode", "dtype"),
+    [
+        ("Precondition", "mixed", "float16"),
+        ("DeltaRule", "mixed", "float16"),
+        ("DeltaRule", "state", "float16"),
+        ("DecodeAttentionFloat8", "mixed", "float16"),
+        ("DecodeAttentionFloat8", "cache", "float16"),
+        ("DecodeAttentionFloat8", "run", "float32"),
+    ],
 )
-def test_tensors_of_other_types_are_not_a_supported_format(operator, mode, tools, tmp_path):
-    lines, _ = tools.run(Problem(operator), tmp_path / "log", mode=mode)
+def test_tensors_of_other_types_are_not_a_supported_format(operator, mode, dtype, tools, tmp_path):
+    lines, _ = tools.run(Problem(operator, dtype), tmp_path / "log", mode=mode)
     assert answers(lines, "supported") == [0]
 
 

@@ -25,6 +25,7 @@ STEPS = {
     for plan in (
         plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
         plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
+        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90, float8=True),
         plan_delta_rule(1, 1, 2, WIDTH, WIDTH, "float16", 1.0, 90),
         plan_delta_rule(1, 1, 1, WIDTH, WIDTH, "float16", 1.0, 90),
     )
@@ -45,12 +46,13 @@ def cache(tmp_path_factory):
 def compiled(cache):
     seen = []
     kernels = compile_some(cache, progress=lambda done, total, name: seen.append((done, total)))
-    assert seen == [(done, 12) for done in range(13)]  # six for sm_90, six for sm_86, where the PTX comes from
+    # Seven for sm_90, and for PTX six for sm_86 and the one that reads E4M3 for sm_89.
+    assert seen == [(done, 14) for done in range(15)]
     return kernels
 
 
 def test_machine_code_and_ptx_come_out(compiled):
-    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 6 + [(86, True)] * 6
+    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 7 + [(86, True)] * 6 + [(89, True)]
     for kernel in compiled:
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
         assert kernel.entry == STEPS[kernel.variant].kernel and kernel.entry.encode() in kernel.image
@@ -70,6 +72,11 @@ def test_arguments_are_the_plans(compiled):
             assert kinds == ["u64"] * len(pointers) + scalars + ["u64"] * 2, "two scratch pointers come last"
         else:
             assert kernel.constants == step.constants
+
+
+def test_e4m3_is_converted_by_the_chip_s_own_instruction(compiled):
+    [text] = [k.image.decode() for k in compiled if k.is_ptx and "float8" in k.variant]
+    assert "cvt.rn.f16x2.e4m3x2" in text and ".target sm_89" in text
 
 
 def test_rows_are_written_before_they_are_counted_up_and_read_after_they_are_seen(compiled):

@@ -1,7 +1,8 @@
-"""Let the library's kernels read a cache as it is stored, by a change to the decode graph that is made in memory.
+"""Let our kernels read a cache as it is stored, by a change to a graph that is made in memory.
 
 Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
-before ``DecodeAttention``. The library has operators that take the stored tensors instead. The file stays as it is.
+before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: onnxruntime's those for
+float16 and int8, TensorRT's that for fp8. The file stays as it is.
 
 ====================================================  =====================================================
 in the file, for K and for Y                          in memory
@@ -9,6 +10,7 @@ in the file, for K and for Y                          in memory
 ``Cast(float16 input)``                               ``DecodeAttentionFloat16(Q, K_new, V_new, K, Y, mask)``
 ``Mul(Cast(int8 input), scale input)`` [``Cast``]     ``DecodeAttentionInt8(Q, K_new, V_new, K, Y, K_scale,
                                                       Y_scale, mask)``
+``Mul(Cast(fp8 input), scale input)`` [``Cast``]      ``DecodeAttentionFloat8(…)``, of the same tensors
 ====================================================  =====================================================
 """
 
@@ -19,16 +21,28 @@ from dataclasses import dataclass
 
 import onnx
 
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8, DOMAIN
+from lucid_deploy.plugins.table import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_FLOAT8,
+    DECODE_ATTENTION_FLOAT16,
+    DECODE_ATTENTION_INT8,
+    DOMAIN,
+    Operator,
+)
 
 _K, _Y, _MASK = map(DECODE_ATTENTION.place, ("K", "Y", "mask"))
-_FLOAT, _FLOAT16, _INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8
+_FLOAT, _FLOAT16, _BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
+_SCALED = {onnx.TensorProto.INT8: DECODE_ATTENTION_INT8, onnx.TensorProto.FLOAT8E4M3FN: DECODE_ATTENTION_FLOAT8}
 
 
 @dataclass(frozen=True)
 class _StoredTensor:
-    """What a tensor is converted from: a graph input, for int8 its scales, and the nodes in between, last to first."""
+    """What a tensor is converted from: a graph input, its scales if any, and the nodes in between, last to first.
 
+    ``operator`` reads such tensors.
+    """
+
+    operator: Operator
     rows: str
     scale: str | None
     nodes: tuple[onnx.NodeProto, ...]
@@ -39,8 +53,8 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
 
     Requires: a decode graph whose cache has another type than the model; weights need not be loaded.
     Result: every ``DecodeAttention`` is changed, or none and the graph is as it was. The new operators compute the
-    same, except that an int8 row's values are not rounded to float16 in between. Conversions that something else reads
-    stay.
+    same, except that an int8 row's values, and an fp8 row's of K, are not rounded to the model's type in between.
+    Conversions that something else reads stay.
 
     Args:
         model: Changed in place.
@@ -56,7 +70,7 @@ def read_as_stored(model: onnx.ModelProto) -> list[str]:
     attentions = [node for node in graph.node if node.domain == DOMAIN and node.op_type == DECODE_ATTENTION.name]
     for node in attentions:
         k, y = (_trace_back(node.input[place], makers, inputs) for place in (_K, _Y))
-        if k is None or y is None or (k.scale is None) != (y.scale is None):
+        if k is None or y is None or k.operator is not y.operator:
             names = " and ".join(node.input[_K:_MASK])
             obstacles.append(f"{names} are not converted from the cache in a way that is known")
         else:
@@ -77,7 +91,7 @@ def _trace_back(
     """Go back from K or Y of the operator to the graph's inputs; None where anything is not exactly as expected."""
     nodes = []
     node = makers.get(name)
-    if node is not None and _casts_to(node) == _FLOAT16:  # a float16 model rounds the products to its type
+    if node is not None and _casts_to(node) in (_FLOAT16, _BFLOAT16):  # such a model rounds the products to its type
         nodes.append(node)
         node = makers.get(node.input[0])
     if node is not None and node.op_type == "Mul" and node.domain == "":
@@ -87,11 +101,12 @@ def _trace_back(
             return None
         nodes.append(cast)
         rows, scale = cast.input[0], node.input[1]
-        return _StoredTensor(rows, scale, tuple(nodes)) if _are_rows_and_scales(inputs, rows, scale) else None
+        operator = _reader_of_scaled(inputs, rows, scale)
+        return None if operator is None else _StoredTensor(operator, rows, scale, tuple(nodes))
     if nodes or node is None or _casts_to(node) != _FLOAT:
         return None
     rows = node.input[0]
-    return _StoredTensor(rows, None, (node,)) if _is(inputs, rows, _FLOAT16) else None
+    return _StoredTensor(DECODE_ATTENTION_FLOAT16, rows, None, (node,)) if _is(inputs, rows, _FLOAT16) else None
 
 
 def _casts_to(node: onnx.NodeProto) -> int | None:
@@ -100,12 +115,13 @@ def _casts_to(node: onnx.NodeProto) -> int | None:
     return next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
 
 
-def _are_rows_and_scales(inputs: dict[str, onnx.ValueInfoProto], rows: str, scale: str) -> bool:
-    """Whether two graph inputs are int8 rows ``(B, KV, T, D)`` and their float32 scales ``(B, KV, T, 1)``."""
-    if not _is(inputs, rows, _INT8) or not _is(inputs, scale, _FLOAT):
-        return False
+def _reader_of_scaled(inputs: dict[str, onnx.ValueInfoProto], rows: str, scale: str) -> Operator | None:
+    """Return what reads two graph inputs, rows ``(B, KV, T, D)`` and their float32 scales ``(B, KV, T, 1)``."""
+    operator = next((each for kind, each in _SCALED.items() if _is(inputs, rows, kind)), None)
+    if operator is None or not _is(inputs, scale, _FLOAT):
+        return None
     of_rows, of_scale = (inputs[name].type.tensor_type.shape.dim for name in (rows, scale))
-    return list(of_rows[:3]) == list(of_scale[:3]) and of_scale[3].dim_value == 1
+    return operator if list(of_rows[:3]) == list(of_scale[:3]) and of_scale[3].dim_value == 1 else None
 
 
 def _is(inputs: dict[str, onnx.ValueInfoProto], name: str, kind: int) -> bool:
@@ -123,8 +139,7 @@ def _replace(node: onnx.NodeProto, k: _StoredTensor, y: _StoredTensor) -> None:
     if k.scale is not None and y.scale is not None:
         node.input.extend([k.scale, y.scale])
     node.input.append(mask)
-    operator = DECODE_ATTENTION_FLOAT16 if k.scale is None else DECODE_ATTENTION_INT8
-    node.op_type = operator.name
+    node.op_type = k.operator.name
 
 
 def _drop_unread(graph: onnx.GraphProto, candidates: list[onnx.NodeProto]) -> None:
