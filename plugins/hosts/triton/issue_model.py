@@ -107,6 +107,8 @@ def cycles(loop: Sequence[Instruction], arch: int, num_warps: int) -> Cycles:
     products, is_known = 0.0, True
     for each in loop:
         found = tensor_products(each.opcode)
+        if found is None and (of_program := described_products(each)) is not None:
+            found = of_program / num_warps  # one thread starts it for all warps
         if found is None:
             is_known = False
         else:
@@ -126,7 +128,8 @@ def cycles(loop: Sequence[Instruction], arch: int, num_warps: int) -> Cycles:
 def tensor_products(opcode: str) -> float | None:
     """Return the products of float16 that an instruction is worth to tensor cores, per warp.
 
-    None: a tensor core's instruction whose shape does not stand in its name. 0 for all others.
+    None: a tensor core's instruction whose shape does not stand in its name, see :func:`described_products`. 0: not a
+    tensor core's.
     """
     worth = 2.0 if "TF32" in opcode else 1.0
     if found := _WARP_PRODUCT.match(opcode):
@@ -136,6 +139,21 @@ def tensor_products(opcode: str) -> float | None:
         m, n, k = map(int, found.groups())
         return worth * m * n * k / 4
     return None if re.match(r"^(\w*MMA)\b", opcode) else 0.0
+
+
+def described_products(instruction: Instruction) -> float | None:
+    """Return the products of float16 that an instruction of the fifth generation of tensor cores is worth, per program.
+
+    Its shape stands in its descriptor (PTX ISA, tcgen05 instruction descriptor for .kind::f16 and .kind::tf32): bits 7
+    to 9 are the type of A, 2 being TF32; bits 17 to 22 columns / 8; bits 24 to 28 rows / 16. The depth is 32 bytes.
+    None: another instruction, or a descriptor that the code does not tell.
+    """
+    if not instruction.opcode.startswith("UTCHMMA") or instruction.descriptor is None:
+        return None
+    described = instruction.descriptor
+    kind, columns, rows = described >> 7 & 7, 8 * (described >> 17 & 63), 16 * (described >> 24 & 31)
+    depth, worth = (8, 2.0) if kind == 2 else (16, 1.0)
+    return worth * rows * columns * depth
 
 
 def shared_bytes(opcode: str) -> float:

@@ -7,16 +7,21 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.plugins.hosts.triton.natural_loops import Flow, natural_loops
 
 BYTES = 16  # of an instruction, from compute capability 7.0 on
 _BRANCHES = {"BRA", "JMP"}
+_ENDS = {"EXIT", "RET"}
+_ALWAYS = re.compile(r"^0x[0-9a-f]+$")  # a branch's operands if they name no predicate
 _TARGET = re.compile(r"\b0x[0-9a-f]+$")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_DESCRIBED = re.compile(r"\bidesc\[(UR\d+)\]")
+_CONSTANT = re.compile(r"^(UR\d+),(0x[0-9a-f]+)$")
 _COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA2)\b")
 
 
@@ -29,12 +34,15 @@ class Instruction:
         opcode: With its modifiers, such as ``HMMA.16816.F32``.
         operands: As the disassembler writes them.
         predicate: Such as ``@!P0``; empty: always.
+        descriptor: What a tensor core's instruction of compute capability 10.0 is told about its shape and types; None
+            if it takes none, or the code does not say which.
     """
 
     address: int
     opcode: str
     operands: str = ""
     predicate: str = ""
+    descriptor: int | None = None
 
     @property
     def name(self) -> str:
@@ -46,6 +54,12 @@ class Instruction:
         """Where a branch goes; None if it is none, or goes where a register says."""
         found = _TARGET.search(self.operands) if self.name in _BRANCHES else None
         return int(found[0], 16) if found else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next instruction may follow."""
+        leaves = self.name in _ENDS or (self.target is not None and _ALWAYS.match(self.operands) is not None)
+        return not leaves or self.predicate != ""
 
 
 @dataclass(frozen=True)
@@ -67,16 +81,20 @@ class Code:
         """Loads from and stores to local memory."""
         return spills(self.instructions)
 
+    @property
+    def flow(self) -> list[Flow]:
+        """Where each instruction leads; calls come back."""
+        size = BYTES * len(self.instructions)
+        targets = [each.target for each in self.instructions]
+        return [
+            Flow(None if target is None or target >= size else target // BYTES, each.goes_on)
+            for each, target in zip(self.instructions, targets, strict=True)
+        ]
+
     @cached_property
     def loops(self) -> tuple[tuple[Instruction, ...], ...]:
-        """All that is between a branch back and its target, from target to branch; one of itself alone is no loop."""
-        found = {}
-        for index, instruction in enumerate(self.instructions):
-            target = instruction.target
-            if target is not None and target < instruction.address:
-                start = target // BYTES
-                found[start, index] = self.instructions[start : index + 1]
-        return tuple(found.values())
+        """What each loop repeats, in the order of addresses."""
+        return tuple(tuple(self.instructions[i] for i in loop) for loop in natural_loops(self.flow))
 
     @property
     def hot_loop(self) -> tuple[Instruction, ...]:
@@ -101,7 +119,7 @@ def _work(loop: Sequence[Instruction]) -> int:
 
 
 def _holds(loop: Sequence[Instruction], other: Sequence[Instruction]) -> bool:
-    return loop[0].address <= other[0].address and other[-1].address <= loop[-1].address
+    return {each.address for each in loop} >= {each.address for each in other}
 
 
 def disassemble(image: bytes, entry: str) -> Code:
@@ -130,7 +148,20 @@ def disassemble(image: bytes, entry: str) -> Code:
         Instruction(index * BYTES, each["opcode"], each.get("operands", ""), each.get("predicate", ""))
         for index, each in enumerate(function["sass-instructions"])
     )
-    return Code(instructions, registers=int(used[1]), stack=int(used[2]))
+    return Code(with_descriptors(instructions), registers=int(used[1]), stack=int(used[2]))
+
+
+def with_descriptors(instructions: Sequence[Instruction]) -> tuple[Instruction, ...]:
+    """Return the instructions with what their descriptors' registers were last set to, in the order of addresses."""
+    constants: dict[str, int | None] = {}
+    found = []
+    for each in instructions:
+        described = _DESCRIBED.search(each.operands)
+        found.append(replace(each, descriptor=constants.get(described[1])) if described else each)
+        if each.name.startswith("U"):
+            constant = _CONSTANT.match(each.operands) if each.name == "UMOV" and not each.predicate else None
+            constants[each.operands.split(",")[0]] = int(constant[2], 16) if constant else None
+    return tuple(found)
 
 
 def _run(tool: str, *arguments: str) -> str:

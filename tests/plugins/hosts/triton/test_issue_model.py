@@ -1,9 +1,18 @@
 """The model's arithmetic: what an instruction is worth, who is busiest, how many warps fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, SHARED_LIMITS
-from lucid_deploy.plugins.hosts.triton.issue_model import RATES, cycles, occupancy, shared_bytes, tensor_products
+from lucid_deploy.plugins.hosts.triton.issue_model import (
+    RATES,
+    cycles,
+    described_products,
+    occupancy,
+    shared_bytes,
+    tensor_products,
+)
 from lucid_deploy.plugins.hosts.triton.machine_code import Instruction
 
 
@@ -49,6 +58,24 @@ def test_the_busiest_unit_decides() -> None:
     assert tensor.units["shared"] == 8 * 32 * 16 / 128
     assert cycles(loop(BAR_SYNC=9), 80, 4).bound_by == "issue"
     assert not cycles(loop(UTCHMMA=1), 100, 4).is_known and tensor.is_known
+
+
+@pytest.mark.parametrize(
+    ("descriptor", "worth"),
+    [
+        (1 << 4 | 1 << 7 | 1 << 10 | 64 // 8 << 17 | 64 // 16 << 24, 64 * 64 * 16),  # bfloat16
+        (1 << 4 | 128 // 8 << 17 | 128 // 16 << 24, 128 * 128 * 16),  # float16
+        (1 << 4 | 2 << 7 | 2 << 10 | 1 << 16 | 32 // 8 << 17 | 64 // 16 << 24, 64 * 32 * 8 * 2),  # TF32, B transposed
+    ],
+)
+def test_products_of_tensor_cores_that_read_a_descriptor(descriptor: int, worth: float) -> None:
+    """One thread starts the product of all warps: 4096 products a cycle on 10.0."""
+    product = Instruction(0, "UTCHMMA", "gdesc[UR4],gdesc[UR6],tmem[UR8],tmem[UR10],idesc[UR11],UPT", "", descriptor)
+    assert described_products(product) == worth
+    assert described_products(replace(product, descriptor=None)) is None
+    assert described_products(replace(product, opcode="UTCQMMA")) is None
+    taken = cycles([product], 100, num_warps=8)
+    assert taken.is_known and taken.units["tensor"] == pytest.approx(worth / 4096)
 
 
 def test_a_loop_of_nothing() -> None:

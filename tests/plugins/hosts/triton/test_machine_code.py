@@ -11,7 +11,14 @@ import pytest
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.triton.aot import compile_kernels
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
-from lucid_deploy.plugins.hosts.triton.machine_code import BYTES, Code, Instruction, disassemble, spills
+from lucid_deploy.plugins.hosts.triton.machine_code import (
+    BYTES,
+    Code,
+    Instruction,
+    disassemble,
+    spills,
+    with_descriptors,
+)
 from lucid_deploy.plugins.shared.plan import Variant
 
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
@@ -73,6 +80,13 @@ def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
     assert [each.address // BYTES for each in found.hot_loop] == list(range(2, 10))
     assert found.spills == 3 and spills(found.hot_loop) == 2
     assert counted(found)["HMMA"] == 2
+
+
+def test_a_descriptor_is_what_its_register_was_last_set_to() -> None:
+    product = "tmem[UR10],gdesc[UR20],tmem[UR8],tmem[UR34],idesc[UR35],UPT"
+    lines = [("UMOV", "UR35,0x4110490"), ("UMOV", "UR34,0x0"), ("UTCHMMA", product), ("UIADD3", "UR35,UR35,0x1,URZ")]
+    listing = [Instruction(index * BYTES, *line) for index, line in enumerate([*lines, ("UTCHMMA", product)])]
+    assert [each.descriptor for each in with_descriptors(listing)] == [None, None, 0x4110490, None, None]
 
 
 def test_code_without_a_loop() -> None:
