@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
 from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.shared.plan import Choice
 
 EPS = 1e-5
 GROUPS = 4  # query heads that share a key/value head when decoding
@@ -34,13 +35,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Shape:
-    """One measurement: ``solve`` (causal, all tokens new) or ``decode`` (one new token after ``tokens``)."""
+    """One measurement after or of ``tokens``.
+
+    ``solve`` (causal, all tokens new), ``decode`` (one new token) or ``verify`` (``new`` tokens of a draft at once).
+    """
 
     kernel: str
     heads: int
     tokens: int
     width: int
     dtype: str
+    new: int = 1
 
 
 def make_keys(heads: int, tokens: int, width: int, correlation: float) -> Tensor:
@@ -103,17 +108,19 @@ class TorchGpu:
         from lucid_deploy.plugins.hosts.triton.launch import decode_attention
 
         key, value = fresh
-        q = torch.randn(1, GROUPS * key.shape[1], 1, key.shape[3], device=DEVICE).to(key.dtype)
+        q = torch.randn(1, GROUPS * key.shape[1], *key.shape[2:], device=DEVICE).to(key.dtype)
         exact = decode_attention_reference(*(x.double() for x in (q, key, value, *cache)), mask, EPS)
         return list(zip(decode_attention(q, key, value, *cache, mask, EPS), exact, strict=True))
 
     def calls(self, shape: Shape) -> dict[str, Callable[[], Any] | str]:
         """Return what to time, by name; a text in the place of a call says why it cannot run."""
         dtype = getattr(torch, shape.dtype)
-        k = make_keys(shape.heads, shape.tokens + 1, shape.width, 0.9).to(dtype)
+        k = make_keys(shape.heads, shape.tokens + shape.new, shape.width, 0.9).to(dtype)
         v = torch.randn_like(k)
         if shape.kernel == "decode":
             return _decode_calls(k, v)
+        if shape.kernel == "verify":
+            return {"lucid": _decode_call(k, v, shape.new), "one": _decode_call(k, v, 1)}
         return self._solve_calls(k[:, :, 1:].contiguous(), v[:, :, 1:].contiguous())
 
     def _solve_calls(self, k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
@@ -134,6 +141,14 @@ class TorchGpu:
         )
         return {"lucid": lambda: precondition(k, v), "flash": flash, "dense": dense}
 
+    def candidate(self, shape: Shape, choice: Choice) -> Callable[[], Any]:
+        """Return the solve with given constants, to time."""
+        from lucid_deploy.plugins.hosts.triton.launch import precondition
+
+        k = make_keys(shape.heads, shape.tokens, shape.width, 0.9).to(getattr(torch, shape.dtype))
+        v = torch.randn_like(k)
+        return lambda: precondition(k, v, tuned=choice)
+
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
         from triton.testing import do_bench
@@ -143,17 +158,17 @@ class TorchGpu:
 
 def _decode_calls(k: Tensor, v: Tensor) -> dict[str, Callable[[], Any] | str]:
     """Both read the same cache; a key/value head's query heads are rows of one product in both."""
+    rows = torch.randn(1, k.shape[1], GROUPS, k.shape[3], device=DEVICE).to(k.dtype)
+    return {"lucid": _decode_call(k, v, 1), "standard": lambda: F.scaled_dot_product_attention(rows, k, v)}
+
+
+def _decode_call(k: Tensor, v: Tensor, new: int) -> Callable[[], Any]:
+    """Return a step that decodes the last ``new`` tokens after all others."""
     from lucid_deploy.plugins.hosts.triton.launch import decode_attention
 
-    heads, width = k.shape[1], k.shape[3]
-    q = torch.randn(1, GROUPS * heads, 1, width, device=DEVICE).to(k.dtype)
-    rows = q.reshape(1, heads, GROUPS, width)
-    cache = (k[:, :, :-1].contiguous(), v[:, :, :-1].contiguous())
-    fresh = (k[:, :, -1:].contiguous(), v[:, :, -1:].contiguous())
-    return {
-        "lucid": lambda: decode_attention(q, *fresh, *cache),
-        "standard": lambda: F.scaled_dot_product_attention(rows, k, v),
-    }
+    q = torch.randn(1, GROUPS * k.shape[1], new, k.shape[3], device=DEVICE).to(k.dtype)
+    fresh, cache = ([each[:, :, part].contiguous() for each in (k, v)] for part in (slice(-new, None), slice(-new)))
+    return lambda: decode_attention(q, *fresh, *cache)
 
 
 def dense_solve(k: Tensor, v: Tensor) -> Tensor:

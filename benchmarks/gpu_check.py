@@ -1,6 +1,6 @@
 """Run on a GPU what runs nowhere else: kernels against float64, plugin and engines, and the benchmark.
 
-    make gpu-check            or: python benchmarks/gpu_check.py [--quick] [--only kernels|engines|benchmark]
+    make gpu-check            or: python benchmarks/gpu_check.py [--quick] [--only kernels|engines|benchmark|ranking]
 
 Writes JSON and a table with card, versions and commit to benchmarks/results/. Speed is measured only after the kernels
 agreed with float64. Exit status: 0 all that ran passed, 1 something failed, 2 there is no GPU (nothing is written).
@@ -23,16 +23,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import gpu_ranking
+
 from lucid_deploy.bench.machine import describe_machine
 from lucid_deploy.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-SECTIONS = ("kernels", "engines", "benchmark")
+SECTIONS = ("kernels", "engines", "benchmark", "ranking")
+VERIFIED = (2, 8, 16)  # tokens of a draft that one step verifies; 16 are the most
 # A quarter above what rounding alone costs with keys correlated 0.99 (docs/mathematics.md); float32 takes tf32 thrice.
 LIMITS = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 6e-3}
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # that TensorRT-RTX 1.7 builds for
-FLASH_TARGET, DENSE_TARGET, DECODE_TARGET = 1.2, 10.0, 1.02
+FLASH_TARGET, DENSE_TARGET, DECODE_TARGET, VERIFY_TARGET = 1.2, 10.0, 1.02, 1.5
+DRAFTED = "fox has red lamp, owl has blue cup. fox has"  # lookup drafts what follows, so the verifying engine runs
 Run = Callable[[list[str]], tuple[int, str]]
 Log = Callable[[str], None]
 
@@ -51,6 +55,9 @@ class Gpu(Protocol):
 
     def calls(self, shape: Any) -> dict[str, Callable[[], Any] | str]:
         """Return what to time; a text says why it cannot run."""
+
+    def candidate(self, shape: Any, choice: Any) -> Callable[[], Any]:
+        """Return the solve with given constants, to time."""
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
@@ -83,6 +90,10 @@ def accuracy_cases(quick: bool) -> list[dict[str, Any]]:
         {"kernel": "decode", "dtype": dtype, "width": width, "correlation": correlation, "new": 1, "past": past}
         for dtype, width, correlation, past in itertools.product(LIMITS, widths, (0.0, 0.9, 0.99), (0, 1, 100, 1000))
     ]
+    cases += [
+        {"kernel": "decode", "dtype": dtype, "width": width, "correlation": correlation, "new": new, "past": 100}
+        for dtype, width, correlation, new in itertools.product(LIMITS, widths, (0.9, 0.99), VERIFIED)
+    ]
     return cases + [{**case, "padded": True} for case in cases if case["correlation"] == 0.9 and case["past"] == 100]
 
 
@@ -93,6 +104,10 @@ def shapes(quick: bool) -> list[dict[str, Any]]:
     found = [
         {"kernel": "solve", "heads": count, "tokens": tokens, "width": width, "dtype": dtype}
         for dtype, width, count, tokens in itertools.product(("float16", "bfloat16"), (64, 128), heads, lengths)
+    ]
+    found += [
+        {"kernel": "verify", "heads": 8, "tokens": 32768, "width": width, "dtype": dtype, "new": new}
+        for dtype, width, new in itertools.product(("float16", "bfloat16"), (64, 128), VERIFIED)
     ]
     return found + [
         {"kernel": "decode", "heads": 8, "tokens": tokens, "width": width, "dtype": dtype}
@@ -134,8 +149,10 @@ def check_engines(gpu: Gpu, run: Run, log: Log) -> Section:
             target, name = str(Path(folder, f"{dtype}-{cache}")), f"{dtype}, {cache} cache"
             export = ["export", "demo", "--output", target, "--dtype", dtype, "--cache", cache]
             steps.append((f"export, {name}", [*program, *export]))
-            steps.append((f"build, {name}", [*program, "build", target]))
+            steps.append((f"build, {name}", [*program, "build", target, "--speculate"]))
             steps.append((f"verify, {name}", [*program, "verify", target, "--runtime", "tensorrt"]))
+            drafts = ["--prompt", DRAFTED, "--max-new-tokens", "32", "--speculate", "lookup"]
+            steps.append((f"speculate, {name}", [*program, "run", target, "--runtime", "tensorrt", *drafts]))
         steps.append(("tests for GPUs", [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")]))
         for name, command in steps:
             status, output = run(command)
@@ -178,6 +195,7 @@ def ratios(row: dict[str, Any]) -> dict[str, float]:
     found = {
         "over_flash": both("lucid", "flash"),
         "over_standard": both("lucid", "standard"),
+        "over_one": both("lucid", "one"),
         "dense_over_lucid": both("dense", "lucid"),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -190,10 +208,12 @@ def judge(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     large = [row["over_flash"] for row in solve if row["tokens"] >= 8192 and row["heads"] >= 16 and "over_flash" in row]
     dense = [row["dense_over_lucid"] for row in solve if row["tokens"] == 8192 and "dense_over_lucid" in row]
     decode = [row["over_standard"] for row in rows if row["tokens"] == 32768 and "over_standard" in row]
+    verify = [row["over_one"] for row in rows if row.get("new") == 8 and "over_one" in row]
     targets = (
         ("solve over flash attention, from 8192 tokens and 16 heads up", f"≤ {FLASH_TARGET}", large, max),
         ("dense solve over solve, 8192 tokens", f"≥ {DENSE_TARGET}", dense, min),
         ("decode over standard attention, 32768 tokens", f"≤ {DECODE_TARGET}", decode, max),
+        ("verifying 8 tokens over decoding one, 32768 tokens", f"≤ {VERIFY_TARGET}", verify, max),
     )
     judged = []
     for name, target, values, worst in targets:
@@ -224,26 +244,52 @@ def render(report: dict[str, Any]) -> str:
             worst = "" if row["worst"] is None else f"{row['worst']:.2f}"
             lines.append(f"| {row['target']} | {row['wanted']} | {worst} | {words[row['met']]} |")
     rows = [row for section in report["sections"] if section["name"] == "benchmark" for row in section["rows"]]
-    for kernel, names in (("solve", ("lucid", "flash", "dense")), ("decode", ("lucid", "standard"))):
+    columns = {"solve": ("lucid", "flash", "dense"), "decode": ("lucid", "standard"), "verify": ("lucid", "one")}
+    for kernel, names in columns.items():
         lines += _times(kernel, names, [row for row in rows if row["kernel"] == kernel])
+    lines += gpu_ranking.render([r for s in report["sections"] if s["name"] == "ranking" for r in s["rows"]])
     return "\n".join(lines) + "\n"
 
 
 def _times(kernel: str, names: tuple[str, ...], rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    titles = ("dtype", "width", "heads", "tokens", *(f"{name}, ms" for name in names), "ratio")
+    fields = ("dtype", "width", "heads", "tokens", *(("new",) if "new" in rows[0] else ()))
+    titles = (*fields, *(f"{name}, ms" for name in names), "ratio")
     lines = ["", f"## {kernel}", "", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for row in rows:
         times = [f"{row[name]:.3f}" if isinstance(row.get(name), float) else str(row.get(name, "")) for name in names]
-        ratio = row.get("over_flash", row.get("over_standard"))
+        ratio = row.get("over_flash", row.get("over_standard", row.get("over_one")))
         shown = row.get("error", "") if ratio is None else f"{ratio:.2f}"
-        lines.append("| " + " | ".join([*(str(row[key]) for key in titles[:4]), *times, shown]) + " |")
+        lines.append("| " + " | ".join([*(str(row[key]) for key in fields), *times, shown]) + " |")
     return lines
 
 
+def check_ranking(gpu: Gpu, make: Callable[..., Any], model: gpu_ranking.Model, quick: bool, log: Log) -> Section:
+    """Time the solve's candidates and compare their order with the model's; no order fails."""
+    section = Section("ranking")
+    for problem in gpu_ranking.problems(quick):
+        known = list(model(gpu.capability, problem["dtype"], problem["width"]))
+        shape = make(**problem)
+
+        def measure(choice: Any, shape: Any = shape) -> float:
+            return gpu.milliseconds(gpu.candidate(shape, choice))
+
+        candidates, correlation = gpu_ranking.rank(known, measure)
+        section.rows.append({**problem, "candidates": candidates, "correlation": correlation})
+        said = "unknown" if correlation is None else f"{correlation:.2f}"
+        log(f"ranking: {problem['dtype']}, width {problem['width']}: rank correlation with the model {said}")
+    return section
+
+
 def check(
-    gpu: Gpu, make: tuple[Callable[..., Any], Callable[..., Any]], run: Run, only: set[str], quick: bool, log: Log
+    gpu: Gpu,
+    make: tuple[Callable[..., Any], Callable[..., Any]],
+    run: Run,
+    only: set[str],
+    quick: bool,
+    log: Log,
+    model: gpu_ranking.Model = gpu_ranking.modelled,
 ) -> dict[str, Any]:
     """Run the parts and return the report.
 
@@ -254,9 +300,10 @@ def check(
         only: The parts to run.
         quick: Fewer cases.
         log: Takes a line of progress.
+        model: What the issue-cycle model says of the solve's candidates.
     """
     sections: list[Section] = []
-    if "benchmark" in only:
+    if only & {"benchmark", "ranking"}:
         only = only | {"kernels"}  # no speed of kernels that were not checked
 
     def part(name: str, work: Callable[[], Section]) -> None:
@@ -268,12 +315,12 @@ def check(
     part("kernels", lambda: check_kernels(gpu, make[0], quick, log))
     part("engines", lambda: check_engines(gpu, run, log))
     wrong = sections[0].status == "failed"
-    part(
-        "benchmark",
-        lambda: (
-            Section("benchmark", "skipped", "the kernels are wrong") if wrong else benchmark(gpu, make[1], quick, log)
-        ),
-    )
+
+    def unless_wrong(name: str, work: Callable[[], Section]) -> None:
+        part(name, lambda: Section(name, "skipped", "the kernels are wrong") if wrong else work())
+
+    unless_wrong("benchmark", lambda: benchmark(gpu, make[1], quick, log))
+    unless_wrong("ranking", lambda: check_ranking(gpu, make[1], model, quick, log))
     return {
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "gpu": gpu.describe(),

@@ -20,8 +20,10 @@ sys.path.insert(0, str(BENCH))
 
 import gpu_cases  # noqa: E402
 import gpu_check  # noqa: E402
+import gpu_ranking  # noqa: E402
 
 from lucid_deploy.plugins.precondition.reference import precondition_reference  # noqa: E402
+from lucid_deploy.plugins.shared.plan import Choice  # noqa: E402
 
 PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
 
@@ -32,9 +34,11 @@ class FakeGpu:
     name, capability = "Fake 9000 (TM)", 86
 
     def __init__(self, times: dict[str, Any] | None = None, error: float = 1e-5) -> None:
-        self.times = times or {"lucid": 1.1, "flash": 1.0, "dense": 20.0, "standard": 1.09}
+        self.times = {"one": 1.0} | (times or {"lucid": 1.1, "flash": 1.0, "dense": 20.0, "standard": 1.09})
         self.error_given = error
         self.measured: list[Any] = []
+        self.ranked: list[tuple[Any, Choice]] = []
+        self.times_of_tiles = {(64, 64): 1.0, (64, 32): 1.5, (32, 32): 2.0, (32, 16): 0.5}
 
     def describe(self) -> dict[str, Any]:
         return {"card": self.name, "compute_capability": 86, "cuda": "13.0", "triton": "3.9"}
@@ -44,16 +48,30 @@ class FakeGpu:
 
     def calls(self, shape: gpu_cases.Shape) -> dict[str, Any]:
         self.measured.append(shape)
-        names = ("lucid", "standard") if shape.kernel == "decode" else ("lucid", "flash", "dense")
+        kinds = {"decode": ("lucid", "standard"), "verify": ("lucid", "one"), "solve": ("lucid", "flash", "dense")}
+        names = kinds[shape.kernel]
         return {name: time if isinstance(time := self.times[name], str) else (lambda time=time: time) for name in names}
 
+    def candidate(self, shape: gpu_cases.Shape, choice: Choice) -> Callable[[], float]:
+        self.ranked.append((shape, choice))
+        return lambda: self.times_of_tiles[choice.block_m, choice.block_n]
+
     def milliseconds(self, call: Callable[[], float]) -> float:
-        return call()
+        time = call()
+        if time < 0:
+            raise RuntimeError("out of resources")
+        return time
+
+
+def says(arch: int, dtype: str, width: int) -> list[tuple[Choice, float | None]]:
+    """The model's part: cycles of four candidates, one of which it does not know."""
+    cycles = {(64, 64): 100.0, (64, 32): 200.0, (32, 32): 300.0, (32, 16): None}
+    return [(Choice(*tile, 4, 2), cycles[tile]) for tile in cycles]
 
 
 def check(gpu: Any, run: gpu_check.Run = PASSES, only: set[str] | None = None, quick: bool = True) -> dict[str, Any]:
     make = (gpu_cases.Accuracy, gpu_cases.Shape)
-    return gpu_check.check(gpu, make, run, only or set(gpu_check.SECTIONS), quick, lambda line: None)
+    return gpu_check.check(gpu, make, run, only or set(gpu_check.SECTIONS), quick, lambda line: None, says)
 
 
 def statuses(report: dict[str, Any]) -> dict[str, str]:
@@ -78,6 +96,7 @@ def test_the_shapes_that_were_asked_for_are_all_measured() -> None:
         for tokens in (1024, 65536):
             assert (heads, tokens, 128, "bfloat16") in solve and (heads, tokens, 64, "float16") in solve
     assert 32768 in {s.tokens for s in gpu.measured if s.kernel == "decode"}
+    assert {s.new for s in gpu.measured if s.kernel == "verify"} == {2, 8, 16}
 
 
 def test_accuracy_is_checked_with_correlated_keys_pasts_and_padding() -> None:
@@ -87,7 +106,7 @@ def test_accuracy_is_checked_with_correlated_keys_pasts_and_padding() -> None:
         "dtype": {"float32", "float16", "bfloat16"},
         "width": {64, 68, 128},
         "correlation": {0.0, 0.9, 0.99},
-        "new": {1, 63, 65, 257, 1000},
+        "new": {1, 2, 8, 16, 63, 65, 257, 1000},
         "past": {0, 1, 100, 1000},
     }.items():
         assert {case[name] for case in cases} == wanted
@@ -96,20 +115,21 @@ def test_accuracy_is_checked_with_correlated_keys_pasts_and_padding() -> None:
 
 def test_targets_are_judged_by_their_worst_row() -> None:
     report = check(FakeGpu())
-    assert [row["met"] for row in report["targets"]] == [True, True, True]
+    assert [row["met"] for row in report["targets"]] == [True, True, True, True]
     assert report["targets"][0]["worst"] == pytest.approx(1.1) and report["targets"][1]["worst"] == pytest.approx(
         20 / 1.1
     )
     report = check(FakeGpu({"lucid": 2.0, "flash": 1.0, "dense": "needs 900 GiB", "standard": 1.0}))
-    assert [row["met"] for row in report["targets"]] == [False, None, False]
+    assert [row["met"] for row in report["targets"]] == [False, None, False, False]
 
 
 @pytest.mark.parametrize("error", [1e-2, float("nan"), float("inf")])
 def test_no_speed_of_wrong_kernels(error: float) -> None:
     gpu = FakeGpu(error=error)
     report = check(gpu, only={"benchmark"})
-    assert statuses(report) == {"kernels": "failed", "engines": "skipped", "benchmark": "skipped"}
+    assert statuses(report) == dict.fromkeys(("engines", "benchmark", "ranking"), "skipped") | {"kernels": "failed"}
     assert report["sections"][2]["reason"] == "the kernels are wrong" and gpu.measured == []
+    assert statuses(check(gpu, only={"ranking"}))["ranking"] == "skipped" and gpu.ranked == []
 
 
 def test_engines_are_built_verified_and_tested() -> None:
@@ -123,7 +143,8 @@ def test_engines_are_built_verified_and_tested() -> None:
     assert section["status"] == "failed"
     assert section["reason"] == "verify, float32, static cache: Error: K of layer 0 is wrong"
     words = [command[3] for command in commands]
-    assert words[0] == "plugin" and words.count("build") == words.count("verify") == 4
+    assert words[0] == "plugin" and words.count("build") == words.count("verify") == words.count("run") == 4
+    assert all("--speculate" in command for command in commands if command[3] in ("build", "run"))
     assert all("tensorrt" in command for command in commands if "verify" in command)
     assert "gpu" in commands[-1], "the tests that need a GPU"
 
@@ -164,6 +185,48 @@ def test_json_and_table_are_written_with_card_versions_and_commit(tmp_path: Path
     assert "| float16 | 64 | 16 | 8192 | 1.100 | 1.000 | needs 64 GiB | 1.10 |" in text
     assert "| dense solve over solve, 8192 tokens | ≥ 10.0 |  | not measured |" in text
     assert "| decode over standard attention, 32768 tokens | ≤ 1.02 | 1.10 | **missed** |" in text
+    assert "| float16 | 64 | 8 | 32768 | 8 | 1.100 | 1.000 | 1.10 |" in text
+    assert "| bfloat16 | 128 | 64 × 32 | 4 | 2 | all | 200 | 1.500 | 3 |" in text
+    assert "- bfloat16, width 128: 1.00" in text
+
+
+def ranking(gpu: FakeGpu) -> dict[str, Any]:
+    [section] = [each for each in check(gpu)["sections"] if each["name"] == "ranking"]
+    assert section["status"] == "passed", "no order is a failure"
+    [row] = section["rows"]
+    return row
+
+
+def test_the_models_ranking_is_compared_with_the_measured_one() -> None:
+    gpu = FakeGpu()
+    row = ranking(gpu)
+    assert (row["dtype"], row["width"], row["tokens"], row["correlation"]) == ("bfloat16", 128, 8192, 1.0)
+    assert [each["cycles"] for each in row["candidates"]] == [100.0, 200.0, 300.0, None], "the model's order"
+    assert [each["milliseconds"] for each in row["candidates"]] == [1.0, 1.5, 2.0, 0.5], "each by its own clock"
+    assert [choice for _, choice in gpu.ranked] == [choice for choice, _ in says(86, "bfloat16", 128)]
+    gpu.times_of_tiles |= {(64, 64): 2.0, (32, 32): 1.0}
+    assert ranking(gpu)["correlation"] == -1.0
+    gpu.times_of_tiles |= {(64, 64): 1.0, (64, 32): 2.0, (32, 32): 1.5}
+    assert ranking(gpu)["correlation"] == pytest.approx(0.5), "by hand: 1 − 6 · (0 + 1 + 1) / (3 · 8)"
+
+
+def test_candidates_that_do_not_fit_are_said_to_and_too_few_have_no_ranking() -> None:
+    gpu = FakeGpu()
+    gpu.times_of_tiles[64, 32] = -1.0
+    row = ranking(gpu)
+    assert row["candidates"][1]["error"] == "out of resources" and "milliseconds" not in row["candidates"][1]
+    assert row["correlation"] is None
+    assert "| out of resources |" in gpu_check.render(check(gpu)) and "width 128: unknown" in gpu_check.render(
+        check(gpu)
+    )
+
+
+def test_equal_values_share_their_place() -> None:
+    assert gpu_ranking.correlation([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
+    assert gpu_ranking.correlation([5, 5, 5], [1, 2, 3]) is None
+    values, others = [1.0, 2.0, 2.0, 4.0], [10.0, 5.0, 7.0, 1.0]
+    scipy_says = -0.9486832980505138  # scipy.stats.spearmanr of the same
+    assert gpu_ranking.correlation(values, others) == pytest.approx(scipy_says)
 
 
 def test_the_dense_baseline_solves_the_same_system() -> None:
