@@ -118,7 +118,7 @@ def check(found: Any, exact: Any) -> None:
 
 def format_tuned(tuned: dict[str, Any]) -> str:
     """Return the text of a ``tuned.json``: one line for each architecture and type."""
-    parts = [f' "{name}": {json.dumps(tuned[name])}' for name in ("columns", "measured_on")]
+    parts = [f' "{name}": {json.dumps(value)}' for name, value in tuned.items() if name != "choices"]
     archs = []
     for arch, types in tuned["choices"].items():
         rows = ",\n".join(f'   "{dtype}": {json.dumps(entry)}' for dtype, entry in types.items())
@@ -140,7 +140,7 @@ def tune(dtypes: list[str], widths: list[int]) -> None:
             timed = functools.partial(measure, width=width, dtype=getattr(torch, dtype))
             choice, milliseconds = best(candidates(kernel), timed)
             print(f"{kernel} sm_{arch} {dtype} {width}: {choice} {milliseconds:.3f} ms")
-            entry = [choice.block_m, choice.block_n, choice.num_warps, choice.num_stages]
+            entry = [vars(choice)[column] for column in tuned["columns"]]
             tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
             versions = f"Triton {triton.__version__}, PyTorch {torch.__version__}"
             tuned["measured_on"][arch] = f"{torch.cuda.get_device_name()}, {datetime.date.today()}, {versions}"

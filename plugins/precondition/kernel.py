@@ -3,6 +3,8 @@
 A program solves BLOCK_M rows of one key/value head. It takes its number from an atomic ticket, so every program it
 waits for has a smaller number, has started, and cannot itself wait for a later one: no launch order can deadlock. Rows
 finish in order within a head, so one counter per head says which Y may be read.
+
+A small kernel before it computes the inverse norms of all keys once: every block row reads those of all keys before it.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -11,29 +13,103 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens, row_shifts
+from lucid_deploy.plugins.shared.kernel import (
+    add_product,
+    inverse_norms,
+    load_rows,
+    load_tokens,
+    row_shifts,
+)
+
+PADDING = tl.constexpr(0.0)  # in the place of an inverse norm: what a load behind the end gives, too
 
 
 @triton.jit
-def weights(b_k, b_row_scale, b_k_other, m_other, width, epsilon, b_shift):
-    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32: scores of raw keys first, both norms after the product."""
-    b_scores = tl.dot(b_k, tl.trans(b_k_other), input_precision="tf32x3")
-    b_norms = inverse_norms(b_k_other, m_other, width, epsilon)
-    return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - b_shift[:, None])
+def norms_in(p_work, n_batch_heads):
+    """Return where the inverse norms stand in the workspace: behind ticket and counters."""
+    return (p_work + 1 + n_batch_heads).to(tl.pointer_type(tl.float32))
 
 
 @triton.jit(do_not_specialize=["n_new", "n_past", "n_heads", "n_batch_heads", "width_units"])
+def key_norms_kernel(
+    p_k,
+    p_k_past,
+    p_mask,
+    p_work,
+    n_new,
+    n_past,
+    n_heads,
+    n_batch_heads,
+    width_units,
+    epsilon,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+):
+    """Write the inverse norms of BLOCK_N keys, PADDING at padding, past keys first; program (head, tile).
+
+    Args:
+        p_k, p_k_past, p_mask, width_units: As below.
+        p_work: As below; inverse norms, float32 ``(B, H, n_past + n_new)``, stand behind the counters.
+    """
+    width = width_units * WIDTH_UNIT
+    i_batch_head = tl.program_id(0)
+    n_tokens = n_past + n_new
+    o_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_tokens = load_tokens(p_mask + (i_batch_head // n_heads).to(tl.int64) * n_tokens, o_n, o_n < n_tokens)
+    m_past = m_tokens & (o_n < n_past)
+    b_k_past = load_rows(p_k_past + i_batch_head.to(tl.int64) * n_past * width, o_n, m_past, width, BLOCK_D)
+    m_new = m_tokens & (o_n >= n_past)
+    b_k_new = load_rows(p_k + i_batch_head.to(tl.int64) * n_new * width, o_n - n_past, m_new, width, BLOCK_D)
+    b_norms = inverse_norms(tl.where(m_past[:, None], b_k_past, b_k_new), m_tokens, width, epsilon)
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # the squares' sum is infinite: no padding
+    p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
+    tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
+
+
+@triton.jit
+def load_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr):
+    """Load ``(len(o_n), BLOCK)`` from column ``i_first`` on, as :func:`load_rows` does from the first."""
+    o_d = i_first + tl.arange(0, BLOCK)
+    return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
+
+
+@triton.jit
+def scores(p_rows, m_rows, b_rows, p_tile, m_tile, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+           BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
+    """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
+
+    In chunks of the width, where both fit into no registers at once: the block's own keys are read again for each tile.
+    """
+    o_m = tl.arange(0, BLOCK_M)
+    o_n = tl.arange(0, BLOCK_N)
+    if CHUNK_D == BLOCK_D:
+        b_tile = load_rows(p_tile, o_n, m_tile, width, BLOCK_D)
+        return tl.dot(b_rows, tl.trans(b_tile), input_precision="tf32x3")
+    b_scores = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_part = load_columns(p_rows, o_m, m_rows, i, width, CHUNK_D)
+        b_tile_part = load_columns(p_tile, o_n, m_tile, i, width, CHUNK_D)
+        b_scores = tl.dot(b_part, tl.trans(b_tile_part), b_scores, input_precision="tf32x3")
+    return b_scores
+
+
+@triton.jit
+def weights(b_scores, b_row_scale, b_norms, b_shift):
+    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32, of products of raw keys: both norms come after the product."""
+    return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - b_shift[:, None])
+
+
+@triton.jit(do_not_specialize=["n_new", "n_past", "n_batch_heads", "width_units"])
 def precondition_kernel(
     p_k,
     p_v,
     p_k_past,
     p_y_past,
-    p_mask,
     p_y,
     p_work,
     n_new,
     n_past,
-    n_heads,
     n_batch_heads,
     width_units,
     epsilon,
@@ -44,18 +120,20 @@ def precondition_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):
     """Solve ``L Y = V``.
 
     Args:
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
-        p_mask: ``(B, n_past + n_new)`` bytes, 0 at padding.
-        p_work: ``1 + n_batch_heads`` int32, all 0 at launch: the ticket, then finished block rows per head.
+        p_work: ``1 + n_batch_heads`` int32, all 0 at launch: the ticket, then finished block rows per head; behind them
+            the inverse norms of the kernel before.
         width_units: width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
         scale: log₂e / √width.
         shift: √width · log₂e.
         diagonal: 0: L_ii is 1; 1: it is training's.
+        CHUNK_D: Columns of keys that are multiplied at once; BLOCK_D: all.
     """
     PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "bf16x3"
     width = width_units * WIDTH_UNIT
@@ -65,7 +143,7 @@ def precondition_kernel(
     p_done = p_work + 1 + i_batch_head
     o_new = i_batch_head.to(tl.int64) * n_new * width
     o_past = i_batch_head.to(tl.int64) * n_past * width
-    p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
+    p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * (n_past + n_new)
 
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
@@ -73,14 +151,15 @@ def precondition_kernel(
     i_first = i_row * BLOCK_M
     o_rows = o_new + i_first.to(tl.int64) * width
     m_rows = i_first + o_m < n_new
-    m_tokens = load_tokens(p_mask + n_past + i_first, o_m, m_rows)
+    b_row_norms = tl.load(p_norms + n_past + i_first + o_m, mask=m_rows, other=PADDING)
+    m_tokens = b_row_norms != PADDING
     b_k = load_rows(p_k + o_rows, o_m, m_tokens, width, BLOCK_D)
-    b_row_norms = inverse_norms(b_k, m_tokens, width, epsilon)
     b_row_scale = b_row_norms * scale
     b_shift = row_shifts(b_row_norms, epsilon, shift, diagonal)
 
     # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
-    b_e_own = weights(b_k, b_row_scale, b_k, m_tokens, width, epsilon, b_shift)
+    b_own = tl.dot(b_k, tl.trans(b_k), input_precision="tf32x3")
+    b_e_own = weights(b_own, b_row_scale, b_row_norms, b_shift)
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
@@ -90,17 +169,23 @@ def precondition_kernel(
     n_tiles = n_past_tiles + i_row * (BLOCK_M // BLOCK_N)
     while i_tile < n_tiles:
         n_done = tl.atomic_add(p_done, 0, sem="acquire")
-        n_ready = tl.minimum(n_past_tiles + n_done * (BLOCK_M // BLOCK_N), n_tiles)
-        for i in range(i_tile, n_ready):  # everything that is ready, without another look at the counter
-            is_past = i < n_past_tiles  # one loop for both kinds of tile: half the code, half the registers
-            i_first_token = (i - tl.where(is_past, 0, n_past_tiles)) * BLOCK_N
-            n_tokens = tl.where(is_past, n_past, n_new)
-            o_tile = tl.where(is_past, o_past, o_new) + tl.cast(i_first_token, tl.int64) * width
-            p_tile_mask = p_mask + tl.where(is_past, 0, n_past) + i_first_token
-            m_tile = load_tokens(p_tile_mask, o_n, i_first_token + o_n < n_tokens)
-            b_k_tile = load_rows(tl.where(is_past, p_k_past, p_k) + o_tile, o_n, m_tile, width, BLOCK_D)
-            b_e = weights(b_k, b_row_scale, b_k_tile, m_tile, width, epsilon, b_shift)
-            b_y_tile = load_rows(tl.where(is_past, p_y_past, p_y) + o_tile, o_n, m_tile, width, BLOCK_D)
+        is_past = i_tile < n_past_tiles  # one loop for both kinds of tile: half the code, half the registers
+        n_ready = tl.minimum(n_past_tiles + tl.where(is_past, 0, n_done * (BLOCK_M // BLOCK_N)), n_tiles)
+        i_first_tile = tl.where(is_past, 0, n_past_tiles)
+        n_tokens = tl.where(is_past, n_past, n_new)
+        p_k_tiles = tl.where(is_past, p_k_past + o_past, p_k + o_new)
+        p_y_tiles = tl.where(is_past, p_y_past + o_past, p_y + o_new)
+        p_tile_norms = p_norms + tl.where(is_past, 0, n_past)
+        for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all that is ready, with no look in between
+            o_tokens = i * BLOCK_N + o_n
+            b_norms = tl.load(p_tile_norms + o_tokens, mask=o_tokens < n_tokens, other=PADDING)
+            m_tile = b_norms != PADDING
+            o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
+            b_scores = scores(
+                p_k + o_rows, m_tokens, b_k, p_k_tiles + o_tile, m_tile, width, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK_D
+            )
+            b_e = weights(b_scores, b_row_scale, b_norms, b_shift)
+            b_y_tile = load_rows(p_y_tiles + o_tile, o_n, m_tile, width, BLOCK_D)
             b_acc = add_product(b_e, b_y_tile, b_acc)
         i_tile = n_ready
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lucid_deploy.plugins.shared.plan import (
+    FLOAT32_BYTES,
     INT32_BYTES,
     PADDED_WIDTHS,
     Choice,
@@ -21,6 +22,9 @@ from lucid_deploy.plugins.shared.plan import (
 from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
+NORM_TOKENS = 64  # of a program that computes inverse norms
+NORM_WARPS = 4
+NORM_UNIT = 4  # it waits for memory; one compiled form serves all widths that are multiples of 4
 
 
 def plan_precondition(
@@ -55,27 +59,49 @@ def plan_precondition(
     check_sizes(batch=batch, heads=heads, new=new)
     padded, unit = padded_width(width), width_unit(width, dtype)
     tuned = tuned or choice(TUNED, arch, dtype, padded)
-    step = Step(
+    tokens = {"n_new": new, "n_past": past}
+    norm_unit = min(unit, NORM_UNIT)
+    norms = Step(
+        kernel="key_norms_kernel",
+        dtype=dtype,
+        grid=(batch * heads, -(-(past + new) // NORM_TOKENS), 1),
+        pointers=("K", "K_past", "mask", "workspace"),
+        scalars={
+            **tokens,
+            "n_heads": heads,
+            "n_batch_heads": batch * heads,
+            "width_units": width // norm_unit,
+            "epsilon": epsilon,
+        },
+        constants={"BLOCK_N": NORM_TOKENS, "BLOCK_D": padded, "WIDTH_UNIT": norm_unit},
+        num_warps=NORM_WARPS,
+        num_stages=1,
+    )
+    solve = Step(
         kernel="precondition_kernel",
         dtype=dtype,
         grid=(-(-new // tuned.block_m) * batch * heads, 1, 1),
-        pointers=(*PRECONDITION.input_names, *PRECONDITION.output_names, "workspace"),
+        pointers=("K", "V", "K_past", "Y_past", "Y", "workspace"),
         scalars={
-            "n_new": new,
-            "n_past": past,
-            "n_heads": heads,
+            **tokens,
             "n_batch_heads": batch * heads,
             "width_units": width // unit,
             "epsilon": epsilon,
             **score_scalars(width),
             "diagonal": diagonal,
         },
-        constants={"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        constants=_constants(tuned, padded, unit),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
-    workspace = (1 + batch * heads) * INT32_BYTES
-    return Plan((step,), PRECONDITION.output_names, workspace_bytes=workspace, zeroed_bytes=workspace)
+    counters = (1 + batch * heads) * INT32_BYTES
+    workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
+    return Plan((norms, solve), PRECONDITION.output_names, workspace_bytes=workspace, zeroed_bytes=counters)
+
+
+def _constants(tuned: Choice, padded: int, unit: int) -> dict[str, int]:
+    blocks = {"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded}
+    return {**blocks, "WIDTH_UNIT": unit, "CHUNK_D": tuned.chunk or padded}
 
 
 def variants(arch: int) -> list[Variant]:
@@ -83,9 +109,21 @@ def variants(arch: int) -> list[Variant]:
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
-            tuned = choice(TUNED, arch, dtype, padded)
-            blocks = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), ("BLOCK_D", padded))
-            for unit in compiled_units(dtype):
-                constants = (*blocks, ("WIDTH_UNIT", unit))
-                found.append(Variant("precondition_kernel", dtype, constants, tuned.num_warps, tuned.num_stages))
+            found += solve_variants(dtype, padded, choice(TUNED, arch, dtype, padded))
+            norms = (("BLOCK_N", NORM_TOKENS), ("BLOCK_D", padded), ("WIDTH_UNIT", NORM_UNIT))
+            found.append(Variant("key_norms_kernel", dtype, norms, NORM_WARPS, 1))
     return found
+
+
+def solve_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
+    """Return the forms of the solve with given constants: one for each width unit, the widest first."""
+    return [
+        Variant(
+            "precondition_kernel",
+            dtype,
+            tuple(_constants(tuned, padded, unit).items()),
+            tuned.num_warps,
+            tuned.num_stages,
+        )
+        for unit in compiled_units(dtype)
+    ]

@@ -12,6 +12,8 @@ namespace
 using In = table::Precondition::In;
 using Out = table::Precondition::Out;
 
+constexpr int64_t kNormUnit = 4;
+
 class PreconditionPlugin final : public OperatorPlugin
 {
 public:
@@ -56,13 +58,17 @@ protected:
         return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
-    //! A ticket, and a counter for each head.
+    //! A ticket, a counter for each head, and the inverse norms of all keys.
     size_t workspaceBytes(Sizes const& sizes) const override
+    {
+        int64_t const norms = sizes.batch * sizes.heads * (sizes.past + sizes.newTokens);
+        return zeroedBytes(sizes) + static_cast<size_t>(norms) * sizeof(float);
+    }
+
+    size_t zeroedBytes(Sizes const& sizes) const override
     {
         return static_cast<size_t>(1 + sizes.batch * sizes.heads) * sizeof(int32_t);
     }
-
-    size_t zeroedBytes(Sizes const& sizes) const override { return workspaceBytes(sizes); }
 
     //! As plan.py.
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
@@ -70,12 +76,19 @@ protected:
     {
         int64_t const unit = widthUnit(sizes);
         int64_t const batchHeads = sizes.batch * sizes.heads;
-        Kernel const& kernel = findKernel(variant("precondition", sizes, unit, 0), arch);
-        return {Step{&kernel, {programs(ceilDiv(sizes.newTokens, kernel.blockM) * batchHeads), 1, 1},
+        Kernel const& norms = findKernel(variant("key_norms", sizes, kNormUnit, 0), arch);
+        Kernel const& solve = findKernel(variant("precondition", sizes, unit, 0), arch);
+        Step const normsStep{&norms,
+            {programs(batchHeads), programs(ceilDiv(sizes.past + sizes.newTokens, norms.blockN)), 1},
+            {address(inputs[In::K]), address(inputs[In::K_past]), address(inputs[In::mask]), address(workspace),
+                narrow(sizes.newTokens), narrow(sizes.past), narrow(sizes.heads), narrow(batchHeads),
+                narrow(sizes.width / kNormUnit), sizes.epsilon}};
+        Step const solveStep{&solve, {programs(ceilDiv(sizes.newTokens, solve.blockM) * batchHeads), 1, 1},
             {address(inputs[In::K]), address(inputs[In::V]), address(inputs[In::K_past]), address(inputs[In::Y_past]),
-                address(inputs[In::mask]), address(outputs[Out::Y]), address(workspace), narrow(sizes.newTokens),
-                narrow(sizes.past), narrow(sizes.heads), narrow(batchHeads), narrow(sizes.width / unit), sizes.epsilon,
-                scale(sizes), shift(sizes), sizes.diagonal}}};
+                address(outputs[Out::Y]), address(workspace), narrow(sizes.newTokens), narrow(sizes.past),
+                narrow(batchHeads), narrow(sizes.width / unit), sizes.epsilon, scale(sizes), shift(sizes),
+                sizes.diagonal}};
+        return {normsStep, solveStep};
     }
 };
 

@@ -20,12 +20,16 @@ INT32_BYTES = FLOAT32_BYTES = 4
 
 @dataclass(frozen=True)
 class Choice:
-    """Tuned constants of one kernel for one architecture, type and padded width."""
+    """Tuned constants of one kernel for one architecture, type and padded width.
+
+    ``chunk`` is of the preconditioner alone: the columns of keys that are multiplied at once, 0 for all.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    chunk: int = 0
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Case:
     batch: int = 1
     heads: int = 2
     groups: int = 4
-    tuned: tuple[int, int] | None = None  # BLOCK_M, BLOCK_N
+    tuned: tuple[int, ...] | None = None  # BLOCK_M, BLOCK_N, and where keys are multiplied in chunks, CHUNK_D
     training: bool = False  # diagonal of L: training's, and keys that are small enough for it to matter
     static: int = 0  # rows of garbage behind the cache that the mask hides
     float8: bool = False  # whether the cache is E4M3, with a scale for each row
@@ -94,7 +94,10 @@ def poisoned_workspace(size: int) -> tuple[Tensor, Tensor]:
 
 
 def tuned_choice(case: Case) -> Choice | None:
-    return Choice(*case.tuned, num_warps=4, num_stages=2) if case.tuned else None
+    if case.tuned is None:
+        return None
+    block_m, block_n, *chunk = case.tuned
+    return Choice(block_m, block_n, 4, 2, *chunk)
 
 
 def within_gate(error: float, plain: float, dtype: str) -> bool:

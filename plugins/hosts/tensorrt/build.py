@@ -22,7 +22,7 @@ from lucid_deploy.plugins.hosts.elf import wrong_machine
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-PLUGIN_ABI = 5  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
+PLUGIN_ABI = 6  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]

@@ -225,7 +225,7 @@ def _type(argument: str, variant: Variant) -> str:
     if argument == "p_mask":
         return "*u8"
     if argument == "p_work":
-        return "*i32" if variant.kernel == "precondition_kernel" else "*fp32"
+        return "*i32" if variant.kernel in ("key_norms_kernel", "precondition_kernel") else "*fp32"
     if argument.startswith("p_"):
         return POINTER_TYPES[variant.dtype]
     return "i32" if argument.startswith("n_") or argument == "width_units" else "fp32"

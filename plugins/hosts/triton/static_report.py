@@ -143,7 +143,7 @@ def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
     """
     from lucid_deploy.plugins.hosts.triton.yardstick import causal_attention_kernel as function
 
-    constants = dict(solve.constants)
+    constants = {name: value for name, value in solve.constants if name in function.arg_names}
     types = {name: _type(name, solve.dtype) for name in function.arg_names if name not in constants}
     name = _yardstick_name(solve.name)
     compiled = aot.compile_function(function, types, constants, arch, (solve.num_warps, solve.num_stages), name)

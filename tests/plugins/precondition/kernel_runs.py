@@ -11,6 +11,7 @@ from torch import Tensor
 from lucid_deploy.plugins.hosts.triton.launch import precondition
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.shared.plan import Step
 from tests.plugins.kernel_cases import (
     EPS,
     Case,
@@ -98,12 +99,14 @@ def run_in_given_order(case: Case, seed: int) -> dict[str, bool]:
     expected = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
     sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
     plan = plan_precondition(*sizes)
-    step = plan.steps[0]
+    norms, step = plan.steps
     out, _ = poisoned(inputs["v"])
     workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32)
     tensors = {"K": inputs["k"].contiguous(), "V": inputs["v"].contiguous(), "K_past": inputs["k_past"].contiguous()}
     tensors |= {"Y_past": inputs["y_past"].contiguous(), "mask": inputs["mask"].view(torch.uint8), "Y": out}
-    arguments = [(tensors | {"workspace": workspace})[name] for name in step.pointers]
+    tensors["workspace"] = workspace
+    run_norms(norms, tensors)
+    arguments = [tensors[name] for name in step.pointers]
     generator = torch.Generator().manual_seed(seed)
     batch_heads = case.batch * case.heads
     next_row, rows = [0] * batch_heads, step.grid[0] // batch_heads
@@ -118,10 +121,31 @@ def run_in_given_order(case: Case, seed: int) -> dict[str, bool]:
     return {"shuffled": order != sorted(order), "equal": torch.equal(out, expected)}
 
 
+def run_norms(step: Step, tensors: dict[str, Tensor]) -> None:
+    """Run the kernel before the solve, which writes the keys' inverse norms into the workspace."""
+    from lucid_deploy.plugins.precondition.kernel import key_norms_kernel
+
+    key_norms_kernel[step.grid](*(tensors[name] for name in step.pointers), *step.scalars.values(), **step.constants)
+
+
+def inverse_norms(keys: Tensor) -> Tensor:
+    """Return what that kernel writes, without padding: float32, one after another."""
+    return torch.rsqrt(keys.float().square().mean(-1) + EPS).flatten()
+
+
+def problem_tensors(problem: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a shared problem's tensors by the operator's names."""
+    names = {"K": "k", "V": "v", "K_past": "k_past", "Y_past": "y_past", "Y": "y", "workspace": "workspace"}
+    return {name: problem[key] for name, key in names.items()} | {"mask": problem["mask"].view(torch.uint8)}
+
+
 def shared_problem(case: Case) -> dict[str, Tensor]:
     """Return a problem in memory that two processes can work on, and its exact solution."""
     inputs = precondition_inputs(case)
-    workspace = torch.zeros(1 + case.batch * case.heads, dtype=torch.int32)
+    sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
+    workspace = torch.zeros(plan_precondition(*sizes).workspace_bytes // 4, dtype=torch.int32)
+    heads = 1 + case.batch * case.heads
+    workspace[heads:] = inverse_norms(torch.cat([inputs["k_past"], inputs["k"]], 2)).view(torch.int32)
     problem = inputs | {"y": torch.full_like(inputs["v"], torch.nan), "workspace": workspace}
     problem["exact"] = exact_precondition(*inputs.values())
     return {name: tensor.contiguous().share_memory_() for name, tensor in problem.items()}
@@ -132,11 +156,18 @@ def run_next_program(case: Case, problem: dict[str, Tensor]) -> bool:
     from lucid_deploy.plugins.precondition.kernel import precondition_kernel
 
     sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
-    step = plan_precondition(*sizes).steps[0]
-    names = ("k", "v", "k_past", "y_past", "mask", "y", "workspace")
-    arguments = [problem[name].view(torch.uint8) if name == "mask" else problem[name] for name in names]
+    step = plan_precondition(*sizes).steps[-1]
+    tensors = problem_tensors(problem)
+    arguments = [tensors[name] for name in step.pointers]
     precondition_kernel[(1, 1, 1)](*arguments, *step.scalars.values(), **step.constants)
     return True
+
+
+def run_with_infinite_squares() -> list[bool]:
+    """Return which rows are NaN if the squares of one key, of token 2, exceed float32."""
+    inputs = precondition_inputs(Case(new=6, heads=1))
+    inputs["k"][:, :, 2] = 1e25
+    return precondition(**inputs, eps=EPS).isnan().any(3).flatten().tolist()
 
 
 def run_far_away(dtype: str, offset_bits: int) -> float:
@@ -145,7 +176,8 @@ def run_far_away(dtype: str, offset_bits: int) -> float:
 
     tokens, width = 1 << 20, 64
     heads = (1 << offset_bits) // (tokens * width) + 2
-    step = plan_precondition(1, heads, tokens, 0, width, dtype, EPS, 80).steps[0]
+    plan = plan_precondition(1, heads, tokens, 0, width, dtype, EPS, 80)
+    step = plan.steps[-1]
     rows = step.constants["BLOCK_M"]
     case = Case(new=rows, dtype=dtype, keys=0.9, heads=1)
     inputs = precondition_inputs(case)
@@ -154,8 +186,8 @@ def run_far_away(dtype: str, offset_bits: int) -> float:
     k, y = torch.empty(size, dtype=case.torch_dtype), torch.empty(size, dtype=case.torch_dtype)  # pages stay untouched
     k[place] = inputs["k"].flatten()
     inputs["v"] = inputs["k"]
-    workspace = torch.zeros(1 + heads, dtype=torch.int32)
+    workspace = torch.zeros(plan.workspace_bytes // 4, dtype=torch.int32)
     workspace[0] = heads - 1  # the ticket of the last head's first rows
-    mask = torch.ones(tokens, dtype=torch.uint8)
-    precondition_kernel[(1, 1, 1)](k, k, k, k, mask, y, workspace, *step.scalars.values(), **step.constants)
+    workspace[1 + heads + (heads - 1) * tokens :][:rows] = inverse_norms(inputs["k"]).view(torch.int32)
+    precondition_kernel[(1, 1, 1)](k, k, k, k, y, workspace, *step.scalars.values(), **step.constants)
     return relative_error(y[place].view(1, 1, rows, width), exact_precondition(*inputs.values()))

@@ -11,6 +11,7 @@ from tests.plugins.precondition.kernel_runs import (
     run_in_given_order,
     run_next_program,
     run_precondition,
+    run_with_infinite_squares,
     shared_problem,
 )
 
@@ -70,6 +71,14 @@ BLOCKS = [
     Case(new=130, past=33, dtype=dtype, keys=0.9, heads=1, tuned=tuned)
     for tuned, dtype in [((16, 16), "float16"), ((32, 16), "float32"), ((128, 64), "bfloat16"), ((128, 32), "float32")]
 ]
+CHUNKS = [
+    Case(new=70, past=33, dtype=dtype, width=width, keys=keys, heads=1, padded=padded, tuned=(32, 16, 32))
+    for dtype, width, keys, padded in [
+        ("float32", 68, 0.99, False),  # of four chunks two and a bit hold keys
+        ("float32", 128, "repeated", True),
+        ("bfloat16", 64, 0.9, True),
+    ]
+]
 
 
 TRAINING = [
@@ -80,7 +89,7 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + TRAINING, ids=str)
+@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + CHUNKS + TRAINING, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_precondition, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result
@@ -107,9 +116,13 @@ def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool):
     problem["workspace"][0] = 0
     first = interpreter_pool.apply_async(run_next_program, (case, problem))
     assert first.get(timeout=PATIENCE) and second.get(timeout=PATIENCE)
-    assert problem["workspace"].tolist() == [1, 2]
+    assert problem["workspace"][:2].tolist() == [1, 2]
     assert relative_error(problem["y"][:, :, :32], problem["exact"][:, :, :32]) < 1e-4
     assert problem["y"][:, :, 32:].isnan().all()
+
+
+def test_a_key_too_large_for_float32_is_not_taken_for_padding(interpret):
+    assert interpret(run_with_infinite_squares)[2:] == [True] * 4
 
 
 def test_tensors_of_more_than_2_to_the_31_elements(interpret):

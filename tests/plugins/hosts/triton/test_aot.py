@@ -46,13 +46,13 @@ def cache(tmp_path_factory):
 def compiled(cache):
     seen = []
     kernels = compile_some(cache, progress=lambda done, total, name: seen.append((done, total)))
-    # Seven for sm_90, and for PTX six for sm_86 and the one that reads E4M3 for sm_89.
-    assert seen == [(done, 14) for done in range(15)]
+    # Eight for sm_90, and for PTX seven for sm_86 and the one that reads E4M3 for sm_89.
+    assert seen == [(done, 16) for done in range(17)]
     return kernels
 
 
 def test_machine_code_and_ptx_come_out(compiled):
-    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 7 + [(86, True)] * 6 + [(89, True)]
+    assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 8 + [(86, True)] * 7 + [(89, True)]
     for kernel in compiled:
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
         assert kernel.entry == STEPS[kernel.variant].kernel and kernel.entry.encode() in kernel.image

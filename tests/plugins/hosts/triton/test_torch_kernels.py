@@ -26,6 +26,7 @@ def check_model(result: dict[str, Any], factor: float) -> None:
     """Check which kernels were launched how often, and that errors are those of PyTorch's versions."""
     chunks = len(range(0, PROMPT, CHUNK))
     assert result["launched"] == {
+        "key_norms_kernel": LAYERS * chunks,
         "precondition_kernel": LAYERS * chunks,
         "decode_split_kernel": LAYERS * (STEPS + 1),
         "decode_combine_kernel": LAYERS * STEPS,

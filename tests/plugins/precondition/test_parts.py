@@ -1,0 +1,77 @@
+"""How many parts bfloat16's weights need: the bound of plugins/precondition/README.md, and what lies below it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.plugins.problems import keys, relative
+
+TOKENS, WIDTH = 384, 64
+ALLOWED = 1 / 4  # norm of E at which the bound of one part, 2 · 2⁻⁸ ‖E‖, is what storing Y costs: about 2⁻⁹
+
+
+def weights(correlation: float | str) -> Tensor:
+    """Return the strictly lower part of L, float64; ``repeated``: the same three keys over and over."""
+    if correlation == "repeated":
+        k = keys(0.0, 3, WIDTH, seed=1)[torch.arange(TOKENS) % 3]
+    else:
+        k = keys(float(correlation), TOKENS, WIDTH, seed=1)
+    k = k / k.square().mean(-1, keepdim=True).sqrt()
+    return torch.exp(k @ k.mT / math.sqrt(WIDTH) - math.sqrt(WIDTH)).tril(-1)
+
+
+def one_part(e: Tensor) -> Tensor:
+    return e.to(torch.bfloat16).double()
+
+
+def two_parts(e: Tensor) -> Tensor:
+    """As ``bfloat16_parts``: the high part is cut off, the low one rounded."""
+    single = e.float()
+    high = (single.view(torch.int32) & -65536).view(torch.float32)
+    return high.double() + (single - high).to(torch.bfloat16).double()
+
+
+def solve(e: Tensor, v: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(e + torch.eye(TOKENS, dtype=torch.float64), v, upper=False, unitriangular=True)
+
+
+def errors(correlation: float | str) -> tuple[Tensor, float, dict[str, tuple[float, float]]]:
+    """Return E, what bfloat16's rounding of Y alone costs, and for one and two parts the error and its bound."""
+    e, v = (
+        weights(correlation),
+        torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
+    )
+    exact = solve(e, v)
+    found = {}
+    for name, rounded, unit in (("one", one_part(e), 2.0**-8), ("two", two_parts(e), 2.0**-15)):
+        lost = (rounded - e).abs()
+        assert bool((lost <= unit * e + 1e-38).all())
+        bound = 2 * torch.linalg.matrix_norm(rounded - e, 2).item()
+        found[name] = (relative(solve(rounded, v), exact), bound / (1 - bound) if bound < 1 else math.inf)
+    return e, relative(exact.to(torch.bfloat16), exact), found
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, "repeated"])
+def test_the_bound_holds_and_two_parts_cost_less_than_storing_y(correlation: float | str) -> None:
+    _, stored, found = errors(correlation)
+    for error, bound in found.values():
+        assert error <= bound
+    assert found["two"][0] < stored / 4
+
+
+@pytest.mark.parametrize("correlation", [0.5, 0.9, 0.99])
+def test_one_part_costs_more_than_storing_y_with_keys_that_are_alike(correlation: float | str) -> None:
+    e, stored, found = errors(correlation)
+    assert torch.linalg.matrix_norm(e, 2) > ALLOWED
+    assert found["one"][0] > stored / 2, "already with keys correlated 0.5"
+    assert correlation == 0.5 or found["one"][0] > 5 * stored
+
+
+def test_one_part_would_do_with_independent_keys() -> None:
+    e, stored, found = errors(0.0)
+    assert torch.linalg.matrix_norm(e, 2) < ALLOWED
+    assert found["one"][0] < stored / 4
