@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from lucid_deploy.cache.layout import CacheTensor, first_of_ring
-from lucid_deploy.cache.storage import decoded_layout
+from lucid_deploy.cache.storage import SCALED, decoded_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import layers_obstacle
@@ -46,7 +46,7 @@ class TorchSession(Session[torch.Tensor]):
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         pairs = zip(self._model.layers(), cache.layers, strict=True)
-        return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._dtype))) for layer, stored in pairs]
+        return [tuple(map(_to_numpy, layer.mixer.decode_cache(stored, self._row_type))) for layer, stored in pairs]
 
     def _first_tokens(self, cache: Cache[torch.Tensor], length: int) -> Layers:
         def cut(tensor: CacheTensor, x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,13 @@ class TorchSession(Session[torch.Tensor]):
 
     def _type_of(self, tensor: CacheTensor) -> torch.dtype:
         """Return the type that a tensor without scales has in the model: states keep their own."""
-        return self._dtype if tensor.has_tokens else getattr(torch, tensor.dtype)
+        return self._row_type if tensor.has_tokens else getattr(torch, tensor.dtype)
+
+    @property
+    def _row_type(self) -> torch.dtype:
+        """The type in which rows come and go as arrays: what numbers times scales are, so that none is rounded."""
+        scaled_half = self.cache_dtype in SCALED and self._dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if scaled_half else self._dtype
 
     @property
     def several_obstacle(self) -> str | None:

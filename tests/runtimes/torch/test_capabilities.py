@@ -43,5 +43,17 @@ def test_every_type_runs(dtype: str, exported: Exported) -> None:
 def test_every_cache_type_rounds_and_runs(cache_dtype: str, exported: Exported) -> None:
     made, plain = session(exported, cache_dtype=cache_dtype), session(exported)
     assert made.cache_dtype == cache_dtype
-    step = 1 / 127 if cache_dtype == "int8" else torch.finfo(torch.float16).eps
+    step = {"int8": 1 / 127, "fp8": 32 / 448}.get(cache_dtype, torch.finfo(torch.float16).eps)
     assert 0 < np.abs(keys(made) - keys(plain)).max() <= 0.51 * step * np.abs(keys(plain)).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_numbers_and_scales_go_through_arrays_bit_by_bit(dtype: str, exported: Exported) -> None:
+    """Also where the model's type would round what they stand for."""
+    made = session(exported, dtype, "fp8")
+    cache = made.empty_cache()
+    made.prefill(IDS, cache)
+    again = made.cache_from_arrays(made.layer_arrays(cache), cache.mask)
+    for before, after in zip(cache.layers, again.layers, strict=True):
+        for tensor, copy in zip(before, after, strict=True):
+            assert torch.equal(tensor.view(torch.uint8), copy.view(torch.uint8))
