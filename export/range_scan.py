@@ -136,9 +136,9 @@ class RangeScan:
 def sample_prompts(checkpoint: Checkpoint, calibration: Path | None, most: int = PROMPT_TOKENS) -> list[Array]:
     """Return the prompts to scan, int64 ``(B, N)`` each, rows of equal length together.
 
-    Random, repeated and correlated tokens as verification uses them, but for those whose embedding is zero, as padding's
-    is: masked in use, they would have the smallest keys of all. For the recall model its prompts; and the lines of a text
-    file. Each has ``most`` tokens at most.
+    Random, repeated and correlated tokens as verification uses them, but for those whose embedding is zero, as
+    padding's is: masked in use, they would have the smallest keys of all. For the recall model its prompts; and the
+    lines of a text file. Each has ``most`` tokens at most.
 
     Raises:
         LucidError: The file cannot be read, is no UTF-8 text or has no text, or the checkpoint has no tokenizer.
