@@ -52,8 +52,18 @@ WAYS: dict[str, tuple[str, QuantizeOptions | None]] = {
     "int4 auto, 6 bits": ("float32", QuantizeOptions("int4", method="auto", target_bits=6.0)),
 }
 # Where names stand that do not stand right of their points.
-ABOVE, LEFT = {"ha": "center", "xytext": (6, 9)}, {"ha": "right", "xytext": (-8, -3)}
-PLACES = {"int4 stored": ABOVE, "int4 rtn": LEFT, "int4 gptq": LEFT, "int4 auto, 6 bits": LEFT}
+LEFT = {"ha": "right", "xytext": (-8, -3)}
+PLACES: dict[str, Any] = {
+    "int4 stored": {"ha": "center", "xytext": (0, 18)},
+    "int4 gptq": LEFT,
+    "int4 auto, 6 bits": LEFT,
+}
+PLACES |= {"int4 rtn": {"ha": "right", "xytext": (-8, 2)}, "int4 awq": {"ha": "right", "xytext": (-8, -9)}}
+PLACES |= {
+    "int4 k_quant": {"xytext": (8, 11)},
+    "int4 hqq": {"xytext": (8, -14)},
+    "int4 hqq, blocks of 64": {"xytext": (8, -1)},
+}
 COLORS = {"float": "#777777", "int8": "#b0792b", "int4": "#1f5fbf"}
 
 
@@ -180,6 +190,7 @@ def draw(ways: dict[str, Any]) -> None:
     axis.set(xscale="log", yscale="log", xlabel="size of the weights, MiB (further left is smaller)")
     axis.set_ylabel("relative error of the logits (lower is better)")
     axis.set_title(f"At the same size GPTQ leaves {best / nearest:.2f} of the error that nearest int4 numbers leave")
+    axis.set_ylim(top=0.3)
     axis.set_xlim(0.3, 1.6 * max(facts["weights_bytes"] for facts in ways.values()) / 2**20)
     ticks = (0.3, 0.5, 0.8, 1.2, 2.4)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
