@@ -124,6 +124,7 @@ def export(
     import lucid_deploy.export.graph_file
     import lucid_deploy.export.trace  # noqa: F401
     from lucid_deploy.export.numbers import learned_numbers, plan_numbers, rows_to_learn_from, settle_options
+    from lucid_deploy.export.rounding.folding import with_scales
 
     options = dataclasses.replace(options, quantize=settle_options(source, options.quantize, options.dtype))
     quantization = rows = None
@@ -137,6 +138,9 @@ def export(
     try:
         _make_parent(output)
         with learned_numbers(*learning) as (found, learned), _made(output) as building:
+            if learned is not None and learned.folded and ranges is not None and options.range_scan:
+                # scales of inputs make some values larger
+                ranges, _ = _scan_ranges(with_scales(source, learned.folded), options, found, progress)
             _build(
                 source,
                 str(checkpoint),

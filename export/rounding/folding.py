@@ -13,16 +13,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS
+from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS, Scales, scaled
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
+    from lucid_deploy.model.checkpoint import Checkpoint
+
 _PROBE = 5  # tokens that it is tried with
 _SAME = 1e-9  # of float64's outputs, which rounding changes by 1e-15 and another function by far more
 Run = Callable[["nn.Module", "torch.Tensor"], "torch.Tensor"]
+
+
+def with_scales(checkpoint: Checkpoint, scales: Scales) -> Checkpoint:
+    """Return the checkpoint with scales in its weights, by the checkpoint's names of them."""
+    changed = copy.copy(checkpoint)
+    changed.tensor = lambda name: scaled(checkpoint.tensor(name), name, scales)  # type: ignore[method-assign]
+    return changed
 
 
 @dataclass(frozen=True)

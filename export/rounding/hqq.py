@@ -4,8 +4,9 @@ Scales are those at which a block's range just fits the numbers. The zero points
 small, which outliers disturb less than squares: alternately the errors are shrunk to what counts as outliers, and z is
 the mean of what they leave (Badri, Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). That
 is the default of the package ``hqq`` 0.2.8, which a test holds this to; the package itself asks for a GPU or whole
-models of transformers. One thing differs: the package gives blocks whose range is below 1e-4 the scale 1, so that they
-become zeros.
+models of transformers. Blocks of one value differ: the package gives those whose range is below 1e-4 the scale 1, so
+that they become zeros. Here the offset is the value, and the numbers are what its rounding leaves: nothing large has to
+cancel where a runtime rounds the inputs of one product and not of the other.
 
 onnxruntime's CPU reads zero points that are fractions for 4 bits alone, and a hundred times slower than whole ones. So
 the graphs have what is equal to them: symmetric numbers, and beside each product one of the blocks' sums with offsets.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 NORM, BETA, STEPS = 0.7, 10.0, 20  # as the package has them: p, the weight of the constraint, and steps at most
 _ELEMENTS = 1 << 20  # of a matrix looked at together
+_FLAT_STEP = 2.0**-11  # scale of a block of one value, as a share of it: its numbers are zeros
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -51,8 +53,11 @@ def hqq_matrix(
     half = 1 << (bits - 1)
     stored = getattr(torch, dtype)
     least = torch.finfo(stored).tiny if dtype != "float16" else 2.0**-24
-    scales = (1 / inverse).clamp(min=least).to(stored).float()
-    offsets = ((half - zeros) / inverse).to(stored).float()
+    scales, offsets = 1 / inverse, (half - zeros) / inverse
+    flat, middle, width = _flat(blocks, (1 << bits) - 1)
+    scales = torch.where(flat, torch.maximum(width, middle.abs() * _FLAT_STEP), scales)
+    offsets = torch.where(flat, middle, offsets).to(stored).float()
+    scales = scales.clamp(min=least).to(stored).float()
     numbers = torch.empty(weight.shape, dtype=torch.int8)
     for rows in _slices(blocks):
         whole = ((blocks[rows] - offsets[rows]) / scales[rows]).round_().clamp_(-half, half - 1)
@@ -60,13 +65,20 @@ def hqq_matrix(
     return pack_numbers(numbers.numpy(), tensor, bits), scales[..., 0], offsets[..., 0]
 
 
+def _flat(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return of each block whether it is of one value, for all that scales can tell, then its middle and its width."""
+    least, most = blocks.amin(dim=-1, keepdim=True), blocks.amax(dim=-1, keepdim=True)
+    width = most - least
+    return ~(top / width).isfinite(), least + width / 2, width
+
+
 def _fitted(blocks: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return inverse scales and zero points, ``(out, blocks, 1)``, for numbers from 0 to ``top``."""
     import torch
 
     least = blocks.amin(dim=-1, keepdim=True)
-    width = blocks.amax(dim=-1, keepdim=True) - least
-    inverse = torch.where(width > 0, top / width, torch.ones_like(width))
+    flat, _, width = _flat(blocks, top)
+    inverse = torch.where(flat, torch.ones_like(width), top / width)
     zeros, best = -least * inverse, torch.inf
     for _ in range(STEPS):
         following, lost = torch.empty_like(zeros), 0.0

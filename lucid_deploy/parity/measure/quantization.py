@@ -14,15 +14,17 @@ import numpy as np
 
 from lucid_deploy.artifact.folded_scales import read_scales, scaled
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_method import STORED, relative_distance
+from lucid_deploy.artifact.quantization_method import AWQ, STORED, relative_distance
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE
 from lucid_deploy.artifact.quantized_bytes import dequantize, spread, unpack
+from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.rounding.scales import NARROWEST, WIDEST, number_range
 from lucid_deploy.model.scenarios import ONE_SHOT, equal_lengths
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_at_once_together
 from lucid_deploy.parity.measure.float_weights import float_difference
+from lucid_deploy.parity.measure.folding import check_folding
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
 from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets
@@ -98,7 +100,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     magnitude must be where the scheme puts it. If data chose its numbers, they need not be the nearest: then its scales
     must be in the range that is searched, and its distance from the original the recorded one. Numbers that were taken
     over must be the very same. Other weights must be the original ones in the artifact's type. Where AWQ has put scales
-    into weights, the original is the checkpoint's weight with these scales.
+    into weights, the original is the checkpoint's weight with these scales, which must cancel.
 
     Args:
         artifact: A quantized artifact.
@@ -115,6 +117,10 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     quantization = artifact.manifest.quantization
     assert quantization is not None
     meter, folded = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors)), read_scales(artifact.directory)
+    if folded and quantization.method.name != AWQ:
+        raise CheckFailed(f"{artifact.directory} has scales of AWQ, and its numbers were chosen by another method.")
+    if folded:
+        check_folding(folded, checkpoint)
     for name, *parts in stored_parts(artifact):
         weight = scaled(checkpoint.tensor(name), name, folded)
         problem = _problem(quantization, name, parts, weight, artifact.manifest.dtype)
@@ -195,12 +201,28 @@ def _fitted_difference(
     relative, least = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtype, 2.0**-22), _SCALE_STEP.get(dtype, 0.0)
     error = np.abs(numbers * spread(factors, tensor) - original)
     rounding = np.abs(numbers) * (relative * steps + least)
+    coarse = np.abs(factors) > _coarsest(original, tensor, 2 * half - 1) + 2 * LEAST_SCALE[dtype]
+    if coarse.any():
+        row, block = np.argwhere(coarse)[0]
+        return f"the scale of row {row}, block {block} is {factors[row, block]:.6g}, coarser than its range asks for"
     clipped = (stored == -half) | (stored == half - 1)
     beyond = ~(error <= np.where(clipped, 2.0, 0.5 + _SLACK) * steps + rounding + least)
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         return f"row {row}, column {column} is off by {error[row, column] / max(steps[row, column], 1e-300):.2g} steps"
     return None
+
+
+def _coarsest(original: Array, tensor: QuantizedTensor, top: int) -> Array:
+    """Return the largest scale that each block may have; any for blocks of zeros, whose numbers say what they are.
+
+    Symmetric numbers of a range on one side of zero need scales twice as large as its width asks for, and a fitted one
+    may be a quarter larger.
+    """
+    padded = np.pad(original, ((0, 0), (0, -original.shape[1] % tensor.block_size)))
+    blocks = padded.reshape(len(original), tensor.blocks, -1)
+    span = np.maximum(blocks.max(axis=-1), 0) - np.minimum(blocks.min(axis=-1), 0)
+    return np.where(span > 0, 2.5 * span / top, np.inf)
 
 
 def _learned_difference(

@@ -82,6 +82,24 @@ def test_awkward_blocks(dtype: str) -> None:
     ).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("value", [0.0, 0.01, -3.1, 1e-37])
+def test_blocks_of_one_value_are_their_offset(value: float, bits: int, dtype: str) -> None:
+    """No large numbers that an offset takes back: rounded inputs of the one product would not cancel the other's."""
+    weight = torch.cat([torch.full((24, 32), value), WEIGHT[:, :96]], dim=1)
+    weight[3, :32] = torch.linspace(0, 1e-38, 32)  # narrower than a scale can be
+    packed, scales, offsets = hqq_matrix(weight, TENSOR, bits, dtype)
+    stored = getattr(torch, dtype)
+    assert (offsets[[0, 1, 23], 0] == torch.tensor(value).to(stored).float()).all() and offsets.isfinite().all()
+    half = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    error = np.abs(dense(weight, bits, dtype)[:, :32] - weight[:, :32].double().numpy())
+    assert (error <= half * abs(value) + (2.0**-25 if dtype == "float16" else 2.0**-126)).all()
+    record = Quantization(f"int{bits}", bits, "matmulnbits", "int8", {"w": TENSOR}, (), "a tool")
+    alone = dequantize(record, "w", packed.reshape(-1), scales.numpy(), np.zeros(offsets.numel(), np.float32))
+    assert (np.abs(alone[:, :32]) <= half * abs(value)).all(), "what the offset's own rounding leaves"
+
+
 @pytest.mark.parametrize(("scheme", "form", "tied"), [("int4", "auto", True), ("int8", "qdq", False)])
 def test_an_artifact_of_such_numbers(scheme: str, form: str, tied: bool, tmp_path: Path) -> None:
     """It is what `verify` computes, its weights are checked, and another checkpoint's are found."""

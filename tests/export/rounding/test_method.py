@@ -19,6 +19,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.calibration import CalibrationRows, calibration_rows
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.export.range_scan import scan
 from lucid_deploy.export.rounding.learn import learn_weights
 from lucid_deploy.export.rounding.method import Awq
 from lucid_deploy.export.rounding.unfinished import UnfinishedLearning
@@ -55,6 +56,11 @@ def test_an_artifact_of_it(tmp_path: Path) -> None:
     givers = {name.removesuffix(".outputs") for name in folded if name.endswith(".outputs")}
     assert {"model.norm.weight", "model.layers.1.self_attn.v_proj.bias"} <= givers
     assert not any("k_proj" in name or "q_proj" in name for name in givers), "K is what it was"
+    assert artifact.manifest.ranges is not None
+    scanned, plain = artifact.manifest.ranges["peaks"]["layer 1"], scan(Checkpoint(checkpoint), options.calibration)
+    normed = plain.peaks["layer 1"]["attention input"] / scanned["attention input"]
+    assert not 0.99 < normed < 1.01, "the scan is of the model without the scales"
+    assert scanned["key"] == pytest.approx(plain.peaks["layer 1"]["key"], rel=1e-3)
     better = [part.output_error < part.nearest_error for part in record.method.tensors.values()]
     assert sum(better) > 0.9 * len(better)
     arguments = ["verify", str(tmp_path / "a"), "--checkpoint", str(checkpoint), "--quick"]
@@ -63,7 +69,7 @@ def test_an_artifact_of_it(tmp_path: Path) -> None:
     for name in ("model.norm.weight.outputs", "model.layers.0.mlp.down_proj.weight.inputs"):
         changed = {**folded, name: folded[name] * np.where(np.arange(len(folded[name])) == 3, 1.05, 1)}
         write_scales(artifact.directory, {key: value.astype(np.float32) for key, value in changed.items()})
-        with pytest.raises(CheckFailed, match=f"{name.rpartition('.')[0]} is not"):
+        with pytest.raises(CheckFailed, match="scales that AWQ has put into weights do not cancel"):
             check_weights(Artifact(artifact.directory, artifact.manifest), Checkpoint(checkpoint))
 
 
