@@ -248,14 +248,14 @@ def _held_directory(target: Path, kind: str) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=kind, dir=target.parent))
         try:
             handle = os.open(made, os.O_RDONLY)
+            _lock(handle)
+            if made.exists():
+                break
         except FileNotFoundError:  # as below
             continue
-        except OSError:
+        except BaseException:  # a signal too
             made.rmdir()
             raise
-        _lock(handle)
-        if made.exists():
-            break
         os.close(handle)  # another process took it for a leftover before it was locked
     try:
         yield made

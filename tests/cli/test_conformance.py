@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tomllib
@@ -47,7 +48,7 @@ def test_a_case_that_fails_is_named(wrong_case: Path) -> None:
 
 def test_nothing_run_is_a_failure() -> None:
     result = CliRunner().invoke(main, ["conformance", "--only", "bfloat16"])
-    assert result.exit_code == 1 and "None of 11 cases was run" in result.stderr
+    assert result.exit_code == 1 and re.search(r"None of \d\d cases was run", result.stderr)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,10 @@ def test_a_process_that_ended_is_started_again(tmp_path: Path) -> None:
             reader.token_ids([{"role": "user", "content": "w5"}])
         assert reader.token_ids([{"role": "user", "content": "w6"}]) == [1, 6]
         os.kill(reader.pid, signal.SIGKILL)
-        with pytest.raises(LucidError, match="was killed"):
-            reader.token_ids([{"role": "user", "content": "w6"}])
+        try:  # an error if its end comes while it is asked; if it has ended before, another is started at once
+            assert reader.token_ids([{"role": "user", "content": "w6"}]) == [1, 6]
+        except LucidError as error:
+            assert "was killed" in str(error)
         assert reader.token_ids([{"role": "user", "content": "w6"}]) == [1, 6]
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 from lucid_deploy.runtimes.tensorrt.manifest import MANIFEST, open_engines
 from tests.runtimes.tensorrt.engine_copies import copy_of
 
@@ -35,7 +36,9 @@ def test_engines_of_another_version(damaged: tuple[Artifact, Path]) -> None:
 
 def test_engines_of_another_plugin_abi(damaged: tuple[Artifact, Path]) -> None:
     change_manifest(damaged[1], plugin__abi=99)
-    with pytest.raises(LucidError, match=r"plugin ABI 99, and this version has 5\. Run: lucid-deploy plugin build"):
+    with pytest.raises(
+        LucidError, match=rf"plugin ABI 99, and this version has {PLUGIN_ABI}\. Run: lucid-deploy plugin build"
+    ):
         open_engines(damaged[0], "tensorrt-rtx", trt.__version__)
 
 
