@@ -188,17 +188,22 @@ DECODE_ATTENTION_FLOAT16 = Operator(
     types=("float32",),
     attributes=(EPSILON, DIAGONAL),
 )
+
+
+def _scaled_cache(dtype: str) -> tuple[Tensor, ...]:
+    """Return the inputs of a cache whose rows stand for themselves times their scales."""
+    return (
+        Tensor("K", _CACHE, "raw keys of the cache over their scales", dtype),
+        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", dtype),
+        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
+        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
+    )
+
+
 DECODE_ATTENTION_INT8 = Operator(
     name="DecodeAttentionInt8",
     text="DecodeAttention over a cache that is stored in int8, a row of which stands for itself times its scale.",
-    inputs=(
-        *_QUERY,
-        Tensor("K", _CACHE, "raw keys of the cache over their scales", "int8"),
-        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", "int8"),
-        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
-        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
-        _MASK,
-    ),
+    inputs=(*_QUERY, *_scaled_cache("int8"), _MASK),
     outputs=_ATTENDED,
     types=("float32", "float16"),
     attributes=(EPSILON, DIAGONAL),
@@ -206,14 +211,7 @@ DECODE_ATTENTION_INT8 = Operator(
 DECODE_ATTENTION_FLOAT8 = Operator(
     name="DecodeAttentionFloat8",
     text="DecodeAttention over a cache that is stored in E4M3, a row of which stands for itself times its scale.",
-    inputs=(
-        *_QUERY,
-        Tensor("K", _CACHE, "raw keys of the cache over their scales", "float8e4m3fn"),
-        Tensor("Y", _CACHE, "preconditioned values of the cache over their scales", "float8e4m3fn"),
-        Tensor("K_scale", _SCALE, "one scale a row of K", "float32"),
-        Tensor("Y_scale", _SCALE, "one scale a row of Y", "float32"),
-        _MASK,
-    ),
+    inputs=(*_QUERY, *_scaled_cache("float8e4m3fn"), _MASK),
     outputs=_ATTENDED,
     types=("float16", "bfloat16"),
     attributes=(EPSILON, DIAGONAL),

@@ -57,6 +57,21 @@ def test_the_scale_is_the_published_one() -> None:
         assert found.max() > 2 * found.min()
 
 
+def test_every_step_of_the_search_counts() -> None:
+    """Inputs of which some are a little larger ask for powers between the tenths, too."""
+    chosen = set()
+    for seed in range(8):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(200, 80, generator=generator) * torch.where(torch.arange(80) % 7 == seed % 7, 2.0 + seed, 0.5)
+        weight = torch.randn(16, 80, generator=generator)
+        (sizes,) = input_sizes([[x]], 1)
+        found = input_scale(sizes, [(weight, target_of(weight, positive=True))])
+        np.testing.assert_allclose(found.numpy(), published(x.double().numpy(), weight.double().numpy()), rtol=1e-5)
+        spread = sizes.magnitude.max() / sizes.magnitude.min()
+        chosen.add(round(20 * float((found.max() / found.min()).log() / spread.log())))
+    assert any(step % 2 for step in chosen), f"only tenths were chosen: {chosen}"
+
+
 def lost(weight: torch.Tensor, found: torch.Tensor) -> float:
     return float((X @ (found - weight).mT).square().mean())
 
