@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._guided import guided_options, open_guides
@@ -125,6 +126,9 @@ def command(
         return
     if output is not None or overwrite:
         raise LucidError("--output and --overwrite go with --batch; a single answer goes to stdout.")
+    source = click.get_current_context().get_parameter_source
+    if ParameterSource.COMMANDLINE in (source("rows"), source("prefix_tokens")):
+        raise LucidError("--rows and --prefix-cache-tokens go with --batch; a single prompt runs alone.")
     if not sampling.temperature:
         note_greedy(sampling)
     tokenizer = _tokenizer(opened.directory, required=prompt_ids is None or bool(stop or bad_words or constraint))

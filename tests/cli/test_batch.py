@@ -210,6 +210,8 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
         (["--batch", str(place.prompts), "--output", "-"], "--output - is no file"),
         (["--batch", "-", "--output", "answers.jsonl"], "--batch - is no file"),
         (["--prompt", "w1", "--output", "x"], "go with --batch"),
+        (["--prompt", "w1", "--rows", "8"], "--rows and --prefix-cache-tokens go with --batch"),
+        (["--prompt", "w1", "--prefix-cache-tokens", "5"], "--rows and --prefix-cache-tokens go with --batch"),
     ):
         assert message in runner.invoke(main, ["run", str(place.directory), *arguments]).stderr
 
