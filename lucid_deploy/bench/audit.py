@@ -3,9 +3,13 @@
 As MLPerf's compliance tests do, accuracy is checked on what was answered *during* the load, not before or after it. The
 served tokens are fed to a session one by one, so that what follows a near-tie is judged as well.
 
-Two ways to compute the same logits differ by rounding. How much is measured for each answer, on the same session:
-with its prompt in one piece and in pieces of :data:`CHUNK` tokens. A served log-probability may be off by
-:data:`FACTOR` times that, and a token that is less likely than another by no more than twice that is a near-tie.
+Two ways to compute the same logits differ by rounding. How much is measured for each answer, on the same session: its
+prompt in one piece against pieces of :data:`CHUNK` tokens, and against a row of a batch, behind a column of padding.
+The error of one correct computation is at most FACTOR times that of another, as ``verify`` has it
+(:mod:`lucid_deploy.parity.measure.gate`), and what is served is held against one that errs itself. So a served
+log-probability may be off by FACTOR + 1 times what was measured, but by the two units in the last place of the largest
+logit that ``verify`` allows either computation in any case. A token that is less likely than another by no more than
+twice that is a near-tie.
 """
 
 from __future__ import annotations
@@ -17,12 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.parity.measure.gate import FACTOR, FLOOR_UNITS, UNIT
 from lucid_deploy.runtimes.session import Array, Session
 
 CHUNK = 7  # tokens; no divisor of what kernels work in
-FACTOR = 8  # what one schedule's rounding differs from another's, between the answers of one model
-_EPSILONS = 32  # of the largest logit, at least: prompts of few tokens have one schedule
-_BITS = {"float32": 23, "float16": 10, "bfloat16": 7}
 REPEATS = 3  # answers to one prompt, drawn without a seed, of which not all may be the same
 
 
@@ -74,9 +76,12 @@ def audit(session: Session[Any], answer: ServedAnswer, prefill_chunk: int | None
             tokens of one call see each other before they are rounded, so it must be the server's.
     """
     faults = _length_faults(session, answer)
-    found, other = (_log_probabilities(session, answer, chunk) for chunk in (prefill_chunk, CHUNK))
-    floor = _EPSILONS * 2.0 ** -_BITS[session.dtype] * float(np.abs(found).max(where=np.isfinite(found), initial=1.0))
-    allowed = FACTOR * max(float(np.abs(found - other).max(initial=0.0)), floor)
+    logits = _logits(session, answer, prefill_chunk)
+    others = [_logits(session, answer, CHUNK)]
+    if _takes_two_rows(session, answer):
+        others.append(_logits(session, answer, prefill_chunk, beside=True))
+    allowed = _allowed(session.dtype, logits, others)
+    found = _log_probabilities(logits)
     steps = np.arange(len(answer.tokens))
     own = found[steps, list(answer.tokens)]
     near_ties = 0
@@ -117,18 +122,47 @@ def repeated(answers: Iterable[ServedAnswer]) -> list[str]:
     ]
 
 
-def _log_probabilities(session: Session[Any], answer: ServedAnswer, chunk: int | None) -> Array:
-    """Return the logarithms of all tokens' probabilities before each token of an answer and behind it, float64."""
-    cache = session.empty_cache(1)
-    rows = [session.prefill(np.array([answer.prompt], np.int64), cache, chunk=chunk)[0, -1]]
+def _takes_two_rows(session: Session[Any], answer: ServedAnswer) -> bool:
+    """Whether an answer can be computed beside a row that is one token longer."""
+    limit = session.context_limit
+    return session.batch_limit != 1 and (limit is None or len(answer.prompt) < limit)
+
+
+def _logits(session: Session[Any], answer: ServedAnswer, chunk: int | None, beside: bool = False) -> Array:
+    """Return the logits before each token of an answer and behind it, float64 ``(tokens + 1, vocab)``.
+
+    Args:
+        session: What computes them.
+        answer: The answer; near the end of the context there are fewer rows.
+        chunk: Tokens of the prompt that run at once.
+        beside: Run a second row with it, so that there is a column of padding before its prompt.
+    """
+    prompt, mask = np.array([answer.prompt], np.int64), None
+    if beside:
+        prompt = np.array([(0, *answer.prompt), (answer.prompt[0], *answer.prompt)], np.int64)
+        mask = np.ones(prompt.shape, bool)
+        mask[0, 0] = False
+    cache = session.empty_cache(len(prompt))
+    rows = [session.prefill(prompt, cache, mask, chunk)[0, -1]]
     limit = session.context_limit
     for token in answer.tokens:
         if limit is not None and cache.length >= limit:
             break
-        rows.append(session.decode(np.array([[token]], np.int64), cache)[0, -1])
-    logits = np.asarray(rows, np.float64)
+        rows.append(session.decode(np.full((len(prompt), 1), token, np.int64), cache)[0, -1])
+    return np.asarray(rows, np.float64)
+
+
+def _log_probabilities(logits: Array) -> Array:
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def _allowed(dtype: str, logits: Array, others: Sequence[Array]) -> float:
+    """Return what rounding may change in a log-probability, given the same logits computed in other ways."""
+    found = _log_probabilities(logits)
+    measured = max(float(np.abs(found[: len(other)] - _log_probabilities(other)).max(initial=0.0)) for other in others)
+    largest = float(np.abs(logits).max(where=np.isfinite(logits), initial=0.0))
+    return max((FACTOR + 1) * measured, 2 * FLOOR_UNITS * UNIT[dtype] * largest)
 
 
 def _length_faults(session: Session[Any], answer: ServedAnswer) -> list[str]:

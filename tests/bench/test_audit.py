@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.batching.rows import MergedRows, StaticRows
-from lucid_deploy.bench.audit import REPEATS, ServedAnswer, audit, repeated
+from lucid_deploy.bench.audit import CHUNK, REPEATS, ServedAnswer, audit, repeated
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
@@ -79,7 +80,58 @@ def faults(session: Session[Any], answers: list[ServedAnswer]) -> list[str]:
 def test_right_answers_pass(session: Session[Any]) -> None:
     verdicts = [audit(session, answer) for answer in serve(session, greedy())]
     assert [verdict.faults for verdict in verdicts] == [()] * len(verdicts)
-    assert 0 < max(verdict.worst for verdict in verdicts) < 0.5
+    assert max(verdict.worst for verdict in verdicts) > 0, "a batch rounds otherwise than a row alone"
+
+
+class Schedules:
+    """A session whose answers differ by a known amount where a prompt is cut, or has a row beside it.
+
+    Args:
+        where: ``pieces`` or ``rows``.
+        difference: Added to the logit of token 1 there.
+        rows: Most rows of a batch.
+    """
+
+    dtype, context_limit, config = "float32", None, SimpleNamespace(eos_token_ids=())
+
+    def __init__(self, where: str, difference: float, rows: int | None = None) -> None:
+        self.where, self.difference, self.batch_limit = where, difference, rows
+
+    def empty_cache(self, batch: int) -> SimpleNamespace:
+        assert self.batch_limit is None or batch <= self.batch_limit
+        return SimpleNamespace(length=0, batch=batch, there=False)
+
+    def prefill(self, ids: np.ndarray, cache: Any, mask: np.ndarray | None, chunk: int | None) -> np.ndarray:
+        cache.there = chunk == CHUNK if self.where == "pieces" else cache.batch == 2
+        assert mask is None or (mask.sum(axis=1) == [len(PROMPT), len(PROMPT) + 1]).all()
+        return self.decode(ids, cache)
+
+    def decode(self, ids: np.ndarray, cache: Any) -> np.ndarray:
+        logits = np.tile(LOGITS, (len(ids), 1, 1))
+        logits[:, :, 1] += self.difference if cache.there else 0
+        return logits
+
+
+PROMPT, LOGITS = (4, 5, 6), np.array([3.0, 1.0, -12.0])
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(logits - np.log(np.exp(logits).sum()))
+
+
+@pytest.mark.parametrize(
+    ("where", "difference", "rows"), [("pieces", 0.01, None), ("rows", 0.01, None), ("rows", 0.01, 1), ("rows", 0, 8)]
+)
+def test_what_is_allowed_is_what_schedules_differ_by(where: str, difference: float, rows: int | None) -> None:
+    """FACTOR + 1 times that, and no less than two units in the last place of either computation."""
+    other = log_softmax(LOGITS + difference * np.array([0, 1, 0]))
+    measured = 0.0 if rows == 1 else np.abs(other - log_softmax(LOGITS)).max()
+    allowed = max(5 * measured, 2 * 2 * 2.0**-23 * 12)
+    own = log_softmax(LOGITS)[0]
+    session: Any = Schedules(where, difference, rows)
+    for share, right in ((0.99, True), (1.01, False)):
+        served = ServedAnswer(PROMPT, (0, 0), (own, own + share * allowed), "length", 2)
+        assert (audit(session, served).faults == ()) == right
 
 
 def test_a_wrong_row_from_four_on_is_found(session: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:

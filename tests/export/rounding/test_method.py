@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.folded_scales import FILE, read_scales, scaled, write_scales
+from lucid_deploy.artifact.quantization_method import LearnedTensor
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export import ExportOptions, export
@@ -28,6 +31,7 @@ from lucid_deploy.parity.measure.quantization import check_weights
 from tests.conftest import write_checkpoint
 from tests.hybrid_artifact import write_hybrid
 
+CHANCE = 1e-3  # of calling numbers better that are as good as the nearest
 AWQ = QuantizeOptions("int4", method="awq", calibration_tokens=2048)
 
 
@@ -43,6 +47,16 @@ def learn(
 ) -> Any:
     plan = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, replace(AWQ, **more))
     return learn_weights(checkpoint, plan, rows, Awq(), "float32", progress, unfinished)
+
+
+def loses_less_than_nearest(tensors: Mapping[str, LearnedTensor]) -> bool:
+    """Whether more products lose less than with nearest numbers than a coin thrown for each would say (sign test).
+
+    No theorem says it of each product: one scale serves all that read an input, and is searched before numbers are
+    clipped. If it brought nothing, each would be as likely worse as better.
+    """
+    better, count = sum(found.output_error < found.nearest_error for found in tensors.values()), len(tensors)
+    return sum(comb(count, more) for more in range(better, count + 1)) <= CHANCE * 2**count
 
 
 def test_an_artifact_of_it(tmp_path: Path) -> None:
@@ -61,8 +75,7 @@ def test_an_artifact_of_it(tmp_path: Path) -> None:
     normed = plain.peaks["layer 1"]["attention input"] / scanned["attention input"]
     assert not 0.99 < normed < 1.01, "the scan is of the model without the scales"
     assert scanned["key"] == pytest.approx(plain.peaks["layer 1"]["key"], rel=1e-3)
-    better = [part.output_error < part.nearest_error for part in record.method.tensors.values()]
-    assert sum(better) > 0.9 * len(better)
+    assert loses_less_than_nearest(record.method.tensors)
     arguments = ["verify", str(tmp_path / "a"), "--checkpoint", str(checkpoint), "--quick"]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0 and "(int4, awq, " in " ".join(result.output.split()), result.output
@@ -134,5 +147,4 @@ def test_layers_of_other_kinds(tmp_path: Path) -> None:
     assert learned.parts.keys() == record.tensors.keys()
     assert any("linear_attn.b_proj.weight.inputs" in name for name in learned.folded)
     assert not any("linear_attn.o_proj" in name for name in learned.folded)
-    better = [part.output_error < part.nearest_error for part in learned.tensors.values()]
-    assert sum(better) > 0.8 * len(better)
+    assert loses_less_than_nearest(learned.tensors)
