@@ -1,4 +1,4 @@
-"""Caches that round (float16, int8) in batches: every row gets what it gets alone, fed the same way.
+"""Caches that round (float16, int8, fp8) in batches: every row gets what it gets alone, fed the same way.
 
 Copies of such a cache must be copies of its stored form: numbers and scales, bit by bit. What a row of a batch computes
 may differ from its lone run by the arithmetic's error, which now and then moves a code across an edge; that is held
@@ -37,6 +37,8 @@ CASES = [
     ("float32", "float16", "static", "onnxruntime"),
     ("float16", "int8", "static", "onnxruntime"),
     ("float32", "int8", "growing", "torch"),
+    ("float16", "fp8", "growing", "onnxruntime"),
+    ("float32", "fp8", "growing", "torch"),
 ]
 
 
@@ -56,8 +58,16 @@ def session(case: tuple[str, str, str, str], exported: Exported) -> Session[Any]
 
 def stored(cache: Cache[Any]) -> list[np.ndarray]:
     """Copies of the cache's tensors as they are: numbers and scales."""
-    arrays = [x if isinstance(x, np.ndarray) else x.numpy() for layer in cache.layers for x in layer]
+    arrays = [codes(x) for layer in cache.layers for x in layer]
     return [x[:, :, : cache.length].copy() for x in arrays]
+
+
+def codes(tensor: Any) -> np.ndarray:
+    """A runtime's tensor in numpy, which has no E4M3: of that, its codes."""
+    if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
+    found: np.ndarray = tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+    return found
 
 
 def equal(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
@@ -178,6 +188,34 @@ def test_rows_that_come_and_go_are_as_alone(session: Session[Any], exact: Sessio
         for found, alone, target in layers:
             for kind in (0, 1):
                 assert error(found[kind], alone[kind]) <= 0.5 * error(alone[kind], target[kind])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_one_padded_call_are_as_alone(session: Session[Any], exact: Session[Any], side: str) -> None:
+    """Whatever stands where there is no token; then all decode, the padding between their tokens or before them."""
+    prompts, cache = [ids[:-FORCED] for ids in TEXTS], session.empty_cache(len(TEXTS))
+    longest = max(map(len, prompts))
+    ids, mask = np.full((len(prompts), longest), 11), np.zeros((len(prompts), longest), bool)
+    for row, prompt_ids in enumerate(prompts):
+        place = slice(longest - len(prompt_ids), None) if side == "left" else slice(len(prompt_ids))
+        ids[row, place], mask[row, place] = prompt_ids, True
+    steps = [session.prefill(ids, cache, mask)]
+    steps += [session.decode(column[:, None], cache) for column in np.array([text[-FORCED:] for text in TEXTS]).T]
+    for row, text in enumerate(TEXTS):
+        lone, reference = session.empty_cache(1), exact.empty_cache(1)
+        for each, own in ((session, lone), (exact, reference)):
+            last = [each.prefill(text[None, :-FORCED], own)]
+            last += [each.decode(token.reshape(1, 1), own) for token in text[-FORCED:]]
+            if each is session:
+                wanted = last[-1][0, -1]
+        assert error(steps[-1][row, -1], wanted) <= 0.5 * error(wanted, last[-1][0, -1])
+        found = select_rows(session, cache, [row])
+        layers = zip(
+            *(s.layer_arrays(c) for s, c in ((session, found), (session, lone), (exact, reference))), strict=True
+        )
+        for ours, alone, target in layers:
+            for kind in (0, 1):
+                assert error(ours[kind], alone[kind]) <= 0.5 * error(alone[kind], target[kind])
 
 
 def alone(session: Session[Any], request: Request, chunk: int | None) -> list[int]:

@@ -35,6 +35,9 @@ def decode_inputs(case: Case) -> dict[str, Tensor]:
     if case.padded:
         mask[0, case.past + case.new // 2 :] = False  # new tokens are padding too
         mask[-1, case.past + 1 : case.past + 2] = False  # a hole, where there are two or more
+    if case.zeros:
+        keys["k_past"][:, :, case.past // 2] = 0
+        keys["y_past"][:, :, case.past // 3] = 0
     return {"q": q, "k_new": keys["k"], "v_new": keys["v"], "k": keys["k_past"], "y": keys["y_past"], "mask": mask}
 
 
@@ -79,6 +82,7 @@ def run_decode(case: Case) -> dict[str, Any]:
         inputs["y"] = inputs["y"] * torch.logspace(-3, 2, case.past)[:, None].to(case.torch_dtype)  # rows of all sizes
         unrounded = _exact(case, inputs)
         *stored, k_scale, y_scale = Float8Codec().encode(inputs["k"], inputs["y"])
+        assert case.zeros == bool((k_scale == 0).any()) == bool((y_scale == 0).any())
         scales = [k_scale, y_scale]
         for name, numbers, scale in zip(("k", "y"), stored, scales, strict=True):
             inputs[name] = numbers.double() * scale.double()

@@ -84,6 +84,10 @@ FLOAT8 = [
     Case(new=1, past=2100, dtype="float16", keys=0.9, heads=1, tuned=(0, 16), float8=True),
     Case(new=8, past=257, dtype="float16", keys="repeated", heads=1, float8=True),
     Case(new=16, past=100, dtype="bfloat16", keys=0.99, batch=2, padded=True, groups=4, float8=True),
+    Case(new=1, past=65, dtype="float16", keys=0.9, zeros=True, float8=True),
+    Case(new=1, past=1, dtype="bfloat16", keys="repeated", zeros=True, float8=True),  # nothing else is cached
+    Case(new=8, past=70, dtype="bfloat16", keys=0.99, heads=1, batch=2, padded=True, zeros=True, float8=True),
+    Case(new=1, past=65, keys=0.9, heads=1, zeros=True),
 ]
 
 
