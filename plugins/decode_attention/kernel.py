@@ -22,8 +22,8 @@ from lucid_deploy.plugins.shared.kernel import (
 )
 
 
-@triton.jit
-def split_sums(
+@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
+def decode_split_kernel(
     p_q,
     p_k_new,
     p_k,
@@ -47,7 +47,26 @@ def split_sums(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
 ):
-    """What the two kernels below do; without scales K and Y are of the type of Q."""
+    """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
+
+    A head's rows are those of its queries, query head by query head, then those of the new keys.
+
+    Tiles are dealt out in turn, so that a static cache that is only partly filled keeps all programs equally busy.
+
+    With scales the cache is E4M3, and a row of it stands for itself times its scale. That of a row of K multiplies its
+    scores, which are float32; rows of Y are multiplied in float32 and rounded to the type of Q, as a cache of that type
+    would hold them.
+
+    Args:
+        p_q: ``(B, H·n_groups, n_new, width)``.
+        p_k_new: ``(B, H, n_new, width)``.
+        p_k, p_y: ``(B, H, n_past, width)``, E4M3 or of the type of Q; rows that the mask hides are never read.
+        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32; None: K and Y are of the type of Q.
+        p_mask: ``(B, n_past + n_new)`` bytes.
+        p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and weights without the last
+            axis.
+        scale, shift, diagonal, width_units: As in the preconditioner.
+    """
     width = width_units * WIDTH_UNIT
     n_queries = n_groups * n_new
     n_rows = n_queries + n_new
@@ -106,130 +125,6 @@ def split_sums(
     tl.store(p_sums, b_acc, mask=m_rows[:, None] & (o_d < width)[None, :])
     tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
     tl.store(p_work + n_parts * width + n_parts + o_part + o_r, b_weight, mask=m_rows)
-
-
-@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
-def decode_split_kernel(
-    p_q,
-    p_k_new,
-    p_k,
-    p_y,
-    p_mask,
-    p_work,
-    n_past,
-    n_heads,
-    n_groups,
-    n_new,
-    n_splits,
-    width_units,
-    epsilon,
-    scale,
-    shift,
-    diagonal,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDTH_UNIT: tl.constexpr,
-):
-    """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
-
-    A head's rows are those of its queries, query head by query head, then those of the new keys.
-
-    Tiles are dealt out in turn, so that a static cache that is only partly filled keeps all programs equally busy.
-
-    Args:
-        p_q: ``(B, H·n_groups, n_new, width)``.
-        p_k_new: ``(B, H, n_new, width)``.
-        p_k, p_y: ``(B, H, n_past, width)``; rows that the mask hides are never read.
-        p_mask: ``(B, n_past + n_new)`` bytes.
-        p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and weights without the last
-            axis.
-        scale, shift, diagonal, width_units: As in the preconditioner.
-    """
-    split_sums(
-        p_q,
-        p_k_new,
-        p_k,
-        p_y,
-        None,
-        None,
-        p_mask,
-        p_work,
-        n_past,
-        n_heads,
-        n_groups,
-        n_new,
-        n_splits,
-        width_units,
-        epsilon,
-        scale,
-        shift,
-        diagonal,
-        ROWS,
-        BLOCK_N,
-        BLOCK_D,
-        WIDTH_UNIT,
-    )
-
-
-@triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
-def decode_split_float8_kernel(
-    p_q,
-    p_k_new,
-    p_k,
-    p_y,
-    p_k_scale,
-    p_y_scale,
-    p_mask,
-    p_work,
-    n_past,
-    n_heads,
-    n_groups,
-    n_new,
-    n_splits,
-    width_units,
-    epsilon,
-    scale,
-    shift,
-    diagonal,
-    ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    WIDTH_UNIT: tl.constexpr,
-):
-    """The same over a cache of E4M3, a row of which stands for itself times its scale.
-
-    The scale of a row of K multiplies its scores, which are float32; rows of Y are multiplied in float32 and rounded to
-    the type of Q, as a cache of that type would hold them.
-
-    Args:
-        p_k, p_y: ``(B, H, n_past, width)``, E4M3.
-        p_k_scale, p_y_scale: ``(B, H, n_past)``, float32.
-    """
-    split_sums(
-        p_q,
-        p_k_new,
-        p_k,
-        p_y,
-        p_k_scale,
-        p_y_scale,
-        p_mask,
-        p_work,
-        n_past,
-        n_heads,
-        n_groups,
-        n_new,
-        n_splits,
-        width_units,
-        epsilon,
-        scale,
-        shift,
-        diagonal,
-        ROWS,
-        BLOCK_N,
-        BLOCK_D,
-        WIDTH_UNIT,
-    )
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])

@@ -35,6 +35,7 @@ FLOAT8_PTX_ARCHITECTURE = decode_attention.FLOAT8_ARCH  # of kernels that conver
 SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 POINTER_TYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 JOBS = 2
+_SCALES = ("p_k_scale", "p_y_scale")  # of a cache of E4M3
 
 Progress = Callable[[int, int, str], None]
 
@@ -155,9 +156,11 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
         LucidError: Triton fails, with its message.
     """
     function = kernel_functions("compile the GPU kernels")[variant.kernel]
-    constants = dict(variant.constants)
-    types = {name: _type(name, variant) for name in function.arg_names if name not in constants}
-    compiled = compile_function(function, types, constants, arch, (variant.num_warps, variant.num_stages), variant.name)
+    constants, absent = dict(variant.constants), _absent(variant)
+    arguments = [name for name in function.arg_names if name not in (*constants, *absent)]
+    types = {name: _type(name, variant) for name in arguments}
+    launch = variant.num_warps, variant.num_stages
+    compiled = compile_function(function, types, {**constants, **dict.fromkeys(absent)}, arch, launch, variant.name)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise LucidError(f"{variant.name}: Triton asks for scratch memory, which the plugin does not provide.")
@@ -174,7 +177,7 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
         shared_bytes=metadata.shared,
         num_warps=variant.num_warps,
         constants=constants,
-        arguments=[name for name in function.arg_names if name not in constants],
+        arguments=arguments,
         image=compiled.asm["cubin"],
     )
     if arch != ptx_architecture(variant):
@@ -183,14 +186,19 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
 
 
 def compile_function(
-    function: Any, types: dict[str, str], constants: dict[str, int], arch: int, launch: tuple[int, int], name: str
+    function: Any,
+    types: dict[str, str],
+    constants: dict[str, int | None],
+    arch: int,
+    launch: tuple[int, int],
+    name: str,
 ) -> Any:
     """Compile a Triton function for a GPU that need not be here.
 
     Args:
         function: Of ``triton.jit``; arguments that begin with ``p_`` are pointers.
         types: Triton's types of its arguments, such as ``*fp16`` and ``i32``.
-        constants: Its compile-time constants.
+        constants: Its compile-time constants; None: a pointer that is not given.
         arch: Compute capability, 90 for 9.0.
         launch: Warps of a program, and stages of its loops.
         name: For messages.
@@ -207,7 +215,11 @@ def compile_function(
 
     signature = {argument: types.get(argument, "constexpr") for argument in function.arg_names}
     # TensorRT's and PyTorch's buffers start at multiples of 256 bytes; no other argument is assumed to be a multiple.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, each in enumerate(function.arg_names) if each.startswith("p_")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, each in enumerate(function.arg_names)
+        if each.startswith("p_") and each in types
+    }
     options = {"num_warps": launch[0], "num_stages": launch[1], "enable_fp_fusion": True}
     source = ASTSource(function, signature, constants, aligned)
     try:
@@ -216,9 +228,14 @@ def compile_function(
         raise LucidError(f"Triton failed to compile {name} for sm_{arch}: {error}") from error
 
 
+def _absent(variant: Variant) -> tuple[str, ...]:
+    """Return the arguments of its function that a variant goes without."""
+    return _SCALES if variant.kernel == "decode_split_kernel" else ()
+
+
 def _type(argument: str, variant: Variant) -> str:
     """Return Triton's type of an argument, which its name tells: p_ pointers, n_ and width_units integers."""
-    if argument.removeprefix("p_") in (*delta_rule.FIXED, "k_scale", "y_scale"):
+    if argument.removeprefix("p_") in delta_rule.FIXED or argument in _SCALES:
         return "*fp32"
     if variant.kernel == decode_attention.FLOAT8_KERNEL and argument in ("p_k", "p_y"):
         return "*fp8e4nv"

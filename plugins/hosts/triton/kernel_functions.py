@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lucid_deploy.errors import missing_extra
+from lucid_deploy.plugins.decode_attention.plan import FLOAT8_KERNEL
 
 # Everything that compiled code is made of, as paths below the folder of the plugins.
 SOURCES = (
@@ -17,7 +18,9 @@ SOURCES = (
 
 
 def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
-    """Return the Triton functions by name.
+    """Return the Triton functions by the names that plans call them by.
+
+    A function has two names where it is compiled in two ways: with and without the scales of a cache.
 
     Args:
         purpose: What they are for, as the end of "… is needed to …".
@@ -28,7 +31,6 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
     try:
         from lucid_deploy.plugins.decode_attention.kernel import (
             decode_combine_kernel,
-            decode_split_float8_kernel,
             decode_split_kernel,
             verify_combine_kernel,
         )
@@ -39,6 +41,6 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
             raise
         raise missing_extra("triton", "kernels", purpose) from None
     of_solve = (key_norms_kernel, precondition_kernel)
-    of_decoding = (decode_split_kernel, decode_split_float8_kernel, decode_combine_kernel, verify_combine_kernel)
+    of_decoding = (decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
     functions = (*of_solve, *of_decoding, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
-    return {function.__name__: function for function in functions}
+    return {FLOAT8_KERNEL: decode_split_kernel, **{function.__name__: function for function in functions}}

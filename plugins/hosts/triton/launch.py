@@ -214,13 +214,21 @@ def execute(plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = N
     bound["workspace"] = workspace.view(torch.int32 if is_counters else torch.float32)
     with torch.cuda.device_of(workspace):
         for step in plan.steps:
-            kernels[step.kernel][step.grid](
-                *(bound[name] for name in step.pointers),
-                *step.scalars.values(),
+            function = kernels[step.kernel]
+            pointers = {argument_name(name): bound[name] for name in step.pointers}
+            absent = dict.fromkeys(name for name in function.arg_names if name.startswith("p_"))
+            function[step.grid](
+                **(absent | pointers),
+                **step.scalars,
                 **step.constants,
                 num_warps=step.num_warps,
                 num_stages=step.num_stages,
             )
+
+
+def argument_name(tensor: str) -> str:
+    """Return what the kernels call one of the operators' tensors; ``workspace`` is a plan's."""
+    return "p_work" if tensor == "workspace" else f"p_{tensor.lower()}"
 
 
 def _interpreted() -> bool:

@@ -13,6 +13,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
 from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.triton import aot, compiled_kernel
+from lucid_deploy.plugins.hosts.triton.kernel_functions import kernel_functions
+from lucid_deploy.plugins.hosts.triton.launch import argument_name
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Variant
 from tests.patience import PATIENCE
@@ -55,15 +57,15 @@ def test_machine_code_and_ptx_come_out(compiled):
     assert [(kernel.arch, kernel.is_ptx) for kernel in compiled] == [(90, False)] * 8 + [(86, True)] * 7 + [(89, True)]
     for kernel in compiled:
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
-        assert kernel.entry == STEPS[kernel.variant].kernel and kernel.entry.encode() in kernel.image
+        function = kernel_functions()[STEPS[kernel.variant].kernel]
+        assert kernel.entry == function.__name__ and kernel.entry.encode() in kernel.image
         assert kernel.num_warps == STEPS[kernel.variant].num_warps
 
 
 def test_arguments_are_the_plans(compiled):
-    names = {"workspace": "p_work"}
     for kernel in compiled:
         step = STEPS[kernel.variant]
-        pointers = [names.get(name, f"p_{name.lower()}") for name in step.pointers]
+        pointers = [argument_name(name) for name in step.pointers]
         assert kernel.arguments == pointers + list(step.scalars)
         if kernel.is_ptx:
             signature = kernel.image.decode().split(".entry")[1].split(")")[0]
