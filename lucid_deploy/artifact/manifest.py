@@ -26,6 +26,7 @@ PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
 CACHES = ("growing", "static")
+_REMEDY = "Export the model again, or copy the file again if the artifact was copied."
 GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
 
 
@@ -141,6 +142,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise LucidError(f"{directory} is no exported artifact: it has no {MANIFEST}.{hint}")
     with reading(path):
         content = path.read_bytes()
+    _check_text(path, content)
     try:
         data = finite(content.decode("utf-8"))
         name, version = data["format"], data["format_version"]
@@ -149,7 +151,7 @@ def read_manifest(directory: Path) -> Manifest:
     except KeyError as error:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: {error} is missing.") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error}.") from error
+        raise LucidError(f"{path} is not a manifest of lucid-deploy: {error}. {_REMEDY}") from error
     if name != FORMAT:
         raise LucidError(f"{path} is not a manifest of lucid-deploy: its format is {name!r}.")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
@@ -161,6 +163,21 @@ def read_manifest(directory: Path) -> Manifest:
         return _parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LucidError(f"{path} is damaged: {error!r}. Export it again.") from error
+
+
+def _check_text(path: Path, content: bytes) -> None:
+    """Refuse what no parser needs to look at: nothing, blanks, or bytes that are no text."""
+    if not content:
+        raise LucidError(f"{path} is empty: it was not written to the end. {_REMEDY}")
+    if not content.strip(b"\0 \t\r\n"):
+        raise LucidError(f"{path} has {len(content)} bytes, all of them blank or zero: it was damaged. {_REMEDY}")
+    try:
+        place = content.find(0)
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place >= 0:
+        raise LucidError(f"{path} is no text in UTF-8 (byte {place}), but binary data: it was damaged. {_REMEDY}")
 
 
 def _parse_manifest(data: dict[str, Any]) -> Manifest:
