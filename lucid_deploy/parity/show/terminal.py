@@ -61,9 +61,12 @@ def check_lines(checks: Sequence[Check]) -> Iterator[str]:
     for check in checks:
         if not check.done:
             missing.setdefault(check.detail.rstrip("."), []).append(check.name)
-    if missing:
-        reasons = "; ".join(f"{', '.join(dict.fromkeys(names))}: {reason}" for reason, names in missing.items())
-        yield escape(f"Not checked: {reasons}.")
+    reasons: dict[str, list[str]] = {}  # by the names that have them: none is said again before each
+    for reason, names in missing.items():
+        reasons.setdefault(", ".join(dict.fromkeys(names)), []).append(reason)
+    if reasons:
+        parts = "; ".join(f"{names}: {'. '.join(said)}" for names, said in reasons.items())
+        yield escape(f"Not checked: {parts}.")
 
 
 def _verdict_line(report: Report) -> str:

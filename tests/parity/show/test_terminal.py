@@ -10,6 +10,7 @@ from rich.console import Console
 from lucid_deploy.parity import check
 from lucid_deploy.parity.causes.localise import Part
 from lucid_deploy.parity.measure.compare import TensorId
+from lucid_deploy.parity.measure.extent import QUICK
 from lucid_deploy.parity.measure.gate import Gate
 from lucid_deploy.parity.show.checks import Check, not_done
 from lucid_deploy.parity.show.terminal import band_label, check_lines, render
@@ -109,6 +110,15 @@ def test_checks_are_named_with_their_outcome_and_the_reason(report):
     assert "another implementation" in missing
     assert list(check_lines([Check("files", "passed", "x")])) == ["Checked: files (passed)."]
     assert list(check_lines([not_done("text", "why [not]")]))[-1] == r"Not checked: text: why \[not]."
+
+
+def test_a_name_with_several_reasons_is_said_once(report):
+    """A quick verification leaves four things of a whole one out."""
+    left_out = tuple(QUICK.left_out())
+    [line] = [each for each in check_lines(replace(report, left_out=left_out).checks) if each.startswith("Not")]
+    assert len(left_out) > 3 and line.count("whole verification: ") == 1
+    said = line.partition("whole verification: ")[2].partition("; ")[0]
+    assert said == " ".join(left_out).rstrip(".")
 
 
 @pytest.mark.parametrize(
