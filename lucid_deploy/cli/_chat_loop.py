@@ -28,9 +28,11 @@ HELP = """\
 /system TEXT      begin anew with a system message; without TEXT, with none
 /save FILE        write the conversation as JSON
 /exit             leave, as Ctrl-D does
-\"\"\"               begins and ends a text of several lines; a \\ at the end of a line goes on in the next one
+\"\"\"               begins and ends a text of several lines
+\\                 at the end of a line: the text goes on in the next one
 //…               a text that begins with /
-Ctrl-C            stops the answer; pressed again before it has stopped, it ends the session"""
+Ctrl-C            stops the answer; pressed again before it has stopped, it ends
+                  the session"""
 MULTILINE = '"""'
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from lucid_deploy.cli._chat_loop import printable
+from lucid_deploy.cli._chat_loop import HELP, printable
 from tests.patience import PATIENCE
 
 TWICE = """
@@ -38,6 +38,10 @@ with switch.installed():
             said.append("goes on")
 print(*said, sep=", ", end="")
 """
+
+
+def test_the_help_fits_a_terminal_of_80_columns() -> None:
+    assert max(map(len, HELP.splitlines())) <= 80 and "\\ " in HELP and '"""' in HELP
 
 
 def test_a_terminal_gets_no_control_characters() -> None:
