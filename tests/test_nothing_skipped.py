@@ -20,7 +20,8 @@ def test_a_skip_for_want_of_a_package(tmp_path: Path, ci: str, reason: str, stat
     (tmp_path / "test_it.py").write_text(
         f"import pytest\n\ndef test_it():\n    pytest.skip({reason!r})\n\ndef test_other(): pass\n"
     )
-    environment = {**os.environ, "CI": ci, "PYTHONPATH": str(ROOT)}
+    outer = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the outer run
+    environment = {**outer, "CI": ci, "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
         "-m",
