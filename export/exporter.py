@@ -254,6 +254,16 @@ def _has_float32_head(source: Checkpoint, quantization: Quantization | None) -> 
     return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
 
 
+def _ways_to_read(options: ExportOptions) -> str:
+    """Say what would read a calibration text, first what docs/low-precision.md recommends."""
+    form = "--quantize-format qdq " if options.dtype == "bfloat16" else ""  # onnxruntime's operators have no bfloat16
+    learning = {None: f"--quantize int4 {form}--method gptq", "int4": "--method gptq", "int8": "--method gptq"}
+    scheme = None if options.quantize is None else options.quantize.scheme
+    found = [f"{learning[scheme]}, which learns from it"] if scheme in learning else []
+    found += ["--dtype float16, whose range scan runs its lines"] if options.dtype != "float16" else []
+    return f"Add {', or '.join(found)}; or leave it out." if found else "Leave it out."
+
+
 def _scan_ranges(
     source: Checkpoint, options: ExportOptions, quantization: Quantization | None, progress: Progress | None
 ) -> tuple[dict[str, Any] | None, DiagonalEffect | None]:
@@ -268,14 +278,14 @@ def _scan_ranges(
     stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
     if "float16" not in (options.dtype, stored):
         if options.calibration is not None and not learns:
-            raise LucidError(
-                "--calibration is for the range scan of --dtype float16, and for --quantize with a --method that "
-                "learns; leave it out."
-            )
+            raise LucidError(f"Nothing reads --calibration {options.calibration}. {_ways_to_read(options)}")
         return None, measure_diagonal(source, progress) if asked else None
     if not options.range_scan:
         if options.calibration is not None and not learns:
-            raise LucidError("--calibration is for the range scan, which --skip-range-scan leaves out.")
+            raise LucidError(
+                f"Nothing reads --calibration {options.calibration}: --skip-range-scan leaves the range scan out. "
+                f"{_ways_to_read(options)}"
+            )
         return {"skipped": True}, None
     from lucid_deploy.export.range_scan import CACHED, HEAD, ORDER, scan
 
