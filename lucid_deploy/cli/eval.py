@@ -94,7 +94,7 @@ def command(
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import note, write_json
+    from lucid_deploy.cli._console import write_json
     from lucid_deploy.cli._harness import run_harness
     from lucid_deploy.cli._suites import Request
     from lucid_deploy.cli._suites import run as run_suite
@@ -117,11 +117,8 @@ def command(
     limit = DEFAULT_LIMIT if limit is None else limit
     session, tokenizer = _open(opened, runtime)
     questions = _task(named, session, tokenizer, limit, DEFAULT_SEED if seed is None else seed, needles)
-    if named == "recall" and not _is_of_the_demo(opened):
-        note(
-            "Note: recall uses the words of the bundled model, which another model was not trained on; needles and "
-            "lm_eval:NAME ask in English."
-        )
+    if named == "recall":
+        _note_other_words([opened] if other is None else [opened, other])
     report = _answer(opened, session, tokenizer, questions, batch)
     facts: dict[str, Any] = {"artifact": str(opened.directory), **session.facts(), **report.to_dict()}
     if runtime.ablate is not None:
@@ -173,12 +170,35 @@ def _check_usage(
         raise LucidError("--minimum and --minimum-relative are for the tasks recall and needles.")
 
 
+def _note_other_words(artifacts: list[Artifact]) -> None:
+    """Say which models were not trained on the words of recall, and refuse one that cannot write them."""
+    from lucid_deploy.artifact.tokenizer import TextTokenizer
+    from lucid_deploy.cli._console import note
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.evaluation import recall_task
+
+    foreign = [artifact for artifact in artifacts if not _is_of_the_demo(artifact)]
+    for artifact in foreign:
+        tokenizer = TextTokenizer(artifact.directory)
+        try:
+            recall_task(tokenizer, limit=1)
+        except LucidError as error:
+            raise LucidError(f"{artifact.directory}: {error}") from error
+    if foreign:
+        names = " and ".join(str(artifact.directory) for artifact in foreign)
+        note(
+            f"Note: recall uses the words of the bundled model, which {names} {'was' if len(foreign) == 1 else 'were'} "
+            "not trained on; needles and lm_eval:NAME ask in English."
+        )
+
+
 def _is_of_the_demo(artifact: Artifact) -> bool:
     """Whether an artifact has the bundled model's tokenizer."""
     from lucid_deploy.model.checkpoint import DEMO, resolve
 
     name = "tokenizer.json"
-    return artifact.path(name).read_bytes() == (resolve(DEMO) / name).read_bytes()
+    path = artifact.path(name)
+    return path.is_file() and path.read_bytes() == (resolve(DEMO) / name).read_bytes()
 
 
 def _open(artifact: Artifact, runtime: RuntimeOptions) -> tuple[Session[Any], TokenizerLike]:

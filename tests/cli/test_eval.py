@@ -133,15 +133,37 @@ def test_a_tokenizer_of_other_words(artifact_copy: Path) -> None:
         assert result.exit_code == 2 and "tokenizer cannot write" in result.stderr
 
 
-def test_recall_is_said_to_suit_the_bundled_words(demo: Demo, tmp_path: Path) -> None:
+@pytest.fixture
+def other_words(demo: Demo, tmp_path: Path) -> Path:
+    """The bundled model with a tokenizer of another file."""
     other = shutil.copytree(demo().directory, tmp_path / "other")
     words = json.loads((other / "tokenizer.json").read_text())
     (other / "tokenizer.json").write_text(json.dumps(words, indent=1) + "\n")
     manifest = json.loads((other / "lucid.json").read_text())
     manifest["files"]["tokenizer.json"]["size"] = (other / "tokenizer.json").stat().st_size
     (other / "lucid.json").write_text(json.dumps(manifest))
-    assert "recall uses the words of the bundled model" in run(other, "--limit", 2).stderr
-    assert "recall uses" not in run(demo().directory, "--limit", 2).stderr
+    return other
+
+
+def test_recall_is_said_to_suit_the_bundled_words(demo: Demo, other_words: Path) -> None:
+    own = demo().directory
+    for models, named in (
+        ([other_words], f"{other_words} was"),
+        ([own, "--against", other_words], f"{other_words} was"),
+        ([other_words, "--against", other_words], f"{other_words} and {other_words} were"),
+    ):
+        said = " ".join(run(*models, "--limit", 2).stderr.split())
+        assert said.count("Note: recall uses the words of the bundled model") == 1 and f"which {named} not" in said
+    assert "recall uses" not in run(own, "--against", own, "--limit", 2).stderr
+
+
+def test_the_other_model_must_be_able_to_write_the_words(demo: Demo, with_tokenizer: Path) -> None:
+    """Before either answers; without a tokenizer it could not even be asked."""
+    for remedy in ("tokenizer cannot write the words of the recall task", "has no tokenizer.json"):
+        result = run(demo().directory, "--limit", 2, "--against", with_tokenizer)
+        assert result.exit_code == 2 and result.stdout == ""
+        assert str(with_tokenizer) in result.stderr and remedy in " ".join(result.stderr.split())
+        (with_tokenizer / "tokenizer.json").unlink(missing_ok=True)
 
 
 def test_a_damaged_artifact(demo: Demo, tmp_path: Path) -> None:
