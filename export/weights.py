@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact import whole_pages
 from lucid_deploy.artifact.folded_scales import Scales, scaled
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from lucid_deploy.model.checkpoint import Checkpoint
 
 Chosen = dict[str, tuple[Any, Any]]  # packed bytes and scales, as quantize_matrix gives them
-
-ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor without copying it
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def plan_weights(
     def add(name: str, shape: tuple[int, ...], size: int, kind: str, part: str = "", turned: bool = False) -> None:
         nonlocal offset
         plan[name + part] = StoredTensor(name, shape, turned, offset, size, kind, part)
-        offset += -(-size // ALIGNMENT) * ALIGNMENT
+        offset += whole_pages(size)
 
     for name, shape in shapes.items():
         if quantization is not None and name in quantization.tensors:

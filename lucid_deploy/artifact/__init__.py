@@ -5,6 +5,7 @@ Reading it needs neither torch nor onnxruntime.
 
 from lucid_deploy.artifact.external_data import check_external_data
 from lucid_deploy.artifact.manifest import (
+    ALIGNMENT,
     CACHES,
     DTYPES,
     FORMAT,
@@ -16,10 +17,12 @@ from lucid_deploy.artifact.manifest import (
     GraphInfo,
     Manifest,
     TensorInfo,
+    whole_pages,
 )
 from lucid_deploy.artifact.read import Artifact, check_hashes, open_artifact
 
 __all__ = [
+    "ALIGNMENT",
     "CACHES",
     "DTYPES",
     "FORMAT",
@@ -35,4 +38,5 @@ __all__ = [
     "check_external_data",
     "check_hashes",
     "open_artifact",
+    "whole_pages",
 ]

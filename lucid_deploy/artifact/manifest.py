@@ -22,12 +22,18 @@ from lucid_deploy.model.description import LayerDescription
 MANIFEST = "lucid.json"
 WEIGHTS = "weights.bin"
 FORMAT, FORMAT_VERSION = "lucid-deploy", 2
+ALIGNMENT = 4096  # bytes; a page, so that runtimes can map a tensor of the weight file without copying it
 PACK_LIMIT = 1 << 30  # bytes of weights up to which each graph on the CPU keeps a packed copy of them
 DTYPES = ("float32", "float16", "bfloat16")
 STAGES = ("prefill", "decode")
 CACHES = ("growing", "static")
 _REMEDY = "Export the model again, or copy the file again if the artifact was copied."
 GRAPH_FORMS = ("functions", "inline")  # our operators as functions of a graph, or their bodies in their places
+
+
+def whole_pages(size: int) -> int:
+    """Return the bytes of the weight file that so many bytes of a tensor take, up to where the next one begins."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 @dataclass(frozen=True)

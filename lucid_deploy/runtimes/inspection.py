@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.summary import summarize
@@ -86,13 +87,19 @@ def remarks(artifact: Artifact) -> list[str]:
 
 
 def compression(artifact: Artifact) -> float:
-    """Return how many times larger the weights would be if none were quantized; 1 if none is."""
-    record, size = artifact.manifest.quantization, ITEM_SIZES[artifact.manifest.dtype]
-    stored = sum(weight_types(artifact).values())
+    """Return how many times larger the weight file would be if nothing were quantized; 1 if nothing is.
+
+    With the padding: each tensor, and each part of a quantized one, begins on a page of its own.
+    """
+    record, dtype = artifact.manifest.quantization, artifact.manifest.dtype
     if record is None:
         return 1.0
-    whole = sum(rows * width * size for rows, width in (tensor.shape for tensor in record.tensors.values()))
-    return (stored - quantized_size(artifact) + whole) / stored
+    stored = whole_pages(int(artifact.manifest.files[WEIGHTS]["size"]))
+    parts = sum(
+        whole_pages(record.part_size(name, part, dtype)) for name in record.tensors for part in record.parts(name)
+    )
+    whole = sum(whole_pages(math.prod(tensor.shape) * ITEM_SIZES[dtype]) for tensor in record.tensors.values())
+    return (stored - parts + whole) / stored
 
 
 def quantized_size(artifact: Artifact) -> int:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from onnx import helper
 
+from lucid_deploy.artifact import ALIGNMENT
 from lucid_deploy.artifact.external_data import check_external_data, stored_weights
 from lucid_deploy.export.graph_file import other_names, write_graph
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.export.weights import ALIGNMENT, plan_weights
+from lucid_deploy.export.weights import plan_weights
 from lucid_deploy.plugins.precondition import precondition
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, PRECONDITION
 from tests.export.passes.graphs import FLOAT, model, weight_of

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, whole_pages
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.inspection import describe, memory_needed, memory_of_speculation, quantized_size
+from lucid_deploy.runtimes.inspection import compression, describe, memory_needed, memory_of_speculation, quantized_size
 from tests.conftest import MIXED
 
 Made = Callable[..., tuple[Path, Artifact]]
@@ -23,6 +23,14 @@ def test_inspect_says_what_is_quantized(quantized: Made) -> None:
     shapes = [tensor.shape for tensor in artifact.manifest.quantization.tensors.values()]
     assert facts["weight_types"]["int4"] == sum(rows * width for rows, width in shapes) // 2
     assert 2 < facts["compression"] < 8
+
+
+@pytest.mark.parametrize(("scheme", "form"), [("int8", "auto"), ("int4", "qdq")])
+def test_weights_are_so_many_times_smaller_as_their_file_is(quantized: Made, scheme: str, form: str) -> None:
+    """With its padding, which counts where weights are small; the end of the last page is no part of a file."""
+    made = quantized(scheme, form)[1]
+    plain, packed = (whole_pages(each.path("weights.bin").stat().st_size) for each in (quantized(None)[1], made))
+    assert compression(made) == plain / packed and compression(quantized(None)[1]) == 1
 
 
 @pytest.mark.parametrize(("batch", "more"), [(1, 15), (2, 30), (8, 24), (32, 0), (40, 0)])
