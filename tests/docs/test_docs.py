@@ -12,6 +12,7 @@ from lucid_deploy.cli import COMMANDS, main
 from lucid_deploy.export.trace import graph_inputs, graph_outputs
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe
+from lucid_deploy.plugins.hosts.triton import aot
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +55,16 @@ def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
         known = {name for parameter in command.params for name in parameter.opts}
         used = {word.split("=")[0] for word in words if re.match(r"-{1,2}[a-zA-Z]", word)}
         assert used <= known | {"--help"}, f"{line}: {used - known}"
+
+
+def test_the_wheels_kernels_are_as_many_as_the_docs_say() -> None:
+    """All are named by plans; nothing is compiled."""
+    code = [variant for arch in aot.ARCHITECTURES for variant in aot.variants(arch)]
+    archs = (aot.PTX_ARCHITECTURE, aot.FLOAT8_PTX_ARCHITECTURE)
+    ptx = [variant for arch in archs for variant in aot.variants(arch) if aot.ptx_architecture(variant) == arch]
+    words = " ".join((ROOT / "docs/index.md").read_text().split())
+    counts = f"{len(code) + len(ptx):,} GPU kernels, {len(code)} as machine code and {len(ptx)} as PTX"
+    assert counts in words
 
 
 def test_every_command_is_in_the_readme() -> None:
