@@ -5,51 +5,24 @@ Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
-from lucid_deploy.cache.layout import check_truncation, first_tokens
-from lucid_deploy.cache.storage import check_arrays, decoded_layout
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
+from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.several import MOST, layers_obstacle
 
-Tensor = TypeVar("Tensor")
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["Array", "Cache", "Session", "Tensor", "empty_arrays"]
 
 
-@dataclass
-class Cache(Generic[Tensor]):
-    """What a batch has seen so far.
-
-    Attributes:
-        mask: Bool ``(B, T)``, False at padding.
-        layers: Per layer the tensors of its layout, such as K and Y, each ``(B, KV, T, D)``, in the runtime's own kind
-            of tensor and in their stored form, see :mod:`lucid_deploy.cache`.
-    """
-
-    mask: Array
-    layers: list[tuple[Tensor, ...]]
-
-    @property
-    def batch(self) -> int:
-        """Rows."""
-        return int(self.mask.shape[0])
-
-    @property
-    def length(self) -> int:
-        """Tokens so far, padding included."""
-        return int(self.mask.shape[1])
-
-
-class Session(ABC, Generic[Tensor]):
+class Session(CacheOperations[Tensor]):
     """A model ready to run.
 
     Attributes:
@@ -115,59 +88,6 @@ class Session(ABC, Generic[Tensor]):
     def in_place(self) -> InPlaceDecoding | None:
         """Decoding in buffers of the caller's, where each row has a length of its own; None if it is not to be had."""
         return None
-
-    def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
-        """Return the cache before the first token."""
-        return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
-
-    def cache_from_arrays(self, layers: list[tuple[Array, ...]], mask: Array) -> Cache[Tensor]:
-        """Return a cache with given content.
-
-        Args:
-            layers: Per layer the tensors of its layout without scales, such as raw keys K and preconditioned values Y,
-                float32 ``(B, KV, T, D)``.
-            mask: Bool ``(B, T)``, False at padding.
-
-        Raises:
-            LucidError: Tensors of other shapes than this model keeps.
-        """
-        check_arrays(layers, self.layout, *mask.shape)
-        return Cache(mask, self._layers_from_arrays(layers))
-
-    def fork(self, cache: Cache[Tensor]) -> Cache[Tensor]:
-        """Return a second cache that goes on from here on its own. Growing tensors are shared, not copied."""
-        return Cache(cache.mask, list(cache.layers))
-
-    def truncate(self, cache: Cache[Tensor], length: int) -> None:
-        """Take a cache back to an earlier length, as if the later tokens had never been run.
-
-        This is exact: rows of a token, such as K and Y, depend on nothing behind it and never change once written.
-
-        Args:
-            cache: Changed in place.
-            length: Tokens to keep in every row, padding included.
-
-        Raises:
-            LucidError: A length below 0 or beyond the cache's, or a layer that cannot go back (a state, or a ring that
-                has dropped rows), with the reason.
-        """
-        if not 0 <= length <= cache.length:
-            raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
-        check_truncation(self.layout, length, cache.length)
-        if length < cache.length:
-            cache.layers = self._first_tokens(cache, length)
-            cache.mask = cache.mask[:, :length]
-
-    def evict(self, cache: Cache[Tensor], tokens: int) -> None:
-        """Refuse to drop the oldest tokens of a cache (a sliding window).
-
-        Raises:
-            LucidError: Always, with the reason.
-        """
-        raise LucidError(
-            f"The oldest {tokens} tokens cannot be dropped from a cache: {self.layers[0].eviction}. Run the shortened "
-            "text again from an empty cache, or go back to an earlier length with truncate, which is exact."
-        )
 
     def prefill(
         self,
@@ -245,11 +165,6 @@ class Session(ABC, Generic[Tensor]):
         obstacle = self.several_obstacle
         if obstacle is not None:
             raise LucidError(f"Several tokens cannot be decoded at once: {obstacle}.")
-
-    @property
-    def cuts_freely(self) -> bool:
-        """Whether :meth:`truncate` copies nothing."""
-        return False
 
     def decode_several(self, input_ids: Array, cache: Cache[Tensor], mask: Array | None = None) -> Array:
         """Run a few new tokens after those in the cache, and add them to it: the step that verifies drafts.
@@ -370,25 +285,6 @@ class Session(ABC, Generic[Tensor]):
                 f"{remedy}"
             )
 
-    @abstractmethod
-    def layer_arrays(self, cache: Cache[Tensor]) -> list[tuple[Array, ...]]:
-        """Return what is cached per layer, without scales, as numpy arrays: float32 for half types, else their own."""
-
-    def _first_tokens(self, cache: Cache[Tensor], length: int) -> list[Any]:
-        """Return a cache's layers with the first tokens only; where that is free, more may stay behind them."""
-        layers = zip(self.layout, self.layer_arrays(cache), strict=True)
-        return self._layers_from_arrays(
-            [
-                tuple(
-                    first_tokens(t, x, length, cache.mask) for t, x in zip(decoded_layout(layer), arrays, strict=True)
-                )
-                for layer, arrays in layers
-            ]
-        )
-
-    @abstractmethod
-    def _layers_from_arrays(self, layers: list[tuple[Array, ...]]) -> list[tuple[Tensor, ...]]: ...
-
     def _run_prefill_all(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]:
@@ -410,11 +306,3 @@ class Session(ABC, Generic[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
-
-
-def empty_arrays(layers: tuple[LayerDescription, ...], batch: int) -> list[tuple[Array, ...]]:
-    """Return what layers have cached before the first token, as :meth:`Session.layer_arrays` would: float32."""
-    return [
-        tuple(np.zeros(tensor.batch_shape(batch, 0), dtype=np.float32) for tensor in decoded_layout(layer.cache))
-        for layer in layers
-    ]

@@ -6,50 +6,27 @@ blocks. With a static cache decoding writes into buffers that stay where they ar
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import layers_obstacle
-from lucid_deploy.runtimes.tensorrt.callbacks import explain
 from lucid_deploy.runtimes.tensorrt.capabilities import CAPABILITIES
 from lucid_deploy.runtimes.tensorrt.decode_step import DecodeStep, StateCopy
-from lucid_deploy.runtimes.tensorrt.device import Device, bytes_of
-from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, DeviceTensor, MemoryPool
-from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
+from lucid_deploy.runtimes.tensorrt.device import Device
+from lucid_deploy.runtimes.tensorrt.device_cache import DeviceCaches, Layers
+from lucid_deploy.runtimes.tensorrt.device_memory import DeviceTensor, MemoryPool
+from lucid_deploy.runtimes.tensorrt.engine_contexts import EngineContexts, Engines, Feed
 from lucid_deploy.runtimes.tensorrt.operators import VERIFY
 
-Layers = list[tuple[DeviceTensor, ...]]  # per layer the tensors of its layout, such as K and Y
-Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
-
-
-@dataclass(frozen=True)
-class Engines:
-    """Loaded engines, as a session needs them.
-
-    Attributes:
-        manifest: What they were built for.
-        make_context: Returns a new execution context of a stage; contexts of one engine share its weights.
-        tensors: Names of each stage's inputs and outputs; TensorRT drops an input that nothing reads.
-        errors: What TensorRT has reported since the engines were loaded.
-        save: Keeps for the next start what was compiled while the engines ran.
-    """
-
-    manifest: EngineManifest
-    make_context: Callable[[str], Any]
-    tensors: dict[str, frozenset[str]]
-    errors: list[str] = field(default_factory=list)
-    save: Callable[[], None] = lambda: None
+__all__ = ["Engines", "TensorRtSession"]
 
 
 @dataclass
@@ -83,17 +60,15 @@ class TensorRtSession(Session[DeviceTensor]):
         super().__init__(config, types[0], "tensorrt", allow_extrapolation, CAPABILITIES, types[1], layers)
         self.identity = artifact.identity
         self._artifact, self._engines, self._device = artifact, engines, device
-        self._pool = MemoryPool(device)
-        self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
+        pool = MemoryPool(device)
+        self._contexts = EngineContexts(engines, device, pool)
+        self._caches = DeviceCaches(self.layout, device, pool, self.limits.max_context)
         self._static = artifact.manifest.cache == "static"
-        self._scratch: dict[str, DeviceBlock] = {}
         self._bound: _BoundCache | None = None
-        # Also at the end of the process; it holds the contexts, which must go before what they were made of.
-        self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
 
     def close(self) -> None:
         """Keep what was compiled for the next start; the session cannot be used any more. Needs no call at exit."""
-        self._end()
+        self._contexts.close()
 
     def share(self, device: Device) -> TensorRtSession:
         """Return a second session on the same engines: contexts, stream and memory of its own, weights in common.
@@ -116,7 +91,7 @@ class TensorRtSession(Session[DeviceTensor]):
         return super().prefill(input_ids, cache, mask, most if chunk is None else min(chunk, most), progress)
 
     def _checked(self, input_ids: Array, cache: Cache[DeviceTensor]) -> Array:
-        if not self._end.alive:
+        if self._contexts.closed:
             raise LucidError("The session was closed. Open the artifact again.")
         input_ids = super()._checked(input_ids, cache)
         self._check_fits(cache.batch, cache.length + input_ids.shape[1])
@@ -136,13 +111,9 @@ class TensorRtSession(Session[DeviceTensor]):
     def layer_arrays(self, cache: Cache[DeviceTensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""
         self._device.activate()
-
-        def fetch(layout: CacheTensor, tensor: DeviceTensor) -> Array:
-            array = np.empty(layout.batch_shape(cache.batch, cache.length), bytes_of(layout.dtype))
-            self._device.download(array, self._packed(layout, tensor, cache.batch, cache.length).address)
-            return array.astype(np.float32) if layout.dtype == "bfloat16" else array
-
-        stored = self._each(fetch, cache.layers)
+        stored = self._caches.each(
+            lambda layout, tensor: self._caches.fetch(layout, tensor, cache.batch, cache.length), cache.layers
+        )
         return [decode_layer(layer, layout) for layout, layer in zip(self.layout, stored, strict=True)]
 
     def fork(self, cache: Cache[DeviceTensor]) -> Cache[DeviceTensor]:
@@ -150,8 +121,9 @@ class TensorRtSession(Session[DeviceTensor]):
         if not self._static:
             return super().fork(cache)
         self._device.activate()
-        copies = self._each(
-            lambda layout, tensor: self._moved(layout, tensor, cache.batch, cache.length, tensor.pitch), cache.layers
+        copies = self._caches.each(
+            lambda layout, tensor: self._caches.moved(layout, tensor, cache.batch, cache.length, tensor.pitch),
+            cache.layers,
         )
         return Cache(cache.mask, copies)
 
@@ -192,13 +164,7 @@ class TensorRtSession(Session[DeviceTensor]):
         )
         tokens = max((array.shape[2] for layout, array in pairs if layout.has_tokens), default=0)
         self._check_fits(batch, tokens)
-
-        def send(layout: CacheTensor, array: Array) -> DeviceTensor:
-            tensor = self._new(layout, batch, tokens)
-            self._device.upload(tensor.address, np.ascontiguousarray(array, dtype=bytes_of(layout.dtype)))
-            return tensor
-
-        return self._each(send, layers)
+        return self._caches.each(lambda layout, array: self._caches.send(layout, array, batch, tokens), layers)
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_growing("prefill", input_ids, mask, positions, layers)
@@ -222,21 +188,21 @@ class TensorRtSession(Session[DeviceTensor]):
         batch, new = input_ids.shape
         total = mask.shape[1]
         past = total - new
-        packed = self._each(lambda layout, tensor: self._packed(layout, tensor, batch, past), layers)
-        feed = self._upload(
+        packed = self._caches.each(lambda layout, tensor: self._caches.packed(layout, tensor, batch, past), layers)
+        feed = self._contexts.upload(
             stage, {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "position_ids": positions}
         )
         feed |= {
             name: (tensor.address, layout.batch_shape(batch, past))
-            for name, layout, tensor in self._named("past_key_values", packed)
+            for name, layout, tensor in self._caches.named("past_key_values", packed)
         }
-        present = [tuple(self._new(layout, batch, total) for layout in layer) for layer in self.layout]
+        present = [tuple(self._caches.new(layout, batch, total) for layout in layer) for layer in self.layout]
         gives_all = stage == VERIFY or (stage == "prefill" and self._artifact.manifest.logits == "all")
         logits = self._logits(batch, new if gives_all else 1)
-        results = {name: tensor.address for name, _, tensor in self._named("present", present)}
-        results["logits"] = self._room(f"{stage}.logits", logits.nbytes)
-        self._bind(stage, feed, results)
-        self._execute(stage)
+        results = {name: tensor.address for name, _, tensor in self._caches.named("present", present)}
+        results["logits"] = self._contexts.room(f"{stage}.logits", logits.nbytes)
+        self._contexts.bind(stage, feed, results)
+        self._contexts.execute(stage)
         self._device.download(logits, results["logits"])
         return logits, present
 
@@ -245,8 +211,8 @@ class TensorRtSession(Session[DeviceTensor]):
         self._device.activate()
         batch, past = input_ids.shape[0], mask.shape[1] - 1
         bound = self._bound_to(layers, mask[:, :past])
-        self._upload("decode", _tokens(input_ids, positions, past))
-        bound.step.run(partial(self._execute, "decode"), mask[:, past])
+        self._contexts.upload("decode", _tokens(input_ids, positions, past))
+        bound.step.run(partial(self._contexts.execute, "decode"), mask[:, past])
         self._count_new(bound, mask, past)
         logits = self._logits(batch, 1)
         self._device.download(logits, bound.results["logits"])
@@ -258,9 +224,11 @@ class TensorRtSession(Session[DeviceTensor]):
         (batch, new), past = input_ids.shape, mask.shape[1] - input_ids.shape[1]
         bound = self._bound_to(layers, mask[:, :past])
         logits = self._logits(batch, new)
-        results = bound.results | {"logits": self._room(f"{VERIFY}.logits", logits.nbytes)}
-        self._bind(VERIFY, bound.feed | self._upload(VERIFY, _tokens(input_ids, positions, past)), results)
-        self._execute(VERIFY)
+        results = bound.results | {"logits": self._contexts.room(f"{VERIFY}.logits", logits.nbytes)}
+        self._contexts.bind(
+            VERIFY, bound.feed | self._contexts.upload(VERIFY, _tokens(input_ids, positions, past)), results
+        )
+        self._contexts.execute(VERIFY)
         self._count_new(bound, mask, past)
         self._device.download(logits, results["logits"])
         return logits, bound.layers
@@ -290,113 +258,39 @@ class TensorRtSession(Session[DeviceTensor]):
         self._bound = None
         batch, past = mask.shape
         room = self.limits.max_context
-        moved = self._each(
+        moved = self._caches.each(
             lambda layout, tensor: (
                 tensor
                 if tensor.pitch == room or not layout.has_tokens
-                else self._moved(layout, tensor, batch, past, room)
+                else self._caches.moved(layout, tensor, batch, past, room)
             ),
             layers,
         )
         whole = np.zeros((batch, room), np.int64)
         whole[:, :past] = mask
         column = np.zeros((batch, 1), np.int64)
-        feed = self._upload(
+        feed = self._contexts.upload(
             "decode",
             {"input_ids": column, "attention_mask": whole, "position_ids": column, "cache_length": column[:, 0]},
         )
         feed |= {
             name: (tensor.address, layout.batch_shape(batch, room))
-            for name, layout, tensor in self._named("past_key_values", moved)
+            for name, layout, tensor in self._caches.named("past_key_values", moved)
         }
         results, states = {}, []
-        for name, layout, tensor in self._named("present", moved):
+        for name, layout, tensor in self._caches.named("present", moved):
             results[name] = tensor.address  # rows: the same memory
             if not layout.has_tokens:
-                results[name] = self._room(f"decode.{name}", batch * layout.size(room))
+                results[name] = self._contexts.room(f"decode.{name}", batch * layout.size(room))
                 states.append(StateCopy(tensor.address, results[name], layout.size(room)))
-        results["logits"] = self._room("decode.logits", self._logits(batch, 1).nbytes)
-        self._bind("decode", feed, results)
+        results["logits"] = self._contexts.room("decode.logits", self._logits(batch, 1).nbytes)
+        self._contexts.bind("decode", feed, results)
         step = DecodeStep(self._device, batch, states)
         self._bound = _BoundCache(moved, whole, feed, results, step)
         return self._bound
 
-    def _bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
-        context, known = self._contexts[stage], self._engines.tensors[stage]
-        for name, (address, shape) in feed.items():
-            if name not in known:
-                continue
-            if not context.set_input_shape(name, shape):
-                raise self._failed(stage, f"refuses the shape {shape} of {name}")
-            context.set_tensor_address(name, address)
-        for name, address in results.items():
-            context.set_tensor_address(name, address)
-
-    def _execute(self, stage: str) -> None:
-        if not self._contexts[stage].execute_async_v3(self._device.stream):
-            raise self._failed(stage, "fails")
-
-    def _failed(self, stage: str, what: str) -> LucidError:
-        reason = explain(self._engines.errors)
-        self._engines.errors.clear()
-        return LucidError(f"The {stage} engine {what}: {reason}")
-
-    def _upload(self, stage: str, arrays: dict[str, Array]) -> Feed:
-        """Send small inputs into memory of their own that stays where it is while it is large enough."""
-        feed: Feed = {}
-        for name, array in arrays.items():
-            address = self._room(f"{stage}.{name}", array.nbytes)
-            self._device.upload(address, np.ascontiguousarray(array))
-            feed[name] = (address, array.shape)
-        return feed
-
-    def _room(self, name: str, size: int) -> int:
-        block = self._scratch.get(name)
-        if block is None or block.size < size:  # a mask grows with every token, so there is room for twice as many
-            block = self._scratch[name] = self._pool.take(1 << max(size - 1, 1).bit_length())
-        return block.address
-
     def _logits(self, batch: int, rows: int) -> Array:
         return np.empty((batch, rows, self.config.vocab_size), np.float32)
-
-    def _each(self, do: Callable[[CacheTensor, Any], Any], layers: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        """Do something to every tensor of a cache, given its description; return the results, layer by layer."""
-        return [
-            tuple(do(layout, tensor) for layout, tensor in zip(described, tensors, strict=True))
-            for described, tensors in zip(self.layout, layers, strict=True)
-        ]
-
-    def _named(self, prefix: str, layers: Layers) -> list[tuple[str, CacheTensor, DeviceTensor]]:
-        return [
-            (f"{prefix}.{index}.{layout.name}", layout, tensor)
-            for index, (described, tensors) in enumerate(zip(self.layout, layers, strict=True))
-            for layout, tensor in zip(described, tensors, strict=True)
-        ]
-
-    def _new(self, layout: CacheTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return a tensor for some tokens; its block is large enough for the whole context, so all are alike."""
-        most = self.limits.max_context if tokens or not layout.has_tokens else 0
-        return DeviceTensor(self._pool.take(batch * layout.size(most)), tokens)
-
-    def _packed(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int) -> DeviceTensor:
-        """Return the tensor with its tokens right behind each other, itself if they are; a state is."""
-        if tensor.pitch == tokens or not layout.has_tokens:
-            return tensor
-        return self._moved(layout, tensor, batch, tokens, tokens)
-
-    def _moved(self, layout: CacheTensor, tensor: DeviceTensor, batch: int, tokens: int, pitch: int) -> DeviceTensor:
-        """Return a copy with another pitch; what lies between its tokens and the pitch is zero."""
-        moved = self._new(layout, batch, pitch)
-        if not layout.has_tokens:
-            size = batch * layout.size(pitch)
-            self._device.copy_rows(moved.address, size, tensor.address, size, size, 1)
-            return moved
-        heads, width = layout.shape
-        rows, row = batch * heads, width * bytes_of(layout.dtype).itemsize
-        if pitch > tokens:
-            self._device.fill_zero(moved.address, rows * pitch * row)
-        self._device.copy_rows(moved.address, pitch * row, tensor.address, tensor.pitch * row, tokens * row, rows)
-        return moved
 
 
 def _tokens(input_ids: Array, positions: Array, past: int) -> dict[str, Array]:
@@ -406,8 +300,3 @@ def _tokens(input_ids: Array, positions: Array, past: int) -> dict[str, Array]:
         "position_ids": positions,
         "cache_length": np.full((len(input_ids),), past, np.int64),
     }
-
-
-def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:
-    contexts.clear()
-    save()

@@ -1,0 +1,123 @@
+"""Loaded engines, and running one stage of them: its inputs and outputs are bound, it is queued, a failure is named."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.cache_operations import Array
+from lucid_deploy.runtimes.tensorrt.callbacks import explain
+from lucid_deploy.runtimes.tensorrt.device import Device
+from lucid_deploy.runtimes.tensorrt.device_memory import DeviceBlock, MemoryPool
+from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest
+
+Feed = dict[str, tuple[int, tuple[int, ...]]]  # address and shape of every input
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Loaded engines, as a session needs them.
+
+    Attributes:
+        manifest: What they were built for.
+        make_context: Returns a new execution context of a stage; contexts of one engine share its weights.
+        tensors: Names of each stage's inputs and outputs; TensorRT drops an input that nothing reads.
+        errors: What TensorRT has reported since the engines were loaded.
+        save: Keeps for the next start what was compiled while the engines ran.
+    """
+
+    manifest: EngineManifest
+    make_context: Callable[[str], Any]
+    tensors: dict[str, frozenset[str]]
+    errors: list[str] = field(default_factory=list)
+    save: Callable[[], None] = lambda: None
+
+
+class EngineContexts:
+    """An execution context of each stage, and memory for its small inputs and outputs.
+
+    Args:
+        engines: The engines.
+        device: The GPU, with a stream of its own.
+        pool: Where memory comes from.
+    """
+
+    def __init__(self, engines: Engines, device: Device, pool: MemoryPool) -> None:
+        self._engines, self._device, self._pool = engines, device, pool
+        self._contexts = {stage: engines.make_context(stage) for stage in engines.manifest.engines}
+        self._blocks: dict[str, DeviceBlock] = {}
+        # Also at the end of the process; it holds the contexts, which must go before what they were made of.
+        self._end = weakref.finalize(self, _finish, self._contexts, engines.save)
+
+    def __contains__(self, stage: str) -> bool:
+        return stage in self._contexts
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return not self._end.alive
+
+    def close(self) -> None:
+        """Drop the contexts, and keep what was compiled for the next start. Needs no call at exit."""
+        self._end()
+
+    def bind(self, stage: str, feed: Feed, results: dict[str, int]) -> None:
+        """Say where a stage reads and writes.
+
+        Args:
+            stage: Which one.
+            feed: Its inputs; one that the engine does not read is passed over.
+            results: Addresses of its outputs.
+
+        Raises:
+            LucidError: The engine refuses a shape.
+        """
+        context, known = self._contexts[stage], self._engines.tensors[stage]
+        for name, (address, shape) in feed.items():
+            if name not in known:
+                continue
+            if not context.set_input_shape(name, shape):
+                raise self._failed(stage, f"refuses the shape {shape} of {name}")
+            context.set_tensor_address(name, address)
+        for name, address in results.items():
+            context.set_tensor_address(name, address)
+
+    def execute(self, stage: str) -> None:
+        """Queue a stage on the device's stream.
+
+        Raises:
+            LucidError: It fails, with what TensorRT has said.
+        """
+        if not self._contexts[stage].execute_async_v3(self._device.stream):
+            raise self._failed(stage, "fails")
+
+    def upload(self, stage: str, arrays: dict[str, Array]) -> Feed:
+        """Send small inputs into memory of their own that stays where it is while it is large enough."""
+        feed: Feed = {}
+        for name, array in arrays.items():
+            address = self.room(f"{stage}.{name}", array.nbytes)
+            self._device.upload(address, np.ascontiguousarray(array))
+            feed[name] = (address, array.shape)
+        return feed
+
+    def room(self, name: str, size: int) -> int:
+        """Return the address of memory of that name, of at least ``size`` bytes."""
+        block = self._blocks.get(name)
+        if block is None or block.size < size:  # a mask grows with every token, so there is room for twice as many
+            block = self._blocks[name] = self._pool.take(1 << max(size - 1, 1).bit_length())
+        return block.address
+
+    def _failed(self, stage: str, what: str) -> LucidError:
+        reason = explain(self._engines.errors)
+        self._engines.errors.clear()
+        return LucidError(f"The {stage} engine {what}: {reason}")
+
+
+def _finish(contexts: dict[str, Any], save: Callable[[], None]) -> None:
+    contexts.clear()
+    save()
