@@ -1,0 +1,192 @@
+"""The files of an artifact: graphs, weights, tokenizer and manifest, from a checkpoint and what was decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import MANIFEST, STAGES, WEIGHTS, GraphInfo, Manifest
+from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.export.options import ExportOptions
+from lucid_deploy.export.tokenizer import copy_companions
+from lucid_deploy.version import __version__
+
+if TYPE_CHECKING:
+    from lucid_deploy.artifact.quantization import Quantization
+    from lucid_deploy.export.rounding.unfinished import LearnedWeights
+    from lucid_deploy.export.trace import Traced
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.description import LayerDescription
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class ArtifactContents:
+    """What an artifact is made of.
+
+    Attributes:
+        source: The opened checkpoint.
+        name: What it was called.
+        options: What was asked for.
+        ranges: What the manifest says of the range scan; None where nothing is float16.
+        quantization: What is quantized, and how; None: nothing.
+        hub: Where the checkpoint was downloaded from; None: it was here.
+        notes: Sentences for the manifest, beside the checkpoint's own.
+        learned: Numbers that were learned; None: none were.
+    """
+
+    source: Checkpoint
+    name: str
+    options: ExportOptions
+    ranges: dict[str, Any] | None = None
+    quantization: Quantization | None = None
+    hub: dict[str, str] | None = None
+    notes: tuple[str, ...] = ()
+    learned: LearnedWeights | None = None
+
+    @property
+    def float32_head(self) -> bool:
+        """Whether the product that makes the logits is taken in float32."""
+        return has_float32_head(self.source, self.quantization)
+
+
+def has_float32_head(source: Checkpoint, quantization: Quantization | None) -> bool:
+    """Return whether the head is not quantized: then its product is taken in float32 in a model of another type."""
+    return quantization is None or source.stored_name("lm_head.weight") not in quantization.tensors
+
+
+def write_artifact(building: Path, contents: ArtifactContents, progress: Progress) -> None:
+    """Fill a directory with the artifact's files.
+
+    Args:
+        building: The directory, empty.
+        contents: What it is made of; numbers that were learned are taken out as they are written.
+        progress: Called with (what is being done, steps or bytes done, in all).
+
+    Raises:
+        LucidError: A value is not finite in the wanted type.
+        OSError: The disk is full, or another fault of the file system.
+    """
+    from lucid_deploy.artifact.folded_scales import write_scales
+    from lucid_deploy.export import genai
+    from lucid_deploy.export.graph_file import write_graph
+    from lucid_deploy.export.weights import plan_weights, write_weights
+
+    options, learned = contents.options, contents.learned
+    traced = _trace_stages(contents, progress)
+    transposed = {frozenset(graph.transposed) for graph in traced.values()}
+    assert len(transposed) == 1, "prefill and decode must read the shared weights in one layout"
+    plan = plan_weights(contents.source.stored_shapes(), set(*transposed), options.dtype, contents.quantization)
+    digest = write_weights(
+        building / WEIGHTS,
+        plan,
+        contents.source,
+        contents.quantization,
+        lambda done, total: progress("Writing weights", done, total),
+        None if learned is None else learned.parts,
+        {} if learned is None else learned.folded,
+    )
+    write_scales(building, {} if learned is None else learned.folded)
+    graphs = {}
+    for stage, graph in traced.items():
+        file = f"{stage}.onnx"
+        write_graph(building / file, graph.model, plan, options.inline)
+        graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
+    tokenizer_notes = copy_companions(contents.source.directory, building)
+    manifest = _manifest(contents, graphs, set(*transposed), tuple(tokenizer_notes))
+    if genai.is_supported(manifest):
+        settings = genai.genai_config(manifest, building)
+        (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    manifest = dataclasses.replace(manifest, files=_file_facts(building, {WEIGHTS: digest}))
+    (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _trace_stages(contents: ArtifactContents, progress: Progress) -> dict[str, Traced]:
+    """Return the graphs of both stages, which read quantized weights where there are some."""
+    from lucid_deploy.export.graph_file import other_names
+    from lucid_deploy.export.passes import quantize_weights
+    from lucid_deploy.export.trace import trace
+
+    source, options = contents.source, contents.options
+    traced: dict[str, Traced] = {}
+    for step, stage in enumerate(STAGES):
+        progress(f"Tracing {stage}", step, len(STAGES))
+        traced[stage] = trace(
+            source.config,
+            stage,
+            options.dtype,
+            options.logits,
+            options.cache,
+            options.cache_dtype,
+            float32_head=contents.float32_head,
+            opset=options.opset,
+        )
+    progress("Tracing", len(STAGES), len(STAGES))
+    if contents.quantization is not None:
+        for graph in traced.values():
+            names = other_names(graph.model, source.stored_shapes())
+            quantize_weights(graph.model, contents.quantization, names)
+    return traced
+
+
+def _manifest(
+    contents: ArtifactContents, graphs: dict[str, GraphInfo], transposed: set[str], notes: tuple[str, ...]
+) -> Manifest:
+    """Return the manifest but for the files' sizes and hashes."""
+    from lucid_deploy.export.operators import opset_of
+    from lucid_deploy.model.checkpoint import DEMO
+    from lucid_deploy.plugins.table import VERSION
+
+    source, options, quantization = contents.source, contents.options, contents.quantization
+    return Manifest(
+        config=source.config,
+        dtype=options.dtype,
+        cache=options.cache,
+        logits=options.logits,
+        opset=options.opset or opset_of(options.cache),
+        operators=VERSION,
+        source=DEMO if contents.name == DEMO else str(source.directory.resolve()),
+        versions=_versions(),
+        graphs=graphs,
+        cache_dtype=resolve_cache_dtype(options.cache_dtype, options.dtype),
+        ranges=contents.ranges,
+        quantization=quantization,
+        layers=_described(source, options),
+        transposed=tuple(sorted(transposed - set(() if quantization is None else quantization.tensors))),
+        float32_head=contents.float32_head,
+        notes=(*source.notes, *contents.notes, *notes),
+        assumed_unused=source.assumed_unused,
+        hub=contents.hub,
+        options=options.recorded(),
+        inline=options.inline,
+    )
+
+
+def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescription, ...]:
+    """Describe the layers as the graphs have them: inlined ones use no operators of ours."""
+    from lucid_deploy.model.description import describe
+
+    layers = describe(source.config, resolve_cache_dtype(options.cache_dtype, options.dtype))
+    return tuple(dataclasses.replace(layer, operators={}) for layer in layers) if options.inline else layers
+
+
+def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:
+    return {
+        path.name: {
+            "size": path.stat().st_size,
+            "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(directory.iterdir())
+    }
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "onnx", "onnxscript", "onnx-ir")
+    return {"lucid-deploy": __version__, **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,0 +1,149 @@
+"""What is asked of an export, and what of it is refused before anything is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST
+from lucid_deploy.cache.storage import resolve_cache_dtype
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.table import DIAGONALS, UNIT
+
+if TYPE_CHECKING:
+    from lucid_deploy.export.quantize_options import QuantizeOptions
+    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.hub import HubOptions
+
+STATE_TYPES = ("float32", "model")  # how a recurrent state may be kept
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        dtype: Type of weights and arithmetic: ``float32``, ``float16`` or ``bfloat16``.
+        logits: ``last`` or ``all`` of a prefill's tokens.
+        cache: ``growing`` (present tensors are past ones plus the new rows) or ``static`` (decode writes its row in
+            place into buffers that the client allocates).
+        overwrite: Whether an existing artifact at the output may be replaced.
+        cache_dtype: Type of the cache: ``auto`` (the model's), ``float16``, ``int8`` or ``fp8``.
+        quantize: How to quantize weights; None: not at all.
+        range_scan: Whether to run the checkpoint before: to see that no value overflows float16, and what the diagonal
+            of L costs. Without, a float16 artifact records that.
+        calibration: A text file whose lines the scan runs too, and that ``quantize`` learns from.
+        assume_unused: Keys of the checkpoint's configuration that are not known here, and change nothing.
+        inline: Write graphs without functions, the operators' bodies in their places, for runtimes that know none.
+        opset: Version of ONNX's standard operators: 23, or 24 with a static cache, whose rows are then written by
+            TensorScatter, which older runtimes do not have. None: the newer.
+        state_dtype: Type of recurrent states in the cache: ``float32``, or ``model``, that of ``dtype``.
+        diagonal: Diagonal of L in LUCID layers: ``unit``, or ``training``, what the authors' training code divides by.
+        hub: How to download a checkpoint that is named ``org/name``; None: huggingface_hub's own settings.
+    """
+
+    dtype: str = "float32"
+    logits: str = "last"
+    overwrite: bool = False
+    cache: str = "growing"
+    cache_dtype: str = "auto"
+    quantize: QuantizeOptions | None = None
+    range_scan: bool = True
+    calibration: Path | None = None
+    assume_unused: tuple[str, ...] = ()
+    hub: HubOptions | None = None
+    inline: bool = False
+    diagonal: str = UNIT
+    state_dtype: str = "float32"
+    opset: int | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the manifest says of them: all that decides what is exported."""
+        left_out = {"overwrite", "hub"}  # where a checkpoint of the Hub comes from is recorded in its own field
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in left_out}
+        return {**fields, "calibration": None if self.calibration is None else str(self.calibration)}
+
+
+def check_request(output: Path, options: ExportOptions) -> None:
+    """Check what needs no checkpoint.
+
+    Raises:
+        LucidError: Unknown options, such as do not go together, or an output that exists.
+    """
+    _check_names(options)
+    _check_opset(options)
+    stored = resolve_cache_dtype(options.cache_dtype, options.dtype)
+    if stored == "fp8" and options.cache == "static":
+        raise LucidError(
+            'A static cache is not kept in fp8: what writes a row in place takes no E4M3 in TensorRT ("must have type '
+            'Float, Half, or BFloat16") and in onnxruntime. Export with --cache growing, or with --cache-dtype auto.'
+        )
+    if options.quantize is not None:
+        from lucid_deploy.export.quantize_options import check_options
+
+        check_options(options.quantize, options.dtype)
+    _check_output(output, options.overwrite)
+
+
+def _check_names(options: ExportOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise LucidError(f"dtype {options.dtype!r} is not supported; supported are {', '.join(DTYPES)}.")
+    if options.logits not in ("last", "all"):
+        raise LucidError(f"logits must be last or all, not {options.logits!r}.")
+    if options.cache not in CACHES:
+        raise LucidError(f"cache must be {' or '.join(CACHES)}, not {options.cache!r}.")
+    if options.state_dtype not in STATE_TYPES:
+        raise LucidError(f"state_dtype must be {' or '.join(STATE_TYPES)}, not {options.state_dtype!r}.")
+    if options.diagonal not in DIAGONALS:
+        raise LucidError(f"diagonal must be {' or '.join(DIAGONALS)}, not {options.diagonal!r}.")
+
+
+def _check_opset(options: ExportOptions) -> None:
+    from lucid_deploy.export.operators import OPSET, opset_of
+
+    allowed = sorted({OPSET, opset_of(options.cache)})
+    if options.opset is not None and options.opset not in allowed:
+        raise LucidError(
+            f"Graphs with a {options.cache} cache are written in opset {' or '.join(map(str, allowed))}, not "
+            f"{options.opset}."
+        )
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    if not output.exists():
+        return
+    if not overwrite:
+        raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")
+    if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
+        raise LucidError(
+            f"{output} is not an exported artifact, so --overwrite does not replace it. Remove it yourself."
+        )
+
+
+def check_target(checkpoint: Path, output: Path) -> None:
+    """Check that an output is beside a checkpoint, not in it nor above it.
+
+    Raises:
+        LucidError: It is not.
+    """
+    source, target = checkpoint.resolve(), output.resolve()
+    if source == target or target in source.parents:
+        raise LucidError(f"The output {output} would replace the checkpoint {checkpoint}. Choose another output.")
+    if source in target.parents:
+        raise LucidError(f"The output {output} lies inside the checkpoint {checkpoint}. Choose another output.")
+
+
+def check_assumed(source: Checkpoint, assume_unused: tuple[str, ...]) -> None:
+    """Refuse keys that need no assumption: a misspelt one would look like a checked one in the manifest.
+
+    Raises:
+        LucidError: Some are such; all of them are named.
+    """
+    needless = [key for key in assume_unused if key not in source.assumed_unused]
+    if needless:
+        raise LucidError(
+            f"{source.directory / 'config.json'} has no unknown key {' or '.join(needless)}: leave out "
+            f"{' '.join(f'--assume-unused {key}' for key in needless)}, or correct its spelling."
+        )
