@@ -100,6 +100,17 @@ def weights(b_scores, b_row_scale, b_norms, b_shift):
     return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - b_shift[:, None])
 
 
+@triton.jit
+def add_products(b_e, p_tile, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows."""
+    o_n = tl.arange(0, BLOCK_N)
+    b_sums = ()
+    for i in tl.static_range(len(b_accs)):
+        b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        b_sums = b_sums + (add_product(b_e, b_y, b_accs[i]),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_sums
+
+
 @triton.jit(do_not_specialize=["n_new", "n_past", "n_batch_heads", "width_units"])
 def precondition_kernel(
     p_k,
@@ -133,7 +144,7 @@ def precondition_kernel(
         scale: log₂e / √width.
         shift: √width · log₂e.
         diagonal: 0: L_ii is 1; 1: it is training's.
-        CHUNK_D: Columns of keys that are multiplied at once; BLOCK_D: all.
+        CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D: all.
     """
     PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "bf16x3"
     width = width_units * WIDTH_UNIT
@@ -147,7 +158,6 @@ def precondition_kernel(
 
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
     i_first = i_row * BLOCK_M
     o_rows = o_new + i_first.to(tl.int64) * width
     m_rows = i_first + o_m < n_new
@@ -163,7 +173,9 @@ def precondition_kernel(
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
-    b_acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    b_accs = ()  # of CHUNK_D columns each: a product with all of Y at once needs Y twice in registers, in tf32 parts
+    for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_accs = b_accs + (tl.zeros((BLOCK_M, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     i_tile = 0
     n_past_tiles = tl.cdiv(n_past, BLOCK_N)
     n_tiles = n_past_tiles + i_row * (BLOCK_M // BLOCK_N)
@@ -185,15 +197,16 @@ def precondition_kernel(
                 p_k + o_rows, m_tokens, b_k, p_k_tiles + o_tile, m_tile, width, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK_D
             )
             b_e = weights(b_scores, b_row_scale, b_norms, b_shift)
-            b_y_tile = load_rows(p_y_tiles + o_tile, o_n, m_tile, width, BLOCK_D)
-            b_acc = add_product(b_e, b_y_tile, b_acc)
+            b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, b_accs, BLOCK_N, CHUNK_D)
         i_tile = n_ready
 
-    b_v = load_rows(p_v + o_rows, o_m, m_rows, width, BLOCK_D).to(tl.float32)
-    b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_acc
-    b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision=PRECISION)
-    b_y = tl.where(m_tokens[:, None], b_y, b_v)
-    p_out = p_y + o_rows + o_m[:, None] * width + o_d[None, :]
-    tl.store(p_out, b_y.to(p_y.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])
+    for i in tl.static_range(len(b_accs)):
+        b_v = load_columns(p_v + o_rows, o_m, m_rows, i * CHUNK_D, width, CHUNK_D).to(tl.float32)
+        b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i]
+        b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision=PRECISION)
+        b_y = tl.where(m_tokens[:, None], b_y, b_v)
+        o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
+        p_out = p_y + o_rows + o_m[:, None] * width + o_d[None, :]
+        tl.store(p_out, b_y.to(p_y.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])
     tl.debug_barrier()  # every thread's rows are written before the one thread that counts them up
     tl.atomic_add(p_done, 1, sem="release")

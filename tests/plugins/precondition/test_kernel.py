@@ -76,6 +76,7 @@ CHUNKS = [
     for dtype, width, keys, padded in [
         ("float32", 68, 0.99, False),  # of four chunks two and a bit hold keys
         ("float32", 128, "repeated", True),
+        ("float32", 132, 0.99, False),  # the fifth of eight chunks holds four columns, the last three none
         ("bfloat16", 64, 0.9, True),
     ]
 ]

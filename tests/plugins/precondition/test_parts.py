@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.plugins.kernel_cases import round_weights
 from tests.plugins.problems import keys, relative
 
 TOKENS, WIDTH = 384, 64
@@ -35,21 +36,36 @@ def two_parts(e: Tensor) -> Tensor:
     return high.double() + (single - high).to(torch.bfloat16).double()
 
 
+def float16_part(e: Tensor) -> Tensor:
+    return e.to(torch.float16).double()
+
+
+def row_norm(e: Tensor) -> float:
+    """Return the root mean square over rows of a row's Euclidean norm."""
+    return math.sqrt(e.square().sum(1).mean().item())
+
+
 def solve(e: Tensor, v: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(e + torch.eye(TOKENS, dtype=torch.float64), v, upper=False, unitriangular=True)
 
 
 def errors(correlation: float | str) -> tuple[Tensor, float, dict[str, tuple[float, float]]]:
-    """Return E, what bfloat16's rounding of Y alone costs, and for one and two parts the error and its bound."""
+    """Return E, what bfloat16's rounding of Y alone costs, and for each way to round E the error and its bound."""
     e, v = (
         weights(correlation),
         torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
     )
     exact = solve(e, v)
     found = {}
-    for name, rounded, unit in (("one", one_part(e), 2.0**-8), ("two", two_parts(e), 2.0**-15)):
+    parts = (
+        ("one", one_part(e), 2.0**-8, 1e-38),
+        ("two", two_parts(e), 2.0**-15, 1e-38),
+        ("float16", float16_part(e), 2.0**-11, 2.0**-25),
+        ("gate", round_weights(e.float(), torch.bfloat16).double(), 2.0**-11, 1e-38),
+    )
+    for name, rounded, unit, least in parts:
         lost = (rounded - e).abs()
-        assert bool((lost <= unit * e + 1e-38).all())
+        assert bool((lost <= unit * e * (1 + 2.0**-12) + least).all())
         bound = 2 * torch.linalg.matrix_norm(rounded - e, 2).item()
         found[name] = (relative(solve(rounded, v), exact), bound / (1 - bound) if bound < 1 else math.inf)
     return e, relative(exact.to(torch.bfloat16), exact), found
@@ -75,3 +91,18 @@ def test_one_part_would_do_with_independent_keys() -> None:
     e, stored, found = errors(0.0)
     assert torch.linalg.matrix_norm(e, 2) < ALLOWED
     assert found["one"][0] < stored / 4
+
+
+@pytest.mark.parametrize("correlation", [0.5, 0.9, 0.99])
+def test_one_float16_part_costs_as_much_as_storing_y_where_a_row_of_e_has_norm_8(correlation: float) -> None:
+    e, stored, found = errors(correlation)
+    foretold = stored * row_norm(e) / 8
+    assert foretold / 2 < found["float16"][0] < foretold * 2
+    assert correlation < 0.99 or found["float16"][0] > stored
+    assert found["two"][0] < found["float16"][0] / 8
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, "repeated"])
+def test_the_gate_of_the_kernels_would_not_see_one_float16_part(correlation: float | str) -> None:
+    _, stored, found = errors(correlation)
+    assert found["float16"][0] <= found["gate"][0] * 1.01 + stored / 100

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,9 @@ pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe
 
-PAGE = Path(__file__).resolve().parents[4] / "docs" / "tensorrt.md"
+ROOT = Path(__file__).resolve().parents[4]
+PAGE, RESULTS = ROOT / "docs" / "tensorrt.md", ROOT / "benchmarks" / "results" / "gpu-static.json"
+SOLVE_COLUMNS = "| GPU | type | width | registers | spills | in the loop | instructions | cycles | ratio |\n"
 ARCHITECTURES = (80, 90)
 SOLVES = ("precondition_float16_d64_u8", "precondition_bfloat16_d128_u8")
 DECODING = ("decode_split_bfloat16_d128_u8_r16", "decode_split_float16_d128_u8_r64")
@@ -60,7 +63,17 @@ def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str],
 def test_the_page_says_what_is_compiled(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
     dtype, width, *rows = re.search(r"_(b?float16)_d(\d+)_u8(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
     key = (str(arch / 10), dtype, width)
-    solves = recorded("| GPU | type | width | registers | spills | in the loop | instructions | cycles | ratio |\n")
+    solves = recorded(SOLVE_COLUMNS)
     decoding = recorded("| GPU | type | width | rows | registers | spills | in the loop | instructions | cycles |\n")
     wanted = decoding[*key, rows[0]] if rows[0] else solves[key]
     assert facts(reports[arch, name]) == wanted
+
+
+def test_the_page_says_what_the_results_say_and_no_solve_spills_in_its_loop() -> None:
+    rows = {(str(row["arch"] / 10), row["variant"]): row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
+    solves = recorded(SOLVE_COLUMNS)
+    assert {gpu for gpu, *_ in solves} == {"8.0", "9.0", "10.0", "12.0"}
+    for (gpu, dtype, width), said in solves.items():
+        row = rows[gpu, f"precondition_{dtype}_d{width}_u{4 if dtype == 'float32' else 8}"]
+        numbers = (row["registers"], row["spills"], row["loop_spills"], row["loop"], round(row["cycles"]))
+        assert tuple(map(str, numbers)) == said and row["loop_spills"] == 0
