@@ -29,7 +29,7 @@ class ArtifactWatch:
         """Compare; takes some microseconds for each file.
 
         Raises:
-            CheckFailed: A file was written to, replaced or removed.
+            CheckFailed: A file was written to, replaced, removed or made unreachable.
         """
         for path, known in self._files.items():
             if _identity(path) != known:
@@ -42,6 +42,6 @@ class ArtifactWatch:
 def _identity(path: Path) -> _Identity | None:
     try:
         facts = os.stat(path)
-    except FileNotFoundError:
+    except OSError:  # removed, or out of reach: what is mapped can no longer be told from what lies there
         return None
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns

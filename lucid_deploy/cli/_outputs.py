@@ -23,7 +23,7 @@ OUTPUTS = {
     "history": "--history",
     "output_path": "--output-path",
 }
-MODELS = ("artifact", "artifacts", "checkpoint", "against")
+MODELS = ("artifact", "artifacts", "checkpoint", "against", "draft")
 READ = (
     "batch",
     "prompt_file",
@@ -105,7 +105,7 @@ def _source(artifact: Path) -> Path | None:
 
 def _inside(directory: Path) -> Iterator[Path]:
     try:
-        yield from directory.iterdir()
+        yield from directory.rglob("*")
     except OSError:
         return
 

@@ -48,3 +48,11 @@ def test_what_is_no_change(artifact_copy: Path) -> None:
     os.link(artifact_copy / "weights.bin", artifact_copy / "linked")
     (artifact_copy / "weights.bin").read_bytes()
     watch.check()
+
+
+def test_a_file_out_of_reach_is_a_change(artifact_copy: Path, tmp_path: Path) -> None:
+    watch = ArtifactWatch(open_artifact(artifact_copy))
+    artifact_copy.rename(tmp_path / "elsewhere")
+    artifact_copy.write_bytes(b"")  # a file where the folder was: looking inside of it is an error of its own
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        watch.check()

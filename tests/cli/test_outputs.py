@@ -17,7 +17,11 @@ from lucid_deploy.cli import COMMANDS, main
 from lucid_deploy.cli._outputs import MODELS, OUTPUTS, READ, REST
 
 Exported = Callable[..., tuple[Path, Artifact]]
-PATHS = ("FILE", "DIR", "[FILE]", "OTHER")
+# What the help calls values that are no paths; a parameter with any other name, or of the type Path, has one.
+NO_PATHS = {
+    *("ADDRESS", "B", "BITS", "EXPRESSION", "GLOB", "ID=BIAS", "IDS", "JSON", "KEY", "LIST", "N", "N,N,...", "NAME"),
+    *("NAME,NAME,...", "N[,N,...]", "SHARE", "SIZE", "TEXT", "URL", "X"),
+}
 
 
 @pytest.fixture
@@ -26,6 +30,7 @@ def place(exported: Exported, tmp_path: Path) -> Path:
     checkpoint, artifact = exported()
     shutil.copytree(checkpoint, tmp_path / "checkpoint")
     shutil.copytree(artifact.directory, tmp_path / "artifact")
+    shutil.copytree(artifact.directory, tmp_path / "draft" / "deeper")
     manifest = tmp_path / "artifact" / "lucid.json"
     manifest.write_text(manifest.read_text().replace(str(checkpoint), str(tmp_path / "checkpoint")))
     (tmp_path / "p.jsonl").write_text('{"prompt_ids": [5]}\n')
@@ -35,6 +40,7 @@ def place(exported: Exported, tmp_path: Path) -> Path:
     (tmp_path / "inside").symlink_to(tmp_path / "artifact" / "new")
     os.link(tmp_path / "p.jsonl", tmp_path / "hard")
     os.link(tmp_path / "artifact" / "weights.bin", tmp_path / "weights")
+    os.link(tmp_path / "draft" / "deeper" / "weights.bin", tmp_path / "deep")
     return tmp_path
 
 
@@ -59,6 +65,8 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
         (f"{BATCH} out2 --json p.jsonl", "--json p.jsonl would overwrite p.jsonl"),
         (f"{BATCH} out2 --json out2", "--output out2 is what --json writes too"),
         (f"{BATCH} run.toml --config run.toml", "would overwrite run.toml"),
+        (f"{BATCH} draft/weights.bin --speculate draft --draft draft", "lies inside draft, which is read"),
+        (f"{BATCH} deep --speculate draft --draft draft", "would overwrite draft/deeper/weights.bin"),
         ("run artifact --prompt-ids 5 --json artifact/lucid.json", "lies inside artifact"),
         ("run artifact --prompt-file p.jsonl --json p.jsonl", "would overwrite p.jsonl"),
         ("inspect artifact --json artifact", "--json artifact would replace artifact"),
@@ -107,7 +115,8 @@ def parameters() -> dict[str, Any]:
         command = main.get_command(context, name)
         inner = command.commands.values() if isinstance(command, click.Group) else [command]
         for parameter in (parameter for each in inner if each is not None for parameter in each.params):
-            if isinstance(parameter.type, click.Path) or getattr(parameter, "metavar", None) in PATHS:
+            names = {getattr(parameter, "metavar", None) or "TEXT"}
+            if isinstance(parameter.type, click.Path) or not names <= NO_PATHS:
                 found[str(parameter.name)] = parameter
     return found
 

@@ -36,7 +36,10 @@ WIDTH = {"head_dim": 64}
         ("int4", "float16", "static", WIDTH),
         ("int8", "float16", "static", {"attention_type": "llama", **WIDTH}),
         ("fp8", "float32", "static", WIDTH),
+        ("fp8", "float16", "growing", WIDTH),
         ("nvfp4", "float16", "growing", {"attention_type": "llama", **WIDTH}),
+        ("nvfp4", "float16", "growing", WIDTH),
+        ("nvfp4", "bfloat16", "growing", WIDTH),
     ],
 )
 def test_both_engines_are_built(
