@@ -121,16 +121,18 @@ def command(
         _note_other_words([opened] if other is None else [opened, other])
     report = _answer(opened, session, tokenizer, questions, batch)
     facts: dict[str, Any] = {"artifact": str(opened.directory), **session.facts(), **report.to_dict()}
+    facts["quantization"] = _rounding(opened)
     if runtime.ablate is not None:
         facts["ablate"] = runtime.ablate
     del session  # two models need not be in memory at once
     comparison = None if other is None else _compare(report, other, batch, replace(runtime, ablate=None))
     if comparison is not None:
         facts["against"] = {"artifact": str(against), **comparison.to_dict()}
+        facts["against"]["quantization"] = None if other is None else _rounding(other)
     if json_target is not None:
         write_json(facts, json_target)
     if json_target != "-":
-        _show(report, comparison, against)
+        _show(report, comparison, against, [opened] if other is None else [opened, other])
     _check(report, comparison, minimum, minimum_relative)
 
 
@@ -276,7 +278,21 @@ def _check(
         )
 
 
-def _show(report: Report, comparison: Comparison | None, against: str | None) -> None:
+def _rounding(artifact: Artifact) -> dict[str, Any] | None:
+    """Return how an artifact's weights are quantized, as ``verify`` names it; None: they are not."""
+    record = artifact.manifest.quantization
+    if record is None:
+        return None
+    bits = record.bits_per_weight(artifact.manifest.dtype)
+    return {"scheme": record.scheme, "method": record.method.name, "bits_per_weight": bits}
+
+
+def _weights(artifact: Artifact) -> str:
+    facts = _rounding(artifact)
+    return "" if facts is None else ", {scheme}, {method}, {bits_per_weight:.4g} bits a weight".format(**facts)
+
+
+def _show(report: Report, comparison: Comparison | None, against: str | None, artifacts: list[Artifact]) -> None:
     from rich.markup import escape
 
     from lucid_deploy.cli._console import console_out
@@ -285,13 +301,15 @@ def _show(report: Report, comparison: Comparison | None, against: str | None) ->
     for table in render_tables(report):
         console_out.print(table)
     console_out.print(
-        f"{report.task.name}: {percent(report.score)}; {report.runtime}, {report.dtype}", soft_wrap=True, markup=False
+        f"{report.task.name}: {percent(report.score)}; {report.runtime}, {report.dtype}{_weights(artifacts[0])}",
+        soft_wrap=True,
+        markup=False,
     )
     if comparison is None:
         return
     relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
     console_out.print(
-        f"against {against}: {percent(comparison.other)}{relative}; right only here {comparison.only_right}, only "
+        f"against {against}{_weights(artifacts[-1])}: {percent(comparison.other)}{relative}; right only here {comparison.only_right}, only "
         f"there {comparison.only_other_right}; {len(comparison.disagreements)} answers differ",
         soft_wrap=True,
         markup=False,

@@ -13,7 +13,9 @@ from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
-from lucid_deploy.export import export
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.model.checkpoint import DEMO
 
 Demo = Callable[..., Artifact]
 
@@ -51,6 +53,16 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
 def test_pytorch_gives_the_same_score(demo: Demo) -> None:
     facts = printed(demo().directory, "--runtime", "torch", "--limit", 54)
     assert (facts["runtime"], facts["right"], facts["count"]) == ("torch", 54, 54)
+
+
+def test_quantized_weights_are_named_beside_their_score(demo: Demo, tmp_path: Path) -> None:
+    small = export(DEMO, tmp_path / "small", ExportOptions(quantize=QuantizeOptions("int4"))).directory
+    named = {"scheme": "int4", "method": "rtn", "bits_per_weight": 5.0}
+    facts = printed(demo().directory, "--limit", 2, "--against", small)
+    assert (facts["quantization"], facts["against"]["quantization"]) == (None, named)
+    shown = run(small, "--limit", 2, "--against", demo().directory).stdout
+    assert "float32, int4, rtn, 5 bits a weight" in shown
+    assert f"against {demo().directory}: " in shown
 
 
 def test_a_model_without_the_solve_does_far_worse(demo: Demo, unsolved: Path) -> None:
