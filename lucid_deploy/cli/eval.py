@@ -309,8 +309,9 @@ def _show(report: Report, comparison: Comparison | None, against: str | None, ar
         return
     relative = "" if comparison.relative is None else f", relative accuracy {comparison.relative:.2%}"
     console_out.print(
-        f"against {against}{_weights(artifacts[-1])}: {percent(comparison.other)}{relative}; right only here {comparison.only_right}, only "
-        f"there {comparison.only_other_right}; {len(comparison.disagreements)} answers differ",
+        f"against {against}{_weights(artifacts[-1])}: {percent(comparison.other)}{relative}; right only here "
+        f"{comparison.only_right}, only there {comparison.only_other_right}; {len(comparison.disagreements)} answers "
+        "differ",
         soft_wrap=True,
         markup=False,
     )
