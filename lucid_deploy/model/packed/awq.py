@@ -8,10 +8,22 @@ AutoAWQ's ``awq/utils/packing_utils.py``. The method's own factors of inputs are
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lucid_deploy.model.packed import gptq
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_shape, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import (
+    SCALE_TYPES,
+    WORD_TYPES,
+    PackedWeight,
+    Shape,
+    check_keys,
+    check_shape,
+    count_groups,
+    group_inputs,
+    read_bits,
+    read_switch,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +48,7 @@ class AwqLayout:
     scheme = "int4"
     required = ("qweight", "qzeros", "scales")
     optional = ()
+    types: ClassVar = {"qweight": WORD_TYPES, "qzeros": WORD_TYPES, "scales": SCALE_TYPES}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> AwqLayout:
@@ -51,10 +64,8 @@ class AwqLayout:
                 raise ValueError(f"its {key} is {version!r}; gemm is read")
         if settings.get("dynamic"):
             raise ValueError("its key dynamic gives layers settings of their own, which are not read")
-        bits = settings.get("bits", settings.get("w_bit"))
-        if bits != 4:
-            raise ValueError(f"its bits are {bits!r}; 4 is read")
-        if not settings.get("zero_point", True):
+        read_bits(settings.get("bits", settings.get("w_bit")), (4,))
+        if not read_switch(settings, "zero_point", True):
             raise ValueError("its zero_point is false, for which the layout gemm has no tensors")
         group = settings.get("group_size", settings.get("q_group_size"))
         if type(group) is not int or (group < 1 and group != -1):
@@ -64,7 +75,7 @@ class AwqLayout:
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         """See the protocol."""
         width, words = shapes["qweight"]
-        group = width if self.group_size == -1 else self.group_size
+        group = group_inputs(width, self.group_size)
         groups = count_groups(width, group)
         check_shape("scales", shapes["scales"], (groups, words * 8), group)
         check_shape("qzeros", shapes["qzeros"], (groups, words), group)
@@ -73,7 +84,7 @@ class AwqLayout:
     def read(self, parts: dict[str, torch.Tensor]) -> PackedWeight:
         """See the protocol."""
         codes, zeros = (self._in_order(parts[name]).mT.contiguous() for name in ("qweight", "qzeros"))
-        group = codes.shape[1] if self.group_size == -1 else self.group_size
+        group = group_inputs(codes.shape[1], self.group_size)
         return PackedWeight(codes, zeros, parts["scales"].mT.contiguous(), 4, group)
 
     @staticmethod

@@ -11,7 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.model.packed.weight import PackedWeight, Shape, check_keys, check_order, count_groups, unpack_words
+from lucid_deploy.model.packed.weight import (
+    INDEX_TYPES,
+    SCALE_TYPES,
+    WORD_TYPES,
+    PackedWeight,
+    Shape,
+    check_keys,
+    check_order,
+    count_groups,
+    group_inputs,
+    read_switch,
+    unpack_words,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +60,10 @@ def read_group(settings: dict[str, Any], forms: tuple[str, ...]) -> dict[str, An
         raise ValueError("its kv_cache_scheme rounds the cache, which is not computed so here")
     if settings.get("transform_config") not in (None, {}, {"config_groups": {}}):
         raise ValueError("its transform_config turns weights and inputs, which is not computed so here")
-    if (settings.get("sparsity_config") or {}).get("format", "dense") != "dense":
+    sparsity = settings.get("sparsity_config") or {}
+    if not isinstance(sparsity, dict):
+        raise ValueError(f"its sparsity_config is {sparsity!r}; an object is read")
+    if sparsity.get("format", "dense") != "dense":
         raise ValueError("its sparsity_config stores weights with zeros left out, which is not read")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
         raise ValueError(f"its config_groups are {groups!r}; an object with one group, an object too, is read")
@@ -106,14 +121,15 @@ class CompressedLayout:
         weights = group.get("weights") or {}
         check_keys(weights, WEIGHT_KEYS, "weights'")
         bits, strategy = weights.get("num_bits"), weights.get("strategy")
-        if weights.get("type") != "int" or bits not in (4, 8) or (form == "int-quantized" and bits != 8):
+        known = (8,) if form == "int-quantized" else (4, 8)
+        if weights.get("type") != "int" or type(bits) is not int or bits not in known:  # 4.0 and True are no bits
             raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")
         if strategy not in _STRATEGIES:
             raise ValueError(f"its strategy is {strategy!r}; {', '.join(_STRATEGIES)} are read")
-        size = weights.get("group_size")
-        if strategy == "group" and (type(size) is not int or size < 1):
+        size = weights.get("group_size") if strategy == "group" else -1
+        if type(size) is not int or (strategy == "group" and size < 1):
             raise ValueError(f"its group_size is {size!r}")
-        return cls(bits, strategy, size or -1, form == "pack-quantized", bool(weights.get("symmetric", True)))
+        return cls(bits, strategy, size, form == "pack-quantized", read_switch(weights, "symmetric", True))
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -125,6 +141,18 @@ class CompressedLayout:
     def optional(self) -> tuple[str, ...]:
         """See the protocol."""
         return ("weight_g_idx",)
+
+    @property
+    def types(self) -> dict[str, tuple[str, ...]]:
+        """See the protocol; zero points are packed in int32, or numbers of int8 as those of int-quantized are."""
+        return {
+            "weight": ("I8",),
+            "weight_packed": WORD_TYPES,
+            "weight_shape": INDEX_TYPES,
+            "weight_scale": SCALE_TYPES,
+            "weight_zero_point": ("I8", *WORD_TYPES) if self.is_packed and self.strategy != "tensor" else ("I8",),
+            "weight_g_idx": INDEX_TYPES,
+        }
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         """See the protocol; of packed numbers the width is that of their words."""
@@ -189,10 +217,12 @@ class CompressedLayout:
             if len(stored) != -(-out * self.bits // 32):
                 raise ValueError(f"its weight_zero_point has {len(stored)} rows of words for {out} outputs")
             return unpack_words(stored.mT.contiguous(), self.bits)[:, :out].mT.contiguous()
-        moved = (stored.to(torch.int16) + half).to(torch.uint8)
-        if len(moved := moved.reshape(-1, groups)) not in (1, out):
+        moved = stored.reshape(-1, groups).to(torch.int16)  # int8 does not hold half of its range
+        if len(moved) not in (1, out):
             raise ValueError(f"its weight_zero_point has {len(moved)} rows for {out} outputs")
-        return moved.expand(out, groups).contiguous()
+        if ((moved < -half) | (moved >= half)).any():
+            raise ValueError(f"its weight_zero_point has numbers outside {-half} to {half - 1}, the range of its bits")
+        return (moved + half).to(torch.uint8).expand(out, groups).contiguous()
 
     def _group(self, width: int) -> int:
-        return self.group_size if self.strategy == "group" else width
+        return group_inputs(width, self.group_size)

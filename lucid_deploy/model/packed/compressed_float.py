@@ -8,11 +8,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lucid_deploy.model.packed.compressed import WEIGHT_KEYS, read_group
-from lucid_deploy.model.packed.float_weight import FloatWeight, InputRounding, check_scalar, count_blocks, read_float
-from lucid_deploy.model.packed.weight import Shape, check_keys
+from lucid_deploy.model.packed.float_weight import (
+    FLOAT_TYPES,
+    FloatWeight,
+    InputRounding,
+    check_scalar,
+    count_blocks,
+    read_float,
+)
+from lucid_deploy.model.packed.weight import Shape, check_keys, read_switch
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +45,7 @@ class CompressedFloatLayout:
     bits = 8
     scheme = "fp8"
     optional = ()
+    types: ClassVar = FLOAT_TYPES
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> CompressedFloatLayout:
@@ -94,7 +102,8 @@ class CompressedFloatLayout:
         return read_float(parts, "weight_scale", self._input_scale, self._block(rows, width))
 
     def _block(self, rows: int, width: int) -> tuple[int, int]:
-        return {"tensor": (rows, width), "channel": (1, width)}.get(self.strategy, self.block)
+        high, wide = self.block
+        return {"tensor": (rows, width), "channel": (1, width)}.get(self.strategy, (min(high, rows), min(wide, width)))
 
 
 def _read_inputs(settings: dict[str, Any] | None) -> InputRounding | None:
@@ -122,10 +131,11 @@ def _read_inputs(settings: dict[str, Any] | None) -> InputRounding | None:
 def _check_numbers(settings: dict[str, Any], where: str) -> None:
     check_keys(settings, WEIGHT_KEYS, f"{where}'")
     kind, bits = settings.get("type"), settings.get("num_bits")
-    if kind != "float" or bits != 8 or not settings.get("symmetric", True):
+    symmetric = read_switch(settings, "symmetric", True)
+    if kind != "float" or type(bits) is not int or bits != 8 or not symmetric:
         raise ValueError(
             f"its {where} are {kind!r} of {bits!r} bits"
-            f"{'' if settings.get('symmetric', True) else ' with zero points'}; float of 8 bits without zero points is "
+            f"{'' if symmetric else ' with zero points'}; float of 8 bits without zero points is "
             "read"
         )
     if settings.get("scale_dtype") not in (None, "torch.float32", "torch.bfloat16", "torch.float16"):

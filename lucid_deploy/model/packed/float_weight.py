@@ -5,12 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lucid_deploy.model.packed.weight import Shape
+from lucid_deploy.model.packed.weight import SCALE_TYPES, Shape
 
 if TYPE_CHECKING:
     import torch
 
 FP8 = "F8_E4M3"  # as safetensors spells the type
+# Of the parts of all layouts of such weights.
+FLOAT_TYPES = {
+    "weight": (FP8,),
+    **dict.fromkeys(
+        ("weight_scale", "weight_scale_inv", "input_scale", "activation_scale"),
+        SCALE_TYPES,
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,16 @@ what a number is multiplied by; ``activation_scale``, one number, where inputs a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lucid_deploy.model.packed.float_weight import FloatWeight, InputRounding, check_scalar, count_blocks, read_float
+from lucid_deploy.model.packed.float_weight import (
+    FLOAT_TYPES,
+    FloatWeight,
+    InputRounding,
+    check_scalar,
+    count_blocks,
+    read_float,
+)
 from lucid_deploy.model.packed.weight import Shape, check_keys
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ class Fp8Layout:
     bits = 8
     scheme = "fp8"
     optional = ()
+    types: ClassVar = FLOAT_TYPES
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Fp8Layout:
@@ -100,4 +108,8 @@ class Fp8Layout:
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
         """See the protocol."""
         rows, width = parts["weight"].shape
-        return read_float(parts, self.scale, self.input_scale, self.block or (rows, width))
+        return read_float(parts, self.scale, self.input_scale, self._block(rows, width))
+
+    def _block(self, rows: int, width: int) -> tuple[int, int]:
+        high, wide = self.block or (rows, width)
+        return min(high, rows), min(wide, width)

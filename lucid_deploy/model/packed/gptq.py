@@ -9,15 +9,20 @@ gptqmodel's ``convert_gptq_v1_to_v2_format_module``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lucid_deploy.model.packed.weight import (
+    INDEX_TYPES,
+    SCALE_TYPES,
+    WORD_TYPES,
     PackedWeight,
     Shape,
     check_keys,
     check_order,
     check_shape,
     count_groups,
+    group_inputs,
+    read_bits,
     unpack_words,
 )
 
@@ -54,6 +59,7 @@ class GptqLayout:
     inputs = None
     required = ("qweight", "qzeros", "scales")
     optional = ("g_idx",)
+    types: ClassVar = {"qweight": WORD_TYPES, "qzeros": WORD_TYPES, "scales": SCALE_TYPES, "g_idx": INDEX_TYPES}
 
     @property
     def scheme(self) -> str:
@@ -68,7 +74,8 @@ class GptqLayout:
             ValueError: Settings that are not computed here.
         """
         check_keys(settings, KEYS)
-        forms = {settings[key] for key in ("checkpoint_format", "format") if settings.get(key)} or {"gptq"}
+        named = [settings[key] for key in ("checkpoint_format", "format") if settings.get(key) is not None]
+        forms = set(map(str, named)) or {"gptq"}
         form = min(forms)
         if len(forms) > 1 or form not in ("gptq", "gptq_v2"):
             raise ValueError(f"its checkpoint_format is {' and '.join(map(repr, forms))}; gptq or gptq_v2 is read")
@@ -78,9 +85,7 @@ class GptqLayout:
             raise ValueError("its key dynamic gives layers settings of their own, which are not read")
         if settings.get("pack_dtype", "int32") != "int32":
             raise ValueError(f"its pack_dtype is {settings['pack_dtype']!r}; int32 is read")
-        bits, group = settings.get("bits"), settings.get("group_size", -1)
-        if bits not in (4, 8):
-            raise ValueError(f"its bits are {bits!r}; 4 and 8 are read")
+        bits, group = read_bits(settings.get("bits"), (4, 8)), settings.get("group_size", -1)
         if type(group) is not int or (group < 1 and group != -1):
             raise ValueError(f"its group_size is {group!r}")
         return cls(bits, group, form == "gptq")
@@ -115,4 +120,4 @@ class GptqLayout:
         return PackedWeight(codes, zeros.contiguous(), parts["scales"].mT.contiguous(), self.bits, group)
 
     def _group(self, width: int) -> int:
-        return width if self.group_size == -1 else self.group_size
+        return group_inputs(width, self.group_size)

@@ -15,7 +15,7 @@ from lucid_deploy.model.packed.compressed_float import FORMAT, CompressedFloatLa
 from lucid_deploy.model.packed.float_weight import FP8, FloatWeight
 from lucid_deploy.model.packed.fp8 import Fp8Layout
 from lucid_deploy.model.packed.gptq import GptqLayout
-from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape
+from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape, check_numbers, check_part
 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
@@ -59,14 +59,14 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
         _refuse_modelopt(directory)
         return raw, None
     method = settings.get("quant_method") if isinstance(settings, dict) else None
-    if method not in _LAYOUTS:
+    if not isinstance(method, str) or method not in _LAYOUTS:
         raise LucidError(
             f"{directory} is quantized by {method or 'a tool that its configuration does not name'}, whose numbers are "
             f"not read: {', '.join(_LAYOUTS)} are. Take the checkpoint that it was made from, or one of these."
         )
     try:
         layout = _LAYOUTS[method](settings)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise LucidError(f"{directory} is quantized by {method}, and cannot be read: {error}.") from error
     return {key: value for key, value in raw.items() if key != KEY}, layout
 
@@ -130,7 +130,7 @@ def find_parts(
     names: dict[str, Any],
     shape_of: Callable[[str], Shape],
     where: Path,
-    type_of: Callable[[str], str] = lambda name: "",
+    type_of: Callable[[str], str],
 ) -> dict[str, PackedParts]:
     """Group the tensors of a checkpoint to quantized weights, by the weights' names.
 
@@ -142,7 +142,7 @@ def find_parts(
         type_of: Gives a tensor's type, as safetensors spells it.
 
     Raises:
-        LucidError: Parts are missing, or do not fit each other or the settings.
+        LucidError: Parts are missing, of types or shapes that are not read, or do not fit each other or the settings.
     """
     known, found = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
@@ -156,8 +156,12 @@ def find_parts(
         missing = [part for part in layout.required if part not in parts]
         if missing:
             raise LucidError(f"{where}: {module} is quantized by {layout.name}, and has no {', '.join(missing)}.")
+        shapes = {part: shape_of(name) for part, name in parts.items()}
         try:
-            shape = layout.shape({part: shape_of(name) for part, name in parts.items()})
+            for part, name in parts.items():
+                check_part(part, type_of(name), layout.types[part])
+            check_numbers(layout.required[0], shapes[layout.required[0]])
+            shape = layout.shape(shapes)
         except ValueError as error:
             raise LucidError(f"{where}: {module} does not fit its quantization_config: {error}.") from error
         found[f"{module}.weight"] = PackedParts(module, shape, parts, layout)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.float_weight import FloatWeight, InputRounding
 
 Shape = tuple[int, ...]
+# Types of parts that layouts have in common, as safetensors spells them.
+WORD_TYPES, INDEX_TYPES, SCALE_TYPES = ("I32",), ("I32", "I64"), ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PackedLayout(Protocol):
         inputs: How the inputs of products are rounded; None: not at all.
         required: What a weight is stored in, by the last part of the names of tensors: ``qweight``, ``scales``, …
         optional: What may lie beside that.
+        types: In which types each of them is read, as safetensors spells them.
     """
 
     @property
@@ -80,6 +83,9 @@ class PackedLayout(Protocol):
 
     @property
     def optional(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def types(self) -> Mapping[str, tuple[str, ...]]: ...  # noqa: D102
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         """Return ``(out, in)`` of a weight from the shapes of its parts.
@@ -107,6 +113,11 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
 def count_groups(width: int, group: int) -> int:
     """Return how many groups a row of ``width`` inputs has."""
     return -(-width // group)
+
+
+def group_inputs(width: int, size: int) -> int:
+    """Return how many neighbouring inputs of a row share a scale; with a size of −1 or above the row's, all of it."""
+    return width if size == -1 else min(size, width)
 
 
 def check_order(index: torch.Tensor | None, width: int, group: int, name: str, remedy: str) -> None:
@@ -148,6 +159,60 @@ def check_keys(settings: dict[str, Any], known: Collection[str], where: str = ""
             f"its {where and where + ' '}{', '.join(map(repr, unknown))} is not known here, and may change what its "
             "numbers mean"
         )
+
+
+def read_bits(value: object, known: tuple[int, ...]) -> int:
+    """Return the bits of an element that settings name.
+
+    Raises:
+        ValueError: They are no whole number, or one that is not read.
+    """
+    if type(value) is not int or value not in known:  # True and 4.0 are equal to numbers and count no bits
+        raise ValueError(f"its bits are {value!r}; {_read(known)}")
+    return value
+
+
+def _read(known: tuple[Any, ...]) -> str:
+    """Say which of a setting's values, or of a part's types, are read."""
+    *others, last = map(str, known)
+    return f"{', '.join(others)} and {last} are read" if others else f"{last} is read"
+
+
+def read_switch(settings: dict[str, Any], key: str, absent: bool) -> bool:
+    """Return a setting that is true or false, and what it is where it is absent or null.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    value = settings.get(key)
+    if value is None:
+        return absent
+    if not isinstance(value, bool):
+        raise ValueError(f"its {key} is {value!r}; true and false are read")
+    return value
+
+
+def check_part(name: str, found: str, known: tuple[str, ...]) -> None:
+    """Refuse a part in a type that its layout does not store it in: read as another one, it would mean other numbers.
+
+    Raises:
+        ValueError: It is of another type.
+    """
+    if found not in known:
+        raise ValueError(
+            f"its {name} is {found}, and {_read(known)}. "
+            "Save it as its tool writes it, or take the checkpoint that it was made from"
+        )
+
+
+def check_numbers(name: str, shape: Shape) -> None:
+    """Refuse numbers of a weight that are no table of rows and columns.
+
+    Raises:
+        ValueError: They have another number of axes, or are empty.
+    """
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} has the shape {list(shape)}, and two axes that are not empty are read")
 
 
 def check_shape(name: str, found: Shape | None, wanted: Shape, group: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
+from lucid_deploy.model.packed.read import KEY, find_parts, split_layout
+from tests.model.packed import floats
 from tests.model.packed.packing import KINDS, SETTINGS, change_settings, change_tensors, stored, write_packed
 
 UP = "model.layers.0.mlp.up_proj"
@@ -131,3 +135,129 @@ def test_a_tied_head_that_is_quantized_is_refused_by_name(embedding: bool, tmp_p
     path.write_text(json.dumps({**json.loads(path.read_text()), "tie_word_embeddings": True}))
     with pytest.raises(LucidError, match=r"lm_head\.weight is quantized by gptq, and tie_word_embeddings is true"):
         Checkpoint(tmp_path / "c")
+
+
+WEIGHT = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
+SCHEMES: dict[str, dict[str, Any]] = SETTINGS | {name: kind[0] for name, kind in floats.KINDS.items()}
+SPELLED = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "BOOL": torch.bool,
+}
+NAME_OF = {dtype: name for name, dtype in SPELLED.items()}
+FLOATS, WHOLE = {"F16", "BF16", "F32"}, {"I32", "I64"}  # of scales, and of shapes and orders of inputs
+WRITTEN = {  # what the tools write
+    "qweight": {"I32"},
+    "qzeros": {"I32"},
+    "weight_packed": {"I32"},
+    "weight_zero_point": {"I32"},
+    "g_idx": WHOLE,
+    "weight_shape": WHOLE,
+}
+
+
+def opened(settings: Any, parts: dict[str, torch.Tensor], where: Path) -> torch.Tensor:
+    """Read one weight as a checkpoint does, without its files."""
+    _, layout = split_layout({KEY: settings}, where)
+    assert layout is not None
+    named = {f"up.{name}": part for name, part in parts.items()}
+    found = find_parts(
+        layout, named, lambda name: tuple(named[name].shape), where, lambda name: NAME_OF[named[name].dtype]
+    )
+    if set(found["up.weight"].names) != set(parts):
+        raise LucidError("unexpected parts")  # so a checkpoint says where a tensor is none of the model's
+    return found["up.weight"].read(named.__getitem__, where).dequantize()
+
+
+def written(kind: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    return floats.stored(kind, WEIGHT) if kind in floats.KINDS else stored(kind, WEIGHT)
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_every_type_of_every_part(kind: str, tmp_path: Path) -> None:
+    """Read as another type, a part would mean other numbers: int32 wraps in uint8, and half a scale is 0."""
+    parts, _ = written(kind)
+    for part, value in parts.items():
+        known = WRITTEN.get(part, {"I8" if kind == "integers" else "F8_E4M3"} if part == "weight" else FLOATS)
+        assert NAME_OF[value.dtype] in known
+        for name, dtype in SPELLED.items():
+            changed = {**parts, part: value.to(dtype)}
+            if name in known:
+                assert opened(SCHEMES[kind], changed, tmp_path).isfinite().all()
+                continue
+            said = rf"up does not fit .*: its {part} is {name}, and .* read\. "
+            if (part, name) == ("weight_zero_point", "I8"):  # read where each output has its own
+                said = "its weight_zero_point has 3 rows for 24 outputs"
+            with pytest.raises(LucidError, match=said) as caught:
+                opened(SCHEMES[kind], changed, tmp_path)
+            assert said.startswith("its") or all(name in str(caught.value) for name in known)
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_every_part_without_axes_without_numbers_and_flat(kind: str, tmp_path: Path) -> None:
+    parts, meant = written(kind)
+    for part, value in parts.items():
+        for changed in (value.flatten(), value.flatten()[0], value[:0] if value.ndim else value[None][:0], value[None]):
+            try:
+                found = opened(SCHEMES[kind], {**parts, part: changed}, tmp_path)
+            except LucidError as error:
+                assert part in str(error) and "\n" not in str(error)
+            else:
+                assert found.double().equal(meant)
+
+
+VALUES = [None, True, False, 4.0, 8.0, "4", "x", [], ["gptq"], [{}], {}, {"a": 1}, -1, 0, 3, 2**40, 0.5, float("nan")]
+
+
+def changes(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Change every value, at every depth, to every other."""
+    for key, value in settings.items():
+        yield from ({**settings, key: other} for other in VALUES)
+        if isinstance(value, dict):
+            yield from ({**settings, key: inner} for inner in changes(value))
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_every_setting_of_every_type(kind: str, tmp_path: Path) -> None:
+    """What is computed is what the formula gives, and everything else is refused in a line: never a traceback."""
+    more = {"sparsity_config": {"format": "dense"}, "transform_config": {}} if "config_groups" in SCHEMES[kind] else {}
+    more |= {"sym": True, "checkpoint_format": "gptq"} if kind == "gptq" else {}
+    parts, meant = written(kind)
+    for settings in changes({**SCHEMES[kind], **more}):
+        try:
+            found = opened(settings, parts, tmp_path)
+        except LucidError as error:
+            assert "\n" not in str(error) and not re.search("unhashable|attribute|unpack|not supported", str(error))
+        else:
+            absent = kind == "gptq_v2" and settings["checkpoint_format"] is None  # which is the first format
+            assert found.double().equal(meant) != absent, settings
+
+
+def test_groups_above_a_row_are_all_of_it(tmp_path: Path) -> None:
+    """AutoGPTQ writes one group for a row of 48 inputs where its settings say 128; 2^40 would not fit in memory."""
+    for kind in ("gptq8", "whole"):
+        parts, meant = written(kind)
+        for size in (48, 128, 2**40):
+            key, value = ("group_size", size) if kind == "gptq8" else ("weight_block_size", [size * 2, size])
+            changed = {**parts, "weight_scale_inv": parts["weight_scale_inv"][None, None]} if kind == "whole" else parts
+            assert opened({**SCHEMES[kind], key: value}, changed, tmp_path).double().equal(meant)
+
+
+def test_zero_points_outside_the_range_of_their_bits(tmp_path: Path) -> None:
+    parts, meant = stored("packed", WEIGHT)
+    layout_zeros = torch.zeros(24, 3, dtype=torch.int8)
+    assert opened(SCHEMES["packed"], {**parts, "weight_zero_point": layout_zeros - 8}, tmp_path).shape == meant.shape
+    for zero in (8, -9):
+        with pytest.raises(
+            LucidError, match="up cannot be taken over: its weight_zero_point has numbers outside -8 to 7"
+        ):
+            opened(SCHEMES["packed"], {**parts, "weight_zero_point": layout_zeros + zero}, tmp_path)
