@@ -51,14 +51,18 @@ def read_lines(checkpoint: Checkpoint, path: Path) -> Iterator[Array]:
         path: UTF-8 text; or, if its name ends with ``.jsonl``, a list of token ids in each line.
 
     Raises:
-        LucidError: The file cannot be read, is no UTF-8 text, has no text, or has tokens outside the vocabulary; or the
-            checkpoint has no tokenizer.
+        LucidError: The file cannot be read, or not twice; it is no UTF-8 text, has no text, or has tokens outside the
+            vocabulary; or the checkpoint has no tokenizer.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise LucidError(
+            f"The calibration text {path} is no file but a pipe or a device, which cannot be read again. Save it first."
+        )
     as_ids = path.suffix == TOKEN_IDS
     tokenizer = None if as_ids else _tokenizer(checkpoint)
     found = False
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     ids = _ids(line, path, number) if tokenizer is None else tokenizer.encode(line.strip())
@@ -81,7 +85,7 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
     Args:
         checkpoint: The opened checkpoint.
         path: As :func:`read_lines`.
-        most: Tokens to learn from; of a longer text rows are drawn with :data:`SEED`.
+        most: Tokens to learn from, at most; of a longer text rows are drawn with :data:`SEED`, and the last one is cut.
         least: Tokens that there must be.
 
     Raises:
@@ -93,14 +97,21 @@ def calibration_rows(checkpoint: Checkpoint, path: Path, most: int, least: int) 
             f"The calibration text {path} has {len(joined)} tokens; this model needs at least {least}, as many as its "
             "widest layer has inputs. Give more text."
         )
+    if most < least:
+        raise LucidError(
+            f"--calibration-tokens {most} is too few: this model needs at least {least}, as many as its "
+            "widest layer has inputs."
+        )
     if path.suffix != TOKEN_IDS:
         _check_known(checkpoint, joined, path)
     width = min(ROW, checkpoint.config.max_position_embeddings)
     rows = [joined[start : start + width] for start in range(0, len(joined), width)]
-    wanted = max(-(-max(most, least) // width), 1)
+    wanted = -(-most // width)
     if len(rows) > wanted:
         chosen = np.random.default_rng(SEED).permutation(len(rows) - 1)[:wanted]  # whole rows; the last may be short
         rows = [rows[index] for index in sorted(chosen)]
+    if (beyond := sum(map(len, rows)) - most) > 0:
+        rows[-1] = rows[-1][:-beyond]
     by_length: dict[int, list[Array]] = {}
     for row in rows:
         by_length.setdefault(len(row), []).append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,15 @@ def test_token_ids_of_a_long_file_are_drawn(tmp_path: Path, make_checkpoint: Any
     ids = np.random.default_rng(1).integers(0, 97, 512 * 9 + 5)
     path.write_text("\n".join(str(part.tolist()) for part in np.array_split(ids, 13)))
     whole = [ids[start : start + 512].tolist() for start in range(0, len(ids), 512)]
-    few = calibration_rows(checkpoint, path, most=1500, least=1)
+    few = calibration_rows(checkpoint, path, most=1536, least=1)
     (rows,) = few.rows
     assert rows.shape == (3, 512) and few.facts["tokens"] == 1536
+    cut = calibration_rows(checkpoint, path, most=1500, least=1)
+    assert [part.shape for part in cut.rows] == [(2, 512), (1, 476)] and cut.tokens == cut.facts["tokens"] == 1500
+    assert np.array_equal(cut.rows[0], rows[:2]) and np.array_equal(cut.rows[1][0], rows[2][:476])
     places = [whole.index(row.tolist()) for row in rows]
     assert places == sorted(set(places)) and max(places) > 2, "not the first rows only, and none twice"
-    again = calibration_rows(checkpoint, path, most=1500, least=1)
+    again = calibration_rows(checkpoint, path, most=1536, least=1)
     assert np.array_equal(again.rows[0], rows)
     every = calibration_rows(checkpoint, path, most=10**6, least=1)
     assert every.tokens == len(ids) and [part.shape for part in every.rows] == [(9, 512), (1, 5)]
@@ -86,3 +90,22 @@ def test_a_tokenizer_of_another_model(tmp_path: Path, make_checkpoint: Any) -> N
     shutil.copy(resolve(DEMO) / "tokenizer.json", directory)
     with pytest.raises(LucidError, match=r"gives token id \d+, outside the vocabulary \(0 to 96\): it is another"):
         calibration_rows(Checkpoint(directory), tmp_path / "text", 1000, 1)
+
+
+def test_fewer_tokens_than_are_needed_are_refused(tmp_path: Path, make_checkpoint: Any) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text(str([5] * 2000))
+    with pytest.raises(LucidError, match="--calibration-tokens 10 is too few: this model needs at least 64"):
+        calibration_rows(Checkpoint(make_checkpoint()), path, most=10, least=64)
+
+
+def test_a_pipe_is_refused(tmp_path: Path, make_checkpoint: Any) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(LucidError, match="is no file but a pipe"):
+        calibration_rows(Checkpoint(make_checkpoint()), tmp_path / "pipe", most=10, least=1)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, make_checkpoint: Any) -> None:
+    path = tmp_path / "ids.jsonl"
+    path.write_text("[5, 6, 7]", encoding="utf-8-sig")
+    assert [row.tolist() for row in read_lines(Checkpoint(make_checkpoint()), path)] == [[5, 6, 7]]
