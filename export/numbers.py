@@ -13,7 +13,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions, check_options
 from lucid_deploy.export.stored import plan_stored, resolve_stored
-from lucid_deploy.files import resumable_directory
+from lucid_deploy.files import remove_resumable, resumable_directory
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
@@ -102,6 +102,7 @@ def learned_numbers(
     """
     if options is None or quantization is None or rows is None:
         yield quantization, None
+        remove_resumable(output)  # of an export to this place that learned and was interrupted
         return
     from lucid_deploy.export.rounding.learn import learn_weights
     from lucid_deploy.export.rounding.unfinished import UnfinishedLearning, learning_key

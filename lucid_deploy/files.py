@@ -122,6 +122,11 @@ def resumable_directory(target: Path, key: str) -> Iterator[Path | None]:
             raise
         finally:
             os.close(handle)
+    remove_resumable(target)
+
+
+def remove_resumable(target: Path) -> None:
+    """Remove what :func:`resumable_directory` has kept for the target, but for what another process uses."""
     for path in resumable(target):
         with _lock_of_another(path) as free:
             if free:

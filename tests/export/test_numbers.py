@@ -16,6 +16,7 @@ from lucid_deploy.export.numbers import (
     settle_options,
 )
 from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.files import resumable
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.model.packed.packing import write_packed
 
@@ -36,8 +37,11 @@ def test_of_a_checkpoint_in_floats(make_checkpoint: Any, tmp_path: Path) -> None
         assert record.method.settings == {"damping": 0.5, "activation_order": False}
         assert found.parts.keys() == record.tensors.keys() and not found.folded
     assert learning_method(QuantizeOptions("int4", method="awq")).name == "awq"
+    (tmp_path / ".a.01234567.lucid.resume").mkdir()
     with learned_numbers(source, nearest, plan, None, "float32", tmp_path / "a") as nothing:
         assert nothing == (plan, None)
+        assert resumable(tmp_path / "a"), "until this export has succeeded"
+    assert not resumable(tmp_path / "a")
 
 
 def test_of_a_quantized_checkpoint(tmp_path: Path) -> None:
