@@ -1,10 +1,11 @@
-"""Connections: how many, how long they may be silent, and the answers to those that are too many or not HTTP."""
+"""Connections: how many, how long they may be silent or not read, and the answers to those that are not HTTP."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
+import logging
 import time
 from typing import Any
 
@@ -12,14 +13,20 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from lucid_deploy.serving.errors import ApiError
+from lucid_deploy.serving.outgoing import Outgoing
 
+log = logging.getLogger("lucid_deploy.serving")
 RESERVE = 16  # connections beyond the bound, which get nothing but /healthz
 EVICT_SECONDS = 0.1  # that a connection may be silent before it makes room for another
+FLUSH_SECONDS = 5.0  # without a byte taken, after the end of a connection whose last answer waits to be sent
+PIPELINED_BYTES = 65536  # of further requests behind the one that is being answered
 PROBE_SECONDS = (0.1, 1.0)  # between the first two signs of life to a client that may be gone, and after them
 
 
 class ConnectionTable:
-    """The open connections of a server, those without a request in the order in which they fell silent.
+    """The open connections of a server, those that are silent in the order in which they fell so.
+
+    A silent one has neither a request nor something to be sent. Open are those that have a descriptor.
 
     Args:
         most: Connections that may be open.
@@ -38,14 +45,14 @@ class ConnectionTable:
         return len(self._open)
 
     def note(self, connection: Connection, silent: bool) -> None:
-        """Note that a connection is open, and whether it has a request."""
+        """Note that a connection is open, and whether it is silent."""
         self._open.add(connection)
         self._silent.pop(connection, None)
         if silent:
             self._silent[connection] = time.monotonic()
 
     def forget(self, connection: Connection) -> None:
-        """Note that a connection is closed."""
+        """Note that a connection is lost: its descriptor is closed."""
         self._open.discard(connection)
         self._silent.pop(connection, None)
         self._changed.set()
@@ -72,8 +79,8 @@ class ConnectionTable:
         longest = self._evictable()
         if longest is None:
             return False
-        self.forget(longest)
-        longest.close()
+        del self._silent[longest]
+        longest.close()  # lost in the event loop's next round, as it has nothing to send
         return True
 
     def all_have_requests(self) -> bool:
@@ -93,7 +100,7 @@ class ConnectionTable:
 
 
 class Connection(H11Protocol):
-    """uvicorn's protocol, with a bound on silence, errors in one shape, and answers for clients that have half closed.
+    """uvicorn's protocol, with bounds on silence and unread answers, errors in one shape, answers to the half closed.
 
     Attributes:
         answered: Whether a request was answered.
@@ -101,15 +108,21 @@ class Connection(H11Protocol):
     Args:
         table: The connections that this one counts among.
         reserved: Whether it is one of the reserve.
-        idle_seconds: Seconds for a request's head to arrive, from the start or from the answer before.
+        idle_seconds: Seconds for a request's head to arrive, from the start or from the answer before; and
+            for a client to take some of an answer.
+        answer_seconds: For a client to take all that waits for it.
         rest: As uvicorn's.
     """
 
-    def __init__(self, table: ConnectionTable, reserved: bool, idle_seconds: float, **rest: Any) -> None:
+    def __init__(
+        self, table: ConnectionTable, reserved: bool, idle_seconds: float, answer_seconds: float, **rest: Any
+    ) -> None:
         super().__init__(app_state={"reserved": reserved}, **rest)
         self.answered = False
         self._table = table
         self._idle_seconds = idle_seconds
+        self._answer_seconds = answer_seconds
+        self._outgoing: Outgoing | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
 
@@ -120,7 +133,8 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin; called by the event loop."""
-        super().connection_made(transport)
+        self._outgoing = Outgoing(transport, self._on_waiting)
+        super().connection_made(self._outgoing)  # type: ignore[arg-type]
         self._fall_silent()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -130,6 +144,8 @@ class Connection(H11Protocol):
         for timer in (self._idle_timer, self._probe_timer):
             if timer is not None:
                 timer.cancel()
+        if self._outgoing is not None:
+            self._outgoing.stop_watching()
 
     def data_received(self, data: bytes) -> None:
         """Take in bytes; called by the event loop."""
@@ -138,6 +154,7 @@ class Connection(H11Protocol):
             self._table.note(self, silent=False)
             self._idle_timer.cancel()
             self._idle_timer = None
+        self._bound_pipelining()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Take note that the client sends nothing more: it may have disconnected, or wait for its answer.
@@ -156,17 +173,52 @@ class Connection(H11Protocol):
         """Wait for the next request; called when an answer is complete."""
         self.answered = True
         super().on_response_complete()
-        if not self.has_request and not self.transport.is_closing():  # else it had been sent already
-            self._fall_silent()
+        self._bound_pipelining()
+        self._fall_silent_if_idle()  # not if the next request had been sent already
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
         self._refuse(ApiError(400, "The request is not valid HTTP.", "invalid_request"))
 
     def close(self) -> None:
-        """Close the connection, which has no request."""
-        if not self.transport.is_closing():
-            self.timeout_keep_alive_handler()
+        """Close the connection, which is silent."""
+        self.timeout_keep_alive_handler()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close after silence; called by uvicorn, too, which does not know whether an answer waits to be sent."""
+        if not self._waiting:
+            super().timeout_keep_alive_handler()
+
+    @property
+    def _waiting(self) -> bool:
+        return self._outgoing is not None and self._outgoing.waiting
+
+    def _on_waiting(self) -> None:
+        """Cut off a client that does not read; called while something waits to be sent, and once it has been."""
+        outgoing = self._outgoing
+        if outgoing is None or not outgoing.waiting:
+            self._fall_silent_if_idle()
+            return
+        closing = self.transport.is_closing()
+        patience = min(self._idle_seconds, FLUSH_SECONDS) if closing else self._idle_seconds
+        if outgoing.stalled_seconds >= patience:
+            log.warning("A client took nothing of its answer for %g s; its connection was cut.", patience)
+        elif outgoing.behind_seconds >= self._answer_seconds:
+            log.warning("A client did not take its answers within %g s; its connection was cut.", self._answer_seconds)
+        else:
+            return
+        outgoing.stop_watching()
+        self.transport.abort()
+
+    def _bound_pipelining(self) -> None:
+        """Read no more while many requests wait for their turn."""
+        if self._outgoing is not None:
+            behind = self.has_request and not self.cycle.more_body
+            self._outgoing.hold_reading(behind and len(self.conn.trailing_data[0]) > PIPELINED_BYTES)
+
+    def _fall_silent_if_idle(self) -> None:
+        if not (self.has_request or self._waiting or self.transport.is_closing()):
+            self._fall_silent()
 
     def _fall_silent(self) -> None:
         self._table.note(self, silent=True)
@@ -175,7 +227,7 @@ class Connection(H11Protocol):
         self._idle_timer = self.loop.call_later(self._idle_seconds, self._on_silence)
 
     def _on_silence(self) -> None:
-        if self.has_request or self.transport.is_closing():
+        if self.has_request or self._waiting or self.transport.is_closing():
             return
         if self.conn.trailing_data[0]:  # the beginning of a head
             self._refuse(ApiError(408, "The request's head did not arrive in time.", "timeout"))

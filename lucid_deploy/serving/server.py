@@ -186,7 +186,7 @@ class DrainingServer(uvicorn.Server):
 
     def _connection(self, reserved: bool) -> Connection:
         shared = {"config": self.config, "server_state": self.server_state}
-        return Connection(self._table, reserved, self._idle, **shared)
+        return Connection(self._table, reserved, self._idle, self._service.settings.limits.seconds, **shared)
 
     def _on_signal(self) -> None:
         if self._drain is not None:

@@ -158,6 +158,73 @@ def test_more_connections_than_the_system_allows_are_refused(artifacts: dict[str
     assert result.stderr.count("\n") == 2  # with "Loading"
 
 
+OPENAPI = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def deaf(server: Server, data: bytes = b"") -> socket.socket:
+    """Return a connection that takes little, to which the server can send only slowly."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+    connection.settimeout(PATIENCE)
+    connection.connect(("127.0.0.1", server.port))
+    connection.sendall(data)
+    return connection
+
+
+def wait_for_descriptors(server: Server, least: int, most: int) -> None:
+    """Wait until so many are open."""
+    end = time.monotonic() + PATIENCE
+    while not least <= descriptors(server) <= most:
+        assert time.monotonic() < end, "connections are not closed"
+        time.sleep(0.05)
+
+
+def test_unread_answers_count_among_the_connections(small: Server) -> None:
+    """More than there is room for ask and never read: no more descriptors than said, and none in the end."""
+    before = descriptors(small)
+    with ExitStack() as stack:
+        for _ in range(3 * MOST):
+            stack.enter_context(deaf(small, 4 * OPENAPI))
+            time.sleep(0.12)  # a silent connection makes room after a tenth of a second
+            assert descriptors(small) <= before + MOST + RESERVE + 5
+        assert httpx.get(f"{small.url}/healthz", timeout=PATIENCE).status_code == 200
+        wait_for_descriptors(small, 0, before + 2)
+        assert ask(small).json()["choices"][0]["text"] == "blue cup"
+        assert any("took nothing of its answer for 1 s" in line for line in small.errors)
+
+
+def test_clients_that_do_not_read_lose_their_places(small: Server) -> None:
+    """Every place is held by a client with hundreds of requests and a full buffer."""
+    before = descriptors(small)
+    with ExitStack() as stack:
+        for _ in range(MOST):
+            stack.enter_context(deaf(small, 400 * OPENAPI))
+        wait_for_descriptors(small, before + MOST - 2, before + MOST + RESERVE)
+        wait_for_descriptors(small, 0, before + 2)
+        assert ask(small).status_code == 200
+
+
+def test_a_slow_reader_is_not_cut(small: Server) -> None:
+    """It takes a little at a time, for longer altogether than a connection may stand still."""
+    with deaf(small, 7 * OPENAPI + OPENAPI.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")) as connection:
+        out = b""
+        for _ in range(20):
+            time.sleep(0.15)
+            out += connection.recv(4096)
+        while part := connection.recv(65536):
+            out += part
+    assert out.count(b"HTTP/1.1 200 OK") == 8
+    assert out.endswith(b"}")
+
+
+def test_many_pipelined_requests_are_all_answered(small: Server) -> None:
+    """More than the server takes in at once."""
+    get = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 4000 + b"\r\n\r\n"
+    answer = talk(small, 100 * get)
+    assert answer.count(b"HTTP/1.1 200 OK") == 100
+
+
 class SilentConnection:
     """Stands for a connection in the table."""
 
@@ -181,6 +248,8 @@ def test_the_oldest_silent_connection_makes_room_first(monkeypatch: pytest.Monke
     table.note(connections[0], silent=False)
     assert table.admit()
     assert [connection.closed for connection in connections] == [False, True, False]
+    assert len(table) == 3
+    table.forget(connections[1])  # only now, as its descriptor was open until then
     table.note(connections[2], silent=False)
     table.note(SilentConnection(), silent=False)  # type: ignore[arg-type]
     assert not table.admit()  # all have requests: this one is of the reserve

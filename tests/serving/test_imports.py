@@ -47,6 +47,7 @@ ORDER = [
     "pages",
     "guard",
     "app",
+    "outgoing",
     "connections",
     "acceptor",
     "logs",
