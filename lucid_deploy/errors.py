@@ -17,6 +17,11 @@ class CheckFailed(LucidError):
     exit_code = 1
 
 
+def in_one_line(error: Exception) -> str:
+    """Return a library's message for a line of ours: it may quote a file's bytes, line breaks of Unicode among them."""
+    return " ".join(str(error).split())
+
+
 def missing_extra(package: str, extra: str, purpose: str) -> LucidError:
     """Return the error for an optional package that is not installed.
 

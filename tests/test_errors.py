@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from lucid_deploy.errors import CheckFailed, LucidError, missing_extra, missing_package, spelled_out
+from lucid_deploy.errors import CheckFailed, LucidError, in_one_line, missing_extra, missing_package, spelled_out
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -81,3 +81,8 @@ def test_every_hint_is_spelled_out_before_it_is_shown() -> None:
         source = path.read_text(encoding="utf-8")
         if "lucid-deploy[" in source and path.name not in ("capabilities.py", "gpu.py"):  # read by others, tested there
             assert "spelled_out" in source, path
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_what_a_library_says_is_one_line(end: str) -> None:
+    assert in_one_line(ValueError(f"unknown{end}type")) == "unknown type"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lucid_deploy.errors import CheckFailed
+from lucid_deploy.errors import CheckFailed, in_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def read_scales(directory: Path) -> Scales:
     try:
         found: Scales = load_file(path) if path.is_file() else {}
     except (SafetensorError, OSError) as error:
-        raise CheckFailed(f"{path} is damaged: {error}. Export it again.") from error
+        raise CheckFailed(f"{path} is damaged: {in_one_line(error)}. Export it again.") from error
     return found
 
 

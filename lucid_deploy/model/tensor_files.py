@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.variants import listed
 
 
@@ -76,4 +76,5 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
-        raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {error}") from error
+        said = in_one_line(error)
+        raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {said}") from error

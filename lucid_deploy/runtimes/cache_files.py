@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.cache.storage import decode_layer, encode_layer
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import CheckFailed, LucidError, in_one_line
 from lucid_deploy.files import write_whole
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
@@ -116,7 +116,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
                 raise LucidError(f"{path} is not a cache file of lucid-deploy.")
             return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
     except SafetensorError as error:
-        raise CheckFailed(f"{path} is cut, damaged, or no cache file: {error}") from error
+        raise CheckFailed(f"{path} is cut, damaged, or no cache file: {in_one_line(error)}") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decoded_layout
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
 from lucid_deploy.model.scenarios import MIN_PROMPT, PADDING, Scenario
@@ -137,7 +137,7 @@ def read_golden(path: str | Path, config: LucidConfig, layers: tuple[LayerDescri
                 read[name] = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
                 types[name] = header.get_dtype()
     except (SafetensorError, OSError) as error:
-        raise LucidError(f"{path} is no whole safetensors file ({error}). {AGAIN}") from error
+        raise LucidError(f"{path} is no whole safetensors file ({in_one_line(error)}). {AGAIN}") from error
     form.check_values(read)
     stored = {form.tensor(name): STORED[types[name]] for name in read if name != IDS}
     return Golden(
