@@ -44,16 +44,23 @@ VARIANTS: dict[str, ExportOptions] = {
         cache="static", quantize=QuantizeOptions("int4", block_size=32, activations="float")
     ),
 }
+# Methods whose products have another form than round-to-nearest's; those of gptq and awq have the same.
+FORMS: dict[str, ExportOptions] = {
+    **{name: VARIANTS[name] for name in ("float32", "int4-32")},
+    "int4-32-k_quant": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="k_quant")),
+    "int4-32-hqq": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="hqq")),
+    "int4-64-hqq": ExportOptions(cache="static", quantize=QuantizeOptions("int4", method="hqq", block_size=64)),
+}
 
 
-def make_artifacts(root: Path) -> dict[str, Artifact]:
+def make_artifacts(root: Path, variants: dict[str, ExportOptions]) -> dict[str, Artifact]:
     """Export every variant that is not there yet."""
     checkpoint = root / "checkpoint"
     if not checkpoint.is_dir():
         write_random_checkpoint(checkpoint, "medium")
     return {
         name: open_artifact(root / name) if (root / name).is_dir() else export(checkpoint, root / name, options)
-        for name, options in VARIANTS.items()
+        for name, options in variants.items()
     }
 
 
@@ -128,19 +135,22 @@ def embedding_bytes(artifact: Artifact) -> int:
 @click.option("--repeats", default=7, show_default=True, help="Rounds that count.")
 @click.option("--work", type=click.Path(path_type=Path), help="Keep artifacts here, and use those that are there.")
 @click.option("--prepare", is_flag=True, help="Only export, into --work.")
-def main(repeats: int, work: Path | None, prepare: bool) -> None:
-    """Measure the medium model in several types."""
+@click.option("--methods", is_flag=True, help="Measure the methods whose products have a form of their own instead.")
+def main(repeats: int, work: Path | None, prepare: bool, methods: bool) -> None:
+    """Measure the medium model in several types, or in 4 bits by several methods."""
     with tempfile.TemporaryDirectory() as scratch:
         root = work or Path(scratch)
         root.mkdir(parents=True, exist_ok=True)
-        artifacts = make_artifacts(root)
+        artifacts = make_artifacts(root, FORMS if methods else VARIANTS)
         if prepare:
             return
         sizes = {name: item.manifest.files[WEIGHTS]["size"] for name, item in artifacts.items()}
         tables = {kernels: race(artifacts, sizes, kernels, repeats) for kernels in ("library", "functions")}
-    result = {"model": "medium, static cache, 512 tokens", "variants": tables, "product_errors": product_errors()}
+    result: dict[str, Any] = {"model": "medium, static cache, 512 tokens", "variants": tables}
+    if not methods:
+        result["product_errors"] = product_errors()
     print(json.dumps(result, indent=2))
-    write_result("quantized", result)
+    write_result("quantized_forms" if methods else "quantized", result)
 
 
 if __name__ == "__main__":
