@@ -102,8 +102,7 @@ class CompressedFloatLayout:
         return read_float(parts, "weight_scale", self._input_scale, self._block(rows, width))
 
     def _block(self, rows: int, width: int) -> tuple[int, int]:
-        high, wide = self.block
-        return {"tensor": (rows, width), "channel": (1, width)}.get(self.strategy, (min(high, rows), min(wide, width)))
+        return {"tensor": (rows, width), "channel": (1, width)}.get(self.strategy, self.block)
 
 
 def _read_inputs(settings: dict[str, Any] | None) -> InputRounding | None:

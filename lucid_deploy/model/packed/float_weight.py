@@ -83,6 +83,8 @@ def read_float(
             raise ValueError(f"its {name} is {_type(part)}, and float32, float16 and bfloat16 are read")
     if weight.float().isnan().any():
         raise ValueError("it has numbers that are not finite: the checkpoint is damaged")
+    (rows, width), (high, wide) = weight.shape, block
+    block = min(high, rows), min(wide, width)  # a block may be said to be larger than the weight
     blocks = tuple(count_blocks(size, each) for size, each in zip(weight.shape, block, strict=True))
     inputs = None
     if input_scale is not None:

@@ -108,8 +108,4 @@ class Fp8Layout:
     def read(self, parts: dict[str, torch.Tensor]) -> FloatWeight:
         """See the protocol."""
         rows, width = parts["weight"].shape
-        return read_float(parts, self.scale, self.input_scale, self._block(rows, width))
-
-    def _block(self, rows: int, width: int) -> tuple[int, int]:
-        high, wide = self.block or (rows, width)
-        return min(high, rows), min(wide, width)
+        return read_float(parts, self.scale, self.input_scale, self.block or (rows, width))
