@@ -5,7 +5,8 @@ plain and with drafts that are looked up. Random weights copy nothing, so the an
 everything runs that runs where the model says them itself. They are
 
     recall   entries of a list, asked for one after the other, for all of the list
-    needles  the answers to questions about facts in a long text, each alone
+    needles  the answers to questions about facts in a long text, each alone: two words of the bundled model
+    numbers  the same in English, where an answer has five digits, each a token, as they are for most tokenizers
     text     tokens of which none comes twice: what drafts cost where they are of no use
 
 Plain decoding and speculation take turns in one process; ratios are those of a round.
@@ -13,6 +14,7 @@ Plain decoding and speculation take turns in one process; ratios are those of a 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +38,23 @@ Texts = list[tuple[list[int], list[int]]]  # prompts and answers, as token ids
 COUNTS = (2, 4, 8, 16)
 
 
+class OneTokenEach:
+    """A tokenizer for which every word, digit and sign is a token; it counts them as they come."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+        parts = re.findall(r"[A-Za-z]+|\d|[^\w\s]", text)
+        return [self._ids.setdefault(part, len(self._ids) + 500) for part in parts]
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of token ids, with spaces in between."""
+        parts = {number: part for part, number in self._ids.items()}
+        return " ".join(parts[each] for each in ids)
+
+
 def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
     """Return prompts and answers by task.
 
@@ -46,6 +65,8 @@ def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
     """
     tokenizer, rng = TextTokenizer(resolve(DEMO)), np.random.default_rng(seed)
     asked = needles_task(tokenizer, None, needles=4, lengths=[length], limit=4, seed=seed, wording="recall").questions
+    digits = OneTokenEach()
+    numbered = needles_task(digits, None, needles=4, lengths=[length], limit=4, seed=seed, wording="english").questions
     example = max(recall.held_out(40, seed), key=lambda each: each.pairs)
     entries = [entry.strip() for entry in example.prompt.rpartition(".")[0].split(",")]
     listed = ", ".join(entries[i] for i in rng.permutation(len(entries)))
@@ -54,6 +75,7 @@ def texts(length: int, answers: int, seed: int = 0) -> dict[str, Texts]:
     return {
         "recall": [(tokenizer.encode(prompt), tokenizer.encode(listed)[1:])],
         "needles": [(tokenizer.encode(each.prompt), tokenizer.encode(f"{each.answer}.")[1:]) for each in asked],
+        "numbers": [(digits.encode(each.prompt), digits.encode(f"{each.answer}.")) for each in numbered],
         "text": [(other[:length].tolist(), other[length:].tolist())],
     }
 

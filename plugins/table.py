@@ -229,8 +229,24 @@ SCATTER_ROW = Operator(
     types=(*FLOATS, "int8"),
     torch_name="lucid::scatter_row",
 )
+_X = Tensor("X", "[…, rows, depth]", "any rows")
+# In no artifact either, and no matter of LUCID's: sessions with the library of CPU kernels put them in MatMul's place.
+WEIGHT_MATMUL = Operator(
+    name="WeightMatMul",
+    text="X · W for a few rows of X, with W read once and as it lies in memory.",
+    inputs=(_X, Tensor("W", "[depth, columns]", "a weight")),
+    outputs=(Tensor("O", "[…, rows, columns]", "the product"),),
+    types=("float32", "float16"),
+)
+WEIGHT_MATMUL_FLOAT16 = Operator(
+    name="WeightMatMulFloat16",
+    text="WeightMatMul by a weight that is stored in float16.",
+    inputs=(_X, Tensor("W", "[depth, columns]", "a weight", "float16")),
+    outputs=WEIGHT_MATMUL.outputs,
+    types=("float32",),
+)
 
-OPERATORS = (
+OPERATORS = (  # those of the contract
     PRECONDITION,
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,
@@ -240,6 +256,7 @@ OPERATORS = (
     DELTA_RULE,
     SCATTER_ROW,
 )
+LIBRARY_ONLY = (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16)
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # what the plugin library has
 IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     PRECONDITION,
@@ -248,4 +265,5 @@ IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     DECODE_ATTENTION_FLOAT16,
     DECODE_ATTENTION_INT8,
     DELTA_RULE,
+    *LIBRARY_ONLY,
 )

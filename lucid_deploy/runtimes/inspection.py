@@ -128,9 +128,10 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
     Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
-    graph keeps a packed copy, and so do quantized weights of any model. A growing cache exists twice while a token is
-    computed, the past of all layers and their present. A static one exists once, and one layer twice while rows move
-    into larger buffers. One in another type than the model's is brought to float32 one layer at a time.
+    graph keeps a packed copy, and so do quantized weights of any model; with the library of kernels decoding keeps none
+    of floats, which is not counted off. A growing cache exists twice while a token is computed, the past of all layers
+    and their present. A static one exists once, and one layer twice while rows move into larger buffers. One in another
+    type than the model's is brought to float32 one layer at a time.
 
     Args:
         artifact: The opened artifact.

@@ -81,4 +81,24 @@ struct DecodeAttentionInt8 {
     };
 };
 
+struct WeightMatMul {
+    static constexpr char const* kName = "WeightMatMul";
+    struct In {
+        enum : int { X, W, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
+struct WeightMatMulFloat16 {
+    static constexpr char const* kName = "WeightMatMulFloat16";
+    struct In {
+        enum : int { X, W, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 } // namespace lucid::table

@@ -14,6 +14,17 @@ LUCID_INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>
 LUCID_INLINE Vector broadcast(float value) { return value - Vector{}; }
 LUCID_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
+// a · b + c, rounded once where the processor can: left to the compiler, one loop is fused and another is not.
+LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
+#if LUCID_LANES == 16
+    return _mm512_fmadd_ps(a, b, c);
+#elif LUCID_LANES == 8
+    return _mm256_fmadd_ps(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 LUCID_INLINE Vector root(Vector value) {
 #if LUCID_LANES == 16
     return _mm512_sqrt_ps(value);

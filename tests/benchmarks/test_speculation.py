@@ -18,6 +18,10 @@ def test_answers_are_those_of_the_prompts() -> None:
     assert len(found["needles"]) == 4
     for prompt, answer in found["needles"]:
         assert tokenizer.decode(answer).rstrip(" .") in tokenizer.decode(prompt) and len(prompt) > 200
+    assert len(found["numbers"]) == 4
+    for prompt, answer in found["numbers"]:
+        places = [i for i in range(len(prompt)) if prompt[i : i + len(answer)] == answer]
+        assert len(answer) == 6 and len(places) == 1 and len(prompt) > 200  # five digits and the full stop
     [(prompt, answer)] = found["text"]
     assert len({*prompt, *answer}) == len(prompt) + len(answer) == 320
 

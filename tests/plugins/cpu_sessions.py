@@ -39,14 +39,23 @@ def runnable(library: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=None, typed=True)  # 1 is not 1.0 to a graph
 def session(
-    operator: Operator, library: Path, threads: int = 2, dtype: str = "float32", diagonal: float | None = None
+    operator: Operator,
+    library: Path,
+    threads: int = 2,
+    dtype: str = "float32",
+    diagonal: float | None = None,
+    rank: int | None = None,
 ) -> ort.InferenceSession:
-    """Return a session of one node for tensors in ``dtype``; the node has the attribute ``diagonal`` if given."""
+    """Return a session of one node for tensors in ``dtype``.
+
+    The node has the attribute ``diagonal`` if given. Tensors with any number of axes before the last have ``rank``.
+    """
     make = onnx.helper
 
     def info(item: Parameter) -> onnx.ValueInfoProto:
         kind = make.np_dtype_to_tensor_dtype(np.dtype(dtype if item.type == "T" else item.type))
-        axes = [f"{item.name}_{axis}" for axis in range(item.shape.count(",") + 1)]
+        count = rank if rank is not None and "…" in item.shape else item.shape.count(",") + 1
+        axes = [f"{item.name}_{axis}" for axis in range(count)]
         return make.make_tensor_value_info(item.name, kind, axes)
 
     values = {EPSILON: 1e-5, SCALE: 0.25}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 
+_MULTIPLIES = ("avx512", "avx2")  # instructions with which the library's products are faster than onnxruntime's
+
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:
     """Return the library to register with a session, None where the graph's functions are to run.
@@ -40,6 +42,16 @@ def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = Fa
         return None
     check_ort_library(library)
     return library
+
+
+def multiplies(library: Path | None) -> bool:
+    """Return whether a library computes products by weights itself: with AVX-512 and AVX2.
+
+    On other processors onnxruntime's own were not compared with it, and stay.
+    """
+    from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+
+    return library is not None and kernels_name(library) in _MULTIPLIES
 
 
 def describe_kernels() -> dict[str, str | None]:

@@ -12,7 +12,7 @@ from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_laye
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
 from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
@@ -112,11 +112,14 @@ class OrtLayers(Layers):
         import onnxruntime
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
+        from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
         path, model = self._artifact.graph_path(stage), onnx.ModelProto()
         model.CopyFrom(self._artifact.graph(stage))
         cut_layers(model, self.config.num_hidden_layers, cut)
         retype_fp4(model, self._artifact.path(WEIGHTS))
+        if stage == "decode" and multiplies(self._library):  # as in the session
+            use_weight_matmul(model)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))

@@ -18,7 +18,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention
 from lucid_deploy.runtimes.onnxruntime.providers import (
     check_available,
@@ -89,8 +89,8 @@ class OrtSession(Session[Any]):
         self.limits: Limits | None = None
         self._all_logits = artifact.manifest.logits == "all"
         self._ort = ort
-        # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes products of few rows (short
-        # prompts, batches of decode) up to three times as fast, those of one row no faster; a large model does without.
+        # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
+        # few rows (short prompts) up to three times as fast, those of one row no faster; a large model does without.
         # MatMulNBits without packed weights dequantizes them for every product, which is 100 times slower.
         self._quantization = artifact.manifest.quantization
         small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
@@ -166,15 +166,18 @@ class OrtSession(Session[Any]):
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
         reads = reads and self._has_kernels_for_cache
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
-        if not recurs and not reads and not widens:
+        has_few_rows = stage == "decode" and multiplies(self._library)
+        if not recurs and not reads and not widens and not has_few_rows:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
+        from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
         changed = recurs and use_linear_attention(model)
+        changed |= has_few_rows and use_weight_matmul(model)
         if widens:
             retype_fp4(model)
             changed = True
@@ -219,7 +222,10 @@ class OrtSession(Session[Any]):
 
     @functools.cached_property
     def several(self) -> ort.InferenceSession:
-        """What runs :meth:`decode_several`: loaded when it is asked for, with one more packed copy of the weights."""
+        """What runs :meth:`decode_several`, loaded when it is asked for.
+
+        It has one more packed copy of quantized weights and, where the library does not multiply, of small models'.
+        """
         assert self.several_obstacle is None
         model = self._several_model
         retype_fp4(model)
@@ -229,6 +235,10 @@ class OrtSession(Session[Any]):
             from lucid_deploy.runtimes.several_tokens import attach_body
 
             attach_body(model)
+        if multiplies(self._library):
+            from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+
+            use_weight_matmul(model)
         return self._load(self._artifact, "prefill", model.SerializeToString())
 
     def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:

@@ -33,6 +33,15 @@ public:
 
     template <class T>
     Input<T> input(size_t index, size_t rank) const {
+        Input<T> input = input_of_any_rank<T>(index);
+        if (input.shape.size() != rank)
+            refuse("input " + std::to_string(index) + " has " + std::to_string(input.shape.size()) + " axes, not " +
+                   std::to_string(rank));
+        return input;
+    }
+
+    template <class T>
+    Input<T> input_of_any_rank(size_t index) const {
         const OrtValue* value = nullptr;
         check(api_.KernelContext_GetInput(context_, index, &value));
         if (value == nullptr) refuse("input " + std::to_string(index) + " is missing");
@@ -47,9 +56,6 @@ public:
         }
         api_.ReleaseTensorTypeAndShapeInfo(info);
         check(status);
-        if (count != rank)
-            refuse("input " + std::to_string(index) + " has " + std::to_string(count) + " axes, not " +
-                   std::to_string(rank));
         void* data = nullptr;
         check(api_.GetTensorMutableData(const_cast<OrtValue*>(value), &data));
         input.data = static_cast<const T*>(data);

@@ -5,6 +5,7 @@
 #include "decode_attention/cpu.h"
 #include "delta_rule/cpu.h"
 #include "precondition/cpu.h"
+#include "weight_matmul/cpu.h"
 
 namespace lucid {
 
@@ -16,6 +17,8 @@ struct KernelsOf {
     void (*decode_half)(const DecodeArguments<T, Half>&, const Pool&);
     void (*decode_int8)(const DecodeArguments<T, int8_t>&, const Pool&);
     void (*delta_rule)(const DeltaRuleArguments<T>&, const Pool&);
+    void (*weight_matmul)(const WeightMatMulArguments<T, T>&, const Pool&);
+    void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
 };
 
 struct Kernels {

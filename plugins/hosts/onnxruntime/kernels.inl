@@ -16,14 +16,16 @@ namespace {
 #include "decode_attention/cpu.inl"
 
 #include "delta_rule/cpu.inl"
+
+#include "weight_matmul/cpu.inl"
 } // namespace
 
 const Kernels LUCID_TABLE = {
     LUCID_NAME,
     [] { return static_cast<bool>(LUCID_SUPPORTED); },
     {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>,
-     delta_rule<float>},
+     delta_rule<float>, weight_matmul<float, float>, weight_matmul<float, Half>},
     {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>,
-     delta_rule<Half>},
+     delta_rule<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>},
 };
 } // namespace lucid

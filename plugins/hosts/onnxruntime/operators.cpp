@@ -5,6 +5,7 @@
 #include "decode_attention/onnxruntime.h"
 #include "delta_rule/onnxruntime.h"
 #include "precondition/onnxruntime.h"
+#include "weight_matmul/onnxruntime.h"
 
 #include <atomic>
 #include <string>
@@ -54,9 +55,13 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
     static const CustomOperator<DeltaRule<float>> delta_rule;
     static const CustomOperator<DeltaRule<Half>> delta_rule_half;
+    static const CustomOperator<WeightMatMul<float>> product;
+    static const CustomOperator<WeightMatMul<Half>> product_half;
+    static const CustomOperator<WeightMatMul<float, Half>> product_by_half;
     static const std::vector<const OrtCustomOp*> all{
-        &precondition, &precondition_half, &attention,        &attention_half,        &decode,     &decode_half,
-        &decode_from_half, &decode_from_int8, &decode_half_from_int8, &delta_rule, &delta_rule_half};
+        &precondition,     &precondition_half, &attention,             &attention_half, &decode,
+        &decode_half,      &decode_from_half,  &decode_from_int8,      &decode_half_from_int8,
+        &delta_rule,       &delta_rule_half,   &product,               &product_half,   &product_by_half};
     return all;
 }
 

@@ -1,0 +1,73 @@
+"""Let the library's product compute MatMul by a weight, by a change to a graph that is made in memory.
+
+onnxruntime's product is made for many rows, wants a packed copy of the weight, and brings float16 weights to float32
+when the graph is loaded. Decoding, batches of it and verifying drafts have few rows. The library's product reads the
+weight once, as it lies in the file. The file stays as it is.
+
+=============================================  ============================================
+in the file                                    in memory
+=============================================  ============================================
+``MatMul(X, weight)``                          ``WeightMatMul(X, weight)``
+``MatMul(X, Cast(float16 weight))``, float32   ``WeightMatMulFloat16(X, float16 weight)``
+=============================================  ============================================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx
+from onnx import TensorProto, helper
+
+from lucid_deploy.plugins.table import DOMAIN, VERSION, WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
+
+_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def use_weight_matmul(model: onnx.ModelProto) -> bool:
+    """Put the library's product in the place of products by a weight, a matrix among the initializers.
+
+    Requires: weights need not be loaded.
+    Result: such products in float32 and float16 are changed; casts of weights that nothing else reads are gone.
+
+    Args:
+        model: Changed in place.
+
+    Returns:
+        Whether it was changed.
+    """
+    graph = model.graph
+    weights = {each.name: each.data_type for each in graph.initializer if len(each.dims) == 2}
+    casts = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if _widens(node) and weights.get(node.input[0]) == TensorProto.FLOAT16
+    }
+    changed = False
+    for node in graph.node:
+        if (node.domain, node.op_type) != ("", "MatMul") or node.input[0] in weights:
+            continue
+        if weights.get(node.input[1]) in _TYPES:
+            operator = WEIGHT_MATMUL
+        elif node.input[1] in casts:
+            operator, node.input[1] = WEIGHT_MATMUL_FLOAT16, casts[node.input[1]]
+        else:
+            continue
+        node.op_type, node.domain, changed = operator.name, DOMAIN, True
+    if changed and not any(item.domain == DOMAIN for item in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    _drop_unread(graph, casts)
+    return changed
+
+
+def _widens(node: onnx.NodeProto) -> bool:
+    to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), None)
+    return (node.domain, node.op_type, to) == ("", "Cast", TensorProto.FLOAT)
+
+
+def _drop_unread(graph: onnx.GraphProto, casts: dict[str, str]) -> None:
+    """Remove the casts that nothing reads any more; onnxruntime would make their results all the same."""
+    read = Counter(name for node in graph.node for name in node.input)
+    read.update(value.name for value in graph.output)
+    for node in [node for node in graph.node if node.output[0] in casts and not read[node.output[0]]]:
+        graph.node.remove(node)

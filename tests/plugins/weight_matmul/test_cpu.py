@@ -1,0 +1,83 @@
+"""The library's product by a weight against float64, and that a row's result depends on that row alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
+from lucid_deploy.plugins.table import WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
+from tests.plugins.cpu_sessions import check, run, runnable, session
+
+KINDS = {"float32": WEIGHT_MATMUL, "float16": WEIGHT_MATMUL, "float32 by float16": WEIGHT_MATMUL_FLOAT16}
+
+
+def problem(rows: int, depth: int, columns: int, kind: str) -> tuple[Tensor, Tensor]:
+    """Return rows and a weight that have a part in common, so that sums grow as those of a model do."""
+    generator = torch.Generator().manual_seed(rows + depth + columns)
+    x = torch.randn(depth, generator=generator) + torch.randn(rows, depth, generator=generator)
+    w = torch.randn(depth, 1, generator=generator) + torch.randn(depth, columns, generator=generator)
+    left, _, right = kind.partition(" by ")
+    return x.to(getattr(torch, left)), (w / depth).to(getattr(torch, right or left))
+
+
+def product(library, kind: str, threads: int = 1) -> ort.InferenceSession:
+    return session(KINDS[kind], library, threads, kind.partition(" ")[0], rank=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 17, 33])
+@pytest.mark.parametrize(("depth", "columns"), [(1, 1), (64, 48), (65, 129), (130, 7), (200, 900), (36, 2000)])
+def test_rows_and_sizes(library, fastest, kind, rows, depth, columns):
+    x, w = problem(rows, depth, columns, kind)
+    exact, dense = x.double() @ w.double(), (x.float() @ w.float()).to(x.dtype)
+    for name in runnable(library):
+        kernels_name(library, name)
+        (got,) = run(product(library, kind), x, w)
+        assert got.dtype == x.dtype
+        check(got, dense, exact, kind.partition(" ")[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, kind):
+    x, w = problem(40, 300, 1500, kind)
+    for name in runnable(library):
+        kernels_name(library, name)
+        whole = run(product(library, kind, 3), x, w)[0]
+        for rows in (1, 2, 3, 5, 8, 9, 13, 40):
+            for threads in (1, 2):
+                got = run(product(library, kind, threads), x[-rows:], w)[0]
+                assert torch.equal(got, whole[-rows:]), f"{rows} rows, {threads} threads"
+
+
+def test_leading_axes_stay(library):
+    x, w = problem(6, 40, 50, "float32")
+    (got,) = run(session(WEIGHT_MATMUL, library, 1, "float32", rank=3), x.reshape(2, 3, 40), w)
+    assert torch.equal(got, run(product(library, "float32"), x, w)[0].reshape(2, 3, 50))
+
+
+@pytest.mark.parametrize("depth", [0, 5])
+def test_nothing_to_multiply_gives_nothing_or_zeros(library, depth):
+    (none,) = run(product(library, "float32"), torch.ones(0, depth), torch.ones(depth, 7))
+    assert none.shape == (0, 7)
+    (zeros,) = run(product(library, "float32"), torch.zeros(2, depth), torch.ones(depth, 7))
+    assert torch.equal(zeros, torch.zeros(2, 7))
+
+
+def test_infinity_and_nan_stay_in_their_columns(library, fastest):
+    """Lanes behind the last column hold what comes next in memory, which must not matter."""
+    for name in runnable(library):
+        kernels_name(library, name)
+        x, w = torch.ones(3, 66), torch.ones(66, 5)
+        w[65, 4], w[64, 0] = torch.inf, torch.nan
+        (got,) = run(product(library, "float32"), x, w)
+        assert got[:, 0].isnan().all() and got[:, 4].isinf().all()
+        assert torch.equal(got[:, 1:4], torch.full((3, 3), 66.0))
+
+
+def test_shapes_that_do_not_fit_are_refused(library):
+    with pytest.raises(Exception, match="WeightMatMul: X has not as many columns as W has rows"):
+        product(library, "float32").run(None, {"X": np.ones((2, 3), np.float32), "W": np.ones((4, 5), np.float32)})

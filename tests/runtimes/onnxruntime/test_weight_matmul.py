@@ -1,0 +1,127 @@
+"""The library's product in the place of MatMul by a weight: where it goes, and that sessions run it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.plugins.table import DOMAIN, WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
+from lucid_deploy.runtimes import RuntimeOptions
+from lucid_deploy.runtimes.onnxruntime.kernels import multiplies
+from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def copied(artifact: Artifact, stage: str) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(artifact.graph(stage))
+    return model
+
+
+def graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("o",), **weights: np.ndarray) -> onnx.ModelProto:
+    """Return a graph of ``x`` (3, 4) in float32, with weights."""
+    value = helper.make_tensor_value_info
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, [3, 4])],
+        [value(name, TensorProto.FLOAT, None) for name in outputs],
+        [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 23)])
+
+
+W = np.ones((4, 4), dtype=np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_all_products_of_a_decode_graph_by_weights_are_replaced(exported, dtype: str) -> None:
+    artifact = exported(dtype=dtype)[1]
+    model = copied(artifact, "decode")
+    before = operators(model)
+    assert use_weight_matmul(model)
+    after = operators(model)
+    # The head's weight is stored in the model's type and cast: its logits are float32.
+    assert after[WEIGHT_MATMUL_FLOAT16.name] == (1 if dtype == "float16" else 0)
+    assert after[WEIGHT_MATMUL.name] + after[WEIGHT_MATMUL_FLOAT16.name] == before["MatMul"] == 15
+    assert after["MatMul"] == 0 and after["Cast"] == before["Cast"] - after[WEIGHT_MATMUL_FLOAT16.name]
+
+
+def test_products_of_two_results_and_by_other_shapes_stay() -> None:
+    three = np.ones((2, 4, 4), dtype=np.float32)
+    model = graph(
+        helper.make_node("Transpose", ["x"], ["t"]),
+        helper.make_node("MatMul", ["x", "t"], ["a"]),
+        helper.make_node("MatMul", ["w", "t"], ["b"]),
+        helper.make_node("MatMul", ["x", "three"], ["c"]),
+        helper.make_node("MatMul", ["x", "w"], ["d"], domain="somebody"),
+        outputs=("a", "b", "c", "d"),
+        w=W,
+        three=three,
+    )
+    before = model.SerializeToString()
+    assert not use_weight_matmul(model)
+    assert model.SerializeToString() == before
+
+
+def test_the_domain_is_imported_where_a_graph_has_none_of_ours() -> None:
+    model = graph(helper.make_node("MatMul", ["x", "w"], ["o"]), w=W)
+    assert use_weight_matmul(model)
+    assert [item.domain for item in model.opset_import] == ["", DOMAIN]
+
+
+def test_a_cast_that_is_read_elsewhere_stays() -> None:
+    model = graph(
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["o"]),
+        outputs=("o", "wide"),
+        w=W.astype(np.float16),
+    )
+    assert use_weight_matmul(model)
+    assert operators(model) == {"Cast": 1, WEIGHT_MATMUL_FLOAT16.name: 1}
+
+
+def test_weights_in_float64_stay() -> None:
+    model = graph(
+        helper.make_node("Cast", ["x"], ["double"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["double", "w"], ["o"]),
+        w=W.astype(np.float64),
+    )
+    assert not use_weight_matmul(model)
+
+
+@pytest.mark.parametrize("instructions", ["avx512", "avx2", "portable"])
+def test_only_kernels_that_were_compared_multiply(monkeypatch, instructions: str) -> None:
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.onnxruntime.build.kernels_name", lambda library: instructions)
+    assert multiplies(Path("library.so")) == (instructions != "portable")
+    assert not multiplies(None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", [2, 9])
+def test_a_row_of_a_batch_decodes_as_it_does_alone(exported, built_library: Path, dtype: str, batch: int) -> None:
+    """To the bit, with rows of one length: no product depends on how many rows there are."""
+    artifact = exported(dtype=dtype)[1]
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    ids = np.random.default_rng(0).integers(2, 97, (batch, 20))
+
+    def decoded(rows: np.ndarray) -> np.ndarray:
+        """Return the logits of four steps after a prompt that is given token by token."""
+        cache = session.empty_cache(len(rows))
+        for column in range(16):
+            session.decode(rows[:, column : column + 1], cache)
+        return np.stack([session.decode(rows[:, at : at + 1], cache) for at in range(16, 20)])
+
+    together = decoded(ids)
+    for row in range(batch):
+        assert np.array_equal(decoded(ids[row : row + 1])[:, 0], together[:, row])
