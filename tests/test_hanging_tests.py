@@ -19,15 +19,18 @@ from tests import last_guard
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the outer run
 FIRST = """
-import collections, itertools, time
+import ctypes, time
 import pytest
 
 def hang_in_python():
     while True:
         time.sleep(0.01)
 
-def hang_in_c():  # endless, without a look at signals, and no other Python code runs meanwhile
-    collections.deque(itertools.repeat(0), maxlen=0)
+def hang_in_c():  # a deadlock: no look at signals, no other Python code meanwhile, and no processor time
+    library, mutex = ctypes.PyDLL(None), ctypes.create_string_buffer(256)
+    library.pthread_mutex_init(mutex, None)
+    while True:
+        library.pthread_mutex_lock(mutex)
 
 @pytest.fixture
 def slow_start():
