@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -9,7 +10,11 @@ import pytest
 from tests.architecture.imports import ORDER, PACKAGE, ROOT, Import, circles, imports, modules, package
 
 KNOWN = modules()
-IMPORTS = list(imports(KNOWN))
+
+
+@functools.cache
+def all_imports() -> list[Import]:
+    return list(imports(KNOWN))
 
 
 def upward(found: list[Import]) -> list[str]:
@@ -27,11 +32,11 @@ def test_every_package_has_a_place_in_the_order():
 
 
 def test_imports_point_down_the_order():
-    assert upward(IMPORTS) == []
+    assert upward(all_imports()) == []
 
 
 def test_no_module_imports_itself_in_a_circle():
-    edges = {(item.module, item.wanted) for item in IMPORTS if not item.for_types and item.module != item.wanted}
+    edges = {(item.module, item.wanted) for item in all_imports() if not item.for_types and item.module != item.wanted}
     assert circles(edges) == []
 
 
@@ -49,4 +54,4 @@ def test_an_import_upwards_and_a_circle_are_found():
 
 @pytest.mark.parametrize("module", ["lucid_deploy.export.trace", f"{PACKAGE}.runtimes.session"])
 def test_imports_inside_functions_are_seen(module: str):
-    assert any(item.module == module for item in IMPORTS)
+    assert any(item.module == module for item in all_imports())

@@ -7,6 +7,7 @@ underscore) is its folder's own: tests in the folder of the same path may import
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
 
+@functools.cache
 def private_names() -> set[str]:
     """Return the private names that the product defines: functions, classes, variables and attributes."""
     found = set()
@@ -34,9 +36,6 @@ def private_names() -> set[str]:
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 found.add(node.attr)
     return {name for name in found if is_private(name)}
-
-
-PRIVATE = private_names()
 
 
 def reached(tree: ast.AST, folder: str) -> Iterator[str]:
@@ -65,7 +64,7 @@ def _private_parts(node: ast.AST, home: str, own: set[str]) -> list[str]:
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
         names = [alias.name for alias in node.names if is_private(alias.name)]
         return [*names, *_foreign_modules(str(node.module), home)]
-    if isinstance(node, ast.Attribute) and node.attr in PRIVATE and not _is_own(node.value, own):
+    if isinstance(node, ast.Attribute) and node.attr in private_names() and not _is_own(node.value, own):
         return [ast.unparse(node)]
     if isinstance(node, ast.Call):
         return _named_in_texts(node, home, own)
@@ -95,7 +94,7 @@ def _named_in_texts(call: ast.Call, home: str, own: set[str]) -> list[str]:
     patched = ast.unparse(call.func).split(".")[-1] in ("setattr", "delattr", "getattr")
     if not patched or _is_own(call.args[0], own):
         return dotted
-    return [*dotted, *(text for text in texts if text in PRIVATE)]
+    return [*dotted, *(text for text in texts if text in private_names())]
 
 
 def folder_of(path: Path) -> str:

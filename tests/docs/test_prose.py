@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ast
+import functools
+import os
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 import pytest
 
 from lucid_deploy.cli import COMMANDS, main
+from tests.docs.code_strings import strings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,25 +38,27 @@ def options(command: click.Command) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
+@functools.cache
 def all_options() -> set[str]:
     found = (main.get_command(click.Context(main), name) for name in COMMANDS)
     return {"--help", "--version", *(name for command in found if command is not None for name in options(command))}
 
 
-def constants() -> str:
-    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
+@functools.cache
 def scripts() -> str:
     """What other programs of the repository take: benchmarks, examples, the example in C++, and what builds wheels."""
     folders = (".ci", "benchmarks", "examples")
     return "\n".join(path.read_text(encoding="utf-8") for name in folders for path in (ROOT / name).rglob("*.[pc]*"))
 
 
-OPTIONS, CODE, SCRIPTS = all_options(), constants(), scripts()
-TREE = {path.name for path in ROOT.rglob("*") if ".venv" not in path.parts and ".git" not in path.parts}
+@functools.cache
+def tree() -> set[str]:
+    """The names of all files and folders of the repository."""
+    found = set()
+    for _, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in (".venv", ".git")]
+        found.update(folders, files)
+    return found
 
 
 def spans(page: Path) -> list[str]:
@@ -64,23 +68,24 @@ def spans(page: Path) -> list[str]:
 
 def unknown_options(text: str) -> set[str]:
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text))
-    return {name for name in named - OPTIONS - OTHERS if f'"{name}"' not in SCRIPTS}
+    return {name for name in named - all_options() - OTHERS if f'"{name}"' not in scripts()}
 
 
 def unknown_files(text: str) -> set[str]:
-    names = {match.rpartition("/")[2] for match in FILE.findall(text)} - USERS - TREE
+    names = {match.rpartition("/")[2] for match in FILE.findall(text)} - USERS - tree()
     return {name for name in names if not known(name)}
 
 
 def known(name: str) -> bool:
     """Whether the code has a name, or the end of one that it puts behind a user's name (answers.jsonl + .run.json)."""
-    if name in CODE:
+    code = strings(*FOLDERS)
+    if name in code:
         return True
     stem, *ends = re.split(r"(?=\.)", re.sub(r"\{\w+\}|\*", "", name))
     behind = next((user for user in USERS if name.startswith(f"{user}.")), None)
     if behind is not None:
-        return name.removeprefix(behind) in CODE.split("\n")
-    return bool(ends) and not stem and "".join(ends) in CODE
+        return name.removeprefix(behind) in code.split("\n")
+    return bool(ends) and not stem and "".join(ends) in code
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

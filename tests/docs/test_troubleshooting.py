@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
 import pytest
 
+from tests.docs.code_strings import strings
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
 MESSAGES = re.findall(r"^- `([^`]+)`", PAGE, re.M)
 
-
 FOLDERS = ("lucid_deploy", "conformance", "export", "plugins")
-
-
-def constants() -> str:
-    """Return all strings of the code; those split over lines or around names are pieces here as in the syntax tree."""
-    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
-    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
-CODE = constants()
 
 
 def test_there_are_messages() -> None:
@@ -33,4 +23,4 @@ def test_there_are_messages() -> None:
 @pytest.mark.parametrize("message", MESSAGES)
 def test_the_code_prints_it(message: str) -> None:
     for piece in message.split("…"):
-        assert piece.strip(" :") in CODE
+        assert piece.strip(" :") in strings(*FOLDERS)
