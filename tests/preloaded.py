@@ -2,12 +2,14 @@
 
 Half of what a short program costs is importing them. A folder for ``PATH`` holds ``python`` and ``lucid-deploy``, which
 hand their arguments, folder, environment and open files to the server. Of our own package nothing is imported before
-the program does. A program's parent is another process: use it where nobody sends signals.
+the program does. Whoever started ``python`` has a process of another number than the program: signals that end programs
+are handed on, the program dies with it, and it ends as the program does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -25,15 +27,23 @@ import pytest
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
 PROGRAMS = {"python": [], "lucid-deploy": ["-m", "lucid_deploy.cli"]}
+HANDED_ON = ("SIGHUP", "SIGINT", "SIGTERM")
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 said = json.dumps([{before!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(said).to_bytes(8, "little")], [0, 1, 2])
 server.sendall(said)
-status = server.recv(4)
-sys.exit(int.from_bytes(status, "little") if status else 70)
+program = int.from_bytes(server.recv(4), "little")
+for name in {handed_on}:
+    signal.signal(signal.Signals[name], lambda number, _: os.kill(program, number))
+answer = server.recv(4)
+status = int.from_bytes(answer, "little", signed=True) if answer else 70
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+    os.kill(os.getpid(), -status)
+sys.exit(status)
 """
 
 
@@ -41,6 +51,7 @@ def serve(address: str, packages: tuple[str, ...] = LARGE) -> None:
     """Import the packages, then run programs until standard input is closed, as it is when its holder is killed."""
     for name in packages:
         importlib.import_module(name)
+    gc.freeze()  # programs need not look through all that for garbage
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
@@ -83,8 +94,13 @@ def _answer(asking: socket.socket) -> None:
         _become(arguments, folder, environment, files)
     for file in files:
         os.close(file)
+    asking.sendall(child.to_bytes(4, "little"))
+    ended = os.pidfd_open(child)
+    if ended not in select.select([ended, asking], [], [])[0]:  # whoever asked is gone
+        os.kill(child, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    asking.sendall((status if status >= 0 else 128 - status).to_bytes(4, "little"))
+    with contextlib.suppress(OSError):
+        asking.sendall(status.to_bytes(4, "little", signed=True))
     os._exit(0)
 
 
@@ -98,7 +114,8 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], file
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for name in HANDED_ON:
+        number = signal.Signals[name]
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     status = 1
     try:
@@ -107,6 +124,9 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], file
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
+        if status < 0:
+            signal.signal(-status, signal.SIG_DFL)
+            os.kill(os.getpid(), -status)
         os._exit(status)
 
 
@@ -124,7 +144,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _status(function: Any, *arguments: Any) -> int:
-    """Call a function; return the exit status that the interpreter would end with."""
+    """Call a function; return the exit status that the interpreter would end with, negative for a signal."""
     try:
         function(*arguments)
     except SystemExit as end:
@@ -132,9 +152,9 @@ def _status(function: Any, *arguments: Any) -> int:
             return end.code or 0
         sys.stderr.write(f"{end.code}\n")
         return 1
-    except BaseException:  # noqa: BLE001 - as the interpreter shows it
+    except BaseException as error:  # noqa: BLE001 - as the interpreter shows it
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        return 1
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
@@ -145,7 +165,7 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     address = str(Path(os.environ["TMPDIR"]) / f"fork{os.getpid()}")  # short, as sockets ask for
     for name, before in PROGRAMS.items():
         program = folder / name
-        program.write_text(CLIENT.format(python=sys.executable, address=address, before=before))
+        program.write_text(CLIENT.format(python=sys.executable, address=address, before=before, handed_on=HANDED_ON))
         program.chmod(0o755)
     server = start_server(address)
     yield folder

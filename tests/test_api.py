@@ -40,10 +40,10 @@ def test_the_names_of_the_api_are_these_and_they_load_nothing_before_they_are_us
         ld.exprot  # noqa: B018
 
 
-def test_export_is_the_function_and_the_package_whichever_is_used_first():
+def test_export_is_the_function_and_the_package_whichever_is_used_first(preloaded: Path):
     for first in ("import lucid_deploy.export", "lucid_deploy.export"):
         code = f"import lucid_deploy\n{first}\nimport lucid_deploy.export.trace\nprint(callable(lucid_deploy.export))"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        run = subprocess.run([preloaded / "python", "-c", code], capture_output=True, text=True, check=True)
         assert run.stdout.strip() == "True"
 
 

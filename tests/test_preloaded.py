@@ -42,7 +42,7 @@ ENDS = {
     "import sys; sys.exit(3)": (3, ""),
     "import sys; sys.exit('the reason')": (1, "the reason"),
     "raise ValueError('the reason')": (1, "ValueError: the reason"),
-    "import os; os.kill(os.getpid(), 9)": (137, ""),
+    "import os; os.kill(os.getpid(), 9)": (-9, ""),
     "pass": (0, ""),
 }
 
@@ -57,6 +57,33 @@ def test_the_command(preloaded: Path, tmp_path: Path) -> None:
     assert run(preloaded, "lucid-deploy --version", tmp_path) == (0, f"lucid-deploy, version {__version__}\n", "")
     status, _, error = run(preloaded, "lucid-deploy inspect nowhere", tmp_path)
     assert status == 2 and "nowhere" in error and "Traceback" not in error
+
+
+WAITS = """
+import signal, sys, time
+if sys.argv[1]:
+    signal.signal(signal.Signals[sys.argv[1]], lambda number, _: sys.exit(number + 100))
+print("ready", flush=True)
+time.sleep({patience})
+"""
+
+
+@pytest.mark.parametrize("sent", ["SIGHUP", "SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("caught", [True, False])
+def test_signals_are_handed_on(sent: str, caught: bool, preloaded: Path) -> None:
+    """To a program that handles them, and to one that they end; what nobody can hand on ends both."""
+    number, handled = signal.Signals[sent], sent if caught and sent != "SIGKILL" else ""
+    pipe = subprocess.PIPE
+    command = [preloaded / "python", "-c", WAITS.format(patience=PATIENCE), handled]
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        said, error = process.communicate(timeout=PATIENCE)  # its end closes them
+    if handled:
+        assert (process.returncode, said, error) == (number + 100, "", "")
+    else:
+        assert (process.returncode, said) == (-number, "")
+        assert error.endswith("KeyboardInterrupt\n") if sent == "SIGINT" else error == ""
 
 
 KILLED = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,30 +97,36 @@ def test_a_disk_that_is_full_while_an_artifact_is_replaced(
     check_hashes(open_artifact(small_disk / "artifact"))
 
 
-def test_a_file_that_may_not_grow(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
-    """A process of its own, whose files may have 60 000 bytes: the write stops in the middle of the weights."""
-    limited = """
-import resource, signal, sys, types
+# Tracing, which takes seconds, is left out of exports that end while they write weights.
+UNTRACED = """
+import types
 import lucid_deploy.export.trace
 from lucid_deploy.cli import main
-lucid_deploy.export.trace.trace = lambda *_, **__: types.SimpleNamespace(transposed=frozenset())  # which takes seconds
+lucid_deploy.export.trace.trace = lambda *_, **__: types.SimpleNamespace(transposed=frozenset())
+"""
+
+
+def test_a_file_that_may_not_grow(make_checkpoint: MakeCheckpoint, tmp_path: Path, preloaded: Path) -> None:
+    """A process of its own, whose files may have 60 000 bytes: the write stops in the middle of the weights."""
+    limited = f"""{UNTRACED}
+import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
 main()
 """
     arguments = ["export", str(make_checkpoint()), "--output", str(tmp_path / "artifact"), "--quiet"]
     before = sorted(tmp_path.rglob("*"))
-    result = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True, check=False)
+    command = [preloaded / "python", "-c", limited, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     message = f"Error: Writing {tmp_path / 'artifact'} failed: File too large. Nothing was left behind.\n"
     assert (result.returncode, result.stdout, without_progress(result.stderr)) == (2, "", message)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 # An export that waits when its weights are written, so that it is not done when the signal comes.
-HELD = f"""
+HELD = f"""{UNTRACED}
 import time
 import lucid_deploy.export.weights as weights
-from lucid_deploy.cli import main
 write = weights.write_weights
 weights.write_weights = lambda *arguments: (write(*arguments), time.sleep({PATIENCE}))[0]
 main()
@@ -139,17 +144,13 @@ main()
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
 def test_an_interrupted_export(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path, number: int, statuses: set[int], said: str
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, preloaded: Path, number: int, statuses: set[int], said: str
 ) -> None:
     output = tmp_path / "new" / "artifact"
-    command = [sys.executable, "-c", HELD, "export", "--quiet"]
+    command = [str(preloaded / "python"), "-c", HELD, "export", "--quiet"]
     command += [str(make_checkpoint()), "--output", str(output)]
-
-    def at_default() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell starts its background jobs, and so ours, deaf to it
-
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=at_default) as process:
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         deadline = time.monotonic() + PATIENCE
         while not any(tmp_path.glob("new/*.partial/weights.bin")) and time.monotonic() < deadline:
             time.sleep(0.01)

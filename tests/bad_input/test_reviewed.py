@@ -85,17 +85,10 @@ def test_verify_passes_models_of_very_short_context(exported: Exported, context:
         assert result.exit_code == 0, result.output
 
 
-def unignored() -> None:
-    """What a test run started with nohup ignores, its children would ignore, too."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def test_a_closed_terminal_leaves_nothing_behind(exported: Exported, tmp_path: Path) -> None:
+def test_a_closed_terminal_leaves_nothing_behind(exported: Exported, tmp_path: Path, preloaded: Path) -> None:
     checkpoint, _ = exported()
-    command = [sys.executable, "-m", "lucid_deploy.cli", "export", str(checkpoint), "-o", str(tmp_path / "out")]
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=unignored
-    ) as process:
+    command = [preloaded / "lucid-deploy", "export", str(checkpoint), "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + PATIENCE
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
             time.sleep(0.01)

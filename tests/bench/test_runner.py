@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from lucid_deploy.runtimes import RuntimeOptions
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_nothing_is_timed_when_outputs_disagree(exported: Exported, tmp_path: Path) -> None:
+def test_nothing_is_timed_when_outputs_disagree(
+    exported: Exported, tmp_path: Path, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
     _, artifact = exported()
     other = Path(shutil.copytree(artifact.directory, tmp_path / "other"))
     weights = np.memmap(other / "weights.bin", np.float32, "r+")

@@ -47,8 +47,8 @@ def test_it_takes_the_fastest_of_the_correct(tuner):
         tuner.best([wrong], measure)
 
 
-def test_it_says_that_it_needs_a_gpu():
-    command = [sys.executable, str(SCRIPT)]
+def test_it_says_that_it_needs_a_gpu(preloaded):
+    command = [preloaded / "python", SCRIPT]
     result = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, timeout=PATIENCE
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,11 @@ BASELINES = ("standard", "torch-dense", "torch-blocked", "transformers", "llama.
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
-def test_bench_command_measures_all_contenders(exported: Exported, tmp_path: Path) -> None:
+def test_bench_command_measures_all_contenders(
+    exported: Exported, tmp_path: Path, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib", reason='plots need: pip install ".[bench]"')
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
     _, artifact = exported()
     target = tmp_path / "out.json"
     arguments = ["bench", str(artifact.directory), "--lengths", "8,40", "--repeats", "2", "--steps", "2"]

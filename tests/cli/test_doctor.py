@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,11 @@ def test_what_is_missing_says_what_to_do(tmp_path: Path) -> None:
     assert found["plugin library"]["remark"].endswith("Run: lucid-deploy plugin build")
 
 
-def test_without_any_of_the_packages() -> None:
+def test_without_any_of_the_packages(preloaded: Path) -> None:
     blocked = ("triton", "tensorrt", "tensorrt_rtx", "cuda", "kernel_lens")
     code = f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\nfrom lucid_deploy.cli import main\nmain()"
-    result = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=PATIENCE)
+    command = [preloaded / "python", "-c", code, "doctor"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     # Square brackets are not markup, and paths and commands are not cut off.
     assert 'pip install "tensorrt<12,>=10.14" "cuda-bindings<14,>=13"' in " ".join(

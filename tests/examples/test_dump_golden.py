@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,10 @@ def test_it_needs_torch_and_safetensors_alone_and_is_short():
     assert len(SCRIPT.read_text().splitlines()) < 80
 
 
-def test_the_command_runs_a_checkpoint_in_transformers_own_class(tmp_path: Path):
+def test_the_command_runs_a_checkpoint_in_transformers_own_class(tmp_path: Path, preloaded: Path):
     model = random_model(SHAPES["qwen3"]["wide heads"]()).float()
     model.save_pretrained(tmp_path / "checkpoint")
-    command = [sys.executable, SCRIPT, tmp_path / "checkpoint", "--output", tmp_path / "g.safetensors"]
+    command = [preloaded / "python", SCRIPT, tmp_path / "checkpoint", "--output", tmp_path / "g.safetensors"]
     subprocess.run([*map(str, command)], check=True, cwd=tmp_path, capture_output=True)
     found = load_file(tmp_path / "g.safetensors")
     assert set(found) == {"input_ids", "logits", *(f"layers.{i}.{name}" for i in range(2) for name in ("key", "value"))}

@@ -72,9 +72,31 @@ def test_the_table_imports_nothing() -> None:
     assert {name.split(".")[0] for name in imported(PLUGINS / "table.py")} == allowed
 
 
-@pytest.mark.parametrize("name", ["precondition", "decode_attention", "causal_attention", "delta_rule", "scatter_row"])
-def test_an_operators_package_imports_pytorch_alone(name: str) -> None:
-    assert loaded(f"import lucid_deploy.plugins.{name}") == {"torch"}
+OPERATORS = ("precondition", "decode_attention", "causal_attention", "delta_rule", "scatter_row")
+# Each package is imported by a child of one process, which has imported PyTorch once for all of them.
+BEHIND_PYTORCH = f"""
+import os, sys, torch
+for name in {OPERATORS}:
+    if os.fork() == 0:
+        __import__("lucid_deploy.plugins." + name)
+        print(name, *(each for each in {HEAVY} if each in sys.modules), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def behind_pytorch() -> dict[str, list[str]]:
+    """Which heavy packages are loaded after each operator's package was imported where PyTorch is loaded."""
+    command = [sys.executable, "-c", BEHIND_PYTORCH]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    return {name: heavy for name, *heavy in map(str.split, said.splitlines())}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operators_package_imports_pytorch_alone(name: str, behind_pytorch: dict[str, list[str]]) -> None:
+    assert behind_pytorch[name] == ["torch"]
+    assert "torch" in {each.split(".")[0] for path in (PLUGINS / name).glob("*.py") for each in imported(path)}
 
 
 @pytest.mark.parametrize("name", ["hosts.tensorrt.build", "hosts.tensorrt.registry", "hosts.onnxruntime.build"])

@@ -78,8 +78,8 @@ def statuses(report: dict[str, Any]) -> dict[str, str]:
     return {section["name"]: section["status"] for section in report["sections"]}
 
 
-def test_without_a_gpu_one_line_and_nothing_is_written(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCH / "gpu_check.py"), "--output", str(tmp_path / "results")]
+def test_without_a_gpu_one_line_and_nothing_is_written(tmp_path: Path, preloaded: Path) -> None:
+    command = [preloaded / "python", BENCH / "gpu_check.py", "--output", tmp_path / "results"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
     assert (result.returncode, result.stdout) == (2, "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -40,9 +39,9 @@ def test_tensors_that_do_not_fit_are_an_error(call, message):
         call(torch.zeros(1, 1, 4, 16))
 
 
-def test_a_missing_triton_says_what_to_install():
+def test_a_missing_triton_says_what_to_install(preloaded):
     code = "import sys; sys.modules['triton'] = None; import torch"
     code += "; from lucid_deploy.plugins.hosts.triton.launch import precondition"
     code += "; k = torch.zeros(1, 1, 4, 16); precondition(k, k)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    result = subprocess.run([preloaded / "python", "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert 'pip install "triton<4,>=3.7"' in result.stderr
