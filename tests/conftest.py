@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.one_core",
     "tests.own_folders",
     "tests.preloaded",
+    "tests.remembered_tasks",
     "tests.remembered_traces",
     "tests.slow_tests",
     "tests.stand_in_plugin",

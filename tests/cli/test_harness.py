@@ -16,6 +16,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
 
 pytest.importorskip("lm_eval")
+pytestmark = pytest.mark.usefixtures("remembered_tasks")
 TASK = """task: local_recall
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/data.json}}}}

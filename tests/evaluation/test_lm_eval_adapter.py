@@ -32,6 +32,7 @@ from lucid_deploy.evaluation import lm_eval_run  # noqa: E402
 from lucid_deploy.evaluation.harness import HarnessOptions, run_tasks  # noqa: E402
 from lucid_deploy.evaluation.lm_eval_adapter import LucidLM  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("remembered_tasks")
 Demo = Callable[..., Artifact]
 CHOICES = """task: local_choice
 dataset_path: json
