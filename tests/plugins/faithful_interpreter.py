@@ -1,4 +1,4 @@
-"""Make Triton's interpreter round as a GPU does.
+"""Make Triton's interpreter round as a GPU does, and patch its language once for each launch.
 
 As of Triton 3.9 it multiplies bfloat16 matrices as if their bits were integers, truncates when it converts to bfloat16,
 ignores ``input_precision``, refuses ``bf16x3`` and reads E4M3's NaN as 480. Its products are BLAS's, whose sums take
@@ -9,6 +9,9 @@ gives them. This module replaces all that, in the interpreter's process.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -97,3 +100,34 @@ def round_like_a_gpu() -> None:
     builder.cast_impl = cast_impl
     builder.create_dot = create_dot
     builder.create_fp_to_fp = create_fp_to_fp
+
+
+def patch_once_a_launch() -> None:
+    """Leave the language as it is where a kernel calls functions: the launch, or the first of them, has patched it.
+
+    Triton looks through the whole language at each such call, which is more than a third of the interpreter's time.
+    """
+    patch = interpreter._patch_lang
+    patched: set[int] = set()
+
+    @functools.cache
+    def languages(function: Callable[..., Any]) -> frozenset[int]:
+        seen = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+        return frozenset(id(value) for value in seen if value in (tl, tl.core))
+
+    def patch_for_launch(kernel: Callable[..., Any]) -> Any:
+        patched.clear()
+        patched.update(languages(kernel))
+        return patch(kernel)
+
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        if not languages(self.fn) <= patched:
+            patched.update(languages(self.fn))
+            patch(self.fn)
+        try:
+            return self.rewrite()(*arguments, **named)
+        except Exception as error:
+            raise interpreter.InterpreterError(repr(error)) from error
+
+    interpreter._patch_lang = patch_for_launch
+    interpreter.InterpretedFunction.__call__ = call

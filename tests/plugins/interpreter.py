@@ -15,6 +15,7 @@ def start() -> None:
     """Make this process an interpreter of kernels that rounds as a GPU does."""
     os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
-    from tests.plugins.faithful_interpreter import round_like_a_gpu
+    from tests.plugins.faithful_interpreter import patch_once_a_launch, round_like_a_gpu
 
     round_like_a_gpu()
+    patch_once_a_launch()
