@@ -20,6 +20,7 @@ from lucid_deploy.export.quantize_options import QuantizeOptions
 from tests.model.packed.packing import write_packed
 
 Exported = Callable[..., tuple[Path, Artifact]]
+MakeCheckpoint = Callable[..., Path]
 
 
 def test_the_same_checkpoint_with_another_attention(
@@ -71,9 +72,10 @@ def test_it_is_exported_as_the_artifact_was(
     ],
 )
 def test_the_same_weights_are_quantized(
-    changes: dict[str, Any], options: QuantizeOptions, exported: Exported, tmp_path: Path
+    changes: dict[str, Any], options: QuantizeOptions, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
-    artifact = export(exported(**changes)[0], tmp_path / "artifact", ExportOptions(quantize=options))
+    checkpoint = make_checkpoint(num_hidden_layers=1, **changes)
+    artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(quantize=options))
     (tmp_path / "scratch").mkdir()
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
     assert made.config.attention_type != artifact.config.attention_type

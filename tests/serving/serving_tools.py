@@ -23,6 +23,7 @@ from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.runtimes import Session, open_session
+from tests.once_per_run import made_once, run_folder
 from tests.patience import PATIENCE
 
 TEMPLATE = (
@@ -39,17 +40,20 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The bundled model with a growing and with a static cache, and without a chat template."""
-    root = tmp_path_factory.mktemp("served")
+    root = made_once(run_folder(tmp_path_factory, "served"), "artifacts", export_served)
+    return {name: root / name for name in ("growing", "static", "plain")}
+
+
+def export_served(root: Path) -> None:
+    """Fill a folder with the artifacts."""
     plain = Path(lucid_deploy.__file__).parent / "demo"
     chatty = Path(shutil.copytree(plain, root / "checkpoint"))
     settings = json.loads((chatty / "tokenizer_config.json").read_text())
     (chatty / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
-    out = {name: root / name for name in ("growing", "static", "plain")}
-    export(chatty, out["growing"], ExportOptions())
-    export(chatty, out["static"], ExportOptions(cache="static"))
-    shutil.copytree(out["growing"], out["plain"])
-    replace_file(out["plain"], "tokenizer_config.json", (plain / "tokenizer_config.json").read_bytes())
-    return out
+    export(chatty, root / "growing", ExportOptions())
+    export(chatty, root / "static", ExportOptions(cache="static"))
+    shutil.copytree(root / "growing", root / "plain")
+    replace_file(root / "plain", "tokenizer_config.json", (plain / "tokenizer_config.json").read_bytes())
 
 
 def replace_file(artifact: Path, name: str, data: bytes) -> None:
@@ -132,13 +136,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a server: ``start(directory, "--rows", 2, slow=0.25)``.
 
     ``slow`` is the least number of seconds that a step takes until :meth:`Server.hurry`, so that what a test does in
-    the middle of an answer comes before its end on a slow machine, too.
+    the middle of an answer comes before its end on a slow machine, too. ``reading`` is the processor time, in seconds,
+    for reading a request, in place of the server's own limit.
     """
     started: list[Server] = []
 
-    def run(directory: Path, *options: Any, slow: float | None = None, ready: bool = True) -> Server:
+    def run(
+        directory: Path,
+        *options: Any,
+        slow: float | None = None,
+        reading: float | None = None,
+        ready: bool = True,
+    ) -> Server:
         file = None if slow is None else tmp_path / f"slow{len(started)}"
         program = ["-m", "lucid_deploy.cli"]
+        if reading is not None:
+            program = [str(HERE / "strict_server.py"), str(reading)]
         if file is not None:
             file.touch()
             program = [str(HERE / "slow_server.py"), str(slow), str(file)]

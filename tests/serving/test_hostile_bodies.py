@@ -73,7 +73,7 @@ def ask(server: Server) -> str:
 
 
 def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[str, Path], tmp_path: Path) -> None:
-    server = start(with_template(artifacts, tmp_path / "endless", ENDLESS))
+    server = start(with_template(artifacts, tmp_path / "endless", ENDLESS), reading=1.0)
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "fox"}]}
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         url = f"{server.url}/v1/chat/completions"
@@ -83,6 +83,7 @@ def test_a_template_without_end_stops_nobody_else(start: Start, artifacts: dict[
         for future in asking:
             error = future.result().json()["error"]
             assert (future.result().status_code, error["code"]) == (400, "too_costly")
+            assert "more than 1 s of processor time" in error["message"]
         last = pool.submit(httpx.post, url, json=chat, timeout=PATIENCE)
         time.sleep(0.3)
         assert server.stop() == 0  # and not after the template

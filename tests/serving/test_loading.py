@@ -22,6 +22,7 @@ def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -
     limits = setup.limits
     assert (limits.context, limits.prompt_tokens, limits.new_tokens, limits.rows) == (512, 512, 512, 7)
     assert (limits.vocabulary, limits.prompt_characters) == (97, 512 * 16)  # words of three letters
+    assert limits.reading_seconds == 5.0  # of processor time, which no option changes
     assert setup.model == with_tokenizer.name
     narrow = reader_setup(engine, ApiOptions("other", 100, 9, 1000, 5.0)).limits
     assert (narrow.prompt_tokens, narrow.new_tokens, narrow.prompt_characters) == (100, 9, 1600)
