@@ -92,10 +92,10 @@ def _attach_functions(proto: onnx.ModelProto) -> None:
 
 def _of_one_token(proto: onnx.ModelProto, name: str) -> bool:
     """Return whether the first input of all of an operator's nodes, (batch, heads, sequence, width), has one token."""
-    infos = (*proto.graph.value_info, *proto.graph.input)
-    shapes = {info.name: [axis.dim_value for axis in info.type.tensor_type.shape.dim] for info in infos}
+    infos = {info.name: info for info in (*proto.graph.value_info, *proto.graph.input)}
     nodes = [node for node in proto.graph.node if node.domain == DOMAIN and node.op_type == name]
-    return all(shapes.get(node.input[0], [])[2:3] == [1] for node in nodes)
+    shapes = [infos[node.input[0]].type.tensor_type.shape.dim if node.input[0] in infos else [] for node in nodes]
+    return all([axis.dim_value for axis in shape][2:3] == [1] for shape in shapes)
 
 
 def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -18,6 +18,7 @@ from lucid_deploy.export.exporter_shortcuts import to_decompose
 from lucid_deploy.export.trace import trace
 from lucid_deploy.model.config import parse_config
 from tests.conftest import TINY
+from tests.model.families.flash_model import MODELS, SMALL
 
 pytestmark = pytest.mark.slow
 LUCID_AND_WINDOW = {
@@ -58,6 +59,13 @@ def test_our_models_need_none_and_their_graphs_are_the_same(
     decomposed = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
     assert say(found.model) == say(decomposed.model)
     assert found.inputs == decomposed.inputs and found.outputs == decomposed.outputs
+
+
+@pytest.mark.parametrize(("stage", "cache"), [("prefill", "growing"), ("decode", "static")])
+def test_hybrids_need_none_either(stage: str, cache: str, asked: list[set[str]], fresh_traces: None) -> None:
+    model = {**SMALL, **MODELS["decay, shared keys, attention"], "attention_type": "lucid", "num_hidden_layers": 2}
+    trace(parse_config(model, "test configuration"), stage, "float32", cache=cache)
+    assert asked == [set()], "these have no translation of their own: let the model use others"
 
 
 class Module(torch.nn.Module):

@@ -125,7 +125,7 @@ class DeltaNet(Mixer):
         """Convolve ``(B, N, W)`` with the inputs before it, ``(B, W, K − 1)``; return it and the last inputs."""
         n, kept = mixed.shape[1], self.settings.kernel - 1
         weight = torch.cat([self.q_conv1d.weight, self.k_conv1d.weight, self.v_conv1d.weight])[:, 0]  # (W, K)
-        rows = torch.cat([past.mT.to(mixed.dtype), mixed], dim=1)  # (B, K − 1 + N, W)
+        rows = torch.cat([past.transpose(1, 2).to(mixed.dtype), mixed], dim=1)  # (B, K − 1 + N, W)
         work = compute_dtype(mixed.dtype)
         convolved = rows[:, :n].to(work) * weight[:, 0].to(work)
         for tap in range(1, kept + 1):
@@ -136,7 +136,7 @@ class DeltaNet(Mixer):
             last = rows[:, rows.shape[1] - kept :]
             if valid is not None:  # one column, a token or none
                 last = torch.where(valid[:, :, None], last, rows[:, :kept])
-        return convolved, last.mT.to(past.dtype)
+        return convolved, last.transpose(1, 2).to(past.dtype)
 
     def _key_heads(self, x: Tensor, settings: DeltaSettings) -> Tensor:
         """Return ``(B, N, HK·D)`` as heads of unit length, each as often as value heads share it: ``(B, H, N, D)``."""
@@ -147,7 +147,7 @@ class DeltaNet(Mixer):
         if times == 1:
             return unit
         shape = (batch, settings.key_heads, times, n, settings.key_width)
-        return unit[:, :, None].expand(shape).flatten(1, 2)
+        return unit[:, :, None].expand(shape).reshape(batch, settings.value_heads, n, settings.key_width)
 
     def beta(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Return β of tokens ``(B, N, C)``, ``(B, N, H)``."""

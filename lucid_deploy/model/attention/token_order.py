@@ -44,7 +44,7 @@ def token_order(new: Tensor) -> TokenOrder:
     count = number[:, -1:]  # (B, 1)
     column = torch.arange(n, device=new.device)
     place = torch.where(new, number - 1, count + column - number)  # (B, N)
-    source = torch.zeros_like(place).scatter(1, place, column.expand_as(place))
+    source = torch.zeros_like(place).scatter(1, place, column.expand(place.shape))
     return TokenOrder(place, source, count, column < count)
 
 
@@ -53,4 +53,5 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     batch, held, width = rows.shape
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
     first = torch.arange(batch, device=rows.device)[:, None] * held
-    return rows.flatten(0, 1).index_select(0, (first + index).flatten()).reshape(batch, index.shape[1], width)
+    matrix, places = rows.reshape(batch * held, width), (first + index).reshape(batch * index.shape[1])
+    return matrix.index_select(0, places).reshape(batch, index.shape[1], width)
