@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -19,6 +20,9 @@ from lucid_deploy.export import trace as tracing
 from lucid_deploy.export.operators import opset_of
 from lucid_deploy.export.trace import Traced
 from tests.once_per_run import run_folder
+
+# What sessions are told of a model, and its graphs do not say.
+NOT_IN_GRAPHS: dict[str, Any] = {"max_position_embeddings": 1, "bos_token_id": None, "eos_token_ids": ()}
 
 
 def packed(traced: Traced) -> bytes:
@@ -50,11 +54,14 @@ def asked_for(*arguments: Any, **options: Any) -> str:
     """Return one text for all calls that give the same trace."""
     call = inspect.signature(inspect.unwrap(tracing.trace)).bind(*arguments, **options)
     call.apply_defaults()
-    if call.arguments["stage"] == "prefill":  # is the same for either cache
-        call.arguments.update(cache="growing", opset=None)
-    elif call.arguments["opset"] is None:
-        call.arguments["opset"] = opset_of(call.arguments["cache"])
-    return repr(sorted(call.arguments.items()))
+    asked = call.arguments
+    if asked["stage"] == "prefill":  # is the same for either cache
+        asked.update(cache="growing", opset=None)
+    elif asked["opset"] is None:
+        asked["opset"] = opset_of(asked["cache"])
+    asked["float32_head"] |= asked["dtype"] == "float32"
+    asked["config"] = dataclasses.replace(asked["config"], **NOT_IN_GRAPHS)
+    return repr(sorted(asked.items()))
 
 
 @pytest.fixture(scope="session", autouse=True)
