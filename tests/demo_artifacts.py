@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
     """Return a function that exports the bundled model, with the logits of every token unless told otherwise."""
     root = run_folder(tmp_path_factory, "demo")
 
-    def get(dtype: str = "float32", logits: str = "all") -> Artifact:
+    def get(dtype: str = "float32", logits: str = "all", **options: Any) -> Artifact:
         def make(folder: Path) -> None:
-            export(DEMO, folder / "artifact", ExportOptions(dtype, logits=logits))
+            export(DEMO, folder / "artifact", ExportOptions(dtype, logits=logits, **options))
 
-        return open_artifact(made_once(root, f"{dtype}-{logits}", make) / "artifact")
+        key = f"{dtype}-{logits}-{sorted(options.items())}"
+        return open_artifact(made_once(root, key, make) / "artifact")
 
     return get
 

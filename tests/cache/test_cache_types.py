@@ -16,7 +16,6 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cache.layout import bytes_per_token
 from lucid_deploy.demo.recall import held_out
 from lucid_deploy.errors import LucidError
-from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.runtimes import Session, open_session
@@ -183,14 +182,13 @@ def recall_answers(directory: Path) -> list[list[int]]:
     return np.stack(steps, axis=1).tolist()
 
 
-def test_recall_answers_as_in_float32(tmp_path: Path) -> None:
+def test_recall_answers_as_in_float32(demo: Callable[..., Artifact]) -> None:
     """All of 200 held-out prompts, with each type of model and cache, and the answers are the right ones."""
-    export("demo", tmp_path / "whole")
-    wanted = recall_answers(tmp_path / "whole")
-    tokenizer = TextTokenizer(tmp_path / "whole")
+    whole = demo(logits="last").directory
+    wanted = recall_answers(whole)
+    tokenizer = TextTokenizer(whole)
     right = [tokenizer.decode(row).strip().startswith(x.answer) for row, x in zip(wanted, held_out(200), strict=True)]
     assert sum(right) >= 198
     for dtype, cache_dtype in (("float16", "auto"), ("float32", "float16"), ("float32", "int8")):
-        target = tmp_path / f"{dtype}-{cache_dtype}"
-        export("demo", target, ExportOptions(dtype, cache_dtype=cache_dtype, range_scan=False))
-        assert recall_answers(target) == wanted, (dtype, cache_dtype)
+        rounding = demo(dtype, "last", cache_dtype=cache_dtype, range_scan=False)
+        assert recall_answers(rounding.directory) == wanted, (dtype, cache_dtype)

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
 from lucid_deploy.demo import recall
-from lucid_deploy.export import export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import DEMO, load_model, resolve
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -73,8 +72,8 @@ def test_the_bundled_checkpoint_answers_held_out_prompts(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def demo_artifact(tmp_path_factory):
-    return export(DEMO, tmp_path_factory.mktemp("demo") / "artifact")
+def demo_artifact(demo):
+    return demo(logits="last")
 
 
 @pytest.mark.parametrize("chunk", [None, 17])
@@ -178,10 +177,14 @@ def test_training_sequences_begin_with_a_prompt_and_label_its_answer(script, tok
         ("llama", ["--hybrid"], ("delta", "standard", "delta")),
     ],
 )
-def test_the_training_script_writes_a_checkpoint(script, tmp_path, attention, more, kinds):
+def test_the_training_script_writes_a_checkpoint(script, tmp_path, monkeypatch, attention, more, kinds):
+    """With one thread whatever it asks for: on a busy machine two wait for each other, for tens of seconds a case."""
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
     command = ["--output", str(tmp_path), "--attention", attention, "--steps", "3", "--prompts", "30", *more]
     result = CliRunner().invoke(script.main, command, catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert threads == [2]
     assert "right" in result.output
     model = load_model(tmp_path)
     assert (model.config.attention_type, model.config.kinds) == (attention, kinds)

@@ -59,9 +59,9 @@ def test_tokenizer_generator_and_stream_give_our_tokens(
         assert tokens == ours(artifact, ids)
 
 
-def test_the_bundled_model_answers(tmp_path: Path) -> None:
+def test_the_bundled_model_answers(demo: Callable[..., Artifact]) -> None:
     """Its word-level tokenizer is of a kind that genai does not read, so the ids come from elsewhere."""
-    artifact = export("demo", tmp_path / "demo")
+    artifact = demo(logits="last")
     text = TextTokenizer(artifact.directory)
     ids = text.encode("fox has red lamp, owl has blue cup, bear has green key. owl has")
     model = og.Model(str(artifact.directory))
