@@ -6,7 +6,8 @@
 // leaves peaks, totals and sums in the workspace; a last step per head joins them and solves among the new tokens.
 
 constexpr size_t kChunk = 1024; // columns of a task: enough work to be worth a hand-over, few enough to share
-static_assert(kColumns % kLanes == 0, "columns of a tile are whole vectors");
+constexpr size_t kTurnedRows = 32; // rows from which on a tile's keys are turned first
+static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
 
 template <class T, class S>
 struct Decode {
@@ -33,6 +34,7 @@ struct Decode {
         }
         return largest;
     }
+    size_t turned_floats() const { return rows < kTurnedRows || a.width < kLanes ? 0 : a.width * kColumns; }
     float* part(size_t head, size_t chunk) const { return partial.data() + (head * most + chunk) * stride; }
     const float* sums(size_t head, size_t chunk, size_t row) const {
         return part(head, chunk) + 2 * rows + row * cut.padded;
@@ -40,7 +42,8 @@ struct Decode {
 };
 
 struct Fresh {
-    float* queries; // [rows][padded]: queries over √d, then the new keys over their norms and √d
+    float* queries; // [rows][padded] or, for turned keys, [rows][D]: queries over √d, then new keys over their norms and √d
+    float* turned;  // [D][kColumns]: a tile's keys, column by column; null where they are read as they lie
     float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
     float* weights; // [rows][kColumns]: scores, then weights
     float* norms;   // [kColumns]: what the new keys' scores are multiplied by
@@ -66,20 +69,22 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
     made.peaks = scratch.take(a.tokens);
     made.zeros = scratch.take(cut.padded);
     made.rooms = scratch.take(2 * kColumns * kLanes);
+    made.turned = decode.turned_floats() == 0 ? nullptr : scratch.take(decode.turned_floats());
     std::fill(made.queries, made.queries + decode.rows * cut.padded, 0.0f);
     for (size_t lane = 0; lane < kLanes; ++lane) made.fresh[lane] = lane < cut.padded - d ? 0.0f : 1.0f;
     std::fill(made.zeros, made.zeros + cut.padded, 0.0f);
     const float root_d = std::sqrt(static_cast<float>(d));
+    const size_t step = made.turned == nullptr ? cut.padded : d;
     for (size_t t = 0; t < a.tokens; ++t) {
         const T* key = a.k_new + (head * a.tokens + t) * d;
         bool yes = true;
         float norm = 0.0f;
         key_norms(&norm, key, d, 1, &yes, a.epsilon);
         for (size_t k = 0; k < d; ++k) {
-            float* column = made.queries + cut.place(k);
+            float* column = made.queries + (made.turned == nullptr ? cut.place(k) : k);
             for (size_t g = 0; g < a.groups; ++g)
-                column[(t * a.groups + g) * cut.padded] = to_float(a.query(head, g, t)[k]) / root_d;
-            if (tokens[t]) column[(made.own + t) * cut.padded] = to_float(key[k]) * norm / root_d;
+                column[(t * a.groups + g) * step] = to_float(a.query(head, g, t)[k]) / root_d;
+            if (tokens[t]) column[(made.own + t) * step] = to_float(key[k]) * norm / root_d;
         }
         // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
         made.peaks[t] = tokens[t] ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
@@ -159,11 +164,28 @@ void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsil
     }
 }
 
+// Asks for rows of the cache a few at a time, between pieces of arithmetic: asked for all at once, they would be waited
+// for. what(column) is called for every column by the time that `calls` calls have been made.
+class Share {
+public:
+    Share(size_t columns, size_t calls) : columns_(columns), calls_(std::max<size_t>(calls, 1)) {}
+    template <class What>
+    LUCID_INLINE void next(What what) {
+        size_t end = std::min(columns_, columns_ * ++made_ / calls_);
+        for (; at_ < end; ++at_) what(at_);
+    }
+
+private:
+    size_t columns_, calls_, made_ = 0, at_ = 0;
+};
+
 // Turns scores into weights, those of int8 rows times the scale of Y; a chunk's totals and sums are scaled to new peaks.
 template <bool Scaled, class S>
 void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *totals = part + token.rows, *sums = part + 2 * token.rows;
+    Share keys(tile.next == nullptr ? 0 : tile.whole, token.rows);
     for (size_t row = 0; row < token.rows; ++row) {
+        keys.next([&](size_t column) { prefetch(tile.next + column * cut.width, cut.width); });
         float* weights = token.weights + row * kColumns;
         bool own = row >= token.own;
         Vector highest = broadcast(peaks[row]);
@@ -177,7 +199,8 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
             store(weights + c, score);
             highest = larger(highest, score);
         }
-        float peak = own ? token.peaks[row - token.own] : largest(highest), shrink = std::exp(peaks[row] - peak);
+        float peak = own ? token.peaks[row - token.own] : largest(highest);
+        float shrink = peak == peaks[row] ? 1.0f : std::exp(peaks[row] - peak);
         Vector total{};
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             Vector weight = exponential(load(weights + c) - peak);
@@ -192,25 +215,76 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
     }
 }
 
-// Adds a tile's columns to a chunk's peaks, totals and sums.
-template <bool Scaled, class S>
-void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
+// Scores of all rows for a tile's columns, and the squares of its keys, with lanes along the width.
+template <class S>
+void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
+    Share values(tile.whole, (token.rows + kGroup - 1) / kGroup * (tile.whole / kLanes));
     in_groups(token.rows, [&](auto count, size_t row) {
         constexpr int R = decltype(count)::value;
         const float* rows = token.queries + row * cut.padded;
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             float* scores = token.weights + row * kColumns + c;
+            values.next([&](size_t column) { prefetch(tile.values[column], cut.width); });
             if (row == 0) {
-                for (size_t i = c; i < c + kLanes; ++i) {
-                    prefetch(tile.values[i], cut.width); // meets its weights soon
-                    if (tile.next != nullptr) prefetch(tile.next + i * cut.width, cut.width);
-                }
                 score_stored<R, true>(scores, kColumns, token.norms + c, tile.keys + c, cut, rows, token.fresh);
             } else {
                 score_stored<R, false>(scores, kColumns, nullptr, tile.keys + c, cut, rows, token.fresh);
             }
         }
     });
+}
+
+// Turns a vector of columns: turned[k][c] = keys[c][k].
+template <class S>
+LUCID_INLINE void turn_columns(float* turned, const S* const* keys, size_t width) {
+    size_t whole = width / kLanes * kLanes;
+    for (size_t k = 0; k < whole; k += kLanes) {
+        Vector block[kLanes];
+#pragma GCC unroll 16
+        for (size_t c = 0; c < kLanes; ++c) block[c] = widen(keys[c] + k);
+        transpose(block);
+#pragma GCC unroll 16
+        for (size_t row = 0; row < kLanes; ++row) store(turned + (k + row) * kColumns, block[row]);
+    }
+    for (size_t k = whole; k < width; ++k)
+        for (size_t c = 0; c < kLanes; ++c) turned[k * kColumns + c] = to_float(keys[c][k]);
+}
+
+// The same with lanes along the columns: many rows pay for turning the keys once, and need no sums across lanes.
+template <class S>
+void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
+    constexpr int V = LUCID_PANEL_VECTORS;
+    for (size_t c = 0; c < tile.whole; c += kLanes) {
+        turn_columns(token.turned + c, tile.keys + c, width);
+        Vector squares{};
+        for (size_t k = 0; k < width; ++k) {
+            Vector key = load(token.turned + k * kColumns + c);
+            squares += key * key;
+        }
+        store(token.norms + c, squares);
+    }
+    size_t panels = tile.whole / (V * kLanes) + tile.whole % (V * kLanes) / kLanes;
+    Share values(tile.whole, panels * token.rows);
+    auto columns = [&](auto vectors, size_t c) {
+        constexpr int U = decltype(vectors)::value;
+        score_columns<U>(token.queries, token.rows, width, token.turned + c, kColumns,
+                         [&](size_t row, const Vector(&scores)[U]) {
+                             values.next([&](size_t column) { prefetch(tile.values[column], width); });
+                             for (int u = 0; u < U; ++u) store(token.weights + row * kColumns + c + u * kLanes, scores[u]);
+                         });
+    };
+    size_t c = 0;
+    for (; c + V * kLanes <= tile.whole; c += V * kLanes) columns(std::integral_constant<int, V>(), c);
+    for (; c < tile.whole; c += kLanes) columns(std::integral_constant<int, 1>(), c);
+}
+
+// Adds a tile's columns to a chunk's peaks, totals and sums.
+template <bool Scaled, class S>
+void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
+    if (token.turned == nullptr)
+        score_rows(token, tile, cut);
+    else
+        score_turned(token, tile, cut.width);
     norms_of<Scaled>(token.norms, tile, cut.width, epsilon);
     soften_token<Scaled>(token, tile, cut, part);
     float* sums = part + 2 * token.rows;
@@ -230,7 +304,8 @@ void chunk_task(void* data, size_t index) {
     if (chunk >= decode.chunks[b]) return;
     const bool* mask = a.mask + b * (a.past + a.tokens);
     size_t columns_room = kColumns * (1 + 2 * kLanes);
-    Scratch scratch(decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room, 7);
+    size_t floats = decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room;
+    Scratch scratch(floats + decode.turned_floats(), 8);
     Fresh token = make_fresh(decode, head, mask + a.past, scratch);
     float* part = decode.part(head, chunk);
     std::fill(part, part + token.own, kNoPeak);

@@ -36,11 +36,20 @@ LUCID_INLINE Vector root(Vector value) {
 #endif
 }
 
-LUCID_INLINE float largest(Vector value) {
-    float most = value[0];
-    for (size_t lane = 1; lane < kLanes; ++lane) most = most < value[lane] ? value[lane] : most;
-    return most;
+// The largest of the lanes, by halves.
+template <size_t Lanes>
+LUCID_INLINE float largest_lane(const float* lanes) {
+    if constexpr (Lanes == 1) {
+        return *lanes;
+    } else {
+        typedef float Part __attribute__((vector_size(Lanes * 2), aligned(4), may_alias));
+        Part low = *reinterpret_cast<const Part*>(lanes), high = *reinterpret_cast<const Part*>(lanes + Lanes / 2);
+        Part more = low < high ? high : low;
+        return largest_lane<Lanes / 2>(reinterpret_cast<const float*>(&more));
+    }
 }
+
+LUCID_INLINE float largest(Vector value) { return largest_lane<kLanes>(reinterpret_cast<const float*>(&value)); }
 
 // The sum of the lanes, by halves.
 template <size_t Lanes>

@@ -63,7 +63,11 @@ def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("diagonal", [None, 1.0])
 @pytest.mark.parametrize(
-    ("n", "past", "width", "groups"), [(2, 0, 64, 4), (5, 1300, 36, 3), (8, 200, 64, 2), (16, 65, 12, 1)]
+    ("n", "past", "width", "groups"),
+    [
+        *((2, 0, 64, 4), (5, 1300, 36, 3), (8, 200, 64, 2), (16, 65, 12, 1)),
+        *((8, 1300, 64, 4), (16, 200, 36, 3), (16, 97, 128, 1)),  # so many rows that keys are turned
+    ],
 )
 def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtype):
     q, k, y = attention_problem(n, past, width, groups, 0.95, batch=2, dtype=getattr(torch, dtype))

@@ -92,7 +92,8 @@ def padded_mask(past):
 
 @pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
 @pytest.mark.parametrize(
-    ("width", "groups"), [(2, 1), (8, 3), (16, 1), (36, 3), (64, 4), (68, 8), (128, 2), (128, 16), (256, 5)]
+    ("width", "groups"),
+    [(2, 1), (8, 3), (16, 1), (36, 3), (64, 4), (68, 8), (128, 2), (128, 16), (256, 5), (68, 32)],  # at last 33 rows
 )
 def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache_dtype):
     past = 1300
