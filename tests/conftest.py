@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.compiled_once",
     "tests.cpu_library",
     "tests.demo_artifacts",
+    "tests.garbage",
     "tests.hybrid_artifact",
     "tests.last_guard",
     "tests.nothing_skipped",

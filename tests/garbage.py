@@ -1,0 +1,22 @@
+"""A pytest plugin: what is there when all tests are collected stays, so nobody looks through it for garbage.
+
+Python does so each time that enough is new: while the tests are imported, and while they run, with a million objects of
+theirs, of PyTorch and of transformers to look through.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
