@@ -22,7 +22,7 @@ from common import write_random_checkpoint, write_result
 
 from lucid_deploy.artifact import WEIGHTS, Artifact, open_artifact
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.artifact.quantization_names import SCHEMES
+from lucid_deploy.artifact.quantization_names import WHOLE_SCHEMES
 from lucid_deploy.artifact.quantized_bytes import dequantize
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.bench import Contender, Plan, run_plan
@@ -37,7 +37,7 @@ VARIANTS: dict[str, ExportOptions] = {
     "float16": ExportOptions(dtype="float16", cache="static"),
     **{
         f"{scheme}-{block}": ExportOptions(cache="static", quantize=QuantizeOptions(scheme, block_size=block))
-        for scheme in SCHEMES
+        for scheme in WHOLE_SCHEMES
         for block in (32, 128)
     },
     "int4-32-float": ExportOptions(
@@ -74,7 +74,7 @@ def product_errors(width: int = 1024, rows: int = 1024) -> list[dict[str, Any]]:
     normal = torch.randn(256, width, generator=generator)
     outliers = normal * torch.where(torch.rand(width, generator=generator) < 0.01, 20.0, 1.0)
     found = []
-    for scheme, bits in SCHEMES.items():
+    for scheme, bits in WHOLE_SCHEMES.items():
         for block in (16, 32, 64, 128, 256):
             tensor = QuantizedTensor((rows, width), block)
             record = Quantization(scheme, bits, "matmulnbits", "int8", {"w": tensor}, (), "onnxruntime")
