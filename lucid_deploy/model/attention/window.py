@@ -53,24 +53,33 @@ def places(mask: Tensor | None, batch: int, held: int, n: int, window: int, devi
     return TokenColumns(counts, torch.cat([filled, new], 1))
 
 
-def kept(rows: Tensor, valid: Tensor, window: int) -> Tensor:
-    """Return the ring after a call: the newest W rows that hold tokens, in order and at the end.
+def newest(valid: Tensor, window: int) -> Tensor:
+    """Return the columns of the newest W tokens in order, the last at the end: int64 ``(B, R')``.
 
     Args:
-        rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
-        valid: Which of them hold a token, ``(B, R + N)``.
+        valid: Which columns hold a token, bool ``(B, R + N)``.
         window: W.
     """
-    batch, heads, total, width = rows.shape
+    batch, total = valid.shape
     later = valid.to(torch.int64).flip(1).cumsum(1).flip(1)  # (B, R + N): tokens from here on
     place = torch.where(valid, -later + total, total)  # where each goes; padding behind the last row, to be dropped
     source = torch.zeros_like(place[:, :1]).expand(-1, total + 1)
-    source = source.scatter(1, place, torch.arange(total, device=rows.device).expand(batch, total))  # (B, R + N + 1)
-    source = source[:, :total][:, -window:]  # (B, R')
+    source = source.scatter(1, place, torch.arange(total, device=valid.device).expand(batch, total))  # (B, R + N + 1)
+    return source[:, :total][:, -window:]
+
+
+def kept(rows: Tensor, source: Tensor) -> Tensor:
+    """Return the ring after a call, ``(B, KV, R', ·)``.
+
+    Args:
+        rows: The ring's rows and the new ones, ``(B, KV, R + N, ·)``.
+        source: Which of them stay, ``(B, R')``, see :func:`newest`.
+    """
+    batch, heads, total, width = rows.shape
     # Rows of one matrix, by number: ONNX's Gather. Of its GatherElements, runtimes have limits.
     first = torch.arange(batch * heads, device=rows.device).reshape(batch, heads, 1) * total
     picked = rows.reshape(batch * heads * total, width).index_select(0, (first + source[:, None]).reshape(-1))
-    return picked.reshape(batch, heads, source.shape[1], width)  # (B, KV, R', ·)
+    return picked.reshape(batch, heads, source.shape[1], width)
 
 
 def shifted(ring: Tensor, row: Tensor, new: Tensor | None, window: int) -> Tensor:
@@ -102,12 +111,13 @@ class WindowAttention(StandardAttention):
         at = places(step.mask, batch, k_past.shape[2], n, window, x.device)
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
         o = _attend(q, keys, values, visible(at, n, window))
-        one = step.decode or step.cache_length is not None
-        new = None if step.mask is None else at.valid[:, -1:]
-        present = tuple(
-            shifted(held, row, new, window) if one else kept(torch.cat([held, row], dim=2), at.valid, window)
-            for held, row in zip(past, self.codec.encode(k, v), strict=True)
-        )
+        pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
+        if step.decode or step.cache_length is not None:
+            new = None if step.mask is None else at.valid[:, -1:]
+            present = tuple(shifted(held, row, new, window) for held, row in pairs)
+        else:
+            source = newest(at.valid, window)
+            present = tuple(kept(torch.cat([held, row], dim=2), source) for held, row in pairs)
         return self.output(o, x), present
 
 

@@ -8,7 +8,7 @@ import torch
 
 from lucid_deploy.cache.layout import bytes_per_token, layout_bytes
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.attention.window import kept, places, shifted, visible
+from lucid_deploy.model.attention.window import kept, newest, places, shifted, visible
 from lucid_deploy.model.description import layout_of
 from lucid_deploy.model.layers.window import ring_layout
 from lucid_deploy.model.lucid import LucidForCausalLM
@@ -42,7 +42,7 @@ def test_a_ring_holds_the_last_tokens_and_each_sees_those_of_its_window(seed: in
                     continue
                 held.append(number)
                 assert rows[row, 0, seen[row, column], 0].tolist() == held[-WINDOW:]
-        ring = shifted(ring, new, mask[:, -1:], WINDOW) if n == 1 else kept(rows, at.valid, WINDOW)
+        ring = shifted(ring, new, mask[:, -1:], WINDOW) if n == 1 else kept(rows, newest(at.valid, WINDOW))
         done += n
         assert ring.shape[2] == min(done, WINDOW)
         for row, held in enumerate(lists):
