@@ -6,6 +6,7 @@ theirs, of PyTorch and of transformers to look through.
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 
@@ -20,3 +21,4 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
+        atexit.register(gc.unfreeze)  # libraries in C++ complain of what is there at the very end
