@@ -35,7 +35,7 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"tests/slow_files.txt names files that are not there: {', '.join(missing)}")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))
     for item in items:

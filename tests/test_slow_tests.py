@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tests.slow_tests import FILES, pytest_collection_modifyitems
 
 
@@ -20,3 +22,9 @@ def test_slow_files_begin() -> None:
     pytest_collection_modifyitems(items)
     assert [each.name for each in items] == ["d", "e", "b", "a", "c"]
     assert marks == ["d", "e", "b"]
+
+
+def test_marks_come_before_what_is_marked_is_left_out(request: pytest.FixtureRequest) -> None:
+    implementations = request.config.hook.pytest_collection_modifyitems.get_hookimpls()  # the last is called first
+    names = [each.plugin_name for each in implementations]
+    assert names.index("tests.slow_tests") > names.index("mark")
