@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import Pool
@@ -15,13 +16,27 @@ from tests.patience import PATIENCE
 from tests.plugins import interpreter
 
 
-@pytest.fixture(scope="session")
-def interpreter_pool() -> Iterator[Pool]:
+@contextlib.contextmanager
+def started() -> Iterator[Pool]:
+    """Start a process that interprets kernels."""
     pytest.importorskip("triton", reason='the kernel tests need Triton: pip install -e ".[kernels]"')
-    pool = multiprocessing.get_context("spawn").Pool(2, initializer=interpreter.start)
+    pool = multiprocessing.get_context("spawn").Pool(1, initializer=interpreter.start)
     yield pool
     pool.terminate()
     pool.join()
+
+
+@pytest.fixture(scope="session")
+def interpreter_pool() -> Iterator[Pool]:
+    with started() as pool:
+        yield pool
+
+
+@pytest.fixture
+def second_pool() -> Iterator[Pool]:
+    """Another one, for kernels that run at the same time."""
+    with started() as pool:
+        yield pool
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_launch_order_does_not_matter(seed, interpret):
     assert interpret(run_in_given_order, case, seed) == {"shuffled": True, "equal": True}
 
 
-def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool):
+def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool, second_pool):
     case = Case(new=48, past=20, heads=1, tuned=(16, 16))
     problem = shared_problem(case)
     problem["workspace"][0] = 1
@@ -115,7 +115,7 @@ def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool):
     second.wait(1)
     assert not second.ready(), "block row 1 did not wait for block row 0"
     problem["workspace"][0] = 0
-    first = interpreter_pool.apply_async(run_next_program, (case, problem))
+    first = second_pool.apply_async(run_next_program, (case, problem))
     assert first.get(timeout=PATIENCE) and second.get(timeout=PATIENCE)
     assert problem["workspace"][:2].tolist() == [1, 2]
     assert relative_error(problem["y"][:, :, :32], problem["exact"][:, :, :32]) < 1e-4
