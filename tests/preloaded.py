@@ -26,6 +26,8 @@ from typing import Any
 import pytest
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
+# An export's first trace imports these. It imports Triton as well, which reads its environment then: not before.
+LARGE += ("networkx", "torch.distributed.tensor", "torch._numpy", "onnxscript.function_libs.torch_lib.ops")
 PROGRAMS = {"python": [], "lucid-deploy": ["-m", "lucid_deploy.cli"]}
 HANDED_ON = ("SIGHUP", "SIGINT", "SIGTERM")
 CLIENT = """#!{python} -IS

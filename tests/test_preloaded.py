@@ -53,6 +53,11 @@ def test_its_exit_status(code: str, preloaded: Path, tmp_path: Path) -> None:
     assert (status, out) == (ENDS[code][0], "") and ENDS[code][1] in error and bool(error) == bool(ENDS[code][1])
 
 
+def test_what_reads_its_environment_when_imported_is_not_imported_yet(preloaded: Path, tmp_path: Path) -> None:
+    code = "import sys; print([name in sys.modules for name in ('torch', 'torch._numpy', 'triton')])"
+    assert run(preloaded, f'python -c "{code}"', tmp_path) == (0, "[True, True, False]\n", "")
+
+
 def test_the_command(preloaded: Path, tmp_path: Path) -> None:
     assert run(preloaded, "lucid-deploy --version", tmp_path) == (0, f"lucid-deploy, version {__version__}\n", "")
     status, _, error = run(preloaded, "lucid-deploy inspect nowhere", tmp_path)
