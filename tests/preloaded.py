@@ -32,14 +32,17 @@ PROGRAMS = {"python": [], "lucid-deploy": ["-m", "lucid_deploy.cli"]}
 HANDED_ON = ("SIGHUP", "SIGINT", "SIGTERM")
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
+early = [signal.Signals[name] for name in {handed_on}]
+signal.pthread_sigmask(signal.SIG_BLOCK, early)  # they wait until it is known whom they are for
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
 said = json.dumps([{before!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(said).to_bytes(8, "little")], [0, 1, 2])
 server.sendall(said)
 program = int.from_bytes(server.recv(4), "little")
-for name in {handed_on}:
-    signal.signal(signal.Signals[name], lambda number, _: os.kill(program, number))
+for name in early:
+    signal.signal(name, lambda number, _: os.kill(program, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
 answer = server.recv(4)
 status = int.from_bytes(answer, "little", signed=True) if answer else 70
 if status < 0:
