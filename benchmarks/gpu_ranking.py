@@ -22,7 +22,7 @@ def modelled(capability: int, dtype: str, width: int) -> list[tuple[Any, float |
     from lucid_deploy.plugins.hosts.triton.model_choice import model
 
     arch = max(each for each in ARCHITECTURES if each <= capability)
-    return [(each.choice, each.cycles) for each in model(arch, dtype, width)]
+    return [(each.choice, each.cycles) for each in model("precondition", arch, dtype, width)]
 
 
 def problems(quick: bool) -> list[dict[str, Any]]:

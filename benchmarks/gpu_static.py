@@ -2,7 +2,8 @@
 
 Every variant is compiled (or taken from the cache of ``plugin build``), disassembled with the tools of Triton's
 package, and its hot loop counted by the model of ``plugins/hosts/triton/issue_model.py``. Beside each variant of the
-solve stands plain causal attention in the same tile. ``make gpu-check`` measures; this only compares compiled code.
+solve stands plain causal attention in the same tile, and decoding's cycles are given over what memory takes for its
+tile. ``make gpu-check`` measures; this only compares compiled code.
 """
 
 from __future__ import annotations
@@ -16,41 +17,47 @@ from rich.console import Console
 from rich.table import Table
 
 from lucid_deploy.cli._console import progress
-from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
-from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, ratios, report
+from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS
+from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, over_memory, ratios, report
 from lucid_deploy.plugins.shared.plan import compiled_units
 
 
 @click.command()
 @click.option("--arch", "archs", default=",".join(map(str, ARCHITECTURES)), show_default=True, help="With commas.")
-@click.option("--kernel", default="", help="Only variants whose name begins so, such as precondition_float16.")
+@click.option("--kernel", default="", help="Only variants whose names begin so, such as decode_split; with commas.")
 @click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths.")
 @click.option("--widest", is_flag=True, help="Only head widths that are multiples of 8 (float32: 4).")
+@click.option("--jobs", default=JOBS, show_default=True, help="Processes that compile at the same time.")
 @click.option("--json", "target", type=click.Path(path_type=Path), default=RESULTS / "gpu-static.json")
-def main(archs: str, kernel: str, widths: str, widest: bool, target: Path) -> None:
+def main(archs: str, kernel: str, widths: str, widest: bool, jobs: int, target: Path) -> None:
     """Print the report and write it as JSON."""
     chosen, wanted = [int(arch) for arch in archs.split(",")], {int(width) for width in widths.split(",")}
     with progress("Compiling") as update:
         found = report(
             chosen,
             lambda variant: (
-                variant.name.startswith(kernel)
+                variant.name.startswith(tuple(kernel.split(",")))
                 and variant.padded_width in wanted
                 and not (widest and dict(variant.constants)["WIDTH_UNIT"] < compiled_units(variant.dtype)[0])
             ),
             lambda done, total, name: update(f"Compiling {name}", done, total),
+            jobs=jobs,
         )
     over = ratios(found)
     Console(width=150).print(_table(found, over))
     target.parent.mkdir(exist_ok=True)
-    rows = [{**each.as_json(), "over_attention": over.get((each.arch, each.variant))} for each in found]
-    target.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    rows = [
+        {**each.as_json(), "over_attention": over.get((each.arch, each.variant)), "over_memory": over_memory(each)}
+        for each in found
+    ]
+    lines = ",\n".join(map(json.dumps, rows))  # a line for each kernel
+    target.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def _table(found: list[KernelReport], over: dict[tuple[int, str], float]) -> Table:
     table = Table(title="Cycles: of one pass through the hot loop, less is better; a model, no measurement")
-    names = ("arch", "variant", "warps", "registers", "resident", "spills", "in loop", "loop", "cycles", "by", "ratio")
-    for name in names:
+    names = ("arch", "variant", "warps", "registers", "resident", "spills", "in loop", "loop", "cycles", "by")
+    for name in (*names, "ratio", "of memory"):
         table.add_column(name, justify="left" if name in ("variant", "by") else "right")
     for each in found:
         ratio = over.get((each.arch, each.variant))
@@ -59,6 +66,7 @@ def _table(found: list[KernelReport], over: dict[tuple[int, str], float]) -> Tab
             *map(str, (each.loop_spills, each.loop, "unknown" if each.cycles is None else round(each.cycles))),
             each.bound_by,
             "" if ratio is None else f"{ratio:.2f}",
+            ", ".join(f"{share:.2f} {card}" for card, share in over_memory(each).items()),
         )
     return table
 

@@ -128,12 +128,26 @@ def query_rows(head_rows: int, dtype: str, padded: int) -> int:
 
 def split_choice(arch: int, dtype: str, padded: int, rows: int) -> Choice:
     """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside 64 rows."""
-    tuned = choice(TUNED, arch, dtype, padded)
+    return _beside_rows(choice(TUNED, arch, dtype, padded), padded, rows)
+
+
+def _beside_rows(tuned: Choice, padded: int, rows: int) -> Choice:
     if rows < QUERY_ROWS[-1]:
         return tuned
     tokens, warps = WIDE_TILE
     wide = warps if padded == PADDED_WIDTHS[-1] else tuned.num_warps
     return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=wide)
+
+
+def split_variants(dtype: str, padded: int, tuned: Choice, unit: int) -> list[Variant]:
+    """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first."""
+    found = []
+    for rows in row_counts(dtype, padded):
+        of_rows = _beside_rows(tuned, padded, rows)
+        sizes = {"ROWS": rows, "BLOCK_N": of_rows.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
+        launch = (of_rows.num_warps, of_rows.num_stages)
+        found.append(Variant("decode_split_kernel", dtype, tuple(sizes.items()), *launch))
+    return found
 
 
 def variants(arch: int) -> list[Variant]:
@@ -142,13 +156,10 @@ def variants(arch: int) -> list[Variant]:
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
             for unit in compiled_units(dtype):
-                for rows in row_counts(dtype, padded):
-                    tuned = split_choice(arch, dtype, padded, rows)
-                    sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
-                    launch = (tuple(sizes.items()), tuned.num_warps, tuned.num_stages)
-                    found.append(Variant("decode_split_kernel", dtype, *launch))
+                for split in split_variants(dtype, padded, choice(TUNED, arch, dtype, padded), unit):
+                    found.append(split)
                     if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
-                        found.append(Variant(FLOAT8_KERNEL, dtype, *launch))
+                        found.append(replace(split, kernel=FLOAT8_KERNEL))
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (
                 ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),

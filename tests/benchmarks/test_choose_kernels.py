@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
 
+from lucid_deploy.plugins.decode_attention.plan import TUNED as DECODE_TUNED
 from lucid_deploy.plugins.hosts.triton.model_choice import Modelled
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport
 from lucid_deploy.plugins.precondition.plan import TUNED
@@ -25,25 +26,33 @@ def script() -> ModuleType:
 
 
 def modelled(choice: Choice, cycles: float, loop_spills: int) -> Modelled:
-    report = KernelReport("solve", 90, 4, 255, 0, 0, 0, 8, 400, loop_spills, {"issue": cycles}, cycles, "issue")
-    return Modelled(choice, report)
+    report = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, loop_spills, {"issue": cycles}, cycles, "issue")
+    return Modelled(choice, report, cycles / 2)
 
 
 FASTEST, CLEAN = Choice(64, 32, 4, 1, 32), Choice(64, 16, 4, 1, 32)
 FOUND = [
     modelled(FASTEST, 1000.0, 3),
     modelled(CLEAN, 800.0, 0),
-    Modelled(Choice(64, 64, 4, 4), None, "too much shared memory"),
+    Modelled(Choice(64, 64, 4, 4), None, None, "too much shared memory"),
 ]
 
 
-def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, target: Path, *options: str) -> str:
-    def model(arch: int, dtype: str, padded: int, progress: Any) -> list[Modelled]:
-        for each in FOUND:
+def run(
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    target: Path,
+    *options: str,
+    found: list[Modelled] = FOUND,
+    spilling: Choice | None = None,
+) -> str:
+    def model(operator: str, arch: int, dtype: str, padded: int, progress: Any) -> list[Modelled]:
+        for each in found:
             progress(each)
-        return FOUND
+        return found
 
     monkeypatch.setattr(script, "model", model)
+    monkeypatch.setattr(script, "others_spill", lambda operator, arch, dtype, padded, choice: choice == spilling)
     result = CliRunner().invoke(script.main, ["--output", str(target), *options], catch_exceptions=False)
     assert result.exit_code == 0
     return result.output
@@ -61,8 +70,23 @@ def test_the_best_without_spills_is_written_and_all_are_printed(
     assert tuned["measured_on"] == {}
     tuned["choices"]["100"]["float32"]["128"] = before["choices"]["100"]["float32"]["128"]
     assert tuned["choices"] == before["choices"], "nothing else is changed"
-    assert "64 × 32, 4 warps, 1 stages, 32 columns at once: 500 by issue, 3 spills in the loop" in said
-    assert "64 × 64, 4 warps, 4 stages: too much shared memory" in said
+    expected = "64 × 32, 4 warps, 1 stages, 32 columns at once: 500, of one pass 1000 by issue, 3 spills in the loop"
+    assert expected in said and "64 × 64, 4 warps, 4 stages: too much shared memory" in said
+
+
+def test_decodings_constants_go_to_its_own_file_and_its_other_forms_are_asked_for(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = tmp_path / "tuned.json"
+    target.write_text(DECODE_TUNED.read_text())
+    deep, shallow = Choice(0, 64, 4, 3), Choice(0, 64, 4, 2)
+    found = [modelled(deep, 1000.0, 0), modelled(shallow, 980.0, 0)]
+    entry = ("--operator", "decode_attention", "--arch", "90", "--dtype", "float16", "--width", "128")
+    said = run(script, monkeypatch, target, *entry, found=found)
+    assert json.loads(target.read_text())["choices"]["90"]["float16"]["128"] == [0, 64, 4, 2]
+    assert "64 tokens, 4 warps, 3 stages: 500, of one pass 1000 by issue, 0 spills in the loop" in said
+    run(script, monkeypatch, target, *entry, found=found, spilling=shallow)
+    assert json.loads(target.read_text())["choices"]["90"]["float16"]["128"] == [0, 64, 4, 3]
 
 
 def test_what_was_measured_is_left_as_it_is(

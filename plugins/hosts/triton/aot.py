@@ -101,10 +101,10 @@ def ptx_architecture(variant: Variant) -> int:
     return FLOAT8_PTX_ARCHITECTURE if variant.kernel == decode_attention.FLOAT8_KERNEL else PTX_ARCHITECTURE
 
 
-def cache_key(variant: Variant, arch: int) -> str:
+def cache_key(variant: Variant, arch: int, sources: Sequence[str] | None = None) -> str:
     """Return a hash of all that the compiled code depends on: sources, Triton, architecture, constants."""
     digest = hashlib.sha256()
-    for source in SOURCES:
+    for source in SOURCES if sources is None else sources:
         digest.update((PLUGINS / source).read_bytes())
     digest.update(json.dumps([_triton_version(), asdict(variant), arch], sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,34 +1,40 @@
-"""Choose the solve's tiles, warps and stages by the issue-cycle model, with no GPU.
+"""Choose an operator's tiles, warps and stages by the models of its loop, with no GPU.
 
-The model knows no latency: it cannot say what a deeper pipeline hides. So of several depths the candidates of a tile
-hold those that are likely, and what the model says of them is only what they cost. ``benchmarks/tune_kernels.py``
-measures, where there is a GPU.
+The solve computes: its candidates are compared by the issue model alone. That knows no latency and cannot say what a
+deeper pipeline hides, so the candidates of a tile hold the depths that are likely. Decoding waits for memory: its
+candidates are compared by the memory model. ``benchmarks/tune_kernels.py`` measures, where there is a GPU.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.decode_attention import plan as decode_attention
 from lucid_deploy.plugins.hosts.triton import aot
-from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
-from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe
-from lucid_deploy.plugins.precondition.plan import solve_variants
-from lucid_deploy.plugins.shared.plan import Choice, Variant
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache, load, save
+from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, Tile, tile_cycles
+from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe, tile_bytes
+from lucid_deploy.plugins.precondition import plan as precondition
+from lucid_deploy.plugins.shared.plan import Choice, Variant, compiled_units
+
+TIE = 1.05  # cycles that differ by less are taken for equal: the models are not that exact
+Candidates = dict[int, tuple[Choice, ...]]  # by padded width
 
 # Tiles are 64 rows at most: a head's block rows are solved one after another, and longer ones keep fewer programs busy.
-_HALF = {
+_SOLVE_HALF: Candidates = {
     32: (Choice(64, 64, 4, 3), Choice(64, 32, 4, 3)),
     64: (Choice(64, 64, 4, 3), Choice(64, 32, 4, 3)),
     128: (Choice(64, 64, 8, 2), Choice(64, 32, 4, 3), Choice(64, 32, 8, 2)),
     256: (Choice(64, 32, 8, 2), Choice(32, 32, 8, 2), Choice(64, 16, 4, 2)),
 }
-_FLOAT32 = {
+_SOLVE_FLOAT32: Candidates = {
     32: (Choice(64, 32, 4, 2), Choice(32, 32, 4, 2)),
     64: (Choice(64, 32, 4, 1), Choice(32, 32, 4, 2), Choice(32, 32, 4, 1)),
     128: (Choice(64, 32, 4, 1, 32), Choice(64, 16, 4, 1, 32), Choice(32, 32, 4, 3, 64), Choice(32, 32, 4, 1, 32)),
@@ -40,48 +46,124 @@ _FLOAT32 = {
         Choice(32, 16, 2, 1, 32),
     ),
 }
+# Tiles of decoding are 32 KiB of K and Y at most: of 64 tokens of 8 heads that are 128 wide, a cache of 2048 tokens
+# makes as many as there are programs, and larger ones would keep fewer busy.
+_DECODE_HALF: Candidates = {
+    32: (Choice(0, 128, 4, 3), Choice(0, 128, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 3)),
+    64: (Choice(0, 128, 4, 3), Choice(0, 128, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 3)),
+    128: (
+        Choice(0, 64, 4, 3),
+        Choice(0, 64, 4, 2),
+        Choice(0, 64, 2, 3),
+        Choice(0, 64, 8, 2),
+        Choice(0, 32, 4, 3),
+        Choice(0, 32, 4, 2),
+    ),
+    256: (Choice(0, 32, 4, 3), Choice(0, 32, 4, 2), Choice(0, 32, 2, 2)),
+}
+_DECODE_FLOAT32: Candidates = {
+    32: (Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 32, 4, 3), Choice(0, 32, 2, 3)),
+    64: (Choice(0, 64, 4, 2), Choice(0, 32, 4, 3), Choice(0, 32, 4, 2), Choice(0, 32, 2, 3)),
+    128: (Choice(0, 32, 4, 2), Choice(0, 32, 4, 3), Choice(0, 16, 4, 3), Choice(0, 16, 4, 2), Choice(0, 32, 8, 2)),
+    256: (Choice(0, 16, 4, 1), Choice(0, 16, 4, 2), Choice(0, 16, 8, 2), Choice(0, 16, 8, 1)),
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is chosen for an operator, and by what.
+
+    Attributes:
+        tuned: Its file.
+        candidates: By type and padded width.
+        forms: What is compiled of a type, padded width and constants, with the widest loads; the first is compared.
+        cycles: How long a multiprocessor takes for the same work with each candidate, so that tiles can be compared.
+    """
+
+    tuned: Path
+    candidates: Callable[[str, int], tuple[Choice, ...]]
+    forms: Callable[[str, int, Choice], list[Variant]]
+    cycles: Callable[[Choice, KernelReport], float | None]
+
+
+def _solve_cycles(choice: Choice, report: KernelReport) -> float | None:
+    """Return cycles for 1024 elements of E, by the issue model."""
+    return None if report.cycles is None else 1024 * report.cycles / (choice.block_m * choice.block_n)
+
+
+def _decode_cycles(choice: Choice, report: KernelReport) -> float | None:
+    """Return cycles for 1024 tokens of the cache, by the memory model, of the card that leaves least time."""
+    n_bytes = tile_bytes(report)
+    if report.cycles is None or n_bytes is None:
+        return None
+    resident = report.resident_warps // report.num_warps
+    tile = Tile(n_bytes, report.cycles, report.loop, choice.num_stages, resident)
+    return 1024 * tile_cycles(tile, CARDS[report.arch][0]) / choice.block_n
+
+
+OPERATORS = {
+    "precondition": Operator(
+        precondition.TUNED,
+        lambda dtype, padded: (_SOLVE_FLOAT32 if dtype == "float32" else _SOLVE_HALF)[padded],
+        lambda dtype, padded, choice: precondition.solve_variants(dtype, padded, choice)[:1],
+        _solve_cycles,
+    ),
+    "decode_attention": Operator(
+        decode_attention.TUNED,
+        lambda dtype, padded: (_DECODE_FLOAT32 if dtype == "float32" else _DECODE_HALF)[padded],
+        lambda dtype, padded, choice: decode_attention.split_variants(dtype, padded, choice, compiled_units(dtype)[0]),
+        _decode_cycles,
+    ),
+}
 
 
 @dataclass(frozen=True)
 class Modelled:
-    """A candidate and what the model says of it.
+    """A candidate and what the models say of it.
 
     Attributes:
         choice: The constants.
-        report: Of its form with the widest loads; None: it cannot be compiled for this GPU.
-        reason: Why not.
+        report: Of the form that is compared; None: it cannot be compiled for this GPU.
+        cycles: For the same work; None if the models do not know.
+        reason: Why it cannot be compiled.
     """
 
     choice: Choice
     report: KernelReport | None
+    cycles: float | None
     reason: str = ""
 
-    @property
-    def cycles(self) -> float | None:
-        """Cycles for 1024 elements of E, so that tiles can be compared; None if the model does not know."""
-        if self.report is None or self.report.cycles is None:
-            return None
-        return 1024 * self.report.cycles / (self.choice.block_m * self.choice.block_n)
 
-
-def candidates(dtype: str, padded: int) -> tuple[Choice, ...]:
-    """Return the constants among which those of a type and padded width are chosen."""
-    return (_FLOAT32 if dtype == "float32" else _HALF)[padded]
-
-
-def best(modelled: Iterable[Modelled]) -> Modelled:
+def best(modelled: Iterable[Modelled], others_spill: Callable[[Choice], bool] = lambda choice: False) -> Modelled:
     """Return the one of least cycles among those whose hot loop does not spill, or among all if each spills.
 
+    Among those that take at most TIE times as many, the order is that of their own loop's cycles for the same work, and
+    the first is returned of which no other form spills in its loop; the first of all if each has one that does.
+
+    Args:
+        modelled: The candidates.
+        others_spill: Whether one of the forms with these constants that are not compared spills in its loop.
+
     Raises:
-        LucidError: None can be compiled, or the model knows none.
+        LucidError: None can be compiled, or the models know none.
     """
     known = [each for each in modelled if each.report is not None and each.cycles is not None]
     if not known:
         raise LucidError("The model knows none of the candidates, so that there is nothing to choose from.")
-    return min(known, key=lambda each: (each.report.loop_spills > 0, each.cycles))  # type: ignore[union-attr]
+    clean = [each for each in known if not each.report.loop_spills] or known
+    least = min(each.cycles or 0.0 for each in clean)
+    equal = sorted((each for each in clean if (each.cycles or 0.0) <= TIE * least), key=_own_cycles)
+    return next((each for each in equal if not others_spill(each.choice)), equal[0])
+
+
+def _own_cycles(modelled: Modelled) -> float:
+    choice, report = modelled.choice, modelled.report
+    assert report is not None and report.cycles is not None
+    return report.cycles / (max(choice.block_m, 1) * choice.block_n)
 
 
 def model(
+    operator: str,
     arch: int,
     dtype: str,
     padded: int,
@@ -89,36 +171,54 @@ def model(
     cache: Path | None = None,
     progress: Callable[[Modelled], None] = lambda modelled: None,
 ) -> list[Modelled]:
-    """Compile candidates, or take them from the cache, and ask the model.
+    """Compile candidates, or take them from the cache, and ask the models.
 
     Args:
+        operator: A key of :data:`OPERATORS`.
         arch: Compute capability, 90 for 9.0.
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         padded: Padded head width.
-        choices: The candidates; None: :func:`candidates`.
+        choices: The constants to compare; None: the operator's candidates.
         cache: Folder of compiled kernels; None is the user's cache folder.
         progress: Called with each as it is known.
     """
-    cache = default_cache() if cache is None else cache
+    chosen = OPERATORS[operator]
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,  # starts when it is used
-    ):
-        for choice in candidates(dtype, padded) if choices is None else choices:
-            variant = solve_variants(dtype, padded, choice)[0]
+    with _compiler(arch, cache) as described:
+        for choice in chosen.candidates(dtype, padded) if choices is None else choices:
             try:
-                found.append(Modelled(choice, describe(_compiled(variant, arch, cache, pool))))
+                report = described(chosen.forms(dtype, padded, choice)[0])
+                found.append(Modelled(choice, report, chosen.cycles(choice, report)))
             except LucidError as error:
-                found.append(Modelled(choice, None, str(error)))
+                found.append(Modelled(choice, None, None, str(error)))
             progress(found[-1])
     return found
 
 
-def _compiled(variant: Variant, arch: int, cache: Path, pool: ProcessPoolExecutor) -> CompiledKernel:
-    path = cache / aot.cache_key(variant, arch)
-    kernels = load(path)
-    if kernels is None:
-        kernels = pool.submit(aot.compile_variant, variant, arch).result()
-        save(path, kernels)
-    return kernels[0]
+def others_spill(operator: str, arch: int, dtype: str, padded: int, choice: Choice, cache: Path | None = None) -> bool:
+    """Return whether a form that is not compared spills in its hot loop, or cannot be compiled; as :func:`model`."""
+    with _compiler(arch, cache) as described:
+        try:
+            return any(described(form).loop_spills for form in OPERATORS[operator].forms(dtype, padded, choice)[1:])
+        except LucidError:
+            return True
+
+
+@contextmanager
+def _compiler(arch: int, cache: Path | None) -> Iterator[Callable[[Variant], KernelReport]]:
+    """Yield what describes a variant; what compiles it is a process of its own, which starts when it is used."""
+    folder = default_cache() if cache is None else cache
+    with (
+        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
+        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,
+    ):
+
+        def described(variant: Variant) -> KernelReport:
+            path = folder / aot.cache_key(variant, arch)
+            kernels = load(path)
+            if kernels is None:
+                kernels = pool.submit(aot.compile_variant, variant, arch).result()
+                save(path, kernels)
+            return describe(kernels[0])
+
+        yield described

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,14 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.plugins.hosts.triton import aot
-from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
 from lucid_deploy.plugins.hosts.triton.issue_model import cycles, occupancy
 from lucid_deploy.plugins.hosts.triton.machine_code import disassemble, spills
+from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
 from lucid_deploy.plugins.precondition import plan as precondition
-from lucid_deploy.plugins.shared.plan import Variant
+from lucid_deploy.plugins.shared.plan import FLOAT32_BYTES, Variant
 
 _PREFIX = "precondition_"  # of the solve's variants
-_WARPS = (4, 8)
+_DECODING = re.compile(r"decode_split_(float8_)?(b?float\d+)_")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_WARPS = (4, 8)  # of the yardstick
+_YARDSTICK_SOURCES = ("shared/kernel.py", "hosts/triton/yardstick.py")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class KernelReport:
     Attributes:
         variant: Its name.
         arch: Compute capability.
+        constants: Its compile-time constants, of which ``BLOCK_`` are sizes of tiles.
         num_warps: Warps of a program.
         registers: Per thread.
         stack: Bytes of local memory per thread.
@@ -43,6 +49,7 @@ class KernelReport:
 
     variant: str
     arch: int
+    constants: dict[str, int]
     num_warps: int
     registers: int
     stack: int
@@ -72,6 +79,7 @@ def describe(kernel: CompiledKernel) -> KernelReport:
     return KernelReport(
         variant=kernel.variant,
         arch=kernel.arch,
+        constants=kernel.constants,
         num_warps=kernel.num_warps,
         registers=code.registers,
         stack=code.stack,
@@ -91,6 +99,7 @@ def report(
     select: Callable[[Variant], bool] = lambda variant: True,
     progress: aot.Progress = lambda done, total, name: None,
     cache: Path | None = None,
+    jobs: int = aot.JOBS,
 ) -> list[KernelReport]:
     """Compile and describe every variant that is shipped, and plain causal attention beside each variant of the solve.
 
@@ -99,13 +108,14 @@ def report(
         select: Which variants.
         progress: As for :func:`~lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
         cache: As there.
+        jobs: As there.
 
     Raises:
         LucidError: As there.
     """
-    kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, progress=progress)
+    kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=progress)
     solves = [(variant, arch) for arch in archs for variant in precondition.variants(arch) if select(variant)]
-    return [*map(describe, kernels), *_yardsticks(solves)]
+    return [*map(describe, kernels), *_yardsticks(solves, default_cache() if cache is None else cache)]
 
 
 def ratios(reports: Sequence[KernelReport]) -> dict[tuple[int, str], float]:
@@ -118,21 +128,43 @@ def ratios(reports: Sequence[KernelReport]) -> dict[tuple[int, str], float]:
     }
 
 
-def _yardsticks(solves: Sequence[tuple[Variant, int]]) -> Iterator[KernelReport]:
+def tile_bytes(report: KernelReport) -> int | None:
+    """Return the bytes of K and Y that one pass through decoding's loop reads; None of other kernels."""
+    if not (found := _DECODING.match(report.variant)):
+        return None
+    width = report.constants["BLOCK_D"]
+    row = width + FLOAT32_BYTES if found[1] else width * _BYTES[found[2]]  # E4M3 has a scale for each row
+    return 2 * report.constants["BLOCK_N"] * row
+
+
+def over_memory(report: KernelReport) -> dict[str, float]:
+    """Return the cycles of decoding's loop over what memory takes for its tile, by card; {} of other kernels."""
+    n_bytes = tile_bytes(report)
+    if n_bytes is None or report.cycles is None:
+        return {}
+    return {card.name: report.cycles / memory_cycles(n_bytes, card) for card in CARDS[report.arch]}
+
+
+def _yardsticks(solves: Sequence[tuple[Variant, int]], cache: Path) -> Iterator[KernelReport]:
     """Describe plain causal attention in the tile of each solve, with the number of warps that suits it best.
 
-    It is compiled in a process of its own, which Triton's settings stay in.
+    It is compiled in a process of its own, which Triton's settings stay in, unless the cache has it.
     """
-    if not solves:
-        return
     with (
         tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,
+        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,  # starts when it is used
     ):
         for solve, arch in solves:
-            tried = [pool.submit(compile_yardstick, replace(solve, num_warps=warps), arch) for warps in _WARPS]
-            described = [describe(each.result()) for each in tried]
-            yield min(described, key=lambda each: (each.cycles is None, each.cycles or each.units["issue"]))
+            tried = []
+            for warps in _WARPS:
+                variant = replace(solve, kernel="causal_attention_kernel", num_warps=warps)
+                path = cache / aot.cache_key(variant, arch, _YARDSTICK_SOURCES)
+                kernels = load(path)
+                if kernels is None:
+                    kernels = [pool.submit(compile_yardstick, replace(solve, num_warps=warps), arch).result()]
+                    save(path, kernels)
+                tried.append(describe(kernels[0]))
+            yield min(tried, key=lambda each: (each.cycles is None, each.cycles or each.units["issue"]))
 
 
 def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:

@@ -10,29 +10,34 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.decode_attention.plan import FLOAT8_ARCH, plan_decode_attention
 from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.hosts.triton import aot, compiled_kernel
 from lucid_deploy.plugins.hosts.triton.kernel_functions import kernel_functions
 from lucid_deploy.plugins.hosts.triton.launch import argument_name
 from lucid_deploy.plugins.precondition.plan import plan_precondition
-from lucid_deploy.plugins.shared.plan import Variant
+from lucid_deploy.plugins.shared.plan import Step, Variant
 from tests.patience import PATIENCE
 
 pytest.importorskip("triton", reason='compiling the kernels needs Triton: pip install -e ".[kernels]"')
 
 WIDTH = 32
-STEPS = {
-    step.variant: step
-    for plan in (
-        plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
-        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90),
-        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, 90, float8=True),
-        plan_delta_rule(1, 1, 2, WIDTH, WIDTH, "float16", 1.0, 90),
-        plan_delta_rule(1, 1, 1, WIDTH, WIDTH, "float16", 1.0, 90),
-    )
-    for step in plan.steps
-}
+
+
+def steps(arch: int) -> dict[str, Step]:
+    """Return what is launched on a GPU, by variant."""
+    plans = [
+        plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch),
+        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch),
+        plan_delta_rule(1, 1, 2, WIDTH, WIDTH, "float16", 1.0, arch),
+        plan_delta_rule(1, 1, 1, WIDTH, WIDTH, "float16", 1.0, arch),
+    ]
+    if arch >= FLOAT8_ARCH:
+        plans.append(plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch, float8=True))
+    return {step.variant: step for plan in plans for step in plan.steps}
+
+
+STEPS = steps(90)
 
 
 def compile_some(cache, **options):
@@ -59,7 +64,7 @@ def test_machine_code_and_ptx_come_out(compiled):
         assert kernel.image.startswith(b"\x7fELF") != kernel.is_ptx
         function = kernel_functions()[STEPS[kernel.variant].kernel]
         assert kernel.entry == function.__name__ and kernel.entry.encode() in kernel.image
-        assert kernel.num_warps == STEPS[kernel.variant].num_warps
+        assert kernel.num_warps == steps(kernel.arch)[kernel.variant].num_warps
 
 
 def test_arguments_are_the_plans(compiled):

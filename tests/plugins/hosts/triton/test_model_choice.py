@@ -1,7 +1,8 @@
-"""The constants that the model chooses, and that the stored ones are what it chose."""
+"""The constants that the models choose, and that the stored ones are what they chose."""
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,65 +12,133 @@ import pytest
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plugins.hosts.triton.model_choice import Modelled, best, candidates, model
+from lucid_deploy.plugins.decode_attention.plan import row_counts
+from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
+from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
+from lucid_deploy.plugins.hosts.triton.model_choice import OPERATORS, TIE, Modelled, best, model, others_spill
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport
-from lucid_deploy.plugins.precondition.plan import TUNED
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice
 from lucid_deploy.plugins.table import FLOATS
 
-REPORT = KernelReport("solve", 90, 4, 255, 0, 0, 0, 8, 400, 0, {"issue": 400.0}, 400.0, "issue")
+REPORT = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, 0, {"issue": 400.0}, 400.0, "issue")
 
 
-def modelled(rows: int, columns: int, cycles: float | None, loop_spills: int = 0) -> Modelled:
-    return Modelled(Choice(rows, columns, 4, 2), replace(REPORT, cycles=cycles, loop_spills=loop_spills))
+def solve(rows: int, columns: int, cycles: float | None, loop_spills: int = 0) -> Modelled:
+    constants, report = Choice(rows, columns, 4, 2), replace(REPORT, cycles=cycles, loop_spills=loop_spills)
+    return Modelled(constants, report, OPERATORS["precondition"].cycles(constants, report))
+
+
+def decode(
+    tokens: int, cycles: float, *, stages: int = 3, loop: int = 100, loop_spills: int = 0, arch: int = 90
+) -> Modelled:
+    """Return a made-up candidate in bfloat16 at width 128: two programs of four warps fit."""
+    constants = Choice(0, tokens, 4, stages)
+    report = replace(
+        REPORT,
+        variant="decode_split_bfloat16_d128_u8_r16",
+        arch=arch,
+        constants={"BLOCK_N": tokens, "BLOCK_D": 128},
+        loop=loop,
+        loop_spills=loop_spills,
+        cycles=cycles,
+    )
+    return Modelled(constants, report, OPERATORS["decode_attention"].cycles(constants, report))
 
 
 def test_cycles_are_compared_for_the_same_number_of_elements() -> None:
-    small, large = modelled(32, 32, 300.0), modelled(64, 64, 800.0)
+    small, large = solve(32, 32, 300.0), solve(64, 64, 800.0)
     assert (small.cycles, large.cycles) == (300, 200)
     assert best([small, large]) == large
 
 
 def test_what_spills_is_chosen_only_if_all_do() -> None:
-    spills, clean = modelled(64, 64, 400.0, loop_spills=2), modelled(64, 64, 900.0)
+    spills, clean = solve(64, 64, 400.0, loop_spills=2), solve(64, 64, 900.0)
     assert best([spills, clean]) == clean
-    assert best([spills, modelled(64, 64, 500.0, loop_spills=1)]) == spills
+    assert best([spills, solve(64, 64, 500.0, loop_spills=1)]) == spills
 
 
 def test_what_is_not_known_is_not_chosen() -> None:
-    refused, unknown = Modelled(Choice(64, 64, 4, 2), None, "too much shared memory"), modelled(64, 64, None)
-    assert best([refused, unknown, modelled(32, 32, 900.0)]).cycles == 900
+    refused, unknown = Modelled(Choice(64, 64, 4, 2), None, None, "too much shared memory"), solve(64, 64, None)
+    assert best([refused, unknown, solve(32, 32, 900.0)]).cycles == 900
     with pytest.raises(LucidError, match="knows none of the candidates"):
         best([refused, unknown])
 
 
+def test_decoding_that_waits_for_memory_takes_what_memory_takes() -> None:
+    """Of 1024 tokens, whose K and Y are 512 bytes each, on the card with most bandwidth for a multiprocessor."""
+    memory = memory_cycles(1024 * 512, CARDS[90][0])
+    assert CARDS[90][0].name == "H200"
+    assert decode(64, 600.0).cycles == pytest.approx(memory) == decode(32, 300.0).cycles
+    assert decode(64, 2000.0).cycles == 16 * 2000
+
+
+def test_of_tiles_that_wait_alike_the_one_that_computes_least_is_chosen() -> None:
+    idle, busy = decode(64, 600.0), decode(32, 400.0)
+    assert best([busy, idle]) == idle
+
+
+def test_a_tile_that_is_copied_too_late_is_not_chosen_for_its_few_cycles() -> None:
+    late, early = decode(16, 100.0, stages=2), decode(16, 120.0, stages=4)
+    assert late.cycles > TIE * early.cycles
+    assert best([late, early]) == early
+
+
+def test_of_equals_the_first_whose_other_forms_do_not_spill_is_chosen() -> None:
+    first, second, slow = decode(64, 600.0), decode(32, 400.0), decode(64, 5000.0)
+    assert best([first, second, slow], lambda constants: constants == first.choice) == second
+    assert best([first, second, slow], lambda constants: True) == first, "not one that takes longer"
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
-def test_candidates_are_tiles_that_the_kernel_takes(dtype: str, padded: int) -> None:
-    for each in candidates(dtype, padded):
+def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, padded: int) -> None:
+    for each in OPERATORS["precondition"].candidates(dtype, padded):
         assert each.block_m % each.block_n == 0 and each.block_n >= 16
         assert each.chunk == 0 or (padded % each.chunk == 0 and each.chunk < padded)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("padded", PADDED_WIDTHS)
+def test_candidates_of_decoding_hold_32_kib_at_most(dtype: str, padded: int) -> None:
+    operator = OPERATORS["decode_attention"]
+    for each in operator.candidates(dtype, padded):
+        assert each.block_m == each.chunk == 0 and each.block_n >= 16
+        assert 2 * each.block_n * padded * (4 if dtype == "float32" else 2) <= 32 * 1024
+        forms = operator.forms(dtype, padded, each)
+        assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded))
+        assert dict(forms[0].constants)["BLOCK_N"] == each.block_n
+
+
 def test_what_cannot_be_compiled_says_why(tmp_path: Path) -> None:
     no_power_of_two = Choice(64, 16, 4, 1, 24)
-    [found] = model(86, "float32", 64, choices=[no_power_of_two], cache=tmp_path)
+    [found] = model("precondition", 86, "float32", 64, choices=[no_power_of_two], cache=tmp_path)
     assert found.report is None and found.reason.startswith("Triton failed to compile precondition_float32_d64_u4")
 
 
-# Of the stored entries the two whose candidates compile fastest: one that spilled, one of another generation.
+# Of the stored entries some whose candidates compile fast: one that spilled, one of another generation, and decoding.
 @pytest.mark.slow
-@pytest.mark.parametrize(("arch", "dtype", "padded"), [(80, "float32", 64), (90, "float32", 64)])
-def test_the_stored_table_is_what_the_model_chooses(arch: int, dtype: str, padded: int) -> None:
-    assert f"{arch} {dtype} {padded}" in json.loads(TUNED.read_text())["chosen_by_model"]
-    chosen = best(model(arch, dtype, padded))
-    assert chosen.report.loop_spills == 0
-    assert choice(TUNED, arch, dtype, padded) == chosen.choice
+@pytest.mark.parametrize(
+    ("operator", "arch", "dtype", "padded"),
+    [
+        ("precondition", 80, "float32", 64),
+        ("precondition", 90, "float32", 64),
+        ("decode_attention", 90, "bfloat16", 64),
+        ("decode_attention", 80, "float16", 128),
+    ],
+)
+def test_the_stored_table_is_what_the_model_chooses(operator: str, arch: int, dtype: str, padded: int) -> None:
+    chosen = best(model(operator, arch, dtype, padded), functools.partial(others_spill, operator, arch, dtype, padded))
+    assert chosen.report is not None and chosen.report.loop_spills == 0
+    assert choice(OPERATORS[operator].tuned, arch, dtype, padded) == chosen.choice
 
 
-def test_no_entry_claims_to_be_measured_and_modelled() -> None:
-    tuned = json.loads(TUNED.read_text())
-    assert not {name.split()[0] for name in tuned["chosen_by_model"]} & set(tuned["measured_on"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_entry_says_that_a_model_chose_it_and_none_that_it_was_measured(operator: str) -> None:
+    tuned = json.loads(OPERATORS[operator].tuned.read_text())
+    every = {f"{arch} {dtype} {padded}" for arch in ARCHITECTURES for dtype in FLOATS for padded in PADDED_WIDTHS}
+    measured = {name for name in every if name.split()[0] in tuned["measured_on"]}
+    assert set(tuned["chosen_by_model"]) == every - measured
     for name in tuned["chosen_by_model"]:
         arch, dtype, padded = name.split()
-        assert choice(TUNED, int(arch), dtype, int(padded)) in candidates(dtype, int(padded))
+        constants = choice(OPERATORS[operator].tuned, int(arch), dtype, int(padded))
+        assert constants in OPERATORS[operator].candidates(dtype, int(padded))

@@ -10,14 +10,19 @@ pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 from lucid_deploy.plugins.hosts.triton.machine_code import disassemble
-from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, ratios, report
+from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
+from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, over_memory, ratios, report, tile_bytes
 
 NAME = "precondition_float16_d32_u8"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> tuple[list[KernelReport], list[CompiledKernel]]:
-    cache = tmp_path_factory.mktemp("kernels")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def found(cache) -> tuple[list[KernelReport], list[CompiledKernel]]:
     reports = report([80], lambda variant: variant.name == NAME, cache=cache)
     return reports, aot.compile_kernels([80], ptx=False, select=lambda variant: variant.name == NAME, cache=cache)
 
@@ -34,6 +39,32 @@ def test_the_solve_and_its_yardstick(found) -> None:
     assert plain.units["tensor"] == solve.units["tensor"], "the same tile"
     assert ratios([solve, plain]) == {(80, NAME): solve.cycles / plain.cycles}
     assert json.loads(json.dumps(solve.as_json()))["variant"] == NAME
+
+
+def test_what_was_compiled_is_described_without_compiling(found, cache, monkeypatch) -> None:
+    """The yardsticks are kept, too."""
+    reports, _ = found
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(aot, "compile_all", lambda work, jobs: refuse() if work else iter([]))
+    monkeypatch.setattr("lucid_deploy.plugins.hosts.triton.static_report.compile_yardstick", refuse)
+    assert report([80], lambda variant: variant.name == NAME, cache=cache) == reports
+
+
+def test_decoding_is_held_against_what_memory_takes(found) -> None:
+    solve, plain = found[0]
+    assert over_memory(solve) == over_memory(plain) == {} and tile_bytes(solve) is None
+    name, tile = "decode_split_bfloat16_d128_u8_r16", {"BLOCK_N": 64, "BLOCK_D": 128}
+    decoding = replace(solve, variant=name, arch=90, constants=tile, cycles=600.0)
+    assert tile_bytes(decoding) == 64 * (2 * 128 * 2)
+    share = {card.name: 600 / memory_cycles(32_768, card) for card in CARDS[90]}
+    assert over_memory(decoding) == share and set(share) == {"H200", "H100"}
+    assert over_memory(replace(decoding, cycles=None)) == {}
+    assert tile_bytes(replace(decoding, variant="decode_split_float32_d128_u4_r16")) == 65_536
+    scaled = replace(decoding, variant="decode_split_float8_bfloat16_d128_u8_r16")
+    assert tile_bytes(scaled) == 64 * 2 * (128 + 4)
 
 
 def test_ratios_only_where_both_are_known(found) -> None:
