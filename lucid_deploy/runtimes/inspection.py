@@ -166,8 +166,9 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
 def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[str, int] | None:
     """Return the bytes that a session which verifies drafts needs beside those of :func:`memory_needed`.
 
-    Its third graph keeps one more packed copy of the weights, as each graph does. A step computes up to 16 tokens of a
-    row and 32 of a batch, and holds the scores of them all. A draft model is an artifact of its own: not counted.
+    Its third graph keeps one more packed copy of the weights, as each graph does; with the library of kernels none of
+    floats, which is not counted off. A step computes up to 16 tokens of a row and 32 of a batch, and holds the scores
+    of them all. A draft model is an artifact of its own: not counted.
 
     Args:
         artifact: The opened artifact.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 
-_MULTIPLIES = ("avx512", "avx2")  # instructions with which the library's products are faster than onnxruntime's
+_MULTIPLIES = ("avx512", "avx2")  # instructions whose products were compared with onnxruntime's: docs/performance.md
 
 
 def choose_kernels(kernels: str, provider: str | None = "cpu", inline: bool = False) -> Path | None:

@@ -2,7 +2,8 @@
 
 onnxruntime's product is made for many rows, wants a packed copy of the weight, and brings float16 weights to float32
 when the graph is loaded. Decoding, batches of it and verifying drafts have few rows. The library's product reads the
-weight once, as it lies in the file. The file stays as it is.
+weight once, as it lies in the file. The file stays as it is. The head of a model that is tied to its embedding is a
+``Gemm`` by a transposed weight, and stays onnxruntime's.
 
 =============================================  ============================================
 in the file                                    in memory
@@ -15,6 +16,7 @@ in the file                                    in memory
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import onnx
 from onnx import TensorProto, helper
@@ -54,10 +56,12 @@ def use_weight_matmul(model: onnx.ModelProto) -> bool:
         else:
             continue
         node.op_type, node.domain, changed = operator.name, DOMAIN, True
-    if changed and not any(item.domain == DOMAIN for item in model.opset_import):
+    if not changed:
+        return False
+    if not any(item.domain == DOMAIN for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     _drop_unread(graph, casts)
-    return changed
+    return True
 
 
 def _widens(node: onnx.NodeProto) -> bool:
@@ -67,7 +71,16 @@ def _widens(node: onnx.NodeProto) -> bool:
 
 def _drop_unread(graph: onnx.GraphProto, casts: dict[str, str]) -> None:
     """Remove the casts that nothing reads any more; onnxruntime would make their results all the same."""
-    read = Counter(name for node in graph.node for name in node.input)
-    read.update(value.name for value in graph.output)
+    read = Counter(_read(graph))
     for node in [node for node in graph.node if node.output[0] in casts and not read[node.output[0]]]:
         graph.node.remove(node)
+
+
+def _read(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield every name that a graph reads or gives, those inside of its branches and loops too."""
+    yield from (value.name for value in graph.output)
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _read(attribute.g)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.plugins.table import DOMAIN, WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
 from lucid_deploy.runtimes import RuntimeOptions
+from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.kernels import multiplies
+from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
@@ -105,6 +109,65 @@ def test_only_kernels_that_were_compared_multiply(monkeypatch, instructions: str
     monkeypatch.setattr("lucid_deploy.plugins.hosts.onnxruntime.build.kernels_name", lambda library: instructions)
     assert multiplies(Path("library.so")) == (instructions != "portable")
     assert not multiplies(None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_tied_head_stays(exported, dtype: str) -> None:
+    """It is a Gemm by the embedding."""
+    artifact = exported(dtype=dtype, tie_word_embeddings=True)[1]
+    model = copied(artifact, "decode")
+    assert use_weight_matmul(model)
+    after = operators(model)
+    assert (after[WEIGHT_MATMUL.name], after["Gemm"], after["MatMul"]) == (14, 1, 0)
+    assert after["Cast"] == operators(artifact.graph("decode"))["Cast"]
+
+
+def test_a_cast_that_a_branch_reads_stays() -> None:
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["wide"], ["inner"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)],
+    )
+    model = graph(
+        helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["o"]),
+        helper.make_node("If", ["yes"], ["p"], then_branch=branch, else_branch=branch),
+        outputs=("o", "p"),
+        w=W.astype(np.float16),
+        yes=np.array(True),
+    )
+    assert use_weight_matmul(model)
+    assert operators(model) == {"Cast": 1, "If": 1, WEIGHT_MATMUL_FLOAT16.name: 1}
+
+
+def test_what_decodes_multiplies_so_and_prefill_does_not(exported, built_library: Path, monkeypatch) -> None:
+    loaded: list[Counter[str]] = []
+    opened = onnxruntime.InferenceSession.__init__
+
+    def init(self: Any, model: Any, *arguments: Any, **options: Any) -> None:
+        loaded.append(operators(onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)))
+        opened(self, model, *arguments, **options)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", init)
+    artifact = exported()[1]
+
+    def products() -> list[tuple[int, int]]:
+        """Return how many products are onnxruntime's and how many the library's, for each graph loaded since."""
+        found = [(each["MatMul"], each[WEIGHT_MATMUL.name]) for each in loaded]
+        loaded.clear()
+        return found
+
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    assert products() == [(15, 0), (0, 15)]  # prefill, decode
+    session.prepare_several()
+    assert products() == [(0, 15)]
+    layers = OrtLayers(artifact, RuntimeOptions(kernels="library"))
+    for decode, wanted in ((False, (15, 0)), (True, (0, 15))):
+        layers.run(NewTokens.after(np.array([[5]])), layers.empty_past(), decode=decode)
+        assert products() == [wanted]
+    OrtSession(artifact, RuntimeOptions(kernels="functions"))
+    assert products() == [(15, 0), (15, 0)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,13 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
     """They are forked from one process that has imported it, and nothing of Triton, which reads the environment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
+
+    def get_context(method: str) -> Any:
+        assert method == "spawn", "a process that has compiled must not be forked"
+        return context
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(aot, "get_context", lambda _: context)
+        # Else multiprocessing makes a folder in the run's own, and complains at its end that it is gone.
+        patch.setitem(multiprocessing.current_process()._config, "tempdir", tempfile.mkdtemp(prefix="fork"))
+        patch.setattr(aot, "get_context", get_context)
         yield
