@@ -24,6 +24,7 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         # Else multiprocessing makes a folder in the run's own, and complains at its end that it is gone.
-        patch.setitem(multiprocessing.current_process()._config, "tempdir", tempfile.mkdtemp(prefix="fork"))
+        folder = tempfile.mkdtemp(prefix="fork")
+        patch.setattr("multiprocessing.util.get_temp_dir", lambda: folder)
         patch.setattr(aot, "get_context", get_context)
         yield
