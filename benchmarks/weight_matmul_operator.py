@@ -118,7 +118,8 @@ def main(rows: str, threads: str, rounds: int, write: bool) -> None:
                     flush=True,
                 )
     if write:
-        write_result("weight_matmul_operator", {"instructions": kernels_name(build_ort_library()[0]), "rows": measured})
+        facts = {"instructions": kernels_name(build_ort_library()[0]), "rounds": rounds}
+        write_result("weight_matmul_operator", {**facts, "rows": measured})
 
 
 if __name__ == "__main__":

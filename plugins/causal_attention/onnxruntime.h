@@ -11,7 +11,6 @@ struct CausalAttention {
     using Table = table::CausalAttention;
     using In = Table::In;
     static constexpr bool kSolves = false, kScales = false;
-    using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::mask ? element_type<bool>() : element_type<T>();

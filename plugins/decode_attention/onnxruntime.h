@@ -15,7 +15,6 @@ struct DecodeAttention {
     using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
     using In = typename Table::In;
     static constexpr bool kSolves = true, kScales = false;
-    using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         if (index == In::K || index == In::Y) return element_type<S>();

@@ -11,7 +11,6 @@ struct DeltaRule {
     using Table = table::DeltaRule;
     using In = Table::In;
     static constexpr bool kSolves = false, kScales = true;
-    using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::log_decay || index == In::state ? element_type<float>() : element_type<T>();

@@ -11,7 +11,6 @@ struct Precondition {
     using Table = table::Precondition;
     using In = Table::In;
     static constexpr bool kSolves = true, kScales = false;
-    using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::mask ? element_type<bool>() : element_type<T>();

@@ -11,7 +11,6 @@ struct WeightMatMul {
     using Table = std::conditional_t<std::is_same_v<W, T>, table::WeightMatMul, table::WeightMatMulFloat16>;
     using In = typename Table::In;
     static constexpr bool kSolves = false, kScales = false;
-    using Type = T;
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::W ? element_type<W>() : element_type<T>();
