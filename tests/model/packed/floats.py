@@ -29,12 +29,11 @@ def blocks(weight: torch.Tensor, high: int, wide: int, dtype: torch.dtype) -> tu
 
 def meaning(numbers: torch.Tensor, scales: torch.Tensor, high: int, wide: int) -> torch.Tensor:
     """Return number · scale, float64 ``(out, in)``."""
-    rows, width = numbers.shape
-    meant = numbers.double()
-    for row in range(rows):
-        for column in range(width):
-            meant[row, column] *= scales[row // high, column // wide].double()
-    return meant
+    meant, factors = numbers.double().tolist(), scales.double().tolist()
+    for row, given in enumerate(meant):
+        for column in range(len(given)):
+            given[column] *= factors[row // high][column // wide]
+    return torch.tensor(meant, dtype=torch.float64)
 
 
 def compressed_float(strategy: str, inputs: Any, block: Any = None) -> dict[str, Any]:

@@ -17,15 +17,16 @@ Parts = dict[str, torch.Tensor]
 
 def words(rows: torch.Tensor, bits: int, order: tuple[int, ...] | None = None) -> torch.Tensor:
     """Pack numbers along the last axis into int32, the first one lowest; ``order`` says which comes next."""
-    many = 32 // bits
-    packed = torch.zeros(rows.shape[0], -(-rows.shape[1] // many), dtype=torch.int64)
-    for row in range(rows.shape[0]):
-        for word in range(packed.shape[1]):
+    many, width = 32 // bits, rows.shape[1]
+    packed = [[0] * -(-width // many) for _ in range(rows.shape[0])]
+    for row, given in enumerate(rows.tolist()):
+        for word in range(len(packed[row])):
             for place in range(many):
                 column = word * many + (order[place] if order else place)
-                if column < rows.shape[1]:
-                    packed[row, word] |= int(rows[row, column]) << (bits * place)
-    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)
+                if column < width:
+                    packed[row][word] |= int(given[column]) << (bits * place)
+    found = torch.tensor(packed, dtype=torch.int64)
+    return torch.where(found >= 2**31, found - 2**32, found).to(torch.int32)
 
 
 def numbers(weight: torch.Tensor, bits: int, group: int, symmetric: bool) -> tuple[torch.Tensor, ...]:
