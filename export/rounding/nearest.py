@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,13 @@ def nearest_kernel(scheme: str) -> Any:
 
 def kernel_tool() -> str:
     """Return name and version of what makes the nearest numbers, for the manifest."""
-    distribution = importlib.metadata.packages_distributions()["onnxruntime"][0]
-    return f"onnxruntime {importlib.metadata.version(distribution)}"
+    return f"onnxruntime {importlib.metadata.version(_distribution())}"
+
+
+@functools.cache
+def _distribution() -> str:
+    """Which package ``onnxruntime`` comes from; finding out reads the records of all that is installed."""
+    return importlib.metadata.packages_distributions()["onnxruntime"][0]
 
 
 def round_blocks(

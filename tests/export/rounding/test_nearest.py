@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
 from lucid_deploy.artifact.quantization_names import LEAST_SCALE
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
-from lucid_deploy.export.rounding.nearest import quantize_matrix
+from lucid_deploy.export.rounding.nearest import kernel_tool, quantize_matrix
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -24,3 +27,11 @@ def test_int8_scales_that_tensorrt_takes(dtype: str) -> None:
     error = np.abs(numbers * np.repeat(scales, 16, axis=1)[:, :40] - weight.double().numpy())
     assert (error <= np.repeat(scales, 16, axis=1)[:, :40] * 0.5001).all()
     assert (np.abs(numbers[:, 32:]).max(axis=-1) == 127).all() and not numbers[0, :16].any()
+
+
+def test_what_is_installed_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of a second, of each export that quantizes."""
+    wanted = f"onnxruntime {onnxruntime.__version__}"
+    assert kernel_tool() == wanted
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: pytest.fail("read again"))
+    assert kernel_tool() == wanted
