@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
@@ -72,10 +71,10 @@ def learn(
         return found, {name: [part.tobytes() for part in chosen.parts[name]] for name in sorted(chosen.parts)}
 
 
-def test_after_kill_9_it_goes_on_with_the_second_layer(folder: Path, tmp_path: Path) -> None:
+def test_after_kill_9_it_goes_on_with_the_second_layer(folder: Path, tmp_path: Path, preloaded: Path) -> None:
     whole = learn(folder, opened(folder))
     assert resumable(tmp_path / "a") == [], "what is finished leaves nothing"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], cwd=Path.cwd(), capture_output=True, text=True)
+    done = subprocess.run([preloaded / "python", "-c", KILLED, folder], cwd=Path.cwd(), capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (left,) = resumable(tmp_path / "a")
     assert {path.name for path in left.iterdir()} > {"layer-0000.safetensors", "streams-0000.safetensors"}

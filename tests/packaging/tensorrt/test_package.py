@@ -22,21 +22,31 @@ from tests.packaging.tensorrt.conftest import LIMITS
 from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a folder; PATH has this Python's programs."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    given = {**os.environ, "PATH": path, "PYTHON": sys.executable, **environment}
-    return subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, timeout=PATIENCE)
+@pytest.fixture
+def run(preloaded: Path) -> Run:
+    """Return a function that runs a command in a folder; ``python`` has onnxruntime imported, and nothing of ours."""
+
+    def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        given = {**os.environ, "PYTHON": str(preloaded / "python"), **environment}
+        return subprocess.run(words, cwd=folder, env=given, capture_output=True, text=True, timeout=PATIENCE)
+
+    return call
 
 
-def polygraphy(folder: Path, *words: str) -> str:
-    """Run Polygraphy's own command line; return what it says."""
-    program = "import sys; from polygraphy.tools import main; sys.exit(main())"
-    result = run(folder, sys.executable, "-c", program, *words)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout + result.stderr
+@pytest.fixture
+def polygraphy(run: Run, preloaded: Path) -> Callable[..., str]:
+    """Return a function that runs Polygraphy's own command line, and gives what it says."""
+
+    def call(folder: Path, *words: str) -> str:
+        program = "import sys; from polygraphy.tools import main; sys.exit(main())"
+        result = run(folder, str(preloaded / "python"), "-c", program, *words)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout + result.stderr
+
+    return call
 
 
 def test_what_is_there(package: Path, exported: Exported) -> None:
@@ -60,13 +70,13 @@ def test_what_is_there(package: Path, exported: Exported) -> None:
     assert "$" not in readme and all(name in readme for name in names - recorded - {"README.md"})
 
 
-def test_polygraphy_compares_with_the_golden_outputs(package: Path) -> None:
+def test_polygraphy_compares_with_the_golden_outputs(package: Path, run: Run) -> None:
     result = run(package, "./compare.sh", "--onnxrt")
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("All outputs matched") == 3
 
 
-def test_polygraphy_finds_a_wrong_graph(package: Path, tmp_path: Path) -> None:
+def test_polygraphy_finds_a_wrong_graph(package: Path, run: Run, tmp_path: Path) -> None:
     """The solve left out in one layer: Y is V."""
     copy = shutil.copytree(package, tmp_path / "copy")
     model = onnx.load(str(copy / "prefill.functions.onnx"), load_external_data=False)
@@ -77,7 +87,7 @@ def test_polygraphy_finds_a_wrong_graph(package: Path, tmp_path: Path) -> None:
     assert result.returncode == 1 and "FAILED | Output: 'present.1.value'" in result.stdout
 
 
-def test_polygraphy_inspects_and_sanitizes(package: Path, tmp_path: Path) -> None:
+def test_polygraphy_inspects_and_sanitizes(package: Path, polygraphy: Callable[..., str], tmp_path: Path) -> None:
     said = polygraphy(package, "inspect", "model", "decode.onnx", "--shape-inference", "--show", "layers")
     assert "logits [dtype=float32, shape=('batch', 1, 97)]" in said
     assert "present.1.key [dtype=float32, shape=('batch', 2, 'past_sequence + 1', 36)]" in said
@@ -87,7 +97,7 @@ def test_polygraphy_inspects_and_sanitizes(package: Path, tmp_path: Path) -> Non
     assert sum(node.op_type == "Precondition" for node in sane.graph.node) == 2
 
 
-def test_the_data_loader(package: Path, tmp_path: Path) -> None:
+def test_the_data_loader(package: Path, polygraphy: Callable[..., str], tmp_path: Path) -> None:
     words = ["run", "decode.functions.onnx", "--onnxrt", "--data-loader-script", "data_loader.py:load_decode"]
     polygraphy(package, *words, "--load-outputs", "decode_outputs.json", "--atol", "1e-3")
 
@@ -105,7 +115,7 @@ runpy.run_path(script, run_name="__main__")
 
 
 @pytest.mark.tensorrt
-def test_tensorrt_alone_builds_both(package: Path, tmp_path: Path) -> None:
+def test_tensorrt_alone_builds_both(package: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
     result = run(package, sys.executable, "-c", ALONE, "build_tensorrt_rtx.py", str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -116,7 +126,7 @@ def test_tensorrt_alone_builds_both(package: Path, tmp_path: Path) -> None:
 
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, tmp_path: Path) -> None:
+def test_polygraphy_builds_both(dtype: str, exported: Exported, plugin: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason='building engines needs TensorRT-RTX: pip install -e ".[rtx]"')
     options = TensorRtOptions(plugin=plugin, **LIMITS)
     folder = package_tensorrt(exported(dtype)[1], tmp_path / "package", options)
@@ -186,7 +196,7 @@ def test_what_is_there_is_replaced_on_demand(exported: Exported, plugin: Path, t
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
 
 
-def test_a_standard_model_needs_no_plugin(exported: Exported, tmp_path: Path) -> None:
+def test_a_standard_model_needs_no_plugin(exported: Exported, run: Run, tmp_path: Path) -> None:
     folder = package_tensorrt(exported(attention_type="llama")[1], tmp_path / "package", TensorRtOptions(**LIMITS))
     assert not (folder / "liblucid_tensorrt.so").exists() and "Plugins" not in (folder / "build.sh").read_text()
     assert run(folder, "./compare.sh").returncode == 0
