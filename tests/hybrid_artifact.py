@@ -1,7 +1,8 @@
-"""A hybrid, gated delta layers around a LUCID layer, with a tokenizer of words: exported once per test run."""
+"""Hybrids with a tokenizer of words, exported once per run: gated delta layers around a LUCID layer, or one behind."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ MODEL = {
 }
 
 
-def write_hybrid(folder: Path) -> Path:
-    """Write the checkpoint; return its directory."""
-    model = Flash(MODEL, solved=(1,))
+SHORT = {**MODEL, "num_hidden_layers": 2, "attn": {**MODEL["attn"], "layers": [0]}}  # half as dear to trace
+
+
+def write_hybrid(folder: Path, given: dict[str, Any] = MODEL) -> Path:
+    """Write the checkpoint of a configuration; return its directory."""
+    model = Flash(given, solved=tuple(given["attn"]["layers"]))
     model.save(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -36,15 +40,20 @@ def write_hybrid(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Artifact]:
-    """Return a function that gives an artifact of the hybrid: ``hybrid(cache="static")``. Do not change its files."""
+    """Return a function that gives an artifact of the hybrid: ``hybrid(cache="static")``. Do not change its files.
+
+    ``short=True`` gives two layers, LUCID and then the delta rule.
+    """
     root = run_folder(tmp_path_factory, "hybrid")
 
-    def get(**options: Any) -> Artifact:
-        checkpoint = made_once(root, "checkpoint", lambda folder: write_hybrid(folder / "checkpoint")) / "checkpoint"
+    def get(short: bool = False, **options: Any) -> Artifact:
+        given = SHORT if short else MODEL
+        written = made_once(root, json.dumps(given), lambda folder: write_hybrid(folder / "checkpoint", given))
+        checkpoint = written / "checkpoint"
 
         def make(folder: Path) -> None:
             export(checkpoint, folder / "artifact", ExportOptions(**options))
 
-        return open_artifact(made_once(root, repr(sorted(options.items())), make) / "artifact")
+        return open_artifact(made_once(root, repr((short, sorted(options.items()))), make) / "artifact")
 
     return get

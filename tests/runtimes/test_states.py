@@ -22,7 +22,8 @@ from lucid_deploy.model.huggingface import LucidForGeneration
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.cache_files import load_cache, save_cache
 from lucid_deploy.runtimes.session import Session
-from tests.model.families.flash_model import MODELS, Flash
+from tests.hybrid_artifact import write_hybrid
+from tests.model.packed.packing import change_tensors
 from tests.parity.faults import change_weight
 
 STATES = 2 * 4 * ((2 * 64 + 128) * 3 + 8 * 16 * 16)  # two layers: inputs of the convolutions, and eight heads
@@ -75,7 +76,9 @@ def test_a_cache_is_saved_and_loaded_and_no_other_models(session: Session[Any], 
     loaded, known = load_cache(session, path)
     assert known == tokens(9)[0].tolist()
     np.testing.assert_array_equal(session.decode(np.array([[7]]), loaded), session.decode(np.array([[7]]), cache))
-    other = export(Flash(MODELS["decay, bare"]).save(tmp_path / "checkpoint"), tmp_path / "artifact")
+    model = write_hybrid(tmp_path / "checkpoint")
+    change_tensors(model, lambda tensors: tensors["model.norm.weight"].mul_(1.5))  # as many layers, of the same shapes
+    other = export(model, tmp_path / "artifact")
     with pytest.raises(LucidError, match="is a cache of another model"):
         load_cache(open_session(other, "torch"), path)
 
@@ -145,7 +148,7 @@ def test_verify_judges_states_and_finds_a_fault_in_such_a_layer(artifact: Artifa
 def test_verify_judges_rows_that_round_beside_states_that_do_not(
     hybrid: Callable[..., Artifact], tmp_path: Path, cache_dtype: str
 ) -> None:
-    rounding = hybrid(cache_dtype=cache_dtype)
+    rounding = hybrid(short=True, cache_dtype=cache_dtype)
     layers = json.loads((rounding.directory / "lucid.json").read_text())["layers"]
     types = {tensor["name"]: tensor["dtype"] for layer in layers for tensor in layer["cache"]}
     assert types["key"] == cache_dtype and types["recurrent_state"] == "float32"
@@ -156,7 +159,7 @@ def test_verify_judges_rows_that_round_beside_states_that_do_not(
     assert any("size of decoded rows" in item["schedule"] for item in found)
     # Behind a layer whose cache rounds, gates are wide: what shows 1 % there are the steps from a given cache.
     broken = Path(shutil.copytree(rounding.directory, tmp_path / "broken"))
-    change_weight(broken, "model.layers.2.linear_attn.A_log", 1.01, whole=True)
+    change_weight(broken, "model.layers.1.linear_attn.A_log", 1.01, whole=True)
     failed = lucid_deploy("verify", broken, "--quick", "--json", "-")
     outcomes = {(item["schedule"], item["passed"]) for item in json.loads(failed.stdout)["comparisons"]}
     assert failed.exit_code == 1 and ("decode from given rows", False) in outcomes
@@ -177,7 +180,7 @@ def test_quantized_weights_beside_states(hybrid: Callable[..., Artifact], scheme
 def test_states_in_the_models_own_type_are_recorded_and_verified(
     hybrid: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    narrow = hybrid(dtype="float16", state_dtype="model")
+    narrow = hybrid(short=True, dtype="float16", state_dtype="model")
     assert (narrow.config.state_dtype, narrow.manifest.options["state_dtype"]) == ("float16", "model")
     assert {tensor.dtype for layer in narrow.manifest.layers for tensor in layer.cache} == {"float16"}
     # Each schedule rounds states at other places: without gates of its own, token by token is beyond those of one shot.

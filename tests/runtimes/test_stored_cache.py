@@ -32,6 +32,7 @@ CASES = [
     ("float16", "fp8", "growing"),
 ]
 KERNELS = [case for case in CASES if case[1] != "fp8"]  # of onnxruntime's library
+TOKENS = ("--prompt-tokens", "140", "--steps", "6")  # prompts end inside the second block of 128
 OPERATOR = {"float16": "DecodeAttentionFloat16", "int8": "DecodeAttentionInt8", "fp8": "DecodeAttentionFloat8"}
 
 
@@ -170,7 +171,7 @@ def test_the_library_computes_what_the_functions_compute(artifact_of, built_libr
 def test_verify(artifact_of, built_library, case):
     checkpoint, artifact = artifact_of(*case)
     arguments = ["verify", str(artifact.directory), "--checkpoint", str(checkpoint), "--kernels", "library"]
-    result = CliRunner().invoke(main, [*arguments, "--steps", "6", "--json", "-"])
+    result = CliRunner().invoke(main, [*arguments, *TOKENS, "--json", "-"])
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["kernels"] == "library"
 
@@ -211,7 +212,7 @@ def test_a_graph_that_is_not_changed_is_told_of_and_run_as_it_is(artifact_of, da
 @pytest.mark.parametrize("edit", [coarser_read, swapped_read])
 def test_a_fault_in_reading_is_not_mended_but_found(damaged, built_library, edit):
     directory = damaged(edit, "growing")
-    result = CliRunner().invoke(main, ["verify", str(directory), "--kernels", "library", "--steps", "6"])
+    result = CliRunner().invoke(main, ["verify", str(directory), "--kernels", "library", *TOKENS])
     assert result.exit_code == 1, result.output
 
 
@@ -219,7 +220,7 @@ def test_other_sessions_load_the_file_as_it_is(artifact_of, exported, built_libr
     """Nothing to read in another way: the cache has the model's type, or attention is the standard one."""
     with caplog.at_level(logging.WARNING):
         assert open_session(exported()[1]).reads_stored_cache
-        plain = exported(cache_dtype="int8", attention_type="llama")[1]
+        plain = exported(cache="static", cache_dtype="int8", attention_type="llama")[1]
         assert not open_session(plain).reads_stored_cache
     assert caplog.text == ""
 
@@ -241,7 +242,7 @@ def test_static_buffers_are_written_in_place(artifact_of, built_library):
 
 def test_quantized_weights_of_four_bits_are_found_beside_the_file(exported, built_library, tmp_path):
     """onnxruntime loads them itself, from the folder of a graph that it was given as bytes."""
-    checkpoint, _ = exported(num_hidden_layers=1)
+    checkpoint, _ = exported()
     options = ExportOptions(cache="static", cache_dtype="int8", quantize=QuantizeOptions("int4", "qdq"))
     artifact = export(checkpoint, tmp_path / "int4", options)
     found = {}

@@ -25,10 +25,11 @@ CONTEXT = 32  # prompts of 21 tokens with 6 steps
 
 @pytest.fixture
 def copy(exported, tmp_path):
-    """Return a function giving a copy of an artifact with three layers, to damage."""
+    """Return a function giving a copy of an artifact to damage, with three layers: one before the fault, one behind."""
 
-    def make(**options):
-        _, artifact = exported(num_hidden_layers=3, max_position_embeddings=CONTEXT, **options)
+    def make(num_hidden_layers=3, **options):
+        shape = {"num_hidden_layers": num_hidden_layers, "max_position_embeddings": CONTEXT}
+        _, artifact = exported(**shape, **options)
         return shutil.copytree(artifact.directory, tmp_path / "artifact")
 
     return make
@@ -147,7 +148,8 @@ def test_e_in_bfloat16(copy, operator):
 
 @pytest.mark.parametrize("options", [{"dtype": "float16"}, {"cache": "static"}, {"cache_dtype": "int8"}], ids=str)
 def test_other_kinds_of_artifact(copy, options):
-    directory = copy(**options)
+    """Two layers, as most tests export them: the second one inherits."""
+    directory = copy(2, **options)
     result = verify(directory, "--explain")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
@@ -155,12 +157,12 @@ def test_other_kinds_of_artifact(copy, options):
     assert all(row["excess"] < 4 for row in data["explanation"]["error_shares"])
     kind = np.float16 if options.get("dtype") == "float16" else np.float32
     # One element is less than an int8 cache rounds by, so there a layer's own error shows only if all are changed.
-    change_weight(directory, "model.layers.1.self_attn.k_proj.weight", 1.5, kind, whole="cache_dtype" in options)
-    localised(directory, "layer 1 K", "k_proj")
+    change_weight(directory, "model.layers.0.self_attn.k_proj.weight", 1.5, kind, whole="cache_dtype" in options)
+    localised(directory, "layer 0 K", "k_proj")
 
 
 def test_standard_attention(copy):
-    directory = copy(attention_type="llama")
-    change_weight(directory, "model.layers.2.self_attn.v_proj.weight")
-    data = localised(directory, "layer 2 Y", "v_proj")
+    directory = copy(2, attention_type="llama")
+    change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
+    data = localised(directory, "layer 1 Y", "v_proj")
     assert data["heads"] == [] and data["explanation"]["error_shares"] == []
