@@ -20,6 +20,7 @@ from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.bench.llama_cpp import LlamaCppWorker
 from lucid_deploy.bench.worker import make_worker
 from lucid_deploy.errors import LucidError
+from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -74,9 +75,8 @@ def test_what_it_does_not_measure(worker: LlamaCppWorker, exported: Exported) ->
         worker.decode(2, 8, 3)
     with pytest.raises(LucidError, match="leave out --prefill-chunk"):
         worker.prefill(1, 8, 4)
-    window = {"layer_types": ["full_attention", "sliding_attention"], "lucid_layers": [0], "sliding_window": 9}
     with pytest.raises(LucidError, match="this one has layers of the kind window"):
-        LlamaCppWorker(exported(**window)[1])
+        LlamaCppWorker(exported(**MIXED)[1])
 
 
 def test_without_the_package(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from tests.conftest import MIXED
 pytestmark = pytest.mark.slow  # exports
 
 TOKENS = 32_768
-SHAPE: dict[str, Any] = {**MIXED, "max_position_embeddings": TOKENS, "sliding_window": 1024}
+SHAPE: dict[str, Any] = {**MIXED, "max_position_embeddings": TOKENS}
 
 
 def estimate(artifact: Artifact) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def test_a_static_cache_takes_what_inspect_says_and_a_spare_eighth(exported: Any
 
 
 def test_a_window_stops_growing_and_the_rest_does_not(exported: Any) -> None:
-    """By hand: two layers with a row of K and V a token, one with 1,024 of them; 2 heads of width 36, 4 bytes each."""
+    """By hand: two layers with a row of K and V a token, one with 9 of them; 2 heads of width 36, 4 bytes each."""
     memory = estimate(exported(**SHAPE)[1])
     row = 2 * 2 * 36 * 4
-    assert memory["cache"] == row * (2 * TOKENS + 1024)
+    assert memory["cache"] == row * (2 * TOKENS + 9)
     assert memory["cache_per_token"] == 2 * row

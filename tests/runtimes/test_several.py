@@ -13,7 +13,7 @@ from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.several import MOST, layers_obstacle
 from tests.conftest import MIXED
 
-TWO_KINDS = {"num_hidden_layers": 3, "lucid_layers": [0, 2]}  # and one layer of standard attention
+TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
 TOKENS = np.full((1, 9), 7)
 
 

@@ -10,7 +10,7 @@ from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.several import MOST
 from lucid_deploy.runtimes.take_back import make_room, pack, take_back
 
-TWO_KINDS = {"num_hidden_layers": 3, "lucid_layers": [0, 2]}  # and one layer of standard attention
+TWO_KINDS = {"lucid_layers": [0]}  # and a layer of standard attention
 RUNTIMES = [
     ("torch", {}, {}),
     ("onnxruntime", {"kernels": "functions"}, {}),

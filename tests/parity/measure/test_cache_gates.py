@@ -138,7 +138,8 @@ def test_wrong_reading_is_far_beyond_the_gate_of_its_graph(int8_copy, targets_of
 def test_the_command_says_so(int8_copy):
     _, directory = int8_copy("growing")
     edit_graphs(directory, stored_scale(1, "key", 127 / 128))
-    result = CliRunner().invoke(main, ["verify", str(directory), "--steps", str(STEPS)], catch_exceptions=False)
+    arguments = ["verify", str(directory), "--prompt-tokens", str(CONTEXT), "--steps", str(STEPS)]
+    result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 1 and "size of prefilled rows" in " ".join((result.stdout + result.stderr).split())
 
 
@@ -157,7 +158,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
 
     A gate of 1e9 was once held by an error of 4e8, and called passed.
     """
-    model = small_model(use_rope=False)
+    model = small_model(use_rope=False, max_position_embeddings=2 * CONTEXT)
 
     def rounding(dtype, cache_dtype):
         return TorchSession(in_dtype(model, dtype).store_cache_as(cache_dtype))

@@ -89,8 +89,7 @@ def test_buffers_stay_where_they_are(static: Session[Any]) -> None:
 @pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
 def test_other_types_are_stored_as_onnxruntime_stores_them(exported: Exported, cache_dtype: str) -> None:
     """Both runtimes round in float32, so each may be as far from float64 as PyTorch's float32 with the same cache."""
-    options = {"inline": True, "cache": "static", "opset": 23, "num_hidden_layers": 1, "cache_dtype": cache_dtype}
-    checkpoint, artifact = exported(**options)
+    checkpoint, artifact = exported(inline=True, cache="static", opset=23, cache_dtype=cache_dtype)
     sessions = [open_session(artifact, runtime, threads=1) for runtime in ("openvino", "onnxruntime")]
     sessions += [
         TorchSession(load_model(checkpoint, dtype, implementation="reference").store_cache_as(cache_dtype))
@@ -124,6 +123,6 @@ def test_it_is_verified(small: tuple[Path, Artifact]) -> None:
 
 
 def test_opset_24_is_refused(exported: Exported) -> None:
-    artifact = exported(inline=True, cache="static", num_hidden_layers=1)[1]
+    artifact = exported(inline=True, cache="static")[1]
     with pytest.raises(LucidError, match=r"cannot write into the static cache of .*TensorScatter. .* --opset 23\.$"):
         open_session(artifact, "openvino")
