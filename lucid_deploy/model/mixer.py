@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 LayerCache: TypeAlias = tuple[Tensor, ...]  # the tensors of a layer's layout, in order
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,26 @@ class Step:
         decode: Whether to take the path for one new token, or a few.
         rope: Cosine and sine of the new tokens' rotary angles, ``(B, 1, N, D/2)`` each; None: no rotary positions.
         cache_length: Int64 ``(B,)``, with a static cache: how many rows of each buffer hold a token.
+        made: What layers have made of the above, for the layers behind them, see :meth:`once`.
     """
 
     mask: Tensor | None = None
     decode: bool = False
     rope: tuple[Tensor, Tensor] | None = None
     cache_length: Tensor | None = None
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """Return what ``make`` gives, made by the first layer of the call that asks for it.
+
+        Args:
+            key: Names it; the same for all layers for which it is the same.
+            make: Makes it of what all layers share, and of no layer's own numbers.
+        """
+        if key not in self.made:
+            self.made[key] = make()
+        found: _T = self.made[key]
+        return found
 
 
 class Mixer(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,7 +22,7 @@ def layer_steps(
     decode: bool = False,
     cache_length: Tensor | None = None,
 ) -> list[Step]:
-    """Return a step for every layer; layers that rotate by the same angles share their tables.
+    """Return a step for every layer; layers that rotate by the same angles share their tables, and all what they make.
 
     Args:
         config: The model.
@@ -35,4 +38,5 @@ def layer_steps(
         if rope is not None and rope not in tables:
             assert positions is not None
             tables[rope] = rope_tables(rope, config.rotated, positions, dtype)
-    return [Step(mask, decode, None if rope is None else tables[rope], cache_length) for rope in ropes]
+    made: dict[Hashable, Any] = {}
+    return [Step(mask, decode, None if rope is None else tables[rope], cache_length, made) for rope in ropes]

@@ -48,3 +48,15 @@ def test_what_a_stored_cache_means_is_stored_as_it_was(kind: str, cache_dtype: s
     for again, before in zip(mixer.encode_cache(meant), stored, strict=True):
         torch.testing.assert_close(again, before, rtol=1e-6, atol=0)
     assert mixer.value_projection is mixer.get_submodule("v_proj")
+
+
+def test_what_layers_share_is_made_once_for_a_call() -> None:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(1)
+        return len(made)
+
+    step = Step()
+    assert [step.once("a", make), step.once("a", make), step.once(("a", 1), make)] == [1, 1, 2]
+    assert Step().once("a", make) == 3, "another call makes its own"

@@ -27,6 +27,7 @@ def test_layers_over_a_window_rotate_by_a_base_of_their_own() -> None:
         assert torch.equal(cosine, wanted(config.rope(index), config.head_dim))
     assert cosines[0] is cosines[2], "tables are made once"
     assert not torch.equal(cosines[0], cosines[1])
+    assert all(step.made is steps[0].made for step in steps), "what one layer makes, those behind it find"
 
 
 def test_layers_without_positions_have_no_tables() -> None:

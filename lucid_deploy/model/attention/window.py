@@ -108,15 +108,17 @@ class WindowAttention(StandardAttention):
         assert window is not None
         q, k, v = self.project(x, step)
         k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, R, D)
-        at = places(step.mask, batch, k_past.shape[2], n, window, x.device)
+        held = k_past.shape[2]  # the same in all layers with this window
+        at = step.once(("places", window), lambda: places(step.mask, batch, held, n, window, x.device))
+        seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
-        o = _attend(q, keys, values, visible(at, n, window))
+        o = _attend(q, keys, values, seen)
         pairs = zip(past, self.codec.encode(k, v), strict=True)  # the ring's rows and the new ones
         if step.decode or step.cache_length is not None:
             new = None if step.mask is None else at.valid[:, -1:]
             present = tuple(shifted(held, row, new, window) for held, row in pairs)
         else:
-            source = newest(at.valid, window)
+            source = step.once(("newest", window), lambda: newest(at.valid, window))
             present = tuple(kept(torch.cat([held, row], dim=2), source) for held, row in pairs)
         return self.output(o, x), present
 
