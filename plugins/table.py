@@ -245,6 +245,21 @@ WEIGHT_MATMUL_FLOAT16 = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=("float32",),
 )
+_TRANSPOSED = "[columns, depth]"
+WEIGHT_MATMUL_TRANSPOSED = Operator(
+    name="WeightMatMulTransposed",
+    text="X · Wᵀ, as WeightMatMul, for the head of a model that is tied to its embedding.",
+    inputs=(_X, Tensor("W", _TRANSPOSED, "a weight")),
+    outputs=WEIGHT_MATMUL.outputs,
+    types=WEIGHT_MATMUL.types,
+)
+WEIGHT_MATMUL_TRANSPOSED_FLOAT16 = Operator(
+    name="WeightMatMulTransposedFloat16",
+    text="WeightMatMulTransposed by a weight that is stored in float16.",
+    inputs=(_X, Tensor("W", _TRANSPOSED, "a weight", "float16")),
+    outputs=WEIGHT_MATMUL.outputs,
+    types=WEIGHT_MATMUL_FLOAT16.types,
+)
 
 OPERATORS = (  # those of the contract
     PRECONDITION,
@@ -256,7 +271,12 @@ OPERATORS = (  # those of the contract
     DELTA_RULE,
     SCATTER_ROW,
 )
-LIBRARY_ONLY = (WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16)
+LIBRARY_ONLY = (
+    WEIGHT_MATMUL,
+    WEIGHT_MATMUL_FLOAT16,
+    WEIGHT_MATMUL_TRANSPOSED,
+    WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+)
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # what the plugin library has
 IN_ONNXRUNTIME = (  # what the library of CPU kernels has
     PRECONDITION,

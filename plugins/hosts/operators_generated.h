@@ -101,4 +101,24 @@ struct WeightMatMulFloat16 {
     };
 };
 
+struct WeightMatMulTransposed {
+    static constexpr char const* kName = "WeightMatMulTransposed";
+    struct In {
+        enum : int { X, W, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
+struct WeightMatMulTransposedFloat16 {
+    static constexpr char const* kName = "WeightMatMulTransposedFloat16";
+    struct In {
+        enum : int { X, W, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 } // namespace lucid::table

@@ -8,7 +8,7 @@ namespace lucid {
 template <class T, class W>
 struct WeightMatMulArguments {
     const T* x; // [rows, depth]
-    const W* w; // [depth, columns]
+    const W* w; // [depth, columns], or transposed
     T* o;       // [rows, columns]
     size_t rows, depth, columns;
 };

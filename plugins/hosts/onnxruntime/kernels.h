@@ -19,6 +19,8 @@ struct KernelsOf {
     void (*delta_rule)(const DeltaRuleArguments<T>&, const Pool&);
     void (*weight_matmul)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
+    void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
+    void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
 };
 
 struct Kernels {

@@ -18,14 +18,18 @@ namespace {
 #include "delta_rule/cpu.inl"
 
 #include "weight_matmul/cpu.inl"
+
+#include "weight_matmul/cpu_transposed.inl"
 } // namespace
 
 const Kernels LUCID_TABLE = {
     LUCID_NAME,
     [] { return static_cast<bool>(LUCID_SUPPORTED); },
     {precondition<float>, attention<float>, decode<float, float>, decode<float, Half>, decode<float, int8_t>,
-     delta_rule<float>, weight_matmul<float, float>, weight_matmul<float, Half>},
+     delta_rule<float>, weight_matmul<float, float>, weight_matmul<float, Half>, weight_matmul_transposed<float, float>,
+     weight_matmul_transposed<float, Half>},
     {precondition<Half>, attention<Half>, decode<Half, Half>, decode<Half, Half>, decode<Half, int8_t>,
-     delta_rule<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>},
+     delta_rule<Half>, weight_matmul<Half, Half>, weight_matmul<Half, Half>, weight_matmul_transposed<Half, Half>,
+     weight_matmul_transposed<Half, Half>},
 };
 } // namespace lucid

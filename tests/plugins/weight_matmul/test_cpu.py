@@ -9,10 +9,22 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
+from lucid_deploy.plugins.table import (
+    WEIGHT_MATMUL,
+    WEIGHT_MATMUL_FLOAT16,
+    WEIGHT_MATMUL_TRANSPOSED,
+    WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+)
 from tests.plugins.cpu_sessions import check, run, runnable, session
 
-KINDS = {"float32": WEIGHT_MATMUL, "float16": WEIGHT_MATMUL, "float32 by float16": WEIGHT_MATMUL_FLOAT16}
+KINDS = {
+    "float32": WEIGHT_MATMUL,
+    "float16": WEIGHT_MATMUL,
+    "float32 by float16": WEIGHT_MATMUL_FLOAT16,
+    "float32, transposed": WEIGHT_MATMUL_TRANSPOSED,
+    "float16, transposed": WEIGHT_MATMUL_TRANSPOSED,
+    "float32 by float16, transposed": WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+}
 
 
 def problem(rows: int, depth: int, columns: int, kind: str) -> tuple[Tensor, Tensor]:
@@ -20,12 +32,21 @@ def problem(rows: int, depth: int, columns: int, kind: str) -> tuple[Tensor, Ten
     generator = torch.Generator().manual_seed(rows + depth + columns)
     x = torch.randn(depth, generator=generator) + torch.randn(rows, depth, generator=generator)
     w = torch.randn(depth, 1, generator=generator) + torch.randn(depth, columns, generator=generator)
-    left, _, right = kind.partition(" by ")
+    left, _, right = kind.partition(",")[0].partition(" by ")
     return x.to(getattr(torch, left)), (w / depth).to(getattr(torch, right or left))
 
 
+def dtype_of(kind: str) -> str:
+    return kind.replace(",", "").partition(" ")[0]
+
+
 def product(library, kind: str, threads: int = 1) -> ort.InferenceSession:
-    return session(KINDS[kind], library, threads, kind.partition(" ")[0], rank=2)
+    return session(KINDS[kind], library, threads, dtype_of(kind), rank=2)
+
+
+def lying(kind: str, w: Tensor) -> Tensor:
+    """Return a weight, depth by columns, as an operator takes it."""
+    return w.T.contiguous() if "transposed" in kind else w
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -36,14 +57,15 @@ def test_rows_and_sizes(library, fastest, kind, rows, depth, columns):
     exact, dense = x.double() @ w.double(), (x.float() @ w.float()).to(x.dtype)
     for name in runnable(library):
         kernels_name(library, name)
-        (got,) = run(product(library, kind), x, w)
+        (got,) = run(product(library, kind), x, lying(kind, w))
         assert got.dtype == x.dtype
-        check(got, dense, exact, kind.partition(" ")[0])
+        check(got, dense, exact, dtype_of(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, kind):
     x, w = problem(40, 300, 1500, kind)
+    w = lying(kind, w)
     for name in runnable(library):
         kernels_name(library, name)
         whole = run(product(library, kind, 3), x, w)[0]
@@ -60,24 +82,34 @@ def test_leading_axes_stay(library):
 
 
 @pytest.mark.parametrize("depth", [0, 5])
-def test_nothing_to_multiply_gives_nothing_or_zeros(library, depth):
-    (none,) = run(product(library, "float32"), torch.ones(0, depth), torch.ones(depth, 7))
+@pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
+def test_nothing_to_multiply_gives_nothing_or_zeros(library, depth, kind):
+    w = lying(kind, torch.ones(depth, 7))
+    (none,) = run(product(library, kind), torch.ones(0, depth), w)
     assert none.shape == (0, 7)
-    (zeros,) = run(product(library, "float32"), torch.zeros(2, depth), torch.ones(depth, 7))
+    (zeros,) = run(product(library, kind), torch.zeros(2, depth), w)
     assert torch.equal(zeros, torch.zeros(2, 7))
 
 
-def test_infinity_and_nan_stay_in_their_columns(library, fastest):
-    """Lanes behind the last column hold what comes next in memory, which must not matter."""
+@pytest.mark.parametrize("kind", ["float32", "float32, transposed"])
+def test_infinity_and_nan_stay_in_their_columns(library, fastest, kind):
+    """Lanes behind the last column, or the depth, hold what comes next in memory, which must not matter."""
     for name in runnable(library):
         kernels_name(library, name)
         x, w = torch.ones(3, 66), torch.ones(66, 5)
         w[65, 4], w[64, 0] = torch.inf, torch.nan
-        (got,) = run(product(library, "float32"), x, w)
+        (got,) = run(product(library, kind), x, lying(kind, w))
         assert got[:, 0].isnan().all() and got[:, 4].isinf().all()
         assert torch.equal(got[:, 1:4], torch.full((3, 3), 66.0))
 
 
-def test_shapes_that_do_not_fit_are_refused(library):
-    with pytest.raises(Exception, match="WeightMatMul: X has not as many columns as W has rows"):
-        product(library, "float32").run(None, {"X": np.ones((2, 3), np.float32), "W": np.ones((4, 5), np.float32)})
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("float32", "WeightMatMul: X has not as many columns as W has rows"),
+        ("float32, transposed", "WeightMatMulTransposed: X has not as many columns as W"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(library, kind, said):
+    with pytest.raises(Exception, match=said):
+        product(library, kind).run(None, {"X": np.ones((2, 3), np.float32), "W": np.ones((4, 5), np.float32)})

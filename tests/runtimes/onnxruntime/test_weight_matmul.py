@@ -10,10 +10,20 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from transformers import AutoModelForCausalLM
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.plugins.table import DOMAIN, WEIGHT_MATMUL, WEIGHT_MATMUL_FLOAT16
+from lucid_deploy.plugins.table import (
+    DOMAIN,
+    WEIGHT_MATMUL,
+    WEIGHT_MATMUL_FLOAT16,
+    WEIGHT_MATMUL_TRANSPOSED,
+    WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+    Operator,
+)
 from lucid_deploy.runtimes import RuntimeOptions
 from lucid_deploy.runtimes.layers import NewTokens
 from lucid_deploy.runtimes.onnxruntime.kernels import multiplies
@@ -111,15 +121,53 @@ def test_only_kernels_that_were_compared_multiply(monkeypatch, instructions: str
     assert not multiplies(None)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_tied_head_stays(exported, dtype: str) -> None:
-    """It is a Gemm by the embedding."""
+@pytest.mark.parametrize(
+    ("dtype", "operator"), [("float32", WEIGHT_MATMUL_TRANSPOSED), ("float16", WEIGHT_MATMUL_TRANSPOSED_FLOAT16)]
+)
+def test_a_tied_head_is_multiplied_as_the_embedding_lies(exported, dtype: str, operator: Operator) -> None:
     artifact = exported(dtype=dtype, tie_word_embeddings=True)[1]
     model = copied(artifact, "decode")
+    before = operators(model)
     assert use_weight_matmul(model)
     after = operators(model)
-    assert (after[WEIGHT_MATMUL.name], after["Gemm"], after["MatMul"]) == (14, 1, 0)
-    assert after["Cast"] == operators(artifact.graph("decode"))["Cast"]
+    assert (after[operator.name], after[WEIGHT_MATMUL.name], after["Gemm"], after["MatMul"]) == (1, 14, 0, 0)
+    assert after["Cast"] == before["Cast"] - (dtype == "float16")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes"),
+    [
+        (["x", "w"], {}),
+        (["x", "w"], {"transB": 1, "transA": 1}),
+        (["x", "w"], {"transB": 1, "alpha": 2.0}),
+        (["x", "w", "c"], {"transB": 1}),
+        (["w", "w"], {"transB": 1}),
+    ],
+)
+def test_other_forms_of_gemm_stay(inputs: list[str], attributes: dict[str, Any]) -> None:
+    model = graph(helper.make_node("Gemm", inputs, ["o"], **attributes), w=W, c=np.ones(4, dtype=np.float32))
+    before = model.SerializeToString()
+    assert not use_weight_matmul(model)
+    assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_onnx_itself_agrees(built_library: Path, operator: str, dtype: type) -> None:
+    """Whatever takes a product's place gives what onnx's own evaluator gives for the product."""
+    rng = np.random.default_rng(0)
+    w = (1 + rng.standard_normal((4, 70) if operator == "MatMul" else (70, 4))).astype(dtype)
+    options = {"transB": 1, "beta": 0.5} if operator == "Gemm" else {}  # without a C, beta does not matter
+    cast = dtype == np.float16
+    nodes = [helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT)] if cast else []
+    nodes.append(helper.make_node(operator, ["x", "wide" if cast else "w"], ["o"], **options))
+    model, x = graph(*nodes, w=w), (1 + rng.standard_normal((3, 4))).astype(np.float32)
+    (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
+    assert use_weight_matmul(model)
+    settings = onnxruntime.SessionOptions()
+    settings.register_custom_ops_library(str(built_library))
+    (got,) = onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, {"x": x})
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=8 * np.finfo(np.float32).eps * np.abs(wanted).max())
 
 
 def test_a_cast_that_a_branch_reads_stays() -> None:
@@ -188,3 +236,20 @@ def test_a_row_of_a_batch_decodes_as_it_does_alone(exported, built_library: Path
     together = decoded(ids)
     for row in range(batch):
         assert np.array_equal(decoded(ids[row : row + 1])[:, 0], together[:, row])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_tied_model_decodes_as_transformers_own(exported, built_library: Path, dtype: str) -> None:
+    """Standard attention, token by token: what multiplies is all that is the library's and not onnxruntime's."""
+    checkpoint, artifact = exported(dtype=dtype, attention_type="llama", tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float64)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    ids = torch.from_numpy(np.random.default_rng(1).integers(2, 97, (2, 12)))
+    with torch.no_grad():
+        exact = model(ids).logits.numpy()
+        plain = model.to(getattr(torch, dtype))(ids).logits.double().numpy()
+    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
+    cache = session.empty_cache(2)
+    found = np.stack([session.decode(ids[:, at : at + 1].numpy(), cache)[:, -1] for at in range(12)], axis=1)
+    error, gate = (np.linalg.norm(each - exact) / np.linalg.norm(exact) for each in (found, plain))
+    assert error < 3 * gate
