@@ -1,8 +1,10 @@
-"""Graphs are captured without decompositions where there is nothing to decompose, and are the same graphs."""
+"""Graphs are captured without decompositions where there is nothing to decompose, and compute what the module does.
+
+That they are the same graphs, ``test_exporter_shortcuts.py`` holds.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,15 +19,9 @@ from lucid_deploy.export.capture import capture
 from lucid_deploy.export.exporter_shortcuts import to_decompose
 from lucid_deploy.export.trace import trace
 from lucid_deploy.model.config import parse_config
-from tests.conftest import TINY
 from tests.model.families.flash_model import MODELS, SMALL
 
 pytestmark = pytest.mark.slow
-LUCID_AND_WINDOW = {
-    "layer_types": ["full_attention", "sliding_attention"],
-    "lucid_layers": [0],
-    "sliding_window": 9,
-}
 
 
 @pytest.fixture
@@ -42,27 +38,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     return said
 
 
-def say(model: ir.Model) -> Counter[tuple[str, ...]]:
-    """Return the nodes and the attributes that they have."""
-    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
-    return Counter((node.op_type, *sorted(f"{each}" for each in node.attributes.values())) for node in nodes)
-
-
 @pytest.mark.parametrize(("stage", "cache"), [("prefill", "growing"), ("decode", "static")])
-def test_our_models_need_none_and_their_graphs_are_the_same(
-    stage: str, cache: str, asked: list[set[str]], fresh_traces: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = parse_config({**TINY, **LUCID_AND_WINDOW}, "test configuration")
-    found = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
-    assert asked == [set()], "these have no translation of their own: let the model use others"
-    monkeypatch.setattr(exporter_shortcuts, "to_decompose", lambda *_: {"all"})
-    decomposed = trace(config, stage, "float16", cache=cache, cache_dtype="int8")
-    assert say(found.model) == say(decomposed.model)
-    assert found.inputs == decomposed.inputs and found.outputs == decomposed.outputs
-
-
-@pytest.mark.parametrize(("stage", "cache"), [("prefill", "growing"), ("decode", "static")])
-def test_hybrids_need_none_either(stage: str, cache: str, asked: list[set[str]], fresh_traces: None) -> None:
+def test_hybrids_need_none(stage: str, cache: str, asked: list[set[str]], fresh_traces: None) -> None:
     model = {**SMALL, **MODELS["decay, shared keys, attention"], "attention_type": "lucid", "num_hidden_layers": 2}
     trace(parse_config(model, "test configuration"), stage, "float32", cache=cache)
     assert asked == [set()], "these have no translation of their own: let the model use others"
@@ -90,6 +67,7 @@ MODULES = [
         "aten.flatten.using_ints",
     ),  # a composite view; its own translation takes 0 rows for "as many as before"
     (lambda x: torch.special.xlog1py(x, x.abs()), "aten.special_xlog1py.default"),  # has no translation
+    (lambda x: ((x > 0) & (x < 1)).float(), "aten.__and__.Tensor"),
     (lambda x: x.transpose(1, 2), None),
 ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 
 from lucid_deploy.export import capture as capturing
 from lucid_deploy.export import exporter_shortcuts
-from lucid_deploy.export.trace import trace
+from lucid_deploy.export.trace import Traced, trace
 from lucid_deploy.model.config import parse_config
 from tests.conftest import TINY
 
@@ -79,15 +81,51 @@ def test_types_are_promoted_as_ever(
     assert found == _captured(compute)
 
 
-@pytest.mark.parametrize(("stage", "layers"), [("prefill", {}), ("decode", LUCID_AND_WINDOW)])
+def _nodes(model: ir.Model) -> Counter[tuple[str, ...]]:
+    """Return the nodes and the attributes that they have."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return Counter((node.op_type, *sorted(f"{each}" for each in node.attributes.values())) for node in nodes)
+
+
+def _traced(stage: str, cache: str, layers: dict[str, Any]) -> Traced:
+    config = parse_config({**TINY, **layers}, "test configuration")
+    return trace(config, stage, "float16", cache=cache, cache_dtype="int8")
+
+
+@functools.cache
+def _with_shortcuts(stage: str, cache: str) -> tuple[Traced, list[set[Any]]]:
+    """Return a trace, and of each program what was decomposed."""
+    needed, asked = exporter_shortcuts.to_decompose, []
+
+    def to_decompose(*given: Any) -> set[Any]:
+        asked.append(needed(*given))
+        return asked[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter_shortcuts, "to_decompose", to_decompose)
+        return _traced(stage, cache, LUCID_AND_WINDOW), asked
+
+
+@pytest.mark.parametrize(("stage", "cache"), [("prefill", "growing"), ("decode", "static")])
+def test_our_models_need_no_decomposition_and_their_graphs_are_the_same(
+    stage: str, cache: str, fresh_traces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, asked = _with_shortcuts(stage, cache)
+    assert asked == [set()], "these have no translation of their own: let the model use others"
+    monkeypatch.setattr(exporter_shortcuts, "to_decompose", lambda *_: {"all"})
+    decomposed = _traced(stage, cache, LUCID_AND_WINDOW)
+    assert _nodes(found.model) == _nodes(decomposed.model)
+    assert (found.inputs, found.outputs) == (decomposed.inputs, decomposed.outputs)
+
+
+@pytest.mark.parametrize(("stage", "layers"), [("prefill", {"num_hidden_layers": 1}), ("decode", LUCID_AND_WINDOW)])
 def test_graphs_of_our_models_are_the_same(
     stage: str, layers: dict[str, Any], fresh_traces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the first shortcut nodes are named otherwise; ``test_capture.py`` looks at that one."""
-    config = parse_config({**TINY, **layers}, "test configuration")
-    found = trace(config, stage, "float16", cache="static", cache_dtype="int8")
+    """Without the first shortcut nodes are named otherwise; the test above looks at that one."""
+    found = _with_shortcuts(stage, "static")[0] if layers is LUCID_AND_WINDOW else _traced(stage, "static", layers)
     monkeypatch.setattr(capturing, "shortcuts", exporter_shortcuts.only_needed_decompositions)
-    assert _bytes(found.model) == _bytes(trace(config, stage, "float16", cache="static", cache_dtype="int8").model)
+    assert _bytes(found.model) == _bytes(_traced(stage, "static", layers).model)
 
 
 def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,8 +45,8 @@ class Toy(Mixer):
         rows = torch.cat([ring[:, 0], u], 1)  # (B, R + N, C)
 
         distance = count[:, :, None] - counts[:, None]  # (B, N, R + N)
-        seen = valid[:, None] & (distance >= 0)
-        taps = sum(w * (seen & (distance == k)).to(x.dtype) for k, w in enumerate(TAPS))  # (B, N, R + N)
+        seen = torch.logical_and(valid[:, None], distance >= 0)
+        taps = sum(w * torch.logical_and(seen, distance == k).to(x.dtype) for k, w in enumerate(TAPS))  # (B, N, R + N)
         convolved = taps @ rows  # (B, N, C)
 
         own = seen[:, :, held:].to(x.dtype) * (1 - DECAY) * DECAY ** distance[:, :, held:].clamp(min=0).to(x.dtype)
@@ -55,7 +55,7 @@ class Toy(Mixer):
 
         last = count[:, -1:, None]  # (B, 1, 1)
         rank = torch.arange(held + n, device=x.device)[None, :, None] - (held + n - 1)  # … −1, 0: from the end
-        chosen = (counts[:, None] - last == rank) & valid[:, None]  # (B, R + N, R + N)
+        chosen = torch.logical_and(counts[:, None] - last == rank, valid[:, None])  # (B, R + N, R + N)
         kept = (chosen.to(x.dtype) @ rows)[:, -WINDOW:]  # (B, R', C)
         return out, (states[:, -1].to(torch.float32 if state.dtype == torch.float32 else x.dtype), kept[:, None])
 
