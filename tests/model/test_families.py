@@ -88,7 +88,7 @@ MODELS["the authors' baseline"] = baseline
 LUCID: dict[str, tuple[Any, tuple[int, ...]]] = {
     "lucid gemma3_text": (
         lambda: Gemma3TextConfig(
-            **THREE, head_dim=16, sliding_window=6, layer_types=MIXED, query_pre_attn_scalar=20, attention_type="lucid"
+            **THREE, head_dim=16, sliding_window=8, layer_types=MIXED, query_pre_attn_scalar=20, attention_type="lucid"
         ),
         (0, 2),
     ),
