@@ -22,3 +22,9 @@ def pytest_collection() -> Iterator[None]:
         gc.enable()
         gc.freeze()
         atexit.register(gc.unfreeze)  # libraries in C++ complain of what is there at the very end
+
+
+@pytest.fixture
+def own_garbage() -> None:
+    """For tests that collect garbage: they look through what they have made, not through what other tests left."""
+    gc.freeze()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import weakref
 
+import pytest
+
 
 class Ring:
     """Refers to itself."""
@@ -20,3 +22,19 @@ def test_what_tests_leave_is_collected_and_nothing_older_is_looked_at() -> None:
     del ring
     gc.collect()
     assert seen() is None
+
+
+def test_a_test_that_collects_sees_what_it_made_and_nothing_older(request: pytest.FixtureRequest) -> None:
+    old, seen = Ring(), []
+    seen.append(weakref.ref(old))
+    del old
+    gc.disable()
+    try:
+        request.getfixturevalue("own_garbage")
+        new = Ring()
+        seen.append(weakref.ref(new))
+        del new
+        gc.collect()
+    finally:
+        gc.enable()
+    assert seen[0]() is not None and seen[1]() is None

@@ -42,13 +42,13 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[str, str, str, str]:
     found: tuple[str, str, str, str] = request.param
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def session(case: tuple[str, str, str, str], exported: Exported) -> Session[Any]:
     dtype, cache_dtype, cache, runtime = case
     opened = open_session(exported(dtype, cache=cache, cache_dtype=cache_dtype)[1], runtime)
@@ -137,7 +137,7 @@ def error(got: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def exact(case: tuple[str, str, str, str], exported: Exported) -> Session[Any]:
     """Float64, with a cache that does not round."""
     dtype, cache_dtype, cache, _ = case

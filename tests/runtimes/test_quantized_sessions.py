@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ Made = Callable[..., tuple[Path, Artifact]]
 
 def verified(artifact: Artifact, checkpoint: Path) -> Any:
     candidate = open_session(artifact)
-    return verify_against(candidate, Checkpoint(checkpoint), VerifyOptions(steps=4), artifact)
+    return verify_against(candidate, Checkpoint(checkpoint), VerifyOptions(prompt_tokens=140, steps=4), artifact)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,10 @@ def test_the_emulated_inputs_are_what_onnxruntime_rounds() -> None:
     assert (rounded[0, 16:32] == 0).all() and rounded[0, 32] == 3 and rounded.shape == x.shape
 
 
-def test_contenders_accept_quantized_artifacts(quantized: Made) -> None:
+def test_contenders_accept_quantized_artifacts(
+    quantized: Made, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
     path = str(quantized("int8")[1].directory)
     one = RuntimeOptions(threads=1)
     contenders = [Contender("ort", "artifact", path, one), Contender("torch", "torch-blocked", path, one)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_what_was_used_is_said(exported, built_library, command):
         assert json.loads(result.stdout)["kernels"]["library"] == str(built_library)
 
 
-def test_bench_with_both(exported, built_library):
+def test_bench_with_both(exported, built_library, preloaded, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))  # of the contenders' processes
     _, artifact = exported()
     arguments = [
         "bench",

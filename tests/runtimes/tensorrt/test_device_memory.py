@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.runtimes.tensorrt.device_memory import DeviceTensor, MemoryPool
 from lucid_deploy.runtimes.tensorrt.session import TensorRtSession
 from tests.runtimes.tensorrt.fake_gpu import FakeDevice, fake_engines
 
+pytestmark = pytest.mark.usefixtures("own_garbage")
 Exported = Callable[..., tuple[Path, Artifact]]
 
 

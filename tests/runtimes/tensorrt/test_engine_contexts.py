@@ -74,6 +74,7 @@ def test_a_failure_says_what_tensorrt_said_once() -> None:
     assert "no kernel" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.parametrize("closes", [True, False])
 def test_what_was_compiled_is_kept_once_at_the_end(closes: bool) -> None:
     made = Made()
