@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo-artifact
-WORKERS ?= auto
+WORKERS ?= $(shell echo $$(( $$( (nproc || getconf _NPROCESSORS_ONLN) 2>/dev/null ) + 1 ))) # one more than cores: some tests wait
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
 
@@ -36,7 +36,7 @@ demo-build:
 	@echo "A machine with an NVIDIA GPU adds: lucid-deploy verify $(DEMO) --runtime tensorrt, and make gpu-check"
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile --no-loadscope-reorder # one core per worker
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not compat" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not (compat or slow or ray or tensorrt)" -n $(WORKERS) --dist loadfile
