@@ -74,7 +74,7 @@ def test_it_is_exported_as_the_artifact_was(
 def test_the_same_weights_are_quantized(
     changes: dict[str, Any], options: QuantizeOptions, make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
-    checkpoint = make_checkpoint(num_hidden_layers=1, **changes)
+    checkpoint = make_checkpoint(**changes)
     artifact = export(checkpoint, tmp_path / "artifact", ExportOptions(quantize=options))
     (tmp_path / "scratch").mkdir()
     made = open_artifact(export_standard(artifact, tmp_path / "scratch")).manifest
@@ -108,7 +108,7 @@ def test_weights_of_4_and_8_bits_have_the_same_bits(quantized: Exported, tmp_pat
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_inline(cache: str, exported: Exported, tmp_path: Path) -> None:
     """As OpenVINO takes it: no functions, no TensorScatter."""
-    _, artifact = exported(cache=cache, num_hidden_layers=1)
+    _, artifact = exported(cache=cache)
     made = open_artifact(export_standard(artifact, tmp_path, inline=True))
     for stage in ("prefill", "decode"):
         graph = made.graph(stage)

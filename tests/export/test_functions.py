@@ -33,7 +33,12 @@ def load(artifact: Artifact, stage: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("attention", "dtype", "cache"),
-    [("lucid", "float16", "growing"), ("lucid", "float16", "static"), ("llama", "bfloat16", "growing")],
+    [
+        ("lucid", "float16", "growing"),
+        ("lucid", "float16", "static"),
+        ("lucid", "bfloat16", "static"),
+        ("llama", "float16", "static"),
+    ],
 )
 def test_sensitive_operators_are_float32(attention: str, dtype: str, cache: str, exported) -> None:
     changes = {} if attention == "lucid" else {"attention_type": attention}
