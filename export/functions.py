@@ -10,6 +10,7 @@ import onnx
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins.causal_attention.onnx_body import CausalAttention
 from lucid_deploy.plugins.decode_attention.onnx_body import DecodeAttention
+from lucid_deploy.plugins.decode_attention.onnx_body_int8 import DecodeAttentionInt8
 from lucid_deploy.plugins.decode_attention.onnx_body_several import DecodeAttentionSeveral
 from lucid_deploy.plugins.delta_rule.onnx_body import DeltaRule, DeltaRuleOneToken
 from lucid_deploy.plugins.precondition.onnx_body import Precondition
@@ -20,19 +21,19 @@ from lucid_deploy.plugins.shared.onnx_rows import DividedRows, with_divided_rows
 DIVIDED = {
     Precondition.name: DividedRows("K", 0.5, {"v_pad": 0, "t_pad": 0}, {"batch_one": "batch_heads"}),
     DecodeAttention.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
+    DecodeAttentionInt8.name: DividedRows("K_new", 1.0, {"joined": 1, "y_new": 0}),
     DecodeAttentionSeveral.name: DividedRows("K_new", 1.0, {"weights": 0, "within": 0, "rhs": 0}),
 }
 FUNCTIONS = {body.name: body for body in (Precondition, CausalAttention, DecodeAttention, DeltaRule)}
 OF_ONE_TOKEN = {DeltaRule.name: DeltaRuleOneToken}  # bodies without a loop, for graphs whose nodes get one new token
-
-
 OF_SEVERAL_TOKENS = {DecodeAttention.name: DecodeAttentionSeveral}  # for graphs that a session makes to verify drafts
+OF_STORED_CACHES = {DecodeAttentionInt8.name: DecodeAttentionInt8}  # for decode graphs that a session changes
 
 
 def function_proto(
     name: str, opset: int = OPSET, training_diagonal: bool = False, one_token: bool = False, several: bool = False
 ) -> onnx.FunctionProto:
-    """Return an operator's body as it stands in a graph's file.
+    """Return an operator's body as it stands in a graph's file, or in a graph that a session changes.
 
     Args:
         name: The operator.
@@ -41,7 +42,8 @@ def function_proto(
         one_token: Whether all of its nodes get one new token, so that a body of one token does, where there is one.
         several: Whether its nodes get more than the one new token that its body is for, where it is for one.
     """
-    body = OF_ONE_TOKEN.get(name, FUNCTIONS[name]) if one_token else FUNCTIONS[name]
+    body = {**FUNCTIONS, **OF_STORED_CACHES}[name]
+    body = OF_ONE_TOKEN.get(name, body) if one_token else body
     body = OF_SEVERAL_TOKENS.get(name, body) if several else body
     function = body.to_function_proto()
     function.name = name

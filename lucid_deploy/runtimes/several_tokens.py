@@ -24,11 +24,8 @@ import onnx
 from lucid_deploy.plugins.table import (
     CAUSAL_ATTENTION,
     DECODE_ATTENTION,
-    DIAGONAL,
     DOMAIN,
     PRECONDITION,
-    TRAINING,
-    UNIT,
 )
 
 _PAST, _PRESENT, _MASK, _LENGTH = "past_key_values.", "present.", "attention_mask", "cache_length"
@@ -66,22 +63,6 @@ def several_tokens(prefill: onnx.ModelProto, static: bool) -> onnx.ModelProto:
         _drop_unread(model.graph)
     _sort(model.graph)
     return model
-
-
-def attach_body(model: onnx.ModelProto) -> None:
-    """Give a graph of :func:`several_tokens` the body of its operator, for sessions without the library of kernels."""
-    from lucid_deploy.plugins.hosts.onnxruntime.build import PLUGINS
-
-    nodes = [node for node in model.graph.node if (node.domain, node.op_type) == (DOMAIN, DECODE_ATTENTION.name)]
-    if not nodes:
-        return
-    opset = next(item.version for item in model.opset_import if item.domain == "")
-    training = any(attribute.name == DIAGONAL.name for node in nodes for attribute in node.attribute)
-    text = PLUGINS / "decode_attention" / f"several_{TRAINING if training else UNIT}.onnxtxt"
-    body = onnx.parser.parse_function(text.read_text())
-    for item in body.opset_import:
-        item.version = opset  # a runtime inlines only a function of the same version
-    model.functions.append(body)
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

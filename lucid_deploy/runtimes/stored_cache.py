@@ -1,8 +1,9 @@
-"""Let our kernels read a cache as it is stored, by a change to a graph that is made in memory.
+"""Let attention read a cache as it is stored, by a change to a graph that is made in memory.
 
 Where the cache has another type than the model, an artifact converts all of it in every step, in standard operators,
 before ``DecodeAttention``. Our libraries have operators that take the stored tensors instead: onnxruntime's those for
-float16 and int8, TensorRT's that for fp8. The file stays as it is.
+float16 and int8, TensorRT's that for fp8. For int8 there is a body in standard operators as well, which converts
+K alone, without its scales, and multiplies by Y as it is. The file stays as it is.
 
 ====================================================  =====================================================
 in the file, for K and for Y                          in memory
@@ -32,6 +33,7 @@ from lucid_deploy.plugins.table import (
 
 _K, _Y, _MASK = map(DECODE_ATTENTION.place, ("K", "Y", "mask"))
 _FLOAT, _FLOAT16, _BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
+MOST_IN_BODY = 1 << 18  # tokens of a context over which int32 holds the sums in the body of the operator for int8
 _SCALED = {onnx.TensorProto.INT8: DECODE_ATTENTION_INT8, onnx.TensorProto.FLOAT8E4M3FN: DECODE_ATTENTION_FLOAT8}
 
 

@@ -32,6 +32,7 @@ CASES = [
     ("float16", "fp8", "growing"),
 ]
 KERNELS = [case for case in CASES if case[1] != "fp8"]  # of onnxruntime's library
+EXTRAPOLATE = {"allow_extrapolation": True}
 TOKENS = ("--prompt-tokens", "140", "--steps", "6")  # prompts end inside the second block of 128
 OPERATOR = {"float16": "DecodeAttentionFloat16", "int8": "DecodeAttentionInt8", "fp8": "DecodeAttentionFloat8"}
 
@@ -158,7 +159,7 @@ def test_the_library_computes_what_the_functions_compute(artifact_of, built_libr
     found = {}
     for kernels in ("functions", "library"):
         session = open_session(artifact, threads=2, kernels=kernels)
-        assert session.reads_stored_cache == (kernels == "library")
+        assert session.reads_stored_cache == (kernels == "library" or case[1] == "int8")
         found[kernels], _ = run(session)
     assert not np.array_equal(found["functions"], found["library"]), "both were computed by the same kernels"
     cost = np.linalg.norm(found["functions"] - exact)
@@ -167,13 +168,63 @@ def test_the_library_computes_what_the_functions_compute(artifact_of, built_libr
     assert np.linalg.norm(found["library"] - exact) <= 1.1 * cost
 
 
-@pytest.mark.parametrize("case", KERNELS, ids="-".join)
-def test_verify(artifact_of, built_library, case):
+@pytest.mark.parametrize(
+    ("kernels", "case"),
+    [("library", case) for case in KERNELS] + [("functions", case) for case in KERNELS if case[1] == "int8"],
+    ids=lambda each: each if isinstance(each, str) else "-".join(each),
+)
+def test_verify(artifact_of, built_library, case, kernels):
     checkpoint, artifact = artifact_of(*case)
-    arguments = ["verify", str(artifact.directory), "--checkpoint", str(checkpoint), "--kernels", "library"]
+    arguments = ["verify", str(artifact.directory), "--checkpoint", str(checkpoint), "--kernels", kernels]
     result = CliRunner().invoke(main, [*arguments, *TOKENS, "--json", "-"])
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["kernels"] == "library"
+    assert json.loads(result.stdout)["kernels"] == kernels
+
+
+@pytest.mark.parametrize("case", [case for case in KERNELS if case[1] == "int8"], ids="-".join)
+def test_the_body_that_reads_int8_computes_what_conversions_do(artifact_of, monkeypatch, case):
+    """A number on the edge between two codes may fall differently, so the gate is a part of what rounding costs."""
+    checkpoint, artifact = artifact_of(*case)
+    exact, _ = run(TorchSession(load_model(Checkpoint(checkpoint), torch.float64)))
+    session = open_session(artifact, kernels="functions")
+    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_IN_BODY", 0)  # the body is for shorter contexts
+    plain = open_session(artifact, kernels="functions")
+    assert session.reads_stored_cache and not plain.reads_stored_cache
+    (ours, _), (theirs, _) = run(session), run(plain)
+    assert not np.array_equal(ours, theirs), "both were computed in the same way"
+    cost = np.linalg.norm(theirs - exact)
+    share = 1.0 if case[0] == "float16" else 0.25  # float16 arithmetic moves many codes
+    assert np.linalg.norm(ours - theirs) <= share * cost
+    assert np.linalg.norm(ours - exact) <= 1.1 * cost
+
+
+@pytest.mark.parametrize(("shorter", "options", "reads"), [(0, {}, True), (1, {}, False), (0, EXTRAPOLATE, False)])
+def test_contexts_that_int32_cannot_sum_are_converted(artifact_of, monkeypatch, caplog, shorter, options, reads):
+    _, artifact = artifact_of("float32", "int8", "growing")
+    caplog.clear()  # what exporting said
+    most = artifact.config.max_position_embeddings - shorter
+    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_IN_BODY", most)
+    with caplog.at_level(logging.WARNING):
+        session = open_session(artifact, kernels="functions", **options)
+    assert session.reads_stored_cache == reads and caplog.text == ""
+    assert np.isfinite(run(session, steps=2)[0]).all()
+
+
+def test_inlined_graphs_have_nothing_to_put_a_body_into(exported, caplog):
+    _, artifact = exported(cache_dtype="int8", inline=True)
+    caplog.clear()  # what exporting said
+    with caplog.at_level(logging.WARNING):
+        assert not open_session(artifact, kernels="functions").reads_stored_cache
+    assert caplog.text == ""
+
+
+def test_the_first_token_may_be_decoded(artifact_of):
+    """Over no past at all, where a product of whole numbers is undefined in onnxruntime."""
+    checkpoint, artifact = artifact_of("float32", "int8", "growing")
+    exact = TorchSession(load_model(Checkpoint(checkpoint), torch.float64))
+    session = open_session(artifact, kernels="functions")
+    found, wanted = (each.decode(np.array([[3], [9]]), each.empty_cache(2)) for each in (session, exact))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.fixture

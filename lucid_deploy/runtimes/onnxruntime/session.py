@@ -15,7 +15,7 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.plugins.table import DECODE_ATTENTION, DELTA_RULE
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
@@ -27,7 +27,7 @@ from lucid_deploy.runtimes.onnxruntime.providers import (
     plan_provider,
 )
 from lucid_deploy.runtimes.onnxruntime.values import ort_value
-from lucid_deploy.runtimes.onnxruntime.versions import check_version
+from lucid_deploy.runtimes.onnxruntime.versions import check_version, has_quantize_linear
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import has_fp4, retype_fp4, widened
 from lucid_deploy.runtimes.options import RuntimeOptions, device_index
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Layers = list[tuple[Any, ...]]
 _READ_BY_KERNELS = ("float16", "int8")  # types of caches that the library has operators for
+_READ_BY_BODY = "int8"  # the type that there is a body for
 
 
 class OrtSession(Session[Any]):
@@ -52,8 +53,9 @@ class OrtSession(Session[Any]):
 
     Attributes:
         reads_stored_cache: Whether decoding reads a cache of another type than the model's as it is stored; otherwise
-            all of it is converted in every step. Decode needs the library of kernels for that, see
-            :mod:`lucid_deploy.runtimes.stored_cache`, which it has for float16 and int8.
+            all of it is converted in every step. The library of kernels has operators for float16 and int8. On the CPU
+            without it, onnxruntime 1.25 and newer reads int8 in contexts of up to 262,144 tokens, with a body in
+            standard operators. See :mod:`lucid_deploy.runtimes.stored_cache`.
         options: What it was opened with; ``kernels`` says what was chosen.
 
     Args:
@@ -158,13 +160,22 @@ class OrtSession(Session[Any]):
         """Whether the library is there and can read a cache that has another type than the model."""
         return self._library is not None and self.cache_dtype != self.dtype and self.cache_dtype in _READ_BY_KERNELS
 
+    @property
+    def _has_body_for_cache(self) -> bool:
+        """Whether bodies compute, and there is one that can read the cache up to the longest context."""
+        from lucid_deploy.runtimes.stored_cache import MOST_IN_BODY
+
+        is_body = self.provider == "cpu" and self._library is None and not self._artifact.manifest.inline
+        is_body = is_body and self.cache_dtype == _READ_BY_BODY and has_quantize_linear(self._ort.__version__)
+        return is_body and self.context_limit is not None and self.context_limit <= MOST_IN_BODY
+
     def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
         """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
         is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
         recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
-        reads = reads and self._has_kernels_for_cache
+        reads = reads and (self._has_kernels_for_cache or self._has_body_for_cache)
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
         has_few_rows = stage == "decode" and multiplies(self._library)
         if not recurs and not reads and not widens and not has_few_rows:
@@ -173,6 +184,7 @@ class OrtSession(Session[Any]):
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
         from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+        from lucid_deploy.runtimes.session_bodies import attach_body
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
@@ -183,6 +195,8 @@ class OrtSession(Session[Any]):
             changed = True
         if reads and self._read_as_stored(artifact, model):
             changed = self.reads_stored_cache = True
+            if self._library is None:
+                attach_body(model, DECODE_ATTENTION_INT8)
         return model.SerializeToString() if changed else None
 
     def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
@@ -193,7 +207,7 @@ class OrtSession(Session[Any]):
         if obstacles:
             log.warning(
                 "%s: decoding converts all of its %s cache in every step, which is slow, since the graph is not as "
-                "lucid-deploy export writes it (%s). Export it again for kernels that read the cache as it is stored.",
+                "lucid-deploy export writes it (%s). Export it again to have the cache read as it is stored.",
                 artifact.graph_path("decode"),
                 self.cache_dtype,
                 "; ".join(obstacles),
@@ -233,9 +247,9 @@ class OrtSession(Session[Any]):
         if self._has_kernels_for_cache:
             self._read_as_stored(self._artifact, model)
         if self._library is None:
-            from lucid_deploy.runtimes.several_tokens import attach_body
+            from lucid_deploy.runtimes.session_bodies import attach_body
 
-            attach_body(model)
+            attach_body(model, DECODE_ATTENTION)
         if multiplies(self._library):
             from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 

@@ -12,6 +12,13 @@ _WRONG_HEADS = "1.23.0"
 _FIRST = (1, 23)  # older ones know no opset 23
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
 
+_QUANTIZES = (1, 25)  # a version that has QuantizeLinear of opset 23; 1.23.1 has it not, 1.24 was not tried
+
+
+def has_quantize_linear(version: str) -> bool:
+    """Return whether a version has ``QuantizeLinear`` of the graphs' opset, which the body that reads int8 needs."""
+    return _numbers(version) >= _QUANTIZES
+
 
 def check_version(version: str, artifact: Artifact) -> None:
     """Check that a version of onnxruntime computes an artifact rightly.

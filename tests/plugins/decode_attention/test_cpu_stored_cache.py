@@ -8,52 +8,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lucid_deploy.cache.storage import cache_tensors, encode_layer
-from lucid_deploy.plugins.decode_attention import decode_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT16, DECODE_ATTENTION_INT8
-from tests.plugins.cpu_sessions import check, error, keys, poison, run, runnable, session
+from tests.plugins.cpu_sessions import check, error, poison, run, runnable, session
+from tests.plugins.stored_caches import padded_mask, paths, problem, scaled, store
 
 OPERATORS = {"float16": DECODE_ATTENTION_FLOAT16, "int8": DECODE_ATTENTION_INT8}
 # Types of model and cache; a float16 model whose cache is float16 too needs no other operator.
 TYPES = [("float32", "int8"), ("float32", "float16"), ("float16", "int8")]
-
-
-def problem(past, width, groups, batch=1, dtype="float32", correlation=0.9, heads=2):
-    """Return Q, K_new, V_new in the model's type, and K, Y of the past in float32."""
-    generator = torch.Generator().manual_seed(past + width + groups)
-    k = keys(generator, batch, heads, past + 1, width, correlation)
-    y = torch.randn(batch, heads, past + 1, width, generator=generator)
-    q = 2 * torch.randn(batch, heads * groups, 1, width, generator=generator)
-    kind = getattr(torch, dtype)
-    return (q.to(kind), k[:, :, past:].to(kind), y[:, :, past:].to(kind)), k[:, :, :past], y[:, :, :past]
-
-
-def store(k, y, cache_dtype):
-    return tuple(
-        map(torch.from_numpy, encode_layer((k.numpy(), y.numpy()), cache_tensors(cache_dtype, *k.shape[1::2])))
-    )
-
-
-def read(stored, dtype, work=None):
-    """Return K and Y of stored rows, multiplied out in ``work`` and rounded to ``dtype``."""
-    rows = [x.to(work or dtype) for x in stored[:2]]
-    return (
-        [(x * scale.to(x.dtype)).to(dtype) for x, scale in zip(rows, stored[2:], strict=True)] if stored[2:] else rows
-    )
-
-
-def paths(new, stored, mask):
-    """Return what float64 and what the path without these kernels make of stored rows."""
-    kind, double = new[0].dtype, torch.float64
-    exact = decode_attention(*(x.double() for x in new), *read(stored, double), mask=mask, implementation="reference")
-    k, y = read(stored, kind, torch.float32)
-    plain = decode_attention(
-        *(x.float() for x in (*new, k, y)),
-        mask=mask,
-        implementation="reference",
-    )
-    return exact, [x.to(kind) for x in plain]
 
 
 def decode(library, new, stored, mask, threads=2):
@@ -80,16 +42,6 @@ def test_sizes_and_correlations(library, fastest, correlation, dtype, cache_dtyp
         check_all(library, new, store(k, y, cache_dtype), torch.ones(batch, past + 1, dtype=torch.bool))
 
 
-def padded_mask(past):
-    """Return a mask of four rows: padding on the left, a buffer that is filled in part, holes, and nothing at all."""
-    mask = torch.ones(4, past + 1, dtype=torch.bool)
-    mask[0, :1100] = False  # a whole chunk and more
-    mask[1, 150:past] = False
-    mask[2, [3, 700, past]] = False  # the new token is padding: its Y is its V
-    mask[3, :past] = False
-    return mask
-
-
 @pytest.mark.parametrize(("dtype", "cache_dtype"), TYPES)
 @pytest.mark.parametrize(
     ("width", "groups"),
@@ -110,14 +62,6 @@ def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache
         assert torch.equal(clean[1][2:], new[2][2:])
         for got, same in zip(decode(library, new, garbage, mask, threads=1), clean, strict=True):
             assert torch.equal(got, same), "what padding holds must not matter, nor the number of threads"
-
-
-def scaled(past, of_k, of_y, seed=0):
-    """Return a problem whose rows have sizes that lie far apart: 10 to the power of up to ``of_k`` and ``of_y``."""
-    new, k, y = problem(past, 64, 4, 2)
-    generator = torch.Generator().manual_seed(seed)
-    low_k, low_y = (10.0 ** (span * torch.rand(2, 2, past, 1, generator=generator)) for span in (of_k, of_y))
-    return new, k * low_k, y * low_y
 
 
 @pytest.mark.parametrize(("of_k", "of_y"), [(1.0, 3.0), (-3.0, -3.0), (-30.0, 30.0), (0.5, -30.0), (-40.0, -40.0)])
