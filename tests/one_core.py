@@ -1,7 +1,7 @@
 """A pytest plugin: onnxruntime computes with one thread where nobody asks for more, as PyTorch does here.
 
-``make test`` has more workers than cores. A second thread for models of this size only waits for the first, by spinning:
-with it a ``verify`` takes 1.7 times the processor time. Tests of what several threads compute ask for them.
+``make test`` has more workers than cores. A second thread for models of this size only waits for the first, by
+spinning: with it a ``verify`` takes 1.7 times the processor time. Tests of what several threads compute ask for them.
 """
 
 from __future__ import annotations
