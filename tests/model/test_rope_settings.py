@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from typing import Any
 
 import pytest
+import torch
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.families import families
+from lucid_deploy.model.rope import inverse_frequencies
 from lucid_deploy.model.rope_settings import RopeScaling
 from tests.model.config_samples import LLAMA3, parse, refusal
+from tests.model.families.read_both import FULL, SIZES, SLIDING
 
 LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
 
@@ -56,3 +65,77 @@ def test_a_missing_yarn_setting_is_named(key: str) -> None:
 
 def test_llama3_without_a_ramp_is_refused() -> None:
     assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
+
+
+LINEAR_BLOCK = {"rope_type": "linear", "factor": 8.0}
+LOCAL = {"rope_type": "default", "rope_theta": 1e3}
+# One meaning in many spellings; which of them count differs between classes of transformers.
+SPELLINGS: dict[str, dict[str, Any]] = {
+    "rope_type": {"rope_scaling": LINEAR_BLOCK},
+    "type": {"rope_scaling": {"type": "linear", "factor": 8.0}},
+    "type of default": {"rope_scaling": {"type": "default"}},
+    "base inside": {"rope_scaling": {**LINEAR_BLOCK, "rope_theta": 5e5}},
+    "base outside": {"rope_theta": 3e4, "rope_scaling": LINEAR_BLOCK},
+    "llama3 as type": {"rope_scaling": {"type": "llama3", **LLAMA3, "original_max_position_embeddings": 64}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "yarn as type": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}},
+    "dynamic as type": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    "parameters": {"rope_parameters": LINEAR_BLOCK},
+    "parameters with type": {"rope_parameters": {"type": "linear", "factor": 8.0}},
+    "parameters with a base": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+    "parameters without": {"rope_theta": 3e4, "rope_parameters": {"rope_type": "default"}},
+    "parameters beside nothing": {"rope_scaling": {}, "rope_parameters": LINEAR_BLOCK},
+    "of kinds": {"rope_parameters": {FULL: {**LINEAR_BLOCK, "rope_theta": 5e5}, SLIDING: LOCAL}},
+    "of kinds with type": {"rope_parameters": {FULL: {"type": "linear", "factor": 8.0}, SLIDING: LOCAL}},
+    "of one kind": {"rope_theta": 3e4, "rope_parameters": {FULL: LINEAR_BLOCK}},
+    "of the other kind": {"rope_theta": 3e4, "rope_parameters": {SLIDING: {"rope_type": "default"}}},
+}
+BESIDES = {"qwen3_next": {"num_experts": 0}, "gemma3_text": {"layer_types": [FULL, SLIDING] * 3, "sliding_window": 8}}
+TRANSFORMERS = [name for name in families() if name in CONFIG_MAPPING]
+CLEAR = {"gemma3_text": "rope_type, of kinds", "phi3": "type of default, parameters with a base"}
+
+
+def their_rotation(config: PreTrainedConfig) -> torch.nn.Module:
+    """Return what the family's own class in transformers rotates with."""
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    [name] = [name for name in vars(module) if name.endswith("RotaryEmbedding") and "Vision" not in name]
+    rotation = getattr(module, name)(config)
+    assert isinstance(rotation, torch.nn.Module)
+    return rotation
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_each_spelling_rotates_as_in_transformers_or_is_refused(family: str, spelling: str) -> None:
+    given = {**SIZES, "max_position_embeddings": 256, **BESIDES.get(family, {}), **SPELLINGS[spelling]}
+    clear = CLEAR.get(family, "rope_type, type, parameters, yarn as type").split(", ")
+    try:
+        ours = parse_config({"model_type": family, **copy.deepcopy(given)}, "config.json")
+    except LucidError:
+        assert spelling not in clear
+        return
+    theirs = CONFIG_MAPPING[family](**copy.deepcopy(given))
+    rotation = their_rotation(theirs)
+    compared = 0
+    for index in range(ours.num_hidden_layers):
+        if (rope := ours.rope(index)) is None:
+            continue
+        of = f"{theirs.layer_types[index]}_" if hasattr(rotation, f"{FULL}_inv_freq") else ""
+        wanted = getattr(rotation, f"{of}inv_freq")
+        found = inverse_frequencies(rope, ours.rotary_width or ours.head_dim)
+        torch.testing.assert_close(found, wanted, rtol=2e-6, atol=0.0)  # float32, a few roundings
+        assert rope.scaling.attention_factor == pytest.approx(getattr(rotation, f"{of}attention_scaling"), rel=1e-12)
+        compared += 1
+    assert compared
+
+
+def test_what_gemma_passes_over_is_refused_with_the_spelling_that_counts() -> None:
+    gemma = {"model_type": "gemma3_text", **SIZES}
+    said = refusal(gemma, rope_scaling={"type": "linear", "factor": 8.0})
+    assert "rope_scaling has type 'linear' and no rope_type" in said and "call the key rope_type" in said
+    said = refusal(gemma, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert "rope_parameters has rope_theta" in said and f"rope_parameters.{FULL}" in said
+    assert "rope_scaling 'yarn' is not supported in this family" in refusal(
+        {"model_type": "phi3", **SIZES},
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+    )

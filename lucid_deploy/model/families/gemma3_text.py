@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lucid_deploy.model.block import Layer
 
 
+_KINDS = ("rope_type", "type")
+
+
 class _Keys(msgspec.Struct, kw_only=True, frozen=True):
     query_pre_attn_scalar: Positive = 256.0
     sliding_window: Size | None = None
@@ -46,6 +49,7 @@ class _Gemma3(Family):
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
         plain = {**raw, "hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh"}
+        _check_spelling(raw, where)
         blocks = raw.get("rope_parameters")
         if not isinstance(blocks, dict) or not {FULL, SLIDING} & blocks.keys():
             return plain
@@ -85,6 +89,30 @@ class _Gemma3(Family):
         from lucid_deploy.model.block import SandwichLayer
 
         return SandwichLayer(config, index, implementation)
+
+
+def _check_spelling(raw: dict[str, Any], where: str) -> None:
+    """Refuse what other families compute and transformers' Gemma 3 passes over: which was meant is not known.
+
+    Raises:
+        LucidError: ``rope_scaling`` names its kind ``type`` alone, or ``rope_parameters`` says something of all layers.
+    """
+    scaling, blocks = raw.get("rope_scaling"), raw.get("rope_parameters")
+    if isinstance(scaling, dict) and scaling.get("rope_type") is None:
+        kind = scaling.get("type") or "default"
+        if kind != "default":
+            raise LucidError(
+                f"{where}: rope_scaling has type {kind!r} and no rope_type: transformers' Gemma 3 then scales nothing. "
+                "If the model was trained with it, call the key rope_type; if not, remove rope_scaling."
+            )
+    if not isinstance(blocks, dict) or {FULL, SLIDING} & blocks.keys():
+        return
+    said = [key for key, value in blocks.items() if value is not None and (key not in _KINDS or value != "default")]
+    if said:
+        raise LucidError(
+            f"{where}: rope_parameters has {said[0]} for all layers, which transformers' Gemma 3 passes over. "
+            f"Put it into rope_parameters.{FULL}, or remove it if the model was trained without it."
+        )
 
 
 FAMILY = _Gemma3()

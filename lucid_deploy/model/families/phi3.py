@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_file import Size
 from lucid_deploy.model.families.family import FULL, SLIDING, Family, StoredParameter
@@ -28,6 +29,15 @@ class _Phi3(Family):
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
         return [FULL if keys.sliding_window is None else SLIDING] * layers
+
+    def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        kind = config.rope_scaling.rope_type
+        if kind != "default":
+            raise LucidError(
+                f"{where}: rope_scaling {kind!r} is not supported in this family; only default is. transformers' Phi-3 "
+                "refuses linear, dynamic and llama3 too, and takes yarn for longrope."
+            )
+        return config
 
     def stored(self, name: str, config: LucidConfig) -> StoredParameter:
         query, kv = (heads * config.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
