@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from lucid_deploy.cli._names import in_capitals, long_name, near
 from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of the environment variables
@@ -31,6 +31,7 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See :class:`click.Command`; what a wrong value came from is said too."""
         self._check_environment(ctx)
+        self._name_variables(ctx)
         try:
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
@@ -68,20 +69,28 @@ class Command(click.Command):
         """
         if not ctx.auto_envvar_prefix:
             return
-        known = {_variable(ctx, item) for item in self.params}
+        options = [item for item in self.params if isinstance(item, click.Option)]
+        known = {_variable(ctx, item) for item in options}
         start = f"{ctx.auto_envvar_prefix}_"
-        if unknown := sorted(name for name in os.environ if name.startswith(start) and name not in known):
-            raise LucidError(
-                f"The environment variable {unknown[0]} is no option of {ctx.command_path}.{near(unknown[0], known)}"
-            )
+        unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
+        if not unknown:
+            return
+        others = {  # other spellings of an option, and what its parameter is called in Python
+            f"{start}{in_capitals(name)}": _variable(ctx, item)
+            for item in options
+            for name in (item.name or "", *item.opts, *item.secondary_opts)
+        }
+        meant = others.get(unknown[0])
+        hint = f" Did you mean {meant}?" if meant else near(unknown[0], known)
+        raise LucidError(f"The environment variable {unknown[0]} is no option of {ctx.command_path}.{hint}")
 
-
-def near(name: str, known: Collection[str]) -> str:
-    """Return a question after the known name that is probably meant, with a blank before it; empty if there is none."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(name, known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    def _name_variables(self, ctx: click.Context) -> None:
+        """Name options' variables after the options; click would take the names of their Python parameters."""
+        if not ctx.auto_envvar_prefix:
+            return
+        for item in self.params:
+            if isinstance(item, click.Option):
+                item.envvar, item.allow_from_autoenv = _variable(ctx, item), False
 
 
 class Group(click.Group):
@@ -177,10 +186,8 @@ def _remember(name: str) -> Any:
 
 
 def _variable(ctx: click.Context, parameter: click.Parameter) -> str:
-    """Return the name of an option's environment variable, as click makes it."""
-    if parameter.envvar:
-        return str(parameter.envvar)
-    return f"{ctx.auto_envvar_prefix}_{(parameter.name or '').upper()}"
+    """Return the name of an option's environment variable: of its own, or made of the command and its longest name."""
+    return str(parameter.envvar or f"{ctx.auto_envvar_prefix}_{in_capitals(long_name(parameter))}")
 
 
 def _show_sources(command: click.Command, ctx: click.Context) -> None:
@@ -194,6 +201,6 @@ def _show_sources(command: click.Command, ctx: click.Context) -> None:
             where = ctx.meta[_CONFIG]
         else:
             continue
-        name = max(parameter.opts, key=len)
+        name = long_name(parameter)
         value = ctx.params.get(parameter.name or "", True)
         console_err.print(f"{name} is {value}, from {where}", markup=False, soft_wrap=True)

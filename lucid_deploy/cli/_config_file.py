@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from datetime import date, time
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lucid_deploy.cli._names import long_name, near
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import clipped, shown
 
@@ -41,7 +41,7 @@ def read_defaults(name: str, ctx: click.Context) -> dict[str, Any]:
         option = options.get(f"--{key.replace('_', '-')}")
         if option is None:
             known = [item.removeprefix("--") for item in options]
-            raise LucidError(f"{name}: {'.'.join(path)} has no option {clipped(key)}.{_near(key, known)}")
+            raise LucidError(f"{name}: {'.'.join(path)} has no option {clipped(key)}.{near(key, known)}")
         try:
             values[str(option.name)] = _value(option, value)
             option.type_cast_value(ctx, values[str(option.name)])
@@ -68,7 +68,7 @@ def _check_tables(name: str, tables: dict[str, Any], commands: list[str]) -> Non
     for key, value in tables.items():
         if key not in commands:
             raise LucidError(
-                f"{name}: {clipped(key)} is no command; options stand in a table of one.{_near(key, commands)}"
+                f"{name}: {clipped(key)} is no command; options stand in a table of one.{near(key, commands)}"
             )
         if not isinstance(value, dict):
             raise LucidError(f"{name}: {key} must be a table of options: [{key}]")
@@ -85,7 +85,7 @@ def _path(ctx: click.Context) -> list[str]:
 def _options(command: click.Command) -> dict[str, click.Option]:
     """Return the options that a file may have, by their long names."""
     options = (item for item in command.params if isinstance(item, click.Option))
-    found = {max(option.opts, key=len): option for option in options}
+    found = {long_name(option): option for option in options}
     return {name: option for name, option in found.items() if name not in _NOT_IN_A_FILE}
 
 
@@ -112,8 +112,3 @@ def _word(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     return str(value) if isinstance(value, date | time) else shown(value)  # TOML has them, JSON has not
-
-
-def _near(name: str, known: list[str]) -> str:
-    found = get_close_matches(name, known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""

@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 import pytest
+from click.core import ParameterSource
 from click.testing import CliRunner, Result
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import COMMANDS, main
+from lucid_deploy.cli._config_file import read_defaults
 from lucid_deploy.cli._console import console_err, console_out
 from tests.patience import PATIENCE
 
@@ -57,6 +59,87 @@ def test_the_help_names_the_environment(name: str, command: click.Command) -> No
     if name != "completion":
         assert f"LUCID_DEPLOY_{name.upper().replace(' ', '_')}_" in said
     assert "--config FILE" in said
+
+
+def context_above(name: str) -> click.Context:
+    """The context of the program, or of the group that the command belongs to."""
+    context = click.Context(main, info_name="lucid-deploy", auto_envvar_prefix="LUCID_DEPLOY")
+    for group in name.split()[:-1]:
+        context = click.Context(main.get_command(context, group) or main, context, info_name=group)
+    return context
+
+
+def sample(option: click.Option) -> str:
+    """A value that the option takes and that is not its default."""
+    if option.is_flag:
+        return "false" if option.default is True else "true"
+    choices = list(getattr(option.type, "choices", ()))
+    for value in (*choices[::-1], "torch", "3", "0.5", "3,4"):
+        try:
+            taken = option.type.convert(value, option, None)
+        except click.BadParameter:
+            continue
+        if taken != option.default:
+            return value
+    raise AssertionError(f"no value for {option.opts}")
+
+
+@pytest.mark.parametrize(("name", "command"), ALL)
+def test_every_option_is_set_by_the_environment_and_a_file_under_its_own_name(
+    name: str, command: click.Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    above, last = context_above(name), name.split()[-1]
+    file = tmp_path / "options.toml"
+    for option in command.params:
+        if not isinstance(option, click.Option):
+            continue
+        longest, common = max(option.opts, key=len), option.name in COMMON
+        word, typed = sample(option), [longest]
+        if option.is_flag:
+            typed = [longest] if word == "true" else [option.secondary_opts[0]]
+        else:
+            typed.append(word)
+        variable = f"{'' if common else name} {longest[2:]}".strip().upper().replace(" ", "_").replace("-", "_")
+        wanted = command.make_context(last, typed, above, resilient_parsing=True)
+        with monkeypatch.context() as patch:
+            patch.setenv(f"LUCID_DEPLOY_{variable}", word)
+            found = command.make_context(last, [], above, resilient_parsing=True)
+        assert found.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT, variable
+        assert found.params == wanted.params
+        if not common:
+            assert found.params[str(option.name)] not in (None, (), option.default), variable
+        if option.name != "config":
+            file.write_text(f"[{name.replace(' ', '.')}]\n{longest[2:]} = {word if option.is_flag else repr(word)}\n")
+            defaults = read_defaults(str(file), found)
+            found = command.make_context(last, [], above, resilient_parsing=True, default_map=defaults)
+            assert found.params == wanted.params, longest
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "meant"),
+    [
+        ("verify x", "LUCID_DEPLOY_VERIFY_PAGE", "LUCID_DEPLOY_VERIFY_REPORT"),
+        ("verify x", "LUCID_DEPLOY_VERIFY_JSON_TARGET", "LUCID_DEPLOY_VERIFY_JSON"),
+        ("bench x", "LUCID_DEPLOY_BENCH_PLOT_DIRECTORY", "LUCID_DEPLOY_BENCH_PLOT"),
+        ("plugin build", "LUCID_DEPLOY_PLUGIN_BUILD_ARCHS", "LUCID_DEPLOY_PLUGIN_BUILD_ARCH"),
+        ("run x", "LUCID_DEPLOY_RUN_PREFIX_TOKENS", "LUCID_DEPLOY_RUN_PREFIX_CACHE_TOKENS"),
+        ("run x", "LUCID_DEPLOY_RUN_QUIET", "LUCID_DEPLOY_QUIET"),
+    ],
+)
+def test_other_names_of_an_option_are_refused_with_its_own(line: str, given: str, meant: str) -> None:
+    said = run(*line.split(), **{given: "1"})
+    assert said.exit_code == 2 and f"{given} is no option of" in said.stderr
+    assert said.stderr.endswith(f"Did you mean {meant}?\n")
+
+
+def test_a_variable_named_after_an_argument_is_refused() -> None:
+    said = run("inspect", "x", LUCID_DEPLOY_INSPECT_ARTIFACT="y")
+    assert said.exit_code == 2 and "LUCID_DEPLOY_INSPECT_ARTIFACT is no option of" in said.stderr
+
+
+def test_the_help_names_the_variable_of_an_option_s_own_name() -> None:
+    said = " ".join(run("doctor", "--help").stdout.split())
+    assert "as in LUCID_DEPLOY_DOCTOR_JSON for --json" in said
 
 
 @pytest.mark.parametrize(
