@@ -1,11 +1,14 @@
 """No command writes onto what it reads: its own input files, or anything inside its artifact or checkpoint.
 
+A file that is written at the end of long work is looked at before it: whether it can be.
+
 An output is compared by inode, so that other names of a file, links of both kinds, are found too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +26,7 @@ OUTPUTS = {
     "history": "--history",
     "output_path": "--output-path",
 }
+SINGLE_FILES = ("--json", "--report")  # written at the end, so looked at before
 MODELS = ("artifact", "artifacts", "checkpoint", "against", "draft")
 READ = (
     "batch",
@@ -57,7 +61,7 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
         config: The file of options that it was given.
 
     Raises:
-        LucidError: There is such an output.
+        LucidError: There is such an output, or a file that cannot be written.
     """
     outputs = [(OUTPUTS[name], Path(given[name])) for name in OUTPUTS if _names_a_file(given.get(name))]
     if isinstance(given.get("batch"), str) and outputs and given.get("output"):
@@ -80,6 +84,30 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
         if place in places and not _is_special(place):
             raise LucidError(f"{option} {path} is what {places[place]} writes too. Choose another output.")
         places[place] = option
+    for option, path in outputs:
+        if option in SINGLE_FILES and not places.keys() & set(path.resolve().parents):  # which the command makes
+            _check_writable(option, path)
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Refuse a file that could not be written, before the work and not after it.
+
+    Raises:
+        LucidError: It is a folder, or its folder is missing or cannot be written.
+    """
+    place = path.resolve()
+    if _is_special(place):  # a device or a pipe
+        return
+    folder = place.parent if path.is_symlink() else path.parent  # what a link points to is written
+    why = None
+    if place.is_dir():
+        why = "it is a folder"
+    elif not place.parent.is_dir():
+        why = f"there is no folder {folder}"
+    elif not os.access(place.parent, os.W_OK | os.X_OK):
+        why = f"nothing may be written into {folder}"
+    if why is not None:
+        raise LucidError(f"{option} {path} cannot be written: {why}.")
 
 
 def _names_a_file(value: Any) -> bool:

@@ -236,11 +236,12 @@ def _generate(generation: Generation, stream: AnswerText | None, json_target: st
         "tokens_per_second": (len(ids) - 1) / (ended - first) if len(ids) > 1 and ended > first else None,
         "speculation": None if generation.drafter is None else asdict(generation.drafts),
     }
+    if shown:
+        click.echo()
     if json_target is not None:
         write_json(facts, json_target)
     if not shown:
         return
-    click.echo()
     rate, plural = facts["tokens_per_second"], "" if facts["prompt_tokens"] == 1 else "s"
     console_err.print(
         f"{facts['prompt_tokens']} prompt token{plural}, {len(ids)} new ({facts['finish_reason']}), "

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli import COMMANDS, main
 from lucid_deploy.cli._outputs import MODELS, OUTPUTS, READ, REST
 
@@ -80,6 +80,21 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
         ("export checkpoint --output new --json checkpoint/config.json", "lies inside checkpoint"),
         ("export checkpoint --output new --calibration p.jsonl --dtype fp16 --json hard", "would overwrite p.jsonl"),
         ("build artifact --json artifact/report.json", "lies inside artifact"),
+        (
+            "run artifact --prompt-ids 5 --json none/facts.json",
+            "none/facts.json cannot be written: there is no folder none.",
+        ),
+        ("run artifact --prompt-ids 5 --json checkpoint/..", "checkpoint/.. cannot be written: it is a folder."),
+        (
+            f"{BATCH} out2 --json p.jsonl/facts.json",
+            "p.jsonl/facts.json cannot be written: there is no folder p.jsonl.",
+        ),
+        (
+            "verify artifact --report none/page.html",
+            "--report none/page.html cannot be written: there is no folder none.",
+        ),
+        ("verify artifact --report -", "--report - is no file: name one."),
+        ("inspect artifact --json none/facts.json", "--json none/facts.json cannot be written"),
     ],
 )
 def test_it_is_refused_and_nothing_changes(place: Path, line: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +102,7 @@ def test_it_is_refused_and_nothing_changes(place: Path, line: str, said: str, mo
     before = contents(place)
     result = CliRunner().invoke(main, line.split())
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1), result.output
-    assert said in result.stderr
+    assert said in result.stderr and result.stdout == ""
     assert contents(place) == before
 
 
@@ -98,6 +113,28 @@ def test_other_outputs_are_written(place: Path, extra: str, monkeypatch: pytest.
     for _ in range(2):  # the second time the answers are there
         result = CliRunner().invoke(main, line.split(), catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_an_error_after_the_answer_has_a_line_of_its_own(place: Path) -> None:
+    line = f"run {place / 'artifact'} --prompt-ids 5 -n 2 --ignore-eos -q --json /dev/full"
+    result = CliRunner().invoke(main, line.split())
+    answer, error = result.output.splitlines()
+    assert result.exit_code == 2 and answer.count(",") == 1
+    assert error == "Error: /dev/full cannot be written: No space left on device."
+
+
+def test_a_file_may_lie_in_a_folder_that_the_command_makes(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+    def export(*_: Any) -> Artifact:
+        (place / "new").mkdir()
+        return open_artifact(place / "artifact")
+
+    monkeypatch.setattr("lucid_deploy.export.export", export)
+    line = "export checkpoint --output new --json new/facts.json"
+    result = CliRunner().invoke(main, line.split())
+    assert (result.exit_code, (place / "new" / "facts.json").is_file()) == (0, True), result.stderr
 
 
 def test_the_python_api_exports_into_no_checkpoint(place: Path) -> None:
