@@ -14,6 +14,18 @@ from lucid_deploy.plugins.table import TRAINING
 from lucid_deploy.runtimes.session import Array, Session
 
 
+class PlaceError(LucidError):
+    """There is no such layer or head, or the layer solves no system.
+
+    Attributes:
+        argument: Which of both is wrong: ``layer`` or ``head``.
+    """
+
+    def __init__(self, message: str, argument: str) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
 @dataclass(frozen=True)
 class SolveWeights:
     """L Y = V of one key/value head over N tokens, so that Y_i = (V_i − Σ_{j<i} L_ij Y_j) / L_ii.
@@ -48,13 +60,14 @@ def solve_weights(session: Session[Any], ids: list[int], layer: int, head: int) 
         head: Key/value head, counted from 0.
 
     Raises:
-        LucidError: There is no such layer or head, the layer solves no system, or as :meth:`Session.prefill`.
+        PlaceError: There is no such layer or head, or the layer solves no system.
+        LucidError: As :meth:`Session.prefill`.
     """
     heads = solving_layers(session)
     if layer not in heads:
-        raise LucidError(_no_such_layer(session, layer, list(heads)))
+        raise PlaceError(_no_such_layer(session, layer, list(heads)), "layer")
     if not 0 <= head < heads[layer]:
-        raise LucidError(f"Layer {layer} has key/value heads 0 to {heads[layer] - 1}, not {head}.")
+        raise PlaceError(f"Layer {layer} has key/value heads 0 to {heads[layer] - 1}, not {head}.", "head")
     cache = session.empty_cache(1)
     session.prefill(np.array([ids], dtype=np.int64), cache)
     names = [tensor.name for tensor in decoded_layout(session.layout[layer])]
@@ -82,7 +95,9 @@ def system_of(keys: Array, eps: float, training_diagonal: bool = False) -> Solve
 
 
 def _no_such_layer(session: Session[Any], layer: int, solving: list[int]) -> str:
-    named = f"Those that do: {', '.join(map(str, solving))}." if solving else "No layer of this model does."
+    named = f"Layers that solve a system: {', '.join(map(str, solving))}."
+    if not solving:
+        named = "No layer of this model solves a system."
     if 0 <= layer < len(session.layers):
         return f"Layer {layer} is of the kind {session.layers[layer].kind!r}, which solves no system. {named}"
     return f"The model has layers 0 to {len(session.layers) - 1}, not {layer}. {named}"

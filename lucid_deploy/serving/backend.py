@@ -56,9 +56,15 @@ class LocalBackend:
 
     async def solve(self, ids: list[int], layer: int, head: int) -> dict[str, Any] | Refusal:
         """As :class:`lucid_deploy.serving.jobs.Backend`."""
-        from lucid_deploy.runtimes.solve_weights import solve_weights
+        from lucid_deploy.runtimes.solve_weights import PlaceError, SolveWeights, solve_weights
 
-        found = await self._called(lambda batcher: solve_weights(batcher.session, ids, layer, head))
+        def weights(batcher: Batcher) -> SolveWeights | Refusal:
+            try:
+                return solve_weights(batcher.session, ids, layer, head)
+            except PlaceError as error:
+                return Refusal("invalid", str(error), param=error.argument)
+
+        found = await self._called(weights)
         if isinstance(found, Refusal):
             return found
         return {

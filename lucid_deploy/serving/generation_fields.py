@@ -69,7 +69,9 @@ def _formatted(given: ResponseFormat | None) -> Constraint | None:
     if given.type == "json_object":
         return from_json_schema({"type": "object"})
     if given.json_schema is None:
-        raise FieldError("The field response_format.json_schema is missing.", "response_format.json_schema", "missing")
+        raise FieldError(
+            "The field response_format.json_schema is missing.", "response_format.json_schema", "missing_field"
+        )
     schema = {} if given.json_schema.schema is None else given.json_schema.schema
     return named("response_format.json_schema.schema", from_json_schema, schema)
 

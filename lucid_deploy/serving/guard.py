@@ -100,7 +100,7 @@ class HttpExchange:
     dropped: a client that is still sending when the connection closes does not get to read why.
 
     Attributes:
-        status: Of the answer; 499, which is counted if the client disconnects before there is one.
+        status: Of the answer; 499 before there is one, and what is counted if the client disconnects before its end.
     """
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:

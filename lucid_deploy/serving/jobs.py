@@ -116,11 +116,12 @@ class RowTimes:
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The job was refused: ``queue_full`` (try again after ``retry_after`` seconds), ``invalid``, ``down``, or
-    ``unsupported`` here."""
+    ``unsupported`` here. ``param`` is the request's field that is wrong, where one is."""
 
     kind: str
     message: str = ""
     retry_after: int = 1
+    param: str | None = None
 
 
 Event = TextPiece | RowEnd | RowTimes | Refusal

@@ -55,7 +55,7 @@ class Metrics:
 
         self.requests = counter(
             "requests",
-            "Answers, by path and HTTP status; 499: the client closed the connection first.",
+            "Answers, by path and HTTP status; 499: the client closed the connection before all of it came.",
             "path",
             "status",
         )

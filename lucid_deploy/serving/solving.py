@@ -52,4 +52,6 @@ def _checked(found: Any) -> Any:
         raise queue_full(found.retry_after)
     if found.kind == "unsupported":
         raise ApiError(501, found.message, "not_supported")
-    raise invalid(found.message) if found.kind == "invalid" else unavailable(found.message, "engine_down")
+    if found.kind == "invalid":
+        raise invalid(found.message, found.param, "invalid_value" if found.param else None)
+    raise unavailable(found.message, "engine_down")

@@ -15,7 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.runtimes.session import Session
-from lucid_deploy.runtimes.solve_weights import solve_weights, solving_layers, system_of
+from lucid_deploy.runtimes.solve_weights import PlaceError, solve_weights, solving_layers, system_of
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED, write_checkpoint
 
@@ -87,11 +87,13 @@ def test_the_weights_are_those_of_what_the_model_caches(session: Session[Any]) -
 
 
 def test_what_is_refused(session: Session[Any], folder: Path) -> None:
-    with pytest.raises(LucidError, match=r"layers 0 to 1, not 2\. Those that do: 0, 1\."):
+    with pytest.raises(PlaceError, match=r"layers 0 to 1, not 2\. Layers that solve a system: 0, 1\.") as caught:
         solve_weights(session, IDS, 2, 0)
-    with pytest.raises(LucidError, match="Layer 1 has key/value heads 0 to 1, not 2"):
+    assert caught.value.argument == "layer"
+    with pytest.raises(PlaceError, match="Layer 1 has key/value heads 0 to 1, not 2") as caught:
         solve_weights(session, IDS, 1, 2)
+    assert caught.value.argument == "head"
     mixed = TorchSession(load_model(write_checkpoint(folder / "mixed", **MIXED), torch.float64))
     assert solving_layers(mixed) == {0: 2}
-    with pytest.raises(LucidError, match=r"Layer 2 is of the kind '\w+', which solves no system\. Those that do: 0\."):
+    with pytest.raises(LucidError, match=r"'\w+', which solves no system\. Layers that solve a system: 0\."):
         solve_weights(mixed, IDS, 2, 0)

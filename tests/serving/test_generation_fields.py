@@ -32,18 +32,28 @@ def test_constraints_of_bodies(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "said"),
+    ("fields", "param", "code", "said"),
     [
-        ({"guided_regex": "zebra"}, "guided_regex", "guided_regex: The constraint allows no token here"),
-        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
-        ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex", "cannot be combined"),
+        (
+            {"guided_regex": "zebra"},
+            "guided_regex",
+            "invalid_value",
+            "guided_regex: The constraint allows no token here",
+        ),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_field", "is missing"),
+        (
+            {"response_format": {"type": "json_object"}, "guided_regex": "a"},
+            "guided_regex",
+            "invalid_value",
+            "cannot be combined",
+        ),
     ],
 )
-def test_what_does_not_fit(fields: dict[str, Any], param: str, said: str, tmp_path: Path) -> None:
+def test_what_does_not_fit(fields: dict[str, Any], param: str, code: str, said: str, tmp_path: Path) -> None:
     reader = ConstraintReader(tokenizer_of("word level", tmp_path), SIZE)
     with pytest.raises(FieldError, match=said) as caught:
         reader.read(body(**fields))
-    assert caught.value.param == param
+    assert (caught.value.param, caught.value.code) == (param, code)
 
 
 def test_sampling_of_bodies(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -32,6 +33,13 @@ def body(count: int = 400, **more: Any) -> dict[str, Any]:
 def metric(server: Server, name: str) -> float:
     text = httpx.get(f"{server.url}/metrics").text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.split("{")[0].split(" ")[0] == name)
+
+
+def answers(server: Server) -> dict[str, int]:
+    """How many completions ended with each status."""
+    text = httpx.get(f"{server.url}/metrics").text
+    found = re.findall(r'^lucid_requests_total\{path="/v1/completions",status="(\d+)"\} (\S+)$', text, re.M)
+    return {status: int(float(count)) for status, count in found}
 
 
 def wait_for(condition: Any) -> None:
@@ -76,6 +84,7 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
     assert metric(server, "lucid_generated_tokens_total") < 400  # not after all tokens of the one that left
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
     assert metric(server, "lucid_cache_tokens") == 0
+    assert answers(server) == {"200": 1, "499": 1}  # the stream too, though 200 had been sent
 
     with socket.create_connection(("127.0.0.1", server.port)) as connection:  # not streamed: nothing was sent yet
         data = json.dumps(body()).encode()
@@ -84,7 +93,8 @@ def test_a_client_that_leaves_frees_its_row(start: Start, artifacts: dict[str, P
         connection.sendall(head.encode() + data)
         wait_for(lambda: metric(server, "lucid_active_rows") == 1)
     wait_for(lambda: metric(server, "lucid_active_rows") == 0)
-    assert 'status="499"' in httpx.get(f"{server.url}/metrics").text
+    wait_for(lambda: answers(server) == {"200": 1, "499": 2})
+    assert "closed the connection before all of it came" in httpx.get(f"{server.url}/metrics").text
 
     queued = [Asking(server, body(100)) for _ in range(3)]
     wait_for(lambda: metric(server, "lucid_queue_length") == 2)

@@ -48,8 +48,14 @@ def test_a_server_gives_the_weights_of_the_session(server: Server, reference: Re
             for i, row in enumerate(rows):
                 error = np.abs(row - getattr(own, name)[i, : len(row)])
                 assert (error <= DIGITS * np.abs(row) + rounding[name]).all()
-        refused = http.post("/v1/lucid/solve", json={**BODY, "layer": 3})
-        assert refused.status_code == 400 and "The model has layers 0 to 2" in refused.json()["error"]["message"]
+        for field, said in (
+            ("layer", "layers 0 to 2, not 77. Layers that solve a system: 0, 1, 2."),
+            ("head", "not 77."),
+        ):
+            refused = http.post("/v1/lucid/solve", json={**BODY, field: 77})
+            error = refused.json()["error"]
+            assert (refused.status_code, error["param"], error["code"]) == (400, field, "invalid_value")
+            assert error["message"].endswith(said)
         answer = http.post("/v1/completions", json={"model": MODEL, "prompt": PROMPT, "temperature": 0})
         assert answer.json()["choices"][0]["text"] == "blue cup"
 
