@@ -73,6 +73,16 @@ class Quantization:
         """Whether the graphs round the inputs of quantized products to E4M3."""
         return self.activations in FP8_ACTIVATIONS
 
+    def rounded_inputs(self, to_int8: bool) -> str | None:
+        """Return what a runtime rounds the inputs of quantized products to, ``int8`` or ``fp8``; None: to nothing.
+
+        Args:
+            to_int8: Whether it rounds to int8 where :attr:`activations` says so.
+        """
+        if self.rounds_inputs:
+            return "fp8"
+        return "int8" if to_int8 and self.activations == "int8" else None
+
     @property
     def sharing(self) -> str:
         """What shares a scale, for people: ``blocks of 32``, ``one scale a row``."""

@@ -68,9 +68,9 @@ class Batcher:
             starts or finishes.
         rows: Most requests that run at once; the others wait in order of arrival.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
-            one whole prompt a step. Short prompts share a step and are cut where it is full. With a cache that rounds
-            (``--cache-dtype``) a prompt is cut at multiples of this number only, so that its answer is the one it would
-            get alone.
+            one whole prompt a step. Short prompts share a step and are cut where it is full. Where the cache or inputs
+            of products are rounded (``--cache-dtype``, ``--activations int8``) a prompt is cut at multiples of this
+            number only, as it is alone.
         guides: Holds answers to constraints; None: requests have none.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
@@ -109,14 +109,14 @@ class Batcher:
             prepare_speculation(session)
         self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
         self.drafts, self._drafters = DraftCounts(), drafters
-        self._near = near_share(session.dtype, session.cache_dtype)
+        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
         self.marks: list[Mark] = []
-        # Tokens of one call see each other before the cache rounds them: where a prompt is cut must not depend on the
-        # prompts beside it.
-        self._fixed_cuts = session.cache_dtype != session.dtype
+        # Tokens of one call see each other before the cache rounds them, and other sums in another order, which inputs
+        # rounded to 8 bits multiply: where a prompt is cut must not depend on the prompts beside it.
+        self._fixed_cuts = session.rounds
         self._store = PrefixStore(session, prefix_tokens)
         # Caches that cannot be cut back are kept at set lengths while a prompt runs, which such cuts make.
         self._fixed_cuts |= prefix_tokens > 0 and any(

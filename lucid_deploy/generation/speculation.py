@@ -30,6 +30,9 @@ _NEAR_HALF = 1e-2  # … and in half precision
 # Most that a cached number is off, of its row's largest.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 _REACH = 2  # of these; the gap of two logits moved by up to 0.4 of one, measured over short prompts
+# Inputs of products that are rounded: one that sums in another order put on the other side of a half moves by a whole
+# step, and others after it. The gap moved by up to 0.029 with int8 and 0.0097 with fp8, see docs/speculation.md.
+_INPUTS = {"int8": 4 / 127, "fp8": 32 / 448}
 
 
 @dataclass
@@ -40,7 +43,7 @@ class DraftCounts:
         proposed: Tokens that were drafted and run.
         accepted: Those of them that are tokens of an answer.
         near_ties: Greedy choices in a verifying step between two tokens so close that another order of the same sums,
-            or another rounding of the cache, may choose the other.
+            or another rounding of the cache or of inputs, may choose the other.
         failures: Drafters that were dropped because they failed; their answers went on without drafts.
     """
 
@@ -62,16 +65,17 @@ def prepare_speculation(session: Session[Any]) -> None:
     session.prepare_several()
 
 
-def near_share(dtype: str, cache_dtype: str) -> float:
+def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
     """Return how far a verifying step may move the gap of two logits, as a share of the largest magnitude of all.
 
     Args:
         dtype: Of the model: sums are in another order.
         cache_dtype: Of its cache. Where that rounds, new tokens may see each other as they were before, and a number
             may fall to the other side of a half.
+        rounded_inputs: As :attr:`~lucid_deploy.runtimes.session.Session.rounded_inputs`.
     """
-    order = _NEAR.get(dtype, _NEAR_HALF)
-    return order if cache_dtype == dtype else max(order, _REACH * _ROUNDING.get(cache_dtype, 0.0))
+    shares = [_NEAR.get(dtype, _NEAR_HALF), _INPUTS.get(rounded_inputs or "", 0.0)]
+    return max(*shares, 0.0 if cache_dtype == dtype else _REACH * _ROUNDING.get(cache_dtype, 0.0))
 
 
 def is_near_tie(adjusted: Array, logits: Array, share: float) -> bool:
@@ -122,7 +126,7 @@ class Lookahead:
         self._session, self._cache = session, cache
         self._drafter: Drafter | None = drafter
         self.counts = DraftCounts()
-        self._near = near_share(session.dtype, session.cache_dtype)
+        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
         self._drafts: list[int] = []
         self._right = 0  # of these
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft

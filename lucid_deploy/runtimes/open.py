@@ -39,7 +39,10 @@ def open_session(
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     _check_artifact(can, wanted, opened)
     chosen.check_installed(wanted)
-    return chosen.open(opened, wanted)
+    session = chosen.open(opened, wanted)
+    record = opened.manifest.quantization
+    session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
+    return session
 
 
 def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:

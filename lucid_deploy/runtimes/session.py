@@ -38,6 +38,8 @@ class Session(CacheOperations[Tensor]):
         capabilities: What the runtime can do, as it was opened.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         identity: Which model it is, as :attr:`Artifact.identity`; None for a model that comes from no artifact.
+        rounded_inputs: Type that the inputs of quantized products are rounded to as it runs, ``int8`` or ``fp8``; None:
+            they are not. Sums in another order then change results by as much as that rounding.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Session(CacheOperations[Tensor]):
         self.capabilities = Capabilities() if capabilities is None else capabilities
         self.allow_extrapolation = allow_extrapolation
         self.identity: str | None = None
+        self.rounded_inputs: str | None = None
 
     def close(self) -> None:
         """Give back what the session holds; it cannot be used any more. Most have nothing that waits for this."""
@@ -69,6 +72,11 @@ class Session(CacheOperations[Tensor]):
     def label(self) -> str:
         """The runtime, for people, with what was chosen beside it."""
         return self.runtime
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the cache or inputs of products are rounded, so that results depend on where prompts are cut."""
+        return self.cache_dtype != self.dtype or self.rounded_inputs is not None
 
     @property
     def plainer(self) -> str | None:

@@ -244,9 +244,17 @@ def test_a_batcher_gives_the_tokens_of_lone_generations(session: Session[Any], c
         assert tokens.get(number, []) == alone(session, request, chunk)
 
 
-def test_prompts_are_cut_where_they_are_cut_alone(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    for cache_dtype, wanted in (("auto", [5, 11, 9, 7]), ("int8", [5, 16, 4, 7])):
-        session = open_session(exported("float32", cache="static", cache_dtype=cache_dtype)[1])
+def test_prompts_are_cut_where_they_are_cut_alone(
+    exported: Exported, quantized: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With inputs in int8 too: sums in another order put them on the other side of a half."""
+    for artifact, wanted in (
+        (exported("float32", cache="static")[1], [5, 11, 9, 7]),
+        (exported("float32", cache="static", cache_dtype="int8")[1], [5, 16, 4, 7]),
+        (quantized("int8")[1], [5, 16, 4, 7]),
+        (quantized("int4", activations="float")[1], [5, 11, 9, 7]),
+    ):
+        session = open_session(artifact)
         lengths, prefill = [], session.prefill
 
         def noted(ids: np.ndarray, *rest: Any, prefill: Any = prefill, lengths: list[int] = lengths) -> np.ndarray:

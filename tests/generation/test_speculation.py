@@ -11,7 +11,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampler, Sampling
-from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share
+from lucid_deploy.generation.speculation import Lookahead, is_near_tie, near_share, prepare_speculation
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Cache
 from tests.conftest import MIXED
@@ -117,7 +117,8 @@ def test_layers_that_cannot_go_back_are_refused_with_the_reason(exported):
 class Markov:
     """A model of five tokens whose next one depends on the last two; a cache of it is a mask and the tokens."""
 
-    dtype, cache_dtype, several_obstacle, cuts_freely, context_limit = "float32", "float32", None, True, None
+    dtype, cache_dtype, rounded_inputs = "float32", "float32", None
+    several_obstacle, cuts_freely, context_limit = None, True, None
     LOGITS = np.random.default_rng(3).normal(0, 1.5, (5, 5, 5)).astype(np.float32)
 
     def __init__(self):
@@ -205,6 +206,31 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling():
 def test_near_ties_are_within_the_rounding_of_the_model_and_of_its_cache(second, dtype, cache_dtype, expected):
     for logits in (np.array([1.0, 10.0, second]), np.array([second, 10.0, -2.0])):
         assert is_near_tie(logits, logits, near_share(dtype, cache_dtype)) is expected
+
+
+@pytest.mark.parametrize(
+    ("second", "cache_dtype", "inputs", "expected"),
+    [(9.7, "float32", "int8", True), (9.68, "int8", "int8", False), (9.3, "float16", "fp8", True)],
+)
+def test_near_ties_are_within_the_rounding_of_inputs(second, cache_dtype, inputs, expected):
+    logits = np.array([1.0, 10.0, second])
+    assert is_near_tie(logits, logits, near_share("float32", cache_dtype, inputs)) is expected
+
+
+def test_a_verifying_step_moves_gaps_by_less_than_a_near_tie_where_inputs_are_rounded(quantized):
+    """Sums of a step of six tokens and of six steps put inputs on different sides of a half."""
+    session, rng = open_session(quantized("int8", source="demo")[1], threads=1), np.random.default_rng(5)
+    share = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
+    prepare_speculation(session)
+    for length in rng.integers(4, 40, 12):
+        text, cache = rng.integers(3, session.config.vocab_size, length), session.empty_cache()
+        session.prefill(np.tile(text, (1, 2)), cache)
+        fork, tokens = session.fork(cache), rng.integers(3, session.config.vocab_size, (1, 24))
+        parts = [session.decode_several(tokens[:, i : i + 6], fork)[0] for i in range(0, 24, 6)]
+        singly = np.array([session.decode(tokens[:, i : i + 1], cache)[0, -1] for i in range(24)])
+        at = np.arange(24), np.argsort(-singly)[:, 0], np.argsort(-singly)[:, 1]
+        gaps = [each[at[0], at[1]] - each[at[0], at[2]] for each in (singly, np.concatenate(parts))]
+        assert (np.abs(gaps[0] - gaps[1]) <= share * np.abs(singly).max(axis=1)).all()
 
 
 def test_near_ties_are_between_tokens_that_may_be_chosen():

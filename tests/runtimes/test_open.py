@@ -84,3 +84,14 @@ def test_a_runtime_without_a_cpu_takes_the_default_as_its_own(registered: Any, e
     with pytest.raises(LucidError, match="That was all"):
         open_session(exported()[1], "recording")
     assert runtime.opened[0].device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("activations", "runtime", "inputs"),
+    [("auto", "onnxruntime", "int8"), ("float", "onnxruntime", None), ("auto", "torch", None)],
+)
+def test_a_session_says_what_inputs_are_rounded_to(
+    activations: str, runtime: str, inputs: str | None, quantized: Exported
+) -> None:
+    session = open_session(quantized("int4", activations=activations)[1], runtime)
+    assert (session.rounded_inputs, session.rounds) == (inputs, inputs is not None)
