@@ -32,6 +32,7 @@ class BatchOptions:
     overwrite: bool
     prefix_tokens: int
     prefill_chunk: int | None
+    speculate: tuple[str, ...]  # the mode, and which model drafts
     json_target: str | None
 
 
@@ -78,6 +79,7 @@ def run_batch(
         "artifact": hashlib.sha256(manifest).hexdigest(),
         "runtime": session.label,
         "options": json.loads(json.dumps(used)),  # as the record has them: lists
+        **_steps(options, chunk, session),
     }
     answers = AnswerFile(options.output, facts, {prompt.line for prompt in file.prompts}, options.overwrite)
     before, total, started = len(answers.answered), len(file.prompts), time.perf_counter()
@@ -118,6 +120,16 @@ def run_batch(
     )
     if answers.failed:
         raise CheckFailed(f"{answers.failed} of {total} prompts failed; {options.output} says why in the field error.")
+
+
+def _steps(options: BatchOptions, chunk: int, session: Session[Any]) -> dict[str, Any]:
+    """Return options that answers depend on by where tokens are run together, as the record has them."""
+    found: dict[str, Any] = {"prefill_chunk": chunk}
+    if session.rounds:
+        found |= {"prefix_cache_tokens": options.prefix_tokens, "speculate": list(options.speculate)}
+        if session.in_place is None:  # rows are padded to the longest
+            found["rows"] = options.rows
+    return found
 
 
 def note_greedy(sampling: Sampling) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HELP = (
     "Verify several tokens in one step: lookup guesses them from what prompt and answer repeat, draft asks a smaller "
-    "model. Answers stay the same."
+    "model. Answers stay the same but where rounding decides between tokens."
 )
 
 

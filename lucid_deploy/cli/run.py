@@ -119,6 +119,7 @@ def command(
         shared: dict[str, Any] = dict(
             rows=rows, overwrite=overwrite, prefix_tokens=prefix_tokens, json_target=json_target
         )
+        shared["speculate"] = (speculation.mode, *(each.identity for each in speculation.draft_artifacts()))
         options = batch_options(batch, output, (prompt, prompt_file, prompt_ids), prefill_chunk=prefill_chunk, **shared)
         defaults = PromptDefaults(max_new_tokens, sampling, stop, not ignore_eos, bad_words, constraint)
         drafters = speculation.open(opened, runtime)

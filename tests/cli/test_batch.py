@@ -216,6 +216,45 @@ def test_bad_files(place: Workplace, exported: Exported) -> None:
         assert message in runner.invoke(main, ["run", str(place.directory), *arguments]).stderr
 
 
+def test_a_run_goes_on_only_in_steps_that_give_the_same_answers(
+    exported: Exported, quantized: Exported, tmp_path: Path
+) -> None:
+    """Where nothing is rounded, drafts, stored prefixes and rows change none; padding of a static cache neither."""
+    exact, static, growing = (
+        exported(cache="static")[1],
+        exported(cache="static", cache_dtype="int8")[1],
+        quantized("int8")[1],
+    )
+    chunk, prefixes, drafts, rows = (
+        ("--prefill-chunk", 16),
+        ("--prefix-cache-tokens", 100),
+        ("--speculate", "lookup"),
+        ("--rows", 3),
+    )
+    for name, artifact, refused, taken in (
+        ("exact", exact, {"prefill_chunk": chunk}, [prefixes, drafts, rows]),
+        (
+            "static",
+            static,
+            {"prefill_chunk": chunk, "prefix_cache_tokens": prefixes, "speculate": drafts},
+            [rows],
+        ),
+        ("growing", growing, {"prefix_cache_tokens": prefixes, "speculate": drafts, "rows": rows}, []),
+    ):
+        place = Workplace(with_words(artifact, tmp_path / name), tmp_path)
+        place.write(*MANY[:3])
+        place.run("-n", 3, "--overwrite")
+        good = place.output.read_bytes()
+        place.output.write_bytes(good.splitlines(keepends=True)[0])
+        for word, options in refused.items():
+            assert f"begun with other {word}. Choose" in place.run("-n", 3, *options, status=2).stderr
+        for options in taken:
+            place.run("-n", 3, *options)
+            place.output.write_bytes(good.splitlines(keepends=True)[0])
+        place.run("-n", 3)
+        assert sorted(place.output.read_bytes().splitlines()) == sorted(good.splitlines())
+
+
 def test_an_output_of_something_else_is_refused(place: Workplace) -> None:
     place.write(*MANY[:3])
     place.run("-n", 3)
