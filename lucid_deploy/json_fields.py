@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -60,12 +61,14 @@ def decode(data: bytes, form: type[T], what: str = "text") -> T:
         what: What messages call it.
 
     Raises:
-        FieldError: It is not JSON, not an object, or a field is missing, unknown, of another type or out of range.
+        FieldError: It is not JSON, not an object, an object in it has a name twice, or a field is missing, unknown, of
+            another type or out of range.
     """
     try:
         found: T = _decoder(cast(Any, form)).decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explained(data, form, what, str(error)) from error
+    _parsed(data, what)  # msgspec lets the last of two values of a name count
     return found
 
 
@@ -145,7 +148,8 @@ def _no_constant(name: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):  # which of the two is wrong could not be said
-        raise ValueError("an object has the same name twice")
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"an object has the name {shown(twice)} twice")
     return made
 
 

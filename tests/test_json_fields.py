@@ -59,7 +59,9 @@ def test_good_values() -> None:
         ('{"anything":' + "[" * 900 + "1" + "]" * 900 + ', "x": 1}', 'Unknown field: "x"'),
         ('{"name": "n", "share": NaN}', "NaN is not a JSON number"),
         ('{"name": "n", "big": ' + "9" * 5000 + "}", "not valid JSON"),
-        ('{"name": "n", "count": true, "count": 1}', "an object has the same name twice"),
+        ('{"name": "n", "count": true, "count": 1}', 'an object has the name "count" twice'),
+        ('{"name": "n", "count": 1, "count": 2}', 'an object has the name "count" twice'),
+        ('{"name": "n", "na\\u006de": "n"}', 'an object has the name "name" twice'),
         ('{"name": "n", "\\ud800": 1}', "not valid JSON"),
     ],
 )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.batching.prompts import PromptDefaults
     from lucid_deploy.generation.drafting import MakeDrafter
-    from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.runtimes.session import Session
 
 _CHUNK = 512  # prompt tokens between two steps of the running rows, unless told otherwise
@@ -56,6 +55,7 @@ def run_batch(
     from lucid_deploy.batching.offline import answer_prompts
     from lucid_deploy.batching.prompts import check_prompts, read_prompts
     from lucid_deploy.cli._console import console_err, progress, write_json
+    from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.cli._speculation import drafts_text
     from lucid_deploy.files import reading
     from lucid_deploy.generation.guide import GuideFactory
@@ -130,16 +130,6 @@ def _steps(options: BatchOptions, chunk: int, session: Session[Any]) -> dict[str
         if session.in_place is None:  # rows are padded to the longest
             found["rows"] = options.rows
     return found
-
-
-def note_greedy(sampling: Sampling) -> None:
-    """Say on stderr when options of sampling are given and nothing is sampled."""
-    from lucid_deploy.cli._console import console_err
-
-    if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None:
-        console_err.print(
-            "Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample."
-        )
 
 
 def batch_options(batch: str, output: str | None, prompts: tuple[str | None, ...], **rest: Any) -> BatchOptions:

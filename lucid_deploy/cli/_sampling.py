@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from lucid_deploy.generation.sampling import Sampling
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "temperature": dict(type=float, default=0.0, show_default=True, help="0 is greedy; above, sampling."),
@@ -53,6 +56,16 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, settings in reversed(_OPTIONS.items()):
         command = click.option("--" + name.replace("_", "-"), name, **settings)(command)
     return command
+
+
+def note_greedy(sampling: Sampling) -> None:
+    """Say on stderr when options of sampling are given and nothing is sampled."""
+    from lucid_deploy.cli._console import console_err
+
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed is not None:
+        console_err.print(
+            "Note: --top-k, --top-p, --min-p and --seed do nothing at temperature 0; give --temperature to sample."
+        )
 
 
 def _biases(given: tuple[str, ...]) -> tuple[tuple[int, float], ...]:

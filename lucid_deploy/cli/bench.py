@@ -41,7 +41,13 @@ class _Numbers(click.ParamType):
 
 @click.command("bench", cls=Command)
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path())
-@click.option("--lengths", type=_Numbers(), default="512,2048", show_default=True, help="Prompt lengths and contexts.")
+@click.option(
+    "--lengths",
+    type=_Numbers(),
+    default="512,2048",
+    show_default=True,
+    help="Prompt lengths and contexts; the model's own does not bound them.",
+)
 @click.option("--batches", type=_Numbers(), default="1", show_default=True, help="Numbers of rows.")
 @click.option("--stages", default="prefill,decode", show_default=True, help="prefill, decode, or both with a comma.")
 @click.option(
@@ -122,6 +128,7 @@ def command(
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
     plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
     first = open_artifact(artifacts[0])
+    _note_beyond(first.config.max_position_embeddings, lengths)
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
     with partial_directory(Path(tempfile.gettempdir(), "lucid-bench")) as scratch, progress("Preparing") as update:
         for name in baselines:
@@ -152,6 +159,16 @@ def command(
             f"{machine['processor']}, {machine['cores']} cores, copies {bandwidth / 1e9:.1f} GB/s (read + write); "
             f"{versions}; commit {machine['commit']}",
             soft_wrap=True,
+        )
+
+
+def _note_beyond(made_for: int, lengths: tuple[int, ...]) -> None:
+    from lucid_deploy.cli._console import note
+
+    if beyond := [str(length) for length in lengths if length > made_for]:
+        note(
+            f"Note: {', '.join(beyond)} tokens are more than the model was made for ({made_for}, "
+            "max_position_embeddings): their times are measured, run takes them with --allow-extrapolation only."
         )
 
 

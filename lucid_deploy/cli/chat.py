@@ -69,11 +69,14 @@ def command(
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
     from lucid_deploy.cli._console import note, progress
+    from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.conversation import Conversation
     from lucid_deploy.generation.logit_adjustment import bad_word_ids
 
     opened = open_artifact(artifact)
+    if not sampling.temperature:
+        note_greedy(sampling)
     tokenizer = TextTokenizer(opened.directory)
     sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     interactive = sys.stdin.isatty() and sys.stdout.isatty()

@@ -24,13 +24,19 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     Example: lucid-deploy inspect ./artifact --batch 8 --context 4096
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
-    from lucid_deploy.cli._console import progress, write_json
+    from lucid_deploy.cli._console import note, progress, write_json
     from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
     if check:
         with progress("Checking sha256") as update:
             check_hashes(opened, update)
+    made_for = opened.config.max_position_embeddings
+    if context is not None and context > made_for:
+        note(
+            f"Note: the model was made for {made_for} tokens (max_position_embeddings); a context of {context} runs "
+            "with --allow-extrapolation only."
+        )
     facts = {**describe(opened, batch, context), "hashes_checked": check}
     if json_target is not None:
         write_json(facts, json_target)

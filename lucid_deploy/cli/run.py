@@ -98,8 +98,9 @@ def command(
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.batching.prompts import PromptDefaults
-    from lucid_deploy.cli._batch import batch_options, note_greedy, run_batch
+    from lucid_deploy.cli._batch import batch_options, run_batch
     from lucid_deploy.cli._console import progress
+    from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.errors import LucidError
     from lucid_deploy.generation.generate import Generation
     from lucid_deploy.generation.logit_adjustment import bad_word_ids

@@ -78,3 +78,11 @@ def test_contenders_need_different_names(exported: Exported) -> None:
     path = str(exported()[1].directory)
     result = CliRunner().invoke(main, ["bench", path, path, "--lengths", "8"])
     assert result.exit_code == 2 and "Contenders need different names; these are called" in result.stderr
+
+
+@pytest.mark.parametrize(("lengths", "note"), [("8,512", None), ("8,513,600", "Note: 513, 600 tokens are more than")])
+def test_lengths_beyond_the_model_s_context_are_named(lengths: str, note: str | None, exported: Exported) -> None:
+    """Of a command that ends before it measures anything."""
+    path = str(exported()[1].directory)
+    shown = CliRunner().invoke(main, ["bench", path, path, "--lengths", lengths]).stderr
+    assert f"{note} the model was made for (512, max_position_embeddings)" in shown if note else "Note" not in shown

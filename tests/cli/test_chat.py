@@ -61,6 +61,12 @@ def ran(directory: Path, prompt: str) -> str:
     return result.stdout.removesuffix("\n")
 
 
+@pytest.mark.parametrize(("more", "noted"), [((), True), (("--temperature", "0.5"), False)])
+def test_options_of_sampling_that_do_nothing_are_named(chatty: Path, more: tuple[str, ...], noted: bool) -> None:
+    shown = chat(chatty, "w1", options=(*FIXED, "--top-k", "3", *more)).stderr
+    assert ("--top-k, --top-p, --min-p and --seed do nothing at temperature 0" in " ".join(shown.split())) == noted
+
+
 def test_each_answer_is_that_of_run_to_the_whole_chat(chatty: Path) -> None:
     result = chat(chatty, "w1 w2 w3", "w4", options=(*FIXED, "--system", "w20"))
     first, second = result.stdout.splitlines()

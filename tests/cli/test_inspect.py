@@ -37,6 +37,15 @@ def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
     assert f"up to {workspace / 1024:.1f} KiB more for the workspace" in result.stdout
 
 
+def test_a_context_beyond_the_model_s_is_named(exported: Exported) -> None:
+    directory, note = (
+        exported()[1].directory,
+        "Note: the model was made for 512 tokens (max_position_embeddings); a context of",
+    )
+    assert f"{note} 513 runs with --allow-extrapolation only." in run(directory, "--context", 513).stderr
+    assert "Note" not in run(directory, "--context", 512).stderr
+
+
 def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lucid_deploy.cli._console.console_out", Console(width=80, highlight=False))
     printed = run(exported(cache_dtype="int8")[1].directory).stdout

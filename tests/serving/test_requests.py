@@ -130,6 +130,12 @@ def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
         (completion("w1", bad_words=[" "]), "A bad word must be text that is not empty", "invalid_value"),
         (completion("w1", stream_options={}), "stream_options needs stream", "invalid_value"),
         (completion("w1", model="x"), "does not exist here", "model_not_found"),
+        (completion("w1", n=1)[:-1] + b', "n": 2}', 'an object has the name "n" twice', "invalid_json"),
+        (
+            completion("w1", guided_json={"type": "object"}).replace(b'"object"', b'"object", "type": "array"'),
+            'an object has the name "type" twice',
+            "invalid_json",
+        ),
     ],
 )
 def test_completions_that_do_not_fit(body: bytes, message: str, code: str, tmp_path: Path) -> None:
