@@ -13,13 +13,97 @@ import triton.language as tl
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
+    cut_tf32,
     inverse_norms,
+    load_columns,
     load_rows,
     load_scales,
     load_tokens,
+    round_tf32,
     row_shifts,
-    scaled_inverse_norms,
 )
+
+HIDDEN = tl.constexpr(-1.0)  # in the place of an inverse norm: a token that is not there
+
+
+@triton.jit
+def load_tile_tokens(p_mask, o_n, m_n):
+    """As :func:`load_tokens`, for a mask of loads that lead to tensor cores.
+
+    The compiler lays out a product's factors for the narrowest type on their way, those of masks included: for bytes,
+    which takes hundreds of moves between registers. It does not look behind a maximum, here of one column.
+    """
+    b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)
+    return tl.max(b_bytes.to(tl.int32), axis=1) != 0
+
+
+@triton.jit
+def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return the rows in chunks of columns, what is left of them in a second tf32 part, and the new keys' norms.
+
+    The second parts are empty but in float32.
+    """
+    b_rows, b_rests = (), ()
+    b_square = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
+    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_k = load_columns(p_k_new, o_r - n_queries, m_new, i, width, CHUNK_D)
+        b_q = load_columns(p_q, o_r, o_r < n_queries, i, width, CHUNK_D)
+        b_q = tl.where(m_new[:, None], b_k, b_q)
+        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
+        if b_q.dtype == tl.float32:
+            b_high, b_low = round_tf32(b_q)
+            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
+        else:
+            b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
+    b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
+    return b_rows, b_rests, b_norms
+
+
+@triton.jit
+def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+                  CHUNK_D: tl.constexpr):  # fmt: skip
+    """Return a tile's scores ``(ROWS, BLOCK_N)``, and its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``.
+
+    In chunks a row of the cache is few threads' work: few additions across threads, masks and addresses are left.
+    """
+    o_n = tl.arange(0, BLOCK_N)
+    b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
+    b_scores = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    b_small = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    for i in tl.static_range(len(b_rows)):
+        b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
+        if b_rows[i].dtype == tl.float32:
+            b_high, b_low = cut_tf32(b_k.to(tl.float32))
+            b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small, input_precision="tf32")
+            b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small, input_precision="tf32")
+            b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores, input_precision="tf32")
+        else:  # of E4M3 every number is one of float16 and of bfloat16
+            b_scores = tl.dot(b_rows[i], tl.trans(b_k.to(b_rows[i].dtype)), b_scores)
+    return b_scores + b_small, b_square
+
+
+@triton.jit
+def add_values(b_p, b_decay, p_tile, b_scales, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr,
+               DTYPE: tl.constexpr):  # fmt: skip
+    """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y's rows."""
+    o_n = tl.arange(0, BLOCK_N)
+    b_high, b_low = round_tf32(b_p)
+    b_sums = ()
+    for i in tl.static_range(len(b_accs)):
+        b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        if b_scales is not None:
+            b_y = (b_y.to(tl.float32) * b_scales[:, None]).to(DTYPE)
+        b_acc = b_accs[i] * b_decay[:, None]
+        if b_y.dtype == tl.float32:
+            b_y_high, b_y_low = cut_tf32(b_y)
+            b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
+            b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
+            b_acc += tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
+        else:
+            b_acc = add_product(b_p, b_y, b_acc)
+        b_sums = b_sums + (b_acc,)  # type: ignore[assignment]  # noqa: RUF005
+    return b_sums
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
@@ -46,6 +130,7 @@ def decode_split_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):
     """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
 
@@ -66,65 +151,69 @@ def decode_split_kernel(
         p_work: float32: sums ``(B·H, n_splits, (n_groups + 1)·n_new, width)``, then peaks and weights without the last
             axis.
         scale, shift, diagonal, width_units: As in the preconditioner.
+        CHUNK_D: Columns that are multiplied at once.
     """
+    DTYPE: tl.constexpr = p_q.dtype.element_ty
     width = width_units * WIDTH_UNIT
+    per_column = 1.0 / width
     n_queries = n_groups * n_new
     n_rows = n_queries + n_new
     i_batch_head = tl.program_id(0)
     i_split = tl.program_id(1)
     o_n = tl.arange(0, BLOCK_N)
-    o_d = tl.arange(0, BLOCK_D)
     o_r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
-    m_queries = o_r < n_queries
     m_new = (o_r >= n_queries) & (o_r < n_rows)
     p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
     o_rows = i_batch_head.to(tl.int64) * n_past
     o_cache = o_rows * width
 
-    b_q = load_rows(p_q + i_batch_head.to(tl.int64) * n_queries * width, o_r, m_queries, width, BLOCK_D)
-    b_k_new = load_rows(p_k_new + i_batch_head.to(tl.int64) * n_new * width, o_r - n_queries, m_new, width, BLOCK_D)
-    b_new_norms = inverse_norms(b_k_new, m_new, width, epsilon)
+    p_q += i_batch_head.to(tl.int64) * n_queries * width
+    p_k_new += i_batch_head.to(tl.int64) * n_new * width
+    b_rows, b_rests, b_new_norms = load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D)
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
-    b_q = tl.where(m_new[:, None], b_k_new, b_q)
 
     b_peak = tl.where(m_new, b_shift, float("-inf"))
-    b_weight = tl.zeros((ROWS,), tl.float32)
-    b_acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    b_weights = tl.zeros((ROWS, BLOCK_N), tl.float32)  # summed over a row behind the loop
+    b_accs = ()
+    for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_accs = b_accs + (tl.zeros((ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
         o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
-        m_tile = load_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_k = load_rows(p_k + o_tile, o_n, m_tile, width, BLOCK_D)
+        m_tile = load_tile_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+        b_scores, b_square = multiply_keys(b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D)
+        b_mean = tl.sum(b_square, axis=1) * per_column
         if p_k_scale is None:
-            b_norms = inverse_norms(b_k, m_tile, width, epsilon)
+            b_norms = tl.rsqrt(b_mean + epsilon)
             b_softmax_scale = 1.0
+            b_y_scales = None
         else:
-            b_k = b_k.to(b_q.dtype)  # exact: every number of E4M3 is one of float16 and of bfloat16
-            b_softmax_scale = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_norms = scaled_inverse_norms(b_k, b_softmax_scale, m_tile, width, epsilon) * b_softmax_scale
-            b_softmax_scale = b_softmax_scale[None, :]
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_row_scale[:, None]
+            b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+            b_norms = tl.rsqrt(b_mean * b_k_scales * b_k_scales + epsilon) * b_k_scales
+            b_softmax_scale = b_k_scales[None, :]
+            b_y_scales = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+        b_norms = tl.where(m_tile, b_norms, HIDDEN)
+        m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
+        b_scores *= b_row_scale[:, None]
         b_scores *= tl.where(m_new[:, None], b_norms[None, :], b_softmax_scale)
-        b_scores = tl.where(m_tile[None, :], b_scores, float("-inf"))
+        b_scores = tl.where(m_seen[None, :], b_scores, float("-inf"))
         b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores - b_safe[:, None])
         b_decay = tl.exp2(b_peak - b_safe)
-        b_weight = b_weight * b_decay + tl.sum(b_p, axis=1)
-        b_y = load_rows(p_y + o_tile, o_n, m_tile, width, BLOCK_D)
-        if p_y_scale is not None:
-            b_y_scale = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_y = (b_y.to(tl.float32) * b_y_scale[:, None]).to(b_q.dtype)
-        b_acc = add_product(b_p, b_y, b_acc * b_decay[:, None])
+        b_weights = b_weights * b_decay[:, None] + b_p
+        b_accs = add_values(b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE)
         b_peak = b_next
 
     o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows
     n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
     m_rows = o_r < n_rows
-    p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
-    tl.store(p_sums, b_acc, mask=m_rows[:, None] & (o_d < width)[None, :])
+    for i in tl.static_range(len(b_accs)):
+        o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
+        p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
+        tl.store(p_sums, b_accs[i], mask=m_rows[:, None] & (o_d < width)[None, :])
     tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
-    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, b_weight, mask=m_rows)
+    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, tl.sum(b_weights, axis=1), mask=m_rows)
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])

@@ -24,7 +24,11 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
 MOST_ROWS_BEYOND = (64, 32)  # float32 heads wider than this have so many at most: more would spill, or not fit at all
-WIDE_TILE = (32, 8)  # with 64 rows: cached tokens at most, and warps where a head is 256 wide; so none spills
+WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
+WIDEST_WARPS = 8  # of 64 rows of heads 256 wide
+WIDE_STAGES = 2  # with 32 rows and more of float32 at most
+CHUNK = 32  # columns of keys and of Y that are multiplied at once
+WIDEST_CHUNK = 64  # the same with 32 rows and more of heads 256 wide: fewer sums are held at once
 MOST_NEW = 16  # new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
@@ -33,6 +37,7 @@ COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
+FLOAT8_WARPS = 4  # at least: with two, numbers in conversion would spill
 FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
@@ -79,7 +84,7 @@ def plan_decode_attention(
     padded, unit = padded_width(width), width_unit(width, dtype)
     head_rows = (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded)
-    tuned = tuned or split_choice(arch, dtype, padded, rows)
+    tuned = tuned or split_choice(arch, dtype, padded, rows, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
     with_new = {**sizes, "n_new": new, "n_splits": splits}
@@ -91,7 +96,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants={"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        constants=_constants(padded, rows, tuned, unit),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -126,25 +131,34 @@ def query_rows(head_rows: int, dtype: str, padded: int) -> int:
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
 
-def split_choice(arch: int, dtype: str, padded: int, rows: int) -> Choice:
-    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside 64 rows."""
-    return _beside_rows(choice(TUNED, arch, dtype, padded), padded, rows)
+def split_choice(arch: int, dtype: str, padded: int, rows: int, float8: bool = False) -> Choice:
+    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows."""
+    chosen = _beside_rows(choice(TUNED, arch, dtype, padded), dtype, padded, rows)
+    return replace(chosen, num_warps=max(chosen.num_warps, FLOAT8_WARPS)) if float8 else chosen
 
 
-def _beside_rows(tuned: Choice, padded: int, rows: int) -> Choice:
-    if rows < QUERY_ROWS[-1]:
+def _beside_rows(tuned: Choice, dtype: str, padded: int, rows: int) -> Choice:
+    if rows == QUERY_ROWS[0]:
         return tuned
     tokens, warps = WIDE_TILE
-    wide = warps if padded == PADDED_WIDTHS[-1] else tuned.num_warps
-    return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=wide)
+    widest = padded == PADDED_WIDTHS[-1] and rows == QUERY_ROWS[-1]
+    stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
+    warps = WIDEST_WARPS if widest else warps
+    return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=warps, num_stages=stages)
+
+
+def _constants(padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
+    widest = padded == PADDED_WIDTHS[-1] and rows > QUERY_ROWS[0]
+    sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
+    return {**sizes, "CHUNK_D": WIDEST_CHUNK if widest else CHUNK}
 
 
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first."""
     found = []
     for rows in row_counts(dtype, padded):
-        of_rows = _beside_rows(tuned, padded, rows)
-        sizes = {"ROWS": rows, "BLOCK_N": of_rows.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
+        of_rows = _beside_rows(tuned, dtype, padded, rows)
+        sizes = _constants(padded, rows, of_rows, unit)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant("decode_split_kernel", dtype, tuple(sizes.items()), *launch))
     return found
@@ -159,7 +173,8 @@ def variants(arch: int) -> list[Variant]:
                 for split in split_variants(dtype, padded, choice(TUNED, arch, dtype, padded), unit):
                     found.append(split)
                     if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
-                        found.append(replace(split, kernel=FLOAT8_KERNEL))
+                        warps = max(split.num_warps, FLOAT8_WARPS)
+                        found.append(replace(split, kernel=FLOAT8_KERNEL, num_warps=warps))
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (
                 ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),

@@ -16,6 +16,7 @@ from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
     inverse_norms,
+    load_columns,
     load_rows,
     load_tokens,
     row_shifts,
@@ -65,13 +66,6 @@ def key_norms_kernel(
     b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # the squares' sum is infinite: no padding
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
-
-
-@triton.jit
-def load_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr):
-    """Load ``(len(o_n), BLOCK)`` from column ``i_first`` on, as :func:`load_rows` does from the first."""
-    o_d = i_first + tl.arange(0, BLOCK)
-    return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
 
 
 @triton.jit

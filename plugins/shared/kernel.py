@@ -17,6 +17,13 @@ def load_rows(p_rows, o_n, m_n, width, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
+def load_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr):
+    """Load ``(len(o_n), BLOCK)`` from column ``i_first`` on, as :func:`load_rows` does from the first."""
+    o_d = i_first + tl.arange(0, BLOCK)
+    return tl.load(p_rows + o_n[:, None] * width + o_d[None, :], mask=m_n[:, None] & (o_d < width)[None, :], other=0.0)
+
+
+@triton.jit
 def load_tokens(p_mask, o_n, m_n):
     """Return where there is a token: inside ``m_n`` and not padding."""
     return m_n & (tl.load(p_mask + o_n, mask=m_n, other=0) != 0)
@@ -33,13 +40,6 @@ def inverse_norms(b_k, m_n, width, epsilon):
 def load_scales(p_scales, o_n, m_n):
     """Load one float32 scale a row; 0 outside ``m_n`` whatever memory holds."""
     return tl.load(p_scales + o_n, mask=m_n, other=0.0)
-
-
-@triton.jit
-def scaled_inverse_norms(b_k, b_scales, m_n, width, epsilon):
-    """Return what :func:`inverse_norms` returns of rows that are ``b_k`` times their scales."""
-    b_square = tl.sum(b_k.to(tl.float32) * b_k.to(tl.float32), axis=1) / width
-    return tl.where(m_n, tl.rsqrt(b_square * b_scales * b_scales + epsilon), 0.0)
 
 
 @triton.jit
@@ -61,6 +61,28 @@ def bfloat16_parts(b_float):
     """
     b_high = (b_float.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return b_high.to(tl.bfloat16), (b_float - b_high).to(tl.bfloat16)
+
+
+@triton.jit
+def cut_tf32(b_float):
+    """Return float32 as the sum of two parts that tensor cores take as tf32: the high one cut off, the rest as it is.
+
+    Of the rest's 13 bits tensor cores ignore the last two at most, 2⁻²¹ of the number. Two instructions, where the
+    conversion that rounds and keeps infinity takes five.
+    """
+    b_high = (b_float.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return b_high, b_float - b_high
+
+
+@triton.jit
+def round_tf32(b_float):
+    """Return float32 as the sum of two tf32 parts, both rounded: for factors that are few, or split outside of a loop.
+
+    Rounded, the second part has either sign, so that what a product of three leaves out, low times low, cancels.
+    """
+    b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    b_rest = b_float - b_high
+    return b_high, ((b_rest.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -46,26 +46,20 @@ _SOLVE_FLOAT32: Candidates = {
         Choice(32, 16, 2, 1, 32),
     ),
 }
-# Tiles of decoding are 32 KiB of K and Y at most: of 64 tokens of 8 heads that are 128 wide, a cache of 2048 tokens
-# makes as many as there are programs, and larger ones would keep fewer busy.
+# Tiles of decoding have 8192 numbers of K at most: of 64 tokens of 8 heads that are 128 wide, a cache of 2048 tokens
+# makes as many as there are programs, and larger ones would keep fewer busy. Two warps read queries and weights from
+# shared memory half as often as four.
 _DECODE_HALF: Candidates = {
-    32: (Choice(0, 128, 4, 3), Choice(0, 128, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 3)),
-    64: (Choice(0, 128, 4, 3), Choice(0, 128, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 3)),
-    128: (
-        Choice(0, 64, 4, 3),
-        Choice(0, 64, 4, 2),
-        Choice(0, 64, 2, 3),
-        Choice(0, 64, 8, 2),
-        Choice(0, 32, 4, 3),
-        Choice(0, 32, 4, 2),
-    ),
-    256: (Choice(0, 32, 4, 3), Choice(0, 32, 4, 2), Choice(0, 32, 2, 2)),
+    32: (Choice(0, 128, 2, 3), Choice(0, 128, 4, 3), Choice(0, 64, 2, 3)),
+    64: (Choice(0, 128, 2, 3), Choice(0, 128, 4, 3), Choice(0, 64, 2, 3)),
+    128: (Choice(0, 64, 2, 3), Choice(0, 64, 2, 2), Choice(0, 64, 4, 3)),
+    256: (Choice(0, 32, 2, 3), Choice(0, 32, 2, 2), Choice(0, 32, 4, 2)),
 }
 _DECODE_FLOAT32: Candidates = {
-    32: (Choice(0, 64, 4, 3), Choice(0, 64, 4, 2), Choice(0, 32, 4, 3), Choice(0, 32, 2, 3)),
-    64: (Choice(0, 64, 4, 2), Choice(0, 32, 4, 3), Choice(0, 32, 4, 2), Choice(0, 32, 2, 3)),
-    128: (Choice(0, 32, 4, 2), Choice(0, 32, 4, 3), Choice(0, 16, 4, 3), Choice(0, 16, 4, 2), Choice(0, 32, 8, 2)),
-    256: (Choice(0, 16, 4, 1), Choice(0, 16, 4, 2), Choice(0, 16, 8, 2), Choice(0, 16, 8, 1)),
+    32: (Choice(0, 64, 2, 3), Choice(0, 64, 4, 3), Choice(0, 32, 2, 3)),
+    64: (Choice(0, 32, 2, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 2)),
+    128: (Choice(0, 32, 2, 3), Choice(0, 32, 2, 2), Choice(0, 32, 4, 2), Choice(0, 64, 4, 2)),
+    256: (Choice(0, 16, 2, 2), Choice(0, 16, 2, 1), Choice(0, 16, 4, 1)),
 }
 
 
@@ -134,18 +128,22 @@ class Modelled:
     reason: str = ""
 
 
-def best(modelled: Iterable[Modelled], others_spill: Callable[[Choice], bool] = lambda choice: False) -> Modelled:
+def best(
+    modelled: Iterable[Modelled], others_spill: Callable[[Choice], bool | None] = lambda choice: False
+) -> Modelled:
     """Return the one of least cycles among those whose hot loop does not spill, or among all if each spills.
 
     Among those that take at most TIE times as many, the order is that of their own loop's cycles for the same work, and
-    the first is returned of which no other form spills in its loop; the first of all if each has one that does.
+    the first is returned of which no other form spills in its loop; if each has one that does, the first whose forms
+    can all be compiled.
 
     Args:
         modelled: The candidates.
-        others_spill: Whether one of the forms with these constants that are not compared spills in its loop.
+        others_spill: Whether one of the forms with these constants that are not compared spills in its loop; None if
+            one cannot be compiled.
 
     Raises:
-        LucidError: None can be compiled, or the models know none.
+        LucidError: None can be compiled with all its forms, or the models know none.
     """
     known = [each for each in modelled if each.report is not None and each.cycles is not None]
     if not known:
@@ -153,7 +151,15 @@ def best(modelled: Iterable[Modelled], others_spill: Callable[[Choice], bool] = 
     clean = [each for each in known if not each.report.loop_spills] or known
     least = min(each.cycles or 0.0 for each in clean)
     equal = sorted((each for each in clean if (each.cycles or 0.0) <= TIE * least), key=_own_cycles)
-    return next((each for each in equal if not others_spill(each.choice)), equal[0])
+    found = []
+    for each in equal:
+        spills = others_spill(each.choice)
+        if spills is False:
+            return each
+        found.extend([each] * (spills is not None))
+    if not found:
+        raise LucidError("None of the candidates can be compiled with every number of rows.")
+    return found[0]
 
 
 def _own_cycles(modelled: Modelled) -> float:
@@ -195,13 +201,19 @@ def model(
     return found
 
 
-def others_spill(operator: str, arch: int, dtype: str, padded: int, choice: Choice, cache: Path | None = None) -> bool:
-    """Return whether a form that is not compared spills in its hot loop, or cannot be compiled; as :func:`model`."""
+def others_spill(
+    operator: str, arch: int, dtype: str, padded: int, choice: Choice, cache: Path | None = None
+) -> bool | None:
+    """Return whether a form that is not compared spills in its hot loop; None if one cannot be compiled.
+
+    Arguments as of :func:`model`.
+    """
     with _compiler(arch, cache) as described:
         try:
-            return any(described(form).loop_spills for form in OPERATORS[operator].forms(dtype, padded, choice)[1:])
+            found = [described(form).loop_spills for form in OPERATORS[operator].forms(dtype, padded, choice)[1:]]
         except LucidError:
-            return True
+            return None
+    return any(found)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ CASES = [
     Case(new=1, past=100, dtype="float16", keys=0.9, groups=40),
     Case(new=1, past=257, dtype="float16", keys=0.99, groups=1),
     Case(new=1, past=2100, dtype="bfloat16", keys=0.9, heads=1, tuned=(0, 16)),
+    Case(new=1, past=2100, keys=0.99, heads=1, tuned=(0, 16)),
     Case(new=1, past=100, keys=0.0),
     Case(new=1, past=100, dtype="float16", keys=0.9, batch=2, padded=True),
     Case(new=1, past=257, dtype="bfloat16", keys=0.99, batch=2, padded=True, groups=8),

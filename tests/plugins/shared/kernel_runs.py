@@ -46,3 +46,34 @@ def run_product(dtype: str) -> dict[str, float]:
         "one part": relative(acc.double() + e.to(y.dtype).double() @ y.double(), exact),
         "float32": relative(acc + e @ y.float(), exact),
     }
+
+
+def run_columns(first: int, count: int) -> bool:
+    """Load some columns of rows with NaN behind them; return whether they came out, and zeros beyond."""
+    from tests.plugins.shared.shared_kernels import columns_kernel
+
+    memory = torch.full((BLOCK + 1, WIDTH), torch.nan)
+    memory[:ROWS] = keys(0.9, ROWS, WIDTH).float()
+    found = torch.full((BLOCK, count), torch.nan)
+    columns_kernel[(1,)](memory, found, first, ROWS, WIDTH, BLOCK=BLOCK, D=count)
+    wanted = torch.zeros(BLOCK, count)
+    there = memory[:ROWS, first : first + count]
+    wanted[:ROWS, : there.shape[1]] = there
+    return torch.equal(found, wanted)
+
+
+def run_parts() -> dict[str, torch.Tensor]:
+    """Split numbers of all sizes into tf32 parts; return them, and (high, low, both as factors) of both ways."""
+    from tests.plugins.faithful_interpreter import to_tf32
+    from tests.plugins.shared.shared_kernels import parts_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1024, generator=generator) * 2.0 ** torch.randint(-60, 60, (1024,), generator=generator)
+    x[:4] = torch.tensor([1.0, 0.0, -(2.0 - 2.0**-23), 1.0 + 2.0**-11])  # one that rounds up to a power, and a tie
+    cut, rounded = torch.full((2, 1024), torch.nan), torch.full((2, 1024), torch.nan)
+    parts_kernel[(1,)](x, cut, rounded, BLOCK=1024)
+    parts = {"cut": cut, "rounded": rounded}
+    factors = {
+        name: torch.cat([part, torch.from_numpy(to_tf32(part.numpy()))]).double() for name, part in parts.items()
+    }
+    return {"x": x.double(), **factors}

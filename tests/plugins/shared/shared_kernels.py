@@ -5,7 +5,15 @@
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import add_product, inverse_norms, load_rows, load_tokens
+from lucid_deploy.plugins.shared.kernel import (
+    add_product,
+    cut_tf32,
+    inverse_norms,
+    load_columns,
+    load_rows,
+    load_tokens,
+    round_tf32,
+)
 
 
 @triton.jit
@@ -26,3 +34,22 @@ def product_kernel(p_e, p_y, p_acc, p_out, BLOCK: tl.constexpr):
     o_block = o[:, None] * BLOCK + o[None, :]
     b_acc = add_product(tl.load(p_e + o_block), tl.load(p_y + o_block), tl.load(p_acc + o_block))
     tl.store(p_out + o_block, b_acc)
+
+
+@triton.jit
+def columns_kernel(p_k, p_out, i_first, n_rows, width, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Load D columns of a block of rows and write them out."""
+    o_n, o_d = tl.arange(0, BLOCK), tl.arange(0, D)
+    tl.store(p_out + o_n[:, None] * D + o_d[None, :], load_columns(p_k, o_n, o_n < n_rows, i_first, width, D))
+
+
+@triton.jit
+def parts_kernel(p_x, p_cut, p_rounded, BLOCK: tl.constexpr):
+    """Split numbers into tf32 parts in both ways; all high parts come first."""
+    o = tl.arange(0, BLOCK)
+    b_high, b_low = cut_tf32(tl.load(p_x + o))
+    tl.store(p_cut + o, b_high)
+    tl.store(p_cut + BLOCK + o, b_low)
+    b_high, b_low = round_tf32(tl.load(p_x + o))
+    tl.store(p_rounded + o, b_high)
+    tl.store(p_rounded + BLOCK + o, b_low)

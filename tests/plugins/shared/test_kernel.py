@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tests.plugins.shared.kernel_runs import BLOCK, ROWS, run_norms, run_product
+from tests.plugins.shared.kernel_runs import BLOCK, ROWS, WIDTH, run_columns, run_norms, run_parts, run_product
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -28,3 +29,28 @@ def test_weights_are_as_exact_as_their_type_allows(dtype, interpret):
         assert result["error"] <= 1.5 * result["one part"]
     else:
         assert result["error"] <= 4 * result["float32"]
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 16), (8, 8), (16, 16), (WIDTH, 8)])
+def test_columns_are_zero_beyond_what_is_there(first, count, interpret):
+    assert interpret(run_columns, first, count)
+
+
+def test_two_tf32_parts_lose_two_bits_of_float32_at_most(interpret):
+    """Cut: 24 bits are 11 and 13, of which a factor keeps 11. Rounded: the second part has 12 bits and a sign."""
+    result = interpret(run_parts)
+    x = result["x"]
+    for name, lost in (("cut", 2.0**-21), ("rounded", 2.0**-22)):
+        high, _, high_factor, low_factor = result[name]
+        assert torch.equal(high_factor, high), "the high part is a tf32 number"
+        assert bool(((high + low_factor - x).abs() <= lost * x.abs()).all())
+    assert torch.equal(result["cut"][:2].sum(0), x), "nothing is lost before the product"
+    assert torch.equal(result["rounded"][3], result["rounded"][1])
+
+
+def test_rounded_parts_leave_a_rest_of_either_sign(interpret):
+    """So that the products of two rests, which are left out, cancel in a sum; rests of what is cut have its sign."""
+    result = interpret(run_parts)
+    shares = {name: result[name][1] / result["x"].where(result["x"] != 0, 1.0) for name in ("cut", "rounded")}
+    assert shares["cut"].mean() > 2.0**-13 and bool((shares["cut"] >= 0).all())
+    assert shares["rounded"].mean().abs() < 2.0**-11 / 16

@@ -122,7 +122,7 @@ def test_the_cache_key_follows_the_sources(monkeypatch):
 
 
 def test_more_shared_memory_than_the_chip_has_is_an_error():
-    constants = (("ROWS", 32), ("BLOCK_N", 64), ("BLOCK_D", 256), ("WIDTH_UNIT", 4))
+    constants = (("ROWS", 32), ("BLOCK_N", 64), ("BLOCK_D", 256), ("WIDTH_UNIT", 4), ("CHUNK_D", 64))
     variant = Variant("decode_split_kernel", "float32", constants, 4, 3)
     with pytest.raises(LucidError, match=r"bytes of shared memory and sm_86 has 101376.*tuned\.json"):
         list(aot.compile_all([(variant, 86)], jobs=1))

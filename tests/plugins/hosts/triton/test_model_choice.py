@@ -89,6 +89,13 @@ def test_of_equals_the_first_whose_other_forms_do_not_spill_is_chosen() -> None:
     assert best([first, second, slow], lambda constants: True) == first, "not one that takes longer"
 
 
+def test_what_cannot_be_compiled_with_more_rows_is_not_chosen() -> None:
+    first, second = decode(64, 600.0), decode(32, 400.0)
+    assert best([first, second], lambda constants: None if constants == first.choice else True) == second
+    with pytest.raises(LucidError, match="every number of rows"):
+        best([first, second], lambda constants: None)
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
 def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, padded: int) -> None:
@@ -99,11 +106,11 @@ def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, pad
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
-def test_candidates_of_decoding_hold_32_kib_at_most(dtype: str, padded: int) -> None:
+def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str, padded: int) -> None:
     operator = OPERATORS["decode_attention"]
     for each in operator.candidates(dtype, padded):
         assert each.block_m == each.chunk == 0 and each.block_n >= 16
-        assert 2 * each.block_n * padded * (4 if dtype == "float32" else 2) <= 32 * 1024
+        assert each.block_n * padded <= 64 * 128
         forms = operator.forms(dtype, padded, each)
         assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded))
         assert dict(forms[0].constants)["BLOCK_N"] == each.block_n

@@ -27,7 +27,11 @@ DECODE_COLUMNS = (
 )
 ARCHITECTURES = (80, 90)
 SOLVES = ("precondition_float16_d64_u8", "precondition_bfloat16_d128_u8")
-DECODING = ("decode_split_bfloat16_d128_u8_r16", "decode_split_float16_d128_u8_r64")
+DECODING = (
+    "decode_split_float32_d128_u4_r16",
+    "decode_split_bfloat16_d128_u8_r16",
+    "decode_split_float16_d128_u8_r64",
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str],
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", [*SOLVES, *DECODING])
 def test_the_page_says_what_is_compiled(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
-    dtype, width, *rows = re.search(r"_(b?float16)_d(\d+)_u8(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
+    dtype, width, *rows = re.search(r"_(b?float\d+)_d(\d+)_u\d(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
     key = (str(arch / 10), dtype, width)
     solves = recorded(SOLVE_COLUMNS)
     decoding = recorded(DECODE_COLUMNS)
