@@ -111,6 +111,7 @@ def test_an_artifact_in_fp8_rounds_its_inputs(tmp_path: Path) -> None:
     assert all(model[name].equal(weight) for name, weight in meant.items())
     ids = np.arange(12, dtype=np.int64)[None]
     found, rounded = (open_session(artifact, runtime) for runtime in ("onnxruntime", "torch"))
+    assert found.rounded_inputs == rounded.rounded_inputs == "fp8"
     logits, wanted = (session.prefill(ids, session.empty_cache(1)) for session in (found, rounded))
     exact = load_artifact_model(artifact, dtype="float64")(torch.from_numpy(ids))[0][:, -1:].float().numpy()
     off, rounding = (np.linalg.norm(other - wanted) for other in (logits, exact))
