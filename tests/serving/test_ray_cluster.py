@@ -75,7 +75,15 @@ def test_the_api_listens_on_this_machine_only(cluster: Server) -> None:
 
 def test_the_page_is_served_and_has_no_solve(cluster: Server) -> None:
     assert httpx.get(f"{cluster.url}/").headers["content-type"].startswith("text/html")
-    assert httpx.get(f"{cluster.url}/v1/models").json()["data"][0]["has_chat_template"] is True
+    deadline = time.monotonic() + PATIENCE  # a replica answers before its readers have said whether there is a template
+
+    def has_template() -> bool | None:
+        known: bool | None = httpx.get(f"{cluster.url}/v1/models").json()["data"][0]["has_chat_template"]
+        return known
+
+    while has_template() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert has_template() is True
     for answer in (
         httpx.get(f"{cluster.url}/v1/lucid/solve"),
         httpx.post(f"{cluster.url}/v1/lucid/solve", json={"model": MODEL, "prompt": PROMPT, "layer": 0, "head": 0}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,7 +20,12 @@ def test_the_gpus_number_and_extrapolation_reach_the_engines(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.open_tensorrt", lambda *asked: given.append(asked))
+
+    def opened(*asked: Any) -> Mock:
+        given.append(asked)
+        return Mock()
+
+    monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.open_tensorrt", opened)
     _, artifact = exported()
     open_session(artifact, "tensorrt")
     open_session(artifact, "tensorrt", device="cuda:3", allow_extrapolation=True)
