@@ -114,8 +114,8 @@ class Batcher:
         self.prompt_tokens_reused = 0
         self.generated_tokens = 0
         self.marks: list[Mark] = []
-        # Tokens of one call see each other before the cache rounds them, and other sums in another order, which inputs
-        # rounded to 8 bits multiply: where a prompt is cut must not depend on the prompts beside it.
+        # Tokens of one call see each other before the cache rounds them, and other sums in another order, which half
+        # precision and inputs rounded to 8 bits multiply: where a prompt is cut must not depend on those beside it.
         self._fixed_cuts = session.rounds
         self._store = PrefixStore(session, prefix_tokens)
         # Caches that cannot be cut back are kept at set lengths while a prompt runs, which such cuts make.

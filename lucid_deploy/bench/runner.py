@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any
 
@@ -43,6 +43,11 @@ class Plan:
     repeats: int = 5
     chunk: int | None = None
     steps: int = 8
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest context, with those that are decoded behind it."""
+        return max(self.lengths) + (self.steps + 1 if "decode" in self.stages else 0)
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def run_plan(
         opened = {}
         for contender in contenders:
             report(f"Opening {contender.name}", 0, total)
+            contender = replace(contender, tokens=plan.longest)
             worker = WorkerProcess(contender)
             workers.append(worker)
             opened[contender.name] = worker.ask("open", **asdict(contender))

@@ -33,10 +33,10 @@ _NO_EFFECT = {
     "forced_eos_token_id mask_token_id pad_token_id sep_token_id suppress_tokens unk_token_id",
     "belongs to the tokenizer": "model_max_length prefix tokenizer_class",
     "is for other heads": "id2label label2id num_labels problem_type task_specific_params",
-    "is a default of generate": "bad_words_ids diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size "
-    "exponential_decay_length_penalty length_penalty max_length min_length no_repeat_ngram_size num_beam_groups "
-    "num_beams num_return_sequences output_scores remove_invalid_values repetition_penalty return_dict_in_generate "
-    "temperature top_k top_p typical_p",
+    "is a default of generate": "bad_words_ids cache_implementation diversity_penalty do_sample early_stopping "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty length_penalty max_length min_length "
+    "no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_scores remove_invalid_values "
+    "repetition_penalty return_dict_in_generate temperature top_k top_p typical_p",
     "is for encoders": "is_decoder tie_encoder_decoder",
 }
 NO_EFFECT = frozenset(key for keys in _NO_EFFECT.values() for key in keys.split())

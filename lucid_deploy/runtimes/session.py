@@ -75,8 +75,12 @@ class Session(CacheOperations[Tensor]):
 
     @property
     def rounds(self) -> bool:
-        """Whether the cache or inputs of products are rounded, so that results depend on where prompts are cut."""
-        return self.cache_dtype != self.dtype or self.rounded_inputs is not None
+        """Whether arithmetic, cache or inputs of products are rounded, so that results depend on where prompts are cut.
+
+        Arithmetic counts as rounded in half precision: another order of sums changes its results by a thousandth.
+        """
+        is_half = self.dtype not in ("float32", "float64")
+        return is_half or self.cache_dtype != self.dtype or self.rounded_inputs is not None
 
     @property
     def plainer(self) -> str | None:

@@ -11,7 +11,9 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import KINDS, Contender, open_contender
+from lucid_deploy.bench.runner import Plan
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 Exported = Callable[..., tuple[Path, Artifact]]
 IDS = np.array([[5, 5, 5, 9, 5, 5, 3]])
@@ -26,6 +28,21 @@ def test_those_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
     for logits in others:
         np.testing.assert_allclose(logits, first, atol=1e-4)
     assert all(session.context_limit is None for session in sessions), "lengths beyond the model's are measured too"
+
+
+@pytest.mark.parametrize("tokens", [512, 513, None])
+def test_an_artifact_runs_as_for_anybody_where_no_context_is_beyond_the_models(
+    exported: Exported, tokens: int | None
+) -> None:
+    directory = str(exported(cache_dtype="int8")[1].directory)
+    options = RuntimeOptions("onnxruntime", kernels="functions")
+    session = open_contender(Contender("it", "artifact", directory, options, tokens))
+    assert (session.allow_extrapolation, session.reads_stored_cache) == (tokens != 512, tokens == 512)
+
+
+def test_the_longest_context_is_that_behind_the_decoded_tokens() -> None:
+    assert Plan((8, 500), steps=11).longest == 512
+    assert Plan((8, 500), stages=("prefill",)).longest == 500
 
 
 def test_transformers_has_the_shape_and_not_the_weights(exported: Exported) -> None:

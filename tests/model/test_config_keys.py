@@ -37,6 +37,7 @@ ODD: dict[str, Any] = {
     "tokenizer_class": "T5Tokenizer",
     "return_dict": True,  # transformers 5.24 fails with false
     "bad_words_ids": [[1]],
+    "cache_implementation": "hybrid",  # as in Gemma's files
     "suppress_tokens": [1, 2],
     "begin_suppress_tokens": [1],
     "prefix": "a",

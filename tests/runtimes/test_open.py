@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
+from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Capabilities, RuntimeOptions, open_session, unregister_runtime
+from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -95,3 +98,20 @@ def test_a_session_says_what_inputs_are_rounded_to(
 ) -> None:
     session = open_session(quantized("int4", activations=activations)[1], runtime)
     assert (session.rounded_inputs, session.rounds) == (inputs, inputs is not None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype", "rounds"),
+    [
+        ("float32", None, False),
+        ("float64", None, False),
+        ("float32", "int8", True),
+        ("float16", None, True),
+        ("bfloat16", None, True),
+    ],
+)
+def test_where_sums_in_another_order_change_more_than_float32s_last_bits(
+    make_checkpoint: Callable[..., Path], dtype: str, cache_dtype: str | None, rounds: bool
+) -> None:
+    model = load_model(make_checkpoint(num_hidden_layers=1), getattr(torch, dtype))
+    assert TorchSession(model if cache_dtype is None else model.store_cache_as(cache_dtype)).rounds == rounds

@@ -238,8 +238,8 @@ class OrtSession(Session[Any]):
     def several(self) -> ort.InferenceSession:
         """What runs :meth:`decode_several`, loaded when it is asked for.
 
-        It has one more packed copy of what onnxruntime multiplies by: quantized weights, the head of a model that is
-        tied to its embedding and, where the library does not multiply, a small model's weights.
+        It has one more packed copy of what onnxruntime multiplies by: quantized weights and, where the library does not
+        multiply, a small model's weights.
         """
         assert self.several_obstacle is None
         model = self._several_model

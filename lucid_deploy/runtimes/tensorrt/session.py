@@ -76,7 +76,9 @@ class TensorRtSession(Session[DeviceTensor]):
         Args:
             device: The same GPU, with another stream.
         """
-        return TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
+        second = TensorRtSession(self._artifact, self._engines, device, self.allow_extrapolation)
+        second.rounded_inputs = self.rounded_inputs
+        return second
 
     def prefill(
         self,
