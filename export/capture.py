@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.export.exporter_shortcuts import shortcuts
@@ -14,6 +15,8 @@ from lucid_deploy.export.torch_operators import plain_operators
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
+
+QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
 
 
 def capture(
@@ -53,13 +56,18 @@ def capture(
     return program.model
 
 
-class _quiet_logging:
-    """Silences the exporter's remark that torchvision is not installed; warnings of a real fault are errors there."""
+@contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """Silence what PyTorch says beside its errors: that torchvision is not installed, and why it keeps no statistics.
 
-    def __enter__(self) -> None:
-        self._logger = logging.getLogger("torch.onnx")
-        self._level = self._logger.level
-        self._logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._logger.setLevel(self._level)
+    The latter comes with the whole traceback where memory runs out, which is an error of its own that ends the export.
+    """
+    loggers = {logging.getLogger(name): level for name, level in QUIET.items()}
+    before = [logger.level for logger in loggers]
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -21,7 +21,11 @@ _SAID = (
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that memory could not be had."""
+    """Whether an error, or one that it came from, says that memory could not be had.
+
+    Some libraries do not say why they failed (``SystemError``, protobuf's errors). That is taken for it in a process
+    that has come near to a limit on its address space.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -30,5 +34,24 @@ def lacks_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return True
+        if _says_nothing(error) and _is_near_its_limit():
+            return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _says_nothing(error: BaseException) -> bool:
+    return isinstance(error, SystemError) or type(error).__module__.startswith("google.protobuf")
+
+
+def _is_near_its_limit() -> bool:
+    """Whether the process had three quarters of what ``ulimit -v`` allows it; False where that is not to be known."""
+    try:
+        import resource
+
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmPeak"))
+    except (ImportError, OSError, StopIteration):
+        return False
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return limit != resource.RLIM_INFINITY and peak > 0.75 * limit

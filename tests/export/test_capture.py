@@ -5,6 +5,7 @@ That they are the same graphs, ``test_exporter_shortcuts.py`` holds.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -87,3 +88,20 @@ def test_graphs_compute_what_the_module_does(
     (found,) = session.run(None, {"x": x.numpy()})
     assert found.shape == compute(x.clone()).shape
     np.testing.assert_allclose(found, compute(x.clone()).numpy(), rtol=1e-3)  # float16's rounding
+
+
+def test_where_memory_runs_out_pytorch_prints_no_traceback_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch._dynamo.metrics_context")]
+    before = [logger.level for logger in loggers]
+
+    def export(*_: Any, **__: Any) -> None:
+        loggers[0].warning("torchvision is not installed")
+        loggers[1].error("Unexpected exception logging compilation metrics")
+        raise MemoryError
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(MemoryError):
+        capture(torch.nn.Identity(), (), (), [], [])
+    assert caplog.text == "" and [logger.level for logger in loggers] == before
