@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
 
-QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
+_QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
 
 
 def capture(
@@ -62,7 +62,7 @@ def _quiet_logging() -> Iterator[None]:
 
     The latter comes with the whole traceback where memory runs out, which is an error of its own that ends the export.
     """
-    loggers = {logging.getLogger(name): level for name, level in QUIET.items()}
+    loggers = {logging.getLogger(name): level for name, level in _QUIET.items()}
     before = [logger.level for logger in loggers]
     for logger, level in loggers.items():
         logger.setLevel(level)

@@ -68,9 +68,8 @@ class Batcher:
             starts or finishes.
         rows: Most requests that run at once; the others wait in order of arrival.
         prefill_chunk: Most prompt tokens run in a step, so that running rows never wait for longer than that; None:
-            one whole prompt a step. Short prompts share a step and are cut where it is full. Where the cache or inputs
-            of products are rounded (``--cache-dtype``, ``--activations int8``) a prompt is cut at multiples of this
-            number only, as it is alone.
+            one whole prompt a step. Short prompts share a step and are cut where it is full. Where something is rounded
+            (:attr:`Session.rounds`) a prompt is cut at multiples of this number only, as it is alone.
         guides: Holds answers to constraints; None: requests have none.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.

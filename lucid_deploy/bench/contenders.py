@@ -28,15 +28,15 @@ class Contender:
             ``llama.cpp`` (the same, quantized where the artifact is).
         artifact: Directory of the artifact that gives the weights, or the shape.
         options: What runs it; PyTorch's eager models heed ``threads`` alone.
-        tokens: Of the longest context that is measured; None: any. Sessions take longer ones than the model was made
-            for where such are measured, and only there: some compute otherwise then.
+        longest: Tokens of the longest context that is measured; None: any. Sessions take more than the model was made
+            for where such is measured, and only there: some compute otherwise then.
     """
 
     name: str
     kind: str
     artifact: str
     options: RuntimeOptions = DEFAULTS
-    tokens: int | None = None
+    longest: int | None = None
 
     @property
     def runs_artifact(self) -> bool:
@@ -55,7 +55,7 @@ def open_contender(contender: Contender) -> Session[Any]:
 
     artifact = open_artifact(contender.artifact)
     if contender.kind == "artifact":
-        beyond = contender.tokens is None or contender.tokens > artifact.config.max_position_embeddings
+        beyond = contender.longest is None or contender.longest > artifact.config.max_position_embeddings
         return open_session(artifact, replace(contender.options, allow_extrapolation=beyond))
     if contender.kind in ("torch-dense", "torch-blocked"):
         from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model

@@ -154,7 +154,7 @@ def run_plan(
         opened = {}
         for contender in contenders:
             report(f"Opening {contender.name}", 0, total)
-            contender = replace(contender, tokens=plan.longest)
+            contender = replace(contender, longest=plan.longest)
             worker = WorkerProcess(contender)
             workers.append(worker)
             opened[contender.name] = worker.ask("open", **asdict(contender))

@@ -45,7 +45,10 @@ def _says_nothing(error: BaseException) -> bool:
 
 
 def _is_near_its_limit() -> bool:
-    """Whether the process had three quarters of what ``ulimit -v`` allows it; False where that is not to be known."""
+    """Whether the process had three quarters of what ``ulimit -v`` allows it; False where that is not to be known.
+
+    Not all of it: what was asked for and refused is in no count, and malloc asks for 128 MiB for the arena of a thread.
+    """
     try:
         import resource
 

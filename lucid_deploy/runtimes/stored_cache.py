@@ -33,7 +33,7 @@ from lucid_deploy.plugins.table import (
 
 _K, _Y, _MASK = map(DECODE_ATTENTION.place, ("K", "Y", "mask"))
 _FLOAT, _FLOAT16, _BFLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16
-MOST_IN_BODY = 1 << 18  # tokens of a context over which int32 holds the sums in the body of the operator for int8
+MOST_TOKENS_IN_BODY = 1 << 18  # of a context: int32 holds their sums in the body of the operator for int8
 _SCALED = {onnx.TensorProto.INT8: DECODE_ATTENTION_INT8, onnx.TensorProto.FLOAT8E4M3FN: DECODE_ATTENTION_FLOAT8}
 
 

@@ -30,14 +30,14 @@ def test_those_of_one_artifact_give_the_same_logits(exported: Exported) -> None:
     assert all(session.context_limit is None for session in sessions), "lengths beyond the model's are measured too"
 
 
-@pytest.mark.parametrize("tokens", [512, 513, None])
+@pytest.mark.parametrize("longest", [512, 513, None])
 def test_an_artifact_runs_as_for_anybody_where_no_context_is_beyond_the_models(
-    exported: Exported, tokens: int | None
+    exported: Exported, longest: int | None
 ) -> None:
     directory = str(exported(cache_dtype="int8")[1].directory)
     options = RuntimeOptions("onnxruntime", kernels="functions")
-    session = open_contender(Contender("it", "artifact", directory, options, tokens))
-    assert (session.allow_extrapolation, session.reads_stored_cache) == (tokens != 512, tokens == 512)
+    session = open_contender(Contender("it", "artifact", directory, options, longest))
+    assert (session.allow_extrapolation, session.reads_stored_cache) == (longest != 512, longest == 512)
 
 
 def test_the_longest_context_is_that_behind_the_decoded_tokens() -> None:

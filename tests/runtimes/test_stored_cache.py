@@ -187,7 +187,7 @@ def test_the_body_that_reads_int8_computes_what_conversions_do(artifact_of, monk
     checkpoint, artifact = artifact_of(*case)
     exact, _ = run(TorchSession(load_model(Checkpoint(checkpoint), torch.float64)))
     session = open_session(artifact, kernels="functions")
-    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_IN_BODY", 0)  # the body is for shorter contexts
+    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_TOKENS_IN_BODY", 0)  # the body is for shorter contexts
     plain = open_session(artifact, kernels="functions")
     assert session.reads_stored_cache and not plain.reads_stored_cache
     (ours, _), (theirs, _) = run(session), run(plain)
@@ -203,7 +203,7 @@ def test_contexts_that_int32_cannot_sum_are_converted(artifact_of, monkeypatch, 
     _, artifact = artifact_of("float32", "int8", "growing")
     caplog.clear()  # what exporting said
     most = artifact.config.max_position_embeddings - shorter
-    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_IN_BODY", most)
+    monkeypatch.setattr("lucid_deploy.runtimes.stored_cache.MOST_TOKENS_IN_BODY", most)
     with caplog.at_level(logging.WARNING):
         session = open_session(artifact, kernels="functions", **options)
     assert session.reads_stored_cache == reads and caplog.text == ""

@@ -108,8 +108,8 @@ class WindowAttention(StandardAttention):
         assert window is not None
         q, k, v = self.project(x, step)
         k_past, v_past = self.codec.decode(past, x.dtype)  # (B, KV, R, D)
-        held = k_past.shape[2]  # the same in all layers with this window
-        at = step.once(("places", window), lambda: places(step.mask, batch, held, n, window, x.device))
+        rows = k_past.shape[2]  # the same in all layers with this window
+        at = step.once(("places", window), lambda: places(step.mask, batch, rows, n, window, x.device))
         seen = step.once(("visible", window), lambda: visible(at, n, window))
         keys, values = torch.cat([k_past, k], dim=2), torch.cat([v_past, v], dim=2)  # (B, KV, R + N, D)
         o = _attend(q, keys, values, seen)

@@ -163,11 +163,11 @@ class OrtSession(Session[Any]):
     @property
     def _has_body_for_cache(self) -> bool:
         """Whether bodies compute, and there is one that can read the cache up to the longest context."""
-        from lucid_deploy.runtimes.stored_cache import MOST_IN_BODY
+        from lucid_deploy.runtimes.stored_cache import MOST_TOKENS_IN_BODY
 
         is_body = self.provider == "cpu" and self._library is None and not self._artifact.manifest.inline
         is_body = is_body and self.cache_dtype == _READ_BY_BODY and has_quantize_linear(self._ort.__version__)
-        return is_body and self.context_limit is not None and self.context_limit <= MOST_IN_BODY
+        return is_body and self.context_limit is not None and self.context_limit <= MOST_TOKENS_IN_BODY
 
     def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
         """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""

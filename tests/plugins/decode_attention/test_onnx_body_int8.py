@@ -13,7 +13,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION_INT8
-from lucid_deploy.runtimes.stored_cache import MOST_IN_BODY
+from lucid_deploy.runtimes.stored_cache import MOST_TOKENS_IN_BODY
 from tests.plugins.cpu_sessions import check, error, run
 from tests.plugins.onnx_bodies import operator_model, session_of, single_operator
 from tests.plugins.stored_caches import padded_mask, paths, problem, scaled, store
@@ -115,9 +115,9 @@ def test_the_longest_context_fits_into_the_sums(body, sign):
     """Every token has the same key and the largest number, so that every sum is as large as one can be."""
     new, k, y = problem(1, 2, 1, heads=1)
     numbers, values, k_scale, y_scale = (
-        x.expand(-1, -1, MOST_IN_BODY, -1) for x in store(k, sign * torch.ones_like(y), "int8")
+        x.expand(-1, -1, MOST_TOKENS_IN_BODY, -1) for x in store(k, sign * torch.ones_like(y), "int8")
     )
-    check_all(body, new, (numbers, values, k_scale, y_scale), all_tokens(1, MOST_IN_BODY))
+    check_all(body, new, (numbers, values, k_scale, y_scale), all_tokens(1, MOST_TOKENS_IN_BODY))
 
 
 def test_bytes_are_at_most_128():
