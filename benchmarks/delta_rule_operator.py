@@ -14,18 +14,19 @@ import time
 import click
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 from common import write_result
 
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.delta_rule import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE, DOMAIN, SCALE, VERSION
 from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
 
+ort = import_onnxruntime()
 CORRELATION = 0.9
 KERNEL, BODY, OWN = "CPU kernel", "function body", "LinearAttention"
 

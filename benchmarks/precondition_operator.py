@@ -15,7 +15,6 @@ from pathlib import Path
 import click
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from common import write_result
@@ -23,10 +22,12 @@ from common import write_result
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.functions import function_proto
 from lucid_deploy.export.operators import OPSET
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.hosts.onnxruntime.build import check_ort_library, default_ort_library, kernels_name
 from lucid_deploy.plugins.precondition import precondition
 from lucid_deploy.plugins.table import DOMAIN, PRECONDITION, VERSION
 
+ort = import_onnxruntime()
 HEADS, WIDTH, CORRELATION = 4, 64, 0.9
 
 

@@ -17,14 +17,15 @@ from typing import Any
 import click
 import numpy as np
 import onnx
-import onnxruntime as ort
 from common import write_result
 
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.operators import OPSET
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
+ort = import_onnxruntime()
 WEIGHTS, DEPTH, COLUMNS = 24, 1024, 2816
 LIBRARY, STANDARD = "library", "onnxruntime"
 MATMUL, GEMM = "MatMul", "Gemm"

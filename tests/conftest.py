@@ -18,6 +18,7 @@ from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM
 from tests.once_per_run import made_once, run_folder
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before a plugin imports onnxruntime
 pytest_plugins = [
     "tests.byte_level_checkpoints",
     "tests.compiled_once",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ int main(int argc, char** argv) try {
   std::vector<int64_t> ids;  // the tokens that run next: the prompt first, then the newest one
   for (int i = 4; i < argc; ++i) ids.push_back(std::stoll(argv[i]));
 
+  setenv("ORT_DISABLE_TELEMETRY", "1", 0);  // onnxruntime reports to its maker otherwise; a value of yours stays
   Ort::Env env(ORT_LOGGING_LEVEL_ERROR);
   Ort::Session prefill(env, (artifact + "/prefill.onnx").c_str(), Ort::SessionOptions{});
   Ort::Session decode(env, (artifact + "/decode.onnx").c_str(), Ort::SessionOptions{});

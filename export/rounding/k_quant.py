@@ -14,6 +14,7 @@ import numpy as np
 
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.export.rounding.nearest import quantize_matrix
+from lucid_deploy.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,7 @@ def k_quant_matrix(
 
 def _rows(rows: torch.Tensor, tensor: QuantizedTensor, bits: int, dtype: str) -> tuple[Array, Array, Array]:
     """Return codes ``(n, in)`` of whole blocks, scales and zero points ``(n, blocks)``."""
+    import_onnxruntime()
     from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
 
     plain = rows.float().numpy()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.cache.storage import LEVELS
 from lucid_deploy.errors import missing_extra
+from lucid_deploy.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def nearest_kernel(scheme: str) -> Any:
         LucidError: It is not installed.
     """
     try:
+        import_onnxruntime()
         from onnxruntime.capi import _pybind_state as kernels
     except ImportError as error:
         raise missing_extra("onnxruntime", "cpu", "quantize weights") from error

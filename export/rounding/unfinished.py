@@ -20,6 +20,7 @@ import numpy as np
 from lucid_deploy.artifact.quantization_method import LearnedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import write_whole
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def learning_key(
         dtype: Of the scales.
         settings: The method's.
     """
-    import onnxruntime
     import torch
 
+    onnxruntime = import_onnxruntime()
     digest = hashlib.sha256(code_digest().encode())
     for path in sorted((*checkpoint.directory.glob("*.safetensors"), *checkpoint.directory.glob("*.json"))):
         with path.open("rb") as file:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lucid_deploy.errors import LucidError, spelled_out
+from lucid_deploy.ort import import_onnxruntime
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,9 @@ def _torch() -> str:
 
 
 def _onnxruntime() -> str:
-    import onnxruntime as ort
-
     from lucid_deploy.doctor.layer_check import check_layer
 
+    ort = import_onnxruntime()
     error = check_layer()
     providers = ", ".join(ort.get_available_providers())
     return f"computes a layer rightly (relative error {error:.1e}); providers: {providers}"
@@ -113,7 +113,7 @@ def _cpu_kernels() -> str:
     check_ort_library(library)
     found = f"{library} ({origin(library)}), {kernels_name(library)}"
     try:
-        import onnxruntime  # noqa: F401
+        import_onnxruntime()
     except ImportError:
         return f"{found}; not tried, without onnxruntime"
     from lucid_deploy.doctor.layer_check import check_layer

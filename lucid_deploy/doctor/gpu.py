@@ -6,6 +6,7 @@ import contextlib
 
 from lucid_deploy.doctor.diagnosis import Check, importable
 from lucid_deploy.errors import LucidError
+from lucid_deploy.ort import import_onnxruntime
 
 SWITCH = 'pip uninstall -y onnxruntime onnxruntime-gpu && pip install "onnxruntime-gpu>=1.23.1,<2"'
 
@@ -69,8 +70,7 @@ def _onnxruntime_gpu() -> str:
     """Both distributions own the module's folder, so whichever was installed last has overwritten the other."""
     import importlib.metadata
 
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     found = {}
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

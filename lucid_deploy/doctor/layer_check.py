@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, DOMAIN, PRECONDITION, VERSION
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def _model(nodes: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...], feed
 
 
 def _session(model: onnx.ModelProto, library: Path | None) -> ort.InferenceSession:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if library is not None:

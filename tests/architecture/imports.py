@@ -22,6 +22,7 @@ ORDER = (
     "files",
     "json_fields",
     "plug",
+    "ort",
     "demo",
     "cache",
     "plugins",

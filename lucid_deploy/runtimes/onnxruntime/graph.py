@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.evaluated_graph import Graph
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels
 from lucid_deploy.runtimes.onnxruntime.values import ort_value
@@ -21,8 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     if options.provider != "cpu":
         raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")
     library, settings = choose_kernels(options.kernels), ort.SessionOptions()

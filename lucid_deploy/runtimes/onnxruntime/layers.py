@@ -10,6 +10,7 @@ from lucid_deploy.artifact import WEIGHTS, Artifact
 from lucid_deploy.cache.layout import CacheTensor
 from lucid_deploy.cache.storage import decode_layer, decoded_layout, encode_layer
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
@@ -109,7 +110,6 @@ class OrtLayers(Layers):
 
     def _load(self, stage: str, cut: bool) -> ort.InferenceSession:
         import onnx
-        import onnxruntime
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
         from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
@@ -120,7 +120,8 @@ class OrtLayers(Layers):
         retype_fp4(model, self._artifact.path(WEIGHTS))
         if stage == "decode" and multiplies(self._library):  # as in the session
             use_weight_matmul(model)
-        options = onnxruntime.SessionOptions()
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         if self._library is not None:
@@ -131,14 +132,14 @@ class OrtLayers(Layers):
         else:  # as in the session: without packed weights a quantized product is another one, and slow
             level = "4" if record.activations == "int8" else "0"
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
-        providers: Any = choose_provider(onnxruntime, options, self._artifact, self._provider, self._index)
+        providers: Any = choose_provider(ort, options, self._artifact, self._provider, self._index)
         try:  # without its fallback, which is the CPU
-            session = onnxruntime.InferenceSession(
+            session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=providers or None, enable_fallback=0
             )
         except Exception as error:
             raise CheckFailed(f"onnxruntime cannot load the layers of {path}: {error}") from error
-        check_chosen(onnxruntime, session, self._provider)
+        check_chosen(ort, session, self._provider)
         return session
 
 

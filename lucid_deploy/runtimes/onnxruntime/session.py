@@ -15,6 +15,7 @@ from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
@@ -69,8 +70,7 @@ class OrtSession(Session[Any]):
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions | None = None) -> None:
-        import onnxruntime as ort
-
+        ort = import_onnxruntime()
         options, manifest = options or RuntimeOptions(), artifact.manifest
         self._library = choose_kernels(options.kernels, options.provider, manifest.inline)
         check_version(ort.__version__, artifact)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.ort import import_onnxruntime
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -19,8 +21,8 @@ def ort_value(array: Array, dtype: str | None = None) -> Any:
         dtype: The tensor's type; None: that of the array.
     """
     import onnx
-    import onnxruntime as ort
 
+    ort = import_onnxruntime()
     array = np.ascontiguousarray(array)
     if (dtype or array.dtype.name) == "float8_e4m3fn":
         kind = onnx.TensorProto.FLOAT8E4M3FN

@@ -1,0 +1,101 @@
+"""onnxruntime is imported in one place, with its telemetry off unless the user wants it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import onnxruntime
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.ort import SWITCH, import_onnxruntime
+from tests.architecture.imports import ROOT
+from tests.patience import PATIENCE
+
+Exported = Callable[..., tuple[Path, Artifact]]
+# The second is a script for those who have not the toolkit.
+IMPORTERS = {"lucid_deploy/ort.py", "conformance/run.py"}
+FOLDERS = ("lucid_deploy", "export", "plugins", "conformance", "benchmarks", "examples")
+# What turns telemetry off by itself, as in continuous integration.
+HIDE = (SWITCH, "CI", "TF_BUILD", "GITHUB_ACTIONS", "GITLAB_CI", "JENKINS_URL", "BUILDKITE", "XDG_CACHE_HOME")
+
+
+def kept_by(command: list[str], home: Path, **more: str) -> list[str]:
+    """Run a program with a home and a working folder of its own; return what is in them afterwards."""
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in HIDE}
+    environment |= {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), **more}
+    result = subprocess.run(
+        command, cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
+    return sorted(path.name for path in home.rglob("*") if path.is_file())
+
+
+def test_a_command_leaves_no_identifier_and_no_events(exported: Exported, tmp_path: Path) -> None:
+    artifact = exported()[1]
+    command = [sys.executable, "-m", "lucid_deploy.cli", "run", str(artifact.directory), "--prompt-ids", "5", "-n", "2"]
+    assert kept_by(command, tmp_path / "home") == []
+
+
+def test_the_runner_of_conformance_cases_leaves_none_either(tmp_path: Path) -> None:
+    command = [sys.executable, "-B", str(ROOT / "conformance" / "run.py"), "--only", "decode_attention_past"]
+    assert kept_by(command, tmp_path / "home") == []
+
+
+def test_a_user_who_wants_telemetry_has_it(tmp_path: Path) -> None:
+    code = "import os; from lucid_deploy.ort import *; import_onnxruntime(); assert os.environ[SWITCH] == '0'"
+    found = kept_by([sys.executable, "-c", code], tmp_path / "home", **{SWITCH: "0"})
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 29) and sys.platform == "linux":
+        assert "onnxruntime.db" in found  # else the tests above prove nothing
+
+
+@pytest.mark.parametrize("wanted, calls", [(None, 1), ("1", 1), ("TRUE", 1), ("0", 0), ("", 0)])
+def test_what_was_imported_before_is_turned_off_too(
+    wanted: str | None, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(SWITCH, raising=False) if wanted is None else monkeypatch.setenv(SWITCH, wanted)
+    called: list[None] = []
+    before = ModuleType("onnxruntime")
+    vars(before)["disable_telemetry_events"] = lambda: called.append(None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", before)
+    assert import_onnxruntime() is before
+    assert len(called) == calls
+    assert os.environ[SWITCH] == ("1" if wanted is None else wanted)
+
+
+def test_a_build_without_the_function_goes_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", plain := ModuleType("onnxruntime"))
+    assert import_onnxruntime() is plain
+
+
+def imports_onnxruntime(path: Path) -> bool:
+    """Whether a file imports onnxruntime itself, elsewhere than for type checkers and behind our import."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped = {
+        id(node)
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in ast.walk(block)
+    }
+    names = [
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in skipped
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    ]
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    behind = any(isinstance(call, ast.Name) and call.id == "import_onnxruntime" for call in calls)
+    found = {name for name in names if name.split(".")[0] == "onnxruntime"}
+    return bool(found) and not (behind and "onnxruntime" not in found)
+
+
+def test_nothing_else_imports_it() -> None:
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in files if imports_onnxruntime(path)} == IMPORTERS
