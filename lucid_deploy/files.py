@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -56,7 +57,6 @@ def put_in_place(building: Path, target: Path) -> None:
     Raises:
         OSError: A rename fails; ``building`` is still there.
     """
-    os.chmod(building, 0o755)  # a temporary directory is its owner's only
     if not target.exists():
         os.rename(building, target)
         return
@@ -158,7 +158,7 @@ def reading(path: Path) -> Iterator[None]:
         raise LucidError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
+def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write a file whole or not at all, and to the disk before it gets its name. A link is replaced.
 
     What killed processes left beside it is removed first.
@@ -166,19 +166,21 @@ def write_whole(path: Path, content: bytes, mode: int = 0o644) -> None:
     Args:
         path: The file; its directory exists.
         content: All of it.
-        mode: Its permissions.
+        mode: Its permissions, less what the user's umask takes away. None: those of the file that is replaced, and for
+            a new one what ``open`` gives.
 
     Raises:
         OSError: It cannot be written; a file that was there is unchanged.
     """
     remove_leftovers(path.parent)
-    handle, name = _held_file(path)
+    handle, name = _held_file(path, 0o666 if mode is None else mode)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(name, mode)
+            if mode is None and (kept := _mode_of(path)) is not None:
+                os.chmod(name, kept)
             os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)  # gone already if all went well
@@ -236,10 +238,30 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _held_file(target: Path) -> tuple[int, str]:
+def _mode_of(path: Path) -> int | None:
+    """Return the permissions of a file; None if none is there, or a link."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path).st_mode
+        if stat.S_ISREG(found):
+            return stat.S_IMODE(found)
+    return None
+
+
+def _temporary_name(target: Path, kind: str) -> Path:
+    # Not from tempfile, which makes what only its owner can read. The system applies the umask to what is made here;
+    # to apply it later, a program would have to read it, which changes it for other threads.
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}{kind}"
+
+
+def _held_file(target: Path, mode: int) -> tuple[int, str]:
     """Make a new file beside the target; return its descriptor, which holds a lock, and its name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PARTIAL)
+        name = str(_temporary_name(target, _PARTIAL))
+        try:
+            handle = os.open(name, flags, mode)
+        except FileExistsError:
+            continue
         _lock(handle)
         if os.path.exists(name):
             return handle, name
@@ -250,7 +272,11 @@ def _held_file(target: Path) -> tuple[int, str]:
 def _held_directory(target: Path, kind: str) -> Iterator[Path]:
     """Yield a new directory beside the target that is locked until the block ends."""
     while True:
-        made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=kind, dir=target.parent))
+        made = _temporary_name(target, kind)
+        try:
+            os.mkdir(made)
+        except FileExistsError:
+            continue
         try:
             handle = os.open(made, os.O_RDONLY)
             _lock(handle)

@@ -9,7 +9,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -155,10 +154,10 @@ def test_a_parent_that_turns_read_only(building: Path, tmp_path: Path, monkeypat
     """No place to move the old directory to: it stays where it is."""
     target = filled(tmp_path / "target", "old")
 
-    def refuse(**_: object) -> str:
+    def refuse(*_: object) -> None:
         raise READ_ONLY
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     with pytest.raises(PermissionError):
         put_in_place(building, target)
     assert content(target) == "old" and content(building) == "new"
@@ -230,6 +229,40 @@ def test_a_block_that_ends_well(tmp_path: Path) -> None:
         assert not (tmp_path / "target").exists()
     assert content(tmp_path / "target") == "new"
     assert hidden(tmp_path) == []
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o002, 0o022, 0o027, 0o077], ids=oct)
+def test_what_is_new_has_the_permissions_that_the_user_chose(
+    tmp_path: Path, mask: int, umask: Callable[[int], int]
+) -> None:
+    umask(mask)
+    for _ in range(2):  # the second directory replaces the first
+        with whole_directory(tmp_path / "directory") as building:
+            write_whole(building / "file", b"new")
+            write_whole(building / "program", b"new", mode=0o777)
+            write_whole(building / "secret", b"new", mode=0o600)
+    write_whole(tmp_path / "file", b"new")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    executable, plain = 0o777 & ~mask, 0o666 & ~mask
+    assert modes == {"directory": executable, "program": executable, "file": plain, "secret": 0o600}
+
+
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    path, link = tmp_path / "file", tmp_path / "link"
+    path.touch()
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write_whole(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    write_whole(link, b"new")  # a link has no permissions of its own
+    assert stat.S_IMODE(link.lstat().st_mode) == 0o644 and path.read_bytes() == b"new"
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o755], ids=oct)
@@ -360,11 +393,11 @@ def test_names_of_others_stay(tmp_path: Path) -> None:
 def test_a_directory_that_is_taken_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, made = tempfile.mkdtemp, []
+    make, made = os.mkdir, []
 
-    def taken(**named: object) -> str:
-        made.append(make(**named))  # type: ignore[call-overload]
-        return str(made[-1])
+    def taken(path: Path, *mode: int) -> None:
+        make(path, *mode)
+        made.append(str(path))
 
     lock = fcntl.flock
 
@@ -373,7 +406,7 @@ def test_a_directory_that_is_taken_before_it_is_locked_is_made_again(
             shutil.rmtree(made[0])
         lock(handle, operation)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", taken)
+    monkeypatch.setattr(os, "mkdir", taken)
     monkeypatch.setattr(fcntl, "flock", late)
     with partial_directory(tmp_path / "target") as building:
         assert len(made) == 2 and str(building) == made[1]

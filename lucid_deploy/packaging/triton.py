@@ -200,7 +200,7 @@ def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Pat
     if engines.plugin is not None:
         plugin = f'"$repository/{name}-prefill/plugin/{engines.plugin.file}"'
         command += f" --backend-config=tensorrt,plugins={plugin}"
-    write_whole(path, ("\n".join([*lines, command + ' "$@"']) + "\n").encode(), mode=0o755)
+    write_whole(path, ("\n".join([*lines, command + ' "$@"']) + "\n").encode(), mode=0o777)
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import missing_directories, remove_empty, whole_directory
+from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
 from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
 from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
 from lucid_deploy.packaging.tensorrt.recorded import Recorded, record
@@ -159,8 +159,7 @@ def _fill(
         ("build_polygraphy.sh", polygraphy_script(profiles)),
         ("compare.sh", compare_script(profiles, tolerances)),
     ):
-        (folder / file).write_text(text, encoding="utf-8")
-        (folder / file).chmod(0o755)
+        write_whole(folder / file, text.encode(), mode=0o777)
     for file in _AS_THEY_ARE:
         (folder / file).write_text(resource(file), encoding="utf-8")
     (folder / "README.md").write_text(_readme(artifact, name, limits, form), encoding="utf-8")
