@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
+from lucid_deploy.cli._names import long_name
 from lucid_deploy.cli._options import choice_option, json_option, type_option
 
 if TYPE_CHECKING:
@@ -234,51 +236,22 @@ def command(
 
 
 def _quantize_options(
-    quantize: str | None,
-    quantize_format: str,
-    block_size: int | None,
-    keep_float: tuple[str, ...],
-    quantize_embeddings: bool,
-    activations: str,
-    method: str,
-    calibration_tokens: int,
-    gptq_damping: float,
-    gptq_order: str,
-    target_bits: float | None,
+    quantize: str | None, quantize_format: str, quantize_embeddings: bool, **others: Any
 ) -> QuantizeOptions | None:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.export.quantize_options import CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER, QuantizeOptions
+    from lucid_deploy.export.quantize_options import QuantizeOptions
 
     if quantize is not None:
-        return QuantizeOptions(
-            quantize,
-            quantize_format,
-            block_size,
-            keep_float,
-            quantize_embeddings,
-            activations,
-            method,
-            calibration_tokens,
-            gptq_damping,
-            gptq_order,
-            target_bits,
-        )
-    given = {
-        "--quantize-format": quantize_format != "auto",
-        "--block-size": block_size is not None,
-        "--keep-float": bool(keep_float),
-        "--quantize-embeddings": quantize_embeddings,
-        "--activations": activations != "auto",
-        "--method": method != "rtn",
-        "--calibration-tokens": calibration_tokens != CALIBRATION_TOKENS,
-        "--gptq-damping": gptq_damping != GPTQ_DAMPING,
-        "--gptq-order": gptq_order != GPTQ_ORDER,
-        "--target-bits": target_bits is not None,
-    }
-    if any(given.values()):
-        names = ", ".join(name for name, there in given.items() if there)
+        return QuantizeOptions(quantize, format=quantize_format, embeddings=quantize_embeddings, **others)
+    names, context = {"quantize_format", "quantize_embeddings", *others}, click.get_current_context()
+    given = [
+        long_name(option)
+        for option in context.command.params
+        if option.name in names and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
+    ]
+    if given:  # the default too: who asks for --method rtn expects it
         raise LucidError(
-            f"{names} is for quantized weights. Add --quantize int8, int4, fp8 or nvfp4 (or stored, where the "
-            "checkpoint is quantized already), or leave it out."
+            f"{', '.join(given)} is for quantized weights. Add --quantize int8, int4, fp8 or nvfp4 (or stored, where "
+            "the checkpoint is quantized already), or leave it out."
         )
     return None

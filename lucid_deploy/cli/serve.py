@@ -6,9 +6,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
+from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine, is_given
 from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
-NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connections", "idle_timeout", "allow_host")
+_NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # beside what is for LOCAL alone
 
 
 @click.command("serve", cls=Command)
@@ -61,11 +61,15 @@ NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connecti
 )
 @click.option(
     "--max-connections",
+    cls=EngineOption,
+    engine=LOCAL,
     type=click.IntRange(1, 100_000),
     help="Open connections; twice --rows and --max-queue and 100 more if not given.",
 )
 @click.option(
     "--idle-timeout",
+    cls=EngineOption,
+    engine=LOCAL,
     type=click.FloatRange(0, min_open=True),
     default=30.0,
     show_default=True,
@@ -107,12 +111,24 @@ NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connecti
     metavar="URL",
     help="OpenTelemetry collector that gets a span per request and phase (OTLP over HTTP), as http://localhost:4318.",
 )
-@choice_option("--engine", ["local", "ray"], help="One process, or replicas on a Ray cluster.")
-@click.option("--replicas", type=click.IntRange(1), help="With ray: engines; 1 if not given.")
-@click.option("--min-replicas", type=click.IntRange(0), help="With ray: scale between this many engines …")
-@click.option("--max-replicas", type=click.IntRange(1), help="With ray: … and this many, by load.")
+@choice_option("--engine", [LOCAL, RAY], help="One process, or replicas on a Ray cluster.")
+@click.option(
+    "--replicas", cls=EngineOption, engine=RAY, type=click.IntRange(1), help="With ray: engines; 1 if not given."
+)
+@click.option(
+    "--min-replicas",
+    cls=EngineOption,
+    engine=RAY,
+    type=click.IntRange(0),
+    help="With ray: scale between this many engines …",
+)
+@click.option(
+    "--max-replicas", cls=EngineOption, engine=RAY, type=click.IntRange(1), help="With ray: … and this many, by load."
+)
 @click.option(
     "--replica-cpus",
+    cls=EngineOption,
+    engine=RAY,
     type=click.FloatRange(0),
     default=1.0,
     show_default=True,
@@ -120,12 +136,20 @@ NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "max_connecti
 )
 @click.option(
     "--replica-gpus",
+    cls=EngineOption,
+    engine=RAY,
     type=click.FloatRange(0),
     default=0.0,
     show_default=True,
     help="With ray: GPUs that an engine reserves.",
 )
-@click.option("--ray-address", metavar="ADDRESS", help="With ray: a running cluster; one on this machine if not given.")
+@click.option(
+    "--ray-address",
+    cls=EngineOption,
+    engine=RAY,
+    metavar="ADDRESS",
+    help="With ray: a running cluster; one on this machine if not given.",
+)
 def command(artifact: str, engine: str, log_level: str | None, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 
@@ -134,21 +158,47 @@ def command(artifact: str, engine: str, log_level: str | None, **options: Any) -
 
     Example: lucid-deploy serve ./artifact --port 8000
     """
+    check_engine(click.get_current_context(), engine)
     _check_extra()
     _check_tracing(options["otlp_endpoint"])
-    from lucid_deploy.serving.loading import open_checked
     from lucid_deploy.serving.logs import set_up_logging
 
-    options["speculation"].check(open_checked(artifact))
-    engine_options, api = _engine_options(artifact, options), _api_options(options)
+    engine_options, api = _checked_options(artifact, options)
     _warn_if_open(options["host"], bool(api.keys))
     log_level = log_level or _log_level()
     set_up_logging(log_level)
-    if engine == "ray":
+    if engine == RAY:
         _serve_on_ray(engine_options, api, log_level, options)
     else:
-        _check_no_ray_options(options)
         _serve_here(engine_options, api, options)
+
+
+def _checked_options(artifact: str, options: dict[str, Any]) -> tuple[EngineOptions, ApiOptions]:
+    """Return what is to be served and how, after what can be checked without loading a model.
+
+    Raises:
+        LucidError: The artifact cannot be served so, or an option would have no effect.
+    """
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.serving.loading import check_limits, open_checked
+
+    opened = open_checked(artifact)
+    options["speculation"].check(opened)
+    engine, api = _engine_options(artifact, options), _api_options(options)
+    check_limits(opened, api)
+    if api.model is not None and not api.model.strip():
+        raise LucidError("--served-model-name is empty. Name the model, or leave the option out.")
+    if api.share_prefixes and not (api.keys and engine.prefix_tokens):
+        raise LucidError(
+            "--share-prefix-cache shares stored prefixes among API keys: it needs --prefix-cache-tokens and "
+            "--api-key-file. Give both, or leave it out."
+        )
+    if options["allow_host"] and api.hosts is None:
+        raise LucidError(
+            "--allow-host is for a server without API keys that listens on this machine alone; any other one answers "
+            "under every name. Leave it out."
+        )
+    return engine, api
 
 
 def _log_level() -> str:
@@ -283,7 +333,6 @@ def ray_application(args: dict[str, str]) -> Any:
     """
     from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.options import RuntimeOptions
-    from lucid_deploy.serving.loading import open_checked
     from lucid_deploy.serving.ray_cluster import ClusterOptions, application
 
     if set(args) != {"options"}:
@@ -294,14 +343,14 @@ def ray_application(args: dict[str, str]) -> Any:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise LucidError(f"options: {reason}") from error
     options = context.params
-    for name in NOT_IN_A_CONFIGURATION:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+    for name in _NOT_IN_A_CONFIGURATION:
+        if is_given(context, name):
             raise LucidError(f"options: --{name.replace('_', '-')} has no meaning here; Ray's configuration says it.")
+    check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options["speculate"], options["draft"])
     options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
-    options["speculation"].check(open_checked(options["artifact"]))
-    engine, api = _engine_options(options["artifact"], options), _api_options(options)
+    engine, api = _checked_options(options["artifact"], options)
     scale = (*_replicas(options), options["replica_cpus"], options["replica_gpus"])
     level = options["log_level"] or "info"
     return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *scale, options["grace"], level))
@@ -321,14 +370,6 @@ def _replicas(options: dict[str, Any]) -> tuple[int, int]:
     if low > high:
         raise LucidError(f"--min-replicas {low} is more than --max-replicas {high}.")
     return low, high
-
-
-def _check_no_ray_options(options: dict[str, Any]) -> None:
-    from lucid_deploy.errors import LucidError
-
-    for name in ("replicas", "min_replicas", "max_replicas", "ray_address"):
-        if options[name] is not None:
-            raise LucidError(f"--{name.replace('_', '-')} is for --engine ray.")
 
 
 def _url(host: str, port: int) -> str:

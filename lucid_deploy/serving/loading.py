@@ -106,6 +106,21 @@ def open_checked(directory: str) -> Artifact:
     return artifact
 
 
+def check_limits(artifact: Artifact, api: ApiOptions) -> None:
+    """Refuse limits that the model's context makes unreachable.
+
+    Raises:
+        LucidError: One is larger than the context.
+    """
+    context = artifact.config.max_position_embeddings
+    for option, tokens in (("--max-prompt-tokens", api.max_prompt_tokens), ("--max-new-tokens", api.max_new_tokens)):
+        if tokens is not None and tokens > context:
+            raise LucidError(
+                f"{option} {tokens} is more than the context of {artifact.directory}, {context} tokens for prompt and "
+                "answer together. Give less, or leave it out."
+            )
+
+
 def make_engine(options: EngineOptions) -> Engine:
     """Return an engine that loads the artifacts when it is started, and ends when their files change."""
     watches: list[ArtifactWatch] = []
@@ -188,14 +203,15 @@ def make_service(engine: EngineOptions, api: ApiOptions, backend: Backend) -> Se
 
 
 def _limits(artifact: Artifact, tokenizer: TextTokenizer, engine: EngineOptions, api: ApiOptions) -> Limits:
+    check_limits(artifact, api)
     context = artifact.config.max_position_embeddings
-    tokens = min(api.max_prompt_tokens or context, context)
+    tokens = api.max_prompt_tokens or context
     return Limits(
         context=context,
         vocabulary=artifact.config.vocab_size,
         prompt_tokens=tokens,
         prompt_characters=tokens * max(tokenizer.longest_piece + 1, LEAST_CHARACTERS),  # 1: blanks between words
-        new_tokens=min(api.max_new_tokens or context, context),
+        new_tokens=api.max_new_tokens or context,
         rows=engine.rows + engine.max_queue,
         body_bytes=api.max_body_bytes,
         seconds=api.seconds,

@@ -27,7 +27,8 @@ def test_limits_come_from_artifact_tokenizer_and_options(with_tokenizer: Path) -
     narrow = reader_setup(engine, ApiOptions("other", 100, 9, 1000, 5.0)).limits
     assert (narrow.prompt_tokens, narrow.new_tokens, narrow.prompt_characters) == (100, 9, 1600)
     assert (narrow.body_bytes, narrow.seconds) == (1000, 5.0)
-    assert reader_setup(engine, ApiOptions(max_prompt_tokens=10**6)).limits.prompt_tokens == 512
+    with pytest.raises(LucidError, match=r"--max-prompt-tokens 513 is more than the context of .*, 512 tokens"):
+        reader_setup(engine, ApiOptions(max_prompt_tokens=513))
 
 
 def test_long_words_are_allowed_for(with_tokenizer: Path) -> None:

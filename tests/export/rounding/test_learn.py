@@ -230,6 +230,8 @@ def test_options_without_quantize_are_named(source: Path, tmp_path: Path) -> Non
     result = CliRunner().invoke(main, [*arguments, "--gptq-damping", "0.1", "--calibration-tokens", "5"])
     assert result.exit_code == 2
     assert "--method, --calibration-tokens, --gptq-damping is for quantized weights" in " ".join(result.output.split())
+    result = CliRunner().invoke(main, [*arguments[:-1], "rtn"])  # the default, and yet a wish
+    assert (result.exit_code, "--method is for quantized weights" in result.output) == (2, True)
 
 
 def test_layers_of_other_kinds(tmp_path: Path) -> None:
