@@ -23,9 +23,9 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
-MOST_ROWS_BEYOND = (64, 32)  # float32 heads wider than this have so many at most: more would spill, or not fit at all
+# Rows times padded width at most, of float32 and of the half types: larger tiles spill, or take longer than two halves.
+FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
-WIDEST_WARPS = 8  # of 64 rows of heads 256 wide
 WIDE_STAGES = 2  # with 32 rows and more of float32 at most
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
 WIDEST_CHUNK = 64  # the same with 32 rows and more of heads 256 wide: fewer sums are held at once
@@ -121,8 +121,8 @@ def plan_decode_attention(
 
 def row_counts(dtype: str, padded: int) -> tuple[int, ...]:
     """Return the rows that tiles of a type and padded width are compiled with."""
-    width, most = MOST_ROWS_BEYOND
-    return tuple(rows for rows in QUERY_ROWS if rows <= most or dtype != "float32" or padded <= width)
+    most = FLOAT32_NUMBERS if dtype == "float32" else HALF_NUMBERS
+    return tuple(rows for rows in QUERY_ROWS if rows * padded <= most)
 
 
 def query_rows(head_rows: int, dtype: str, padded: int) -> int:
@@ -133,17 +133,15 @@ def query_rows(head_rows: int, dtype: str, padded: int) -> int:
 
 def split_choice(arch: int, dtype: str, padded: int, rows: int, float8: bool = False) -> Choice:
     """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows."""
-    chosen = _beside_rows(choice(TUNED, arch, dtype, padded), dtype, padded, rows)
+    chosen = _beside_rows(choice(TUNED, arch, dtype, padded), dtype, rows)
     return replace(chosen, num_warps=max(chosen.num_warps, FLOAT8_WARPS)) if float8 else chosen
 
 
-def _beside_rows(tuned: Choice, dtype: str, padded: int, rows: int) -> Choice:
+def _beside_rows(tuned: Choice, dtype: str, rows: int) -> Choice:
     if rows == QUERY_ROWS[0]:
         return tuned
     tokens, warps = WIDE_TILE
-    widest = padded == PADDED_WIDTHS[-1] and rows == QUERY_ROWS[-1]
     stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
-    warps = WIDEST_WARPS if widest else warps
     return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=warps, num_stages=stages)
 
 
@@ -157,7 +155,7 @@ def split_variants(dtype: str, padded: int, tuned: Choice, unit: int) -> list[Va
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first."""
     found = []
     for rows in row_counts(dtype, padded):
-        of_rows = _beside_rows(tuned, dtype, padded, rows)
+        of_rows = _beside_rows(tuned, dtype, rows)
         sizes = _constants(padded, rows, of_rows, unit)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant("decode_split_kernel", dtype, tuple(sizes.items()), *launch))

@@ -19,8 +19,8 @@ using Out = table::DecodeAttention::Out;
 
 // As in plan.py.
 constexpr int64_t kQueryRows[] = {16, 32, 64};
-constexpr int64_t kFloat32Width = 64; // float32 heads that are wider have kFloat32Rows at most
-constexpr int64_t kFloat32Rows = 32;
+constexpr int64_t kFloat32Numbers = 4096; // rows times padded width at most
+constexpr int64_t kHalfNumbers = 8192;
 constexpr int64_t kMostNew = 16;
 constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;
@@ -35,7 +35,8 @@ int64_t headRows(Sizes const& sizes)
 int64_t queryRows(Sizes const& sizes)
 {
     int64_t const wanted = headRows(sizes);
-    int64_t const most = sizes.type == Type::kFloat32 && sizes.width > kFloat32Width ? kFloat32Rows : kQueryRows[2];
+    int64_t const numbers = sizes.type == Type::kFloat32 ? kFloat32Numbers : kHalfNumbers;
+    int64_t const most = std::min(kQueryRows[2], numbers / paddedWidth(sizes.width));
     int64_t rows = kQueryRows[0];
     while (rows < wanted && rows < most)
     {

@@ -1,9 +1,12 @@
 """The delta rule as kernels: two for many tokens, one for one.
 
-Many tokens go by chunks. What depends on keys and gates alone, T and the weights of the queries, is made for all
-chunks at once (``delta_chunk_kernel``). Then a program takes a head and some columns of its state, holds them in
-registers, and goes through the chunks in order (``delta_state_kernel``): columns of S never meet, so programs never
+Many tokens go by chunks. What depends on keys and gates alone, T, the weights of the queries and the decays, is made
+for all chunks at once (``delta_chunk_kernel``). Then a program takes a head and some columns of its state, holds them
+in registers, and goes through the chunks in order (``delta_state_kernel``): columns of S never meet, so programs never
 wait for each other.
+
+Keys are multiplied CHUNK_D columns at a time, and the state is held in as many parts, transposed: what a product leaves
+in registers is then the first factor of the next, and no factor is larger than registers can hold beside the state.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -12,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import load_rows
+from lucid_deploy.plugins.shared.kernel import load_columns, nearest_tf32
 
 LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and sums of it stay finite
 
@@ -24,19 +27,47 @@ def load_logs(p_log_decay, o_n, m_n):
 
 
 @triton.jit
-def times(b_rows, b_float):
-    """Return ``b_rows @ b_float`` in float32, for rows in the tensors' type and a float32 factor of any size.
+def split(b_float, p_rows):
+    """Return float32 of any size as the sum of two parts that tensor cores multiply with the rows at ``p_rows``.
 
-    bfloat16 rows take the factor in two bfloat16 parts, 16 significant bits together. Two float16 parts could overflow,
-    so float16 rows take it as float32 ones do, in three tf32 products.
+    bfloat16 rows meet two bfloat16 parts, 16 significant bits together. Two float16 parts could overflow, so float16
+    rows meet two of tf32, as float32 rows do.
     """
-    if b_rows.dtype == tl.bfloat16:
+    if p_rows.dtype.element_ty == tl.bfloat16:
         b_high = b_float.to(tl.bfloat16)  # rounded: cut off, as in the solve, it fails the state's gate by one bit
         b_low = (b_float - b_high.to(tl.float32)).to(tl.bfloat16)
-        b_product = tl.dot(b_rows, b_low, tl.dot(b_rows, b_high))
     else:
-        b_product = tl.dot(b_rows.to(tl.float32), b_float, input_precision="tf32x3")
-    return b_product
+        b_high, b_low = nearest_tf32(b_float)
+    return b_high, b_low
+
+
+@triton.jit
+def add_times(b_high, b_low, b_rows, b_acc):
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32, for parts made by :func:`split` for the rows' type."""
+    if b_rows.dtype == tl.bfloat16:
+        b_acc = tl.dot(b_low, b_rows, b_acc)
+        b_acc = tl.dot(b_high, b_rows, b_acc)
+    elif b_rows.dtype == tl.float16:  # of which every number is one of tf32
+        b_wide = b_rows.to(tl.float32)
+        b_acc = tl.dot(b_low, b_wide, b_acc, input_precision="tf32")
+        b_acc = tl.dot(b_high, b_wide, b_acc, input_precision="tf32")
+    else:
+        b_rows_high, b_rows_low = nearest_tf32(b_rows)
+        b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
+        b_acc = tl.dot(b_high, b_rows_low, b_acc, input_precision="tf32")
+        b_acc = tl.dot(b_high, b_rows_high, b_acc, input_precision="tf32")
+    return b_acc
+
+
+@triton.jit
+def add_row_product(b_rows, b_others, b_acc):
+    """Return ``b_acc + b_rows @ b_others`` in float32, both of the tensors' type."""
+    if b_rows.dtype == tl.float32:
+        b_high, b_low = nearest_tf32(b_rows)
+        b_acc = add_times(b_high, b_low, b_others, b_acc)
+    else:
+        b_acc = tl.dot(b_rows, b_others, b_acc)
+    return b_acc
 
 
 @triton.jit(do_not_specialize=["n_new", "n_key_units"])
@@ -52,15 +83,18 @@ def delta_chunk_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):
     """Make T = (I + tril(diag(β)(Γ ∘ KKᵀ), −1))⁻¹ diag(β) and scale · (Γ ∘ QKᵀ); program (chunk, head).
 
     Args:
         p_query, p_key: ``(B, H, n_new, key width)``.
         p_log_decay, p_beta: ``(B, H, n_new)``; the first is float32.
-        p_work: For each head and chunk, ``(2, BLOCK_M, BLOCK_M)`` float32: T and the queries' weights.
+        p_work: For each head and chunk, ``(2 BLOCK_M + 2, BLOCK_M)`` float32: T, the queries' weights, what is left of
+            the state at each token, and of each token at the chunk's end.
         n_key_units: Key width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
         scale: What outputs are multiplied by.
+        CHUNK_D: Columns of keys that are multiplied at once.
     """
     width = n_key_units * WIDTH_UNIT
     i_chunk = tl.program_id(0)
@@ -70,24 +104,71 @@ def delta_chunk_kernel(
     m_rows = i_first + o_m < n_new
     o_rows = (i_head * n_new + i_first) * width
     o_gates = i_head * n_new + i_first
-    b_k = load_rows(p_key + o_rows, o_m, m_rows, width, BLOCK_D)
-    b_q = load_rows(p_query + o_rows, o_m, m_rows, width, BLOCK_D)
-    b_g = load_logs(p_log_decay + o_gates, o_m, m_rows)
-    b_beta = tl.load(p_beta + o_gates + o_m, mask=m_rows, other=0.0).to(tl.float32)
+
+    b_scores = tl.zeros((BLOCK_M, BLOCK_M), tl.float32)
+    b_attended = tl.zeros((BLOCK_M, BLOCK_M), tl.float32)
+    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_k = load_columns(p_key + o_rows, o_m, m_rows, i, width, CHUNK_D)
+        b_q = load_columns(p_query + o_rows, o_m, m_rows, i, width, CHUNK_D)
+        b_scores = add_row_product(b_k, tl.trans(b_k), b_scores)
+        b_attended = add_row_product(b_q, tl.trans(b_k), b_attended)
 
     # log γ_i/γ_j as sums over the tokens between, never as differences of sums: those cancel where α is small.
+    b_g = load_logs(p_log_decay + o_gates, o_m, m_rows)
+    b_beta = tl.load(p_beta + o_gates + o_m, mask=m_rows, other=0.0).to(tl.float32)
     m_below = o_m[:, None] > o_m[None, :]
     b_between = tl.cumsum(tl.where(m_below, b_g[:, None], 0.0), axis=0)
     b_gamma = tl.where(o_m[:, None] >= o_m[None, :], tl.exp(b_between), 0.0)
-    b_scores = tl.dot(b_k, tl.trans(b_k), input_precision="tf32x3") * b_gamma
-    b_system = tl.where(m_below, b_scores * b_beta[:, None], 0.0)
-    b_solve = invert_unit_lower(b_system, BLOCK_M, "tf32x3") * b_beta[None, :]
-    b_attended = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * b_gamma * scale
-
-    p_tiles = p_work + (i_head * tl.num_programs(0) + i_chunk) * (2 * BLOCK_M * BLOCK_M)
+    p_tiles = p_work + (i_head * tl.num_programs(0) + i_chunk) * (2 * BLOCK_M * BLOCK_M + 2 * BLOCK_M)
     o_tile = o_m[:, None] * BLOCK_M + o_m[None, :]
-    tl.store(p_tiles + o_tile, b_solve)
-    tl.store(p_tiles + BLOCK_M * BLOCK_M + o_tile, b_attended)
+    p_gates = p_tiles + 2 * BLOCK_M * BLOCK_M
+    tl.store(p_gates + o_m, tl.exp(tl.cumsum(b_g, axis=0)))
+    tl.store(p_gates + BLOCK_M + o_m, tl.sum(tl.where(o_m[:, None] == BLOCK_M - 1, b_gamma, 0.0), axis=0))
+    tl.store(p_tiles + BLOCK_M * BLOCK_M + o_tile, b_attended * b_gamma * scale)
+    b_system = tl.where(m_below, b_scores * b_gamma * b_beta[:, None], 0.0)
+    tl.store(p_tiles + o_tile, invert_unit_lower(b_system, BLOCK_M, "tf32x3") * b_beta[None, :])
+
+
+@triton.jit
+def load_state(p_state, o_e, value_width, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return the columns ``o_e`` of a head's state as rows, CHUNK_D columns each; 0 beyond both widths."""
+    b_states = ()
+    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
+        o_d = i + tl.arange(0, CHUNK_D)
+        m_state = (o_e < value_width)[:, None] & (o_d < width)[None, :]
+        b_part = tl.load(p_state + o_d[None, :] * value_width + o_e[:, None], mask=m_state, other=0.0)
+        b_states = b_states + (b_part,)  # type: ignore[assignment]  # noqa: RUF005
+    return b_states
+
+
+@triton.jit
+def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
+                   CHUNK_D: tl.constexpr):  # fmt: skip
+    """Return (K S)ᵀ and (Q S)ᵀ of a chunk's rows, ``(BLOCK_N, BLOCK_M)`` float32."""
+    b_of_keys = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    b_of_queries = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    for i in tl.static_range(len(b_states)):
+        b_high, b_low = split(b_states[i], p_key)
+        b_k = load_columns(p_key, o_m, m_rows, i * CHUNK_D, width, CHUNK_D)
+        b_of_keys = add_times(b_high, b_low, tl.trans(b_k), b_of_keys)
+        b_q = load_columns(p_query, o_m, m_rows, i * CHUNK_D, width, CHUNK_D)
+        b_of_queries = add_times(b_high, b_low, tl.trans(b_q), b_of_queries)
+    return b_of_keys, b_of_queries
+
+
+@triton.jit
+def correct_state(b_states, decay, b_r, p_key, o_m, m_rows, width, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return the state times the decay plus Rᵀ K, ``b_r`` being Rᵀ.
+
+    Each product is summed from 0 and then added: tensor cores cut their sums off, which a state would keep for good.
+    """
+    b_high, b_low = split(b_r, p_key)
+    b_next = ()
+    for i in tl.static_range(len(b_states)):
+        b_k = load_columns(p_key, o_m, m_rows, i * CHUNK_D, width, CHUNK_D)
+        b_sum = add_times(b_high, b_low, b_k, tl.zeros((BLOCK_N, CHUNK_D), tl.float32))
+        b_next = b_next + (b_states[i] * decay + b_sum,)  # type: ignore[assignment]  # noqa: RUF005
+    return b_next
 
 
 @triton.jit(do_not_specialize=["n_new", "n_key_units", "n_value_units"])
@@ -95,7 +176,6 @@ def delta_state_kernel(
     p_query,
     p_key,
     p_value,
-    p_log_decay,
     p_state,
     p_work,
     p_output,
@@ -108,53 +188,58 @@ def delta_state_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
+    CHUNK_D: tl.constexpr,
 ):
     """Go through the chunks with BLOCK_N columns of a head's state in registers; program (head, columns).
 
     R = T (V − (γ ∘ K) S), outputs scale · (γ ∘ Q) S + A R, S ← γ_C S + ((γ_C/γ) ∘ K)ᵀ R; T and A are in the workspace.
+    All of S, V, R and the outputs are held transposed: rows are columns of S, columns tokens or the width of keys.
 
     Args:
         p_value, p_output: ``(B, H, n_new, value width)``.
         p_state, p_new_state: ``(B, H, key width, value width)``, float32.
         n_value_units: Value width / WIDTH_UNIT.
-        p_query, p_key, p_log_decay, p_work, n_key_units, scale: As in the kernel before.
+        p_query, p_key, p_work, n_key_units, scale, CHUNK_D: As in the kernel before.
     """
     width = n_key_units * WIDTH_UNIT
     value_width = n_value_units * WIDTH_UNIT
     i_head = tl.program_id(0).to(tl.int64)
     o_m = tl.arange(0, BLOCK_M)
-    o_d = tl.arange(0, BLOCK_D)
     o_e = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_e = o_e < value_width
     o_tile = o_m[:, None] * BLOCK_M + o_m[None, :]
-    o_state = i_head * width * value_width + o_d[:, None] * value_width + o_e[None, :]
-    m_state = (o_d < width)[:, None] & m_e[None, :]
+    o_values = o_m[None, :] * value_width + o_e[:, None]
+    o_state = i_head * width * value_width
     n_chunks = tl.cdiv(n_new, BLOCK_M)
 
-    b_s = tl.load(p_state + o_state, mask=m_state, other=0.0)
+    b_states = load_state(p_state + o_state, o_e, value_width, width, BLOCK_D, CHUNK_D)
     for i_chunk in range(n_chunks):
         i_first = i_chunk * BLOCK_M
         m_rows = i_first + o_m < n_new
         o_rows = i_head * n_new + i_first
-        b_k = load_rows(p_key + o_rows * width, o_m, m_rows, width, BLOCK_D)
-        b_g = load_logs(p_log_decay + o_rows, o_m, m_rows)
-        b_g_next = load_logs(p_log_decay + o_rows + 1, o_m, (o_m + 1 < BLOCK_M) & (i_first + o_m + 1 < n_new))
-        b_from_start = tl.exp(tl.cumsum(b_g, axis=0))
-        b_to_end = tl.exp(tl.cumsum(b_g_next, axis=0, reverse=True))
-        decay = tl.exp(tl.sum(b_g, axis=0))
-        m_tile = m_rows[:, None] & m_e[None, :]
-        o_values = o_rows * value_width + o_m[:, None] * value_width + o_e[None, :]
-        b_v = tl.load(p_value + o_values, mask=m_tile, other=0.0).to(tl.float32)
-        p_tiles = p_work + (i_head * n_chunks + i_chunk) * (2 * BLOCK_M * BLOCK_M)
+        p_keys = p_key + o_rows * width
+        p_queries = p_query + o_rows * width
+        m_tile = m_e[:, None] & m_rows[None, :]
+        p_tiles = p_work + (i_head * n_chunks + i_chunk) * (2 * BLOCK_M * BLOCK_M + 2 * BLOCK_M)
+        p_gates = p_tiles + 2 * BLOCK_M * BLOCK_M
+        b_from_start = tl.load(p_gates + o_m)
 
-        b_missing = b_v - times(b_k, b_s) * b_from_start[:, None]
-        b_r = tl.dot(tl.load(p_tiles + o_tile), b_missing, input_precision="tf32x3")
-        b_q = load_rows(p_query + o_rows * width, o_m, m_rows, width, BLOCK_D)
-        b_o = times(b_q, b_s) * (b_from_start * scale)[:, None]
-        b_o += tl.dot(tl.load(p_tiles + BLOCK_M * BLOCK_M + o_tile), b_r, input_precision="tf32x3")
-        tl.store(p_output + o_values, b_o.to(p_output.dtype.element_ty), mask=m_tile)
-        b_s = b_s * decay + times(tl.trans(b_k), b_r * b_to_end[:, None])
-    tl.store(p_new_state + o_state, b_s, mask=m_state)
+        b_known, b_o = multiply_state(b_states, p_keys, p_queries, o_m, m_rows, width, BLOCK_N, BLOCK_M, CHUNK_D)
+        b_v = tl.load(p_value + o_rows * value_width + o_values, mask=m_tile, other=0.0).to(tl.float32)
+        b_high, b_low = nearest_tf32(b_v - b_known * b_from_start[None, :])
+        b_t = tl.load(p_tiles + o_tile)
+        b_r = add_times(b_high, b_low, tl.trans(b_t), tl.zeros((BLOCK_N, BLOCK_M), tl.float32))
+        b_high, b_low = nearest_tf32(b_r)
+        b_attended = tl.load(p_tiles + BLOCK_M * BLOCK_M + o_tile)
+        b_o = add_times(b_high, b_low, tl.trans(b_attended), b_o * (b_from_start * scale)[None, :])
+        tl.store(p_output + o_rows * value_width + o_values, b_o.to(p_output.dtype.element_ty), mask=m_tile)
+        decay = tl.load(p_gates + BLOCK_M - 1)
+        b_r *= tl.load(p_gates + BLOCK_M + o_m)[None, :]
+        b_states = correct_state(b_states, decay, b_r, p_keys, o_m, m_rows, width, BLOCK_N, CHUNK_D)
+    for i in tl.static_range(len(b_states)):
+        o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
+        p_out = p_new_state + o_state + o_d[None, :] * value_width + o_e[:, None]
+        tl.store(p_out, b_states[i], mask=m_e[:, None] & (o_d < width)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_key_units", "n_value_units"])

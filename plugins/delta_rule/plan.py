@@ -19,7 +19,7 @@ from lucid_deploy.plugins.table import DELTA_RULE, FLOATS
 
 TUNED = Path(__file__).with_name("tuned.json")
 COMPILED_UNIT = 4  # widths are multiples of it in the kernels that are compiled ahead of time
-LARGEST_CHUNK = 64  # TensorRT asks for the workspace before the device, and with it the chunk, is known
+LARGEST_CHUNK = 32  # TensorRT asks for the workspace before the device, and with it the chunk, is known
 DECODE_COLUMNS = 32  # of the state, of one program: a line of memory
 DECODE_WARPS = 4
 FIXED = ("log_decay", "state", "new_state")  # float32 whatever the type of the others
@@ -47,7 +47,8 @@ def plan_delta_rule(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         scale: What outputs are multiplied by.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps, stages.
+        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps, stages,
+            columns of keys that are multiplied at once (0: all).
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
@@ -65,13 +66,15 @@ def plan_delta_rule(
         step = Step("delta_decode_kernel", dtype, grid, (*inputs, *outputs), scalars, constants, DECODE_WARPS, 1)
         return Plan((step,), outputs, workspace_bytes=0, zeroed_bytes=0)
     chunks = -(-new // tuned.block_m)
+    blocks = {"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n}
+    of_width = {"BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": tuned.chunk or padded}
     chunk = Step(
         kernel="delta_chunk_kernel",
         dtype=dtype,
         grid=(chunks, batch * heads, 1),
         pointers=("query", "key", "log_decay", "beta", "workspace"),
         scalars={"n_new": new, "n_key_units": widths["n_key_units"], "scale": scale},
-        constants={"BLOCK_M": tuned.block_m, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        constants={"BLOCK_M": tuned.block_m, **of_width},
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -79,15 +82,24 @@ def plan_delta_rule(
         kernel="delta_state_kernel",
         dtype=dtype,
         grid=(batch * heads, -(-value_width // tuned.block_n), 1),
-        pointers=("query", "key", "value", "log_decay", "state", "workspace", *outputs),
+        pointers=("query", "key", "value", "state", "workspace", *outputs),
         scalars={"n_new": new, **widths, "scale": scale},
-        constants={"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        constants={**blocks, **of_width},
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
     largest = max(tuned.block_m, LARGEST_CHUNK)
-    workspace = batch * heads * -(-new // largest) * 2 * largest**2 * FLOAT32_BYTES
+    workspace = batch * heads * -(-new // largest) * 2 * largest * (largest + 1) * FLOAT32_BYTES
     return Plan((chunk, state), outputs, workspace_bytes=workspace, zeroed_bytes=0)
+
+
+def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
+    """Return what is compiled for many tokens: the kernel that carries the state, and the one before it."""
+    width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT), ("CHUNK_D", tuned.chunk or padded))
+    chunk = (("BLOCK_M", tuned.block_m), *width)
+    state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)
+    launch = tuned.num_warps, tuned.num_stages
+    return [Variant("delta_state_kernel", dtype, state, *launch), Variant("delta_chunk_kernel", dtype, chunk, *launch)]
 
 
 def variants(arch: int) -> list[Variant]:
@@ -95,13 +107,7 @@ def variants(arch: int) -> list[Variant]:
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
-            tuned = choice(TUNED, arch, dtype, padded)
-            width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT))
-            chunk = (("BLOCK_M", tuned.block_m), *width)
-            state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)
-            found += [
-                Variant("delta_chunk_kernel", dtype, chunk, tuned.num_warps, tuned.num_stages),
-                Variant("delta_state_kernel", dtype, state, tuned.num_warps, tuned.num_stages),
-                Variant("delta_decode_kernel", dtype, (("BLOCK_N", DECODE_COLUMNS), *width), DECODE_WARPS, 1),
-            ]
+            one = (("BLOCK_N", DECODE_COLUMNS), ("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT))
+            found += chunk_variants(dtype, padded, choice(TUNED, arch, dtype, padded))
+            found.append(Variant("delta_decode_kernel", dtype, one, DECODE_WARPS, 1))
     return found

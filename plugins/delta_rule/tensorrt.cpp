@@ -15,7 +15,7 @@ namespace
 using In = table::DeltaRule::In;
 using Out = table::DeltaRule::Out;
 
-constexpr int64_t kLargestChunk = 64; // as in plan.py: the workspace is asked for before the device is known
+constexpr int64_t kLargestChunk = 32; // as in plan.py: the workspace is asked for before the device is known
 
 class DeltaRulePlugin final : public OperatorPlugin
 {
@@ -82,11 +82,12 @@ protected:
         return {key.d[0], key.d[1], 1, key.d[2], 0, key.d[3], Type::kFloat32, 0.0F, 0.0F, value.d[3], mAttributes.scale};
     }
 
-    //! T and the queries' weights of every chunk; none for one token.
+    //! T, the queries' weights and the decays of every chunk; none for one token.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
         int64_t const chunks = sizes.newTokens == 1 ? 0 : ceilDiv(sizes.newTokens, kLargestChunk);
-        return static_cast<size_t>(sizes.batch * sizes.heads * chunks * 2 * kLargestChunk * kLargestChunk) * sizeof(float);
+        int64_t const numbers = 2 * kLargestChunk * (kLargestChunk + 1);
+        return static_cast<size_t>(sizes.batch * sizes.heads * chunks * numbers) * sizeof(float);
     }
 
     size_t zeroedBytes(Sizes const&) const override { return 0; }
@@ -118,9 +119,8 @@ protected:
                 address(inputs[In::beta]), address(workspace), newTokens, keyUnits, sizes.scale}};
         Step const stateStep{&state, {batchHeads, columns(state), 1},
             {address(inputs[In::query]), address(inputs[In::key]), address(inputs[In::value]),
-                address(inputs[In::log_decay]), address(inputs[In::state]), address(workspace),
-                address(outputs[Out::output]), address(outputs[Out::new_state]), newTokens, keyUnits, valueUnits,
-                sizes.scale}};
+                address(inputs[In::state]), address(workspace), address(outputs[Out::output]),
+                address(outputs[Out::new_state]), newTokens, keyUnits, valueUnits, sizes.scale}};
         return {chunkStep, stateStep};
     }
 };

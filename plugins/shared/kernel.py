@@ -86,6 +86,17 @@ def round_tf32(b_float):
 
 
 @triton.jit
+def nearest_tf32(b_float):
+    """Return float32 as the nearest tf32 number and the rest as it is.
+
+    Tensor cores ignore the rest's last bit at most, 2⁻²³ of the number. Three instructions; the rest has either sign,
+    as in :func:`round_tf32`.
+    """
+    b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return b_high, b_float - b_high
+
+
+@triton.jit
 def add_product(b_e, b_y, b_acc):
     """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in the tensors' type.
 

@@ -22,7 +22,7 @@ INT32_BYTES = FLOAT32_BYTES = 4
 class Choice:
     """Tuned constants of one kernel for one architecture, type and padded width.
 
-    ``chunk`` is of the preconditioner alone: the columns of keys that are multiplied at once, 0 for all.
+    ``chunk`` is of the preconditioner and the delta rule: the columns of keys that are multiplied at once, 0 for all.
     """
 
     block_m: int

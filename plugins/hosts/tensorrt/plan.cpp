@@ -23,6 +23,8 @@ char const* name(Type type)
     }
 }
 
+} // namespace
+
 int64_t paddedWidth(int64_t width)
 {
     int64_t padded = 32;
@@ -32,8 +34,6 @@ int64_t paddedWidth(int64_t width)
     }
     return padded;
 }
-
-} // namespace
 
 void checkSizes(Sizes const& sizes)
 {

@@ -36,6 +36,9 @@ void checkSizes(Sizes const& sizes);
 
 int64_t ceilDiv(int64_t a, int64_t b);
 
+//! The head width that kernels compute with.
+int64_t paddedWidth(int64_t width);
+
 //! Elements of the widest aligned load: the divisor of the width that kernels are compiled with.
 int64_t widthUnit(Sizes const& sizes);
 

@@ -1,8 +1,8 @@
 """Choose an operator's tiles, warps and stages by the models of its loop, with no GPU.
 
-The solve computes: its candidates are compared by the issue model alone. That knows no latency and cannot say what a
-deeper pipeline hides, so the candidates of a tile hold the depths that are likely. Decoding waits for memory: its
-candidates are compared by the memory model. ``benchmarks/tune_kernels.py`` measures, where there is a GPU.
+The solve and the delta rule compute: their candidates are compared by the issue model alone. That knows no latency and
+cannot say what a deeper pipeline hides, so the candidates of a tile hold the depths that are likely. Decoding waits for
+memory: its candidates are compared by the memory model. ``benchmarks/tune_kernels.py`` measures, where there is a GPU.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.decode_attention import plan as decode_attention
+from lucid_deploy.plugins.delta_rule import plan as delta_rule
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache, load, save
 from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, Tile, tile_cycles
@@ -62,6 +63,15 @@ _DECODE_FLOAT32: Candidates = {
     256: (Choice(0, 16, 2, 2), Choice(0, 16, 2, 1), Choice(0, 16, 4, 1)),
 }
 
+# Chunks of the delta rule are of 32 tokens: with 64 its factors spill. In heads 256 wide, whose state takes most
+# registers, so do 32; 16 make twice as many steps, one after another, of which the model knows nothing.
+_DELTA: Candidates = {
+    32: (Choice(32, 64, 4, 2, 32), Choice(32, 64, 4, 1, 32)),
+    64: (Choice(32, 64, 4, 2, 32), Choice(32, 64, 4, 1, 32), Choice(32, 64, 4, 1, 16)),
+    128: (Choice(32, 64, 4, 1, 32), Choice(32, 64, 4, 1, 16), Choice(16, 64, 4, 1, 32)),
+    256: (Choice(16, 64, 4, 1, 32), Choice(16, 32, 2, 1, 16), Choice(16, 16, 2, 1, 32)),
+}
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -82,6 +92,11 @@ class Operator:
 
 def _solve_cycles(choice: Choice, report: KernelReport) -> float | None:
     """Return cycles for 1024 elements of E, by the issue model."""
+    return None if report.cycles is None else 1024 * report.cycles / (choice.block_m * choice.block_n)
+
+
+def _delta_cycles(choice: Choice, report: KernelReport) -> float | None:
+    """Return cycles for one column of the state and 1024 tokens, by the issue model."""
     return None if report.cycles is None else 1024 * report.cycles / (choice.block_m * choice.block_n)
 
 
@@ -107,6 +122,12 @@ OPERATORS = {
         lambda dtype, padded: (_DECODE_FLOAT32 if dtype == "float32" else _DECODE_HALF)[padded],
         lambda dtype, padded, choice: decode_attention.split_variants(dtype, padded, choice, compiled_units(dtype)[0]),
         _decode_cycles,
+    ),
+    "delta_rule": Operator(
+        delta_rule.TUNED,
+        lambda dtype, padded: _DELTA[padded],
+        delta_rule.chunk_variants,
+        _delta_cycles,
     ),
 }
 
@@ -158,7 +179,7 @@ def best(
             return each
         found.extend([each] * (spills is not None))
     if not found:
-        raise LucidError("None of the candidates can be compiled with every number of rows.")
+        raise LucidError("None of the candidates can be compiled in all of its forms.")
     return found[0]
 
 

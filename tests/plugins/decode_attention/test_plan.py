@@ -54,8 +54,9 @@ def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch
 
 @pytest.mark.parametrize(("head_rows", "rows"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (80, 64)])
 def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows):
-    assert query_rows(head_rows, "bfloat16", 256) == query_rows(head_rows, "float32", 64) == rows
-    assert query_rows(head_rows, "float32", 128) == min(rows, 32)
+    assert query_rows(head_rows, "bfloat16", 128) == query_rows(head_rows, "float32", 64) == rows
+    assert query_rows(head_rows, "bfloat16", 256) == query_rows(head_rows, "float32", 128) == min(rows, 32)
+    assert query_rows(head_rows, "float32", 256) == 16
 
 
 @pytest.mark.parametrize(

@@ -63,16 +63,15 @@ def run_columns(first: int, count: int) -> bool:
 
 
 def run_parts() -> dict[str, torch.Tensor]:
-    """Split numbers of all sizes into tf32 parts; return them, and (high, low, both as factors) of both ways."""
+    """Split numbers of all sizes into tf32 parts; return them, and (high, low, both as factors) of all ways."""
     from tests.plugins.faithful_interpreter import to_tf32
     from tests.plugins.shared.shared_kernels import parts_kernel
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1024, generator=generator) * 2.0 ** torch.randint(-60, 60, (1024,), generator=generator)
     x[:4] = torch.tensor([1.0, 0.0, -(2.0 - 2.0**-23), 1.0 + 2.0**-11])  # one that rounds up to a power, and a tie
-    cut, rounded = torch.full((2, 1024), torch.nan), torch.full((2, 1024), torch.nan)
-    parts_kernel[(1,)](x, cut, rounded, BLOCK=1024)
-    parts = {"cut": cut, "rounded": rounded}
+    parts = {name: torch.full((2, 1024), torch.nan) for name in ("cut", "nearest", "rounded")}
+    parts_kernel[(1,)](x, *parts.values(), BLOCK=1024)
     factors = {
         name: torch.cat([part, torch.from_numpy(to_tf32(part.numpy()))]).double() for name, part in parts.items()
     }

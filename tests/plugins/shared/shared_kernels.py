@@ -12,6 +12,7 @@ from lucid_deploy.plugins.shared.kernel import (
     load_columns,
     load_rows,
     load_tokens,
+    nearest_tf32,
     round_tf32,
 )
 
@@ -44,12 +45,15 @@ def columns_kernel(p_k, p_out, i_first, n_rows, width, BLOCK: tl.constexpr, D: t
 
 
 @triton.jit
-def parts_kernel(p_x, p_cut, p_rounded, BLOCK: tl.constexpr):
-    """Split numbers into tf32 parts in both ways; all high parts come first."""
+def parts_kernel(p_x, p_cut, p_nearest, p_rounded, BLOCK: tl.constexpr):
+    """Split numbers into tf32 parts in all ways; all high parts come first."""
     o = tl.arange(0, BLOCK)
     b_high, b_low = cut_tf32(tl.load(p_x + o))
     tl.store(p_cut + o, b_high)
     tl.store(p_cut + BLOCK + o, b_low)
+    b_high, b_low = nearest_tf32(tl.load(p_x + o))
+    tl.store(p_nearest + o, b_high)
+    tl.store(p_nearest + BLOCK + o, b_low)
     b_high, b_low = round_tf32(tl.load(p_x + o))
     tl.store(p_rounded + o, b_high)
     tl.store(p_rounded + BLOCK + o, b_low)

@@ -26,6 +26,8 @@ PROBLEMS = [
     Problem("DecodeAttention", past=777, new=5, groups=12, width=68),
     Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=64),
     Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=68),
+    Problem("DecodeAttention", past=777, new=16, groups=4, width=256),
+    Problem("DecodeAttention", "float32", past=777, new=16, groups=4, width=132),
     Problem("DecodeAttentionFloat8"),
     Problem("DecodeAttentionFloat8", "bfloat16", past=777, new=8, batch=3, heads=5, groups=4, width=128, diagonal=1.0),
     Problem("DecodeAttentionFloat8", past=32768, heads=4, groups=7, width=80),

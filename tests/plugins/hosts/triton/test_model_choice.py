@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.decode_attention.plan import row_counts
+from lucid_deploy.plugins.delta_rule.plan import LARGEST_CHUNK
 from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
 from lucid_deploy.plugins.hosts.triton.model_choice import OPERATORS, TIE, Modelled, best, model, others_spill
@@ -92,7 +93,7 @@ def test_of_equals_the_first_whose_other_forms_do_not_spill_is_chosen() -> None:
 def test_what_cannot_be_compiled_with_more_rows_is_not_chosen() -> None:
     first, second = decode(64, 600.0), decode(32, 400.0)
     assert best([first, second], lambda constants: None if constants == first.choice else True) == second
-    with pytest.raises(LucidError, match="every number of rows"):
+    with pytest.raises(LucidError, match="in all of its forms"):
         best([first, second], lambda constants: None)
 
 
@@ -116,13 +117,24 @@ def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str,
         assert dict(forms[0].constants)["BLOCK_N"] == each.block_n
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("padded", PADDED_WIDTHS)
+def test_candidates_of_the_delta_rule_fit_into_the_workspace(dtype: str, padded: int) -> None:
+    operator = OPERATORS["delta_rule"]
+    for each in operator.candidates(dtype, padded):
+        assert LARGEST_CHUNK % each.block_m == 0 and each.block_m >= 16 and padded % each.chunk == 0
+        state, chunk = (dict(form.constants) for form in operator.forms(dtype, padded, each))
+        assert state == chunk | {"BLOCK_N": each.block_n} and chunk["CHUNK_D"] == each.chunk
+
+
 def test_what_cannot_be_compiled_says_why(tmp_path: Path) -> None:
     no_power_of_two = Choice(64, 16, 4, 1, 24)
     [found] = model("precondition", 86, "float32", 64, choices=[no_power_of_two], cache=tmp_path)
     assert found.report is None and found.reason.startswith("Triton failed to compile precondition_float32_d64_u4")
 
 
-# Of the stored entries some whose candidates compile fast: one that spilled, one of another generation, and decoding.
+# Of the stored entries some whose candidates compile fast: one that spilled, one of another generation, decoding, and
+# the delta rule.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("operator", "arch", "dtype", "padded"),
@@ -131,6 +143,7 @@ def test_what_cannot_be_compiled_says_why(tmp_path: Path) -> None:
         ("precondition", 90, "float32", 64),
         ("decode_attention", 90, "bfloat16", 64),
         ("decode_attention", 80, "float16", 128),
+        ("delta_rule", 90, "float32", 128),
     ],
 )
 def test_the_stored_table_is_what_the_model_chooses(operator: str, arch: int, dtype: str, padded: int) -> None:

@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip
 
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe
+from lucid_deploy.plugins.shared.plan import compiled_units
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE, RESULTS = ROOT / "docs" / "tensorrt.md", ROOT / "benchmarks" / "results" / "gpu-static.json"
@@ -25,6 +26,7 @@ SOLVE_COLUMNS = "| GPU | type | width | registers | spills | in the loop | instr
 DECODE_COLUMNS = (
     "| GPU | type | width | rows | registers | spills | in the loop | instructions | cycles | tile | of memory |\n"
 )
+DELTA_COLUMNS = "| GPU | type | width | registers | spills | in the loop | instructions | cycles | constants |\n"
 ARCHITECTURES = (80, 90)
 SOLVES = ("precondition_float16_d64_u8", "precondition_bfloat16_d128_u8")
 DECODING = (
@@ -32,12 +34,13 @@ DECODING = (
     "decode_split_bfloat16_d128_u8_r16",
     "decode_split_float16_d128_u8_r64",
 )
+DELTA = ("delta_state_float32_d128_u4", "delta_state_bfloat16_d128_u4")
+ALL = (*SOLVES, *DECODING, *DELTA)
 
 
 @pytest.fixture(scope="module")
 def reports() -> dict[tuple[int, str], KernelReport]:
-    wanted = (*SOLVES, *DECODING)
-    kernels = aot.compile_kernels(ARCHITECTURES, ptx=False, select=lambda variant: variant.name in wanted)
+    kernels = aot.compile_kernels(ARCHITECTURES, ptx=False, select=lambda variant: variant.name in ALL)
     return {(kernel.arch, kernel.variant): describe(kernel) for kernel in kernels}
 
 
@@ -61,7 +64,7 @@ def facts(report: KernelReport) -> tuple[str, ...]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*SOLVES, *DECODING])
+@pytest.mark.parametrize("name", ALL)
 def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
     found = reports[arch, name]
     assert found.loop_spills == 0 and found.loop > 100 and found.units["tensor"] > 0
@@ -70,13 +73,12 @@ def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str],
 @pytest.mark.slow
 @pytest.mark.skipif(version("triton") != "3.9.0", reason="docs/tensorrt.md records what Triton 3.9.0 compiles")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("name", [*SOLVES, *DECODING])
+@pytest.mark.parametrize("name", ALL)
 def test_the_page_says_what_is_compiled(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
     dtype, width, *rows = re.search(r"_(b?float\d+)_d(\d+)_u\d(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
     key = (str(arch / 10), dtype, width)
-    solves = recorded(SOLVE_COLUMNS)
-    decoding = recorded(DECODE_COLUMNS)
-    wanted = decoding[*key, rows[0]] if rows[0] else solves[key]
+    of_width = recorded(DELTA_COLUMNS if name in DELTA else SOLVE_COLUMNS)
+    wanted = recorded(DECODE_COLUMNS)[*key, rows[0]] if rows[0] else of_width[key]
     assert facts(reports[arch, name]) == wanted
 
 
@@ -107,3 +109,31 @@ def test_the_page_says_what_the_results_say_of_decoding() -> None:
         assert numbers(row) == tuple(said)
         assert constants.startswith(f"{row['constants']['BLOCK_N']}, {row['num_warps']}, ")
         assert share == " to ".join(f"{each:.2f}" for each in sorted(row["over_memory"].values()))
+
+
+def test_the_page_says_what_the_results_say_of_the_delta_rule() -> None:
+    rows, states = rows_of_results(), recorded(DELTA_COLUMNS, more=1)
+    assert {gpu for gpu, *_ in states} == {"8.0", "9.0", "10.0", "12.0"}
+    for (gpu, dtype, width), (*said, constants) in states.items():
+        row = rows[gpu, f"delta_state_{dtype}_d{width}_u4"]
+        assert numbers(row) == tuple(said)
+        tile = f"{row['constants']['BLOCK_M']} × {row['constants']['BLOCK_N']}"
+        assert constants.startswith(f"{tile}, {row['num_warps']}, ")
+
+
+@pytest.mark.parametrize("arch", aot.ARCHITECTURES)
+def test_the_results_have_every_form_for_these_widths_and_none_spills_in_its_loop(arch: int) -> None:
+    """Of solve, decoding and delta rule, with the widest loads; the attention that the solve is compared with may."""
+    kernels = ("precondition_kernel", "decode_split_kernel", "decode_split_float8_kernel")
+    deltas = ("delta_chunk_kernel", "delta_state_kernel", "delta_decode_kernel")
+    shipped = {
+        variant.name: variant
+        for variant in aot.variants(arch)
+        if variant.kernel in deltas
+        or (variant.kernel in kernels and dict(variant.constants)["WIDTH_UNIT"] == compiled_units(variant.dtype)[0])
+    }
+    rows = {name: row for (gpu, name), row in rows_of_results().items() if gpu == str(arch / 10)}
+    assert set(shipped) == {name for name in rows if not name.startswith("causal_attention")}
+    for name, variant in shipped.items():
+        assert rows[name]["constants"] == dict(variant.constants) and rows[name]["num_warps"] == variant.num_warps
+        assert rows[name]["loop_spills"] == 0, name
