@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -13,7 +15,7 @@ import click
 from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
 from lucid_deploy.cli._signals import unwinding_on_signals
-from lucid_deploy.cli._streams import prepare_streams
+from lucid_deploy.cli._streams import check_arguments, prepare_streams
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -60,14 +62,20 @@ class _Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def main(self, *arguments: Any, **named: Any) -> Any:
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         """See :class:`click.Command`; --help is written before any command is invoked."""
         try:
             prepare_streams()
+            check_arguments(sys.argv[1:] if args is None else args)
+            return super().main(args, *rest, **named)
+        except OSError as error:
+            told = _told(error)
+            if told is None:
+                raise
         except LucidError as error:
-            _ReportedError(error).show()
-            sys.exit(error.exit_code)
-        return super().main(*arguments, **named)
+            told = error
+        _ReportedError(told).show()
+        sys.exit(told.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -77,13 +85,10 @@ class _Commands(Group):
             show_where(ctx, error)
             raise _ReportedError(error) from error
         except OSError as error:
-            if lacks_memory(error):
-                raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-                raise _ReportedError(LucidError(f"Writing the output failed: {error.strerror}.")) from error
-            if error.filename is None:  # not about a file: a closed pipe, which click handles, or a bug
+            told = _told(error)
+            if told is None:
                 raise
-            raise _ReportedError(LucidError(f"{error.filename}: {error.strerror}.")) from error
+            raise _ReportedError(told) from error
         except Exception as error:
             if not lacks_memory(error):
                 raise
@@ -92,6 +97,27 @@ class _Commands(Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + signal.SIGINT)
+
+
+def _told(error: OSError) -> LucidError | None:
+    """Return what to say of the system's error; None: it is a closed pipe, which click handles, or a bug."""
+    if lacks_memory(error):
+        return LucidError(TOO_LITTLE_MEMORY)
+    if error.filename is not None:
+        return LucidError(f"{error.filename}: {error.strerror}.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LucidError(f"Writing the output failed: {error.strerror}.")
+    if error.errno == errno.ENOENT and not _has_working_directory():
+        return LucidError("The working directory does not exist any more. Change to another one.")
+    return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX})

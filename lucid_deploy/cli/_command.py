@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from lucid_deploy.cli._names import in_capitals, long_name, near
+from lucid_deploy.cli._path_text import complete_paths
 from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of the environment variables
@@ -27,6 +28,7 @@ class Command(click.Command):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.params = [*self.params, *_common_options()]
+        complete_paths(self.params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See :class:`click.Command`; what a wrong value came from is said too."""
@@ -67,7 +69,7 @@ class Command(click.Command):
         Raises:
             LucidError: There is one.
         """
-        if not ctx.auto_envvar_prefix:
+        if not ctx.auto_envvar_prefix or ctx.resilient_parsing:  # the latter while a shell completes
             return
         options = [item for item in self.params if isinstance(item, click.Option)]
         known = {_variable(ctx, item) for item in options}

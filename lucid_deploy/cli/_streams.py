@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or whose encoding lacks characters: neither may end in a traceback."""
+"""Standard streams that are closed, or encodings that lack characters: neither may end in a traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import io
 import os
 import sys
+from collections.abc import Sequence
 
 from lucid_deploy.errors import LucidError
 
@@ -50,6 +51,21 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=_HANDLER)
     if closed:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments that the locale's encoding cannot read: neither ONNX nor a tokenizer takes such paths and texts.
+
+    Raises:
+        LucidError: There is one.
+    """
+    unread = next((item for item in arguments if any("\ud800" <= letter <= "\udfff" for letter in item)), None)
+    if unread is None:
+        return
+    encoding = sys.getfilesystemencoding()
+    hint = "" if encoding == "utf-8" else " Set the environment variable PYTHONUTF8=1, which reads UTF-8 in any locale."
+    shown = os.fsencode(unread).decode("utf-8", "backslashreplace")
+    raise LucidError(f"The argument {shown} is no text in this locale's encoding, {encoding}.{hint}")
 
 
 def _null(number: int) -> int:

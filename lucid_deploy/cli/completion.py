@@ -14,7 +14,7 @@ def command(shell: str) -> None:
 
     bash, in ~/.bashrc: eval "$(lucid-deploy completion bash)"
 
-    zsh, in ~/.zshrc: eval "$(lucid-deploy completion zsh)"
+    zsh, in ~/.zshrc, after "autoload -U compinit; compinit": eval "$(lucid-deploy completion zsh)"
 
     fish, once: lucid-deploy completion fish > ~/.config/fish/completions/lucid-deploy.fish
 

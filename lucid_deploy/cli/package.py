@@ -58,11 +58,13 @@ def command(
 
     Example: lucid-deploy package ./artifact --target triton --output ./models
     """
-    from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import console_out, write_json
+    from lucid_deploy.artifact import check_hashes, open_artifact
+    from lucid_deploy.cli._console import console_out, progress, write_json
 
     _refuse_others(context, target)
     opened = open_artifact(artifact)
+    with progress("Checking sha256") as update:  # a package has no manifest that it could be checked against later
+        check_hashes(opened, update)
     made, facts = (_triton if target == "triton" else _tensorrt)(opened, output, options)
     if json_target is not None:
         write_json(

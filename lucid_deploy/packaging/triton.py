@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
+from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty, write_whole
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -52,7 +53,7 @@ class TritonOptions:
 
 
 def package_triton(artifact: Artifact, output: str | Path, options: TritonOptions | None = None) -> list[Path]:
-    """Write the models into a repository; each appears complete or not at all.
+    """Write the models into a repository; neither appears before both are complete.
 
     Args:
         artifact: The opened artifact.
@@ -83,9 +84,12 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
     made = missing_directories(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for stage, target in targets.items():
-            with whole_directory(target) as folder:
+        with ExitStack() as stack:
+            folders = {stage: stack.enter_context(partial_directory(target)) for stage, target in targets.items()}
+            for stage, folder in folders.items():
                 _fill(folder, artifact, stage, name, options, engines)
+            for stage, folder in folders.items():
+                put_in_place(folder, targets[stage])
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error

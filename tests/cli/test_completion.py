@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
-from lucid_deploy.cli import main
+from lucid_deploy.cli import COMMANDS, main
+from tests.patience import PATIENCE
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -19,6 +24,66 @@ def test_the_script_asks_by_the_variable_that_the_program_answers(shell: str) ->
     variables = {**words, "_LUCID_DEPLOY_COMPLETE": f"{shell}_complete"}
     answer = CliRunner(env=variables).invoke(main, prog_name="lucid-deploy", standalone_mode=True)
     assert "inspect" in answer.stdout and "export" not in answer.stdout
+
+
+def _offered(words: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    asked = f"lucid-deploy {words}"
+    monkeypatch.setenv("COMP_WORDS", asked)
+    monkeypatch.setenv("COMP_CWORD", str(len(asked.split()) - 1))
+    monkeypatch.setenv("_LUCID_DEPLOY_COMPLETE", "bash_complete")
+    return CliRunner().invoke(main, prog_name="lucid-deploy").output
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("run ./de", "file,./de"),
+        ("run demo --prompt-file pro", "file,pro"),
+        ("run demo --json out", "file,out"),
+        ("run demo --draft sma", "dir,sma"),
+        ("export ./check", "dir,./check"),
+        ("run demo --runtime onn", "plain,onnxruntime"),
+    ],
+)
+def test_names_of_files_are_left_to_the_shell(words: str, offered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert offered in _offered(words, monkeypatch).splitlines()
+
+
+def test_every_option_that_names_a_file_is_completed() -> None:
+    lacking = []
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        for each in command.commands.values() if isinstance(command, click.Group) else [command]:
+            for item in each.params:
+                said = (item.metavar or "").strip("[]") in ("FILE", "DIR", "ARTIFACT") or item.name == "artifact"
+                if said and item.shell_complete(click.Context(each), "x")[0].type not in ("file", "dir"):
+                    lacking.append(f"{name} {item.opts}")
+    assert lacking == []
+
+
+def test_a_variable_that_is_no_option_does_not_hinder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUCID_DEPLOY_RUN_FOO", "1")
+    assert _offered("run demo --runt", monkeypatch) == "plain,--runtime\n"
+
+
+@pytest.mark.parametrize(("option", "how"), [("--prompt-file", "default"), ("--draft", "dirnames")])
+def test_bash_takes_names_of_files_from_readline(option: str, how: str, tmp_path: Path) -> None:
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
+    program = "from lucid_deploy.cli import main; main(prog_name='lucid-deploy')"
+    (tmp_path / "lucid-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{program}"\n')
+    (tmp_path / "lucid-deploy").chmod(0o755)
+    script = CliRunner().invoke(main, ["completion", "bash"]).stdout
+    asked = f"""
+        compopt() {{ local IFS=" "; echo "compopt $*"; }}  # bash has it while readline completes
+        COMP_WORDS=(lucid-deploy run demo {option} pro) COMP_CWORD=4
+        _lucid_deploy_completion lucid-deploy pro {option}
+        echo "${{#COMPREPLY[@]}} words"
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = ["bash", "-c", script + asked]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert done.stdout == f"compopt -o {how}\n0 words\n"
 
 
 def test_bash_can_read_it() -> None:

@@ -30,6 +30,19 @@ def test_the_command(exported: Exported, tmp_path: Path) -> None:
     assert "file is a file; a model repository is a directory" in result.stderr
 
 
+@pytest.mark.parametrize("target", ["triton", "tensorrt"])
+def test_a_changed_file_is_not_packaged(target: str, artifact_copy: Path, tmp_path: Path) -> None:
+    """Behind it nobody could tell: a package has no hashes."""
+    weights = artifact_copy / "weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.unlink()
+    weights.write_bytes(content)
+    result = CliRunner().invoke(main, ["package", str(artifact_copy), "--target", target, "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "sha256 of weights.bin differs from the manifest" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_for_tensorrt(exported: Exported, plugin: Path, tmp_path: Path) -> None:
     _, artifact = exported()
     arguments = ["package", str(artifact.directory), "--target", "tensorrt", "--output", str(tmp_path / "package")]

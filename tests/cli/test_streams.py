@@ -67,3 +67,34 @@ def test_other_closed_streams(how: str, exported: Exported) -> None:
     done = redirected(["run", str(exported()[1].directory), "--prompt-ids", "5", "-n", "4", "--ignore-eos"], how)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert len(done.stdout) == 1 or done.stdout.count(",") == 3
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"]])
+def test_no_room_for_what_no_command_writes(words: list[str]) -> None:
+    done = redirected(words, ">/dev/full")
+    assert (done.returncode, done.stderr) == (2, "Error: Writing the output failed: No space left on device.\n")
+
+
+def test_arguments_that_are_no_text() -> None:
+    done = redirected(["export", "demo", "-o"], "$'d\\xffx'")
+    said = "Error: The argument d\\xffx is no text in this locale's encoding, utf-8.\n"
+    assert (done.returncode, done.stderr) == (2, said)
+
+
+def test_a_locale_without_the_argument_s_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = subprocess.run([*COMMAND, "run", "dé"], capture_output=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 2 and b"encoding, ascii. Set the environment variable PYTHONUTF8=1" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_working_directory_is_gone(tmp_path: Path) -> None:
+    line = 'cd "$0" && rmdir "$0" && exec "$@"'
+    words = ["bash", "-c", line, str(tmp_path / "here"), *COMMAND, "export", "demo", "-o", "x"]
+    (tmp_path / "here").mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert done.stderr == "Error: The working directory does not exist any more. Change to another one.\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +243,20 @@ def test_the_states_of_a_hybrid_travel_as_any_cache(hybrid: Callable[..., Artifa
         feed |= {name.replace("present", "past_key_values"): x for name, x in zip(names, present, strict=True)}
     for actual, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_a_disk_that_is_full_leaves_neither_model(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, artifact = exported()
+    copy = shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        if "decode" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(LucidError, match="No space left on device"):
+        package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
+    assert not (tmp_path / "models").exists()

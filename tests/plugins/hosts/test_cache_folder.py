@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
 
+from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
@@ -29,3 +31,18 @@ def test_without_a_setting_it_lies_below_home(
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert cache_folder() == tmp_path / ".cache" / "lucid-deploy"
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container whose user is a number that its list of users lacks."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(LucidError, match=r"has no home folder.* Set HOME or XDG_CACHE_HOME"):
+        cache_folder()
+    monkeypatch.setenv("HOME", "/")  # what Docker sets
+    assert cache_folder() == Path("/.cache/lucid-deploy")
