@@ -1,18 +1,20 @@
 """The tokenizer of an artifact: copied from the checkpoint, or made from its ``tokenizer.model``.
 
-Runtimes and the server read ``tokenizer.json``. An old checkpoint may have SentencePiece's file only; transformers
-converts it, and the result is held against SentencePiece itself, since a class of transformers may split texts in its
-own way.
+Runtimes and the server read ``tokenizer.json`` and the files beside it that name further tokens. An old checkpoint may
+have SentencePiece's file only; transformers converts it, and the result is held against SentencePiece itself, since a
+class of transformers may split texts in its own way.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.model.checkpoint import TOKENIZER_FILES
 
 # Blanks in a row, line breaks, digits, marks, letters of several scripts, and what a vocabulary may lack.
@@ -26,13 +28,14 @@ _SAMPLES = (
     "\N{FOX FACE} and \N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}",
     "x" * 70,
 )
+_SHOWN = 8  # tokens that a note names
 
 
 def check_tokenizer(checkpoint: Path) -> None:
     """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text.
 
     Raises:
-        LucidError: ``tokenizer.json`` is there and cannot be read.
+        LucidError: ``tokenizer.json`` is there, and it or a file beside it cannot be read.
     """
     if (checkpoint / "tokenizer.json").is_file():
         TextTokenizer(checkpoint)
@@ -42,14 +45,35 @@ def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
     """Copy what lies beside the weights into an artifact, and make ``tokenizer.json`` if it is missing and can be made.
 
     Returns:
-        Sentences for the user about a conversion, done or failed.
+        Sentences for the user about a conversion, done or failed, and about tokens that ``tokenizer.json`` lacks.
     """
     for name in ("config.json", *TOKENIZER_FILES):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, building / name)
-    if (building / "tokenizer.json").is_file() or not (building / "tokenizer.model").is_file():
-        return ()
-    return _convert(building)
+    if (building / "tokenizer.json").is_file():
+        return _named_beside(building)
+    return _convert(building) if (building / "tokenizer.model").is_file() else ()
+
+
+def _named_beside(directory: Path) -> tuple[str, ...]:
+    """Say what the files beside ``tokenizer.json`` change; :class:`TextTokenizer` applies it."""
+    from tokenizers import Tokenizer
+
+    tokenizer, settings, notes = Tokenizer.from_file(str(directory / "tokenizer.json")), read_settings(directory), []
+    if changed := settings.complete(tokenizer):
+        notes.append(
+            f"Files beside tokenizer.json add or change tokens, as in transformers: {_listed(changed)}. Programs that "
+            "read tokenizer.json alone do not know them."
+        )
+    if wrong := settings.misnumbered(tokenizer):
+        ids = [f"{text} {said}, not {'none' if found is None else found}" for text, (said, found) in wrong.items()]
+        notes.append(f"Files beside tokenizer.json give tokens other ids than transformers: {_listed(ids)}.")
+    return tuple(notes)
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
 
 
 def _convert(directory: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.errors import LucidError
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
@@ -29,7 +30,7 @@ def advice(directory: Path) -> str:
 
 
 class TextTokenizer:
-    """The ``tokenizer.json`` of an artifact or checkpoint.
+    """The ``tokenizer.json`` of an artifact or checkpoint, with the tokens that the files beside it add.
 
     Attributes:
         decoder_kinds: Types of the decoder's parts, such as ``ByteLevel``, and the strings that it replaces.
@@ -38,7 +39,7 @@ class TextTokenizer:
         directory: Where it lies.
 
     Raises:
-        LucidError: There is none, or it cannot be read.
+        LucidError: There is none, or it or a file beside it cannot be read.
     """
 
     def __init__(self, directory: str | Path) -> None:
@@ -47,13 +48,19 @@ class TextTokenizer:
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
             raise LucidError(f"{advice(Path(directory))} Prompts can be token ids: --prompt-ids 1,2,3")
+        settings = read_settings(Path(directory))
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            before = self._tokenizer.get_added_tokens_decoder()
+            settings.complete(self._tokenizer)
+            self._tokenizer.encode_special_tokens = settings.split_special_tokens
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
             self._tokenizer.no_truncation()
             self._tokenizer.no_padding()
             added = self._tokenizer.get_added_tokens_decoder()
-            self._special = frozenset(index for index, token in added.items() if token.special)
+            # The library goes on leaving out a token that was special before a file said that it is not.
+            special = {token.content for token in (*before.values(), *added.values()) if token.special}
+            self._special = frozenset(index for index, token in added.items() if token.content in special)
             self._added = frozenset(added)
             self.decoder_kinds = _decoder_kinds(json.loads(self._tokenizer.to_str()).get("decoder") or {})
         except Exception as error:

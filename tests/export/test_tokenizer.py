@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from click.testing import CliRunner
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.tokenizer import check_tokenizer, copy_companions
 
 TEXT = "\n".join(
@@ -105,6 +108,27 @@ def test_a_tokenizer_that_is_there_is_copied(checkpoint: Path, with_tokenizer: P
     building, notes = made(checkpoint)
     assert notes == ()
     assert (building / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+
+
+def test_tokens_that_other_files_name_are_said(checkpoint: Path, with_tokenizer: Path) -> None:
+    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+    size = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab_size()
+    named = {"<tool>": size, **{f"<{i}>": size + 1 + i for i in range(9)}, "<odd>": 900}
+    (checkpoint / "added_tokens.json").write_text(json.dumps(named))
+    building, [added, ids] = made(checkpoint)
+    assert added.startswith("Files beside tokenizer.json add or change tokens, as in transformers: <tool>, <0>, <1>, ")
+    assert added.endswith(" and 3 more. Programs that read tokenizer.json alone do not know them.")
+    assert ids == f"Files beside tokenizer.json give tokens other ids than transformers: <odd> 900, not {size + 10}."
+    assert (building / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+    theirs = AutoTokenizer.from_pretrained(str(building))
+    assert TextTokenizer(building).encode("fox <tool> <odd>") == theirs("fox <tool> <odd>").input_ids
+
+
+def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path, with_tokenizer: Path) -> None:
+    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+    (checkpoint / "special_tokens_map.json").write_text('{"eos_token": 7}')
+    with pytest.raises(LucidError, match=r"special_tokens_map\.json: eos_token must be a text"):
+        check_tokenizer(checkpoint)
 
 
 def test_export_says_what_to_do(
