@@ -7,14 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.tokenizer_settings import padding_token, read_settings
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.json_fields import half_character
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class ChatTemplate:
@@ -85,10 +84,11 @@ def load_chat_template(directory: Path) -> ChatTemplate | None:
     """Return the template of an artifact, or None if it has none.
 
     It is ``chat_template.jinja``, or ``chat_template`` in ``tokenizer_config.json`` (a text, or a list of named ones,
-    of which ``default`` is taken).
+    of which ``default`` is taken). Its special tokens are those that ``tokenizer_config.json`` and
+    ``special_tokens_map.json`` name, as transformers reads them.
 
     Raises:
-        LucidError: It is not valid, or jinja2 is not installed.
+        LucidError: It is not valid, a file names tokens that are none, or jinja2 is not installed.
     """
     path, alone = directory / "tokenizer_config.json", directory / "chat_template.jinja"
     try:
@@ -108,14 +108,10 @@ def load_chat_template(directory: Path) -> ChatTemplate | None:
         import jinja2  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise missing_extra("jinja2", "serve", "render chat templates") from error
-    return ChatTemplate(source, _special_tokens(raw), origin)
-
-
-def _special_tokens(raw: dict[str, Any]) -> dict[str, str]:
-    """Read special tokens, which are texts or objects with the text as ``content``."""
-    found = {name: raw.get(name) for name in SPECIAL_TOKENS}
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
+    settings = read_settings(directory)
+    # tokenizer.json is large: it is read only if the template may ask for what it alone can say.
+    padding = padding_token(directory) if "pad_token" in source and "pad_token" not in settings.standard else None
+    return ChatTemplate(source, settings.texts(padding), origin)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.chat import ChatTemplate, load_chat_template
@@ -41,14 +41,49 @@ def settings(directory: Path, **more: Any) -> Path:
     return directory
 
 
+def transformers_tokenizer(source: str) -> Any:
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source)
+
+
 @pytest.mark.parametrize("source", TEMPLATES)
 def test_a_template_renders_as_in_transformers(source: str, tmp_path: Path) -> None:
-    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    theirs = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=source)
+    theirs = transformers_tokenizer(source)
     expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
     ours = load_chat_template(settings(tmp_path, chat_template=source))
     assert ours is not None
     assert ours.render(MESSAGES) == expected
+
+
+NAMING = (
+    "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ image_token }}|{{ unk_token is defined }}"
+    "{% for m in messages %}{{ m.content }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "stored_map"),
+    [
+        ({}, {"bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False, "normalized": False}}),
+        ({"bos_token": "<bos>", "eos_token": "</s>"}, {"bos_token": "<s>", "image_token": "<image>"}),
+        ({"bos_token": "<bos>", "added_tokens_decoder": {}}, {"bos_token": "<s>", "eos_token": "</s>"}),
+        ({"extra_special_tokens": {"image_token": "<image>"}}, {}),
+        ({"image_token": "<image>", "pad_token": None, "extra_special_tokens": ["<s>"]}, {}),
+    ],
+)
+def test_special_tokens_are_those_that_transformers_finds(
+    config: dict[str, Any], stored_map: dict[str, Any], tmp_path: Path
+) -> None:
+    backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    backend.enable_padding(pad_token="<pad>")
+    backend.save(str(tmp_path / "tokenizer.json"))
+    whole = {"tokenizer_class": "TokenizersBackend", "chat_template": NAMING, **config}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(whole))
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(stored_map))
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    ours = load_chat_template(tmp_path)
+    assert ours is not None
+    assert ours.render(MESSAGES) == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
 
 
 def test_where_a_template_comes_from(tmp_path: Path) -> None:
