@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from jinja2 import Template
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+# What transformers puts behind the message to be gone on with, to find its end again in the rendered text.
+_END = "CONTINUE_FINAL_MESSAGE_TAG "
+
 
 class ChatTemplate:
     """A compiled template and the special tokens it may name.
@@ -61,23 +64,41 @@ class ChatTemplate:
 
         # Not errors of ours.
         faults = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+        shown = self._marked(messages) if go_on else messages
         try:
             text = self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=not go_on, **self._special_tokens
+                messages=shown,
+                tools=tools,
+                documents=None,  # defined, as in transformers: templates ask "is none"
+                add_generation_prompt=not go_on,
+                **self._special_tokens,
             )
         except (jinja2.TemplateError, *faults) as error:
             raise LucidError(f"The model's chat template refuses these messages: {error}.") from error
+        if go_on:
+            text = _up_to_the_mark(text, messages[-1]["content"])
         if (place := half_character(text)) is not None:
             raise LucidError(f"The model's chat template wrote half a character (a lone surrogate) at {place}.")
-        return _up_to_the_end_of(str(messages[-1]["content"]), text) if go_on else text
+        return text
+
+    def _marked(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages with a mark behind the last one, which must be text that the template may read."""
+        content = messages[-1].get("content")
+        if not isinstance(content, str):
+            raise LucidError("The last message has no text, so the answer cannot go on from it.")
+        if "content" not in self.source:
+            raise LucidError("The model's chat template reads no content, so the answer cannot go on from a message.")
+        return [*messages[:-1], {**messages[-1], "content": content + _END}]
 
 
-def _up_to_the_end_of(content: str, text: str) -> str:
-    """Cut a rendered chat after its last message, of which a template may have stripped the ends."""
-    for last in (content, content.strip()):
-        if last in text:
-            return text[: text.rindex(last) + len(last)]
-    raise LucidError("The model's chat template changes the last message, so the answer cannot go on from it.")
+def _up_to_the_mark(text: str, content: str) -> str:
+    """Cut a rendered chat where its last message ends, of which a template may have stripped the ends."""
+    mark = _END.strip()
+    if content.strip() not in text or mark not in text:
+        raise LucidError("The model's chat template changes the last message, so the answer cannot go on from it.")
+    place = text.rindex(mark)
+    kept = text[:place]
+    return kept if text.startswith(_END, place) else kept.rstrip()
 
 
 def load_chat_template(directory: Path) -> ChatTemplate | None:

@@ -30,6 +30,7 @@ TEMPLATES = [
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}"
     "{% generation %}{{ m.content }}{% endgeneration %}"
     "{% else %}[{{ m.content.strip().upper() }}]{% endif %}{% endfor %}",
+    "{{ documents is defined }} {{ documents is none }} {{ tools is none }}",
     "{% if tools %}tools{% endif %}{% if messages[0].name is defined %}named{% else %}nameless{% endif %}",
 ]
 
@@ -53,6 +54,40 @@ def test_a_template_renders_as_in_transformers(source: str, tmp_path: Path) -> N
     ours = load_chat_template(settings(tmp_path, chat_template=source))
     assert ours is not None
     assert ours.render(MESSAGES) == expected
+
+
+CONTINUED = [
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }} end of the turn{% endfor %}",
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} end of the turn{{ eos_token }}{% endfor %}",
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>\n{% endfor %}Signed: the assistant",
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}",
+    "{% for m in messages %}{{ m.content }} {{ m.content | length > 9 }}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("content", ["t", "", "assistant", " the ", "turn\n", "CONTINUE_FINAL_MESSAGE_TAG ", "é 🦊"])
+@pytest.mark.parametrize("source", CONTINUED)
+def test_a_last_message_is_gone_on_with_as_in_transformers(source: str, content: str) -> None:
+    messages = [{"role": "user", "content": "t"}, {"role": "assistant", "content": content}]
+    expected = transformers_tokenizer(source).apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    assert ChatTemplate(source, {"eos_token": "</s>"}, "a test").render(messages, go_on=True) == expected
+    assert messages[-1]["content"] == content  # is only read
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        ("{{ messages | tojson }}", "t", "reads no content"),
+        ("{{ messages[0].content }}", "t", "changes the last message"),
+        ("{{ messages[-1].content | upper }}", "t", "changes the last message"),
+        ("{{ messages[-1].content }}", None, "has no text"),
+        ("{{ messages[-1].content }}", [{"type": "text", "text": "t"}], "has no text"),
+    ],
+)
+def test_a_last_message_that_cannot_be_gone_on_with(source: str, content: Any, said: str) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": content}]
+    with pytest.raises(LucidError, match=f"{said}.*cannot go on"):
+        ChatTemplate(source, {}, "a test").render(messages, go_on=True)
 
 
 NAMING = (
