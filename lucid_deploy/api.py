@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.argument_types import annotations_of, check_arguments
 from lucid_deploy.artifact import Artifact as OpenedArtifact
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from lucid_deploy.parity.verification import Verification
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
+
+# What parameters take that are no fields of a class of options; the classes' own annotations say it for the others.
+_GENERATION = {
+    "prompt": "str | Ids",
+    "max_new_tokens": "int",
+    "stop": "str | tuple[str, ...]",
+    "prefill_chunk": "int | None",
+    "stop_at_eos": "bool",
+    "speculate": "str",
+    "draft": "str | Path | None",
+}
+_SAMPLING = {"logit_bias": "Biases", "bad_words": "str | tuple[str, ...]"}  # as the API takes them
+_ARTIFACT = {"artifact": "str | Path | Artifact"}
+_EXPORT = {"checkpoint": "str | Path", "output": "str | Path", "progress": "Callable | None"}
 
 
 @dataclass(frozen=True)
@@ -75,31 +90,32 @@ class Model:
         self.artifact, self.session, self.tokenizer = artifact, session, tokenizer
         self._runtime = runtime  # of draft models too
         self._drafters: dict[tuple[str, str], MakeDrafter | None] = {}  # a draft model is opened once
+        self._closed = False
 
     def generate(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: Sequence[str] = (), **options: Any
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: str | Sequence[str] = (), **options: Any
     ) -> Answer:
         """Continue a prompt.
 
         Args:
-            prompt: Text, or token ids.
+            prompt: Text, or token ids: a list, or an array or tensor of one dimension.
             max_new_tokens: Upper bound of new tokens.
-            stop: Strings that end the text and are not part of it.
+            stop: A string, or several, that end the text and are not part of it.
             options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``min_p``, ``seed``;
                 ``presence_penalty``, ``frequency_penalty``, ``repetition_penalty``, ``logit_bias`` (by token id) and
-                ``bad_words`` (texts); ``prefill_chunk`` and ``stop_at_eos``; ``speculate`` (``lookup``, or ``draft``
-                with the artifact ``draft``), which changes how long it takes.
+                ``bad_words`` (a text or several); ``prefill_chunk`` and ``stop_at_eos``; ``speculate`` (``lookup``, or
+                ``draft`` with the artifact ``draft``), which changes how long it takes.
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
-                model without a tokenizer, or an impossible option.
+                model without a tokenizer, an impossible option, an argument of another type, or a closed model.
         """
         run = _GenerationRun(self, prompt, max_new_tokens, stop, options)
         text = "".join(run.pieces())
         return Answer(text, run.ids, run.generation.finish_reason, len(run.generation.prompt_ids))
 
     def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: Sequence[str] = (), **options: Any
+        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: str | Sequence[str] = (), **options: Any
     ) -> Iterator[str]:
         """Continue a prompt and yield the text as it comes; arguments and errors are those of :meth:`generate`.
 
@@ -114,13 +130,15 @@ class Model:
         """Return a prompt's token ids; ids stay as they are.
 
         Raises:
-            LucidError: Text for a model without a tokenizer.
+            LucidError: Text for a model without a tokenizer, neither text nor token ids, or a closed model.
         """
-        if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+        self.check_open()
+        given: str | list[int] = check_arguments({"prompt": prompt}, _GENERATION)["prompt"]
+        if isinstance(given, list):
+            return given
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json: give the prompt as token ids.")
-        return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode(given)
 
     def drafters(self, speculate: str, draft: str | Path | None) -> MakeDrafter | None:
         """Return what makes drafters, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
@@ -130,6 +148,7 @@ class Model:
         """
         from lucid_deploy.generation.drafters import open_drafters
 
+        self.check_open()
         key = (speculate, str(draft))
         if key not in self._drafters:
             self._drafters[key] = open_drafters(speculate, self.artifact, draft, self._runtime)
@@ -139,10 +158,20 @@ class Model:
         """End the session, and those of draft models; the model cannot be used any more."""
         from lucid_deploy.generation.draft_model import ModelDrafters
 
+        self._closed = True
         for made in self._drafters.values():
             if isinstance(made, ModelDrafters):
                 made.close()
         self.session.close()
+
+    def check_open(self) -> None:
+        """Check that the model may be used.
+
+        Raises:
+            LucidError: It was closed.
+        """
+        if self._closed:
+            raise LucidError(f"The model of {self.artifact.directory} is closed; open the artifact again to use it.")
 
     def __enter__(self) -> Model:
         return self
@@ -161,7 +190,7 @@ class _GenerationRun:
         model: Model,
         prompt: str | Sequence[int],
         max_new_tokens: int,
-        stop: Sequence[str],
+        stop: str | Sequence[str],
         options: dict[str, Any],
     ) -> None:
         from lucid_deploy.generation.generate import Generation
@@ -169,29 +198,35 @@ class _GenerationRun:
         from lucid_deploy.generation.sampling import Sampling
         from lucid_deploy.generation.text_stream import AnswerText
 
+        model.check_open()
+        self._model = model
+        known = {**annotations_of(Sampling), **_SAMPLING, **_GENERATION}
+        unknown = sorted(options.keys() - known)
+        if unknown:
+            raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")
+        given = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stop": stop, **options}
+        options = check_arguments(given, known)
+        prompt, max_new_tokens, stops = options.pop("prompt"), options.pop("max_new_tokens"), options.pop("stop")
+        stops = (stops,) if isinstance(stops, str) else stops
         tokenizer = model.tokenizer
-        if tokenizer is None and stop:
+        if tokenizer is None and stops:
             raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings.")
         sampling = {item.name: options.pop(item.name) for item in fields(Sampling) if item.name in options}
-        if "logit_bias" in sampling:
-            sampling["logit_bias"] = tuple(dict(sampling["logit_bias"]).items())
         if "bad_words" in sampling:
             if tokenizer is None:
                 raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
-            sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
+            words = sampling["bad_words"]
+            sampling["bad_words"] = bad_word_ids((words,) if isinstance(words, str) else words, tokenizer)
         drafters = model.drafters(options.pop("speculate", "off"), options.pop("draft", None))
-        unknown = sorted(options.keys() - {"prefill_chunk", "stop_at_eos"})
-        if unknown:
-            raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")
         ids = model.encode(prompt)
         self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)
         self.generation.drafter = None if drafters is None else drafters()
         self.ids: list[int] = []
-        self._text = None if tokenizer is None else AnswerText(tokenizer, stop)
+        self._text = None if tokenizer is None else AnswerText(tokenizer, stops)
 
     def pieces(self) -> Iterator[str]:
         """Yield the text as it comes; nothing without a tokenizer."""
-        for token in self.generation:
+        for token in self._tokens():
             self.ids.append(token)
             if self._text is None:
                 continue
@@ -204,6 +239,13 @@ class _GenerationRun:
                 yield piece
             if self._text.stopped:
                 self.generation.finish_reason = "stop"
+
+    def _tokens(self) -> Iterator[int]:
+        """Yield new tokens while the model is open."""
+        self._model.check_open()
+        for token in self.generation:
+            yield token
+            self._model.check_open()
 
 
 def export(
@@ -219,16 +261,17 @@ def export(
         output: The directory to make.
         progress: Called with (what is being done, steps or bytes done, in all).
         options: Fields of :class:`~lucid_deploy.export.ExportOptions`: ``dtype``, ``cache``, ``cache_dtype``,
-            ``quantize``, ``overwrite`` and others.
+            ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize_options.QuantizeOptions`) and others.
 
     Raises:
-        LucidError: A checkpoint that cannot be read or is not computed, an output that exists, an unknown option.
+        LucidError: A checkpoint that cannot be read or is not computed, an output that exists, an unknown option, an
+            argument of another type.
     """
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
 
-    _check(options, ExportOptions)
-    made = export_checkpoint(checkpoint, output, ExportOptions(**options), progress)
+    what = check_arguments({"checkpoint": checkpoint, "output": output, "progress": progress}, _EXPORT)
+    made = export_checkpoint(**what, options=ExportOptions(**_check(options, ExportOptions)))
     return Artifact(made.directory, made.manifest)
 
 
@@ -250,10 +293,11 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
     from lucid_deploy.runtimes import open_session
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    _check(options, RuntimeOptions)
+    artifact = check_arguments({"artifact": artifact}, _ARTIFACT)["artifact"]
+    options = _check({"runtime": runtime, **options}, RuntimeOptions)
     opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
     has_tokenizer = opened.path("tokenizer.json").is_file()
-    running = RuntimeOptions(**{"runtime": runtime, **options})
+    running = RuntimeOptions(**options)
     return Model(
         opened,
         open_session(opened, running),
@@ -279,15 +323,18 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    running = {item.name: options.pop(item.name) for item in fields(RuntimeOptions) if item.name in options}
-    _check(options, VerifyOptions)
+    artifact = check_arguments({"artifact": artifact}, _ARTIFACT)["artifact"]
+    names = [item.name for item in fields(RuntimeOptions) if item.name in options]
+    running = _check({name: options.pop(name) for name in names}, RuntimeOptions)
+    options = _check(options, VerifyOptions)
     opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
     return verify_artifact(opened, VerifyOptions(runtime=RuntimeOptions(**running), **options))
 
 
-def _check(options: dict[str, Any], kind: type[Any]) -> None:
-    """Refuse an unknown option; the message lists the known ones."""
+def _check(options: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Refuse an unknown option, in a message that lists the known ones, and one of another type."""
     known = [item.name for item in fields(kind)]
     unknown = sorted(options.keys() - set(known))
     if unknown:
         raise LucidError(f"There is no option {unknown[0]!r}; there are {', '.join(known)}.")
+    return check_arguments(options, annotations_of(kind))

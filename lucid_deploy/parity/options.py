@@ -30,7 +30,7 @@ class VerifyOptions:
         quick: Run fewer and shorter sequences, see :data:`~lucid_deploy.parity.measure.extent.QUICK`.
     """
 
-    checkpoint: str | None = None
+    checkpoint: str | Path | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     steps: int | None = None
     prompt_tokens: int | None = None

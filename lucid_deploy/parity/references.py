@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.torch.session import TorchSession
 
 
-def find_checkpoint(artifact: Artifact, checkpoint: str | None) -> Checkpoint:
+def find_checkpoint(artifact: Artifact, checkpoint: str | Path | None) -> Checkpoint:
     """Open the checkpoint to verify against, and check that it is of the artifact's model.
 
     Args:

@@ -21,6 +21,7 @@ ORDER = (
     "version",
     "files",
     "json_fields",
+    "argument_types",
     "plug",
     "ort",
     "demo",
