@@ -45,6 +45,23 @@ def open_session(
     return session
 
 
+def check_fits(artifact: Artifact, options: RuntimeOptions, here: bool) -> None:
+    """Check what can be told without loading: that a runtime takes the options and the artifact.
+
+    Args:
+        artifact: The opened artifact.
+        options: How it is to be run.
+        here: Whether on this machine, so that the runtime's packages must be installed.
+
+    Raises:
+        LucidError: As :func:`open_session`.
+    """
+    chosen, wanted, can = _choose(options)
+    _check_artifact(can, wanted, artifact)
+    if here:
+        chosen.check_installed(wanted)
+
+
 def choose_for_graphs(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilities]:
     """Return a runtime that runs single graphs, its options with its name, and what it can do under them.
 

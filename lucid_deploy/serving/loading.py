@@ -106,6 +106,22 @@ def open_checked(directory: str) -> Artifact:
     return artifact
 
 
+def check_runtime(options: EngineOptions, here: bool) -> None:
+    """Check, before engines are started elsewhere, that their runtime takes the artifacts.
+
+    Args:
+        options: What they will run.
+        here: Whether on this machine.
+
+    Raises:
+        LucidError: It does not.
+    """
+    from lucid_deploy.runtimes.open import check_fits
+
+    for directory in filter(None, (options.directory, options.draft)):
+        check_fits(open_artifact(directory), options.runtime, here)
+
+
 def check_limits(artifact: Artifact, api: ApiOptions) -> None:
     """Refuse limits that the model's context makes unreachable.
 

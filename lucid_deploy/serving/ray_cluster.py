@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -16,17 +15,27 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.config import HTTPOptions, ProxyLocation, RequestRouterConfig
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes
-from lucid_deploy.serving.loading import ApiOptions, EngineOptions, make_backend, make_service, reader_setup
+from lucid_deploy.serving.loading import (
+    ApiOptions,
+    EngineOptions,
+    check_runtime,
+    make_backend,
+    make_service,
+    reader_setup,
+)
 from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.prefix_routing import allowed_imbalance
+from lucid_deploy.serving.ray_capacity import Need, check_room, has_autoscaler
+from lucid_deploy.serving.ray_connection import connect
 from lucid_deploy.serving.ray_router import PrefixRouter
+from lucid_deploy.serving.ray_start import delete, run_until_ready, start_proxies
 from lucid_deploy.serving.readers import check_setup
 from lucid_deploy.serving.server import bind
 
@@ -35,10 +44,6 @@ APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
 DOOR_CPUS = 0.1
-OBJECT_STORE_BYTES = 100 << 20  # tokens and texts are small and do not go through it
-# Seconds that Ray Serve waits for an HTTP proxy to start, before it kills it and starts another one: its own 5 are too
-# few on a busy machine, where no proxy then ever starts. `serve.start` gives up after 60.
-PROXY_PATIENCE = ("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 PROBE_SECONDS = 2.0
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
@@ -80,84 +85,55 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
         ready: Called once all engines have loaded.
 
     Raises:
-        LucidError: The port is in use, the cluster cannot be reached, or an engine cannot be loaded.
+        LucidError: The port is in use, the cluster cannot be reached or has no room, or an engine cannot be loaded.
     """
     if cluster.address is None:
         if cluster.port == 0:
             raise LucidError("--engine ray needs a port; 0 does not work there.")
         bind(cluster.host, cluster.port).close()  # Ray would only log that it is in use
+    check_runtime(engine, cluster.address is None)
     asyncio.run(check_setup(reader_setup(engine, api)))
-    stop = threading.Event()
-    previous = _stop_on_signals(stop)
-    try:
-        connect(cluster)
-        _stop_on_signals(stop)  # again: Ray's library has put a handler in its place that ends the process
-        _start(engine, api, cluster)
-        if not stop.is_set():
-            ready()
-        stop.wait()
+    served, deployed = threading.Event(), False
+    previous: dict[int, Any] = {}
+    try:  # a signal before all engines have loaded ends this as it ends any work
+        connect(cluster.address, cluster.log_level)
+        waiting = check_room(_need(cluster), cluster.address is not None and has_autoscaler())
+        if waiting is not None:
+            log.warning("%s", waiting)
+        start_proxies(cluster.host, cluster.port, cluster.address is not None)
+        deployed = True
+        run_until_ready(application(engine, api, cluster), APPLICATION, patient=cluster.address is not None)
+        previous = _set_on_signals(served)
+        ready()
+        served.wait()
         log.warning("Shutting down: running requests may take %g s to finish.", cluster.grace)
     finally:
-        if ray.is_initialized():
-            serve.delete(APPLICATION)
-            if cluster.address is None:
-                serve.shutdown()
-            ray.shutdown()
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler)  # a second signal ends the wait for requests
+        try:
+            if deployed and (previous or cluster.address is not None):
+                delete(APPLICATION, cluster.grace)
+        finally:
+            # A cluster of our own ends with all of Serve. serve.shutdown() before that would make the controller kill
+            # itself while it is asked to, which Ray reports as an error, on stdout.
+            ray.shutdown()
 
 
-def _stop_on_signals(stop: threading.Event) -> dict[int, Any]:
+def _need(cluster: ClusterOptions) -> Need:
+    return Need(max(cluster.low, 1), cluster.cpus, cluster.gpus, _doors(cluster) * DOOR_CPUS)
+
+
+def _doors(cluster: ClusterOptions) -> int:
+    return 1 if cluster.high == 1 else 2
+
+
+def _set_on_signals(event: threading.Event) -> dict[int, Any]:
     """Make SIGTERM and SIGINT set an event; return the handlers before."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
+        event.set()
 
     return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-def connect(cluster: ClusterOptions) -> None:
-    """Join a Ray cluster, or start one on this machine.
-
-    Raises:
-        LucidError: There is none at the address, or this machine takes longer to start one than Ray waits.
-    """
-    here: dict[str, Any] = {"address": cluster.address}
-    if cluster.address is None:
-        here = {
-            "address": "local",
-            "include_dashboard": False,
-            "object_store_memory": OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
-        }
-        os.environ.setdefault(*PROXY_PATIENCE)  # for the cluster's processes, which get this one's environment
-    try:
-        ray.init(**here, log_to_driver=False, logging_level=logging.WARNING, configure_logging=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise LucidError(f"No Ray cluster at {cluster.address or 'this machine'}: {error}") from error
-    except Exception as error:
-        if "timed out during startup" not in str(error):  # which Ray has no class for
-            raise
-        raise LucidError(
-            f"Ray did not start within the time that it gives itself: {error} Try again when this machine is less busy."
-        ) from error
-
-
-def _start(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> None:
-    try:
-        serve.start(
-            proxy_location=ProxyLocation.HeadOnly if cluster.address is None else ProxyLocation.EveryNode,
-            http_options=HTTPOptions(host=cluster.host, port=cluster.port),
-        )
-    except (TimeoutError, RayError) as error:
-        reason = str(error).splitlines()[0]
-        raise LucidError(
-            f"Ray's HTTP proxy did not start: {reason} Try again when its machine is less busy."
-        ) from error
-    try:
-        serve.run(application(engine, api, cluster), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:  # Ray's own message has the engine's error and where its log is
-        raise LucidError(f"The application did not start on Ray: {error}") from error
 
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
@@ -171,7 +147,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     def build() -> Any:
         set_up_logging(cluster.log_level)
         handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
-        service = make_service(engine, api, RayBackend(handle))
+        service = make_service(engine, api, RayBackend(handle, to_zero=cluster.low == 0))
         service.readers.start_in_background()
         return build_app(service)
 
@@ -201,7 +177,7 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     doors: Any = serve.deployment(
         serve.ingress(build)(),
         name="Api",
-        num_replicas=1 if cluster.high == 1 else 2,
+        num_replicas=_doors(cluster),
         max_ongoing_requests=DOOR_REQUESTS,
         graceful_shutdown_timeout_s=cluster.grace,
         ray_actor_options={"num_cpus": DOOR_CPUS},
@@ -223,6 +199,9 @@ class EngineReplica:
         loaded = threading.Event()
         self._backend.engine.start(loaded.set)
         loaded.wait()
+        error = self._backend.engine.error
+        if isinstance(error, LucidError):  # Ray passes its text on, and the command says it
+            raise error
         self.check_health()
 
     async def generate(self, job: Job) -> AsyncGenerator[list[Event], None]:
@@ -248,13 +227,15 @@ class RayBackend:
 
     Args:
         handle: Of the engines' deployment.
+        to_zero: Whether there may be no engine: requests then wait for the first one, as Ray Serve's users expect, and
+            none is asked how it is, since that would start it.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, to_zero: bool = False) -> None:
         self._one = handle
         self._streaming = handle.options(stream=True)
-        self._state = "loading"
-        self._probe = asyncio.ensure_future(self._probe_forever())
+        self._state = "ready" if to_zero else "loading"
+        self._probe = None if to_zero else asyncio.ensure_future(self._probe_forever())
 
     @property
     def state(self) -> str:

@@ -13,6 +13,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Capabilities, RuntimeOptions, open_session, unregister_runtime
+from lucid_deploy.runtimes.open import check_fits
 from lucid_deploy.runtimes.torch.session import TorchSession
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -115,3 +116,15 @@ def test_where_sums_in_another_order_change_more_than_float32s_last_bits(
 ) -> None:
     model = load_model(make_checkpoint(num_hidden_layers=1), getattr(torch, dtype))
     assert TorchSession(model if cache_dtype is None else model.store_cache_as(cache_dtype)).rounds == rounds
+
+
+def test_what_does_not_fit_is_told_without_opening(registered: Any, exported: Exported) -> None:
+    runtime, artifact = registered(Capabilities(caches=("static",))), exported()[1]
+    with pytest.raises(LucidError, match="caches that are static"):
+        check_fits(artifact, RuntimeOptions("recording"), here=False)
+    unregister_runtime("recording")
+    runtime = registered(Capabilities(packages=("no_such_package",), install="a"))
+    with pytest.raises(LucidError, match="no_such_package is needed"):
+        check_fits(artifact, RuntimeOptions("recording"), here=True)
+    check_fits(artifact, RuntimeOptions("recording"), here=False)  # another machine may have it
+    assert runtime.opened == []

@@ -55,6 +55,9 @@ ORDER = [
     "loading",
     "prefix_routing",
     "ray_router",
+    "ray_capacity",
+    "ray_connection",
+    "ray_start",
     "ray_cluster",
 ]
 

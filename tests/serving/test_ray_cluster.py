@@ -35,6 +35,8 @@ def cluster(artifacts: dict[str, Path], patient_ray: None) -> Iterator[Server]:
     running = Server(["-m", "lucid_deploy.cli", *words, *scale])
     yield running
     assert running.stop() == 0
+    assert running.process.stdout is not None
+    assert "Error" not in running.process.stdout.read() + "".join(running.errors)  # Ray's red lines among them
 
 
 def processes(server: Server) -> dict[int, str]:

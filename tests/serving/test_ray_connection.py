@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import replace
-from pathlib import Path
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip("ray", reason="the extra ray")
 
-from ray.exceptions import RayActorError
-
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving import ray_cluster
-from lucid_deploy.serving.loading import ApiOptions, EngineOptions
-from lucid_deploy.serving.ray_cluster import ClusterOptions, application, connect
-
-HERE = ClusterOptions("127.0.0.1", 0, None, 1, 1, 1.0, 0.0, 1.0, "info")
+from lucid_deploy.serving.ray_connection import PROXY_PATIENCE, check_listening, connect
+from tests.patience import PATIENCE
 
 
 def refuse_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,72 +40,90 @@ def refuse_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_keeps_it_from_starting_is_one_line(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_with(error, monkeypatch)
     with pytest.raises(LucidError, match=said):
-        connect(HERE)
+        connect(None, "info")
 
 
 @pytest.mark.parametrize(("given", "found"), [(None, "60"), ("7", "7")])
 def test_a_cluster_here_waits_for_its_proxy_as_long_as_we_do(
     given: str | None, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = ray_cluster.PROXY_PATIENCE[0]
+    name = PROXY_PATIENCE[0]
     monkeypatch.setenv(name, given or "")
     if given is None:
         monkeypatch.delenv(name)
     said: list[str | None] = []
     monkeypatch.setattr("ray.init", lambda **_: said.append(os.environ.get(name)))
-    connect(replace(HERE, address="elsewhere"))
-    connect(HERE)
+    connect("elsewhere", "info")
+    connect(None, "info")
     assert said == [given, found]
-
-
-DIED = "The actor died unexpectedly before finishing this task."
-
-
-@pytest.mark.parametrize(
-    "error", [TimeoutError("HTTP proxies not available after 60s."), RayActorError(error_msg=f"{DIED}\n\tpid: 7")]
-)
-def test_a_proxy_that_does_not_start_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def checked(_: object) -> None:
-        pass
-
-    def start(**_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(ray_cluster, "connect", lambda _: None)
-    monkeypatch.setattr(ray_cluster, "check_setup", checked)
-    monkeypatch.setattr(ray_cluster, "reader_setup", lambda *_: None)
-    monkeypatch.setattr(ray_cluster.serve, "start", start)
-    with pytest.raises(LucidError, match=r"^Ray's HTTP proxy did not start: .*\. Try again when .* busy\.$"):
-        ray_cluster.serve_on_ray(
-            EngineOptions("demo"), ApiOptions(), replace(HERE, port=1, address="here"), lambda: None
-        )
 
 
 def test_a_fault_of_another_kind_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_with(Exception("something else"), monkeypatch)
     with pytest.raises(Exception, match="something else") as found:
-        connect(HERE)
+        connect(None, "info")
     assert not isinstance(found.value, LucidError)
 
 
-def test_engines_get_whole_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """They run in directories of their own, where a path of this one leads nowhere."""
-    monkeypatch.chdir(tmp_path)
-    bound: list[EngineOptions] = []
-    deployment = ray_cluster.serve.deployment
+def test_how_much_ray_writes_follows_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[object] = []
+    monkeypatch.setattr("ray.init", lambda **given: levels.append(given["logging_level"]))
+    for level in ("debug", "info", "warning", "error"):
+        connect(None, level)
+        levels.append(logging.getLogger("ray.serve").level)
+    assert levels == [level for each in (20, 30, 40, 40) for level in (each, each)]
 
-    def noted(target: object, **options: object) -> object:
-        made = deployment(target, **options)  # type: ignore[call-overload]
-        if options.get("name") == ray_cluster.ENGINE:
-            bind = type(made).bind
 
-            def remember(self: object, *given: object) -> object:
-                bound.extend(each for each in given if isinstance(each, EngineOptions))
-                return bind(self, *given)
+def test_sigterm_while_ray_starts_has_the_documented_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:  # as Ray does: a handler of its own, which is to be gone afterwards
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
 
-            monkeypatch.setattr(type(made), "bind", remember)
-        return made
+    monkeypatch.setattr("ray.init", init)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as found:
+        connect(None, "info")
+    assert (found.value.code, signal.getsignal(signal.SIGTERM)) == (143, before)
 
-    monkeypatch.setattr(ray_cluster.serve, "deployment", noted)
-    application(EngineOptions("large", speculate="draft", draft="small"), ApiOptions(), HERE)
-    assert [(each.directory, each.draft) for each in bound] == [(str(tmp_path / "large"), str(tmp_path / "small"))]
+
+@contextmanager
+def listener(answer: bytes) -> Iterator[int]:
+    """Who takes one connection, reads what is said first, and answers; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+
+        def serve() -> None:
+            taken, _ = opened.accept()
+            with taken:
+                taken.settimeout(PATIENCE)
+                taken.recv(1024)
+                taken.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield opened.getsockname()[1]
+        thread.join(PATIENCE)
+
+
+def test_nobody_who_listens_is_one_line_and_ray_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_with(AssertionError("Ray was asked"), monkeypatch)
+    with socket.socket() as taken:  # bound, so that it is nobody else's, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for each in (address, f"ray://{address}"):
+            with pytest.raises(LucidError, match=f"^No Ray cluster at {each}: Connection refused. Check --ray-address"):
+                connect(each, "info")
+    with pytest.raises(LucidError, match=r"^No Ray cluster at no.such.host.invalid:6379: "):
+        check_listening("no.such.host.invalid:6379")
+
+
+def test_who_listens_must_speak_as_ray_does() -> None:
+    with listener(bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))) as port:
+        check_listening(f"127.0.0.1:{port}")
+    for other in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b""):
+        with listener(other) as port, pytest.raises(LucidError, match="does not speak Ray's protocol"):
+            check_listening(f"127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "x://host:1/path"])
+def test_addresses_of_other_kinds_are_left_to_ray(address: str) -> None:
+    check_listening(address)
