@@ -47,7 +47,7 @@ class AnswerFile:
                 f"{self.path} is not a regular file; answers need one, to go on from after an interruption."
             )
         try:
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as error:
             raise LucidError(f"{self.path} cannot be written: {error.strerror or error}.") from error
         try:

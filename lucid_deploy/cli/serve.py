@@ -312,9 +312,7 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
         options["host"],
         options["port"],
         options["ray_address"],
-        *_replicas(options),
-        options["replica_cpus"],
-        options["replica_gpus"],
+        *_scale(options),
         options["grace"],
         log_level,
     )
@@ -351,9 +349,18 @@ def ray_application(args: dict[str, str]) -> Any:
     options["speculation"] = SpeculationOptions(options["speculate"], options["draft"])
     options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
     engine, api = _checked_options(options["artifact"], options)
-    scale = (*_replicas(options), options["replica_cpus"], options["replica_gpus"])
     level = options["log_level"] or "info"
-    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *scale, options["grace"], level))
+    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *_scale(options), options["grace"], level))
+
+
+def _scale(options: dict[str, Any]) -> tuple[int, int, float, float]:
+    """Return how many engines at least and at most, and the processors and GPUs of each."""
+    from lucid_deploy.errors import LucidError
+
+    gpus = options["replica_gpus"]
+    if gpus > 1 and gpus != int(gpus):
+        raise LucidError(f"--replica-gpus {gpus:g}: Ray reserves a part of one GPU, or whole ones.")
+    return (*_replicas(options), options["replica_cpus"], gpus)
 
 
 def _replicas(options: dict[str, Any]) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from lucid_deploy.errors import LucidError
         (["--engine", "ray", "--replicas", "2", "--max-replicas", "3"], "not both"),
         (["--engine", "ray", "--min-replicas", "3", "--max-replicas", "2"], "is more than"),
         (["--engine", "ray", "--min-replicas", "3"], "go together"),
+        (["--engine", "ray", "--replica-gpus", "1.5"], "--replica-gpus 1.5: Ray reserves a part of one GPU, or whole"),
         (["--threads", "0"], "number of threads"),
         (["--device", "cuda"], "runs on cpu"),
         (["--rows", "0"], "not in the range"),
