@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 _GENERATION = {
     "prompt": "str | Ids",
     "max_new_tokens": "int",
-    "stop": "str | tuple[str, ...]",
+    "stop": "Texts",
     "prefill_chunk": "int | None",
     "stop_at_eos": "bool",
     "speculate": "str",
     "draft": "str | Path | None",
 }
-_SAMPLING = {"logit_bias": "Biases", "bad_words": "str | tuple[str, ...]"}  # as the API takes them
+_SAMPLING = {"logit_bias": "Biases", "bad_words": "Texts"}  # as the API takes them
 _ARTIFACT = {"artifact": "str | Path | Artifact"}
 _EXPORT = {"checkpoint": "str | Path", "output": "str | Path", "progress": "Callable | None"}
 
@@ -93,14 +93,18 @@ class Model:
         self._closed = False
 
     def generate(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: str | Sequence[str] = (), **options: Any
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        stop: str | Iterable[str] | None = None,
+        **options: Any,
     ) -> Answer:
         """Continue a prompt.
 
         Args:
             prompt: Text, or token ids: a list, or an array or tensor of one dimension.
             max_new_tokens: Upper bound of new tokens.
-            stop: A string, or several, that end the text and are not part of it.
+            stop: A string, or several, that end the text and are not part of it; None: none.
             options: ``temperature`` (0, the default, is greedy), ``top_k``, ``top_p``, ``min_p``, ``seed``;
                 ``presence_penalty``, ``frequency_penalty``, ``repetition_penalty``, ``logit_bias`` (by token id) and
                 ``bad_words`` (a text or several); ``prefill_chunk`` and ``stop_at_eos``; ``speculate`` (``lookup``, or
@@ -115,7 +119,11 @@ class Model:
         return Answer(text, run.ids, run.generation.finish_reason, len(run.generation.prompt_ids))
 
     def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 128, stop: str | Sequence[str] = (), **options: Any
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int = 128,
+        stop: str | Iterable[str] | None = None,
+        **options: Any,
     ) -> Iterator[str]:
         """Continue a prompt and yield the text as it comes; arguments and errors are those of :meth:`generate`.
 
@@ -190,7 +198,7 @@ class _GenerationRun:
         model: Model,
         prompt: str | Sequence[int],
         max_new_tokens: int,
-        stop: str | Sequence[str],
+        stop: str | Iterable[str] | None,
         options: dict[str, Any],
     ) -> None:
         from lucid_deploy.generation.generate import Generation
@@ -207,7 +215,6 @@ class _GenerationRun:
         given = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stop": stop, **options}
         options = check_arguments(given, known)
         prompt, max_new_tokens, stops = options.pop("prompt"), options.pop("max_new_tokens"), options.pop("stop")
-        stops = (stops,) if isinstance(stops, str) else stops
         tokenizer = model.tokenizer
         if tokenizer is None and stops:
             raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings.")
@@ -215,8 +222,7 @@ class _GenerationRun:
         if "bad_words" in sampling:
             if tokenizer is None:
                 raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
-            words = sampling["bad_words"]
-            sampling["bad_words"] = bad_word_ids((words,) if isinstance(words, str) else words, tokenizer)
+            sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
         drafters = model.drafters(options.pop("speculate", "off"), options.pop("draft", None))
         ids = model.encode(prompt)
         self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)

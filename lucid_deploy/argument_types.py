@@ -57,7 +57,7 @@ def _checked(name: str, value: Any, annotation: str) -> Any:
         except _Wrong as error:
             inside = error if error.place else inside
     if inside is not None:
-        raise LucidError(f"{name}{inside.place.strip()} must be {inside.expected}, not {_shown(name, inside.value)}.")
+        raise LucidError(f"{name}{inside.place} must be {inside.expected}, not {_shown(name, inside.value)}.")
     words = [
         KINDS[kind][0] if kind in KINDS else f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind} object" for kind in kinds
     ]
@@ -68,17 +68,20 @@ def _shown(name: str, value: Any) -> str:
     if name.endswith(_SECRET):
         return f"a {type(value).__name__}"
     shown = " ".join(reprlib.repr(value).split())
-    return f"{shown}, which has a lone surrogate" if isinstance(value, str) and not _is_unicode(value) else shown
+    return shown if _is_unicode(str(value)) else f"{shown}, which is no text in UTF-8"
 
 
 def _instance(name: str, value: Any, kind: str) -> Any:
-    """Check an object of one of our classes, by its name so that it need not be imported, and its own fields."""
+    """Return an object of one of our classes, known by its name so that it need not be imported, of checked fields."""
     if kind not in {each.__name__ for each in type(value).__mro__}:
         raise _Wrong(value)
-    if kind.endswith("Options"):
-        for item in dataclasses.fields(value):
-            _checked(f"{name}.{item.name}", getattr(value, item.name), str(item.type))
-    return value
+    if not kind.endswith("Options"):
+        return value
+    fields = (item for item in dataclasses.fields(value) if item.init)
+    return dataclasses.replace(
+        value,
+        **{item.name: _checked(f"{name}.{item.name}", getattr(value, item.name), str(item.type)) for item in fields},
+    )
 
 
 def _is_unicode(text: str) -> bool:
@@ -101,8 +104,7 @@ def _bool(value: Any) -> bool:
 
 
 def _int(value: Any) -> int:
-    array = getattr(value, "shape", None) == () and not str(getattr(value, "dtype", "bool")).endswith("bool")
-    if (isinstance(value, numbers.Integral) and not isinstance(value, bool)) or array:
+    if (isinstance(value, numbers.Integral) and not isinstance(value, bool)) or _is_scalar_array(value):
         try:
             return operator.index(value)
         except TypeError:  # of floats
@@ -111,7 +113,7 @@ def _int(value: Any) -> int:
 
 
 def _float(value: Any) -> float:
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if (isinstance(value, numbers.Real) and not isinstance(value, bool)) or _is_scalar_array(value):
         try:
             return float(value)
         except OverflowError:
@@ -119,15 +121,23 @@ def _float(value: Any) -> float:
     raise _Wrong(value)
 
 
+def _is_scalar_array(value: Any) -> bool:
+    """Whether it is an array without axes, numpy's or PyTorch's, of real numbers and not of bools."""
+    dtype = getattr(value, "dtype", None)
+    real = getattr(dtype, "kind", "") in ("i", "u", "f") or getattr(dtype, "is_complex", True) is False
+    return real and getattr(value, "shape", None) == () and not str(dtype).endswith("bool")
+
+
 def _str(value: Any) -> str:
     if isinstance(value, str) and _is_unicode(value):
-        return str(value)
+        return str.__str__(value)  # of an Enum the text, not its name
     raise _Wrong(value)
 
 
 def _path(value: Any) -> Path:
-    if isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str) and "\0" not in os.fspath(value):
-        return Path(value)
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if isinstance(path, str) and "\0" not in path and _is_unicode(path):  # neither ONNX nor a tokenizer takes others
+        return Path(path)
     raise _Wrong(value)
 
 
@@ -152,6 +162,15 @@ def _list_of(convert: Convert, expected: str) -> Convert:
     return checked
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    """One or several, in any order; None: none, as in OpenAI's API."""
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (_str(value),)
+    return _list_of(_str, "a text")(tuple(value) if isinstance(value, Set) else value)
+
+
 def _dict_of_ints(value: Any) -> dict[str, int]:
     if not isinstance(value, Mapping):
         raise _Wrong(value)
@@ -168,7 +187,7 @@ def _biases(value: Any) -> tuple[tuple[int, float], ...]:
         try:
             number = _int(token)
         except _Wrong:
-            raise _Wrong(token, "by token ids, which are whole numbers", " ") from None
+            raise _Wrong(token, "token ids, which are whole numbers", "'s keys") from None
         try:
             found.append((number, _float(bias)))
         except _Wrong:
@@ -199,5 +218,6 @@ KINDS: dict[str, tuple[str, Convert]] = {
     "Array": ("a list of token ids", _array),
     "Biases": ("a mapping from token ids to numbers", _biases),
     "tuple[str, ...]": ("a list of texts", _list_of(_str, "a text")),
+    "Texts": ("a text or several", _texts),
     "dict[str, int]": ("a mapping from names to whole numbers", _dict_of_ints),
 }

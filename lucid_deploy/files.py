@@ -47,8 +47,8 @@ def partial_directory(target: Path) -> Iterator[Path]:
 def put_in_place(building: Path, target: Path) -> None:
     """Give a finished directory its name. What it replaces is moved aside, and removed only after that worked.
 
-    Whatever is raised on the way, Ctrl-C included, what was at the target is there again, or the new directory is. A
-    link is replaced, not what it points to.
+    Whatever is raised on the way, Ctrl-C included, what was at the target is there again, or the new directory is, with
+    the old one's permissions. A link is replaced, not what it points to.
 
     Args:
         building: The directory, from :func:`partial_directory`.
@@ -60,6 +60,8 @@ def put_in_place(building: Path, target: Path) -> None:
     if not target.exists():
         os.rename(building, target)
         return
+    if not target.is_symlink():
+        os.chmod(building, stat.S_IMODE(target.stat().st_mode))
     with _held_directory(target, _OLD) as old:
         aside = old / target.name
         try:
@@ -173,14 +175,15 @@ def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
         OSError: It cannot be written; a file that was there is unchanged.
     """
     remove_leftovers(path.parent)
-    handle, name = _held_file(path, 0o666 if mode is None else mode)
+    kept = _mode_of(path) if mode is None else None
+    handle, name = _held_file(path, kept if kept is not None else 0o666 if mode is None else mode)
     try:
         with os.fdopen(handle, "wb") as file:
+            if kept is not None:
+                os.chmod(name, kept)  # before there is anything to read in it
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            if mode is None and (kept := _mode_of(path)) is not None:
-                os.chmod(name, kept)
             os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)  # gone already if all went well

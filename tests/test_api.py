@@ -110,7 +110,8 @@ def test_one_stop_string_or_bad_word_is_no_list_of_letters(artifact: ld.Artifact
     prompt = PROMPT.removesuffix(" blue")
     with artifact.open() as model:
         assert model.generate(prompt, 6).text == "blue cup"
-        for stop in ("cup", ["cup"]):
+        assert model.generate(prompt, 6, stop=None).text == "blue cup"
+        for stop in ("cup", ["cup"], {"cup"}):
             assert model.generate(prompt, 6, stop=stop).text == "blue "
             assert "".join(model.stream(prompt, 6, stop=stop)) == "blue "
         banned = model.generate(prompt, 6, bad_words=["blue"])
@@ -122,12 +123,12 @@ def test_one_stop_string_or_bad_word_is_no_list_of_letters(artifact: ld.Artifact
     [
         ({"prompt": [1.9, 4.2]}, r"prompt\[0\] must be a token id, which is a whole number, not 1.9"),
         ({"prompt": b"abc"}, "prompt must be a text or a list of token ids, not b'abc'"),
-        ({"prompt": "\ud800"}, "which has a lone surrogate"),
+        ({"prompt": "\ud800"}, "which is no text in UTF-8"),
         ({"stop": [3]}, r"stop\[0\] must be a text, not 3"),
         ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number, not '3'"),
         ({"top_k": 2.5}, "top_k must be a whole number, not 2.5"),
         ({"seed": True}, "seed must be a whole number or None, not True"),
-        ({"logit_bias": {"3": 5}}, "logit_bias must be by token ids, which are whole numbers, not '3'"),
+        ({"logit_bias": {"3": 5}}, "logit_bias's keys must be token ids, which are whole numbers, not '3'"),
         ({"prefill_chunk": 1.5}, "prefill_chunk must be a whole number or None"),
         ({"stop_at_eos": "no"}, "stop_at_eos must be True or False"),
         ({"speculate": None}, "speculate must be a text, not None"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from lucid_deploy.model.hub import HubOptions
 from lucid_deploy.parity.options import VerifyOptions
 from lucid_deploy.runtimes.options import RuntimeOptions
 
+
+class Word(str, enum.Enum):  # noqa: UP042 (str() of StrEnum is its text)
+    CUP = "cup"
+
+
 IDS = "a list of token ids"
 ID = "a token id, which is a whole number"
 
@@ -31,13 +37,20 @@ ID = "a token id, which is a whole number"
         ("int | None", None, None),
         ("float", 1, 1.0),
         ("float", np.float32(0.5), 0.5),
+        ("float", torch.tensor(0.5), 0.5),
+        ("float", np.array(2), 2.0),
         ("bool", np.True_, True),
         ("str", "é\0", "é\0"),
+        ("str", Word.CUP, "cup"),
         ("str | Path", "demo", "demo"),
         ("str | Path", Path("demo"), Path("demo")),
         ("Path | None", "text.txt", Path("text.txt")),
         ("Callable | None", print, print),
         ("tuple[str, ...]", ["a", "b"], ("a", "b")),
+        ("Texts", None, ()),
+        ("Texts", "cup", ("cup",)),
+        ("Texts", {"cup"}, ("cup",)),
+        ("Texts", (word for word in ("cup", "red")), ("cup", "red")),
         ("str | Ids", [3, np.int32(4)], [3, 4]),
         ("str | Ids", range(3), [0, 1, 2]),
         ("str | Ids", np.array([3, 4], np.int32), [3, 4]),
@@ -68,13 +81,17 @@ def test_an_array_of_token_ids() -> None:
         ("int | None", 1.0, "x must be a whole number or None, not 1.0."),
         ("float", None, "x must be a number, not None."),
         ("float", True, "x must be a number, not True."),
+        ("float", torch.tensor(True), "x must be a number, not tensor(True)."),
+        ("float", np.array("3"), "x must be a number, not array('3'"),
         ("float", 1 + 2j, "x must be a number, not (1+2j)."),
         ("bool", 0, "x must be True or False, not 0."),
         ("bool", "no", "x must be True or False, not 'no'."),
         ("str", b"a", "x must be a text, not b'a'."),
-        ("str", "\ud800", "x must be a text, not '\\ud800', which has a lone surrogate."),
+        ("str", "\ud800", "x must be a text, not '\\ud800', which is no text in UTF-8."),
         ("str | Path", 3, "x must be a text or a path, not 3."),
         ("Path", b"a", "x must be a path, not b'a'."),
+        ("Path", "caf\udce9", "x must be a path, not 'caf\\udce9', which is no text in UTF-8."),
+        ("Texts", {3}, "x[0] must be a text, not 3."),
         ("Path", "a\0", "x must be a path, not 'a\\x00'."),
         ("Callable", 3, "x must be a function, not 3."),
         ("tuple[str, ...]", "abc", "x must be a list of texts, not 'abc'."),
@@ -91,8 +108,8 @@ def test_an_array_of_token_ids() -> None:
         ("str | Ids", torch.tensor([1.5]), f"x[0] must be {ID}, not tensor(1.5000)."),
         ("Array", [2**70], f"x must be {IDS}, not [1180591620717411303424]."),
         ("Biases", 3, "x must be a mapping from token ids to numbers, not 3."),
-        ("Biases", {3.7: 5}, "x must be by token ids, which are whole numbers, not 3.7."),
-        ("Biases", {"3": 5}, "x must be by token ids, which are whole numbers, not '3'."),
+        ("Biases", {3.7: 5}, "x's keys must be token ids, which are whole numbers, not 3.7."),
+        ("Biases", {"3": 5}, "x's keys must be token ids, which are whole numbers, not '3'."),
         ("Biases", {3: "5"}, "x[3] must be a number, not '5'."),
         ("dict[str, int]", {"a": 1.5}, "x must be a mapping from names to whole numbers, not {'a': 1.5}."),
         ("QuantizeOptions | None", "int8", "x must be a QuantizeOptions object or None, not 'int8'."),
@@ -118,3 +135,10 @@ def test_every_annotation_is_known_and_takes_the_default(options: type[Any]) -> 
 def test_annotations_of_sampling_are_known_but_for_what_the_api_takes_otherwise() -> None:
     kinds = {name: kind for name, kind in annotations_of(Sampling).items() if name not in ("logit_bias", "bad_words")}
     assert {kind for item in kinds.values() for kind in item.split(" | ")} <= KINDS.keys()
+
+
+def test_options_objects_are_taken_as_plain_values_too() -> None:
+    given = QuantizeOptions("int8", block_size=np.int64(32), keep_float=(name for name in ("head", "embed")))  # type: ignore[arg-type]
+    found = check_arguments({"x": given}, {"x": "QuantizeOptions | None"})["x"]
+    assert found == QuantizeOptions("int8", block_size=32, keep_float=("head", "embed"))
+    assert type(found.block_size) is int

@@ -265,6 +265,25 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path, umask: Ca
     assert stat.S_IMODE(link.lstat().st_mode) == 0o644 and path.read_bytes() == b"new"
 
 
+def test_a_private_file_is_private_while_it_is_replaced(
+    tmp_path: Path, umask: Callable[[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, sync = tmp_path / "secret", os.fsync
+    path.touch(0o600)
+    seen: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append(stat.S_IMODE(os.fstat(file).st_mode)), sync(file)))
+    write_whole(path, b"new")
+    assert seen == [0o600]
+
+
+def test_a_directory_that_is_replaced_keeps_its_permissions(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    target = tmp_path / "artifact"
+    target.mkdir(0o700)
+    with whole_directory(target) as building:
+        (building / "file").touch()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700 and (target / "file").exists()
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o600, 0o755], ids=oct)
 def test_a_file_is_written_with_its_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "file"

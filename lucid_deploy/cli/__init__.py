@@ -7,7 +7,6 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ import click
 from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
 from lucid_deploy.cli._signals import unwinding_on_signals
-from lucid_deploy.cli._streams import check_arguments, prepare_streams
+from lucid_deploy.cli._streams import prepare_streams
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -62,12 +61,11 @@ class _Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+    def main(self, *arguments: Any, **named: Any) -> Any:
         """See :class:`click.Command`; --help is written before any command is invoked."""
         try:
             prepare_streams()
-            check_arguments(sys.argv[1:] if args is None else args)
-            return super().main(args, *rest, **named)
+            return super().main(*arguments, **named)
         except OSError as error:
             told = _told(error)
             if told is None:

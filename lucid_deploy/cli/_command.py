@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from lucid_deploy.cli._names import in_capitals, long_name, near
 from lucid_deploy.cli._path_text import complete_paths
+from lucid_deploy.cli._streams import check_encoding
 from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of the environment variables
@@ -23,15 +24,23 @@ def is_verbose() -> bool:
 
 
 class Command(click.Command):
-    """A command with the options that all have; its function does not get them."""
+    """A command with the options that all have; its function does not get them.
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    Args:
+        any_bytes: Whether its arguments may be bytes that are no text in the locale's encoding.
+        arguments: As :class:`click.Command` takes them, and so ``named``.
+    """
+
+    def __init__(self, *arguments: Any, any_bytes: bool = False, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._any_bytes = any_bytes
         self.params = [*self.params, *_common_options()]
         complete_paths(self.params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """See :class:`click.Command`; what a wrong value came from is said too."""
+        if not self._any_bytes:
+            check_encoding(args)
         self._check_environment(ctx)
         self._name_variables(ctx)
         try:

@@ -53,7 +53,7 @@ def prepare_streams() -> None:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
 
 
-def check_arguments(arguments: Sequence[str]) -> None:
+def check_encoding(arguments: Sequence[str]) -> None:
     """Refuse arguments that the locale's encoding cannot read: neither ONNX nor a tokenizer takes such paths and texts.
 
     Raises:
@@ -63,9 +63,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
     if unread is None:
         return
     encoding = sys.getfilesystemencoding()
-    hint = "" if encoding == "utf-8" else " Set the environment variable PYTHONUTF8=1, which reads UTF-8 in any locale."
+    hint = "Set the environment variable PYTHONUTF8=1, which reads UTF-8 in any locale."
+    if encoding == "utf-8":
+        hint = "Write it in UTF-8; a file with such a name can be renamed or linked to."
     shown = os.fsencode(unread).decode("utf-8", "backslashreplace")
-    raise LucidError(f"The argument {shown} is no text in this locale's encoding, {encoding}.{hint}")
+    raise LucidError(f"The argument {shown} is no text in this locale's encoding, {encoding}. {hint}")
 
 
 def _null(number: int) -> int:

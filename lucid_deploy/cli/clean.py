@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lucid_deploy.files import Leftovers
 
 
-@click.command("clean", cls=Command)
+@click.command("clean", cls=Command, any_bytes=True)
 @click.argument("directories", nargs=-1, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option("what was removed, restored, and is in use")

@@ -76,10 +76,19 @@ def test_no_room_for_what_no_command_writes(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (2, "Error: Writing the output failed: No space left on device.\n")
 
 
-def test_arguments_that_are_no_text() -> None:
+def test_arguments_that_are_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUTF8", "1")
     done = redirected(["export", "demo", "-o"], "$'d\\xffx'")
-    said = "Error: The argument d\\xffx is no text in this locale's encoding, utf-8.\n"
-    assert (done.returncode, done.stderr) == (2, said)
+    said = "Error: The argument d\\xffx is no text in this locale's encoding, utf-8. Write it in UTF-8; "
+    assert done.returncode == 2 and done.stderr.startswith(said) and len(done.stderr.splitlines()) == 1
+
+
+def test_what_is_left_in_a_directory_of_any_name_is_cleaned(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/caf\xe9"
+    left = place + b"/.x.abcdefgh.lucid.partial"
+    os.makedirs(left)
+    done = subprocess.run([*COMMAND, "clean", place], capture_output=True, check=False, timeout=PATIENCE)
+    assert done.returncode == 0 and not os.path.exists(left), done.stderr
 
 
 def test_a_locale_without_the_argument_s_letters(monkeypatch: pytest.MonkeyPatch) -> None:
