@@ -19,27 +19,21 @@ from rich.table import Table
 from lucid_deploy.cli._console import progress
 from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, over_memory, ratios, report
-from lucid_deploy.plugins.shared.plan import compiled_units
 
 
 @click.command()
 @click.option("--arch", "archs", default=",".join(map(str, ARCHITECTURES)), show_default=True, help="With commas.")
 @click.option("--kernel", default="", help="Only variants whose names begin so, such as decode_split; with commas.")
 @click.option("--width", "widths", default="32,64,128,256", show_default=True, help="Padded head widths.")
-@click.option("--widest", is_flag=True, help="Only head widths that are multiples of 8 (float32: 4).")
 @click.option("--jobs", default=JOBS, show_default=True, help="Processes that compile at the same time.")
 @click.option("--json", "target", type=click.Path(path_type=Path), default=RESULTS / "gpu-static.json")
-def main(archs: str, kernel: str, widths: str, widest: bool, jobs: int, target: Path) -> None:
+def main(archs: str, kernel: str, widths: str, jobs: int, target: Path) -> None:
     """Print the report and write it as JSON."""
     chosen, wanted = [int(arch) for arch in archs.split(",")], {int(width) for width in widths.split(",")}
     with progress("Compiling") as update:
         found = report(
             chosen,
-            lambda variant: (
-                variant.name.startswith(tuple(kernel.split(",")))
-                and variant.padded_width in wanted
-                and not (widest and dict(variant.constants)["WIDTH_UNIT"] < compiled_units(variant.dtype)[0])
-            ),
+            lambda variant: variant.name.startswith(tuple(kernel.split(","))) and variant.padded_width in wanted,
             lambda done, total, name: update(f"Compiling {name}", done, total),
             jobs=jobs,
         )

@@ -37,7 +37,9 @@ COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
-FLOAT8_WARPS = 4  # at least: with two, numbers in conversion would spill
+# At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
+# spill, and addresses, of which narrow loads have twice as many.
+CAREFUL_WARPS = 4
 FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
@@ -84,14 +86,14 @@ def plan_decode_attention(
     padded, unit = padded_width(width), width_unit(width, dtype)
     head_rows = (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded)
-    tuned = tuned or split_choice(arch, dtype, padded, rows, float8)
+    tuned = tuned or split_choice(arch, dtype, padded, rows, unit, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
     with_new = {**sizes, "n_new": new, "n_splits": splits}
     combine_unit = min(unit, COMBINE_UNIT)
     floats = {"epsilon": epsilon, **score_scalars(width), "diagonal": diagonal}
     split = Step(
-        kernel=FLOAT8_KERNEL if float8 else "decode_split_kernel",
+        kernel=_split_kernel(float8),
         dtype=dtype,
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
@@ -131,18 +133,26 @@ def query_rows(head_rows: int, dtype: str, padded: int) -> int:
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
 
-def split_choice(arch: int, dtype: str, padded: int, rows: int, float8: bool = False) -> Choice:
-    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows."""
-    chosen = _beside_rows(choice(TUNED, arch, dtype, padded), dtype, rows)
-    return replace(chosen, num_warps=max(chosen.num_warps, FLOAT8_WARPS)) if float8 else chosen
+def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
+    """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows.
+
+    With a cache of E4M3 and with narrow loads there are more warps.
+    """
+    return _of_form(choice(TUNED, arch, dtype, padded), dtype, rows, unit, float8)
 
 
-def _beside_rows(tuned: Choice, dtype: str, rows: int) -> Choice:
+def _of_form(tuned: Choice, dtype: str, rows: int, unit: int, float8: bool) -> Choice:
+    if float8 or unit < compiled_units(dtype)[0]:
+        tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
         return tuned
     tokens, warps = WIDE_TILE
     stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
     return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=warps, num_stages=stages)
+
+
+def _split_kernel(float8: bool) -> str:
+    return FLOAT8_KERNEL if float8 else "decode_split_kernel"
 
 
 def _constants(padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
@@ -151,14 +161,14 @@ def _constants(padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, in
     return {**sizes, "CHUNK_D": WIDEST_CHUNK if widest else CHUNK}
 
 
-def split_variants(dtype: str, padded: int, tuned: Choice, unit: int) -> list[Variant]:
+def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, float8: bool = False) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first."""
     found = []
     for rows in row_counts(dtype, padded):
-        of_rows = _beside_rows(tuned, dtype, rows)
+        of_rows = _of_form(tuned, dtype, rows, unit, float8)
         sizes = _constants(padded, rows, of_rows, unit)
         launch = (of_rows.num_warps, of_rows.num_stages)
-        found.append(Variant("decode_split_kernel", dtype, tuple(sizes.items()), *launch))
+        found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
     return found
 
 
@@ -167,12 +177,11 @@ def variants(arch: int) -> list[Variant]:
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
+            tuned = choice(TUNED, arch, dtype, padded)
             for unit in compiled_units(dtype):
-                for split in split_variants(dtype, padded, choice(TUNED, arch, dtype, padded), unit):
-                    found.append(split)
-                    if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
-                        warps = max(split.num_warps, FLOAT8_WARPS)
-                        found.append(replace(split, kernel=FLOAT8_KERNEL, num_warps=warps))
+                found += split_variants(dtype, padded, tuned, unit)
+                if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
+                    found += split_variants(dtype, padded, tuned, unit, float8=True)
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (
                 ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),

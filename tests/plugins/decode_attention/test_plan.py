@@ -59,6 +59,15 @@ def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows):
     assert query_rows(head_rows, "float32", 256) == 16
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("width", [20, 36, 68, 132])
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
+def test_narrow_loads_take_the_tile_of_the_widest_and_at_least_four_warps(arch, width, dtype):
+    narrow, widest = (decode(arch=arch, width=each, dtype=dtype, groups=1).steps[0] for each in (width, width + 4))
+    assert narrow.constants == widest.constants | {"WIDTH_UNIT": 4} and widest.constants["WIDTH_UNIT"] == 8
+    assert narrow.num_warps == 4 >= widest.num_warps
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
