@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,25 +14,26 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from lucid_deploy.errors import LucidError
 
+log = logging.getLogger("lucid_deploy.serving")
+JOINING_SECONDS = 60.0  # that machines may take to join a cluster without an autoscaler
+POLL_SECONDS = 0.5
 _STATUS = b"__autoscaling_status"  # where the head node's monitor writes what ``ray status`` shows
 _ROUNDING = 1e-6  # of sums of tenths of processors
 
 
 @dataclass(frozen=True)
 class Need:
-    """What the application reserves at its start.
+    """What the application reserves at its start; its front doors reserve nothing.
 
     Attributes:
         engines: How many.
         cpus: Processors of each.
-        gpus: GPUs of each.
-        doors: Processors of all front doors.
+        gpus: GPUs of each: a part of one, or whole ones.
     """
 
     engines: int
     cpus: float
     gpus: float
-    doors: float
 
 
 @dataclass(frozen=True)
@@ -49,48 +52,60 @@ def machines() -> list[Machine]:
 
 def lack(need: Need, cluster: Sequence[Machine]) -> str | None:
     """Return what the machines lack, as a sentence; None if nothing is known to be lacking."""
-    each = f"an engine that reserves {need.cpus:g} processors and {need.gpus:g} GPUs"
+    each = _amount(need.cpus, "processor") + (f" and {_amount(need.gpus, 'GPU')}" if need.gpus else "")
     rooms = [_room(need, machine) for machine in cluster]
     if not any(rooms):
-        most = max((machine.cpus for machine in cluster), default=0), max((item.gpus for item in cluster), default=0)
+        cpus = _amount(max((machine.cpus for machine in cluster), default=0), "processor")
+        gpus = _amount(max((machine.gpus for machine in cluster), default=0), "GPU")
         return (
-            f"No machine of the Ray cluster can hold {each}: the largest has {most[0]:g} processors, {most[1]:g} GPUs."
+            f"No machine of the Ray cluster has room for an engine, which reserves {each}: they have up to {cpus} and "
+            f"up to {gpus}."
         )
     if sum(rooms) < need.engines:
-        return f"The Ray cluster can hold {sum(rooms):g} times {each}, not {need.engines} times."
-    wanted, there = need.engines * need.cpus + need.doors, sum(machine.cpus for machine in cluster)
-    if wanted > there + _ROUNDING:
-        return (
-            f"{need.engines} engines that reserve {need.cpus:g} processors each, and front doors that reserve "
-            f"{need.doors:g}, do not fit into the {there:g} processors of the Ray cluster."
-        )
+        return f"The Ray cluster has room for {sum(rooms):g} of {need.engines} engines; each reserves {each}."
     return None
 
 
+def _amount(number: float, what: str) -> str:
+    return f"{number:g} {what}" if number == 1 else f"{number:g} {what}s"
+
+
 def _room(need: Need, machine: Machine) -> float:
-    parts = ((need.cpus, machine.cpus), (need.gpus, machine.gpus))
-    return min((there + _ROUNDING) // wanted if wanted else math.inf for wanted, there in parts)
+    """Return how many engines a machine can hold. Ray takes a part of a GPU from one GPU, never from several."""
+    by_cpus = _times(need.cpus, machine.cpus)
+    if 0 < need.gpus < 1:
+        return min(by_cpus, machine.gpus // 1 * _times(need.gpus, 1.0))
+    return min(by_cpus, _times(need.gpus, machine.gpus))
 
 
-def check_room(need: Need, may_grow: bool) -> str | None:
-    """Check that the connected cluster can hold an application.
+def _times(wanted: float, there: float) -> float:
+    return (there + _ROUNDING) // wanted if wanted else math.inf
+
+
+def wait_for_room(need: Need, own: bool, patience: float = JOINING_SECONDS) -> None:
+    """Check that the connected cluster can hold an application; machines may still join one that is not our own.
+
+    A cluster with an autoscaler is not waited for: Ray asks it for machines once the application is deployed.
 
     Args:
         need: What it reserves.
-        may_grow: Whether machines may be added to the cluster.
-
-    Returns:
-        What is waited for, as a sentence; None if there is room.
+        own: Whether the cluster is this machine, started by this process.
+        patience: Seconds that machines may take to join another one.
 
     Raises:
-        LucidError: There is no room, and no machine will be added.
+        LucidError: There is no room.
     """
-    missing = lack(need, machines())
-    if missing is None:
-        return None
-    if may_grow:
-        return f"{missing} Waiting for its autoscaler to add machines."
-    raise LucidError(f"{missing} Lower --replica-cpus, --replica-gpus or the number of engines.")
+    end, told = time.monotonic() + patience, False
+    while (missing := lack(need, machines())) is not None:
+        if not own and has_autoscaler():
+            log.warning("%s Waiting for its autoscaler to add machines.", missing)
+            return
+        if own or time.monotonic() >= end:
+            raise LucidError(f"{missing} Lower --replica-cpus, --replica-gpus or the number of engines.")
+        if not told:
+            log.warning("%s Waiting up to %g s for machines to join it.", missing, patience)
+            told = True
+        time.sleep(POLL_SECONDS)
 
 
 def has_autoscaler() -> bool:
@@ -108,6 +123,8 @@ def may_grow(status: bytes | None) -> bool:
         status: What the head node's monitor wrote, JSON; None: nothing.
     """
     report = json.loads(status or b"{}").get("autoscaler_report")
-    if not isinstance(report, dict) or not report.get("active_nodes"):
+    if not isinstance(report, dict):
         return True
-    return set(report["active_nodes"]) != {f"node_{key}" for key in report.get("node_type_mapping") or {}}
+    kinds = report.get("node_type_mapping") or {}  # of machines that are not active, too
+    names = {*(report.get("active_nodes") or {}), *kinds.values()}
+    return not names or not names <= {f"node_{key}" for key in kinds}

@@ -32,7 +32,7 @@ from lucid_deploy.serving.loading import (
 )
 from lucid_deploy.serving.logs import set_up_logging
 from lucid_deploy.serving.prefix_routing import allowed_imbalance
-from lucid_deploy.serving.ray_capacity import Need, check_room, has_autoscaler
+from lucid_deploy.serving.ray_capacity import Need, wait_for_room
 from lucid_deploy.serving.ray_connection import connect
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import delete, run_until_ready, start_proxies
@@ -43,7 +43,6 @@ log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
 ENGINE = "Engine"
 DOOR_REQUESTS = 1000  # that a front door handles at once; admission is the engines' business
-DOOR_CPUS = 0.1
 PROBE_SECONDS = 2.0
 PROBE_PATIENCE = 3  # probes without answer until the application counts as not ready
 
@@ -97,9 +96,7 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
     previous: dict[int, Any] = {}
     try:  # a signal before all engines have loaded ends this as it ends any work
         connect(cluster.address, cluster.log_level)
-        waiting = check_room(_need(cluster), cluster.address is not None and has_autoscaler())
-        if waiting is not None:
-            log.warning("%s", waiting)
+        wait_for_room(Need(max(cluster.low, 1), cluster.cpus, cluster.gpus), own=cluster.address is None)
         start_proxies(cluster.host, cluster.port, cluster.address is not None)
         deployed = True
         run_until_ready(application(engine, api, cluster), APPLICATION, patient=cluster.address is not None)
@@ -117,14 +114,6 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
             # A cluster of our own ends with all of Serve. serve.shutdown() before that would make the controller kill
             # itself while it is asked to, which Ray reports as an error, on stdout.
             ray.shutdown()
-
-
-def _need(cluster: ClusterOptions) -> Need:
-    return Need(max(cluster.low, 1), cluster.cpus, cluster.gpus, _doors(cluster) * DOOR_CPUS)
-
-
-def _doors(cluster: ClusterOptions) -> int:
-    return 1 if cluster.high == 1 else 2
 
 
 def _set_on_signals(event: threading.Event) -> dict[int, Any]:
@@ -177,10 +166,10 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
     doors: Any = serve.deployment(
         serve.ingress(build)(),
         name="Api",
-        num_replicas=_doors(cluster),
+        num_replicas=1 if cluster.high == 1 else 2,
         max_ongoing_requests=DOOR_REQUESTS,
         graceful_shutdown_timeout_s=cluster.grace,
-        ray_actor_options={"num_cpus": DOOR_CPUS},
+        ray_actor_options={"num_cpus": 0},  # they are light, and engines may reserve every processor
     )
     return doors.bind(engines.bind(engine, cluster.log_level))
 

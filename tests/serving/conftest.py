@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 
 import httpx
 import pytest
@@ -10,6 +11,16 @@ import pytest
 from tests.patience import PATIENCE
 from tests.serving.patient_ray import patient_ray  # noqa: F401
 from tests.serving.serving_tools import artifacts, reference, server, start  # noqa: F401
+
+
+@pytest.fixture
+def serving_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the servers log, each line once, also after a test in this process has set their log up."""
+    logger = logging.getLogger("lucid_deploy.serving")
+    for name, value in (("handlers", []), ("propagate", True)):
+        monkeypatch.setattr(logger, name, value)
+    caplog.set_level(logging.INFO, logger.name)
+    return caplog
 
 
 @pytest.fixture(scope="session", autouse=True)

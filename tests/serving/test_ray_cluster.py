@@ -31,7 +31,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def cluster(artifacts: dict[str, Path], patient_ray: None) -> Iterator[Server]:
     words = ["serve", str(artifacts["static"]), "--port", str(free_port()), "--served-model-name", MODEL]
-    scale = ["--engine", "ray", "--replicas", "2", "--replica-cpus", "0.5", "--rows", "4", "--grace", "5"]
+    scale = ["--engine", "ray", "--replicas", "2", "--replica-cpus", "1", "--rows", "4", "--grace", "5"]
     running = Server(["-m", "lucid_deploy.cli", *words, *scale])
     yield running
     assert running.stop() == 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -80,12 +80,13 @@ def test_another_fault_is_named_with_the_deployment() -> None:
     )
 
 
-def test_what_is_waited_for_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("lucid_deploy.serving"), "propagate", True)
+def test_what_is_waited_for_is_logged_once(
+    serving_log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_start, "POLL_SECONDS", 0.0)
     slow = "Deployment 'Engine' has 1 replicas that have taken more than 30s to be scheduled."
     wait_until_running(looks(seen(DEPLOYING, slow), seen(DEPLOYING, slow), seen(RUNNING)), True)
-    assert [record.getMessage() for record in caplog.records] == [f"Engine: {slow}"]
+    assert [record.getMessage() for record in serving_log.records] == [f"Engine: {slow}"]
 
 
 def test_deleting_waits_as_long_as_requests_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +141,20 @@ def test_engines_get_whole_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(ray_cluster.serve, "deployment", noted)
     application(EngineOptions("large", speculate="draft", draft="small"), ApiOptions(), HERE)
     assert [(each.directory, each.draft) for each in bound] == [(str(tmp_path / "large"), str(tmp_path / "small"))]
+
+
+@pytest.mark.parametrize("high", [1, 2])
+def test_engines_may_reserve_every_processor(monkeypatch: pytest.MonkeyPatch, high: int) -> None:
+    reserved: dict[object, object] = {}
+    deployment = ray_cluster.serve.deployment
+
+    def noted(target: object, **options: object) -> object:
+        reserved[options["name"]] = options["ray_actor_options"]
+        return deployment(target, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(ray_cluster.serve, "deployment", noted)
+    application(EngineOptions("artifact"), ApiOptions(), replace(HERE, high=high, cpus=2.0, gpus=0.5))
+    assert reserved == {ray_cluster.ENGINE: {"num_cpus": 2.0, "num_gpus": 0.5}, "Api": {"num_cpus": 0}}
 
 
 @pytest.mark.parametrize(("to_zero", "state"), [(False, "loading"), (True, "ready")])
