@@ -6,15 +6,15 @@ import os
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from lucid_deploy.cli._names import in_capitals, long_name, near
 from lucid_deploy.cli._path_text import complete_paths
+from lucid_deploy.cli._sources import CONFIG, origins, source, variable
 from lucid_deploy.cli._streams import check_encoding
 from lucid_deploy.errors import LucidError
 
 PREFIX = "LUCID_DEPLOY"  # of the environment variables
-_VERBOSE, _CONFIG = "lucid_deploy.verbose", "lucid_deploy.config"  # in click's meta
+_VERBOSE = "lucid_deploy.verbose"  # in click's meta
 
 
 def is_verbose() -> bool:
@@ -47,16 +47,16 @@ class Command(click.Command):
             return super().parse_args(ctx, args)
         except click.BadParameter as error:
             named = error.param
-            if named is None or ctx.get_parameter_source(named.name or "") != ParameterSource.ENVIRONMENT:
+            where = "" if named is None else origins(ctx, [named])
+            if not where:
                 raise
-            message = f"{error.message} It comes from the environment variable {_variable(ctx, named)}."
-            raise click.BadParameter(message, ctx, named) from error
+            raise click.BadParameter(f"{error.message}{where}", ctx, named) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """See :class:`click.Command`; checks outputs, and with ``--verbose`` says which options come from elsewhere."""
         from lucid_deploy.cli._outputs import check_outputs
 
-        check_outputs(ctx.params, ctx.meta.get(_CONFIG))
+        check_outputs(ctx.params, ctx.meta.get(CONFIG))
         if ctx.meta.get(_VERBOSE):
             _show_sources(self, ctx)
         return super().invoke(ctx)
@@ -67,7 +67,7 @@ class Command(click.Command):
         if ctx.auto_envvar_prefix and named:
             formatter.write_paragraph()
             formatter.write_text(
-                f"Each option can also be set in the environment, as in {_variable(ctx, named[0])} for "
+                f"Each option can also be set in the environment, as in {variable(ctx, named[0])} for "
                 f"{named[0].opts[-1]}, or in a file: see --config."
             )
         super().format_epilog(ctx, formatter)
@@ -81,13 +81,13 @@ class Command(click.Command):
         if not ctx.auto_envvar_prefix or ctx.resilient_parsing:  # the latter while a shell completes
             return
         options = [item for item in self.params if isinstance(item, click.Option)]
-        known = {_variable(ctx, item) for item in options}
+        known = {variable(ctx, item) for item in options}
         start = f"{ctx.auto_envvar_prefix}_"
         unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
         if not unknown:
             return
         others = {  # other spellings of an option, and what its parameter is called in Python
-            f"{start}{in_capitals(name)}": _variable(ctx, item)
+            f"{start}{in_capitals(name)}": variable(ctx, item)
             for item in options
             for name in (item.name or "", *item.opts, *item.secondary_opts)
         }
@@ -101,7 +101,7 @@ class Command(click.Command):
             return
         for item in self.params:
             if isinstance(item, click.Option):
-                item.envvar, item.allow_from_autoenv = _variable(ctx, item), False
+                item.envvar, item.allow_from_autoenv = variable(ctx, item), False
 
 
 class Group(click.Group):
@@ -173,7 +173,7 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
 
     if value is not None and not ctx.resilient_parsing:
         ctx.default_map = read_defaults(value, ctx)
-        ctx.meta[_CONFIG] = value
+        ctx.meta[CONFIG] = value
 
 
 def _remember(name: str) -> Any:
@@ -196,22 +196,11 @@ def _remember(name: str) -> Any:
     return callback
 
 
-def _variable(ctx: click.Context, parameter: click.Parameter) -> str:
-    """Return the name of an option's environment variable: of its own, or made of the command and its longest name."""
-    return str(parameter.envvar or f"{ctx.auto_envvar_prefix}_{in_capitals(long_name(parameter))}")
-
-
 def _show_sources(command: click.Command, ctx: click.Context) -> None:
     from lucid_deploy.cli._console import console_err
 
     for parameter in command.params:
-        source = ctx.get_parameter_source(parameter.name or "")
-        if source == ParameterSource.ENVIRONMENT:
-            where = f"the environment variable {_variable(ctx, parameter)}"
-        elif source == ParameterSource.DEFAULT_MAP:
-            where = ctx.meta[_CONFIG]
-        else:
-            continue
-        name = long_name(parameter)
-        value = ctx.params.get(parameter.name or "", True)
-        console_err.print(f"{name} is {value}, from {where}", markup=False, soft_wrap=True)
+        where = source(ctx, parameter)
+        if where is not None:
+            value = ctx.params.get(parameter.name or "", True)
+            console_err.print(f"{long_name(parameter)} is {value}, from {where}", markup=False, soft_wrap=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from lucid_deploy.cli._names import long_name
+from lucid_deploy.cli._sources import is_given, origins
 from lucid_deploy.errors import LucidError
 
 LOCAL, RAY = "local", "ray"
@@ -34,9 +34,5 @@ def check_engine(context: click.Context, engine: str) -> None:
     for option in context.command.params:
         if isinstance(option, EngineOption) and option.engine != engine and is_given(context, option.name or ""):
             reason = "; with ray, Ray's proxies handle the connections" if option.engine == LOCAL else ""
-            raise LucidError(f"{long_name(option)} is for --engine {option.engine}{reason}. Leave it out.")
-
-
-def is_given(context: click.Context, name: str) -> bool:
-    """Whether an option was given, on the command line or elsewhere, its default's value included."""
-    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+            where = origins(context, [option])
+            raise LucidError(f"{long_name(option)} is for --engine {option.engine}{reason}.{where} Leave it out.")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
 from lucid_deploy.cli._names import long_name
 from lucid_deploy.cli._options import choice_option, json_option, type_option
+from lucid_deploy.cli._sources import is_given, origins
 
 if TYPE_CHECKING:
     from lucid_deploy.export.quantize_options import QuantizeOptions
@@ -244,14 +244,10 @@ def _quantize_options(
     if quantize is not None:
         return QuantizeOptions(quantize, format=quantize_format, embeddings=quantize_embeddings, **others)
     names, context = {"quantize_format", "quantize_embeddings", *others}, click.get_current_context()
-    given = [
-        long_name(option)
-        for option in context.command.params
-        if option.name in names and context.get_parameter_source(option.name) is not ParameterSource.DEFAULT
-    ]
+    given = [option for option in context.command.params if option.name in names and is_given(context, option.name)]
     if given:  # the default too: who asks for --method rtn expects it
         raise LucidError(
-            f"{', '.join(given)} is for quantized weights. Add --quantize int8, int4, fp8 or nvfp4 (or stored, where "
-            "the checkpoint is quantized already), or leave it out."
+            f"{', '.join(map(long_name, given))} is for quantized weights.{origins(context, given)} Add --quantize "
+            "int8, int4, fp8 or nvfp4 (or stored, where the checkpoint is quantized already), or leave it out."
         )
     return None

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine, is_given
+from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine
+from lucid_deploy.cli._names import long_name
 from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
+from lucid_deploy.cli._sources import is_given, origins
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
@@ -341,9 +343,10 @@ def ray_application(args: dict[str, str]) -> Any:
         reason = error.format_message() if isinstance(error, click.ClickException) else str(error)
         raise LucidError(f"options: {reason}") from error
     options = context.params
-    for name in _NOT_IN_A_CONFIGURATION:
-        if is_given(context, name):
-            raise LucidError(f"options: --{name.replace('_', '-')} has no meaning here; Ray's configuration says it.")
+    for option in command.params:
+        if option.name in _NOT_IN_A_CONFIGURATION and is_given(context, option.name):
+            reason = f"has no meaning here; Ray's configuration says it.{origins(context, [option])}"
+            raise LucidError(f"options: {long_name(option)} {reason}")
     check_engine(context, RAY)
     options["runtime"] = RuntimeOptions(**{field: options[field] for field in RUNTIME_FIELDS})
     options["speculation"] = SpeculationOptions(options["speculate"], options["draft"])

@@ -1,0 +1,48 @@
+"""Where the value of an option comes from: the command line, the environment, or a file of ``--config``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+from click.core import ParameterSource
+
+from lucid_deploy.cli._names import in_capitals, long_name
+
+CONFIG = "lucid_deploy.config"  # in click's meta: the file
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Whether an option was given, on the command line or elsewhere, its default's value included."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
+
+
+def variable(context: click.Context, parameter: click.Parameter) -> str:
+    """Return the name of an option's environment variable: of its own, or made of the command and its longest name."""
+    return str(parameter.envvar or f"{context.auto_envvar_prefix}_{in_capitals(long_name(parameter))}")
+
+
+def source(context: click.Context, parameter: click.Parameter) -> str | None:
+    """Return what a value comes from if not from the command line: a variable by name, or a file's path."""
+    found = context.get_parameter_source(parameter.name or "")
+    if found is ParameterSource.ENVIRONMENT:
+        return f"the environment variable {variable(context, parameter)}"
+    return str(context.meta[CONFIG]) if found is ParameterSource.DEFAULT_MAP else None
+
+
+def origins(context: click.Context, parameters: Sequence[click.Parameter]) -> str:
+    """Return sentences for an error about options: what those come from that are not on the command line.
+
+    Args:
+        context: Of the command.
+        parameters: The options; with several each sentence names its own.
+
+    Returns:
+        The sentences, each with a blank before it; empty if there are none.
+    """
+    sources = ((parameter, source(context, parameter)) for parameter in parameters)
+    return "".join(
+        f" {'It' if len(parameters) == 1 else long_name(parameter)} comes from {where}."
+        for parameter, where in sources
+        if where is not None
+    )
