@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.runtimes.evaluated_graph import Graph
+from lucid_deploy.runtimes.openvino.core import core
 from lucid_deploy.runtimes.openvino.session import DEVICE, compile_settings
 from lucid_deploy.runtimes.openvino.versions import check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -23,9 +24,8 @@ def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Grap
     import openvino
 
     check_version(openvino.__version__)
-    core = openvino.Core()
-    read = core.read_model(model.SerializeToString())
-    request = core.compile_model(read, DEVICE, compile_settings(options.threads)).create_infer_request()
+    read = core().read_model(model.SerializeToString())
+    request = core().compile_model(read, DEVICE, compile_settings(options.threads)).create_infer_request()
     names = [output.name for output in model.graph.output]
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -12,6 +12,7 @@ from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
+from lucid_deploy.runtimes.openvino.core import core
 from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -122,7 +123,7 @@ class _Graph:
         path = artifact.graph_path(stage)
         settings = compile_settings(threads)
         try:
-            compiled: openvino.CompiledModel = openvino.Core().compile_model(str(path), DEVICE, settings)
+            compiled: openvino.CompiledModel = core().compile_model(str(path), DEVICE, settings)
         except RuntimeError as error:
             reason = _reason(str(error))
             raise CheckFailed(f"OpenVINO {openvino.__version__} cannot load {path}: {reason}") from error
