@@ -179,11 +179,12 @@ def _described(source: Checkpoint, options: ExportOptions) -> tuple[LayerDescrip
 
 def _file_facts(directory: Path, known: dict[str, str]) -> dict[str, dict[str, object]]:
     return {
-        path.name: {
+        path.relative_to(directory).as_posix(): {
             "size": path.stat().st_size,
             "sha256": known.get(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
         }
-        for path in sorted(directory.iterdir())
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
     }
 
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lucid_deploy.artifact.chat_templates import read_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import read_settings
-from lucid_deploy.model.checkpoint import TOKENIZER_FILES
+from lucid_deploy.model.tokenizer_files import tokenizer_files
 
 # Blanks in a row, line breaks, digits, marks, letters of several scripts, and what a vocabulary may lack.
 _SAMPLES = (
@@ -35,10 +36,11 @@ def check_tokenizer(checkpoint: Path) -> None:
     """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text.
 
     Raises:
-        LucidError: ``tokenizer.json`` is there, and it or a file beside it cannot be read.
+        LucidError: ``tokenizer.json`` is there, and it or a file beside it cannot be read, chat templates included.
     """
     if (checkpoint / "tokenizer.json").is_file():
         TextTokenizer(checkpoint)
+        read_chat_templates(checkpoint)
 
 
 def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
@@ -47,9 +49,9 @@ def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
     Returns:
         Sentences for the user about a conversion, done or failed, and about tokens that ``tokenizer.json`` lacks.
     """
-    for name in ("config.json", *TOKENIZER_FILES):
-        if (checkpoint / name).is_file():
-            shutil.copyfile(checkpoint / name, building / name)
+    for name in ("config.json", *tokenizer_files(checkpoint)):
+        (building / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(checkpoint / name, building / name)
     if (building / "tokenizer.json").is_file():
         return _named_beside(building)
     return _convert(building) if (building / "tokenizer.model").is_file() else ()

@@ -109,7 +109,7 @@ def read_settings(directory: Path) -> TokenizerSettings:
         LucidError: A file cannot be read, or says what transformers would not take either.
     """
     path = directory / CONFIG
-    settings = _read(path)
+    settings = read_tokenizer_file(path)
     if _ADDITIONAL in settings and not settings.get(_EXTRA):
         settings[_EXTRA] = settings.pop(_ADDITIONAL)
     texts = [name for name, value in settings.items() if _is_specific(name) and isinstance(value, str)]
@@ -149,14 +149,14 @@ def padding_token(directory: Path) -> str | None:
     Raises:
         LucidError: The file cannot be read.
     """
-    padding = _read(directory / "tokenizer.json").get("padding")
+    padding = read_tokenizer_file(directory / "tokenizer.json").get("padding")
     found = padding.get("pad_token") if isinstance(padding, dict) else None
     return found if isinstance(found, str) else None
 
 
 def _merge_map(settings: dict[str, Any], specific: dict[str, Any], path: Path) -> dict[str, Any]:
     """Put what ``special_tokens_map.json`` says over the settings, and return the tokens of this model alone."""
-    for name, value in _read(path).items():
+    for name, value in read_tokenizer_file(path).items():
         if isinstance(value, dict) and name != _EXTRA:
             settings[name] = _token({**value, "special": True}, name, path)
         elif isinstance(value, list) and name == _EXTRA:
@@ -182,7 +182,7 @@ def _added(settings: dict[str, Any], path: Path) -> dict[int, AddedToken]:
     special = {str(settings[name]) for name in STANDARD if settings.get(name)}
     special |= {str(token) for token in settings.get(_EXTRA) or []}
     found = {}
-    for text, index in _read(path).items():
+    for text, index in read_tokenizer_file(path).items():
         if not isinstance(index, int) or isinstance(index, bool):
             raise LucidError(f"{path}: the id of {text!r} must be a whole number.")
         found[index] = AddedToken(text, normalized=text not in special, special=text in special)
@@ -247,8 +247,12 @@ def _same(left: AddedToken, right: AddedToken) -> bool:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return an object from a JSON file; empty without the file."""
+def read_tokenizer_file(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; empty without the file.
+
+    Raises:
+        LucidError: It cannot be read, or is no object.
+    """
     if not path.is_file():
         return {}
     try:

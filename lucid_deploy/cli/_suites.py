@@ -142,13 +142,14 @@ def chat_renderer(artifact: Artifact) -> Callable[[list[dict[str, str]], bool], 
     """Return what turns messages into text with an artifact's chat template.
 
     Raises:
-        LucidError: It has none.
+        LucidError: It has none, or none for chats without tools.
     """
-    from lucid_deploy.serving.chat import load_chat_template
+    from lucid_deploy.serving.chat import load_chat_templates
 
-    template = load_chat_template(artifact.directory)
-    if template is None:
+    templates = load_chat_templates(artifact.directory)
+    if templates is None:
         raise LucidError(f"{artifact.directory} has no chat template: leave --apply-chat-template out.")
+    template = templates.chosen()
     return lambda messages, go_on: template.render(messages, go_on=go_on)
 
 

@@ -83,6 +83,8 @@ def command(
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(_reader(opened, runtime.allow_extrapolation))
         chats = reader.has_chat_template and not completion
+        if chats and reader.chat_refusal is not None:
+            raise LucidError(f"{reader.chat_refusal} With --completion the model continues a text.")
         if system is not None and not chats:
             why = "with --completion" if completion else "the model has no chat template"
             raise LucidError(f"--system needs a chat template: {why}.")

@@ -28,17 +28,6 @@ if TYPE_CHECKING:
     from lucid_deploy.model.packed.weight import PackedWeight
 
 DEMO = "demo"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 # Buffers that old Llama checkpoints carry; they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
 # Types of stored tensors, as safetensors spells them; others are quantized, and mean nothing without their scales.

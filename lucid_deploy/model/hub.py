@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.model.checkpoint import DEMO, TOKENIZER_FILES
+from lucid_deploy.model.checkpoint import DEMO
 from lucid_deploy.model.config import parse_config, read_config
 from lucid_deploy.model.packed.read import OLDER_FILE, split_layout
+from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SETTINGS = ("config.json", OLDER_FILE)  # what is read before any weights are asked for
-_FILES = (*_SETTINGS, *TOKENIZER_FILES, "model.safetensors", "model.safetensors.index.json")
+_FILES = (*_SETTINGS, "model.safetensors", "model.safetensors.index.json")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 Progress = Callable[[str, int, int], None]
@@ -141,7 +142,7 @@ def _wanted(files: list[str], where: str) -> list[str]:
     Raises:
         LucidError: No configuration, or no safetensors.
     """
-    found = [file for file in files if file in _FILES or _SHARD.fullmatch(file)]
+    found = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]
     if "config.json" not in found:
         raise LucidError(f"{where} has no config.json on the Hub: it is no checkpoint.")
     if "model.safetensors.index.json" not in found:

@@ -1,4 +1,4 @@
-"""Chat templates: the Jinja template that lies beside a tokenizer, rendered in a sandbox as transformers does."""
+"""Chat templates: the Jinja templates that lie beside a tokenizer, rendered in a sandbox as transformers does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lucid_deploy.artifact.chat_templates import DEFAULT, WITH_TOOLS, TemplateText, read_chat_templates
 from lucid_deploy.artifact.tokenizer_settings import padding_token, read_settings
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.json_fields import half_character
@@ -101,38 +102,62 @@ def _up_to_the_mark(text: str, content: str) -> str:
     return kept if text.startswith(_END, place) else kept.rstrip()
 
 
-def load_chat_template(directory: Path) -> ChatTemplate | None:
-    """Return the template of an artifact, or None if it has none.
+class ChatTemplates:
+    """The templates of a model, of which a chat's tools decide which one it is rendered with, as in transformers.
 
-    It is ``chat_template.jinja``, or ``chat_template`` in ``tokenizer_config.json`` (a text, or a list of named ones,
-    of which ``default`` is taken). Its special tokens are those that ``tokenizer_config.json`` and
-    ``special_tokens_map.json`` name, as transformers reads them.
+    Args:
+        texts: The templates by name.
+        special_tokens: Such as ``{"bos_token": "<s>"}``.
 
     Raises:
-        LucidError: It is not valid, a file names tokens that are none, or jinja2 is not installed.
+        LucidError: One that chats may be rendered with is not a valid template.
     """
-    path, alone = directory / "tokenizer_config.json", directory / "chat_template.jinja"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        source = alone.read_text(encoding="utf-8") if alone.is_file() else raw.get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise LucidError(f"{path} is not a readable tokenizer configuration: {error}.") from error
-    origin = str(alone if alone.is_file() else path)
-    if isinstance(source, list):
-        named = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        source = named.get("default")
-    if source is None:
+
+    def __init__(self, texts: dict[str, TemplateText], special_tokens: dict[str, str]) -> None:
+        self._names = sorted(texts)
+        self._templates = {
+            name: ChatTemplate(texts[name].text, special_tokens, texts[name].origin)
+            for name in (DEFAULT, WITH_TOOLS)  # nobody asks for others
+            if name in texts
+        }
+
+    def chosen(self, tools: bool = False) -> ChatTemplate:
+        """Return the template for chats with or without tools: ``tool_use`` for the former if there is one.
+
+        Raises:
+            LucidError: There is none of the right name.
+        """
+        names = (WITH_TOOLS, DEFAULT) if tools else (DEFAULT,)
+        for name in names:
+            if name in self._templates:
+                return self._templates[name]
+        raise LucidError(
+            f"Chats {'with' if tools else 'without'} tools need a chat template that is called {' or '.join(names)}; "
+            f"those of the model are called {', '.join(self._names) or 'nothing: its list is empty'}. Rename one in "
+            "the checkpoint and export again."
+        )
+
+
+def load_chat_templates(directory: Path) -> ChatTemplates | None:
+    """Return the templates of an artifact, or None if it has none.
+
+    Which files count says :mod:`~lucid_deploy.artifact.chat_templates`. Their special tokens are those that
+    ``tokenizer_config.json`` and ``special_tokens_map.json`` name, as transformers reads them.
+
+    Raises:
+        LucidError: One is not valid, a file names tokens that are none, or jinja2 is not installed.
+    """
+    texts = read_chat_templates(directory)
+    if texts is None:
         return None
-    if not isinstance(source, str):
-        raise LucidError(f"The chat template in {origin} must be a text.")
     try:
         import jinja2  # noqa: F401 (whether it is there)
     except ImportError as error:
         raise missing_extra("jinja2", "serve", "render chat templates") from error
     settings = read_settings(directory)
-    # tokenizer.json is large: it is read only if the template may ask for what it alone can say.
-    padding = padding_token(directory) if "pad_token" in source and "pad_token" not in settings.standard else None
-    return ChatTemplate(source, settings.texts(padding), origin)
+    # tokenizer.json is large: it is read only if a template may ask for what it alone can say.
+    asked = any("pad_token" in template.text for template in texts.values()) and "pad_token" not in settings.standard
+    return ChatTemplates(texts, settings.texts(padding_token(directory) if asked else None))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -30,7 +30,8 @@ class ChatReader:
     A template is a program that came with the model, and can loop or take all memory. Use it in a ``with``.
 
     Attributes:
-        has_chat_template: Whether the model has a chat template.
+        has_chat_template: Whether the model has chat templates.
+        chat_refusal: Why none of them can be used here; None if one can.
 
     Args:
         setup: What it reads for.
@@ -77,7 +78,7 @@ class ChatReader:
         if not isinstance(reply, ReaderReady):
             self._stop()
             raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
-        self.has_chat_template = reply.has_chat_template
+        self.has_chat_template, self.chat_refusal = reply.has_chat_template, reply.chat_refusal
 
     def _stop(self) -> None:
         self._process.kill()

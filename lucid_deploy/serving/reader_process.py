@@ -22,7 +22,7 @@ import msgspec
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
@@ -53,6 +53,7 @@ class ReaderReady(msgspec.Struct, frozen=True, tag="ready"):
     """The answer to the setup."""
 
     has_chat_template: bool
+    chat_refusal: str | None = None
 
 
 class BodyPrepared(msgspec.Struct, frozen=True, tag="prepared"):
@@ -96,7 +97,7 @@ def main() -> None:
         reason = str(error) or f"Tokenizer and chat template took more than {SETUP_SECONDS:g} s to load."
         write_frame(target, BodyRefused(500, reason, None, None))
         return
-    write_frame(target, ReaderReady(reader.can_chat))
+    write_frame(target, ReaderReady(reader.can_chat, reader.chat_refusal))
     gc.freeze()
     gc.disable()  # a body of a million lists would be gone through again and again while it is parsed
     while frame := read_frame(source):
@@ -156,7 +157,7 @@ def _open(setup: ReaderSetup) -> RequestReader:
     directory = Path(setup.directory)
     tokenizer = TextTokenizer(directory)
     _bound_memory(setup.limits.reading_bytes)  # before the template: compiling it computes what is constant in it
-    return RequestReader(setup.model, setup.limits, tokenizer, load_chat_template(directory))
+    return RequestReader(setup.model, setup.limits, tokenizer, load_chat_templates(directory))
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:

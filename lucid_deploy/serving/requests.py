@@ -9,7 +9,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
-from lucid_deploy.serving.chat import ChatTemplate
+from lucid_deploy.serving.chat import ChatTemplates
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
 from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job
@@ -64,20 +64,31 @@ class RequestReader:
         model: The served name.
         limits: What a request may ask for.
         tokenizer: The artifact's.
-        template: The artifact's chat template, if it has one.
+        templates: The artifact's chat templates, if it has any.
     """
 
-    def __init__(self, model: str, limits: Limits, tokenizer: TextTokenizer, template: ChatTemplate | None) -> None:
+    def __init__(self, model: str, limits: Limits, tokenizer: TextTokenizer, templates: ChatTemplates | None) -> None:
         self._model = model
         self._limits = limits
         self._tokenizer = tokenizer
-        self._template = template
+        self._templates = templates
         self._constraints = ConstraintReader(tokenizer, limits.vocabulary)
 
     @property
     def can_chat(self) -> bool:
-        """Whether there is a chat template."""
-        return self._template is not None
+        """Whether there are chat templates."""
+        return self._templates is not None
+
+    @property
+    def chat_refusal(self) -> str | None:
+        """Why chats without tools cannot be rendered, though there are chat templates; None if they can."""
+        if self._templates is None:
+            return None
+        try:
+            self._templates.chosen()
+        except LucidError as error:
+            return str(error)
+        return None
 
     def completion(self, data: bytes) -> PreparedRequest:
         """Read the body of ``/v1/completions``.
@@ -157,15 +168,15 @@ class RequestReader:
 
     def _chat(self, body: ChatRequest) -> PreparedRequest:
         self._check_model(body)
-        if self._template is None:
+        if self._templates is None:
             message = "The model has no chat template, so that it cannot chat; use /v1/completions."
             raise invalid(message, code="no_chat_template")
         if body.top_logprobs is not None and not body.logprobs:
             raise FieldError("top_logprobs needs logprobs: true.", "top_logprobs", "invalid_value")
         older = _within("max_tokens", body.max_tokens, self._limits.new_tokens)
         new = _within("max_completion_tokens", body.max_completion_tokens, self._limits.new_tokens)
-        tools = tool_use_of(body, self._template, self._tokenizer)
-        prompt = self._conversation(body, self._template, tools)
+        tools = tool_use_of(body, self._templates, self._tokenizer)
+        prompt = self._conversation(body, self._templates, tools)
         top = (body.top_logprobs or 0) if body.logprobs else None
         job = self._job(body, (prompt,), older if new is None else new, top)
         if tools is not None:
@@ -209,7 +220,10 @@ class RequestReader:
     def _echo(self, item: PromptItems) -> str:
         return item if isinstance(item, str) else self._tokenizer.decode(item)
 
-    def _conversation(self, body: ChatRequest, template: ChatTemplate, tools: ToolUse | None) -> tuple[int, ...]:
+    def _conversation(self, body: ChatRequest, templates: ChatTemplates, tools: ToolUse | None) -> tuple[int, ...]:
+        if tools is None and (refusal := self.chat_refusal) is not None:
+            raise invalid(refusal, code="no_chat_template")
+        template = templates.chosen(tools=tools is not None)
         messages = messages_of(body.messages)
         self._check_length(sum(map(_characters, messages)), "messages")
         try:

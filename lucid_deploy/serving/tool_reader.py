@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_json_schema
 from lucid_deploy.generation.guided_fields import named
 from lucid_deploy.json_fields import FieldError
 from lucid_deploy.serving.bodies import ChatRequest, Message, refuse_unsupported
-from lucid_deploy.serving.chat import ChatTemplate
+from lucid_deploy.serving.chat import ChatTemplates
 from lucid_deploy.serving.tool_bodies import Tool, ToolChoice
 from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
 from lucid_deploy.serving.tool_grammar import tool_grammar
@@ -37,7 +38,7 @@ class ToolUse:
     trigger_token: int | None
 
 
-def tool_use_of(body: ChatRequest, template: ChatTemplate, tokenizer: TextTokenizer) -> ToolUse | None:
+def tool_use_of(body: ChatRequest, templates: ChatTemplates, tokenizer: TextTokenizer) -> ToolUse | None:
     """Return what the tools of a body mean; None if it has none, or they must not be called.
 
     Raises:
@@ -48,10 +49,7 @@ def tool_use_of(body: ChatRequest, template: ChatTemplate, tokenizer: TextTokeni
         if choice not in (None, "none", "auto"):
             raise FieldError("tool_choice needs tools.", "tool_choice", "invalid_value")
         return None
-    form = tool_format_of(template.source)
-    if form is None:
-        message = "tools: the model's chat template has no tools, or writes calls in a form that is unknown here."
-        raise FieldError(message, "tools", "unsupported_parameter")
+    form = _form(templates)
     schemas = _schemas(tools)
     if isinstance(choice, ToolChoice):
         name = choice.function.name
@@ -67,6 +65,18 @@ def tool_use_of(body: ChatRequest, template: ChatTemplate, tokenizer: TextTokeni
     several = body.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
     constraint = tool_grammar(form, schemas, must_call, several, special)
     return ToolUse([_shown(tool) for tool in tools], form, constraint, special)
+
+
+def _form(templates: ChatTemplates) -> ToolFormat:
+    """Return how the template for tools writes calls."""
+    try:
+        form = tool_format_of(templates.chosen(tools=True).source)
+    except LucidError as error:
+        raise FieldError(f"tools: {error}", "tools", "unsupported_parameter") from error
+    if form is None:
+        message = "tools: the model's chat template has no tools, or writes calls in a form that is unknown here."
+        raise FieldError(message, "tools", "unsupported_parameter")
+    return form
 
 
 def _refuse_other_forms(body: ChatRequest) -> None:

@@ -102,6 +102,15 @@ def test_a_model_without_a_template_continues_one_text(with_tokenizer: Path) -> 
     assert "--system needs a chat template: the model has no chat template." in refused.stderr
 
 
+def test_templates_of_which_none_is_for_chats_without_tools(with_tokenizer: Path) -> None:
+    named = {"chat_template": {"tool_use": TEMPLATE, "rag": TEMPLATE}}
+    replace_file(with_tokenizer, "tokenizer_config.json", json.dumps(named).encode())
+    refused = chat(with_tokenizer, "w1", status=2)
+    assert "those of the model are called rag, tool_use. " in refused.stderr and refused.stderr.count("\n") == 1
+    assert "With --completion the model continues a text." in refused.stderr
+    assert chat(with_tokenizer, "w1", options=(*FIXED, "--completion")).stdout
+
+
 def test_completion_of_a_model_with_a_template(chatty: Path) -> None:
     assert chat(chatty, "w1 w2", options=(*FIXED, "--completion")).stdout == ran(chatty, "w1 w2") + "\n"
 

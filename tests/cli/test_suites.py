@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.cli import main
 from lucid_deploy.cli._suite_options import SuiteArguments
-from lucid_deploy.cli._suites import Request
+from lucid_deploy.cli._suites import Request, chat_renderer
 from lucid_deploy.cli._suites import run as run_suite
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from tests.evaluation.suites.conftest import Pair, data, llama, write_rows  # noqa: F401 (fixtures)
 
@@ -43,6 +44,17 @@ def test_a_suite_and_a_second_model(llama: Pair, data: Path, tmp_path: Path) -> 
     assert json.loads(again.stdout)["tasks"] == facts["tasks"]
     other = run(*options, *kept, "--truncate", "left")
     assert other.exit_code == 2 and "answers of another run: truncate differ" in " ".join(other.stderr.split())
+
+
+def test_chats_are_rendered_with_the_template_called_default(llama: Pair, tmp_path: Path) -> None:  # noqa: F811
+    artifact = Artifact(tmp_path, llama.artifact.manifest)
+    config = {"chat_template": {"default": "plain {{ messages[0].content }}", "tool_use": "tools"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert chat_renderer(artifact)([{"role": "user", "content": "t"}], False) == "plain t"
+    del config["chat_template"]["default"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(LucidError, match="called default; those of the model are called tool_use"):
+        chat_renderer(artifact)
 
 
 def test_only_the_first_model_is_ablated(llama: Pair, data: Path) -> None:  # noqa: F811

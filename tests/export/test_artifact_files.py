@@ -6,7 +6,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from lucid_deploy.artifact import Artifact, check_hashes
+import pytest
+from click.testing import CliRunner
+
+from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
+from lucid_deploy.cli import main
+from lucid_deploy.errors import CheckFailed
+from lucid_deploy.export import export
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -19,6 +25,25 @@ def test_manifest_names_every_file(exported: Exported) -> None:
     assert data["format"] == "lucid-deploy" and data["format_version"] == 2
     assert set(data["versions"]) >= {"lucid-deploy", "torch", "onnx", "onnxscript"}
     check_hashes(artifact)
+
+
+def test_further_chat_templates_are_copied_and_listed(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(num_hidden_layers=1)
+    folder = checkpoint / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("{{ tools }}")
+    (folder / "notes.txt").write_text("nobody needs this")
+    artifact = export(checkpoint, tmp_path / "artifact")
+    name = "additional_chat_templates/tool_use.jinja"
+    on_disk = {path.relative_to(artifact.directory).as_posix() for path in artifact.directory.rglob("*.*")}
+    assert on_disk == {"lucid.json", *artifact.manifest.files} and name in on_disk
+    assert name in CliRunner().invoke(main, ["inspect", str(artifact.directory), "--check"]).stdout
+    artifact.path(name).write_text("{{ 'else' }}")
+    with pytest.raises(CheckFailed, match=f"sha256 of {name} differs"):
+        check_hashes(artifact)
+    artifact.path(name).unlink()
+    with pytest.raises(CheckFailed, match=f"{name} is missing"):
+        open_artifact(artifact.directory)
 
 
 def test_graphs_hold_no_paths_of_the_exporting_machine(exported: Exported) -> None:

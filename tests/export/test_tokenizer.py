@@ -131,6 +131,25 @@ def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path, with
         check_tokenizer(checkpoint)
 
 
+def test_chat_templates_are_copied_or_refused_at_once(checkpoint: Path, with_tokenizer: Path) -> None:
+    shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
+    folder = checkpoint / "additional_chat_templates"
+    folder.mkdir()
+    for name in ("tool_use.jinja", "file.jinja"):
+        (folder / name).write_text("{{ tools }}")
+    with pytest.raises(LucidError, match=r"file\.jinja: transformers takes"):
+        check_tokenizer(checkpoint)
+    (folder / "file.jinja").rename(folder / "rag.jinja")
+    check_tokenizer(checkpoint)
+    building, _ = made(checkpoint)
+    theirs = AutoTokenizer.from_pretrained(str(checkpoint)).chat_template
+    assert (
+        AutoTokenizer.from_pretrained(str(building)).chat_template
+        == theirs
+        == dict.fromkeys(("tool_use", "rag"), "{{ tools }}")
+    )
+
+
 def test_export_says_what_to_do(
     checkpoint: Path,
     make_checkpoint: Callable[..., Path],

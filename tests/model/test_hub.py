@@ -68,6 +68,17 @@ def test_a_checkpoint_and_nothing_else_is_fetched(hub: Hub, published: Path, opt
     assert {authorization for *_, authorization in hub.requests} == {None}
 
 
+def test_further_chat_templates_are_fetched(hub: Hub, published: Path, options: HubOptions) -> None:
+    folder = published / "additional_chat_templates"
+    folder.mkdir()
+    for name in ("tool_use.jinja", "notes.txt"):
+        (folder / name).write_text("{{ tools }}")
+    hub.add(NAME, published)
+    directory, _ = fetch(NAME, options)
+    assert hub.fetched() == {*TAKEN, "additional_chat_templates/tool_use.jinja"}
+    assert (directory / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
+
+
 def test_a_second_time_nothing_is_read_again(hub: Hub, published: Path, options: HubOptions) -> None:
     hub.add(NAME, published)
     first = fetch(NAME, options)

@@ -31,10 +31,8 @@ def limits(**more: Any) -> Limits:
     return Limits(**{**fixed, **more})
 
 
-def write_setup(
-    directory: Path, template: str | None = BY_REQUEST, rule: str | None = None, **more: Any
-) -> ReaderSetup:
-    """Write a tokenizer of the words w0 to w96 and a chat template; ``rule`` splits words by a regular expression."""
+def write_setup(directory: Path, template: Any = BY_REQUEST, rule: str | None = None, **more: Any) -> ReaderSetup:
+    """Write a tokenizer of the words w0 to w96 and ``chat_template``; ``rule`` splits words by a regular expression."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     if rule is not None:

@@ -10,7 +10,7 @@ import httpx
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
@@ -53,7 +53,7 @@ class ReaderHere:
 
     def __init__(self, setup: ReaderSetup) -> None:
         folder = Path(setup.directory)
-        self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+        self._reader = RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
 
     async def read(self, body: bytes, kind: Kind) -> PreparedRequest:
         return self._reader.read(kind, body)

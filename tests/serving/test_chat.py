@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.chat import ChatTemplate, load_chat_template
+from lucid_deploy.serving.chat import ChatTemplate, load_chat_templates
 from tests.serving.serving_tools import TEMPLATE
 
 MESSAGES: list[dict[str, Any]] = [
@@ -51,9 +53,9 @@ def transformers_tokenizer(source: str) -> Any:
 def test_a_template_renders_as_in_transformers(source: str, tmp_path: Path) -> None:
     theirs = transformers_tokenizer(source)
     expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    ours = load_chat_template(settings(tmp_path, chat_template=source))
+    ours = load_chat_templates(settings(tmp_path, chat_template=source))
     assert ours is not None
-    assert ours.render(MESSAGES) == expected
+    assert ours.chosen().render(MESSAGES) == expected
 
 
 CONTINUED = [
@@ -116,26 +118,86 @@ def test_special_tokens_are_those_that_transformers_finds(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(whole))
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(stored_map))
     theirs = AutoTokenizer.from_pretrained(str(tmp_path))
-    ours = load_chat_template(tmp_path)
+    ours = load_chat_templates(tmp_path)
     assert ours is not None
-    assert ours.render(MESSAGES) == theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    assert ours.chosen().render(MESSAGES) == theirs.apply_chat_template(
+        MESSAGES, tokenize=False, add_generation_prompt=True
+    )
 
 
-def test_where_a_template_comes_from(tmp_path: Path) -> None:
-    assert load_chat_template(tmp_path) is None
-    assert load_chat_template(settings(tmp_path)) is None
-    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes {{ bos_token }}"}]
-    found = load_chat_template(settings(tmp_path, chat_template=named))
-    assert found is not None and found.render(MESSAGES) == "yes <s>"
-    (tmp_path / "chat_template.jinja").write_text("from the file")
-    found = load_chat_template(tmp_path)
-    assert found is not None and found.render(MESSAGES) == "from the file"
+TOOLS = [{"type": "function", "function": {"name": "time-now", "parameters": {"type": "object"}}}]
+PLAIN = "plain{% for m in messages %}{{ m.content }}{% endfor %}{{ tools is none }}"
+WITH_TOOLS = "tools{{ bos_token }}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{{ messages[0].content }}"
+OTHER = "{{ rag }}"
+EVERY = {"default": PLAIN, "tool_use": WITH_TOOLS, "rag": OTHER}
 
 
-@pytest.mark.parametrize("source", ["{% for", "{{ ", 7, {"a": 1}])
+def listed(*names: str) -> list[dict[str, str]]:
+    return [{"name": name, "template": EVERY[name]} for name in names]
+
+
+def outcome(render: Callable[[], str]) -> str:
+    """Return the text, or the names that a refusal lists."""
+    try:
+        return render()
+    except (LucidError, ValueError) as error:
+        assert "Rename one in the checkpoint" in str(error) or "no default specified" in str(error), error
+        return ", ".join(sorted(name for name in EVERY if re.search(f"called .*{name}[,.]|{name!r}", str(error))))
+
+
+@pytest.mark.parametrize("tools", [None, TOOLS], ids=["plain", "tools"])
+@pytest.mark.parametrize(
+    ("given", "alone", "folder"),
+    [
+        (listed("default", "tool_use", "rag"), None, {}),
+        (listed("default", "rag"), None, {}),
+        (listed("tool_use", "rag"), None, {}),
+        (listed("rag"), None, {}),
+        ([], None, {}),
+        (EVERY, None, {}),
+        ([*listed("default"), {"name": "default", "template": "the last one"}], None, {}),
+        (listed("default", "tool_use"), "alone", {}),
+        (listed("default", "tool_use"), "alone", {"tool_use": WITH_TOOLS}),
+        (listed("default"), None, {"tool_use": WITH_TOOLS}),
+        (PLAIN, None, {"rag": OTHER}),
+        (None, "alone", {"default": "further"}),
+        (None, "alone", {"default": "further", "tool_use": WITH_TOOLS, "rag": "{% broken and never rendered"}),
+        (PLAIN, "", {}),
+    ],
+)
+def test_the_template_is_the_one_that_transformers_takes(
+    given: Any, alone: str | None, folder: dict[str, str], tools: Any, tmp_path: Path
+) -> None:
+    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
+    settings(tmp_path, chat_template=given, bos_token="<s>", tokenizer_class="TokenizersBackend")
+    if alone is not None:
+        (tmp_path / "chat_template.jinja").write_text(alone)
+    for name, text in folder.items():
+        (tmp_path / "additional_chat_templates").mkdir(exist_ok=True)
+        (tmp_path / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+    theirs, ours = AutoTokenizer.from_pretrained(str(tmp_path)), load_chat_templates(tmp_path)
+    assert ours is not None
+    expected = outcome(lambda: theirs.apply_chat_template(MESSAGES, tools=tools, tokenize=False))
+    assert outcome(lambda: ours.chosen(tools=tools is not None).render(MESSAGES, tools)) == expected
+
+
+def test_without_a_template(tmp_path: Path) -> None:
+    assert load_chat_templates(tmp_path) is None
+    assert load_chat_templates(settings(tmp_path)) is None
+    assert load_chat_templates(settings(tmp_path, chat_template=None)) is None
+
+
+def test_an_unnamed_list_says_so(tmp_path: Path) -> None:
+    found = load_chat_templates(settings(tmp_path, chat_template=[]))
+    assert found is not None
+    with pytest.raises(LucidError, match="called default; those of the model are called nothing: its list is empty"):
+        found.chosen()
+
+
+@pytest.mark.parametrize("source", ["{% for", "{{ ", 7, {"a": 1}, {"tool_use": "{% for"}, ["x"], [{"name": "x"}]])
 def test_a_template_that_is_none(source: Any, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=r"chat template in .*tokenizer_config\.json"):
-        load_chat_template(settings(tmp_path, chat_template=source))
+        load_chat_templates(settings(tmp_path, chat_template=source))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.serving.reader_tools import write_setup
 
 def test_chats_become_token_ids(tmp_path: Path) -> None:
     with ChatReader(write_setup(tmp_path)) as reader:
-        assert reader.has_chat_template
+        assert reader.has_chat_template and reader.chat_refusal is None
         assert reader.token_ids([{"role": "user", "content": "w7 w8"}]) == [1, 7, 8]
         with pytest.raises(LucidError, match=r"took more than 0\.4 s of processor time"):
             reader.token_ids([{"role": "user", "content": "endless"}])
@@ -40,7 +40,7 @@ def test_a_process_that_ended_is_started_again(tmp_path: Path) -> None:
 
 def test_without_a_template(tmp_path: Path) -> None:
     with ChatReader(write_setup(tmp_path, None)) as reader:
-        assert not reader.has_chat_template
+        assert not reader.has_chat_template and reader.chat_refusal is None
         with pytest.raises(LucidError, match="no chat template"):
             reader.token_ids([{"role": "user", "content": "w6"}])
 

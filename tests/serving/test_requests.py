@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from tests.serving.reader_tools import chat, completion, write_setup
 
 
-def reader(folder: Path, template: str | None = "w1 {{ messages[0].content }}", **more: Any) -> RequestReader:
+def reader(folder: Path, template: Any = "w1 {{ messages[0].content }}", **more: Any) -> RequestReader:
     setup = write_setup(folder, template, **more)
-    return RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+    return RequestReader(setup.model, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
 
 
 def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> ApiError:
@@ -26,6 +27,25 @@ def refused(folder: Path, body: bytes, is_chat: bool = False, **more: Any) -> Ap
     with pytest.raises(ApiError) as caught:
         (read.chat if is_chat else read.completion)(body)
     return caught.value
+
+
+def test_a_chat_with_tools_is_rendered_with_the_template_for_tools(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "a"}}]
+    for_tools = "w7 {{ messages[0].content }}{# <tool_call></tool_call> {{ tools }} #}"
+    read = reader(tmp_path, [{"name": "default", "template": "w1"}, {"name": "tool_use", "template": for_tools}])
+    asked: list[dict[str, Any]] = [{"tools": tools}, {"tools": tools, "tool_choice": "none"}, {"tools": []}, {}]
+    assert [read.chat(chat("w5", **fields)).job.prompts[0] for fields in asked] == [(7, 5), (1,), (1,), (1,)]
+    theirs, messages = AutoTokenizer.from_pretrained(str(tmp_path)), [{"role": "user", "content": "w5"}]
+    assert theirs.apply_chat_template(messages, tools=tools, tokenize=False) == "w7 w5"
+    assert theirs.apply_chat_template(messages, tokenize=False) == "w1"
+
+
+def test_chats_without_tools_need_a_template_called_default(tmp_path: Path) -> None:
+    read = reader(tmp_path, {"tool_use": "{{ tools }}"})
+    with pytest.raises(ApiError, match=r"called default; those of the model are called tool_use\.") as caught:
+        read.chat(chat("w5"))
+    assert (caught.value.status, caught.value.code) == (400, "no_chat_template")
+    assert read.can_chat and read.chat_refusal == caught.value.message
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.serving.chat import load_chat_template
+from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from tests.serving.reader_tools import MODEL, write_setup
@@ -22,7 +22,7 @@ TEMPLATE = (
 
 def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
     setup = write_setup(folder, template)
-    reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), load_chat_template(folder))
+    reader = RequestReader(MODEL, setup.limits, TextTokenizer(folder), load_chat_templates(folder))
     return reader.response(json.dumps({"model": MODEL, "input": given, **fields}).encode())
 
 

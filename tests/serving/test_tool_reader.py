@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from lucid_deploy.artifact.chat_templates import TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.chat import ChatTemplate
+from lucid_deploy.serving.chat import ChatTemplates
 from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
 from tests.generation.guided_walks import tokenizer_of
 from tests.serving.test_tool_bodies import read
@@ -26,8 +27,12 @@ def tokenizer(tmp_path: Path) -> TextTokenizer:
     return tokenizer_of("byte-level bpe", tmp_path)
 
 
-def template(name: str = "hermes") -> ChatTemplate:
-    return ChatTemplate(TEMPLATES[name], {}, "here")
+def templates(**texts: str) -> ChatTemplates:
+    return ChatTemplates({name: TemplateText(text, "here") for name, text in texts.items()}, {})
+
+
+def template(name: str = "hermes") -> ChatTemplates:
+    return templates(default=TEMPLATES[name])
 
 
 def test_without_tools_nothing_changes(tokenizer: TextTokenizer) -> None:
@@ -76,7 +81,21 @@ def test_wrong_tools_are_named(fields: dict[str, Any], param: str, said: str, to
 
 def test_a_template_without_tools_refuses_them_by_name(tokenizer: TextTokenizer) -> None:
     with pytest.raises(FieldError, match="template has no tools") as caught:
-        tool_use_of(read(tools=[TIME]), ChatTemplate("{{ messages[0].content }}", {}, "here"), tokenizer)
+        tool_use_of(read(tools=[TIME]), templates(default="{{ messages[0].content }}"), tokenizer)
+    assert caught.value.param == "tools"
+
+
+def test_the_form_is_that_of_the_template_for_tools(tokenizer: TextTokenizer) -> None:
+    plain, other = "{{ messages[0].content }}", "{{ tools }}"
+    for texts in ({"default": plain, "tool_use": TEMPLATES["hermes"]}, {"default": TEMPLATES["hermes"], "rag": other}):
+        use = tool_use_of(read(tools=[TIME]), templates(**texts), tokenizer)
+        assert use is not None and use.form.name == "hermes"
+    with pytest.raises(FieldError, match="template has no tools"):
+        tool_use_of(read(tools=[TIME]), templates(default=TEMPLATES["hermes"], tool_use=plain), tokenizer)
+    with pytest.raises(
+        FieldError, match=r"called tool_use or default; those of the model are called extra, rag\."
+    ) as caught:
+        tool_use_of(read(tools=[TIME]), templates(rag=plain, extra=other), tokenizer)
     assert caught.value.param == "tools"
 
 
@@ -85,7 +104,7 @@ def test_calls_and_results_reach_the_template() -> None:
     assert messages[1]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": {"city": "Rome"}}
     assert messages[2] == {"role": "tool", "content": "warm", "tool_call_id": "c1"}
     for name in TEMPLATES:
-        assert '"Rome"' in template(name).render(messages)
+        assert '"Rome"' in template(name).chosen().render(messages)
 
 
 @pytest.mark.parametrize(

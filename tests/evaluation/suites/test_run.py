@@ -179,10 +179,11 @@ def test_cut_prompts_are_counted(llama: Pair, data: Path, tmp_path: Path, write_
 
 
 def test_chats(llama: Pair, data: Path, reference: Any) -> None:
-    from lucid_deploy.serving.chat import load_chat_template
+    from lucid_deploy.serving.chat import load_chat_templates
 
-    template = load_chat_template(llama.artifact.directory)
-    assert template is not None
+    templates = load_chat_templates(llama.artifact.directory)
+    assert templates is not None
+    template = templates.chosen()
     options = SuiteOptions(limit=1, chat=lambda messages, go_on: template.render(messages, go_on=go_on))
     for suite in ("babilong", "mniah"):
         found = run_suite(llama.session, llama.tokenizer, SUITES[suite][:1], maker(llama, data), options)

@@ -1,0 +1,41 @@
+"""The files of a tokenizer, as checkpoints and artifacts name them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TEMPLATE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
+_SUFFIX = ".jinja"
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    TEMPLATE,
+    "generation_config.json",
+)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Say whether a file is one of them.
+
+    Args:
+        name: Its path in the checkpoint, with ``/``.
+    """
+    folder, _, file = name.rpartition("/")
+    return name in _FILES or (folder == TEMPLATE_FOLDER and file.endswith(_SUFFIX))
+
+
+def named_templates(directory: Path) -> dict[str, Path]:
+    """Return the chat templates of the folder for further ones, by the names that their files give them."""
+    found = sorted(path for path in (directory / TEMPLATE_FOLDER).glob(f"*{_SUFFIX}") if path.is_file())
+    return {path.name.removesuffix(_SUFFIX): path for path in found}
+
+
+def tokenizer_files(directory: Path) -> list[str]:
+    """Return those that a directory has, by their paths in it, with ``/``."""
+    named = [f"{TEMPLATE_FOLDER}/{path.name}" for path in named_templates(directory).values()]
+    return [name for name in _FILES if (directory / name).is_file()] + named
