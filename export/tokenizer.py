@@ -15,7 +15,7 @@ from typing import Any
 
 from lucid_deploy.artifact.chat_templates import read_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.artifact.tokenizer_settings import read_settings
+from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
 from lucid_deploy.model.tokenizer_files import tokenizer_files
 
 # Blanks in a row, line breaks, digits, marks, letters of several scripts, and what a vocabulary may lack.
@@ -36,11 +36,14 @@ def check_tokenizer(checkpoint: Path) -> None:
     """Refuse a tokenizer that cannot be read now, not when the artifact is first given a text.
 
     Raises:
-        LucidError: ``tokenizer.json`` is there, and it or a file beside it cannot be read, chat templates included.
+        LucidError: The tokenizer or a file beside it cannot be read, chat templates included.
     """
     if (checkpoint / "tokenizer.json").is_file():
         TextTokenizer(checkpoint)
-        read_chat_templates(checkpoint)
+    elif not (checkpoint / "tokenizer.model").is_file():
+        return
+    read_settings(checkpoint)
+    read_chat_templates(checkpoint)
 
 
 def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
@@ -86,6 +89,12 @@ def _convert(directory: Path) -> tuple[str, ...]:
     except ImportError:
         return ()
     path = directory / "tokenizer.model"
+    for name in ("add_bos_token", "add_eos_token"):
+        if (given := read_tokenizer_file(directory / CONFIG).get(name, False)) not in (True, False, None):
+            return (
+                f"tokenizer.model was not converted to tokenizer.json: {name} in {CONFIG} is {given!r}, which "
+                "transformers takes for the text of a token. Write true or false.",
+            )
     try:
         original = sentencepiece.SentencePieceProcessor(model_file=str(path))
         # Not AutoTokenizer: it may choose a class that replaces the file's own rules, and it may run code.

@@ -3,6 +3,8 @@
 ``special_tokens_map.json`` and ``added_tokens.json`` count only if ``tokenizer_config.json`` has no
 ``added_tokens_decoder``; then the former overrides ``tokenizer_config.json``, and ``tokenizer.json`` overrides the
 latter. With ``added_tokens_decoder``, that overrides what ``tokenizer.json`` says about a token, apart from its id.
+Beside ``tokenizer.json`` transformers passes over ``add_bos_token`` and ``add_eos_token`` of ``tokenizer_config.json``,
+whatever they are.
 """
 
 from __future__ import annotations
@@ -23,6 +25,17 @@ STANDARD = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cl
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 _ADDITIONAL, _EXTRA = "additional_special_tokens", "extra_special_tokens"
 _SPECIFIC, _DECODER = "model_specific_special_tokens", "added_tokens_decoder"
+_ADDING = ("add_bos_token", "add_eos_token")
+# The map is no place for these, but transformers takes them from there too, over what other files say.
+_NOT_IN_MAP = (
+    *_ADDING,
+    _SPECIFIC,
+    "chat_template",
+    "tokenizer_file",
+    "tokenizer_object",
+    "gguf_file",
+    "post_processor",
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,11 @@ class TokenizerSettings:
 
     def misnumbered(self, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
         """Return tokens with other ids than the files give them: (that of the files, that of the tokenizer or None)."""
-        ids = {token.content: (index, tokenizer.token_to_id(token.content)) for index, token in self.numbered.items()}
+        ids = {
+            token.content: (index, tokenizer.token_to_id(token.content))
+            for index, token in self.numbered.items()
+            if token.content
+        }
         return {text: pair for text, pair in ids.items() if pair[0] != pair[1]}
 
     def _padded(self, padding: str | None) -> dict[str, Token | None]:
@@ -110,6 +127,9 @@ def read_settings(directory: Path) -> TokenizerSettings:
     """
     path = directory / CONFIG
     settings = read_tokenizer_file(path)
+    _refuse_other_files(settings, path)
+    for name in _ADDING:
+        settings.pop(name, None)
     if _ADDITIONAL in settings and not settings.get(_EXTRA):
         settings[_EXTRA] = settings.pop(_ADDITIONAL)
     texts = [name for name, value in settings.items() if _is_specific(name) and isinstance(value, str)]
@@ -143,6 +163,16 @@ def read_settings(directory: Path) -> TokenizerSettings:
     )
 
 
+def _refuse_other_files(settings: dict[str, Any], path: Path) -> None:
+    """Refuse a list of tokenizers by versions of transformers, which chooses among them."""
+    given = settings.get("fast_tokenizer_files")
+    if given and given != ["tokenizer.json"]:
+        raise LucidError(
+            f"{path}: fast_tokenizer_files has transformers take another file than tokenizer.json, by its own version: "
+            f"{given!r}. Name the right one tokenizer.json and remove the key."
+        )
+
+
 def padding_token(directory: Path) -> str | None:
     """Return the ``pad_token`` of the padding that ``tokenizer.json`` describes: transformers' default for the name.
 
@@ -157,12 +187,18 @@ def padding_token(directory: Path) -> str | None:
 def _merge_map(settings: dict[str, Any], specific: dict[str, Any], path: Path) -> dict[str, Any]:
     """Put what ``special_tokens_map.json`` says over the settings, and return the tokens of this model alone."""
     for name, value in read_tokenizer_file(path).items():
+        if name in _NOT_IN_MAP:
+            raise LucidError(
+                f"{path}: transformers takes {name} from there too, where it does not belong. Remove it, or let "
+                "AutoTokenizer's save_pretrained write what it means into the right files."
+            )
         if isinstance(value, dict) and name != _EXTRA:
-            settings[name] = _token({**value, "special": True}, name, path)
+            settings[name] = _object({**value, "special": True}, name, path)
         elif isinstance(value, list) and name == _EXTRA:
             merged = list(settings.get(_EXTRA) or [])
             for item in value:
-                token = _token({**item, "special": True} if isinstance(item, dict) else item, name, path)
+                token = _object({**item, "special": True}, name, path) if isinstance(item, dict) else item
+                token = _token(token, name, path)
                 if token not in merged:
                     merged.append(token)
             settings[name] = merged
@@ -223,19 +259,23 @@ def _token(value: Any, name: str, path: Path) -> Token:
         return value
     if not isinstance(value, dict):
         raise LucidError(f"{path}: {name} must be a text, or an object with a text as content, not {value!r}.")
+    if value.get("__type") != "AddedToken" and value.get("content") is None:
+        raise LucidError(f"{path}: {name} has an object without a text as content: {value!r}.")
     return _object(value, name, path)
 
 
 def _object(value: dict[str, Any], name: str, path: Path) -> AddedToken:
+    """Return the token that an object describes; without a text it has an empty one, as in transformers."""
     from tokenizers import AddedToken
 
-    content, rules = value.get("content"), ("single_word", "lstrip", "rstrip", "normalized", "special")
+    content = "" if value.get("content") is None else value["content"]
+    rules = ("single_word", "lstrip", "rstrip", "normalized", "special")
     try:
         if isinstance(content, str):
             return AddedToken(content, **{rule: value[rule] for rule in rules if rule in value})
     except (TypeError, ValueError) as error:  # a rule that is no truth value, half a character
         raise LucidError(f"{path}: {name} has a token that is none: {error}.") from error
-    raise LucidError(f"{path}: {name} has an object without a text as content: {value!r}.")
+    raise LucidError(f"{path}: {name} has an object whose content is no text: {value!r}.")
 
 
 def _text(token: Token) -> str:

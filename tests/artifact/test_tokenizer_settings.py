@@ -74,6 +74,12 @@ def same_as_transformers(directory: Path) -> None:
             "special_tokens_map": {"extra_special_tokens": ["<image>", TOOL]},
             "tokenizer_config": {"extra_special_tokens": ["<pad>"]},
         },
+        {"special_tokens_map": {"eos_token": {"lstrip": True}, "image_token": {}, "odd": {"a": 1}}},
+        {"special_tokens_map": {"bos_token": {"content": None}, "extra_special_tokens": [{}, "<tool>"]}},
+        {"tokenizer_config": {"eos_token": {"__type": "AddedToken"}, "added_tokens_decoder": {"330": {}, "331": TOOL}}},
+        {"tokenizer_config": {"add_bos_token": "true", "add_eos_token": "<tool>", "bos_token": "<s>"}},
+        {"tokenizer_config": {"add_eos_token": {"__type": "AddedToken", **TOOL}, "add_bos_token": 7}},
+        {"tokenizer_config": {"fast_tokenizer_files": ["tokenizer.json"]}},
         {},
     ],
     ids=str,
@@ -82,6 +88,42 @@ def same_as_transformers(directory: Path) -> None:
 def test_tokens_are_those_of_transformers(files: dict[str, Any], padding: str | None, tmp_path: Path) -> None:
     added = [AddedToken("<s>", special=True), AddedToken("</s>")]
     same_as_transformers(write(tmp_path, added, padding, **files))
+
+
+TEMPLATED = {"bos_token": "<s>", "chat_template": "a"}
+
+
+@pytest.mark.parametrize(
+    ("stored_map", "said"),
+    [
+        ({"add_bos_token": True}, "takes add_bos_token from there too"),
+        ({"add_bos_token": "true"}, "takes add_bos_token from there too"),
+        ({"chat_template": "b"}, "takes chat_template from there too"),
+    ],
+)
+def test_what_transformers_takes_from_the_map_unasked_is_refused(
+    stored_map: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    write(tmp_path, [AddedToken("<s>", special=True)], tokenizer_config=TEMPLATED)
+    before = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert TextTokenizer(tmp_path).encode(TEXT) == before(TEXT).input_ids
+    write(tmp_path, [AddedToken("<s>", special=True)], tokenizer_config=TEMPLATED, special_tokens_map=stored_map)
+    after = AutoTokenizer.from_pretrained(str(tmp_path))
+    assert (after(TEXT).input_ids, after.chat_template) != (before(TEXT).input_ids, before.chat_template)
+    with pytest.raises(LucidError, match=rf"special_tokens_map\.json: transformers {said}"):
+        TextTokenizer(tmp_path)
+    decided = {**TEMPLATED, "added_tokens_decoder": {}}  # then the map does not count
+    same_as_transformers(write(tmp_path, [AddedToken("<s>")], tokenizer_config=decided))
+
+
+def test_a_tokenizer_for_another_version_of_transformers_is_refused(tmp_path: Path) -> None:
+    files = ["tokenizer.json", "tokenizer.5.0.0.json"]
+    write(tmp_path, [AddedToken("<s>")], tokenizer_config={"fast_tokenizer_files": files})
+    other = Tokenizer(models.BPE({sign: i for i, sign in enumerate(reversed(BYTES))}, []))
+    other.save(str(tmp_path / files[1]))
+    assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == 256  # without <s>
+    with pytest.raises(LucidError, match="fast_tokenizer_files has transformers take another file"):
+        TextTokenizer(tmp_path)
 
 
 def rules(random: Random) -> dict[str, bool]:
@@ -145,6 +187,9 @@ def test_a_token_that_was_special_is_still_left_out(tmp_path: Path) -> None:
         ("tokenizer_config", {"split_special_tokens": 1}, "split_special_tokens must be true or false"),
         ("tokenizer_config", [], "is not a readable tokenizer configuration"),
         ("special_tokens_map", {"eos_token": ["<s>"]}, r"map\.json: eos_token must be a text"),
+        ("special_tokens_map", {"eos_token": {"content": 7}}, "eos_token has an object whose content is no text"),
+        ("special_tokens_map", {"model_specific_special_tokens": {}}, "takes model_specific_special_tokens from there"),
+        ("special_tokens_map", {"additional_special_tokens": {}}, "must be a list of tokens"),
         ("special_tokens_map", 3, r"special_tokens_map\.json is not a readable"),
         ("added_tokens", {"<tool>": "5"}, "the id of '<tool>' must be a whole number"),
     ],

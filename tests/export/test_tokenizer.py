@@ -88,6 +88,17 @@ def test_a_result_that_differs_is_not_kept(checkpoint: Path, monkeypatch: pytest
     assert not (building / "tokenizer.json").exists()
 
 
+def test_a_switch_that_is_a_text_is_said(checkpoint: Path) -> None:
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": "true"}))
+    theirs = TokenizersBackend.from_pretrained(str(checkpoint), local_files_only=True)
+    assert theirs.special_tokens_map["add_bos_token"] == "true" and theirs("").input_ids == []
+    building, [note] = made(checkpoint)
+    assert "add_bos_token in tokenizer_config.json is 'true', which transformers takes for the text of a token." in note
+    assert not (building / "tokenizer.json").exists()
+
+
 def test_a_broken_file_is_said(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.model").write_bytes(b"nothing")
     building, [note] = made(checkpoint)
@@ -127,6 +138,9 @@ def test_tokens_that_other_files_name_are_said(checkpoint: Path, with_tokenizer:
 def test_settings_that_cannot_be_read_are_refused_at_once(checkpoint: Path, with_tokenizer: Path) -> None:
     shutil.copy(with_tokenizer / "tokenizer.json", checkpoint)
     (checkpoint / "special_tokens_map.json").write_text('{"eos_token": 7}')
+    with pytest.raises(LucidError, match=r"special_tokens_map\.json: eos_token must be a text"):
+        check_tokenizer(checkpoint)
+    (checkpoint / "tokenizer.json").unlink()  # it will be made from tokenizer.model
     with pytest.raises(LucidError, match=r"special_tokens_map\.json: eos_token must be a text"):
         check_tokenizer(checkpoint)
 
