@@ -19,6 +19,7 @@ from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
 from lucid_deploy.plugins.precondition import plan as precondition
 from lucid_deploy.plugins.shared.plan import FLOAT32_BYTES, Variant
 
+_SOLVE = "precondition_kernel"
 _PREFIX = "precondition_"  # of the solve's variants
 _DECODING = re.compile(r"decode_split_(float8_)?(b?float\d+)_")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -114,7 +115,12 @@ def report(
         LucidError: As there.
     """
     kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=progress)
-    solves = [(variant, arch) for arch in archs for variant in precondition.variants(arch) if select(variant)]
+    solves = [
+        (variant, arch)
+        for arch in archs
+        for variant in precondition.variants(arch)
+        if variant.kernel == _SOLVE and select(variant)
+    ]
     return [*map(describe, kernels), *_yardsticks(solves, default_cache() if cache is None else cache)]
 
 

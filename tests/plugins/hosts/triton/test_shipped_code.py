@@ -124,12 +124,23 @@ def test_the_page_says_what_the_results_say_of_the_delta_rule() -> None:
 
 @pytest.mark.parametrize("arch", aot.ARCHITECTURES)
 def test_the_results_have_every_form_for_these_widths_and_none_spills_in_its_loop(arch: int) -> None:
-    """Of solve, decoding and delta rule, with narrow loads too; the attention that the solve is compared with may."""
-    kernels = ("precondition_kernel", "decode_split_kernel", "decode_split_float8_kernel")
-    deltas = ("delta_chunk_kernel", "delta_state_kernel", "delta_decode_kernel")
-    shipped = {variant.name: variant for variant in aot.variants(arch) if variant.kernel in (*kernels, *deltas)}
+    """Of all that is launched, with narrow loads too; the attention that the solve is compared with may spill."""
+    shipped = {variant.name: variant for variant in aot.variants(arch)}
     rows = {name: row for (gpu, name), row in rows_of_results().items() if gpu == str(arch / 10)}
     assert set(shipped) == {name for name in rows if not name.startswith("causal_attention")}
     for name, variant in shipped.items():
         assert rows[name]["constants"] == dict(variant.constants) and rows[name]["num_warps"] == variant.num_warps
         assert rows[name]["loop_spills"] == 0, name
+
+
+def test_of_the_small_kernels_only_the_one_that_joins_several_tokens_spills_and_in_float32_alone() -> None:
+    """Outside of its loop, as docs/tensorrt.md says."""
+    small = ("key_norms", "decode_combine", "verify_combine")
+    rows = {key: row for key, row in rows_of_results().items() if key[1].startswith(small)}
+    assert len(rows) == 6 * 3 * 12
+    spilling = {name for (_, name), row in rows.items() if row["spills"]}
+    assert spilling == {"verify_combine_float32_d128_u4", "verify_combine_float32_d256_u4"}
+    widest = [row["spills"] for (_, name), row in rows.items() if name == "verify_combine_float32_d256_u4"]
+    wide = [row["spills"] for (_, name), row in rows.items() if name == "verify_combine_float32_d128_u4"]
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"up to {max(wide)} times at width 128 and {min(widest)} to {max(widest)} times at 256" in page

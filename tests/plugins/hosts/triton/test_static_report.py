@@ -53,6 +53,14 @@ def test_what_was_compiled_is_described_without_compiling(found, cache, monkeypa
     assert report([80], lambda variant: variant.name == NAME, cache=cache) == reports
 
 
+def test_keys_norms_have_no_attention_beside_them(cache) -> None:
+    """They are of the same operator as the solve."""
+    name = "key_norms_float16_d32_u4"
+    [norms] = report([80], lambda variant: variant.name == name, cache=cache)
+    assert norms.variant == name and (norms.loop, norms.cycles, norms.spills) == (0, 0.0, 0)
+    assert ratios([norms]) == {}
+
+
 def test_decoding_is_held_against_what_memory_takes(found) -> None:
     solve, plain = found[0]
     assert over_memory(solve) == over_memory(plain) == {} and tile_bytes(solve) is None
