@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.bench.memory import physical_bytes
+
 BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
 UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
 _PACKAGES = (
@@ -41,7 +43,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": physical_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,

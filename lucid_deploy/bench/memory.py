@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 from lucid_deploy.errors import LucidError
+
+TAKE_LESS = (
+    "Take smaller --lengths or --batches; lucid-deploy inspect ARTIFACT --batch ROWS --context TOKENS says the need."
+)
+
+
+def physical_bytes() -> int:
+    """Return the memory of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def resident_bytes(field: str) -> int:

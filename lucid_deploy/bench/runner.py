@@ -118,7 +118,7 @@ class WorkerProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise LucidError(f"The process of {self.contender.name} died in {op} {arguments} (out of memory?).")
+            raise LucidError(f"The process of {self.contender.name} died in {op} {arguments} (not enough memory?).")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise LucidError(f"{self.contender.name}, {op}: {answer['error']}")

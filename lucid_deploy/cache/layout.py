@@ -16,6 +16,7 @@ and graphs go over these descriptions and ask nothing else about a layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
@@ -96,7 +97,7 @@ class CacheTensor:
 
     def size(self, tokens: int) -> int:
         """Return the bytes of one batch row after so many tokens."""
-        return int(np.prod(self.batch_shape(1, tokens), dtype=np.int64)) * ITEM_SIZES[self.dtype]
+        return math.prod(self.batch_shape(1, tokens)) * ITEM_SIZES[self.dtype]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -8,9 +8,10 @@ TOO_LITTLE_MEMORY = (
     "There is too little memory for this, or a limit was set on it (ulimit -v, a container). Free some, raise the "
     "limit, or take a smaller model, prompt or batch; lucid-deploy inspect says what an artifact needs."
 )
-# What PyTorch, onnxruntime, C++, safetensors and the loader of shared libraries write.
+# What PyTorch, numpy, onnxruntime, C++, safetensors and the loader of shared libraries write.
 _SAID = (
     "can't allocate memory",
+    "unable to allocate",
     "failed to allocate memory",
     "cannot allocate memory",
     "not enough memory",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +130,7 @@ def command(
         raise LucidError(f"--stages takes prefill, decode, or prefill,decode, not {stages!r}.")
     plan = Plan(lengths, batches, chosen, repeats, prefill_chunk, steps)
     first = open_artifact(artifacts[0])
+    _refuse_large(first, plan)
     _note_beyond(first.config.max_position_embeddings, lengths)
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
     with partial_directory(Path(tempfile.gettempdir(), "lucid-bench")) as scratch, progress("Preparing") as update:
@@ -137,7 +140,8 @@ def command(
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")
         bandwidth = copy_bandwidth()
-        measurements, opened = run_plan(contenders, plan, first.manifest.dtype, update)
+        with _explained():
+            measurements, opened = run_plan(contenders, plan, first.manifest.dtype, update)
     machine = {**describe_machine(), "copy_bytes_per_second": bandwidth, "load_average_before": load}
     report = build_report(measurements, opened, plan, machine, _bytes(first, plan))
     report["distrust"] = distrust(machine["cores"], load, map(spread_of, report["measurements"]))
@@ -160,6 +164,41 @@ def command(
             f"{versions}; commit {machine['commit']}",
             soft_wrap=True,
         )
+
+
+def _refuse_large(artifact: Any, plan: Any) -> None:
+    """Refuse sizes of which the token ids or the caches alone are more than this machine's memory."""
+    from lucid_deploy.bench.memory import TAKE_LESS, physical_bytes
+    from lucid_deploy.cache.layout import layout_bytes
+    from lucid_deploy.cli._console import human_size
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.model.description import layout_of
+
+    layout, there = layout_of(artifact.manifest.layers), physical_bytes()
+    for batch in plan.batches:
+        for length in plan.lengths:
+            if (needed := batch * max(layout_bytes(layout, length), 8 * length)) > there:
+                raise LucidError(
+                    f"The caches of {batch} x {length} tokens alone take {human_size(needed)}; this machine has "
+                    f"{human_size(there)}. {TAKE_LESS}"
+                )
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Say what to do if a contender had too little memory."""
+    from lucid_deploy.bench.memory import TAKE_LESS
+    from lucid_deploy.cli._memory import lacks_memory
+    from lucid_deploy.errors import LucidError
+
+    try:
+        yield
+    except LucidError as error:
+        if not lacks_memory(error):
+            raise
+        raise LucidError(
+            f"There is too little memory: {str(error).splitlines()[0].rstrip('.')}. {TAKE_LESS}"
+        ) from error
 
 
 def _note_beyond(made_for: int, lengths: tuple[int, ...]) -> None:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from lucid_deploy.errors import LucidError
 
+MOST_QUESTIONS = 1_000_000
+
 
 class TokenizerLike(Protocol):
     """What is needed of a tokenizer; :class:`~lucid_deploy.artifact.tokenizer.TextTokenizer` has it."""
@@ -73,8 +75,10 @@ def check_seed_and_limit(seed: int, limit: int) -> None:
     """Check what every task takes.
 
     Raises:
-        LucidError: A negative seed, or no questions.
+        LucidError: A negative seed, no questions, or more than are made.
     """
+    if limit > MOST_QUESTIONS:  # all are made and kept before the first is asked
+        raise LucidError(f"The limit may be at most {MOST_QUESTIONS} prompts, not {limit}.")
     if limit < 1:
         raise LucidError(f"The limit must be at least 1 prompt, not {limit}.")
     check_seed(seed)

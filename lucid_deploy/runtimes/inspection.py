@@ -7,8 +7,6 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact, whole_pages
 from lucid_deploy.cache.layout import ITEM_SIZES, bytes_per_token, layout_bytes, states_bytes
 from lucid_deploy.model.description import layout_of
@@ -143,8 +141,8 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     cache = batch * layout_bytes(layout, context)
     decoded = 0
     if manifest.cache_dtype != manifest.dtype:  # one layer, a tensor of it at a time, in float32
-        elements = [np.prod(t.batch_shape(batch, context), dtype=np.int64) for layer in layout for t in layer]
-        decoded = 4 * _DECODED * int(max(elements))
+        elements = [math.prod(t.batch_shape(batch, context)) for layer in layout for t in layer]
+        decoded = 4 * _DECODED * max(elements)
     moving = batch * max(layout_bytes((layer,), context) for layer in layout) if manifest.cache == "static" else cache
     weights = int(artifact.manifest.files[WEIGHTS]["size"])
     workspace = _scores(artifact, batch, context) + decoded

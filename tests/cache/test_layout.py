@@ -60,6 +60,10 @@ def test_bytes_are_those_of_an_array(tensor: CacheTensor, tokens: int) -> None:
     assert layout_bytes(((tensor,), (tensor, ROWS)), tokens) == 2 * array.nbytes + ROWS.size(tokens)
 
 
+def test_bytes_beyond_64_bits_are_counted() -> None:
+    assert ROWS.size(1 << 62) == ROWS.size(1) << 62
+
+
 def test_only_rows_grow_with_the_context() -> None:
     layout = (ALL, (ROWS,))
     grown = layout_bytes(layout, 1001) - layout_bytes(layout, 1000)

@@ -67,11 +67,25 @@ def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None
         (["--stages", "train"], "--stages takes prefill, decode, or prefill,decode, not 'train'"),
         (["--baseline", "vllm"], "'vllm' is not one of 'standard'"),
         (["--repeats", "0"], "0 is not in the range"),
+        (["--lengths", "99999999999"], "The caches of 1 x 99999999999 tokens alone take "),
+        (["--batches", "1,9" + 30 * "9"], "Take smaller --lengths or --batches; lucid-deploy inspect ARTIFACT"),
     ],
 )
 def test_what_makes_no_sense_is_refused(words: list[str], message: str, exported: Exported) -> None:
     result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), *words])
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+def test_too_little_memory_in_a_contender_s_process_is_one_line(
+    exported: Exported, preloaded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(preloaded / "python"))
+    monkeypatch.setattr("lucid_deploy.bench.memory.physical_bytes", lambda: 1 << 80)
+    beyond = str(1 << 50)  # more than a process can address
+    result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), "--lengths", beyond])
+    (said,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2 and said.startswith("Error: There is too little memory: ")
+    assert "Unable to allocate 8.00 PiB" in said and said.endswith(" says the need.")
 
 
 def test_contenders_need_different_names(exported: Exported) -> None:

@@ -32,7 +32,12 @@ def test_a_tokenizer_writes_what_comes_back_from_its_ids(words: TextTokenizer, l
 
 @pytest.mark.parametrize(
     ("seed", "limit", "message"),
-    [(0, 0, "at least 1 prompt, not 0"), (3, -2, "not -2"), (-1, 1, "seed must be 0 or more, and below 2.32, not -1")],
+    [
+        (0, 0, "at least 1 prompt, not 0"),
+        (0, 10**23, "at most 1000000 prompts, not 10"),
+        (3, -2, "not -2"),
+        (-1, 1, "seed must be 0 or more, and below 2.32, not -1"),
+    ],
 )
 def test_numbers_without_sense(seed: int, limit: int, message: str) -> None:
     check_seed_and_limit(0, 1)

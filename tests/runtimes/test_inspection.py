@@ -33,6 +33,13 @@ def test_weights_are_so_many_times_smaller_as_their_file_is(quantized: Made, sch
     assert compression(made) == plain / packed and compression(quantized(None)[1]) == 1
 
 
+def test_memory_beyond_64_bits_is_counted(exported: Made) -> None:
+    artifact = exported(cache_dtype="int8")[1]  # brought to float32 one layer at a time, which is counted apart
+    many, few = 10**30, memory_needed(artifact, 3, 100)
+    found = memory_needed(artifact, 3 * many, 100)
+    assert all(found[name] == few[name] * many for name in ("cache", "cache_while_decoding", "workspace"))
+
+
 @pytest.mark.parametrize(("batch", "more"), [(1, 15), (2, 30), (8, 24), (32, 0), (40, 0)])
 def test_speculation_takes_a_third_copy_of_the_weights_and_the_scores_of_a_step(
     exported: Made, batch: int, more: int
