@@ -6,6 +6,8 @@ DEMO := demo-artifact
 WORKERS ?= $(shell echo $$(( $$( (nproc || getconf _NPROCESSORS_ONLN) 2>/dev/null ) + 1 ))) # one more than cores: some tests wait
 PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old map, swan has heavy bell, \
 	crab has blue key, duck has empty bottle, wolf has red cup. crab has
+# Where it is set, each of the tests' processes compiles all tests and this package again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static clean
 

@@ -47,8 +47,8 @@ def all_options() -> set[str]:
 @functools.cache
 def scripts() -> str:
     """What other programs of the repository take: benchmarks, examples, the example in C++, and what builds wheels."""
-    folders = (".ci", "benchmarks", "examples")
-    return "\n".join(path.read_text(encoding="utf-8") for name in folders for path in (ROOT / name).rglob("*.[pc]*"))
+    found = (path for name in (".ci", "benchmarks", "examples") for path in (ROOT / name).rglob("*"))
+    return "\n".join(path.read_text(encoding="utf-8") for path in found if path.suffix in {".py", ".cpp"})
 
 
 @functools.cache
