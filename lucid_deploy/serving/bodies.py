@@ -35,6 +35,8 @@ IgnoreEos = Annotated[bool, Meta(description="Go on after an end-of-sequence tok
 TokensAsIds = Annotated[bool, Meta(description="Log-probabilities name tokens as token_id:N, not by their text.")]
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=SALT_LENGTH, description=_SALT)]
 Harmless = Annotated[Any, Meta(description="Accepted, without effect.")]
+HarmlessText = Annotated[str, Meta(description="Accepted, without effect.")] | None
+Metadata = Annotated[dict[str, str], Meta(description="Accepted, without effect on the answer.")] | None
 
 
 def only(*neutral: Any) -> Meta:
@@ -47,7 +49,7 @@ class StreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tru
     """How a stream ends."""
 
     include_usage: Annotated[bool, Meta(description="Whether a last chunk has the counts of tokens.")] | None = None
-    include_obfuscation: Harmless = None
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class JsonSchema(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -57,8 +59,8 @@ class JsonSchema(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     schema: Annotated[
         dict[str, Any] | bool | None, Meta(description="What the answer follows.", extra={"expected": "a JSON schema"})
     ] = None
-    description: Harmless = None
-    strict: Annotated[Any, Meta(description="Accepted: schemas are always enforced.")] = None
+    description: HarmlessText = None
+    strict: Annotated[bool, Meta(description="Accepted: schemas are always enforced.")] | None = None
 
 
 class ResponseFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -100,13 +102,13 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     ignore_eos: IgnoreEos | None = None
     return_tokens_as_token_ids: TokensAsIds | None = None
     cache_salt: CacheSalt | None = None
-    user: Harmless = None
-    metadata: Harmless = None
-    store: Harmless = None
-    service_tier: Harmless = None
-    safety_identifier: Harmless = None
-    prompt_cache_key: Harmless = None
-    prompt_cache_retention: Harmless = None
+    user: HarmlessText = None
+    metadata: Metadata = None
+    store: Annotated[Any, only(False)] = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    safety_identifier: HarmlessText = None
+    prompt_cache_key: HarmlessText = None
+    prompt_cache_retention: HarmlessText = None
     response_format: ResponseFormat | None = None
     guided_json: GuidedJson = None
     guided_regex: GuidedRegex = None
@@ -146,7 +148,7 @@ class Message(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     role: str
     content: Annotated[str | list[TextPart] | None, Meta(description="May be left out beside tool_calls.")] = None
     name: str | None = None
-    refusal: Harmless = None
+    refusal: Annotated[Any, only()] = None
     annotations: Harmless = None
     tool_calls: Annotated[list[ToolCall] | None, Meta(description="What an assistant's message called.")] = None
     tool_call_id: Annotated[str | None, Meta(description="With the role tool: whose result it is.")] = None

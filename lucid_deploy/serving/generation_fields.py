@@ -64,6 +64,9 @@ class ConstraintReader:
 
 
 def _formatted(given: ResponseFormat | None) -> Constraint | None:
+    if given is not None and given.type != "json_schema" and given.json_schema is not None:
+        where = "response_format.json_schema"
+        raise FieldError(f"{where} is for the type json_schema.", where, "invalid_value")
     if given is None or given.type == "text":
         return None
     if given.type == "json_object":
@@ -72,8 +75,10 @@ def _formatted(given: ResponseFormat | None) -> Constraint | None:
         raise FieldError(
             "The field response_format.json_schema is missing.", "response_format.json_schema", "missing_field"
         )
-    schema = {} if given.json_schema.schema is None else given.json_schema.schema
-    return named("response_format.json_schema.schema", from_json_schema, schema)
+    where, schema = "response_format.json_schema.schema", given.json_schema.schema
+    if schema is None:
+        raise FieldError(f"The field {where} is missing.", where, "missing_field")
+    return named(where, from_json_schema, schema)
 
 
 def sampling_of(body: SamplingFields, tokenizer: TextTokenizer, vocabulary: int) -> Sampling:

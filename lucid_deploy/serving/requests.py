@@ -9,7 +9,7 @@ from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
-from lucid_deploy.serving.chat import ChatTemplates
+from lucid_deploy.serving.chat import ChatTemplate, ChatTemplates
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
 from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job
@@ -21,6 +21,7 @@ from lucid_deploy.serving.tool_reader import ToolUse, messages_of, tool_use_of
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI has it
 PROMPT = "a text, a list of texts, token ids, or a list of lists of token ids"
+_USUAL_ROLES = ("system", "user", "assistant", "tool")
 PromptItems = str | list[int]
 Kind = Literal["completion", "chat", "response", "solve"]  # of request
 
@@ -230,6 +231,7 @@ class RequestReader:
             rendered = template.render(messages, None if tools is None else tools.shown)
         except LucidError as error:
             raise FieldError(str(error), "messages", "invalid_value") from error
+        _refuse_left_out(template, messages, tools, rendered)
         return self._checked_prompt(self._encode(rendered, "messages", add_special_tokens=False), "messages")
 
     def _encode(self, text: str, name: str, add_special_tokens: bool = True) -> list[int]:
@@ -311,6 +313,23 @@ class RequestReader:
         return wanted
 
 
+def _refuse_left_out(
+    template: ChatTemplate, messages: list[dict[str, Any]], tools: ToolUse | None, rendered: str
+) -> None:
+    """Refuse messages of unusual roles that the template passes over without a word, as many do."""
+    for role in dict.fromkeys(message["role"] for message in messages if message["role"] not in _USUAL_ROLES):
+        others = [message for message in messages if message["role"] != role]
+        try:
+            without = template.render(others, None if tools is None else tools.shown)
+        except LucidError:  # so the template has read them
+            continue
+        if without == rendered:
+            place = next(index for index, message in enumerate(messages) if message["role"] == role)
+            field, known = f"messages[{place}].role", ", ".join(_USUAL_ROLES)
+            message = f"{field}: the model's chat template leaves out messages of the role {shown(role)}. Use {known}."
+            raise FieldError(message, field, "invalid_value")
+
+
 def _characters(message: dict[str, Any]) -> int:
     """Return the characters of a message that reach the prompt."""
     return len(message["content"]) + sum(len(str(call)) for call in message.get("tool_calls", ()))
@@ -329,6 +348,7 @@ def _streaming(body: SamplingFields) -> tuple[bool, bool]:
         return bool(body.stream), False
     if not body.stream:
         raise FieldError("stream_options needs stream: true.", "stream_options", "invalid_value")
+    refuse_unsupported(body.stream_options, "stream_options.")
     return True, bool(body.stream_options.include_usage)
 
 

@@ -12,6 +12,7 @@ from lucid_deploy.serving.bodies import (
     CacheSalt,
     ChatRequest,
     Harmless,
+    HarmlessText,
     IgnoreEos,
     JsonSchema,
     Message,
@@ -39,7 +40,7 @@ _INPUT = "a text, or a list of messages"
 class ResponseStreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How a stream of events is sent."""
 
-    include_obfuscation: Harmless = None
+    include_obfuscation: Annotated[Any, only(False)] = None
 
 
 class InputPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -71,8 +72,8 @@ class TextFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
         dict[str, Any] | bool | None,
         Meta(description="With the type json_schema.", extra={"expected": "a JSON schema"}),
     ] = None
-    description: Harmless = None
-    strict: Annotated[Any, Meta(description="Accepted: schemas are always enforced.")] = None
+    description: HarmlessText = None
+    strict: Annotated[bool, Meta(description="Accepted: schemas are always enforced.")] | None = None
 
 
 class TextSettings(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -108,12 +109,12 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     ) = None
     text: TextSettings | None = None
     metadata: dict[str, str] | None = None
-    user: Harmless = None
-    service_tier: Harmless = None
-    safety_identifier: Harmless = None
-    prompt_cache_key: Harmless = None
-    prompt_cache_retention: Harmless = None
-    parallel_tool_calls: Harmless = None
+    user: HarmlessText = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
+    safety_identifier: HarmlessText = None
+    prompt_cache_key: HarmlessText = None
+    prompt_cache_retention: HarmlessText = None
+    parallel_tool_calls: Annotated[bool, Meta(description="Accepted, without effect.")] | None = None
     store: Annotated[Any, only(False)] = None
     previous_response_id: Annotated[Any, only()] = None
     conversation: Annotated[Any, only()] = None
@@ -132,10 +133,13 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
     """Return the chat that a request asks for.
 
     Raises:
-        FieldError: ``top_logprobs`` without the ``include`` that asks for them, or a format without its schema.
+        FieldError: ``top_logprobs`` without the ``include`` that asks for them, a format without its schema, or a
+            schema with another format.
     """
     if body.text is not None:
         refuse_unsupported(body.text, "text.")
+    if body.stream_options is not None:
+        refuse_unsupported(body.stream_options, "stream_options.")
     logprobs = bool(body.include)
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
@@ -187,6 +191,10 @@ def _format(body: ResponseRequest) -> ResponseFormat | None:
     if form is None:
         return None
     if form.type != "json_schema":
+        for name in ("name", "schema", "description", "strict"):
+            if getattr(form, name) is not None:
+                field = f"text.format.{name}"
+                raise FieldError(f"{field} is for the type json_schema.", field, "invalid_value")
         return ResponseFormat(type=form.type)
     if form.schema is None:
         raise FieldError("The field text.format.schema is missing.", "text.format.schema", "missing_field")

@@ -19,7 +19,7 @@ class ToolFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True
     name: FunctionName
     description: str | None = None
     parameters: Annotated[dict[str, Any] | None, Meta(extra={"expected": "a JSON schema"})] = None
-    strict: Annotated[Any, Meta(description="Accepted: arguments always follow the schema.")] = None
+    strict: Annotated[bool, Meta(description="Accepted: arguments always follow the schema.")] | None = None
 
 
 class Tool(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +55,7 @@ class ToolCall(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     id: str
     function: CalledFunction
     type: FunctionKind = "function"
-    index: Annotated[Any, Meta(description="Accepted, without effect.")] = None
+    index: Annotated[int, Meta(description="Accepted, without effect.")] | None = None
 
 
 Tools = Annotated[

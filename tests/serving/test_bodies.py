@@ -19,6 +19,8 @@ BASE: dict[str, Any] = {"model": "m", "prompt": "p"}
         ({"suffix": "x"}, "suffix"),
         ({"suffix": False}, "suffix"),
         ({"suffix": 0}, "suffix"),
+        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
     ],
 )
 def test_what_would_change_the_result_is_refused(fields: dict[str, Any], name: str) -> None:
@@ -33,9 +35,10 @@ def test_values_without_effect_are_taken(fields: dict[str, Any]) -> None:
 
 
 def test_a_part_is_named_with_its_place() -> None:
-    message = Message(role="assistant", content="", function_call={})
-    with pytest.raises(FieldError, match=r"messages\[2\]\.function_call is not supported"):
-        refuse_unsupported(message, "messages[2].")
+    for name, value in (("function_call", {}), ("refusal", "I cannot say that.")):
+        message = Message(role="assistant", content="", **{name: value})
+        with pytest.raises(FieldError, match=rf"messages\[2\]\.{name} is not supported"):
+            refuse_unsupported(message, "messages[2].")
 
 
 @pytest.mark.parametrize("form", [CompletionRequest, ChatRequest])

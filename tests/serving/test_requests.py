@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,38 @@ def test_chats_without_tools_need_a_template_called_default(tmp_path: Path) -> N
         read.chat(chat("w5"))
     assert (caught.value.status, caught.value.code) == (400, "no_chat_template")
     assert read.can_chat and read.chat_refusal == caught.value.message
+
+
+LEAVES_OUT = "w1 {% for m in messages %}{% if m.role in ('user', 'system') %}{{ m.content }} {% endif %}{% endfor %}"
+
+
+def test_messages_of_an_unusual_role_that_the_template_leaves_out_are_refused(tmp_path: Path) -> None:
+    told, asked = {"role": "developer", "content": "w8"}, {"role": "user", "content": "w5"}
+    read, messages = reader(tmp_path, LEAVES_OUT), [asked, told]
+    theirs = AutoTokenizer.from_pretrained(str(tmp_path))
+    texts = [theirs.apply_chat_template(given, tokenize=False) for given in (messages, [asked])]
+    assert texts[0] == texts[1], "transformers says nothing"
+    with pytest.raises(ApiError, match='leaves out messages of the role "developer"') as caught:
+        read.chat(json.dumps({"model": "m", "messages": messages}).encode())
+    assert caught.value.param == "messages[1].role"
+    every = reader(tmp_path, LEAVES_OUT.replace("m.role in ('user', 'system')", "true"))
+    assert every.chat(json.dumps({"model": "m", "messages": messages}).encode()).job.prompts == ((1, 5, 8),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"response_format": {"type": "json_object", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
+        ({"response_format": {"type": "text", "json_schema": {"name": "n"}}}, "response_format.json_schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}},
+            "response_format.json_schema.schema",
+        ),
+    ],
+)
+def test_what_would_be_ignored_is_refused(fields: dict[str, Any], param: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, chat("w5", **fields), is_chat=True).param == param
 
 
 def test_defaults_of_a_completion(tmp_path: Path) -> None:
@@ -111,8 +144,6 @@ def test_parts_of_a_message_become_one_text(tmp_path: Path) -> None:
 
 
 def test_names_and_roles_reach_the_template(tmp_path: Path) -> None:
-    import json
-
     template = "{% for m in messages %}{{ m.role }}{{ m.name if m.name is defined else '' }} {% endfor %}"
     messages = [{"role": "w1", "content": ""}, {"role": "w", "name": "2", "content": "", "refusal": None}]
     body = json.dumps({"model": "m", "messages": messages}).encode()

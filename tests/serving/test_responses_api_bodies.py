@@ -72,6 +72,19 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
         ("w5", {"reasoning": {"effort": "low"}}, "reasoning is not supported", "reasoning"),
         ("w5", {"text": {"verbosity": "low"}}, "text.verbosity is not supported", "text.verbosity"),
         ("w5", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema is missing", "text.format.schema"),
+        (
+            "w5",
+            {"text": {"format": {"type": "text", "schema": {}}}},
+            "is for the type json_schema",
+            "text.format.schema",
+        ),
+        ("w5", {"service_tier": "priority"}, "service_tier is not supported", "service_tier"),
+        (
+            "w5",
+            {"stream_options": {"include_obfuscation": True}},
+            "not supported",
+            "stream_options.include_obfuscation",
+        ),
         ("w5", {"text": {"format": {"type": "xml"}}}, "must be", "text.format.type"),
         (
             "w5",
