@@ -177,7 +177,31 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["namespace"] = _namespace()
     return environment
+
+
+def _namespace() -> Any:
+    """Return a ``namespace`` that takes no hidden names: the sandbox reads none back, and conditions would be false."""
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
+    def check(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace keeps no name that begins with an underscore, such as {name!r}")
+
+    class ReadableNamespace(Namespace):
+        def __init__(*given: Any, **named: Any) -> None:  # so that a name may be self
+            values = dict(*given[1:], **named)
+            for name in values:
+                check(name)
+            Namespace.__init__(given[0], values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
+
+    return ReadableNamespace
 
 
 def _generation_tag() -> Any:
