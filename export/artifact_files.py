@@ -76,6 +76,7 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
     """
     from lucid_deploy.artifact.folded_scales import write_scales
     from lucid_deploy.export import genai
+    from lucid_deploy.export.generation_settings import settings_note
     from lucid_deploy.export.graph_file import write_graph
     from lucid_deploy.export.weights import plan_weights, write_weights
 
@@ -99,8 +100,8 @@ def write_artifact(building: Path, contents: ArtifactContents, progress: Progres
         file = f"{stage}.onnx"
         write_graph(building / file, graph.model, plan, options.inline)
         graphs[stage] = GraphInfo(file, graph.inputs, graph.outputs)
-    tokenizer_notes = copy_companions(contents.source.directory, building)
-    manifest = _manifest(contents, graphs, set(*transposed), tuple(tokenizer_notes))
+    notes = (*copy_companions(contents.source.directory, building), *settings_note(building))
+    manifest = _manifest(contents, graphs, set(*transposed), notes)
     if genai.is_supported(manifest):
         settings = genai.genai_config(manifest, building)
         (building / genai.FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
