@@ -53,6 +53,7 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
             before = self._tokenizer.get_added_tokens_decoder()
             settings.complete(self._tokenizer)
+            self._named = settings.texts()
             self._tokenizer.encode_special_tokens = settings.split_special_tokens
             # Settings of a training batch, stored in some files; they would cut prompts and feed padding as tokens.
             self._tokenizer.no_truncation()
@@ -107,6 +108,12 @@ class TextTokenizer:
         """Return the special token that is spelled so; None if there is none."""
         found = self._tokenizer.token_to_id(text)
         return found if found is not None and found in self._special else None
+
+    def named_id(self, name: str) -> int | None:
+        """Return the token that the files beside ``tokenizer.json`` call so, such as ``bos_token``; None if none is."""
+        text = self._named.get(name)
+        found: int | None = None if text is None else self._tokenizer.token_to_id(text)
+        return found
 
     @property
     def unknown_id(self) -> int | None:

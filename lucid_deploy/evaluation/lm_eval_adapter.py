@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,26 +120,57 @@ class LucidLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The model's first end-of-sequence token, or its first token of all: what text without context follows."""
-        config = self.session.config
-        if config.eos_token_ids:
-            return int(config.eos_token_ids[0])
-        if config.bos_token_id is not None:
-            return int(config.bos_token_id)
-        raise LucidError("The model's configuration has neither bos_token_id nor eos_token_id; lm_eval needs one.")
+        """The end-of-sequence token of the tokenizer's files, else of the model's configuration, else its first token.
+
+        Raises:
+            LucidError: None of them names a token.
+        """
+        config, named = self.session.config, self._named("eos_token")
+        known = [named, *config.eos_token_ids[:1], config.bos_token_id]
+        return self._first(known)
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text that has no context: the model's first token, else its end-of-sequence token."""
-        first = self.session.config.bos_token_id
-        return self.eot_token_id if first is None else int(first)
+        """What stands before a text that has no context.
+
+        As in lm_eval's ``HFLM``: the tokenizer's ``bos_token``, else its ``eos_token``. Where its files name neither,
+        the configuration's ``bos_token_id``, else its first ``eos_token_id``.
+
+        Raises:
+            LucidError: None of them names a token.
+        """
+        config = self.session.config
+        known = [self._named("bos_token"), self._named("eos_token"), config.bos_token_id, *config.eos_token_ids[:1]]
+        return self._first(known)
+
+    def _named(self, name: str) -> int | None:
+        return self._text.named_id(name) if isinstance(self._text, TextTokenizer) else None
+
+    def _first(self, known: list[int | None]) -> int:
+        found = next((token for token in known if token is not None), None)
+        if found is None:
+            raise LucidError(
+                "Neither the tokenizer's files name a bos_token or eos_token, nor has the model's configuration a "
+                "bos_token_id or eos_token_id; lm_eval needs one."
+            )
+        return int(found)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
-        """Return the token ids of a text; special tokens are added unless told otherwise or the text has them."""
-        ids = self._text.encode(string, add_special_tokens=add_special_tokens is not False)
-        first = self.session.config.bos_token_id
-        twice = first is not None and ids[:2] == [first, first]
-        return ids[1:] if add_special_tokens is None and twice else ids
+        """Return the token ids of a text.
+
+        Those that the tokenizer's template adds are included unless told otherwise or, as in lm_eval's ``HFLM``, the
+        text begins with :attr:`prefix_token_id`, spelled out.
+        """
+        if add_special_tokens is None:
+            add_special_tokens = not string.startswith(self._prefix)
+        return self._text.encode(string, add_special_tokens=add_special_tokens)
+
+    @cached_property
+    def _prefix(self) -> str:
+        token = [self.prefix_token_id]
+        if isinstance(self._text, TextTokenizer):
+            return self._text.decode(token, skip_special_tokens=False)
+        return self._text.decode(token)
 
     def tok_decode(self, tokens: list[int], **_kwargs: Any) -> str:
         """Return the text of token ids."""
@@ -177,7 +209,8 @@ class LucidLM(TemplateLM):
         if request.request_type == "generate_until":
             return Fit(task, len(self._context(request.args[0])), self._room(read_options(request.args[1], self)[1]))
         context, continuation = request.args
-        left, right = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation))
+        pair = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation, False))
+        left, right = pair
         return Fit(task, len(left), self._most + 1 - len(right))
 
     def _check(self, requests: list[Instance]) -> None:
@@ -219,10 +252,14 @@ class LucidLM(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return log p(text | first token) of each text, in windows of the model's context, one token overlapping."""
+        """Return the log-likelihood of each text, in windows of the model's context, one token overlapping.
+
+        As in lm_eval's ``HFLM``, :attr:`prefix_token_id` stands before a text, and the tokens that the tokenizer adds
+        to it belong to the text: a tokenizer that begins with that token has it twice, and the second one is scored.
+        """
         pieces, owners = [], []
         for number, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0], add_special_tokens=False)
+            tokens = self.tok_encode(request.args[0])
             windows = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
             for window in map(make_disjoint_window, windows):
                 pieces.append((None, *window))

@@ -1,0 +1,139 @@
+"""Likelihoods are those of lm_eval's own backend, for tokenizers that add tokens to a text and for others."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.runtimes import open_session
+from lucid_deploy.runtimes.session import Session
+
+# Before these are imported: no network.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
+pytest.importorskip("lm_eval")
+pytest.importorskip("accelerate")
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from lucid_deploy.evaluation.lm_eval_adapter import LucidLM
+
+WINDOW = 16
+# How each kind of tokenizer frames a text, and the tokens that its files name. The configuration says bos 1, eos 2.
+KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
+    "adds BOS": ("<bos> $A", {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "adds BOS and EOS": ("<bos> $A <eos>", {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "adds nothing": (None, {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "names another BOS": (None, {"bos_token": "<pad>", "eos_token": "<eos>"}),
+    "names no BOS": (None, {"bos_token": None, "eos_token": "<eos>"}),
+}
+TEXTS = ["Hello", "", "<bos>Hello", "<eos>", "The lamp is red. " * 12, "<bos>" + "The lamp is red. " * 12]
+PAIRS = [("", "Hello"), ("", "<bos>Hello"), ("", "<eos> a"), ("The lamp", " is"), ("<bos>The lamp", " is"), ("a ", "b")]
+
+
+def tokenizer_at(directory: Path, frame: str | None, names: dict[str, Any]) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<pad>", "<bos>", "<eos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["The lamp is red. Hello world. " * 9], trainer)
+    if frame:
+        special = [("<bos>", 1), ("<eos>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
+    folder = tmp_path_factory.mktemp("hflm") / "checkpoint"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return tokenizer_at(folder, *KINDS["adds BOS"])
+
+
+@pytest.fixture(scope="module")
+def session(checkpoint: Path) -> Session[Any]:
+    return open_session(export(checkpoint, checkpoint.parent / "artifact", ExportOptions(logits="all")))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def both(
+    request: pytest.FixtureRequest, checkpoint: Path, session: Session[Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[HFLM, LucidLM]:
+    """lm_eval's backend over transformers' Llama in float32, and the adapter, with the same tokenizer."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    directory = tokenizer_at(tmp_path_factory.mktemp("tokenizer"), *KINDS[request.param])
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", max_length=WINDOW)
+    return reference, LucidLM(session=session, tokenizer=TextTokenizer(directory), max_length=WINDOW)
+
+
+def asked(kind: str, *arguments: tuple[str, ...]) -> list[Any]:
+    return [Instance(kind, {}, pair, i) for i, pair in enumerate(arguments)]
+
+
+def test_texts_are_rolled_over_as_by_the_harness_itself(both: tuple[HFLM, LucidLM]) -> None:
+    """Float32 rounds in the fifth digit here; a token more or less is 1 and up."""
+    reference, ours = both
+    requests = asked("loglikelihood_rolling", *((text,) for text in TEXTS))
+    expected = reference.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert len(reference.tok_encode(TEXTS[4])) > 2 * WINDOW
+    assert ours.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_continuations_are_scored_as_by_the_harness_itself(both: tuple[HFLM, LucidLM]) -> None:
+    reference, ours = both
+    requests = asked("loglikelihood", *PAIRS)
+    expected = reference.loglikelihood(requests, disable_tqdm=True)
+    found = ours.loglikelihood(requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_ids_and_prefix_are_those_of_the_harness_itself(both: tuple[HFLM, LucidLM]) -> None:
+    reference, ours = both
+    assert (ours.prefix_token_id, ours.eot_token_id) == (reference.prefix_token_id, reference.eot_token_id)
+    for text in (*TEXTS, "".join(PAIRS[2])):
+        assert ours.tok_encode(text) == reference.tok_encode(text)
+        for added in (True, False):
+            assert ours.tok_encode(text, add_special_tokens=added) == reference.tok_encode(text, added)
+
+
+def test_where_the_tokenizer_names_no_token_the_configuration_does(session: Session[Any], tmp_path: Path) -> None:
+    """There lm_eval's own backend has no prefix, and fails."""
+    ours = LucidLM(session=session, tokenizer=TextTokenizer(tokenizer_at(tmp_path, "<bos> $A", {})))
+    assert (ours.prefix_token_id, ours.eot_token_id) == (1, 2)
