@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -66,24 +67,63 @@ def test_a_variable_that_is_no_option_does_not_hinder(monkeypatch: pytest.Monkey
     assert _offered("run demo --runt", monkeypatch) == "plain,--runtime\n"
 
 
-@pytest.mark.parametrize(("option", "how"), [("--prompt-file", "default"), ("--draft", "dirnames")])
-def test_bash_takes_names_of_files_from_readline(option: str, how: str, tmp_path: Path) -> None:
+def _bash_completes(words: list[str], folder: Path) -> list[str]:
+    """Return what bash does for its words, of which the last is completed: calls of compopt, then the candidates."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     program = "from lucid_deploy.cli import main; main(prog_name='lucid-deploy')"
-    (tmp_path / "lucid-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{program}"\n')
-    (tmp_path / "lucid-deploy").chmod(0o755)
+    (folder / "lucid-deploy").write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{program}"\n')
+    (folder / "lucid-deploy").chmod(0o755)
     script = CliRunner().invoke(main, ["completion", "bash"]).stdout
     asked = f"""
         compopt() {{ local IFS=" "; echo "compopt $*"; }}  # bash has it while readline completes
-        COMP_WORDS=(lucid-deploy run demo {option} pro) COMP_CWORD=4
-        _lucid_deploy_completion lucid-deploy pro {option}
-        echo "${{#COMPREPLY[@]}} words"
+        COMP_WORDS=({shlex.join(words)}) COMP_CWORD={len(words) - 1}
+        _lucid_deploy_completion lucid-deploy {shlex.join(words[:-3:-1])}
+        printf "%s\\n" "${{COMPREPLY[@]}}"
     """
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
     line = ["bash", "-c", script + asked]
     done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE)
-    assert done.stdout == f"compopt -o {how}\n0 words\n"
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize("between", [[], ["="]])
+@pytest.mark.parametrize(("option", "how"), [("--prompt-file", "default"), ("--draft", "dirnames")])
+def test_bash_takes_names_of_files_from_readline(option: str, how: str, between: list[str], tmp_path: Path) -> None:
+    words = ["lucid-deploy", "run", "demo", option, *between, "pro"]
+    assert _bash_completes(words, tmp_path) == [f"compopt -o {how}", ""]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("--speculate = lo", ["lookup"]),
+        ("--speculate =", ["draft", "lookup", "off"]),
+        ("--runtime = torch --speculate = lo", ["lookup"]),
+        ("--runtime = torch de", ["compopt -o default", ""]),  # torch is no artifact
+    ],
+)
+def test_bash_completes_values_behind_an_equals_sign(words: str, offered: list[str], tmp_path: Path) -> None:
+    """At "=", bash takes words apart, and puts what is offered behind it."""
+    assert sorted(_bash_completes(["lucid-deploy", "run", *words.split()], tmp_path)) == sorted(offered)
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_values_behind_an_equals_sign_come_alone_and_the_scripts_keep_the_option(shell: str) -> None:
+    """zsh and fish complete the whole word: one is told to leave the option's part, the other gets it again."""
+    word = "--speculate=lo"
+    asked = {"COMP_WORDS": f"lucid-deploy run {word}", "COMP_CWORD": word if shell == "fish" else "2"}
+    answer = CliRunner(env={**asked, "_LUCID_DEPLOY_COMPLETE": f"{shell}_complete"}).invoke(
+        main, prog_name="lucid-deploy"
+    )
+    assert answer.stdout.split("\n") == (["plain,lookup", ""] if shell == "fish" else ["plain", "lookup", "_", ""])
+    script = CliRunner().invoke(main, ["completion", shell]).stdout
+    if shell == "fish":
+        assert script.count('printf "$before%s\\n"') == 3 and "'^--[^=]+=' (commandline -ct)" in script
+        return
+    left, offers = script.index("[[ $PREFIX == --*=* ]] && compset -P 1 '*='"), ("_path_files", "_describe", "compadd")
+    assert all(left < script.index(each) for each in offers)
+    assert " -U" not in script  # with it, what is offered takes the place of the whole word
 
 
 def test_bash_can_read_it() -> None:
