@@ -45,9 +45,9 @@ class _SmolLM3(Family):
     about = "layers without rotary positions; layers over a window"
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:
+        if keys.layer_types is not None:
+            return keys.layer_types
         windowed = keys.use_sliding_window and keys.sliding_window is not None
-        if keys.layer_types is not None:  # its code asks for the switch here too
-            return keys.layer_types if windowed else [FULL] * layers
         return [SLIDING if windowed and not rotated else FULL for rotated in _rotated(keys, layers)]
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
@@ -55,6 +55,13 @@ class _SmolLM3(Family):
         if len(rotated) != config.num_hidden_layers:
             raise LucidError(
                 f"{where}: no_rope_layers names {len(rotated)} layers, num_hidden_layers is {config.num_hidden_layers}."
+            )
+        if SLIDING in (keys.layer_types or ()) and not keys.use_sliding_window:
+            raise LucidError(
+                f"{where}: layer_types names {SLIDING}, and use_sliding_window is not true. Of transformers' "
+                "implementations of attention, eager and sdpa then attend over a window, and flash attention to all "
+                "tokens. Set use_sliding_window to true if the model was trained with windows; if not, name those "
+                f"layers {FULL}."
             )
         return dataclasses.replace(config, rope_layers=() if all(rotated) else tuple(rotated))
 
