@@ -48,11 +48,13 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
             raise LucidError(f"{where}: layer_kinds and layer_types or lucid_layers say the same; keep one of them.")
         return dataclasses.replace(config, sliding_window=keys.sliding_window if WINDOW in config.layer_kinds else None)
     types = family.layer_types(checked(given, family.keys, where), config.num_hidden_layers)
-    if keys.layer_types is not None and "layer_types" not in family.computed:  # LUCID's way to say it
-        types = keys.layer_types
     known = (FULL, SLIDING, LINEAR) if family.linear_kind else (FULL, SLIDING)
     window = keys.sliding_window if config.sliding_window is None else config.sliding_window
-    types = listed_types(types, config.num_hidden_layers, window, where, known)
+    listed = keys.layer_types if keys.layer_types is not None and "layer_types" not in family.computed else types
+    listed = listed_types(listed, config.num_hidden_layers, window, where, known)
+    if listed != types and not config.is_lucid:
+        raise LucidError(_passed_over(listed, types, family, where))
+    types = listed  # LUCID's way to say it, where the family has none
     full = _full_kinds(config, keys, types, where)
     others = {SLIDING: WINDOW, LINEAR: family.linear_kind}
     kinds = tuple(others.get(kind, full[index]) for index, kind in enumerate(types))
@@ -88,6 +90,21 @@ def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) 
             "tokens. Name it full_attention in layer_types, or take it out of lucid_layers."
         )
     return [LUCID if index in chosen else STANDARD for index in range(len(types))]
+
+
+def _passed_over(listed: list[str], types: list[str], family: Family, where: str) -> str:
+    """Say that a family's own code does not read ``layer_types``, and makes other layers than it names."""
+    index = next(index for index, kind in enumerate(types) if listed[index] != kind)
+    windowed = types[index] == SLIDING
+    return (
+        f"{where}: layer_types names layer {index} {listed[index]}, and the code of {family.model_type}, which passes "
+        f"over layer_types, makes it {types[index]}. "
+        + (
+            "If the model was trained with windows, remove layer_types; if not, set sliding_window to null."
+            if windowed
+            else "Remove layer_types if the model was trained with that code."
+        )
+    )
 
 
 def _without_full(types: list[str]) -> str:

@@ -39,3 +39,16 @@ def test_a_window_that_mistral_leaves_out_is_not_none(changes: dict[str, Any]) -
 def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
     ours, _ = read_both("mistral", **given)
     assert not (ours.attention_bias or ours.mlp_bias)
+
+
+@pytest.mark.parametrize("sliding_window", [9, None])
+def test_a_list_of_full_layers_beside_windows_is_refused(sliding_window: int | None) -> None:
+    listed = {"layer_types": ["full_attention"] * 2, "sliding_window": sliding_window}
+    if sliding_window is None:
+        assert parse(MISTRAL, **listed) == parse(MISTRAL)
+    else:
+        said = refusal(MISTRAL, **listed)
+        assert "layer_types names layer 0 full_attention, and the code of mistral" in said
+        assert said.endswith(
+            "If the model was trained with windows, remove layer_types; if not, set sliding_window to null."
+        )
