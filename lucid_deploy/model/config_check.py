@@ -178,6 +178,11 @@ def _refused_rope(raw: dict[str, Any]) -> list[str]:
                 for key, value in block.items()
                 if value is not None and key in ROPE_CHANGES and key not in ROPE_KEYS[kind]
             ]
+        if kind == "yarn" and block.get("truncate", True) is None:
+            found.append(
+                f"{name}.truncate is null, which transformers takes for false in some families and for true, as where "
+                "it is missing, in others. Say true or false."
+            )
         does, harmless = CHANGES["partial_rotary_factor"]
         if not harmless(block.get("partial_rotary_factor")):
             found.append(

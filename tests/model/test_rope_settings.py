@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from lucid_deploy.model.families import families
 from lucid_deploy.model.rope import inverse_frequencies
 from lucid_deploy.model.rope_settings import RopeScaling
 from tests.model.config_samples import LLAMA3, parse, refusal
+from tests.model.families.both_models import THREE, theirs, tokens, write_theirs
 from tests.model.families.read_both import FULL, SIZES, SLIDING
 
 LINEAR, SCALED = RopeScaling("linear", 4.0), RopeScaling("llama3", *LLAMA3.values())
@@ -139,3 +141,14 @@ def test_what_gemma_passes_over_is_refused_with_the_spelling_that_counts() -> No
         {"model_type": "phi3", **SIZES},
         rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
     )
+
+
+def test_a_ramp_neither_rounded_nor_not_is_refused(tmp_path: Path) -> None:
+    """transformers takes null for false in a block for all layers, and for true in one for a type of layers."""
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    unsaid, null, off = (
+        theirs(write_theirs({**THREE, "rope_scaling": {**block, **truncate}}, tmp_path), tokens(60))
+        for truncate in ({}, {"truncate": None}, {"truncate": False})
+    )
+    assert (null == off).all() and abs(null - unsaid).max() > 0.1 * abs(null).max()
+    assert "rope_scaling.truncate is null" in refusal(rope_scaling={**block, "truncate": None})

@@ -50,6 +50,7 @@ class _Gemma3(Family):
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
         plain = {**raw, "hidden_act": raw.get("hidden_activation") or "gelu_pytorch_tanh"}
         _check_spelling(raw, where)
+        _check_ramp(raw, where)
         blocks = raw.get("rope_parameters")
         if not isinstance(blocks, dict) or not {FULL, SLIDING} & blocks.keys():
             return plain
@@ -113,6 +114,23 @@ def _check_spelling(raw: dict[str, Any], where: str) -> None:
             f"{where}: rope_parameters has {said[0]} for all layers, which transformers' Gemma 3 passes over. "
             f"Put it into rope_parameters.{FULL}, or remove it if the model was trained without it."
         )
+
+
+def _check_ramp(raw: dict[str, Any], where: str) -> None:
+    """Refuse ``truncate: false``, which transformers looks for beside the layers' types, where nothing else may stand.
+
+    Raises:
+        LucidError: A block has it.
+    """
+    blocks = raw.get("rope_parameters")
+    inner = blocks.get(FULL) if isinstance(blocks, dict) else None
+    for name, block in (("rope_scaling", raw.get("rope_scaling")), (f"rope_parameters.{FULL}", inner)):
+        if isinstance(block, dict) and block.get("truncate") is False:
+            raise LucidError(
+                f"{where}: {name}.truncate is False, which transformers' Gemma 3 passes over: it rounds the ramp of "
+                "yarn to whole indices all the same. Remove it if the model was trained or is used with that code; "
+                "the ramp that is not rounded is not supported in this family."
+            )
 
 
 FAMILY = _Gemma3()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lucid_deploy.model.block import SandwichLayer
 from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.families import family_named
 from tests.model.config_samples import GEMMA, refusal
+from tests.model.families.both_models import THREE, difference, theirs, tokens, write_theirs
 from tests.model.families.read_both import FULL, SLIDING, read_both
 
 LOCAL = {"rope_type": "default", "rope_theta": 1e3}
@@ -59,3 +61,36 @@ def test_all_norms_and_nothing_else_scale_by_one_more_than_is_stored() -> None:
 )
 def test_what_it_does_not_compute_is_refused(given: dict[str, Any], said: str) -> None:
     assert said in refusal(GEMMA, **given)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+NESTED = {**THREE, "model_type": "gemma3_text", "head_dim": 24, "sliding_window_pattern": 2}
+BLOCKS = {"rope_scaling": lambda block: block, "rope_parameters": lambda block: {FULL: block}}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"attention_factor": 1.3},
+        {"beta_fast": 8.0, "beta_slow": 2.0},
+        {"mscale": 0.7, "mscale_all_dim": 0.8},
+        {"rope_theta": 500.0, "truncate": True},
+    ],
+    ids=str,
+)
+def test_settings_of_yarn_in_the_block_of_full_layers_are_transformers(
+    name: str, setting: dict[str, Any], tmp_path: Path
+) -> None:
+    assert difference({**NESTED, name: BLOCKS[name]({**YARN, **setting})}, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_ramp_that_transformers_rounds_all_the_same_is_refused(name: str, tmp_path: Path) -> None:
+    rounded, same = (
+        theirs(write_theirs({**NESTED, name: BLOCKS[name](block)}, tmp_path / "one"), tokens(60))
+        for block in (YARN, {**YARN, "truncate": False})
+    )
+    assert (rounded == same).all()
+    said = refusal(NESTED, **{name: BLOCKS[name]({**YARN, "truncate": False})})
+    assert "truncate is False, which transformers' Gemma 3 passes over" in said
