@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_file import Flag, Names, Size, Whole
 from lucid_deploy.model.families.family import FULL, SLIDING, Family
@@ -31,6 +32,20 @@ def qwen_layer_types(keys: QwenKeys, layers: int) -> list[str]:
     return [SLIDING if windowed and index >= keys.max_window_layers else FULL for index in range(layers)]
 
 
+def check_switch(keys: QwenKeys, where: str) -> None:
+    """Refuse windows that are named and switched off: transformers' code then has no window, and refuses them too.
+
+    Raises:
+        LucidError: They are.
+    """
+    if SLIDING in (keys.layer_types or ()) and not keys.use_sliding_window:
+        raise LucidError(
+            f"{where}: layer_types names {SLIDING}, and use_sliding_window is not true, so that there is no window. "
+            "Set use_sliding_window to true and sliding_window to the window that the model was trained with, or name "
+            f"those layers {FULL}."
+        )
+
+
 class _Qwen2(Family):
     model_type = "qwen2"
     architectures = ("Qwen2ForCausalLM",)
@@ -43,6 +58,7 @@ class _Qwen2(Family):
         return qwen_layer_types(keys, layers)
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        check_switch(keys, where)
         return dataclasses.replace(config, attention_bias=True, attention_output_bias=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.families.family import Family
-from lucid_deploy.model.families.qwen2 import QwenKeys, qwen_layer_types
+from lucid_deploy.model.families.qwen2 import QwenKeys, check_switch, qwen_layer_types
 
 
 class _Qwen3(Family):
@@ -27,6 +27,7 @@ class _Qwen3(Family):
         return qwen_layer_types(keys, layers)
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
+        check_switch(keys, where)
         return dataclasses.replace(config, qk_norm="before_rope")
 
 
