@@ -37,6 +37,7 @@ class _Row:
         drafter: Guesses its tokens, if the batcher speculates.
         next: The token to run next.
         count: New tokens so far.
+        verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
     """
 
     number: int
@@ -48,6 +49,7 @@ class _Row:
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0
+    verified: bool = False
 
     @property
     def left(self) -> int:
@@ -293,9 +295,10 @@ class Batcher:
         ends: dict[int, Finished] = {}
         for number, logits in self._pool.decode_several(tokens).items():
             row = self._running[number]
+            row.verified = True
 
             def choose(logits: Array, draft: int | None, row: _Row = row) -> bool:
-                end = self._choose(row, logits, events, verifies=True, draft=draft)
+                end = self._choose(row, logits, events, draft)
                 if end is not None:
                     ends[row.number] = end
                 return end is None
@@ -305,10 +308,8 @@ class Batcher:
         for number, end in ends.items():
             self._end(number, end, events)
 
-    def _choose(
-        self, row: _Row, logits: Array, events: list[Event], verifies: bool = False, draft: int | None = None
-    ) -> Finished | None:
-        """Choose a row's next token; return the end if the row ends with it. Near ties of verifying steps count."""
+    def _choose(self, row: _Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
+        """Choose a row's next token; return the end if the row ends with it. Near ties after verifying steps count."""
         try:
             allowed = None if row.guide is None else row.guide.allowed()
             if row.guide is not None and allowed is None:  # the text is complete
@@ -319,7 +320,7 @@ class Batcher:
         except LucidError as error:
             return Finished(row.number, "error", str(error))
         request = row.request
-        if verifies and row.greedy:
+        if row.verified and row.greedy:
             self.drafts.near_ties += is_near_tie(row.choose.chosen_from, logits, self._near)
         if request.stop_at_eos and token in self.session.config.eos_token_ids:
             return Finished(row.number, "eos")

@@ -29,10 +29,14 @@ _NEAR = {"float32": 1e-4, "float64": 1e-9}  # of the largest logit: well above w
 _NEAR_HALF = 1e-2  # … and in half precision
 # Most that a cached number is off, of its row's largest.
 _ROUNDING = {"int8": 0.5 / 127, "fp8": 16 / 448, "float16": 2.0**-11, "bfloat16": 2.0**-8}
-_REACH = 2  # of these; the gap of two logits moved by up to 0.4 of one, measured over short prompts
+# Of these. In one step the gap of two logits moved by up to 0.4 of one. Over an answer such steps add up: with int8,
+# answers differed first at gaps of up to 5.3.
+_REACH = {"int8": 8}
+_REACH_ELSE = 2
 # Inputs of products that are rounded: one that sums in another order put on the other side of a half moves by a whole
-# step, and others after it. The gap moved by up to 0.029 with int8 and 0.0097 with fp8, see docs/speculation.md.
-_INPUTS = {"int8": 4 / 127, "fp8": 32 / 448}
+# step, and others after it. In one step the gap moved by up to 0.029 with int8 and 0.0097 with fp8; over an answer with
+# int8, answers differed first at gaps of up to 0.058, see docs/speculation.md.
+_INPUTS = {"int8": 8 / 127, "fp8": 32 / 448}
 
 
 @dataclass
@@ -42,8 +46,8 @@ class DraftCounts:
     Attributes:
         proposed: Tokens that were drafted and run.
         accepted: Those of them that are tokens of an answer.
-        near_ties: Greedy choices in a verifying step between two tokens so close that another order of the same sums,
-            or another rounding of the cache or of inputs, may choose the other.
+        near_ties: Greedy choices, from an answer's first verifying step on, between two tokens so close that another
+            order of the same sums, or another rounding of the cache or of inputs, may choose the other.
         failures: Drafters that were dropped because they failed; their answers went on without drafts.
     """
 
@@ -66,7 +70,7 @@ def prepare_speculation(session: Session[Any]) -> None:
 
 
 def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) -> float:
-    """Return how far a verifying step may move the gap of two logits, as a share of the largest magnitude of all.
+    """Return how far verifying steps may move the gap of two logits, as a share of the largest magnitude of all.
 
     Args:
         dtype: Of the model: sums are in another order.
@@ -75,7 +79,9 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
         rounded_inputs: As :attr:`~lucid_deploy.runtimes.session.Session.rounded_inputs`.
     """
     shares = [_NEAR.get(dtype, _NEAR_HALF), _INPUTS.get(rounded_inputs or "", 0.0)]
-    return max(*shares, 0.0 if cache_dtype == dtype else _REACH * _ROUNDING.get(cache_dtype, 0.0))
+    if cache_dtype != dtype:
+        shares.append(_REACH.get(cache_dtype, _REACH_ELSE) * _ROUNDING.get(cache_dtype, 0.0))
+    return max(shares)
 
 
 def is_near_tie(adjusted: Array, logits: Array, share: float) -> bool:
@@ -129,6 +135,7 @@ class Lookahead:
         self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
         self._drafts: list[int] = []
         self._right = 0  # of these
+        self._verified = False  # whether a step has left rounding of its own in the cache
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
 
     def __call__(self, token: int, wanted: int) -> Array:
@@ -153,6 +160,7 @@ class Lookahead:
         run = self._session.decode_several if drafts else self._session.decode
         self._rows = run(ids, self._cache)[0]
         self._drafts = drafts  # now, that they are in the cache
+        self._verified |= bool(drafts)
         self.counts.proposed += len(drafts)
         return np.asarray(self._rows[0])
 
@@ -161,8 +169,11 @@ class Lookahead:
         self.counts.accepted += self._drafts[self._right : self._right + 1] == [token]
 
     def judge(self, adjusted: Array) -> None:
-        """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last."""
-        if self._drafts:
+        """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last.
+
+        Steps without drafts count as well once one had some: they read the rows of K and Y that it wrote.
+        """
+        if self._verified:
             self.counts.near_ties += is_near_tie(adjusted, self._rows[self._right], self._near)
 
     def _propose(self, most: int) -> list[int]:

@@ -315,6 +315,7 @@ class Engine:
             "prompt_tokens_computed": float(batcher.prompt_tokens_computed),
             "prompt_tokens_reused": float(batcher.prompt_tokens_reused),
             "draft_tokens_proposed": float(batcher.drafts.proposed),
+            "draft_near_ties": float(batcher.drafts.near_ties),
         }
 
     def _die(self, error: BaseException | None) -> None:

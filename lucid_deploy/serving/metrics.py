@@ -29,6 +29,7 @@ TELLTALE = ("prefix_cache_tokens", *COUNTERS)
 COUNTERS |= {
     "draft_tokens_proposed": "Tokens that were drafted and run, with --speculate.",
     "draft_tokens_accepted": "Those of them that are tokens of answers.",
+    "draft_near_ties": "Greedy choices that --speculate may have changed: two tokens were as good as equally likely.",
 }
 
 

@@ -144,6 +144,38 @@ def test_log_probabilities_of_drafts_are_those_of_plain_steps(session: Session[A
         assert dict(plain.top) == pytest.approx(dict(ahead.top), abs=1e-4)
 
 
+class Once(Often):
+    """Drafts at the first chance alone, mostly in vain."""
+
+    def propose(self, most: int) -> list[int]:
+        self._count += 1
+        return [1, 2][:most] if self._count == 1 else []
+
+
+def test_near_ties_of_plain_steps_count_once_drafts_were_verified(
+    session: Session[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row that was in a step with drafts, greedy choices from there on; before it and without one, none."""
+    monkeypatch.setattr("lucid_deploy.batching.batcher.is_near_tie", lambda *_: True)
+    count = 20
+    requests = [
+        Request([*prompt(12, 0)] * 2, count, Sampling(temperature), stop_at_eos=False) for temperature in (0.0, 1.0)
+    ]
+    for drafters, request, ties in (
+        (None, requests[0], 0),
+        (Once, requests[0], count - 1),  # the first token comes from the prompt
+        (Once, requests[1], 0),
+    ):
+        batcher = Batcher(session, 2, drafters=drafters)
+        batcher.submit(request)
+        drain(batcher)
+        assert batcher.drafts.near_ties == ties
+        assert (batcher.drafts.proposed > 0) == (drafters is not None)
+    batcher.submit(Request([*prompt(12, 0)], 1, stop_at_eos=False))  # another request begins anew
+    drain(batcher)
+    assert batcher.drafts.near_ties == 0
+
+
 def test_a_drafter_that_fails_ends_no_request(exported: Callable[..., tuple[Path, Artifact]]) -> None:
     session = open_session(exported()[1], "onnxruntime")
 
