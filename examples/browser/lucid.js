@@ -16,7 +16,8 @@ export class Model {
     check(manifest, folder);
     const tokenizer = new Tokenizer(
       await fetched(new URL("tokenizer.json", folder), "json"),
-      await fetched(new URL("tokenizer_config.json", folder), "json"),
+      // An artifact may have none; only those that the manifest lists are there.
+      "tokenizer_config.json" in manifest.files ? await fetched(new URL("tokenizer_config.json", folder), "json") : {},
     );
     progress("Loading weights…");
     const data = new Uint8Array(await fetched(new URL("weights.bin", folder), "arrayBuffer"));
