@@ -16,6 +16,7 @@ from typing import Any
 from lucid_deploy.artifact.chat_templates import read_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
+from lucid_deploy.export.tokenizer_comparison import compare_with_transformers
 from lucid_deploy.model.tokenizer_files import tokenizer_files
 
 # Blanks in a row, line breaks, digits, marks, letters of several scripts, and what a vocabulary may lack.
@@ -50,13 +51,14 @@ def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
     """Copy what lies beside the weights into an artifact, and make ``tokenizer.json`` if it is missing and can be made.
 
     Returns:
-        Sentences for the user about a conversion, done or failed, and about tokens that ``tokenizer.json`` lacks.
+        Sentences for the user about a conversion, done or failed, about tokens that ``tokenizer.json`` lacks, and about
+        texts that transformers' AutoTokenizer splits otherwise.
     """
     for name in ("config.json", *tokenizer_files(checkpoint)):
         (building / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint / name, building / name)
     if (building / "tokenizer.json").is_file():
-        return _named_beside(building)
+        return (*_named_beside(building), *compare_with_transformers(checkpoint, building))
     return _convert(building) if (building / "tokenizer.model").is_file() else ()
 
 

@@ -1,0 +1,165 @@
+"""What is said where transformers' AutoTokenizer splits texts otherwise than the artifact."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer
+
+from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.export.tokenizer import copy_companions
+from lucid_deploy.export.tokenizer_comparison import AS_IT_IS, SAVE, compare_with_transformers
+
+NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+CHAT = "{% for m in messages %}{{ bos_token + '[INST] ' + m.content + ' [/INST]' }}{% endfor %}"
+
+
+def llama_2() -> Tokenizer:
+    """Return a tokenizer with the rules of Llama 2's file: ``▁`` comes before each part of a text."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return trained(tokenizer, [*string.printable, *"▁ßé日本"])
+
+
+def by_bytes(pattern: str) -> Tokenizer:
+    """Return a tokenizer of bytes, as Qwen's, with a pattern of its own."""
+    from tokenizers import Regex
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, whole])
+    tokenizer.decoder = decoders.ByteLevel()
+    return trained(tokenizer, sorted(pre_tokenizers.ByteLevel.alphabet()))
+
+
+def trained(tokenizer: Tokenizer, alphabet: list[str]) -> Tokenizer:
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["once upon a time a start [INST] Hello 1234 5678 12 34 the end"] * 9, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+def checkpoint(directory: Path, tokenizer: Tokenizer, model_type: str = "llama", **settings: Any) -> Path:
+    directory.mkdir(parents=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (directory / "tokenizer_config.json").write_text(json.dumps({**NAMES, **settings}))
+    return directory
+
+
+def exported(source: Path, name: str) -> tuple[Path, tuple[str, ...]]:
+    building = source.parent / name
+    building.mkdir()
+    return building, copy_companions(source, building)
+
+
+REBUILT = {
+    "llama": (llama_2, {"tokenizer_class": "LlamaTokenizer", "legacy": False}),
+    "fast llama": (llama_2, {"tokenizer_class": "LlamaTokenizerFast"}),
+    "legacy": (llama_2, {"tokenizer_class": "LlamaTokenizer", "legacy": True}),
+    "gemma": (llama_2, {"tokenizer_class": "GemmaTokenizer"}),
+    "qwen2": (lambda: by_bytes(r"\d{1,3}|\w+"), {"tokenizer_class": "PreTrainedTokenizerFast", "model_type": "qwen2"}),
+}
+
+
+@pytest.mark.parametrize("kind", REBUILT)
+def test_a_difference_is_shown_and_its_remedy_gives_transformers_ids(kind: str, tmp_path: Path) -> None:
+    make, settings = REBUILT[kind]
+    source = checkpoint(tmp_path / "source", make(), **settings)
+    before, (note,) = exported(source, "before")
+    theirs = AutoTokenizer.from_pretrained(source)
+    assert type(theirs).__name__ in note and "which the artifact follows" in note
+    texts = ["<s>start", "a</s> b", "once <s> upon", "<s></s>time", "1234 5678", "the end"]
+    assert any(TextTokenizer(before).encode(text) != theirs(text).input_ids for text in texts)
+    assert f'python -c "{SAVE}"' in note
+    subprocess.run([sys.executable, "-c", SAVE], cwd=source, check=True)
+    after, notes = exported(source, "after")
+    assert notes == ()
+    for text in texts:
+        assert TextTokenizer(after).encode(text) == theirs(text).input_ids
+
+
+def test_both_encodings_of_the_shortest_text_are_shown(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", llama_2(), tokenizer_class="LlamaTokenizer", chat_template=CHAT)
+    _, (note,) = exported(source, "artifact")
+    assert "'<s>start' is [<s> ▁ st ar t] (5 tokens) here and [<s> st ar t] (4 tokens) there" in note
+
+
+def test_a_chat_is_one_of_the_texts(tmp_path: Path) -> None:
+    """Its shortest difference is not shown here, but it is counted."""
+    source = checkpoint(tmp_path / "source", llama_2(), tokenizer_class="LlamaTokenizer")
+    (without,) = compare_with_transformers(source, source)
+    settings = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": CHAT}))
+    (with_chat,) = compare_with_transformers(source, source)
+    (differing, texts), (more, others) = (
+        [int(number) for number in re.findall(r"splits (\d+) of (\d+) texts", note)[0]] for note in (without, with_chat)
+    )
+    assert (more, others) == (differing + 1, texts + 1)
+
+
+@pytest.mark.parametrize("model_type", AS_IT_IS[1])
+@pytest.mark.parametrize("name", [None, "PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_what_transformers_loads_as_it_is_needs_no_comparison(
+    model_type: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {} if name is None else {"tokenizer_class": name}
+    source = checkpoint(tmp_path / "source", llama_2(), model_type, **named)
+    theirs = AutoTokenizer.from_pretrained(source)
+    assert type(theirs).__name__ == "TokenizersBackend"
+    for text in ("<s>start", "a</s> b", "the end"):
+        assert theirs(text).input_ids == TextTokenizer(source).encode(text)
+    monkeypatch.setitem(sys.modules, "transformers", None)  # not imported: it takes seconds
+    assert compare_with_transformers(source, source) == ()
+
+
+def test_errors_of_transformers_are_said(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", by_bytes(r"\w+"), tokenizer_class="T5Tokenizer")
+    _, (note,) = exported(source, "artifact")
+    assert note.startswith("AutoTokenizer of transformers 5") and "nothing was compared" in note
+    code = {"auto_map": {"AutoTokenizer": ["theirs.Slow", "theirs.Fast"]}}
+    source = checkpoint(tmp_path / "code", llama_2(), tokenizer_class="NotOurs", **code)
+    (note,) = compare_with_transformers(source, source)
+    assert "nothing was compared" in note and "contains custom code" in note
+
+
+def test_a_template_that_refuses_chats_is_said(tmp_path: Path) -> None:
+    refusing = "{{ raise_exception('one message only') }}"
+    source = checkpoint(tmp_path / "source", llama_2(), tokenizer_class="LlamaTokenizer", chat_template=refusing)
+    chat, texts = compare_with_transformers(source, source)
+    assert chat.startswith("No chat was compared") and chat.endswith("one message only")
+    assert "texts otherwise" in texts
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "said"),
+    [
+        (llama_2, {"tokenizer_class": "LlamaTokenizer"}, "Prepend + Replace as normalizer and none as pre-tokenizer"),
+        (llama_2, {"tokenizer_class": "Qwen2Tokenizer"}, "builds others for Qwen2Tokenizer"),
+        (lambda: by_bytes(r"\w+"), {"tokenizer_class": "LlamaTokenizer"}, None),
+        (lambda: by_bytes(r"\w+"), {"tokenizer_class": "Qwen2Tokenizer"}, None),
+        (llama_2, {"tokenizer_class": "SomeTokenizer"}, None),
+    ],
+)
+def test_without_transformers_rules_are_compared_by_type(
+    make: Any, settings: dict[str, Any], said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint(tmp_path / "source", make(), **settings)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    _, notes = exported(source, "artifact")
+    assert notes == () if said is None else said in "".join(notes)
