@@ -11,99 +11,10 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import (
-    add_product,
-    cut_tf32,
-    inverse_norms,
-    load_columns,
-    load_rows,
-    load_scales,
-    load_tokens,
-    round_tf32,
-    row_shifts,
-)
+from lucid_deploy.plugins.decode_attention.tile import add_values, load_queries, load_tile_tokens, multiply_keys
+from lucid_deploy.plugins.shared.kernel import inverse_norms, load_rows, load_scales, load_tokens, row_shifts
 
 HIDDEN = tl.constexpr(-1.0)  # in the place of an inverse norm: a token that is not there
-
-
-@triton.jit
-def load_tile_tokens(p_mask, o_n, m_n):
-    """As :func:`load_tokens`, for a mask of loads that lead to tensor cores.
-
-    The compiler lays out a product's factors for the narrowest type on their way, those of masks included: for bytes,
-    which takes hundreds of moves between registers. It does not look behind a maximum, here of one column.
-    """
-    b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)
-    return tl.max(b_bytes.to(tl.int32), axis=1) != 0
-
-
-@triton.jit
-def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the rows in chunks of columns, what is left of them in a second tf32 part, and the new keys' norms.
-
-    The second parts are empty but in float32.
-    """
-    b_rows, b_rests = (), ()
-    b_square = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
-    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
-        b_k = load_columns(p_k_new, o_r - n_queries, m_new, i, width, CHUNK_D)
-        b_q = load_columns(p_q, o_r, o_r < n_queries, i, width, CHUNK_D)
-        b_q = tl.where(m_new[:, None], b_k, b_q)
-        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
-        if b_q.dtype == tl.float32:
-            b_high, b_low = round_tf32(b_q)
-            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
-        else:
-            b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
-    b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
-    return b_rows, b_rests, b_norms
-
-
-@triton.jit
-def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-                  CHUNK_D: tl.constexpr):  # fmt: skip
-    """Return a tile's scores ``(ROWS, BLOCK_N)``, and its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``.
-
-    In chunks a row of the cache is few threads' work: few additions across threads, masks and addresses are left.
-    """
-    o_n = tl.arange(0, BLOCK_N)
-    b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
-    b_scores = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    b_small = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    for i in tl.static_range(len(b_rows)):
-        b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
-        if b_rows[i].dtype == tl.float32:
-            b_high, b_low = cut_tf32(b_k.to(tl.float32))
-            b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small, input_precision="tf32")
-            b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small, input_precision="tf32")
-            b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores, input_precision="tf32")
-        else:  # of E4M3 every number is one of float16 and of bfloat16
-            b_scores = tl.dot(b_rows[i], tl.trans(b_k.to(b_rows[i].dtype)), b_scores)
-    return b_scores + b_small, b_square
-
-
-@triton.jit
-def add_values(b_p, b_decay, p_tile, b_scales, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr,
-               DTYPE: tl.constexpr):  # fmt: skip
-    """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y's rows."""
-    o_n = tl.arange(0, BLOCK_N)
-    b_high, b_low = round_tf32(b_p)
-    b_sums = ()
-    for i in tl.static_range(len(b_accs)):
-        b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        if b_scales is not None:
-            b_y = (b_y.to(tl.float32) * b_scales[:, None]).to(DTYPE)
-        b_acc = b_accs[i] * b_decay[:, None]
-        if b_y.dtype == tl.float32:
-            b_y_high, b_y_low = cut_tf32(b_y)
-            b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
-            b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
-            b_acc += tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
-        else:
-            b_acc = add_product(b_p, b_y, b_acc)
-        b_sums = b_sums + (b_acc,)  # type: ignore[assignment]  # noqa: RUF005
-    return b_sums
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_new", "n_splits", "width_units"])
@@ -131,6 +42,8 @@ def decode_split_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
+    ADD_SQUARES: tl.constexpr = None,
+    Y_BY_FLOAT32: tl.constexpr = None,
 ):
     """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
 
@@ -139,8 +52,8 @@ def decode_split_kernel(
     Tiles are dealt out in turn, so that a static cache that is only partly filled keeps all programs equally busy.
 
     With scales the cache is E4M3, and a row of it stands for itself times its scale. That of a row of K multiplies its
-    scores, which are float32; rows of Y are multiplied in float32 and rounded to the type of Q, as a cache of that type
-    would hold them.
+    scores, which are float32. That of a row of Y multiplies its weights if Q is bfloat16; if Q is float16, the row is
+    multiplied in float32 and rounded, as a cache of float16 would hold it.
 
     Args:
         p_q: ``(B, H·n_groups, n_new, width)``.
@@ -152,6 +65,7 @@ def decode_split_kernel(
             axis.
         scale, shift, diagonal, width_units: As in the preconditioner.
         CHUNK_D: Columns that are multiplied at once.
+        ADD_SQUARES, Y_BY_FLOAT32: Of a cache in E4M3, as in the functions that read it.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     width = width_units * WIDTH_UNIT
@@ -181,28 +95,36 @@ def decode_split_kernel(
     for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
         o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
         m_tile = load_tile_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_scores, b_square = multiply_keys(b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D)
-        b_mean = tl.sum(b_square, axis=1) * per_column
+        b_scores, b_squares = multiply_keys(
+            b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D, ADD_SQUARES
+        )
+        b_mean = (b_squares if ADD_SQUARES else tl.sum(b_squares, axis=1)) * per_column
         if p_k_scale is None:
             b_norms = tl.rsqrt(b_mean + epsilon)
             b_softmax_scale = 1.0
             b_y_scales = None
         else:
             b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_norms = tl.rsqrt(b_mean * b_k_scales * b_k_scales + epsilon) * b_k_scales
             b_softmax_scale = b_k_scales[None, :]
             b_y_scales = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-        b_norms = tl.where(m_tile, b_norms, HIDDEN)
-        m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
+            b_factors = b_softmax_scale if ADD_SQUARES else b_k_scales
+            b_norms = tl.rsqrt(b_mean * b_factors * b_factors + epsilon) * b_factors
+        if ADD_SQUARES:
+            m_seen = m_tile
+        else:
+            b_norms = tl.where(m_tile, b_norms, HIDDEN)
+            m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
         b_scores *= b_row_scale[:, None]
-        b_scores *= tl.where(m_new[:, None], b_norms[None, :], b_softmax_scale)
+        b_scores *= tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
         b_scores = tl.where(m_seen[None, :], b_scores, float("-inf"))
         b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores - b_safe[:, None])
         b_decay = tl.exp2(b_peak - b_safe)
         b_weights = b_weights * b_decay[:, None] + b_p
-        b_accs = add_values(b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE)
+        b_accs = add_values(
+            b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE, Y_BY_FLOAT32
+        )
         b_peak = b_next
 
     o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows

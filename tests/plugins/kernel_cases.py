@@ -38,6 +38,7 @@ class Case:
     training: bool = False  # diagonal of L: training's, and keys that are small enough for it to matter
     static: int = 0  # rows of garbage behind the cache that the mask hides
     float8: bool = False  # whether the cache is E4M3, with a scale for each row
+    arch: int = 80  # whose forms of the kernels are interpreted; 89 at least with a cache of E4M3
     zeros: bool = False  # whether the cache has a row of zeros in K and another one in Y, whose scales are 0
 
     @property

@@ -230,7 +230,7 @@ def compile_function(
 
 def _absent(variant: Variant) -> tuple[str, ...]:
     """Return the arguments of its function that a variant goes without."""
-    return _SCALES if variant.kernel == "decode_split_kernel" else ()
+    return (*_SCALES, "ADD_SQUARES", "Y_BY_FLOAT32") if variant.kernel == "decode_split_kernel" else ()
 
 
 def _type(argument: str, variant: Variant) -> str:

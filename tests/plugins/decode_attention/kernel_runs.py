@@ -11,7 +11,7 @@ from torch import Tensor
 from lucid_deploy.cache.codecs import Float8Codec
 from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
-from lucid_deploy.plugins.hosts.triton.launch import decode_attention
+from lucid_deploy.plugins.hosts.triton import launch
 from tests.plugins.kernel_cases import (
     EPS,
     Case,
@@ -99,11 +99,12 @@ def run_decode(case: Case) -> dict[str, Any]:
     unused = torch.zeros(case.batch, case.static, dtype=torch.bool)
     inputs["mask"] = torch.cat([inputs["mask"][:, : case.past], unused, inputs["mask"][:, case.past :]], dim=1)
     (o, o_guard), (y_new, y_guard) = poisoned(inputs["q"]), poisoned(inputs["v_new"])
-    sizes = (case.batch, case.heads, case.groups, case.past + case.static, case.width, case.dtype, EPS, 89)
-    plan = plan_decode_attention(*sizes, tuned_choice(case), new=case.new, float8=case.float8)
+    sizes = (case.batch, case.heads, case.groups, case.past + case.static, case.width, case.dtype, EPS)
+    launch.INTERPRETER_ARCH = case.arch
+    plan = plan_decode_attention(*sizes, max(case.arch, 89), tuned_choice(case), new=case.new, float8=case.float8)
     workspace, workspace_guard = poisoned_workspace(plan.workspace_bytes)
     is_padding = ~inputs["mask"][:, -case.new :]
-    decode_attention(
+    launch.decode_attention(
         **inputs,
         eps=EPS,
         training_diagonal=case.training,

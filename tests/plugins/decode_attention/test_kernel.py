@@ -91,8 +91,21 @@ FLOAT8 = [
     Case(new=1, past=65, keys=0.9, heads=1, zeros=True),
 ]
 
+# With the keys' squares added by tensor cores, and on 10.0 Y converted directly.
+FLOAT8_PRODUCTS = [
+    Case(new=1, past=1, dtype="float16", keys=0.99, width=128, float8=True, arch=90),
+    Case(new=1, past=257, dtype="float16", keys="repeated", heads=1, width=128, float8=True, arch=100),
+    Case(new=1, past=100, dtype="bfloat16", keys=0.9, heads=1, width=136, training=True, float8=True, arch=90),
+    Case(
+        new=1, past=65, dtype="bfloat16", keys=0.9, batch=2, padded=True, static=200, width=128, float8=True, arch=100
+    ),
+    Case(new=1, past=65, dtype="float16", keys=0.9, batch=2, padded=True, zeros=True, width=128, float8=True, arch=100),
+    Case(new=3, past=100, dtype="bfloat16", keys=0.99, heads=1, width=128, zeros=True, float8=True, arch=90),
+    Case(new=16, past=100, dtype="bfloat16", keys=0.99, heads=1, width=128, float8=True, arch=100),
+]
 
-@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL + FLOAT8, ids=str)
+
+@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL + FLOAT8 + FLOAT8_PRODUCTS, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

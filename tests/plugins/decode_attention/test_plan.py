@@ -69,6 +69,19 @@ def test_narrow_loads_take_the_tile_of_the_widest_and_at_least_four_warps(arch, 
 
 
 @pytest.mark.parametrize(
+    ("arch", "least"), [(89, 512), (90, 64), (100, 128), (103, 128), (120, 512)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("width", [32, 64, 128, 256])
+def test_tensor_cores_add_squares_where_they_have_time(arch, least, width):
+    one, several = (
+        decode(arch=arch, width=width, dtype="float16", float8=True, new=new).steps[0].constants for new in (1, 8)
+    )
+    assert one["ADD_SQUARES"] == int(width >= least) and several["ADD_SQUARES"] == 0
+    assert one["Y_BY_FLOAT32"] == int(arch < 100)
+    assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float16").steps[0].constants
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"width": 257}, "head width 257 is not supported"),

@@ -1,0 +1,108 @@
+"""What decoding does with one tile of the cache, and the rows that it is multiplied with: device functions."""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from lucid_deploy.plugins.shared.kernel import add_product, cut_tf32, load_columns, round_tf32
+
+
+@triton.jit
+def load_tile_tokens(p_mask, o_n, m_n):
+    """As :func:`load_tokens`, for a mask of loads that lead to tensor cores.
+
+    The compiler lays out a product's factors for the narrowest type on their way, those of masks included: for bytes,
+    which takes hundreds of moves between registers. It does not look behind a maximum, here of one column.
+    """
+    b_bytes = tl.load(p_mask + o_n[:, None] + tl.arange(0, 1)[None, :], mask=m_n[:, None], other=0)
+    return tl.max(b_bytes.to(tl.int32), axis=1) != 0
+
+
+@triton.jit
+def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return the rows in chunks of columns, what is left of them in a second tf32 part, and the new keys' norms.
+
+    The second parts are empty but in float32.
+    """
+    b_rows, b_rests = (), ()
+    b_square = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
+    for i in tl.static_range(0, BLOCK_D, CHUNK_D):
+        b_k = load_columns(p_k_new, o_r - n_queries, m_new, i, width, CHUNK_D)
+        b_q = load_columns(p_q, o_r, o_r < n_queries, i, width, CHUNK_D)
+        b_q = tl.where(m_new[:, None], b_k, b_q)
+        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
+        if b_q.dtype == tl.float32:
+            b_high, b_low = round_tf32(b_q)
+            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
+        else:
+            b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
+    b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
+    return b_rows, b_rests, b_norms
+
+
+@triton.jit
+def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+                  CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
+    """Return a tile's scores ``(ROWS, BLOCK_N)``, and its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``.
+
+    In chunks a row of the cache is few threads' work: few additions across threads, masks and addresses are left.
+
+    With ADD_SQUARES tensor cores add the squares of E4M3, of which a sixteenth is a number of float16, over all
+    columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are read once.
+    """
+    o_n = tl.arange(0, BLOCK_N)
+    b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
+    b_scores = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    b_small = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    b_sums = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    for i in tl.static_range(len(b_rows)):
+        b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        if ADD_SQUARES:
+            b_half = b_k.to(tl.float16)
+            b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.float16)
+            b_sums = tl.dot(b_ones, tl.trans(b_half * (b_half * (1.0 / 16.0))), b_sums)  # 448² is beyond float16
+        else:
+            b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
+        if b_rows[i].dtype == tl.float32:
+            b_high, b_low = cut_tf32(b_k.to(tl.float32))
+            b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small, input_precision="tf32")
+            b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small, input_precision="tf32")
+            b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores, input_precision="tf32")
+        else:  # of E4M3 every number is one of float16 and of bfloat16
+            b_scores = tl.dot(b_rows[i], tl.trans(b_k.to(b_rows[i].dtype)), b_scores)
+    return b_scores + b_small, b_sums * 16.0 if ADD_SQUARES else b_square
+
+
+@triton.jit
+def add_values(b_p, b_decay, p_tile, b_scales, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr,
+               DTYPE: tl.constexpr, Y_BY_FLOAT32: tl.constexpr):  # fmt: skip
+    """Return ``b_accs``, CHUNK_D columns each, times the decay plus the products of weights with a tile of Y's rows.
+
+    If Q is bfloat16, weights are multiplied by the scales of Y: their parts hold any size, and float16 does not. With
+    Y_BY_FLOAT32, Y is converted by way of float32: on compute capability 9.0 the direct way runs at an eighth of the
+    rate.
+    """
+    o_n = tl.arange(0, BLOCK_N)
+    if b_scales is not None and DTYPE != tl.float16:  # noqa: SIM300
+        b_p *= b_scales[None, :]
+    b_high, b_low = round_tf32(b_p)
+    b_sums = ()
+    for i in tl.static_range(len(b_accs)):
+        b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        if b_scales is not None:
+            if DTYPE == tl.float16:  # noqa: SIM300
+                b_y = b_y.to(tl.float32) * b_scales[:, None]
+            elif Y_BY_FLOAT32:
+                b_y = b_y.to(tl.float32)
+            b_y = b_y.to(DTYPE)
+        b_acc = b_accs[i] * b_decay[:, None]
+        if b_y.dtype == tl.float32:
+            b_y_high, b_y_low = cut_tf32(b_y)
+            b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
+            b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
+            b_acc += tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
+        else:
+            b_acc = add_product(b_p, b_y, b_acc)
+        b_sums = b_sums + (b_acc,)  # type: ignore[assignment]  # noqa: RUF005
+    return b_sums
