@@ -46,7 +46,7 @@ LUCID_INLINE void multiply_pair(T* o, size_t o_stride, const float* x, size_t x_
         for (int c = 0; c < C; ++c) {
             const W* row = w + c * depth + k;
             weight[c] = widen(row);
-            __builtin_prefetch(row + C * depth); // the same place of the rows that come next
+            __builtin_prefetch(row + C * depth, 0, 2); // the same place of the rows that come next, for the second cache
         }
         add(x + k, weight);
     }
