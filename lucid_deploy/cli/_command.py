@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from lucid_deploy.cli._names import in_capitals, long_name, near
+from lucid_deploy.cli._environment import PREFIX, check_environment
+from lucid_deploy.cli._names import long_name, near
 from lucid_deploy.cli._path_text import complete_paths
-from lucid_deploy.cli._sources import CONFIG, origins, source, variable
+from lucid_deploy.cli._sources import CONFIG, leave_nearest, origins, source, variable
 from lucid_deploy.cli._streams import check_encoding
 from lucid_deploy.errors import LucidError
 
-PREFIX = "LUCID_DEPLOY"  # of the environment variables
 _VERBOSE = "lucid_deploy.verbose"  # in click's meta
 
 
@@ -28,12 +29,20 @@ class Command(click.Command):
 
     Args:
         any_bytes: Whether its arguments may be bytes that are no text in the locale's encoding.
+        alternatives: Groups of options of which one is to be given, as
+            :func:`~lucid_deploy.cli._sources.leave_nearest` takes them.
         arguments: As :class:`click.Command` takes them, and so ``named``.
     """
 
-    def __init__(self, *arguments: Any, any_bytes: bool = False, **named: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        any_bytes: bool = False,
+        alternatives: Sequence[Sequence[Sequence[str]]] = (),
+        **named: Any,
+    ) -> None:
         super().__init__(*arguments, **named)
-        self._any_bytes = any_bytes
+        self._any_bytes, self._alternatives = any_bytes, alternatives
         self.params = [*self.params, *_common_options()]
         complete_paths(self.params)
 
@@ -41,10 +50,13 @@ class Command(click.Command):
         """See :class:`click.Command`; what a wrong value came from is said too."""
         if not self._any_bytes:
             check_encoding(args)
-        self._check_environment(ctx)
+        check_environment(self, ctx)
         self._name_variables(ctx)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            for group in self._alternatives:
+                leave_nearest(ctx, group)
+            return rest
         except click.BadParameter as error:
             named = error.param
             where = "" if named is None else origins(ctx, [named])
@@ -72,29 +84,6 @@ class Command(click.Command):
             )
         super().format_epilog(ctx, formatter)
 
-    def _check_environment(self, ctx: click.Context) -> None:
-        """Refuse variables of this command that are no option: a misspelt one would have no effect.
-
-        Raises:
-            LucidError: There is one.
-        """
-        if not ctx.auto_envvar_prefix or ctx.resilient_parsing:  # the latter while a shell completes
-            return
-        options = [item for item in self.params if isinstance(item, click.Option)]
-        known = {variable(ctx, item) for item in options}
-        start = f"{ctx.auto_envvar_prefix}_"
-        unknown = sorted(name for name in os.environ if name.startswith(start) and name not in known)
-        if not unknown:
-            return
-        others = {  # other spellings of an option, and what its parameter is called in Python
-            f"{start}{in_capitals(name)}": variable(ctx, item)
-            for item in options
-            for name in (item.name or "", *item.opts, *item.secondary_opts)
-        }
-        meant = others.get(unknown[0])
-        hint = f" Did you mean {meant}?" if meant else near(unknown[0], known)
-        raise LucidError(f"The environment variable {unknown[0]} is no option of {ctx.command_path}.{hint}")
-
     def _name_variables(self, ctx: click.Context) -> None:
         """Name options' variables after the options; click would take the names of their Python parameters."""
         if not ctx.auto_envvar_prefix:
@@ -105,7 +94,14 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of commands that knows near names of an unknown one."""
+    """A group of commands that knows near names of an unknown one, and takes no options from the environment."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See :class:`click.Group`."""
+        for option in self.get_params(ctx):  # --help and --version
+            if isinstance(option, click.Option):
+                option.allow_from_autoenv = False
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -188,7 +184,10 @@ def _remember(name: str) -> Any:
             return
         del ctx.meta["lucid_deploy.output"]
         if given["quiet"] and given["verbose"]:
-            raise LucidError("Give --quiet or --verbose, not both.")
+            quiet, verbose = map(ctx.get_parameter_source, ("quiet", "verbose"))
+            if quiet is verbose:
+                raise LucidError("Give --quiet or --verbose, not both.")
+            given["verbose" if quiet is ParameterSource.COMMANDLINE else "quiet"] = False
         ctx.meta[_VERBOSE] = given["verbose"]
         ctx.call_on_close(set_output(given["quiet"], given["no_color"]))
         ctx.color = False if given["no_color"] else ctx.color

@@ -21,6 +21,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "choice": dict(multiple=True, metavar="TEXT", help="The answer is TEXT; given several times, one of them."),
     "grammar": dict(metavar="FILE", help="The answer follows the grammar in FILE, in Lark's syntax or GBNF."),
 }
+GUIDES = tuple((name,) for name in _OPTIONS)  # of which one is to be given
 _FIELDS = {
     "json_schema": "guided_json",
     "regex": "guided_regex",

@@ -19,7 +19,12 @@ def in_capitals(name: str) -> str:
 
 def near(name: str, known: Collection[str]) -> str:
     """Return a question after the known name that is probably meant, with a blank before it; empty if there is none."""
+    found = nearest(name, known)
+    return "" if found is None else f" Did you mean {found}?"
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that is probably meant; None if there is none."""
     from difflib import get_close_matches
 
-    found = get_close_matches(name, known, n=1)
-    return f" Did you mean {found[0]}?" if found else ""
+    return next(iter(get_close_matches(name, known, n=1)), None)

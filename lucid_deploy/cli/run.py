@@ -13,9 +13,10 @@ import click
 from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import guided_options, open_guides
+from lucid_deploy.cli._guided import GUIDES, guided_options, open_guides
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
+from lucid_deploy.cli._sources import is_given, origins
 from lucid_deploy.cli._speculation import SpeculationOptions, drafts_text, speculation_options
 
 if TYPE_CHECKING:
@@ -28,7 +29,14 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.session import Session
 
 
-@click.command("run", cls=Command)
+_PROMPTS = ("prompt", "prompt_file", "prompt_ids")
+
+
+@click.command(
+    "run",
+    cls=Command,
+    alternatives=((*((name,) for name in _PROMPTS), ("batch", "output", "overwrite")), GUIDES),
+)
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")
 @click.option("--prompt-file", metavar="FILE", help="The prompt as a text file, without the line break at its end.")
@@ -160,7 +168,11 @@ def _prompt_ids(
     from lucid_deploy.errors import LucidError
 
     if [prompt, prompt_file, prompt_ids].count(None) != 2:
-        raise LucidError("Give the prompt once: --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3.")
+        context = click.get_current_context()
+        given = [item for item in context.command.params if item.name in _PROMPTS and is_given(context, item.name)]
+        raise LucidError(
+            "Give the prompt once: --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3." + origins(context, given)
+        )
     if prompt_ids is not None:
         try:
             ids = [int(item) for item in prompt_ids.split(",") if item.strip()]

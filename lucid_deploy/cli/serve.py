@@ -22,7 +22,7 @@ RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
 _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # beside what is for LOCAL alone
 
 
-@click.command("serve", cls=Command)
+@click.command("serve", cls=Command, alternatives=((("replicas",), ("min_replicas", "max_replicas")),))
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")
