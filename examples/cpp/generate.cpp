@@ -1,5 +1,5 @@
 // Runs an exported artifact (growing cache, float32) greedily with onnxruntime's C++ API: prefill once, then decode.
-// Usage: generate ARTIFACT MAX_NEW_TOKENS EOS ID [ID ...]     prints the new token ids
+// Usage: generate ARTIFACT MAX_NEW_TOKENS EOS ID [ID ...]     prints the new token ids; EOS -1: none ends the text
 // Exit status: 0 success, 1 onnxruntime failed, 2 what was asked for cannot be computed; one line says why.
 #include <onnxruntime_cxx_api.h>
 
@@ -62,7 +62,7 @@ int main(int argc, char** argv) try {
   if (argc < 5) throw Refused("usage: generate ARTIFACT MAX_NEW_TOKENS EOS ID [ID ...]");
   const std::string artifact = argv[1];
   const int64_t most = number(argv[2], 1, "MAX_NEW_TOKENS");
-  const int64_t eos = number(argv[3], 0, "EOS");
+  const int64_t eos = number(argv[3], -1, "EOS");
   std::vector<int64_t> ids;  // the tokens that run next: the prompt first, then the newest one
   for (int i = 4; i < argc; ++i) ids.push_back(number(argv[i], 0, "ID"));
   const int64_t context = context_of(artifact), prompt = static_cast<int64_t>(ids.size());

@@ -72,7 +72,7 @@ def test_it_ends_where_the_context_ends(program: Path, exported: Exported) -> No
     generation = Generation(open_session(artifact), prompt, 50, stop_at_eos=False)
     wanted = "".join(f"{token} " for token in generation)
     assert generation.finish_reason == "context"
-    none = 1000  # no token of the model
+    none = -1  # no token ends the text
     found = run(program, artifact.directory, 50, none, *prompt)
     assert found == (0, f"{wanted}\n", "stopped: the context of 20 tokens is full\n")
     status, answer, said = run(program, artifact.directory, 5, none, *range(21))
@@ -86,7 +86,7 @@ def test_it_ends_where_the_context_ends(program: Path, exported: Exported) -> No
         (["abc", 2, 1], "MAX_NEW_TOKENS must be a whole number of at least 1, not 'abc'; usage: generate ARTIFACT"),
         ([0, 2, 1], "MAX_NEW_TOKENS must be a whole number of at least 1, not '0'; usage:"),
         (["3x", 2, 1], "MAX_NEW_TOKENS must be a whole number of at least 1, not '3x'; usage:"),
-        ([4, -2, 1], "EOS must be a whole number of at least 0, not '-2'; usage:"),
+        ([4, -2, 1], "EOS must be a whole number of at least -1, not '-2'; usage:"),
         ([4, 2, 1, "9" * 30], f"ID must be a whole number of at least 0, not '{'9' * 30}'; usage:"),
         ([4, 2, 1, 97], "token id 97 is outside the vocabulary (0 to 96)"),
     ],
