@@ -148,7 +148,7 @@ class Message(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     role: str
     content: Annotated[str | list[TextPart] | None, Meta(description="May be left out beside tool_calls.")] = None
     name: str | None = None
-    refusal: Annotated[Any, only()] = None
+    refusal: Annotated[Any, only("")] = None
     annotations: Harmless = None
     tool_calls: Annotated[list[ToolCall] | None, Meta(description="What an assistant's message called.")] = None
     tool_call_id: Annotated[str | None, Meta(description="With the role tool: whose result it is.")] = None

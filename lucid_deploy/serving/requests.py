@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -316,18 +318,39 @@ class RequestReader:
 def _refuse_left_out(
     template: ChatTemplate, messages: list[dict[str, Any]], tools: ToolUse | None, rendered: str
 ) -> None:
-    """Refuse messages of unusual roles that the template passes over without a word, as many do."""
-    for role in dict.fromkeys(message["role"] for message in messages if message["role"] not in _USUAL_ROLES):
-        others = [message for message in messages if message["role"] != role]
-        try:
-            without = template.render(others, None if tools is None else tools.shown)
-        except LucidError:  # so the template has read them
-            continue
-        if without == rendered:
-            place = next(index for index, message in enumerate(messages) if message["role"] == role)
+    """Refuse messages of unusual roles whose text the template passes over without a word, as many do.
+
+    A message is left out if another text in its place, in the same role, changes nothing. Taking it away would tell
+    less: then the others have other places, by which templates go. All are changed at once, each marked by a number of
+    its own, so that many roles cost one rendering; one by one only those whose mark is not written.
+    """
+    places = [place for place, each in enumerate(messages) if each["role"] not in _USUAL_ROLES and each["content"]]
+    if not places:
+        return
+    shown_tools = None if tools is None else tools.shown
+    mark, width = f"{secrets.randbelow(10**24):024}", len(str(len(messages)))  # digits: no change of case, no escapes
+    marks = {place: f"{mark}{place:0{width}}" for place in places}
+    written = re.findall(rf"{mark}(\d{{{width}}})", _with_endings(template, messages, shown_tools, marks) or "")
+    for place in sorted(marks.keys() - set(map(int, written))):  # a template may read without writing
+        if _with_endings(template, messages, shown_tools, {place: mark}) == rendered:
             field, known = f"messages[{place}].role", ", ".join(_USUAL_ROLES)
-            message = f"{field}: the model's chat template leaves out messages of the role {shown(role)}. Use {known}."
+            role = shown(messages[place]["role"])
+            message = f"{field}: the model's chat template leaves out this message of the role {role}. Use {known}."
             raise FieldError(message, field, "invalid_value")
+
+
+def _with_endings(
+    template: ChatTemplate,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    endings: dict[int, str],
+) -> str | None:
+    """Return the chat with something behind the contents at some places; None if the template refuses that."""
+    changed = [{**each, "content": each["content"] + endings.get(place, "")} for place, each in enumerate(messages)]
+    try:
+        return template.render(changed, tools)
+    except LucidError:  # so the template has read a content
+        return None
 
 
 def _characters(message: dict[str, Any]) -> int:

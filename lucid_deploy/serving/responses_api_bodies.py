@@ -192,7 +192,8 @@ def _format(body: ResponseRequest) -> ResponseFormat | None:
         return None
     if form.type != "json_schema":
         for name in ("name", "schema", "description", "strict"):
-            if getattr(form, name) is not None:
+            value = getattr(form, name)
+            if value is not None and not (name == "strict" and value is False):  # which asks for nothing
                 field = f"text.format.{name}"
                 raise FieldError(f"{field} is for the type json_schema.", field, "invalid_value")
         return ResponseFormat(type=form.type)

@@ -34,6 +34,11 @@ def test_values_without_effect_are_taken(fields: dict[str, Any]) -> None:
     refuse_unsupported(msgspec.convert({**BASE, **fields}, CompletionRequest))
 
 
+@pytest.mark.parametrize("refusal", ["", None])
+def test_an_earlier_answer_that_refused_nothing_is_taken(refusal: str | None) -> None:
+    refuse_unsupported(Message(role="assistant", content="", refusal=refusal))
+
+
 def test_a_part_is_named_with_its_place() -> None:
     for name, value in (("function_call", {}), ("refusal", "I cannot say that.")):
         message = Message(role="assistant", content="", **{name: value})

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.serving.chat import load_chat_templates
+from lucid_deploy.serving.chat import ChatTemplate, load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
@@ -58,11 +58,98 @@ def test_messages_of_an_unusual_role_that_the_template_leaves_out_are_refused(tm
     theirs = AutoTokenizer.from_pretrained(str(tmp_path))
     texts = [theirs.apply_chat_template(given, tokenize=False) for given in (messages, [asked])]
     assert texts[0] == texts[1], "transformers says nothing"
-    with pytest.raises(ApiError, match='leaves out messages of the role "developer"') as caught:
+    with pytest.raises(ApiError, match='leaves out this message of the role "developer"') as caught:
         read.chat(json.dumps({"model": "m", "messages": messages}).encode())
     assert caught.value.param == "messages[1].role"
     every = reader(tmp_path, LEAVES_OUT.replace("m.role in ('user', 'system')", "true"))
     assert every.chat(json.dumps({"model": "m", "messages": messages}).encode()).job.prompts == ((1, 5, 8),)
+
+
+# Users have the even places, as in Llama 2's template.
+BY_PLACES = (
+    "w1 {% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Alternate!') }}"
+    "{% endif %}{% if m.role in ('user', 'assistant') %}{{ m.content.strip() }} {% endif %}{% endfor %}"
+)
+# A system message of its own if the first is none, as in Qwen2.5's template.
+BY_THE_FIRST = (
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }} {% else %}w1 {% endif %}{% for m in messages %}"
+    "{% if m.role == 'user' or (m.role == 'system' and not loop.first) %}{{ m.content }} {% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "place"),
+    [
+        (BY_PLACES, ("user", "developer", "user"), 1),
+        (BY_PLACES, ("user", "assistant", "user", "critic", "user", "developer"), 3),
+        (BY_THE_FIRST, ("developer", "system", "user"), 0),
+        (BY_THE_FIRST, ("user", "developer"), 1),
+    ],
+)
+def test_what_is_left_out_is_refused_where_the_places_of_others_count(
+    template: str, roles: tuple[str, ...], place: int, tmp_path: Path
+) -> None:
+    read, messages = (
+        reader(tmp_path, template),
+        [{"role": role, "content": f"w{8 + i}"} for i, role in enumerate(roles)],
+    )
+    text = AutoTokenizer.from_pretrained(str(tmp_path)).apply_chat_template(messages, tokenize=False)
+    assert messages[place]["content"] not in text, "transformers says nothing"
+    with pytest.raises(ApiError, match=f"leaves out this message of the role {json.dumps(roles[place])}") as caught:
+        read.chat(json.dumps({"model": "m", "messages": messages}).encode())
+    assert caught.value.param == f"messages[{place}].role"
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{% for m in messages %}{{ m.content | trim | upper | lower }} {% endfor %}", (8, 5)),
+        (
+            "{% for m in messages %}{{ m.content if m.role == 'user' else 'w9' if m.content == 'w8' }} {% endfor %}",
+            (9, 5),
+        ),
+        (
+            "{% if messages[0].content != 'w8' %}{{ raise_exception('No.') }}{% endif %}w7 {{ messages[1].content }}",
+            (7, 5),
+        ),
+    ],
+    ids=["changed", "compared", "checked"],
+)
+def test_what_a_template_reads_in_its_own_way_is_not_left_out(
+    template: str, prompt: tuple[int, ...], tmp_path: Path
+) -> None:
+    messages = [{"role": "control", "content": "w8"}, {"role": "user", "content": "w5"}]
+    found = reader(tmp_path, template).chat(json.dumps({"model": "m", "messages": messages}).encode())
+    assert found.job.prompts == (prompt,)
+
+
+def test_an_empty_message_has_nothing_to_leave_out(tmp_path: Path) -> None:
+    messages = [{"role": "developer", "content": ""}, {"role": "user", "content": "w5"}]
+    found = reader(tmp_path, LEAVES_OUT).chat(json.dumps({"model": "m", "messages": messages}).encode())
+    assert found.job.prompts == ((1, 5),)
+
+
+@pytest.mark.parametrize(("shown", "renders"), [("true", 2), ("m.role != 'r777'", 3), ("m.role == 'user'", 3)])
+def test_many_unusual_roles_take_no_rendering_each(
+    shown: str, renders: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, calls = ChatTemplate.render, []
+
+    def counted(*given: Any, **named: Any) -> str:
+        calls.append(given)
+        return rendered(*given, **named)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    read = reader(tmp_path, f"{{% for m in messages %}}{{{{ m.content + ' ' if {shown} }}}}{{% endfor %}}")
+    messages = [*({"role": f"r{i}", "content": "w8"} for i in range(1000)), {"role": "user", "content": "w5"}]
+    body = json.dumps({"model": "m", "messages": messages}).encode()
+    if shown == "true":
+        assert len(read.chat(body).job.prompts[0]) == 1001
+    else:
+        with pytest.raises(ApiError, match="leaves out this message") as caught:
+            read.chat(body)
+        assert caught.value.param == f"messages[{777 if 'r777' in shown else 0}].role"
+    assert len(calls) == renders
 
 
 @pytest.mark.parametrize(

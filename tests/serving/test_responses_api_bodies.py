@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.serving.bodies import ResponseFormat
 from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat
 from tests.serving.reader_tools import MODEL, write_setup
 
 TEMPLATE = (
@@ -78,6 +81,10 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
             "is for the type json_schema",
             "text.format.schema",
         ),
+        *(
+            ("w5", {"text": {"format": {"type": "json_object", name: value}}}, "is for the type", f"text.format.{name}")
+            for name, value in (("strict", True), ("schema", False), ("name", "n"), ("description", ""))
+        ),
         ("w5", {"service_tier": "priority"}, "service_tier is not supported", "service_tier"),
         (
             "w5",
@@ -119,3 +126,11 @@ def test_what_is_refused(given: Any, fields: dict[str, Any], message: str, param
 def test_what_changes_nothing_is_accepted(tmp_path: Path) -> None:
     neutral = {"store": False, "truncation": "disabled", "tools": [], "text": {"format": {"type": "text"}}}
     assert read(tmp_path, "w5", **neutral, previous_response_id=None, user="me", metadata={"a": "b"}).response
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+@pytest.mark.parametrize("strict", [False, None])
+def test_other_formats_may_say_that_they_are_not_strict(kind: str, strict: bool | None) -> None:
+    form = {"type": kind, "strict": strict, "schema": None}
+    body = msgspec.convert({"model": "m", "input": "w5", "text": {"format": form}}, ResponseRequest)
+    assert as_chat(body).response_format == ResponseFormat(type=kind)
