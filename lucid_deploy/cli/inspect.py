@@ -81,11 +81,12 @@ def _show(facts: dict[str, Any]) -> None:
     memory = facts["memory"]
     states = f", and states of {human_size(memory['states'])} that do not grow" if memory["states"] else ""
     console_out.print(
-        f"Memory for batch {memory['batch']}, context {memory['context']}: weights {human_size(memory['weights'])}, "
+        f"Memory to decode at batch {memory['batch']}, context {memory['context']}: "
+        f"weights {human_size(memory['weights'])}, "
         f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token{states}), "
         f"{human_size(memory['cache_while_decoding'])} while a token is computed; "
         f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
-        f"in all {human_size(memory['total'])}",
+        f"in all {human_size(memory['total'])}. While a prompt runs at once it takes more: --prefill-chunk bounds that",
         soft_wrap=True,
     )
     more = memory["speculation"]

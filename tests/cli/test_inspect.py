@@ -30,7 +30,7 @@ def test_files_graphs_and_memory_are_shown(exported: Exported) -> None:
     for shown in ("past_key_values.{0..1}.key", "ai.lucid::Precondition 2", "vocabulary 97, context 512"):
         assert shown in result.stdout
     cache = 3 * 100 * 2 * 2 * 2 * 36 * 4  # rows, tokens, K and Y, layers, key/value heads, width, bytes
-    assert "Memory for batch 3, context 100: weights " in result.stdout
+    assert "Memory to decode at batch 3, context 100: weights " in result.stdout
     assert f"cache {cache / 1024:.1f} KiB" in result.stdout
     workspace = 4 * 4 * 100 * (4 + 2) * 29  # tensors, bytes, tokens, heads, new tokens of a step beyond the three
     assert "With --speculate: " in result.stdout and "The third graph" in result.stdout
@@ -55,7 +55,8 @@ def test_names_of_tensors_are_whole_in_80_columns(exported: Exported, monkeypatc
 
 def test_what_cannot_speculate_has_no_estimate_of_it(exported: Exported) -> None:
     result = run(exported(inline=True)[1].directory)
-    assert result.exit_code == 0 and "Memory for batch 1" in result.stdout and "--speculate" not in result.stdout
+    assert result.exit_code == 0 and "Memory to decode at batch 1" in result.stdout
+    assert "--speculate" not in result.stdout
 
 
 def test_hashes_are_read_only_if_asked_for(artifact_copy: Path) -> None:
