@@ -162,8 +162,14 @@ class LucidLM(TemplateLM):
         text begins with :attr:`prefix_token_id`, spelled out.
         """
         if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self._prefix)
+            add_special_tokens = not self._begins_with_prefix(string)
         return self._text.encode(string, add_special_tokens=add_special_tokens)
+
+    def _begins_with_prefix(self, string: str) -> bool:
+        if self._prefix:
+            return string.startswith(self._prefix)
+        # The tokenizer does not spell the token, but may still read it.
+        return self._text.encode(string, add_special_tokens=False)[:1] == [self.prefix_token_id]
 
     @cached_property
     def _prefix(self) -> str:

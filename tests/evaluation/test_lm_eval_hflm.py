@@ -137,3 +137,38 @@ def test_where_the_tokenizer_names_no_token_the_configuration_does(session: Sess
     """There lm_eval's own backend has no prefix, and fails."""
     ours = LucidLM(session=session, tokenizer=TextTokenizer(tokenizer_at(tmp_path, "<bos> $A", {})))
     assert (ours.prefix_token_id, ours.eot_token_id) == (1, 2)
+
+
+class Unspelled:
+    """A tokenizer whose texts leave special tokens out, so that a prefix token is spelled as nothing."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def test_a_prefix_that_is_not_spelled_takes_no_token_away(session: Session[Any], tmp_path: Path) -> None:
+    directory = tokenizer_at(tmp_path, *KINDS["adds BOS"])
+    unspelled = LucidLM(session=session, tokenizer=Unspelled(directory))
+    spelled = LucidLM(session=session, tokenizer=TextTokenizer(directory))
+    assert unspelled.tok_decode([unspelled.prefix_token_id]) == ""
+    assert unspelled.tok_encode("Hello")[0] == 1
+    for text in TEXTS:
+        assert unspelled.tok_encode(text) == spelled.tok_encode(text)
+
+
+def test_a_prefix_beyond_the_vocabulary_takes_no_token_away(session: Session[Any], tmp_path: Path) -> None:
+    """The files name no token, and their vocabulary has none with the configuration's id, 1."""
+    tokenizer = Tokenizer(models.WordLevel({"other": 0, "hi": 2, "<s>": 3}, unk_token="other"))
+    tokenizer.add_special_tokens(["<s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = LucidLM(session=session, tokenizer=TextTokenizer(tmp_path))
+    assert ours.tok_encode("hi") == [3, 2]
