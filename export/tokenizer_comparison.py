@@ -26,11 +26,6 @@ _BUILT = {
 # The class that transformers gives a type of model, named or not.
 _CLASSES = {"qwen2": "Qwen2Tokenizer"}
 _PLAIN = ("", "Once upon a time", " two  blanks ", "a\n\nb\tc", "1234 and 5,678.90 % of x_1 == y[2];", "Straße 日本 é")
-_CHAT = (
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Yes, hello."},
-    {"role": "user", "content": "What is it?"},
-)
 _SPECIAL = 6  # special tokens that texts are made with
 _SHOWN = 12  # tokens that a note shows
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
@@ -75,11 +70,13 @@ def compare_with_transformers(checkpoint: Path, artifact: Path) -> tuple[str, ..
 class _Theirs:
     """What AutoTokenizer of a checkpoint makes of texts.
 
+    No chat is among them: a template may run without an end and take all memory, and what it writes are
+    special tokens between words, as in the other texts.
+
     Attributes:
         kind: Its class.
         can_save: Whether it has a tokenizer of the library, which can be saved.
         encoded: Texts, whether tokens of the template were asked for, and token ids.
-        silent: Why the chat template renders no usual chat; None if it does, or there is none.
     """
 
     def __init__(self, checkpoint: Path, texts: list[str]) -> None:
@@ -87,14 +84,10 @@ class _Theirs:
 
         tokenizer = AutoTokenizer.from_pretrained(str(checkpoint), local_files_only=True, trust_remote_code=False)
         self.kind, self.can_save = type(tokenizer).__name__, hasattr(tokenizer, "backend_tokenizer")
-        asked, self.silent = [(text, whole) for text in texts for whole in (False, True)], None
-        if tokenizer.chat_template:
-            try:
-                asked.append((tokenizer.apply_chat_template(list(_CHAT), tokenize=False), False))
-            except Exception as error:  # noqa: BLE001 (a template raises what it likes; the reason is passed on)
-                self.silent = _short(error)
         self.encoded = [
-            (text, whole, list(tokenizer(text, add_special_tokens=whole)["input_ids"])) for text, whole in asked
+            (text, whole, list(tokenizer(text, add_special_tokens=whole)["input_ids"]))
+            for text in texts
+            for whole in (False, True)
         ]
 
 
@@ -115,20 +108,18 @@ def _model_type(directory: Path) -> str:
 
 
 def _differences(theirs: _Theirs, ours: TextTokenizer, label: str) -> tuple[str, ...]:
-    notes = []
-    if theirs.silent is not None:
-        notes.append(f"No chat was compared with AutoTokenizer of {label}, which cannot render one: {theirs.silent}")
     both = [(text, ours.encode(text, add_special_tokens=whole), ids) for text, whole, ids in theirs.encoded]
-    if differing := [found for found in both if found[1] != found[2]]:
-        text, here, there = min(differing, key=lambda found: len(found[0]))
-        save = f' If it was transformers\', run this in the checkpoint, and export again: python -c "{SAVE}"'
-        notes.append(
-            f"AutoTokenizer of {label} ({theirs.kind}) splits {len(differing)} of {len(both)} texts otherwise than "
-            "tokenizer.json, which the artifact follows, as transformers 4 and the tokenizers library do. "
-            f"{text!r} is {_spelled(ours, here)} here and {_spelled(ours, there)} there. The files do not say which "
-            f"one the model was trained with.{save if theirs.can_save else ''}"
-        )
-    return tuple(notes)
+    differing = [found for found in both if found[1] != found[2]]
+    if not differing:
+        return ()
+    text, here, there = min(differing, key=lambda found: len(found[0]))
+    save = f' If it was transformers\', run this in the checkpoint, and export again: python -c "{SAVE}"'
+    return (
+        f"AutoTokenizer of {label} ({theirs.kind}) splits {len(differing)} of {len(both)} texts otherwise than "
+        "tokenizer.json, which the artifact follows, as transformers 4 and the tokenizers library do. "
+        f"{text!r} is {_spelled(ours, here)} here and {_spelled(ours, there)} there. The files do not say which "
+        f"one the model was trained with.{save if theirs.can_save else ''}",
+    )
 
 
 def _spelled(tokenizer: TextTokenizer, ids: list[int]) -> str:
