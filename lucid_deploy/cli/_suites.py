@@ -164,11 +164,16 @@ def _ask(
 ) -> list[TaskResult]:
     from lucid_deploy.cli._console import note, progress
     from lucid_deploy.evaluation.answer_log import AnswerLog
+    from lucid_deploy.evaluation.lm_eval_requests import ENCODING
     from lucid_deploy.evaluation.suites.run import run_suite
+    from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
     options, place = _options(request, artifact), request.arguments.output_path
+    files = artifact.manifest.files
     owner = {
         "model": artifact.identity,
+        "tokenizer": {name: files[name]["sha256"] for name in files if is_tokenizer_file(name)},
+        "encoding": ENCODING,
         "runtime": session.facts(),
         "ablate": request.runtime.ablate,
         "truncate": options.truncate,

@@ -161,7 +161,7 @@ class LucidLM(TemplateLM):
         Those that the tokenizer's template adds are included unless told otherwise or, as in lm_eval's ``HFLM``, the
         text begins with :attr:`prefix_token_id`, spelled out.
         """
-        if add_special_tokens is None:
+        if add_special_tokens is None:  # a rule that ENCODING counts, as that of prefix_token_id is
             add_special_tokens = not self._begins_with_prefix(string)
         return self._text.encode(string, add_special_tokens=add_special_tokens)
 

@@ -1,4 +1,4 @@
-"""What a request of lm_eval says about generation."""
+"""What a request of lm_eval says about generation, and by which rules its texts become token ids."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 
+# The number of the rules by which the adapter makes token ids of texts. Count it up when they change, so that answers
+# kept by older ones are not gone on with.
+ENCODING = 2
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the first one given counts
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "seed")
 

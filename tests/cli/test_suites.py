@@ -46,6 +46,26 @@ def test_a_suite_and_a_second_model(llama: Pair, data: Path, tmp_path: Path) -> 
     assert other.exit_code == 2 and "answers of another run: truncate differ" in " ".join(other.stderr.split())
 
 
+@pytest.mark.parametrize("name", ["encoding", "tokenizer"])
+def test_answers_of_other_token_ids_are_not_gone_on_with(
+    name: str,
+    llama: Pair,  # noqa: F811
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Nor are those of older versions, which do not say how their texts became token ids."""
+    options = [llama.artifact.directory, "--suite", "longbench", "--only", "longbench_2wikimqa", "--data", data]
+    options += ["--limit", 1, "--gen-kwargs", "max_gen_toks=1", "--output-path", tmp_path]
+    assert run(*options).exit_code == 0
+    head, *answers = (tmp_path / "answers.jsonl").read_text().splitlines(keepends=True)
+    owner = json.loads(head)["owner"]
+    assert "tokenizer.json" in owner["tokenizer"]
+    del owner[name]
+    (tmp_path / "answers.jsonl").write_text("".join([json.dumps({"owner": owner}) + "\n", *answers]))
+    again = run(*options)
+    assert again.exit_code == 2 and f"answers of another run: {name} differ" in " ".join(again.stderr.split())
+
+
 def test_chats_are_rendered_with_the_template_called_default(llama: Pair, tmp_path: Path) -> None:  # noqa: F811
     artifact = Artifact(tmp_path, llama.artifact.manifest)
     config = {"chat_template": {"default": "plain {{ messages[0].content }}", "tool_use": "tools"}}
