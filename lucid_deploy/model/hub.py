@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _download(name: str, files: list[str], options: HubOptions, progress: Progre
             name,
             revision=options.revision or "main",
             cache_dir=options.cache,
-            allow_patterns=files,
+            allow_patterns=[escape(file) for file in files],  # they are read as patterns
             token=_token(options),
             endpoint=options.endpoint,
             tqdm_class=_bar(name, progress),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -88,7 +89,7 @@ def _serving(hub: Hub) -> Iterator[Hub]:
                 self.close_connection = True
 
         def answer(self) -> None:
-            path = self.path.split("?")[0].strip("/")
+            path = unquote(self.path.split("?")[0]).strip("/")
             hub.requests.append((self.command, path, self.headers.get("Authorization")))
             api = path.startswith("api/models/")
             parts = path.removeprefix("api/models/").split("/")

@@ -79,6 +79,16 @@ def test_further_chat_templates_are_fetched(hub: Hub, published: Path, options: 
     assert (directory / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ tools }}"
 
 
+@pytest.mark.parametrize("name", ["v[1]", "v*", "is?it", "[", "[]]", "[!a]"])
+def test_names_that_are_patterns_are_names(name: str, hub: Hub, published: Path, options: HubOptions) -> None:
+    file = published / "additional_chat_templates" / f"{name}.jinja"
+    file.parent.mkdir()
+    file.write_text("{{ tools }}")
+    hub.add(NAME, published)
+    directory, _ = fetch(NAME, options)
+    assert (directory / file.relative_to(published)).read_text() == "{{ tools }}"
+
+
 def test_a_second_time_nothing_is_read_again(hub: Hub, published: Path, options: HubOptions) -> None:
     hub.add(NAME, published)
     first = fetch(NAME, options)
