@@ -52,6 +52,7 @@ SAMPLING: dict[str, tuple[Any, ...]] = {
     "epsilon_cutoff": (0,),
     "eta_cutoff": (0,),
 }
+_TOP_K = "top_k 50 (transformers' default)"  # its only default that changes what is sampled
 
 
 def settings_note(directory: Path) -> tuple[str, ...]:
@@ -66,10 +67,12 @@ def settings_note(directory: Path) -> tuple[str, ...]:
     found = [name for name, neutral in known.items() if settings.get(name) not in (None, *neutral)]
     if not found:
         return ()
-    asked = ", ".join(f"{name} {_shown(settings[name])}".rstrip() for name in found)
+    asked = [f"{name} {_shown(settings[name])}".rstrip() for name in found]
+    if settings.get("do_sample") and settings.get("top_k") is None:
+        asked.append(_TOP_K)
     return (
-        f"generation_config.json asks for {asked}: transformers takes that as defaults, and no command does here. Give "
-        "run and chat options, and requests fields.",
+        f"generation_config.json asks for {', '.join(asked)}: transformers takes that as defaults, and no command does "
+        "here. Give run and chat options, and requests fields.",
     )
 
 

@@ -36,11 +36,24 @@ def test_all_settings_of_transformers_are_known() -> None:
     assert not OTHERS & {*CHANGES, *SAMPLING}
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
+def make_model(vocabulary: int) -> Any:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=20, eos_token_id=None, **sizes)).eval()
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, eos_token_id=None, **sizes)).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return make_model(20)
+
+
+def generated(model: Any, directory: Path, **settings: Any) -> list[int]:
+    """Return what transformers generates with the settings in a file."""
+    torch.manual_seed(0)
+    config = GenerationConfig.from_pretrained(str(write(directory, **settings)))
+    config.max_new_tokens, config.eos_token_id, config.pad_token_id = 12, None, 0
+    row: list[int] = model.generate(torch.tensor([[3, 4, 3, 4]]), generation_config=config)[0].tolist()
+    return row
 
 
 @pytest.mark.parametrize(
@@ -51,8 +64,11 @@ def model() -> Any:
         ({"suppress_tokens": list(range(2, 12))}, "asks for suppress_tokens: transformers"),
         (
             {"do_sample": True, "temperature": 9.0, "top_p": 1.0, "top_k": None},
-            "asks for do_sample true, temperature 9.0: transformers",
+            "asks for do_sample true, temperature 9.0, top_k 50 (transformers' default): transformers",
         ),
+        ({"do_sample": True}, "asks for do_sample true, top_k 50 (transformers' default): transformers"),
+        ({"do_sample": True, "top_k": 0}, "asks for do_sample true: transformers"),
+        ({"do_sample": True, "top_k": 7}, "asks for do_sample true, top_k 7: transformers"),
         ({"temperature": 0.7, "top_p": 0.8, "top_k": 20}, None),
         ({"do_sample": False, "repetition_penalty": 1.0, "num_beams": 1, "max_length": 20, "use_cache": True}, None),
         ({"unheard_of": 3}, None),
@@ -61,17 +77,18 @@ def model() -> Any:
 def test_settings_are_named_that_change_what_transformers_generates(
     settings: dict[str, Any], said: str | None, model: Any, tmp_path: Path
 ) -> None:
-    def generated(**given: Any) -> list[int]:
-        torch.manual_seed(0)
-        config = GenerationConfig.from_pretrained(str(write(tmp_path, **given)))
-        config.max_new_tokens, config.eos_token_id, config.pad_token_id = 12, None, 0
-        row: list[int] = model.generate(torch.tensor([[3, 4, 3, 4]]), generation_config=config)[0].tolist()
-        return row
-
-    plain = generated()
-    assert (generated(**settings) != plain) == (said is not None)
+    plain = generated(model, tmp_path)
+    assert (generated(model, tmp_path, **settings) != plain) == (said is not None)
     notes = settings_note(write(tmp_path, **settings))
     assert notes == () if said is None else said in notes[0]
+
+
+def test_no_other_default_of_transformers_changes_what_is_sampled(tmp_path: Path) -> None:
+    model = make_model(200)
+    neutral = {name: values[0] for name, values in SAMPLING.items()}
+    default = generated(model, tmp_path, do_sample=True)
+    assert default == generated(model, tmp_path, do_sample=True, **{**neutral, "top_k": 50})
+    assert default != generated(model, tmp_path, do_sample=True, **neutral)
 
 
 def test_without_the_file(tmp_path: Path) -> None:
