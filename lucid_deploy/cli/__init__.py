@@ -14,7 +14,7 @@ import click
 from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
 from lucid_deploy.cli._signals import unwinding_on_signals
-from lucid_deploy.cli._streams import prepare_streams
+from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -104,6 +104,7 @@ def _told(error: OSError) -> LucidError | None:
     if error.filename is not None:
         return LucidError(f"{error.filename}: {error.strerror}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        let_go_of_output()
         return LucidError(f"Writing the output failed: {error.strerror}.")
     if error.errno == errno.ENOENT and not _has_working_directory():
         return LucidError("The working directory does not exist any more. Change to another one.")

@@ -53,6 +53,14 @@ def prepare_streams() -> None:
         raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
 
 
+def let_go_of_output() -> None:
+    """Let go of what stdout holds if it cannot be written; Python would try again at its end, with status 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _null(1)
+
+
 def check_encoding(arguments: Sequence[str]) -> None:
     """Refuse arguments that the locale's encoding cannot read: neither ONNX nor a tokenizer takes such paths and texts.
 

@@ -70,8 +70,10 @@ def test_other_closed_streams(how: str, exported: Exported) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # containers set it; without it the text is still there at the end
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["run", "--help"]])
-def test_no_room_for_what_no_command_writes(words: list[str]) -> None:
+def test_no_room_for_what_no_command_writes(words: list[str], unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     done = redirected(words, ">/dev/full")
     assert (done.returncode, done.stderr) == (2, "Error: Writing the output failed: No space left on device.\n")
 
