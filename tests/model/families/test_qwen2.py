@@ -40,13 +40,14 @@ def test_biases_that_its_code_does_not_ask_for_are_refused(key: str) -> None:
     assert parse(QWEN2, **{key: False}) == parse(QWEN2)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 @pytest.mark.parametrize(
     "given", [{}, {"sliding_window": 9}, {"sliding_window": 9, "use_sliding_window": False}], ids=str
 )
 def test_listed_windows_that_are_switched_off_are_refused_as_transformers_does(
-    given: dict[str, Any], tmp_path: Path
+    given: dict[str, Any], family: str, tmp_path: Path
 ) -> None:
-    raw = {**THREE, "model_type": "qwen2", "layer_types": [SLIDING, FULL, SLIDING], **given}
+    raw = {**THREE, "model_type": family, "layer_types": [SLIDING, FULL, SLIDING], **given}
     with pytest.raises(ValueError, match="Could not find a `sliding_window`"):
         theirs(write_theirs(raw, tmp_path), tokens(9))
     assert "layer_types names sliding_attention, and use_sliding_window is not true" in refusal(raw)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.model.config_samples import LLAMA, refusal
-from tests.model.families.both_models import THREE, difference, theirs, tokens, write_theirs
 from tests.model.families.read_both import FULL, SLIDING, read_both
 
 
@@ -31,17 +29,3 @@ def test_biases_are_those_of_attention() -> None:
     ours, theirs = read_both("qwen3", attention_bias=True)
     assert ours.attention_bias == ours.has_output_bias == theirs.attention_bias is True
     assert "mlp_bias is True. Qwen3's code makes no biases" in refusal({**LLAMA, "model_type": "qwen3"}, mlp_bias=True)
-
-
-@pytest.mark.parametrize(
-    "given", [{}, {"sliding_window": 9}, {"sliding_window": 9, "use_sliding_window": False}], ids=str
-)
-def test_listed_windows_that_are_switched_off_are_refused_as_transformers_does(
-    given: dict[str, Any], tmp_path: Path
-) -> None:
-    raw = {**THREE, "model_type": "qwen3", "layer_types": [SLIDING, FULL, SLIDING], **given}
-    with pytest.raises(ValueError, match="Could not find a `sliding_window`"):
-        theirs(write_theirs(raw, tmp_path), tokens(9))
-    assert "layer_types names sliding_attention, and use_sliding_window is not true" in refusal(raw)
-    on = {**raw, "use_sliding_window": True, "sliding_window": 9}
-    assert difference(on, tmp_path / "on") < 1e-5
