@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,7 @@ class Batcher:
             right; None: every row decodes one.
 
     Attributes:
-        marks: The phases that requests entered in the last step.
+        marks: The phases that requests entered in the last step, or in the last of its :meth:`parts`.
         drafts: How far drafts were right, over all requests. ``accepted`` counts tokens behind stop strings too; who
             makes the answers counts those with :attr:`Token.drafted`.
 
@@ -185,15 +186,36 @@ class Batcher:
             LucidError: The runtime failed on the whole batch.
         """
         events: list[Event] = []
+        marks: list[Mark] = []
+        for part in self.parts():
+            events += part
+            marks += self.marks
+        self.marks = marks
+        return events
+
+    def parts(self) -> Iterator[list[Event]]:
+        """Do a piece of work as :meth:`step` does, and give what comes out as soon as it is known.
+
+        A prompt's first token comes before the next prompt runs and before the running rows' step. Take all parts
+        before anything else is asked of the batcher.
+
+        Raises:
+            LucidError: As :meth:`step`.
+        """
+        events: list[Event] = []
         self.marks = []
         for number in self._cancelled:
             self._end(number, Finished(number, "cancelled"), events)
         self._cancelled.clear()
-        self._run_prompts(events)
+        for _ in self._run_prompts(events):
+            yield list(events)
+            events.clear()
+            self.marks = []
         self._run_rows(events)
-        return events
+        yield events
 
-    def _run_prompts(self, events: list[Event]) -> None:
+    def _run_prompts(self, events: list[Event]) -> Iterator[None]:
+        """Run at most a chunk of prompts; yield behind each prompt's first token."""
         budget = self.prefill_chunk
         while budget is None or budget > 0:
             if self._filling is None and not self._start_next(events):
@@ -219,6 +241,7 @@ class Batcher:
                 self._keep_beginning(row)
                 return
             self._take_first(row, logits[0, -1], events)
+            yield
             if budget is None:
                 return
 

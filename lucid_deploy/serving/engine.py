@@ -216,10 +216,10 @@ class Engine:
             self._when_loaded()
             while self._take_commands(batcher):
                 self._check_now_and_then()
-                events = batcher.step()
-                addressed = self._addressed([*batcher.marks, *events])
-                self._observe(batcher)  # who has an answer finds what it took
-                self._send(addressed)
+                for events in batcher.parts():
+                    addressed = self._addressed([*batcher.marks, *events])
+                    self._observe(batcher)  # who has an answer finds what it took
+                    self._send(addressed)
         except BaseException as error:  # noqa: BLE001 (whatever ends the thread is what its clients must hear of)
             self._die(error)
         else:

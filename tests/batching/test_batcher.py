@@ -13,6 +13,7 @@ import pytest
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.batching.rows import StaticRows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
@@ -257,6 +258,26 @@ def test_short_prompts_share_a_chunk(static: Session[Any]) -> None:
         batcher.submit(Request(prompt(5, seed), 9, stop_at_eos=False))
     batcher.step()
     assert (batcher.active, batcher.waiting, batcher.prompt_tokens_computed) == (4, 0, 16)
+
+
+def test_a_first_token_waits_for_no_other_row(static: Session[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    batcher, seen = Batcher(static, rows=3, prefill_chunk=64), list[Any]()
+    prefill, decode = static.prefill, StaticRows.decode
+
+    def noted_prefill(*given: Any) -> Any:
+        seen.append("prefill")
+        return prefill(*given)
+
+    def noted_decode(*given: Any) -> Any:
+        seen.append("decode")
+        return decode(*given)
+
+    monkeypatch.setattr(static, "prefill", noted_prefill)
+    monkeypatch.setattr(StaticRows, "decode", noted_decode)
+    first, second = (batcher.submit(Request(prompt(9, seed), 3, stop_at_eos=False)) for seed in range(2))
+    for part in batcher.parts():
+        seen += [(event.request, mark.phase) for event in part for mark in batcher.marks[-1:]]
+    assert seen == ["prefill", (first, "decode"), "prefill", (second, "decode"), "decode"]
 
 
 def test_log_probabilities_are_of_the_raw_logits(session: Session[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,7 +52,7 @@ class ScriptedBatcher:
         self.cancelled.append(number)
         self.left.pop(number, None)
 
-    def step(self) -> list[Token | Finished]:
+    def parts(self) -> Iterator[list[Token | Finished]]:
         self.held.wait(10)
         if self.fault is not None:
             raise self.fault
@@ -63,7 +63,7 @@ class ScriptedBatcher:
             if not self.left[number]:
                 del self.left[number]
                 events.append(Finished(number, "length"))
-        return events
+        yield events
 
 
 def with_engine(
