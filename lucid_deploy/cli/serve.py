@@ -82,7 +82,7 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     type=click.FloatRange(0),
     default=30.0,
     show_default=True,
-    help="Seconds that running requests get to finish after SIGTERM or Ctrl-C.",
+    help="Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.",
 )
 @click.option(
     "--check/--no-check", default=True, show_default=True, help="Compare the sha256 of every file before loading."
@@ -155,8 +155,8 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
 def command(artifact: str, engine: str, log_level: str | None, **options: Any) -> None:
     """Serve an artifact over HTTP, as OpenAI's API.
 
-    Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM or Ctrl-C once
-    running requests are done.
+    Answers /v1/completions, /v1/chat/completions and /v1/models, /healthz and /metrics. Stops at SIGTERM, SIGHUP or
+    Ctrl-C once running requests are done.
 
     Example: lucid-deploy serve ./artifact --port 8000
     """

@@ -37,7 +37,7 @@ from lucid_deploy.serving.ray_connection import connect
 from lucid_deploy.serving.ray_router import PrefixRouter
 from lucid_deploy.serving.ray_start import delete, run_until_ready, start_proxies
 from lucid_deploy.serving.readers import check_setup
-from lucid_deploy.serving.server import bind
+from lucid_deploy.serving.server import bind, hangup
 
 log = logging.getLogger("lucid_deploy.serving")
 APPLICATION = "lucid-deploy"
@@ -117,12 +117,12 @@ def serve_on_ray(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions
 
 
 def _set_on_signals(event: threading.Event) -> dict[int, Any]:
-    """Make SIGTERM and SIGINT set an event; return the handlers before."""
+    """Make SIGTERM, SIGINT and SIGHUP set an event; return the handlers before."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         event.set()
 
-    return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, *hangup())}
 
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
@@ -65,10 +67,16 @@ def bind(host: str, port: int) -> socket.socket:
     return opened
 
 
+def hangup() -> list[int]:
+    """Return SIGHUP, unless it is ignored (nohup) or the system has none (Windows)."""
+    number = getattr(signal, "SIGHUP", None)
+    return [] if number is None or signal.getsignal(number) is signal.SIG_IGN else [number]
+
+
 def serve(
     make_service: Callable[[], tuple[Service, LocalBackend]], listening: ListenOptions, ready: Callable[[], None]
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then let running requests finish.
+    """Serve until SIGTERM, SIGINT or SIGHUP, then let running requests finish.
 
     Args:
         make_service: Makes the application's state, in the event loop.
@@ -179,6 +187,17 @@ class DrainingServer(uvicorn.Server):
     def end(self) -> None:
         """Stop at once."""
         self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Hear signals while the server runs: uvicorn's, and that of a terminal that closes."""
+        with super().capture_signals():
+            before = {number: signal.signal(number, self.handle_exit) for number in hangup()}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin the end at the first signal; end at once at the second."""

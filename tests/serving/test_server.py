@@ -148,7 +148,7 @@ def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict
     assert any("this engine was told to end" in line for line in server.errors)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_running_requests_finish_and_new_ones_are_told(
     start: Start, artifacts: dict[str, Path], number: signal.Signals
 ) -> None:
