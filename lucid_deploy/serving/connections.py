@@ -176,6 +176,13 @@ class Connection(H11Protocol):
         self._bound_pipelining()
         self._fall_silent_if_idle()  # not if the next request had been sent already
 
+    def _should_upgrade(self) -> bool:
+        """Pass over Upgrade headers, as HTTP allows: Java's client asks for h2c with each connection's first request.
+
+        uvicorn would warn twice, and advise to install a library for web sockets, which are not served.
+        """
+        return False
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
         self._refuse(ApiError(400, "The request is not valid HTTP.", "invalid_request"))

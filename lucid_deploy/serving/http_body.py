@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,11 +63,16 @@ def check_head(request: Request, limits: Limits) -> None:
     """Refuse a body by what the headers say of it.
 
     Raises:
-        ApiError: It is of another type, or too large.
+        ApiError: It is of another type, packed, or too large.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a web page cannot send this type to another site without asking first
-        raise ApiError(415, "Send the body as Content-Type: application/json.", "unsupported_media_type")
+    kind, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    if kind.strip() != "application/json":  # a web page cannot send this type to another site without asking first
+        raise _unsupported("Send the body as Content-Type: application/json.")
+    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]*)", parameters)
+    if charset is not None and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise _unsupported("Send the body in UTF-8, as JSON is, and not in another charset.")
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise _unsupported("Send the body as it is, without Content-Encoding: this server unpacks nothing.")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > limits.body_bytes:
         raise too_large(limits)
@@ -101,6 +107,10 @@ async def _receive(request: Request, limits: Limits, share: BodyShare) -> bytes:
         body += part
         if not message.get("more_body", False):
             return bytes(body)
+
+
+def _unsupported(message: str) -> ApiError:
+    return ApiError(415, message, "unsupported_media_type")
 
 
 def too_large(limits: Limits) -> ApiError:

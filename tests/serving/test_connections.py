@@ -101,6 +101,14 @@ def test_no_http_after_a_request_ends_the_connection(small: Server) -> None:
     assert ask(small).status_code == 200
 
 
+@pytest.mark.parametrize("wanted", ["h2c", "websocket"])
+def test_an_upgrade_that_is_asked_for_is_passed_over_in_silence(small: Server, wanted: str) -> None:
+    before = len(small.errors)
+    head = f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: {wanted}\r\n\r\n"
+    assert talk(small, head.encode()).startswith(b"HTTP/1.1 200 OK")
+    assert not [line for line in small.errors[before:] if "WARNING" in line]
+
+
 def test_two_lengths_of_a_body_are_refused(small: Server) -> None:
     """Where a proxy takes the one and a server the other, the end of the body is a request that nobody checked."""
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -51,6 +51,19 @@ def test_other_types_are_refused() -> None:
         refused(415, [b"{}"], headers)
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "identity, gzip"])
+def test_packed_bodies_are_refused_and_not_read_as_they_are(coding: str) -> None:
+    error = refused(415, [b"{}"], {**JSON, "content-encoding": coding})
+    assert (error.code, "without Content-Encoding" in error.message) == ("unsupported_media_type", True)
+    assert read([b"{}"], {**JSON, "content-encoding": "Identity"}) == b"{}"
+
+
+@pytest.mark.parametrize("charset", ["latin-1", "UTF-16", '"iso-8859-1"'])
+def test_other_charsets_are_refused_and_not_read_as_utf_8(charset: str) -> None:
+    assert "UTF-8" in refused(415, [b"{}"], {"content-type": f"application/json;charset={charset}"}).message
+    assert read([b"{}"], {"content-type": 'application/json; q=1; Charset="UTF-8"'}) == b"{}"
+
+
 @pytest.mark.parametrize("length", ["11", "9" * 5000, "-1", "x", "²"])
 def test_lengths_that_are_too_large_or_none(length: str) -> None:
     refused(413, [b"{}"], {**JSON, "content-length": length}, body_bytes=10)
