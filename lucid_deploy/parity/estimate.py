@@ -121,7 +121,7 @@ def planned_phases(
     quantized = artifact.manifest.quantization is not None
     stored = sum(int(item["size"]) for item in artifact.manifest.files.values())
     found = [Phase(phases.FILES, stored / speed.sha256)]
-    found += [Phase(phases.WEIGHTS, 4 * size)] if quantized else []
+    found.append(Phase(phases.WEIGHTS, (4 if quantized else 2) * size))
     found += [] if quantized else [Phase(phases.loading(dtype), size)]
     found += [
         Phase(phases.baseline(dtype), work.seconds(list(work.calls(ONE_SHOT, work.sequences)), *single)),

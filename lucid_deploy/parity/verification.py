@@ -1,7 +1,7 @@
 """Verify an artifact: all that there is to check, in one call.
 
-Files first, then whether it fits into memory, the weights of a quantized artifact element by element, parity of logits
-and caches with PyTorch, and causes. What was checked, and what was not and why, is part of the result.
+Files first, then whether it fits into memory, the weights element by element, parity of logits and caches with PyTorch,
+and causes. What was checked, and what was not and why, is part of the result.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases
 from lucid_deploy.parity.measure.derive_targets import prepare
 from lucid_deploy.parity.measure.measurement import DEQUANTIZED
+from lucid_deploy.parity.measure.plain_weights import check_plain_weights, plain_names
 from lucid_deploy.parity.measure.plan import PhaseTracker, VerificationProgress
-from lucid_deploy.parity.measure.progress import Progress
+from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.quantization import check_weights, measure_cost
 from lucid_deploy.parity.measure.speed import measure_speed
 from lucid_deploy.parity.measure.targets import Targets, check_tolerance, explained_scenarios
@@ -136,7 +137,7 @@ def verify_artifact(
     candidate = open_session(artifact, options.runtime)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
     weights = _check_weights(artifact, source, plan.update)
-    if weights.outcome == FAILED:
+    if weights.outcome == FAILED and artifact.manifest.quantization is not None:  # they are in the reference too
         return _stopped(facts, (files, fits, weights), started)
     layers = _layers_of(candidate, artifact)
     try:
@@ -255,9 +256,13 @@ def _check_files(artifact: Artifact, progress: Progress) -> Check:
 
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -> Check:
     quantization = artifact.manifest.quantization
-    if quantization is None:
-        return not_done("weights", "they are not quantized; what they compute is compared")
     try:
+        if quantization is None:
+            meter = CallCounter(progress, phases.WEIGHTS, len(plain_names(artifact, source)))
+            count = check_plain_weights(artifact, source, tick=meter.tick)
+            return Check(
+                "weights", PASSED, f"every element of {count} is the checkpoint's in {artifact.manifest.dtype}"
+            )
         check_weights(artifact, source, progress)
     except CheckFailed as failure:
         return Check("weights", FAILED, str(failure))

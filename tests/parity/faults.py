@@ -55,6 +55,16 @@ def change_weight(directory, name, factor=1.01, dtype=np.float32, whole=False):
     rehash(directory)
 
 
+def change_row(directory, name, row, factor):
+    """Multiply a row of a float32 weight, as the weight file has it."""
+    place = next(weight for weight in open_artifact(directory).weights("decode") if weight.name == name)
+    values = np.memmap(directory / WEIGHTS, np.float32, "r+", place.offset, place.shape)
+    values[row] *= np.float32(factor)
+    values.flush()
+    del values
+    rehash(directory)
+
+
 def swap_layers(directory, first, second):
     """Exchange the weights of two layers."""
     places = weight_places(directory)

@@ -14,7 +14,7 @@ from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.measure import phases
 from lucid_deploy.parity.verification import verify_against
 from lucid_deploy.runtimes.torch.session import TorchSession
-from tests.parity.faults import change_weight, rehash
+from tests.parity.faults import change_row, change_weight, rehash
 
 CONTEXT = 48  # prompts of 35 tokens with 8 steps
 FEW = VerifyOptions(steps=8)
@@ -42,7 +42,7 @@ def test_everything_is_checked(artifact):
     assert outcomes(found) == {
         "files": "passed",
         "memory": "passed",
-        "weights": "not done",
+        "weights": "passed",
         "tensors": "passed",
         "free generation": "reported",
         "causes": "not done",
@@ -79,9 +79,23 @@ def test_a_wrong_weight_is_a_result_with_its_cause(damaged):
     change_weight(damaged, "model.layers.1.self_attn.v_proj.weight")
     found = verify_artifact(open_artifact(damaged), FEW)
     assert not found.passed and outcomes(found)["tensors"] == "failed" and outcomes(found)["causes"] == "reported"
+    assert outcomes(found)["weights"] == "failed"
     with pytest.raises(CheckFailed, match=r"layer 1 Y is beyond its gate .* The error starts in layer 1 Y.*v_proj"):
         found.raise_if_failed()
     assert "\n" not in found.failure
+
+
+def test_the_embedding_of_a_token_that_no_sequence_has_is_compared(exported, tmp_path):
+    """What is computed is right in every comparison: only the weights themselves show it."""
+    name, unmet = "model.embed_tokens.weight", 1234
+    _, artifact = exported(max_position_embeddings=CONTEXT, vocab_size=2000)
+    damaged = shutil.copytree(artifact.directory, tmp_path / "artifact")
+    change_row(damaged, name, unmet, 2.0)
+    found = verify_artifact(open_artifact(damaged), FEW)
+    assert (outcomes(found)["weights"], outcomes(found)["tensors"]) == ("failed", "passed")
+    assert not found.passed and not found.report.passed and not found.to_dict()["passed"]
+    assert f"{name} is not the checkpoint's weight: 64 of 128,000 elements differ" in found.failure
+    assert f"the first at [{unmet}, 0]" in found.failure and found.report.verdict() in found.failure
 
 
 def test_weights_of_a_quantized_artifact_are_checked_element_by_element(quantized, tmp_path):

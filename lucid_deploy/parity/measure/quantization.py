@@ -26,6 +26,7 @@ from lucid_deploy.parity.measure.compare import TensorId, Trace, record, record_
 from lucid_deploy.parity.measure.float_weights import float_difference
 from lucid_deploy.parity.measure.folding import check_folding
 from lucid_deploy.parity.measure.metrics import kl_divergence, position_errors
+from lucid_deploy.parity.measure.plain_weights import check_plain_weights, plain_names
 from lucid_deploy.parity.measure.progress import CallCounter, Progress
 from lucid_deploy.parity.measure.targets import Targets
 from lucid_deploy.runtimes.session import Array, Session
@@ -110,13 +111,12 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
     Raises:
         CheckFailed: A weight is not.
     """
-    import torch
-
-    from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model, stored_parts
+    from lucid_deploy.runtimes.torch.artifact_weights import stored_parts
 
     quantization = artifact.manifest.quantization
     assert quantization is not None
-    meter, folded = CallCounter(progress, phases.WEIGHTS, len(quantization.tensors)), read_scales(artifact.directory)
+    total = len(quantization.tensors) + len(plain_names(artifact, checkpoint))
+    meter, folded = CallCounter(progress, phases.WEIGHTS, total), read_scales(artifact.directory)
     if folded and quantization.method.name != AWQ:
         raise CheckFailed(f"{artifact.directory} has scales of AWQ, and its numbers were chosen by another method.")
     if folded:
@@ -127,13 +127,7 @@ def check_weights(artifact: Artifact, checkpoint: Checkpoint, progress: Progress
         if problem:
             raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight quantized: {problem}.")
         meter.tick()
-    model = load_artifact_model(artifact)
-    for name, value in model.state_dict().items():
-        stored = checkpoint.stored_name(name)
-        if stored in quantization.tensors:
-            continue
-        if not torch.equal(value, scaled(checkpoint.tensor(stored), stored, folded).to(value.dtype)):
-            raise CheckFailed(f"{artifact.directory}: {name} is not the checkpoint's weight.")
+    check_plain_weights(artifact, checkpoint, folded, meter.tick)
 
 
 def _problem(quantization: Quantization, name: str, parts: list[Array], weight: torch.Tensor, dtype: str) -> str | None:

@@ -19,7 +19,7 @@ from lucid_deploy.parity.measure.measurement import Measurement
 from lucid_deploy.parity.measure.plain_data import plain
 from lucid_deploy.parity.measure.quantization import QuantizationCost
 from lucid_deploy.parity.show import words
-from lucid_deploy.parity.show.checks import PASSED, REPORTED, Check, not_done, verdict_of
+from lucid_deploy.parity.show.checks import FAILED, PASSED, REPORTED, Check, not_done, verdict_of
 from lucid_deploy.parity.show.data import comparison_dict, coverage_dict, curve_dict, divergence_dict
 from lucid_deploy.version import __version__
 
@@ -52,13 +52,22 @@ class Report(Measurement):
     cost: QuantizationCost | None = None
     before: tuple[Check, ...] = ()
 
+    @property
+    def passed(self) -> bool:
+        """Whether every tensor was within its gate, none was unproven, and no check before the comparison failed."""
+        return super().passed and not self._failed_before
+
+    @property
+    def _failed_before(self) -> str:
+        return next((check.detail for check in self.before if check.outcome == FAILED), "")
+
     def verdict(self) -> str:
         """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
-        return words.verdict(self)
+        return words.verdict(self, self._failed_before)
 
     def cause(self) -> str:
         """Say where errors start, as far as it was looked into; may be empty."""
-        return "" if self.explanation is None else self.explanation.sentence(failed=not self.passed)
+        return "" if self.explanation is None else self.explanation.sentence(failed=not super().passed)
 
     def advice(self) -> str:
         """Say what to do about a failure; empty if no gate failed."""

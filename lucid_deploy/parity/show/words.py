@@ -35,9 +35,15 @@ def outside_lines(found: Measurement) -> Iterator[str]:
             )
 
 
-def verdict(found: Measurement) -> str:
-    """Return the result as a sentence or two; of a failure, the first layer, tensor and position."""
-    return _tolerance_note(found) + (_failure(found) or _unproven(found) or _success(found))
+def verdict(found: Measurement, failed_before: str = "") -> str:
+    """Return the result as a sentence or two; of a failure, the first layer, tensor and position.
+
+    Args:
+        found: What the comparison gave.
+        failed_before: What a check before it found wrong; empty: nothing.
+    """
+    before = f"What was compared is within its gates, and yet {failed_before}" if failed_before else ""
+    return _tolerance_note(found) + (_failure(found) or _unproven(found) or before or _success(found))
 
 
 def advice(found: Measurement) -> str:

@@ -17,7 +17,7 @@ from lucid_deploy.model.summary import summarize
 from lucid_deploy.parity import check
 from lucid_deploy.parity.measure.gate import Gate
 from lucid_deploy.parity.show.page import TEMPLATES, render_page
-from tests.parity.faults import change_weight
+from tests.parity.faults import change_weight, edit_graphs
 from tests.parity.pages import check_page
 from tests.parity.small_models import session
 
@@ -80,8 +80,15 @@ def test_the_page_of_a_failure_names_where_the_error_starts(directory, tmp_path)
     assert "v_proj" in message(result)
 
 
+def coarser_norms(model, stage):
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "RMSNormalization" and attribute.name == "epsilon":
+                attribute.f *= 10
+
+
 def test_a_tolerance_is_said_first_everywhere(directory, tmp_path):
-    change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
+    edit_graphs(directory, coarser_norms)
     target = tmp_path / "page.html"
     result = verify(directory, "--tolerance", 0.5, "--report", target, "--json", tmp_path / "data.json")
     assert result.exit_code == 0, result.stderr
@@ -94,6 +101,19 @@ def test_a_tolerance_is_said_first_everywhere(directory, tmp_path):
     tight = verify(directory, "--tolerance", 1e-9)
     assert tight.exit_code == 1
     assert "failed: The tolerance of 1e-09 was set by hand" in message(tight)
+
+
+def test_a_page_on_wrong_weights_that_no_comparison_shows_has_failed(directory, tmp_path):
+    change_weight(directory, "model.layers.1.self_attn.v_proj.weight")
+    target = tmp_path / "page.html"
+    result = verify(directory, "--tolerance", 0.5, "--report", target, "--json", tmp_path / "data.json")
+    assert result.exit_code == 1
+    assert "v_proj.weight is not the checkpoint's weight" in message(result)
+    words = " ".join("".join(check_page(target.read_text()).text).split())
+    assert "Passed" not in words and words.index("Failed") < words.index("v_proj.weight is not the checkpoint's")
+    data = json.loads((tmp_path / "data.json").read_text())
+    assert not data["passed"] and "What was compared is within its gates, and yet" in data["verdict"]
+    assert "FAILED" in result.stdout and "PASSED" not in result.stdout
 
 
 # Pages of reports made without an artifact
