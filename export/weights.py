@@ -244,6 +244,8 @@ class _TensorBytes:
     def _bytes(self, data: torch.Tensor, tensor: StoredTensor) -> memoryview:
         import torch
 
+        if tensor.dtype == "float16":
+            self._check_finite(data, tensor, "the checkpoint")  # no other type would mend it
         data = data.to(getattr(torch, tensor.dtype))
         self._check_finite(data, tensor, tensor.dtype)
         if tensor.transposed:

@@ -15,7 +15,7 @@ from lucid_deploy.model.description import describe
 from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, split_layout
-from lucid_deploy.model.tensor_files import find_tensor_files, open_safetensors
+from lucid_deploy.model.tensor_files import find_tensor_files, open_safetensors, refuse_adapter
 from lucid_deploy.model.tensor_names import unwrapped
 from lucid_deploy.model.variants import listed, settle
 from lucid_deploy.plugins.table import UNIT
@@ -75,6 +75,7 @@ class Checkpoint:
         state_dtype: str | None = None,
     ) -> None:
         self.directory = resolve(checkpoint)
+        refuse_adapter(self.directory)
         raw, self.layout = split_layout(read_config(self.directory), self.directory)
         where = str(self.directory / "config.json")
         config = parse_config(raw, where, assume_unused)

@@ -18,6 +18,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import DEMO
 from lucid_deploy.model.config import parse_config, read_config
 from lucid_deploy.model.packed.read import OLDER_FILE, split_layout
+from lucid_deploy.model.tensor_files import ADAPTER, adapter_words
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
@@ -141,8 +142,10 @@ def _wanted(files: list[str], where: str) -> list[str]:
     """Choose the files of a checkpoint in the published layout.
 
     Raises:
-        LucidError: No configuration, or no safetensors.
+        LucidError: No configuration, no safetensors or two sets of them, or an adapter.
     """
+    if ADAPTER in files:
+        raise LucidError(adapter_words(f"{where} on the Hub"))
     found = [file for file in files if file in _FILES or _SHARD.fullmatch(file) or is_tokenizer_file(file)]
     if "config.json" not in found:
         raise LucidError(f"{where} has no config.json on the Hub: it is no checkpoint.")
@@ -155,7 +158,14 @@ def _wanted(files: list[str], where: str) -> list[str]:
                 f"{where} has neither model.safetensors nor model.safetensors.index.json on the Hub.{beside}"
             )
         return found
-    return [file for file in found if file != "model.safetensors"]  # the index says which shards count
+    shards = [file for file in found if _SHARD.fullmatch(file)]
+    if "model.safetensors" in found and shards:
+        raise LucidError(
+            f"{where} has model.safetensors and shards, {shards[0]} and so on, on the Hub. transformers reads the "
+            "first and other programs the shards, which may be another model. Download it, remove one of them, and "
+            "export the folder."
+        )
+    return found
 
 
 @contextmanager

@@ -9,37 +9,78 @@ from typing import Any
 from lucid_deploy.errors import LucidError, in_one_line
 from lucid_deploy.model.variants import listed
 
+SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
+
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
     """Map every tensor to the file that holds it.
 
     Raises:
-        LucidError: No safetensors, an index that cannot be read or leads elsewhere, a shard or tensor that is missing.
+        LucidError: No safetensors, an index that cannot be read or leads elsewhere, a shard or tensor that is missing,
+            or tensors that are there twice.
     """
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / INDEX, directory / SINGLE
     if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {name: directory / file for name, file in weight_map.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
-        # By name, not by where links lead: download caches keep checkpoints as links into a store.
-        outside = sorted({file for file in weight_map.values() if Path(file).name != file})
-        if outside:
-            raise LucidError(f"{index} points outside the checkpoint: {listed(outside)}.")
-        missing = sorted({path.name for path in files.values() if not path.is_file()})
-        if missing:
-            raise LucidError(f"{directory}: shards named by the index are missing: {listed(missing)}.")
-        for path in sorted(set(files.values())):
-            stored = set(open_safetensors(path).keys())
-            absent = sorted(name for name, file in files.items() if file == path and name not in stored)
-            if absent:
-                raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
-        return files
-    single = directory / "model.safetensors"
+        return _sharded(index, single)
     if single.is_file():
         return {name: single for name in open_safetensors(single).keys()}  # noqa: SIM118 (not a dict)
     raise LucidError(_without_safetensors(directory))
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Refuse an adapter, or a folder that has one beside its weights: transformers adds it to them.
+
+    Raises:
+        LucidError: There is one.
+    """
+    if (directory / ADAPTER).is_file():
+        raise LucidError(adapter_words(str(directory)))
+
+
+def adapter_words(where: str) -> str:
+    """Say what to do with an adapter."""
+    return (
+        f"{where} has an adapter, such as LoRA ({ADAPTER}), which is not added to the weights here; the answers would "
+        "be those of the model without it. Merge it, "
+        'PeftModel.from_pretrained(BASE, "ADAPTER").merge_and_unload().save_pretrained("MERGED"), and export MERGED. '
+        f"If these weights are merged already, export a folder without {ADAPTER}."
+    )
+
+
+def _sharded(index: Path, single: Path) -> dict[str, Path]:
+    directory = index.parent
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: directory / file for name, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LucidError(f"{index} is not an index of safetensors: {error!r}") from error
+    # By name, not by where links lead: download caches keep checkpoints as links into a store.
+    outside = sorted({file for file in weight_map.values() if Path(file).name != file})
+    if outside:
+        raise LucidError(f"{index} points outside the checkpoint: {listed(outside)}.")
+    if single.is_file() and single not in files.values():
+        raise LucidError(
+            f"{directory} has {SINGLE} and, by {INDEX}, other shards. transformers reads the first and other programs "
+            "the shards, which may be another model. Remove one of them."
+        )
+    missing = sorted({path.name for path in files.values() if not path.is_file()})
+    if missing:
+        raise LucidError(f"{directory}: shards named by the index are missing: {listed(missing)}.")
+    stored = {path: set(open_safetensors(path).keys()) for path in sorted(set(files.values()))}
+    for path, names in stored.items():
+        absent = sorted(name for name, file in files.items() if file == path and name not in names)
+        if absent:
+            raise LucidError(f"{path} lacks tensors that the index places there: {listed(absent)}.")
+    for path, names in stored.items():
+        for name in names - files.keys():
+            files[name] = path  # the index forgot it; transformers reads all that the shards hold
+        twice = sorted(name for name in names if files[name] != path)
+        if twice:
+            raise LucidError(
+                f"{path} and {files[twice[0]].name} beside it both hold {listed(twice)}. transformers reads the last, "
+                "and other programs what the index names, which may be another model. Make the shards again."
+            )
+    return files
 
 
 def _without_safetensors(directory: Path) -> str:
@@ -62,7 +103,10 @@ def _without_safetensors(directory: Path) -> str:
             f"{directory} holds pickled weights only. Pickle can run code, so it is not read; save the checkpoint as "
             "safetensors (transformers: save_pretrained(..., safe_serialization=True))."
         )
-    return f"{directory} has neither model.safetensors nor model.safetensors.index.json."
+    shards = sorted(path.name for path in directory.glob("model-*-of-*.safetensors"))
+    if shards:
+        return f"{directory} has shards, {listed(shards)}, and not {INDEX}, which says what is in them. Copy it there."
+    return f"{directory} has neither {SINGLE} nor {INDEX}."
 
 
 def open_safetensors(path: Path) -> Any:

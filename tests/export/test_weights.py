@@ -93,6 +93,11 @@ def test_what_is_written_is_the_checkpoint(dtype: str, make_checkpoint: Callable
     [
         (1e5, "float16", r"lm_head.weight has values that are not finite in float16. Export with --dtype bfloat16 or"),
         (np.nan, "float32", r"lm_head.weight has values that are not finite in float32. The checkpoint is damaged"),
+        (
+            np.nan,
+            "float16",
+            r"lm_head.weight has values that are not finite in the checkpoint. The checkpoint is damaged",
+        ),
     ],
 )
 def test_numbers_that_are_none_are_refused(

@@ -105,9 +105,28 @@ def test_shards_are_fetched_by_the_index(hub: Hub, published: Path, options: Hub
         save_file({name: tensors[name] for name in tensors if weight_map[name] == file}, published / file)
     (published / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     hub.add(NAME, published)
+    assert f"has model.safetensors and shards, {files[0]} and so on, on the Hub" in refusal(NAME, options)
+    assert hub.fetched() == set()
+    (published / "model.safetensors").unlink()
+    hub.add(NAME, published)
     directory, _ = fetch(NAME, options)
     assert hub.fetched() == {*TAKEN, *files, "model.safetensors.index.json"} - {"model.safetensors"}
     assert Checkpoint(directory).config.num_hidden_layers == 2
+
+
+def test_an_index_may_name_the_single_file(hub: Hub, published: Path, options: HubOptions) -> None:
+    weight_map = dict.fromkeys(load_file(published / "model.safetensors"), "model.safetensors")
+    (published / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    hub.add(NAME, published)
+    assert Checkpoint(fetch(NAME, options)[0]).config.num_hidden_layers == 2
+
+
+def test_an_adapter_is_named_and_costs_no_weights(hub: Hub, published: Path, options: HubOptions) -> None:
+    (published / "adapter_config.json").write_text("{}")
+    hub.add(NAME, published)
+    message = refusal(NAME, options)
+    assert f"{NAME} at main on the Hub has an adapter" in message and "merge_and_unload" in message
+    assert hub.fetched() == set()
 
 
 def test_a_configuration_that_is_refused_costs_no_weights(hub: Hub, published: Path, options: HubOptions) -> None:

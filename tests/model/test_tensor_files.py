@@ -134,6 +134,64 @@ def test_a_shard_that_lacks_its_tensor_is_named(make_checkpoint: MakeCheckpoint)
     assert f"{wrong} lacks tensors that the index places there: {Q_PROJ}" in message
 
 
+def test_a_single_file_beside_shards_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    """transformers reads the single file, others the shards."""
+    checkpoint = make_checkpoint()
+    tensors = stored(checkpoint)
+    weight_map = shard(checkpoint)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, checkpoint / "model.safetensors")
+    assert f"{checkpoint} has model.safetensors and, by {INDEX}, other shards" in refusal(checkpoint)
+    write_index(checkpoint, dict.fromkeys(weight_map, "model.safetensors"))
+    assert torch.equal(parameters(checkpoint)[Q_PROJ], tensors[Q_PROJ] * 2)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["in the index", "forgotten by it"])
+def test_a_tensor_in_two_shards_is_refused(make_checkpoint: MakeCheckpoint, listed: bool) -> None:
+    checkpoint = make_checkpoint()
+    tensors, weight_map = stored(checkpoint), shard(checkpoint)
+    other = next(file for file in weight_map.values() if file != weight_map[Q_PROJ])
+    held = {name: tensors[name] for name in weight_map if weight_map[name] == other}
+    save_file({**held, Q_PROJ: tensors[Q_PROJ] * 2}, checkpoint / other)
+    if not listed:
+        del weight_map[Q_PROJ]
+        write_index(checkpoint, weight_map)
+    message = refusal(checkpoint)
+    assert f"both hold {Q_PROJ}" in message and other in message and "\n" not in message
+
+
+def test_tensors_that_the_index_forgot_are_read(make_checkpoint: MakeCheckpoint) -> None:
+    """As by transformers, and so that none is passed over that the model does not have."""
+    checkpoint = make_checkpoint()
+    tensors, weight_map = stored(checkpoint), shard(checkpoint)
+    file = weight_map.pop(Q_PROJ)
+    write_index(checkpoint, weight_map)
+    assert torch.equal(parameters(checkpoint)[Q_PROJ], tensors[Q_PROJ])
+    held = {name: tensors[name] for name in [*weight_map, Q_PROJ] if weight_map.get(name, file) == file}
+    bias = Q_PROJ.replace("weight", "bias")
+    save_file({**held, bias: torch.ones(8)}, checkpoint / file)
+    assert f"unexpected: {bias}" in refusal(checkpoint)
+
+
+def test_shards_without_their_index_are_named(make_checkpoint: MakeCheckpoint) -> None:
+    checkpoint = make_checkpoint()
+    shard(checkpoint)
+    (checkpoint / INDEX).unlink()
+    files = "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors"
+    assert f"has shards, {files}, and not {INDEX}" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_an_adapter_is_refused(make_checkpoint: MakeCheckpoint, alone: bool) -> None:
+    """transformers with peft adds it to the weights of the model that it names."""
+    checkpoint = make_checkpoint()
+    (checkpoint / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "org/base"}')
+    if alone:
+        (checkpoint / "config.json").unlink()
+        (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+    message = refusal(checkpoint)
+    assert f"{checkpoint} has an adapter" in message and "merge_and_unload" in message
+
+
 @pytest.mark.parametrize(
     ("files", "said"),
     [
