@@ -226,9 +226,7 @@ class EventStream(StreamingResponse):
         async for events in self._all():
             for event in events:
                 if isinstance(event, TextPiece):
-                    piece = answer.chunk(event)
-                    if piece is not None:
-                        await self._send_events(send, piece)
+                    await self._send_events(send, *answer.chunks(event))
                 elif isinstance(event, RowEnd):
                     await self._send_events(send, *answer.closing(event.row, event.reason))
         await self._send_events(send, *answer.ending())

@@ -121,12 +121,13 @@ class RequestReader:
         Raises:
             ApiError: A field is wrong, unknown or not supported, or the model has no chat template.
         """
+        body = None
         try:
             body = decode(data, ResponseRequest, "body")
             refuse_unsupported(body)
             return replace(self._chat(as_chat(body)), response=repeated(body))
         except FieldError as error:
-            error = in_our_words(error)
+            error = in_our_words(error, body)
             raise invalid(str(error), error.param, error.code) from error
 
     def read(self, kind: Kind, data: bytes) -> PreparedRequest:

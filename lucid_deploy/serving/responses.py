@@ -109,17 +109,17 @@ class Answer:
             return [self._chunk(row, {"role": "assistant", "content": ""}) for row in range(len(self._texts))]
         return [self._chunk(row, texts[0]) for row, texts in enumerate(self._texts) if texts[0]]
 
-    def chunk(self, piece: TextPiece) -> dict[str, Any] | None:
-        """Return a piece as a chunk, or None if there is nothing to show yet."""
+    def chunks(self, piece: TextPiece) -> list[dict[str, Any]]:
+        """Return a piece as a chunk; none if there is nothing to show yet."""
         self.new_tokens += piece.tokens
         if not piece.text and not piece.logprobs:
-            return None
+            return []
         content: Any = {"content": piece.text} if self.request.chat else piece.text
         if self._parsers:
             content = delta_json(self._parsers[piece.row].push(piece.text))
             if not content and not piece.logprobs:
-                return None
-        return self._chunk(piece.row, content, self._logprobs_json(list(piece.logprobs)))
+                return []
+        return [self._chunk(piece.row, content, self._logprobs_json(list(piece.logprobs)))]
 
     def closing(self, row: int, reason: str) -> list[dict[str, Any]]:
         """Return the chunk that says why a generation ended."""

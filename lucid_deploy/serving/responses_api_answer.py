@@ -1,4 +1,4 @@
-"""The JSON of ``/v1/responses``: one message, whole, or as the typed events of OpenAI's Responses API."""
+"""The JSON of ``/v1/responses``, whole, or as the typed events of OpenAI's Responses API."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import TextPiece, TokenLogprob
 from lucid_deploy.serving.requests import PreparedRequest
-from lucid_deploy.serving.responses import token_json
+from lucid_deploy.serving.responses_api_output import CallItem, ItemEvent, MessageItem
+from lucid_deploy.serving.tool_parser import AnswerDelta, ToolCallParser
 
-_PLACE = {"output_index": 0, "content_index": 0}  # there is one message with one part
-# What this server does not have, as an answer says it.
+# What this server does not have, or a request did not ask for, as an answer says it.
 _NEUTRAL: dict[str, Any] = {
     "error": None,
     "background": False,
@@ -50,9 +50,8 @@ class ResponseAnswer:
             **_NEUTRAL,
             **(request.response or {}),
         }
-        self._item = "msg_" + secrets.token_hex(16)
-        self._texts: list[str] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._parser = None if request.tools is None else ToolCallParser(request.tools)
+        self._items: list[MessageItem | CallItem] = []  # all but the last are complete
         self._status = "in_progress"
         self._number = -1
 
@@ -63,13 +62,11 @@ class ResponseAnswer:
 
     def add(self, piece: TextPiece) -> None:
         """Take a piece into the whole answer."""
-        self.new_tokens += piece.tokens
-        self._texts.append(piece.text)
-        self._logprobs += piece.logprobs
+        self.chunks(piece)
 
     def end(self, row: int, reason: str) -> None:
         """Note why the generation ended: an answer that was cut by its length is incomplete."""
-        self._status = "incomplete" if reason == "length" else "completed"
+        self.closing(row, reason)
 
     def whole(self) -> dict[str, Any]:
         """Return the answer that is not streamed, or the state of one that is."""
@@ -79,37 +76,31 @@ class ResponseAnswer:
             **self._common,
             "status": self._status,
             "incomplete_details": cut,
-            "output": [self._message()] if started else [],
+            "output": self._output() if started else [],
             "usage": self._usage() if started else None,
         }
 
     def opening(self) -> list[dict[str, Any]]:
-        """Return the events before the first token."""
-        return [
-            self._event("response.created", response=self.whole()),
-            self._event("response.in_progress", response=self.whole()),
-            self._event("response.output_item.added", output_index=0, item={**self._message(), "content": []}),
-            self._event("response.content_part.added", item_id=self._item, part=self._part("", []), **_PLACE),
-        ]
+        """Return the events before the first token. Where calls may come, items begin with what they hold."""
+        begun = [self._event(f"response.{name}", response=self.whole()) for name in ("created", "in_progress")]
+        return begun if self._parser is not None else begun + self._begin(MessageItem())
 
-    def chunk(self, piece: TextPiece) -> dict[str, Any] | None:
-        """Return a piece as an event, or None if there is nothing to show yet."""
-        self.add(piece)
-        if not piece.text and not piece.logprobs:
-            return None
-        delta = {"item_id": self._item, "delta": piece.text, "logprobs": self._logprobs_json(list(piece.logprobs))}
-        return self._event("response.output_text.delta", **delta, **_PLACE)
+    def chunks(self, piece: TextPiece) -> list[dict[str, Any]]:
+        """Return a piece as events; none if there is nothing to show yet."""
+        self.new_tokens += piece.tokens
+        if self._parser is None:
+            return self._say(piece.text, piece.logprobs)
+        return self._take(self._parser.push(piece.text))
 
     def closing(self, row: int, reason: str) -> list[dict[str, Any]]:
-        """Return the events of the end: of the text, its part, the message and the whole."""
-        self.end(row, reason)
-        message = self._message()
-        (part,) = message["content"]
-        text = {"item_id": self._item, "text": part["text"], "logprobs": part["logprobs"]}
+        """Return the events of the end: of the last item and of the whole."""
+        events = [] if self._parser is None else self._take(self._parser.finish())
+        if not self._items:
+            events += self._begin(MessageItem())
+        self._status = "incomplete" if reason == "length" else "completed"
         return [
-            self._event("response.output_text.done", **text, **_PLACE),
-            self._event("response.content_part.done", item_id=self._item, part=part, **_PLACE),
-            self._event("response.output_item.done", output_index=0, item=message),
+            *events,
+            *self._placed(self._items[-1].end(self._status)),
             self._event(f"response.{self._status}", response=self.whole()),
         ]
 
@@ -130,15 +121,38 @@ class ResponseAnswer:
         self._number += 1
         return {"type": kind, "sequence_number": self._number, **more}
 
-    def _message(self) -> dict[str, Any]:
-        content = [self._part("".join(self._texts), self._logprobs_json(self._logprobs))]
-        return {"id": self._item, "type": "message", "role": "assistant", "status": self._status, "content": content}
+    def _take(self, delta: AnswerDelta) -> list[dict[str, Any]]:
+        """Return the events of what is new of text and calls; no text comes behind a call."""
+        events = self._say(delta.content, ())
+        for part in delta.calls:
+            if part.id is not None and part.name is not None:
+                events += self._begin(CallItem(part.id, part.name))
+            last = self._items[-1]
+            assert isinstance(last, CallItem)
+            events += self._placed(last.more(part.arguments)) if part.arguments else []
+        return events
 
-    def _part(self, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+    def _say(self, text: str, logprobs: tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
+        if not text and not logprobs:
+            return []
+        events = [] if self._items else self._begin(MessageItem())
+        last = self._items[-1]
+        assert isinstance(last, MessageItem)
+        return events + self._placed(last.more(text, logprobs))
 
-    def _logprobs_json(self, items: list[TokenLogprob]) -> list[dict[str, Any]]:
-        return [{**token_json(item.chosen), "top_logprobs": [token_json(t) for t in item.top]} for item in items]
+    def _begin(self, item: MessageItem | CallItem) -> list[dict[str, Any]]:
+        """Begin an item, which ends the one before."""
+        ended = self._placed(self._items[-1].end("completed")) if self._items else []
+        self._items.append(item)
+        return ended + self._placed(item.beginning())
+
+    def _placed(self, events: list[ItemEvent]) -> list[dict[str, Any]]:
+        """Return events of the last item."""
+        place = len(self._items) - 1
+        return [self._event(f"response.{kind}", output_index=place, **more) for kind, more in events]
+
+    def _output(self) -> list[dict[str, Any]]:
+        return [*(item.json("completed") for item in self._items[:-1]), self._items[-1].json(self._status)]
 
     def _usage(self) -> dict[str, Any]:
         prompt = self.request.prompt_tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from lucid_deploy.json_fields import FieldError
@@ -11,11 +12,9 @@ from lucid_deploy.serving.bodies import (
     MOST_LOGPROBS,
     CacheSalt,
     ChatRequest,
-    Harmless,
     HarmlessText,
     IgnoreEos,
     JsonSchema,
-    Message,
     ResponseFormat,
     Seed,
     Temperature,
@@ -24,43 +23,33 @@ from lucid_deploy.serving.bodies import (
     only,
     refuse_unsupported,
 )
+from lucid_deploy.serving.responses_api_items import InputItem, conversation_of
+from lucid_deploy.serving.tool_bodies import (
+    Choice,
+    ChosenFunction,
+    ResponseChoice,
+    ResponseTool,
+    ResponseToolChoice,
+    ResponseTools,
+    Tool,
+    ToolChoice,
+    ToolFunction,
+)
 
 LOGPROBS = "message.output_text.logprobs"  # the one thing that include may ask for
-_PART = '"input_text" or "output_text", the only kinds that this server takes'
 # Fields of a chat; of several that fit, the first.
 _NAMES_HERE = {
     "max_completion_tokens": "max_output_tokens",
-    "messages": "input",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
 }
-_INPUT = "a text, or a list of messages"
+_INPUT = "a text, or a list of messages"  # and of calls and results
 
 
 class ResponseStreamOptions(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """How a stream of events is sent."""
 
     include_obfuscation: Annotated[Any, only(False)] = None
-
-
-class InputPart(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A part of a message; what an earlier answer said of its parts is accepted, so that it can be sent back."""
-
-    type: Annotated[Literal["input_text", "output_text"], Meta(extra={"expected": _PART})]
-    text: str
-    annotations: Harmless = None
-    logprobs: Harmless = None
-
-
-class InputMessage(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """A message of the input, or one that an earlier answer gave."""
-
-    role: Annotated[str, Meta(description="developer is the template's system.")]
-    content: str | list[InputPart]
-    type: Annotated[Literal["message"], Meta(extra={"expected": '"message", the only kind of item here'})] = "message"
-    id: Harmless = None
-    status: Harmless = None
-    phase: Harmless = None
 
 
 class TextFormat(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
@@ -88,8 +77,8 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
 
     model: Annotated[str, Meta(description="The name of the served model.")]
     input: Annotated[
-        str | Annotated[list[InputMessage], Meta(min_length=1)],
-        Meta(description="The user's text, or all messages so far.", extra={"expected": _INPUT}),
+        str | Annotated[list[InputItem], Meta(min_length=1)],
+        Meta(description="The user's text, or all that was said and called so far.", extra={"expected": _INPUT}),
     ]
     instructions: Annotated[str, Meta(description="A system message in front of the input.")] | None = None
     max_output_tokens: Annotated[int, Meta(description="Most new tokens; all that fit if not given.")] | None = None
@@ -114,7 +103,9 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     safety_identifier: HarmlessText = None
     prompt_cache_key: HarmlessText = None
     prompt_cache_retention: HarmlessText = None
-    parallel_tool_calls: Annotated[bool, Meta(description="Accepted, without effect.")] | None = None
+    tools: ResponseTools = None
+    tool_choice: ResponseChoice = None
+    parallel_tool_calls: Annotated[bool, Meta(description="Whether there may be several calls.")] | None = None
     store: Annotated[Any, only(False)] = None
     previous_response_id: Annotated[Any, only()] = None
     conversation: Annotated[Any, only()] = None
@@ -123,8 +114,6 @@ class ResponseRequest(Struct, kw_only=True, frozen=True, forbid_unknown_fields=T
     context_management: Annotated[Any, only([])] = None
     truncation: Annotated[Any, only("disabled")] = None
     reasoning: Annotated[Any, only({})] = None
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
     max_tool_calls: Annotated[Any, only()] = None
     moderation: Annotated[Any, only()] = None
 
@@ -133,8 +122,8 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
     """Return the chat that a request asks for.
 
     Raises:
-        FieldError: ``top_logprobs`` without the ``include`` that asks for them, a format without its schema, or a
-            schema with another format.
+        FieldError: ``top_logprobs`` without the ``include`` that asks for them, that beside tools, a format without its
+            schema, a schema with another format, or an item with fields of another.
     """
     if body.text is not None:
         refuse_unsupported(body.text, "text.")
@@ -143,11 +132,12 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
     logprobs = bool(body.include)
     if body.top_logprobs is not None and not logprobs:
         raise FieldError(f'top_logprobs needs include: ["{LOGPROBS}"].', "top_logprobs", "invalid_value")
-    given = [InputMessage(role="user", content=body.input)] if isinstance(body.input, str) else body.input
-    opening = [] if body.instructions is None else [Message(role="system", content=body.instructions)]
+    if logprobs and body.tools and body.tool_choice != "none":
+        message = "include cannot be combined with tools: log-probabilities are of the text, and calls are not text."
+        raise FieldError(message, "include", "invalid_value")
     return ChatRequest(
         model=body.model,
-        messages=[*opening, *map(_message, given)],
+        messages=conversation_of(body.instructions, body.input).messages,
         max_completion_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
@@ -159,6 +149,9 @@ def as_chat(body: ResponseRequest) -> ChatRequest:
         logprobs=logprobs or None,
         top_logprobs=body.top_logprobs,
         response_format=_format(body),
+        tools=None if body.tools is None else list(map(_chat_tool, body.tools)),
+        tool_choice=_chat_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
     )
 
 
@@ -173,17 +166,46 @@ def repeated(body: ResponseRequest) -> dict[str, Any]:
         "top_p": 1.0 if body.top_p is None else body.top_p,
         "top_logprobs": body.top_logprobs or 0,
         "text": {"format": {"type": "text"} if form is None else _shown(form)},
+        **(_repeated_tools(body) if body.tools else {}),
     }
 
 
-def in_our_words(error: FieldError) -> FieldError:
-    """Return an error of the chat with the names that its fields have here."""
-    for name, here in _NAMES_HERE.items():
-        if error.param is not None and error.param.startswith(name):
-            message = str(error)
-            message = here + message.removeprefix(name) if message.startswith(name) else message
-            return FieldError(message, here + error.param.removeprefix(name), error.code)
-    return error
+def in_our_words(error: FieldError, body: ResponseRequest | None) -> FieldError:
+    """Return an error of the chat with the names that its fields have here.
+
+    Args:
+        error: The error.
+        body: The request, if it could be read.
+    """
+    name = error.param
+    here = None if name is None or body is None else _name_here(name, body)
+    if name is None or here is None:
+        return error
+    message = str(error)
+    for opening in ("", "The field "):
+        if message.startswith(opening + name):
+            message = opening + here + message.removeprefix(opening + name)
+            break
+    return FieldError(message, here, error.code)
+
+
+def _name_here(name: str, body: ResponseRequest) -> str | None:
+    """Return what a field of the chat is called here; None if it is the same."""
+    if name.startswith("messages"):
+        return conversation_of(body.instructions, body.input).place_of(name)
+    if name.startswith("tools["):
+        return name.replace("].function", "]", 1)
+    for known, here in _NAMES_HERE.items():
+        if name.startswith(known):
+            return here + name.removeprefix(known)
+    return None
+
+
+def _repeated_tools(body: ResponseRequest) -> dict[str, Any]:
+    tools = [{**msgspec.to_builtins(tool), "strict": True} for tool in body.tools or ()]  # arguments follow the schema
+    choice = "auto" if body.tool_choice is None else msgspec.to_builtins(body.tool_choice)
+    several = body.parallel_tool_calls is not False
+    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": several}
 
 
 def _format(body: ResponseRequest) -> ResponseFormat | None:
@@ -208,7 +230,12 @@ def _shown(form: TextFormat) -> dict[str, Any]:
     return {"type": form.type, "name": form.name or "answer", "schema": form.schema, "strict": True}
 
 
-def _message(given: InputMessage) -> Message:
-    content = given.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return Message(role="system" if given.role == "developer" else given.role, content=text)
+def _chat_choice(choice: ResponseChoice) -> Choice:
+    if isinstance(choice, ResponseToolChoice):
+        return ToolChoice(type=choice.type, function=ChosenFunction(name=choice.name))
+    return choice
+
+
+def _chat_tool(tool: ResponseTool) -> Tool:
+    function = ToolFunction(name=tool.name, description=tool.description, parameters=tool.parameters)
+    return Tool(type=tool.type, function=function)

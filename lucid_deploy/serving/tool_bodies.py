@@ -42,6 +42,19 @@ class ToolChoice(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     function: ChosenFunction
 
 
+class ResponseTool(ToolFunction, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """A tool, as ``/v1/responses`` has it."""
+
+    type: FunctionKind
+
+
+class ResponseToolChoice(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """The one tool that must be called, as ``/v1/responses`` has it."""
+
+    type: FunctionKind
+    name: str
+
+
 class CalledFunction(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A function with its arguments, as the text of a JSON object."""
 
@@ -58,11 +71,9 @@ class ToolCall(Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     index: Annotated[int, Meta(description="Accepted, without effect.")] | None = None
 
 
-Tools = Annotated[
-    Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None,
-    Meta(description="What may be called.", extra={"expected": f"a list of at most {MOST_TOOLS} tools"}),
-]
-Choice = Annotated[
-    Literal["none", "auto", "required"] | ToolChoice | None,
-    Meta(extra={"expected": '"none", "auto", "required" or an object that names a function'}),
-]
+_TOOLS = Meta(description="What may be called.", extra={"expected": f"a list of at most {MOST_TOOLS} tools"})
+_CHOICE = Meta(extra={"expected": '"none", "auto", "required" or an object that names a function'})
+Tools = Annotated[Annotated[list[Tool], Meta(max_length=MOST_TOOLS)] | None, _TOOLS]
+Choice = Annotated[Literal["none", "auto", "required"] | ToolChoice | None, _CHOICE]
+ResponseTools = Annotated[Annotated[list[ResponseTool], Meta(max_length=MOST_TOOLS)] | None, _TOOLS]
+ResponseChoice = Annotated[Literal["none", "auto", "required"] | ResponseToolChoice | None, _CHOICE]

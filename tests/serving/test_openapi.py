@@ -45,7 +45,7 @@ def test_references_lead_somewhere() -> None:
         (ResponseRequest, {"model": "m", "input": "c", "store": False}, True),
         (ResponseRequest, {"model": "m", "input": [{"role": "user", "content": "c"}]}, True),
         (ResponseRequest, {"model": "m", "input": []}, False),
-        (ResponseRequest, {"model": "m", "input": [{"role": "user"}]}, False),
+        (ResponseRequest, {"model": "m", "input": [{"type": "reasoning"}]}, False),
         (ResponseRequest, {"model": "m", "input": "c", "stop": "d"}, False),
         (ChatRequest, {"model": "m", "messages": []}, False),
         (ChatRequest, {"model": "m", "messages": [{"role": "u", "content": [{"type": "image_url"}]}]}, False),

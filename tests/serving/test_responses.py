@@ -43,8 +43,8 @@ def test_a_whole_chat() -> None:
 def test_chunks_of_a_stream() -> None:
     made = answer(chat=True, stream=True, include_usage=True)
     assert [chunk["choices"][0]["delta"]["role"] for chunk in made.opening()] == ["assistant"] * 2
-    assert made.chunk(TextPiece(1, "", 1)) is None  # nothing to show yet, but a token
-    chunk = made.chunk(TextPiece(1, "hi", 1))
+    assert made.chunks(TextPiece(1, "", 1)) == []  # nothing to show yet, but a token
+    (chunk,) = made.chunks(TextPiece(1, "hi", 1))
     assert chunk is not None and chunk["choices"][0]["delta"] == {"content": "hi"} and chunk["usage"] is None
     (closing,) = made.closing(1, "length")
     assert closing["choices"][0]["finish_reason"] == "length"

@@ -12,6 +12,8 @@ from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job, TextPiece, TokenLogprob, TokenText
 from lucid_deploy.serving.requests import PreparedRequest
 from lucid_deploy.serving.responses_api_answer import ResponseAnswer
+from lucid_deploy.serving.tool_formats import ToolFormat, tool_format_of
+from tests.serving.tool_server import HERMES
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 REPEATED = {
@@ -24,9 +26,9 @@ REPEATED = {
 }
 
 
-def answer(top_logprobs: int | None = None) -> ResponseAnswer:
+def answer(top_logprobs: int | None = None, tools: ToolFormat | None = None) -> ResponseAnswer:
     job = Job(((1, 2, 3),), top_logprobs=top_logprobs)
-    request = PreparedRequest(job, stream=False, include_usage=False, chat=True, response=REPEATED)
+    request = PreparedRequest(job, stream=False, include_usage=False, chat=True, response=REPEATED, tools=tools)
     return ResponseAnswer(request, "m", "f")
 
 
@@ -55,9 +57,9 @@ def test_the_events_of_a_stream(reason: str) -> None:
     made = answer()
     events = made.opening()
     for part in ("a", "", "é"):
-        event = made.chunk(piece(part))
-        assert (event is None) == (not part)
-        events += [event] if event is not None else []
+        new = made.chunks(piece(part))
+        assert len(new) == bool(part)
+        events += new
     events += made.closing(0, reason)
     assert made.ending() == [] and made.end_of_stream == b""
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -78,6 +80,54 @@ def test_the_events_of_a_stream(reason: str) -> None:
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == "aé"
     assert events[0]["response"]["output"] == [] and events[0]["response"]["usage"] is None
     assert len({event["item_id"] for event in events if "item_id" in event}) == 1
+
+
+CALL = '<tool_call>\n{"name": "%s", "arguments": {"a": [1]}}\n</tool_call>'
+TWO_CALLS = f"Wait. {CALL % 'f'}\n{CALL % 'g'}"
+
+
+def test_calls_are_items_behind_the_text() -> None:
+    made = answer(tools=tool_format_of(HERMES))
+    for place in range(0, len(TWO_CALLS), 3):
+        made.add(piece(TWO_CALLS[place : place + 3]))
+    made.end(0, "stop")
+    found = Response.model_validate(made.whole())
+    assert [item.type for item in found.output] == ["message", "function_call", "function_call"]
+    assert found.output_text == "Wait. "
+    calls = [item for item in found.output if item.type == "function_call"]
+    assert [(call.name, call.arguments, call.status) for call in calls] == [
+        ("f", '{"a": [1]}', "completed"),
+        ("g", '{"a": [1]}', "completed"),
+    ]
+    assert calls[0].call_id != calls[1].call_id
+
+
+@pytest.mark.parametrize("text", ["", "Wait.", CALL % "f", TWO_CALLS, (CALL % "f")[:-30]])
+def test_the_events_of_items_fit_together(text: str) -> None:
+    made = answer(tools=tool_format_of(HERMES))
+    events = made.opening()
+    for sign in text:
+        events += made.chunks(piece(sign))
+    cut = text.startswith("<") and not text.endswith(">")
+    events += made.closing(0, "length" if cut else "stop")
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    items: list[dict[str, Any]] = []
+    for event in events:
+        assert EVENTS.validate_python(event).type == event["type"]
+        kind = event["type"].removeprefix("response.")
+        if kind == "output_item.added":
+            assert event["output_index"] == len(items)
+            items.append({**event["item"], "pieces": ""})
+        elif "output_index" in event:
+            assert event["output_index"] == len(items) - 1 and event.get("item_id", items[-1]["id"]) == items[-1]["id"]
+        if kind.endswith(".delta"):
+            items[-1]["pieces"] += event["delta"]
+        if kind in ("output_text.done", "function_call_arguments.done"):
+            assert items[-1]["pieces"] == event.get("text", event.get("arguments"))
+    whole = events[-1]["response"]
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert whole["output"] == done and [item["id"] for item in done] == [item["id"] for item in items]
+    assert (done[-1]["status"], whole["status"]) == (("incomplete",) * 2 if cut else ("completed",) * 2)
 
 
 def test_a_frame_has_the_event_s_name() -> None:

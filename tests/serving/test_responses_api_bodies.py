@@ -10,17 +10,24 @@ import msgspec
 import pytest
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
-from lucid_deploy.serving.bodies import ResponseFormat
+from lucid_deploy.serving.bodies import ChatRequest, ResponseFormat
 from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
-from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat
+from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, repeated
 from tests.serving.reader_tools import MODEL, write_setup
+from tests.serving.tool_server import HERMES
 
 TEMPLATE = (
     "{% for m in messages %}{{ {'system': 'w1', 'user': 'w2', 'assistant': 'w3'}[m.role] or raise_exception('who?') }}"
     " {{ m.content }} {% endfor %}"
 )
+
+
+TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object", "properties": {}}}
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+RESULT = {"type": "function_call_output", "call_id": "c1", "output": "w8"}
+LOGPROBS = ["message.output_text.logprobs"]
 
 
 def read(folder: Path, given: Any, template: str | None = TEMPLATE, **fields: Any) -> PreparedRequest:
@@ -55,6 +62,31 @@ def test_messages_and_an_earlier_answer(tmp_path: Path) -> None:
     given = [{"role": "developer", "content": "w4"}, {"role": "user", "content": "w5"}, earlier]
     found = read(tmp_path, [*given, {"role": "user", "content": parts, "type": "message"}])
     assert found.job.prompts == ((1, 4, 2, 5, 3, 6, 2, 7, 8),)
+
+
+def test_tools_calls_and_results_are_those_of_a_chat() -> None:
+    given = [{"role": "user", "content": "w5"}, CALL, RESULT]
+    choice = {"type": "function", "name": "f"}
+    fields = {"tools": [TOOL], "tool_choice": choice, "parallel_tool_calls": False}
+    body = msgspec.convert({"model": MODEL, "input": given, **fields}, ResponseRequest)
+    chat = {
+        "model": MODEL,
+        "messages": [
+            {"role": "user", "content": "w5"},
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "w8", "tool_call_id": "c1"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": TOOL["parameters"]}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "parallel_tool_calls": False,
+    }
+    assert as_chat(body) == msgspec.convert(chat, ChatRequest)
+    shown = {**TOOL, "description": None, "strict": True}
+    found = repeated(body)
+    assert (found["tools"], found["tool_choice"], found["parallel_tool_calls"]) == ([shown], choice, False)
 
 
 def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
@@ -103,7 +135,41 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
             "uniqueItems",
             "text.format.schema",
         ),
-        ("w5", {"tools": [{"type": "web_search"}]}, "tools is not supported", "tools"),
+        ("w5", {"tools": [{"type": "web_search"}]}, "the only kind that this server takes", "tools[0].type"),
+        ("w5", {"tools": [TOOL, TOOL], "template": HERMES}, "tools[1].name: another tool is called f", "tools[1].name"),
+        (
+            "w5",
+            {"tools": [{**TOOL, "parameters": {"type": "array"}}], "template": HERMES},
+            "of the type",
+            "tools[0].parameters",
+        ),
+        ("w5", {"tools": [{**TOOL, "name": "a b"}]}, "1 to 64 of", "tools[0].name"),
+        (
+            "w5",
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}, "template": HERMES},
+            "none of the tools",
+            "tool_choice",
+        ),
+        ("w5", {"tool_choice": "required"}, "tool_choice needs tools", "tool_choice"),
+        ("w5", {"tools": [TOOL], "include": LOGPROBS}, "cannot be combined with tools", "include"),
+        (
+            "w5",
+            {"tools": [TOOL], "text": {"format": {"type": "json_object"}}, "template": HERMES},
+            "text.format cannot be combined with tools",
+            "text.format",
+        ),
+        (
+            [{"role": "user", "content": "w5"}, RESULT],
+            {"instructions": "w9"},
+            "input[1].call_id: no",
+            "input[1].call_id",
+        ),
+        (
+            [{"role": "user", "content": "w5"}, {**CALL, "arguments": "[]"}],
+            {"instructions": "w9"},
+            "input[1].arguments is not the text of a JSON object",
+            "input[1].arguments",
+        ),
         ("w5", {"include": ["file_search_call.results"]}, "include[0] must be", "include[0]"),
         ("w5", {"top_logprobs": 2}, "top_logprobs needs include", "top_logprobs"),
         ("w5", {"stop": "x"}, "Unknown field", "stop"),
@@ -113,7 +179,8 @@ def test_log_probabilities_are_asked_for_by_include(tmp_path: Path) -> None:
         ([], {}, "input must be", "input"),
         (5, {}, "input must be a text, or a list of messages", "input"),
         ([{"role": "user", "content": [{"type": "input_image"}]}], {}, "the only kinds", "input[0].content[0].type"),
-        ([{"type": "function_call_output", "role": "user", "content": "w5"}], {}, "only kind", "input[0].type"),
+        ([{"type": "reasoning", "summary": []}], {}, "only kinds", "input[0].type"),
+        ([{"type": "function_call_output", "role": "user", "content": "w5"}], {}, "is missing", "input[0].call_id"),
         ([{"role": "wizard", "content": "w5"}], {}, "template refuses these messages", "input"),
         ("w5", {"template": None}, "no chat template", None),
     ],

@@ -88,6 +88,47 @@ def test_a_conversation_goes_on_with_the_result(client: openai.OpenAI) -> None:
     assert answer.usage.prompt_tokens > first.usage.prompt_tokens
 
 
+def responses_fields(choice: Any = "required") -> dict[str, Any]:
+    """Return what asks /v1/responses for what :data:`SAMPLED` asks a chat."""
+    tools = [{"type": "function", "parameters": None, **tool["function"]} for tool in TOOLS]
+    more = {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False, "extra_body": {"seed": 3}}
+    return {"model": MODEL, "temperature": 1.0, "max_output_tokens": 250, "input": USER, **more}
+
+
+def test_responses_make_the_calls_of_a_chat(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(messages=USER, tool_choice="required", parallel_tool_calls=False, **SAMPLED)
+    (wanted,) = chat.choices[0].message.tool_calls or []
+    whole = client.responses.create(**responses_fields())
+    with client.responses.stream(**responses_fields()) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+        streamed = stream.get_final_response()
+    for answer in (whole, streamed):
+        (call,) = answer.output
+        assert call.type == "function_call" and answer.status == "completed"
+        assert (call.name, call.arguments) == (wanted.function.name, wanted.function.arguments)
+    assert "".join(deltas) == wanted.function.arguments and len(deltas) > 2
+
+
+def test_responses_go_on_with_the_result(client: openai.OpenAI) -> None:
+    first = client.responses.create(**responses_fields({"type": "function", "name": "get_weather"}))
+    (call,) = first.output
+    assert call.type == "function_call"
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "warm"}
+    going_on = {**responses_fields("none"), "input": [*USER, call, result], "max_output_tokens": 5}
+    answer = client.responses.create(**going_on)
+    assert answer.output_text and answer.usage is not None and first.usage is not None
+    call_of_chat = {"id": "c", "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+    said: Any = [
+        {"role": "assistant", "tool_calls": [call_of_chat]},
+        {"role": "tool", "tool_call_id": "c", "content": "warm"},
+    ]
+    same = client.chat.completions.create(
+        messages=[*USER, *said], **{**SAMPLED, "max_tokens": 5, "tool_choice": "none"}
+    )
+    assert same.usage is not None and answer.usage.input_tokens == same.usage.prompt_tokens
+    assert answer.output_text == same.choices[0].message.content
+
+
 def test_a_call_that_length_cuts_says_so(client: openai.OpenAI) -> None:
     fields: Any = {**SAMPLED, "max_tokens": 30, "tool_choice": "required"}
     assert client.chat.completions.create(messages=USER, **fields).choices[0].finish_reason == "length"
