@@ -51,6 +51,7 @@ async def _answer(service: Service, request: Request, kind: Kind, trace: Request
     service.check_ready()  # again: the body may have taken its time
     form = ResponseAnswer if kind == "response" else Answer
     whole = form(prepared, service.settings.model, service.settings.fingerprint)
+    request.state.answer = whole.id  # for the log
     if trace is not None:
         trace.prepared(prepared)
         trace.answering(whole.id)

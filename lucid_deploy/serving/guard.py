@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from typing import Any
 
@@ -40,7 +41,7 @@ class RequestGuard:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        scope.setdefault("state", {})["started"] = started
+        scope.setdefault("state", {}).update(started=started, id="req_" + secrets.token_hex(12))
         exchange = HttpExchange(self._service, scope, receive, send)
         try:
             refusal = self._refusal(scope)
@@ -51,7 +52,7 @@ class RequestGuard:
         except ClientGone:
             exchange.status = 499
         except Exception:
-            log.exception("A request failed by a fault of the server.")
+            log.exception("A request failed by a fault of the server: %s", scope["state"]["id"])
             if exchange.status != 499:
                 raise
             error = ApiError(500, "The server failed on this request; see its log.", "internal_error")
@@ -90,7 +91,8 @@ class RequestGuard:
         if scope["method"] == "POST" and status == 200:
             self._service.metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
-        log.info("%s %s %s %d %.0f ms", client, scope["method"], shown(scope["path"]), status, 1e3 * seconds)
+        ids = " ".join([scope["state"]["id"], *filter(None, [scope["state"].get("answer")])])
+        log.info("%s %s %s %d %.0f ms %s", client, scope["method"], shown(scope["path"]), status, 1e3 * seconds, ids)
 
 
 class HttpExchange:
@@ -108,6 +110,7 @@ class HttpExchange:
         self._service = service
         self._receive = receive
         self._send = send
+        self._id = (b"x-request-id", scope["state"]["id"].encode())
         headers = {name.lower(): value for name, value in scope["headers"]}
         self._body_left = b"content-length" in headers or b"transfer-encoding" in headers
         self._body_waits = b"expect" in headers  # the client sends it when it is asked to
@@ -124,8 +127,9 @@ class HttpExchange:
             self.status = message["status"]
             if self.status >= 400 and self._body_left:
                 await self._drain()
+            message["headers"] = [*message["headers"], self._id]
             if self._body_left or self._service.draining:
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
+                message["headers"].append((b"connection", b"close"))
         try:
             await self._send(message)
         except OSError as error:

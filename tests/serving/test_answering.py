@@ -58,6 +58,16 @@ def test_a_stream(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_the_log_names_the_request_and_the_answer(
+    stream: bool, tmp_path: Path, serving_log: pytest.LogCaptureFixture
+) -> None:
+    answer, _ = ask(tmp_path, *GOOD, stream=stream)
+    made = events_of(answer)[0] if stream else answer.json()
+    line = serving_log.records[-1].getMessage()
+    assert line.endswith(f" {answer.headers['x-request-id']} {made['id']}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("event", "status", "code"),
     [

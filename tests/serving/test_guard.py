@@ -66,6 +66,21 @@ def closes(sent: Sent) -> bool:
     return (b"connection", b"close") in [(name.lower(), value) for name, value in sent[0]["headers"]]
 
 
+def test_the_log_and_the_client_have_the_same_id(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["answer"] = "cmpl-1"
+        await answering(200)(scope, receive, send)
+
+    def id_of(sent: Sent) -> str:
+        return dict(sent[0]["headers"])[b"x-request-id"].decode()
+
+    ids = [id_of(run(tmp_path, app)[0]), id_of(run(tmp_path, app, keys=ApiKeys((b"digest",)))[0])]
+    assert len({*ids}) == 2
+    answered, refused = [record.getMessage() for record in serving_log.records][-2:]
+    assert " 200 " in answered and answered.endswith(f" ms {ids[0]} cmpl-1")
+    assert " 401 " in refused and refused.endswith(f" ms {ids[1]}")
+
+
 @pytest.mark.parametrize("status", [401, 404, 413])
 def test_an_error_waits_for_the_rest_of_the_body(status: int, tmp_path: Path) -> None:
     length = {"content-length": "30"}

@@ -83,6 +83,7 @@ def test_a_chat_may_be_as_long_as_the_context_and_no_longer(client: openai.OpenA
     with pytest.raises(openai.BadRequestError, match="context is 512 tokens") as error:
         client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=495)
     assert error.value.code == "context_length_exceeded"
+    assert error.value.request_id is not None and error.value.request_id.startswith("req_")
 
 
 def test_logprobs_of_a_completion(client: openai.OpenAI) -> None:
