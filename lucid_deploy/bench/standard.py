@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization
@@ -12,7 +13,8 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import EMBEDDING, short_name
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.model.checkpoint import resolve
+from lucid_deploy.model.checkpoint import Checkpoint, resolve
+from lucid_deploy.model.layer_plan import LUCID, STANDARD, WINDOW
 
 INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 
@@ -20,9 +22,9 @@ INLINE_OPSET = 23  # OpenVINO has no TensorScatter
 def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> Path:
     """Export an artifact's checkpoint once more, as if its attention were standard.
 
-    The types are the artifact's. A quantized artifact's weights have the same bits, blocks and scales; they are rounded
-    to nearest where the artifact's numbers were learned, which makes no difference to times, and taken over where the
-    artifact's were.
+    Types, opset and form of the graphs are the artifact's, and so are its layers that are not LUCID. A quantized
+    artifact's weights have the same bits, blocks and scales; they are rounded to nearest where the artifact's numbers
+    were learned, which makes no difference to times, and taken over where the artifact's were.
 
     Args:
         artifact: The LUCID artifact.
@@ -30,7 +32,8 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
         inline: Without functions, and with operators that OpenVINO has.
 
     Raises:
-        LucidError: The checkpoint it was exported from is no longer there.
+        LucidError: The checkpoint it was exported from is no longer there, or its family has no such layers without
+            LUCID.
     """
     source = resolve(artifact.manifest.source).resolve()
     if not (source / "config.json").is_file():
@@ -45,9 +48,9 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
         if path.name != "config.json":
             (checkpoint / path.name).symlink_to(path)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    standard = {**config, "attention_type": "llama", "use_qknorm": False}
-    (checkpoint / "config.json").write_text(json.dumps(standard), encoding="utf-8")
+    (checkpoint / "config.json").write_text(json.dumps(_as_standard(config)), encoding="utf-8")
     manifest = artifact.manifest
+    _check_kinds(checkpoint, artifact)
     target = scratch / name
     requested = "auto" if manifest.cache_dtype == manifest.dtype else manifest.cache_dtype
     export(
@@ -60,12 +63,43 @@ def export_standard(artifact: Artifact, scratch: Path, inline: bool = False) -> 
             cache_dtype=requested,
             assume_unused=tuple(manifest.assumed_unused),
             quantize=_as_recorded(manifest.quantization, artifact.config.tie_word_embeddings),
-            inline=inline,
-            opset=INLINE_OPSET if inline else None,
+            inline=inline or manifest.inline,
+            opset=INLINE_OPSET if inline else manifest.opset,
+            state_dtype="model" if manifest.config.has_narrow_states else "float32",
             range_scan=False,  # random prompts of the baseline overflow where the model's own weights do, or nowhere
         ),
     )
     return target
+
+
+def _as_standard(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint's configuration with standard attention in the place of LUCID's."""
+    standard = {**config, "attention_type": "llama", "use_qknorm": False}
+    standard.pop("lucid_layers", None)
+    if config.get("layer_kinds"):
+        standard["layer_kinds"] = [STANDARD if kind == LUCID else kind for kind in config["layer_kinds"]]
+    return standard
+
+
+def _check_kinds(checkpoint: Path, artifact: Artifact) -> None:
+    """Check that nothing but LUCID attention was replaced.
+
+    Raises:
+        LucidError: The family's own code makes other layers, such as none over a window.
+    """
+    wanted = tuple(STANDARD if kind == LUCID else kind for kind in artifact.config.kinds)
+    try:
+        found = Checkpoint(checkpoint, tuple(artifact.manifest.assumed_unused)).config.kinds
+    except LucidError:
+        if WINDOW not in wanted:
+            raise
+        found = ()
+    if found != wanted:
+        family = artifact.config.family
+        raise LucidError(
+            f"There is no baseline with standard attention for {artifact.directory}: the code of {family} has no "
+            "layers over a window beside such ones. Leave out --baseline standard and openvino."
+        )
 
 
 def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | None:

@@ -60,6 +60,67 @@ def test_it_is_exported_as_the_artifact_was(
     assert {name: getattr(asked[0], name) for name in wanted} == wanted
 
 
+def kinds_of_baseline(checkpoint: Path, folder: Path) -> tuple[str, ...]:
+    artifact = export(checkpoint, folder / "artifact", ExportOptions(range_scan=False))
+    (folder / "scratch").mkdir()
+    return open_artifact(export_standard(artifact, folder / "scratch")).config.kinds
+
+
+@pytest.mark.parametrize(
+    ("changes", "kinds"),
+    [
+        ({"lucid_layers": [1]}, ("standard", "standard")),
+        ({"layer_kinds": ["standard", "lucid"]}, ("standard", "standard")),
+        (
+            {
+                "model_type": "smollm3",
+                "architectures": ["SmolLM3ForCausalLM"],
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                "num_hidden_layers": 3,
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "lucid_layers": [2],
+            },
+            ("window", "standard", "standard"),
+        ),
+    ],
+    ids=["lucid_layers", "layer_kinds", "windows"],
+)
+def test_layers_of_several_kinds(
+    changes: dict[str, Any], kinds: tuple[str, ...], make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    assert kinds_of_baseline(make_checkpoint(**changes), tmp_path) == kinds
+
+
+def test_windows_that_the_family_has_with_lucid_only(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Llama's own code attends to all tokens: what would be measured is another model."""
+    mixed = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    with pytest.raises(LucidError) as caught:
+        kinds_of_baseline(make_checkpoint(**mixed), tmp_path)
+    said = str(caught.value)
+    assert f"no baseline with standard attention for {tmp_path / 'artifact'}: the code of llama" in said
+    assert "Leave out --baseline standard and openvino" in said and "scratch" not in said
+
+
+@pytest.mark.parametrize(
+    "options", [{"cache": "static", "opset": 23}, {"cache": "static"}, {"inline": True}], ids=lambda given: str(given)
+)
+def test_graphs_have_the_same_form(options: dict[str, Any], exported: Exported, tmp_path: Path) -> None:
+    """A row that is written by another operator takes other time."""
+    _, artifact = exported(**options)
+    made = open_artifact(export_standard(artifact, tmp_path))
+    assert (made.manifest.opset, made.manifest.inline) == (artifact.manifest.opset, artifact.manifest.inline)
+    writers = [{node.op_type for node in opened.graph("decode").graph.node} for opened in (artifact, made)]
+    for name in ("TensorScatter", "ScatterElements"):
+        assert len({name in found for found in writers}) == 1
+
+
+def test_states_of_the_same_type(hybrid: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = hybrid(short=True, dtype="float16", state_dtype="model", range_scan=False)
+    assert artifact.config.has_narrow_states
+    assert open_artifact(export_standard(artifact, tmp_path)).config.state_dtype == artifact.config.state_dtype
+
+
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
