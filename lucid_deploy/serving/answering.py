@@ -25,6 +25,7 @@ from lucid_deploy.serving.tracing import RequestTrace
 from lucid_deploy.serving.waiting import RequestCancellation
 
 LAST_WORD_SECONDS = 1.0  # for the error that ends a stream; a client that does not read gets none
+CACHED_STEP = 128  # tokens: reused ones are counted so, as OpenAI does; exact counts would spell others' prompts out
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -192,6 +193,8 @@ class EventStream(StreamingResponse):
                 raise invalid(event.message) if event.reason == "invalid" else _failed(event.message)
             if isinstance(event, RowEnd):
                 self._open -= 1
+                if event.row % self._answer.request.job.n == 0:  # a prompt counts once, as in prompt_tokens
+                    self._answer.cached_tokens += event.reused - event.reused % CACHED_STEP
             elif isinstance(event, TextPiece) and event.tokens:
                 self._clock.tick(event.row)
         return events

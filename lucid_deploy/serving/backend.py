@@ -170,12 +170,14 @@ class RowText:
         self._wants_logprobs = job.top_logprobs is not None
         self._as_ids = job.tokens_as_ids
         self._waiting: list[TokenLogprob] = []
+        self._reused = 0
 
     def take(self, event: Mark | Token | Finished | EngineFault) -> tuple[list[Event], bool]:
         """Return what an event of the engine means to the client, and whether the generation is over."""
         from lucid_deploy.batching import Mark, Token
 
         if isinstance(event, Mark):
+            self._reused += event.reused
             return [], False
         if isinstance(event, EngineFault):
             reason = "invalid" if event.kind == "invalid" else "error"
@@ -188,14 +190,17 @@ class RowText:
             return [RowEnd(self._row, "error", event.error or f"The generation was {event.reason}.")], True
         text = self._text.finish()
         piece = self._piece(text, 0, everything=not self._text.stopped)
-        end = RowEnd(self._row, "stop" if self._text.stopped else ENDS[event.reason])
+        end = self._end("stop" if self._text.stopped else ENDS[event.reason])
         return ([piece, end] if piece.text or piece.logprobs else [end]), True
 
     def _token(self, event: Token) -> tuple[list[Event], bool]:
         if self._wants_logprobs:
             self._waiting.append(self._logprob(event))
         piece = self._piece(self._text.push(event.token), 1)
-        return ([piece, RowEnd(self._row, "stop")], True) if self._text.stopped else ([piece], False)
+        return ([piece, self._end("stop")], True) if self._text.stopped else ([piece], False)
+
+    def _end(self, reason: str) -> RowEnd:
+        return RowEnd(self._row, reason, reused=self._reused)
 
     def _piece(self, text: str, tokens: int, everything: bool = False) -> TextPiece:
         """Return a piece with the log-probabilities of the tokens whose text begins in what was given out."""

@@ -53,7 +53,7 @@ class JobEvents:
     """The events of several generations that were asked for together, numbered from 0. Belongs to one event loop.
 
     Attributes:
-        timed: Whether marks are among the events.
+        timed: Whether all marks are among the events, and not only those that say what was reused.
     """
 
     def __init__(self, engine: Engine, rows: int, timed: bool = False) -> None:
@@ -164,7 +164,7 @@ class Engine:
 
         Args:
             requests: What to generate.
-            timed: Whether the batcher's marks come among the events.
+            timed: Whether all of the batcher's marks come among the events, and not only those of reused tokens.
 
         Raises:
             QueueFullError: There is no room for all of them.
@@ -278,7 +278,7 @@ class Engine:
                 continue
             stream, row, started, prompt = found
             if isinstance(event, Mark):
-                if stream.timed:
+                if stream.timed or event.reused:
                     out.append((stream, row, event))
                 continue
             if isinstance(event, Finished):

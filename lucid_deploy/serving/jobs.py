@@ -78,11 +78,19 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class RowEnd:
-    """The end of generation ``row``: ``stop``, ``length`` or ``error`` with a message."""
+    """The end of generation ``row``.
+
+    Attributes:
+        row: The generation.
+        reason: ``stop``, ``length``, or with a message ``error`` or ``invalid``.
+        message: What went wrong.
+        reused: Prompt tokens that a stored prefix held.
+    """
 
     row: int
     reason: str
     message: str = ""
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

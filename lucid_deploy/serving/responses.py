@@ -17,6 +17,7 @@ class Answer:
     """An answer in the making.
 
     Attributes:
+        cached_tokens: Prompt tokens that stored prefixes held, as answers count them.
         end_of_stream: What comes behind the last event.
 
     Args:
@@ -29,7 +30,7 @@ class Answer:
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
         self.request = request
-        self.new_tokens = 0
+        self.new_tokens = self.cached_tokens = 0
         self._common: dict[str, Any] = {
             "id": ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(16),
             "object": "",
@@ -66,6 +67,7 @@ class Answer:
             "prompt_tokens": prompt,
             "completion_tokens": self.new_tokens,
             "total_tokens": prompt + self.new_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def whole(self) -> dict[str, Any]:

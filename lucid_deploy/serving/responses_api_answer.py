@@ -40,7 +40,7 @@ class ResponseAnswer:
 
     def __init__(self, request: PreparedRequest, model: str, fingerprint: str) -> None:
         self.request = request
-        self.new_tokens = 0
+        self.new_tokens = self.cached_tokens = 0
         self._common: dict[str, Any] = {
             "id": "resp_" + secrets.token_hex(16),
             "object": "response",
@@ -158,7 +158,7 @@ class ResponseAnswer:
         prompt = self.request.prompt_tokens
         return {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},  # not counted for single requests
+            "input_tokens_details": {"cached_tokens": self.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": self.new_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + self.new_tokens,

@@ -44,6 +44,7 @@ class TimedRow:
 
         if isinstance(event, Mark):
             self._mark(event)
+            self._inner.take(event)  # it counts what was reused
             return [self._times], False
         began = time.time_ns()
         events, done = self._inner.take(event)

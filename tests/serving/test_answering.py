@@ -17,7 +17,9 @@ GOOD: list[list[Event]] = [[TextPiece(0, "a", 1)], [TextPiece(0, "", 1)], [TextP
 HEADERS = {"Content-Type": "application/json"}
 
 
-def ask(folder: Path, *script: Any, change: Any = None, **fields: Any) -> tuple[Any, ScriptedBackend]:
+def ask(
+    folder: Path, *script: Any, change: Any = None, prompt: Any = "w1 w2", **fields: Any
+) -> tuple[Any, ScriptedBackend]:
     """Send a completion to an application whose engine does what the script says."""
     backend = ScriptedBackend(*script)
 
@@ -26,7 +28,7 @@ def ask(folder: Path, *script: Any, change: Any = None, **fields: Any) -> tuple[
         async with client(made) as http:
             if change is not None:
                 change(made)
-            answer = await http.post("/v1/completions", content=completion("w1 w2", **fields), headers=HEADERS)
+            answer = await http.post("/v1/completions", content=completion(prompt, **fields), headers=HEADERS)
             assert made.busy == 0
             assert made.body_memory.taken == 0
             return answer
@@ -42,7 +44,8 @@ def events_of(answer: Any) -> list[Any]:
 def test_a_whole_answer(tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, *GOOD)
     assert answer.json()["choices"][0]["text"] == "abé"
-    assert answer.json()["usage"] == {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    counts = {"prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5}
+    assert answer.json()["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     assert backend.closed == 1
     assert backend.jobs[0].cache_owner == ""
 
@@ -55,6 +58,14 @@ def test_a_stream(tmp_path: Path) -> None:
     assert (counts["usage"]["completion_tokens"], done) == (3, "[DONE]")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert backend.closed == 1
+
+
+@pytest.mark.parametrize(("reused", "counted"), [(0, 0), (127, 0), (128, 128), (400, 384)])
+def test_reused_tokens_are_counted_in_steps_and_once_for_each_prompt(reused: int, counted: int, tmp_path: Path) -> None:
+    ends: list[list[Event]] = [[RowEnd(row, "stop", reused=reused if row % 2 == 0 else 999)] for row in range(4)]
+    prompts = ["w1 w2", "w3"]
+    answer, _ = ask(tmp_path, *ends, n=2, prompt=prompts)
+    assert answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 2 * counted
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
+import openai
 
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 
@@ -68,6 +69,20 @@ def test_prefixes_are_shared_on_request(start: Start, artifacts: dict[str, Path]
     assert counted.reused("alice") == 0
     assert counted.reused("bob") > 10
     assert counted.reused("bob", salt="x") == 0  # a salt still keeps a request to itself
+
+
+def test_answers_count_what_was_reused(start: Start, artifacts: dict[str, Path]) -> None:
+    server = start(artifacts["static"], "--prefix-cache-tokens", 2000)
+    prompt = ", ".join([PROMPT.partition(".")[0]] * 20)
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        found = []
+        for salt in ("a", "a", "b"):
+            more = {"cache_salt": salt}
+            answer = client.completions.create(model=MODEL, prompt=prompt, max_tokens=1, extra_body=more)
+            assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+            found.append(answer.usage.prompt_tokens_details.cached_tokens)
+    tokens = answer.usage.prompt_tokens
+    assert found == [0, (tokens - 1) // 128 * 128, 0] and tokens > 200
 
 
 def test_without_a_key_for_metrics_the_counters_are_coarse(start: Start, artifacts: dict[str, Path]) -> None:

@@ -28,7 +28,8 @@ def test_a_whole_completion() -> None:
     found = made.whole()
     assert [choice["text"] for choice in found["choices"]] == ["abxz", "ab", "c", "cy"]
     assert [choice["finish_reason"] for choice in found["choices"]] == ["stop", None, None, None]
-    assert found["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    counts = {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    assert found["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
     assert (found["object"], found["model"], found["system_fingerprint"]) == ("text_completion", "m", "f")
 
 
