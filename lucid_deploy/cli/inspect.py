@@ -142,7 +142,15 @@ def _show_graph(stage: str, graph: dict[str, Any]) -> None:
 
 
 def _range(numbers: list[int]) -> str:
-    return str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"
+    """Return the layers that have a tensor: ``3``, ``{0..5}``, or with gaps ``{0..2,4,6..8}``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    said = ",".join("..".join(map(str, run)) for run in runs)
+    return said if len(numbers) == 1 else f"{{{said}}}"
 
 
 def _collapsed(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

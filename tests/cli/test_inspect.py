@@ -77,3 +77,15 @@ def test_wrong_numbers(words: list[Any], exported: Exported) -> None:
 def test_what_is_no_artifact(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_layers_that_have_no_such_tensor_are_not_named(
+    hybrid: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers of the delta rule stand around one that attends."""
+    monkeypatch.setenv("COLUMNS", "200")
+    artifact = hybrid()
+    names = {item.name for item in artifact.manifest.graphs["decode"].inputs}
+    printed = run(artifact.directory).stdout
+    assert "past_key_values.{0,2}.recurrent_state" in printed and "present.1.key" in printed
+    assert {name for name in names if "recurrent" in name} == {f"past_key_values.{i}.recurrent_state" for i in (0, 2)}
