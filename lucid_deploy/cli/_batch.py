@@ -86,7 +86,7 @@ def run_batch(
     try:
         with progress("Answering") as show:
             tokens = answer_prompts(batcher, file.prompts, answers, tokenizer, show)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # which SIGTERM and SIGHUP become
         console_err.print(
             f"{len(answers.answered)} of {total} answers are in {options.output}; the same command continues.",
             markup=False,
