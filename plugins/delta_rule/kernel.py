@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.shared.kernel import load_columns, nearest_tf32
+from lucid_deploy.plugins.shared.kernel import add_row_product, add_tf32_products, load_columns, nearest_tf32
 
 LOWEST_LOG = tl.constexpr(-1e4)  # as in blocked.py: its exponential is 0, and sums of it stay finite
 
@@ -52,21 +52,7 @@ def add_times(b_high, b_low, b_rows, b_acc):
         b_acc = tl.dot(b_low, b_wide, b_acc, input_precision="tf32")
         b_acc = tl.dot(b_high, b_wide, b_acc, input_precision="tf32")
     else:
-        b_rows_high, b_rows_low = nearest_tf32(b_rows)
-        b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
-        b_acc = tl.dot(b_high, b_rows_low, b_acc, input_precision="tf32")
-        b_acc = tl.dot(b_high, b_rows_high, b_acc, input_precision="tf32")
-    return b_acc
-
-
-@triton.jit
-def add_row_product(b_rows, b_others, b_acc):
-    """Return ``b_acc + b_rows @ b_others`` in float32, both of the tensors' type."""
-    if b_rows.dtype == tl.float32:
-        b_high, b_low = nearest_tf32(b_rows)
-        b_acc = add_times(b_high, b_low, b_others, b_acc)
-    else:
-        b_acc = tl.dot(b_rows, b_others, b_acc)
+        b_acc = add_tf32_products(b_high, b_low, b_rows, b_acc)
     return b_acc
 
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
+    add_row_product,
     inverse_norms,
     load_columns,
     load_rows,
@@ -74,18 +75,27 @@ def scores(p_rows, m_rows, b_rows, p_tile, m_tile, width, BLOCK_M: tl.constexpr,
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
     In chunks of the width, where both fit into no registers at once: the block's own keys are read again for each tile.
+    Each chunk's products are summed from 0: tensor cores cut sums off, and equal keys would be less than equal.
     """
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
     if CHUNK_D == BLOCK_D:
         b_tile = load_rows(p_tile, o_n, m_tile, width, BLOCK_D)
-        return tl.dot(b_rows, tl.trans(b_tile), input_precision="tf32x3")
+        return add_row_product(b_rows, tl.trans(b_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
     b_scores = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_part = load_columns(p_rows, o_m, m_rows, i, width, CHUNK_D)
         b_tile_part = load_columns(p_tile, o_n, m_tile, i, width, CHUNK_D)
-        b_scores = tl.dot(b_part, tl.trans(b_tile_part), b_scores, input_precision="tf32x3")
+        b_scores += add_row_product(b_part, tl.trans(b_tile_part), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
     return b_scores
+
+
+@triton.jit
+def own_scores(p_rows, m_rows, b_rows, width, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return the products of a block's keys with one another, ``(BLOCK_M, BLOCK_M)`` float32, in the same chunks."""
+    if CHUNK_D == BLOCK_D:
+        return add_row_product(b_rows, tl.trans(b_rows), tl.zeros((BLOCK_M, BLOCK_M), tl.float32))
+    return scores(p_rows, m_rows, b_rows, p_rows, m_rows, width, BLOCK_M, BLOCK_M, BLOCK_D, CHUNK_D)
 
 
 @triton.jit
@@ -162,7 +172,7 @@ def precondition_kernel(
     b_shift = row_shifts(b_row_norms, epsilon, shift, diagonal)
 
     # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
-    b_own = tl.dot(b_k, tl.trans(b_k), input_precision="tf32x3")
+    b_own = own_scores(p_k + o_rows, m_tokens, b_k, width, BLOCK_M, BLOCK_D, CHUNK_D)
     b_e_own = weights(b_own, b_row_scale, b_row_norms, b_shift)
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)

@@ -97,11 +97,35 @@ def nearest_tf32(b_float):
 
 
 @triton.jit
+def add_tf32_products(b_high, b_low, b_rows, b_acc):
+    """Return ``b_acc + (b_high + b_low) @ b_rows`` in float32 for float32 rows and parts of :func:`nearest_tf32`.
+
+    Three products, the small ones first; that of the two rests is left out.
+    """
+    b_rows_high, b_rows_low = nearest_tf32(b_rows)
+    b_acc = tl.dot(b_low, b_rows_high, b_acc, input_precision="tf32")
+    b_acc = tl.dot(b_high, b_rows_low, b_acc, input_precision="tf32")
+    return tl.dot(b_high, b_rows_high, b_acc, input_precision="tf32")
+
+
+@triton.jit
+def add_row_product(b_rows, b_others, b_acc):
+    """Return ``b_acc + b_rows @ b_others`` in float32, both of the tensors' type."""
+    if b_rows.dtype == tl.float32:
+        b_high, b_low = nearest_tf32(b_rows)
+        b_acc = add_tf32_products(b_high, b_low, b_others, b_acc)
+    else:
+        b_acc = tl.dot(b_rows, b_others, b_acc)
+    return b_acc
+
+
+@triton.jit
 def add_product(b_e, b_y, b_acc):
     """Return ``b_acc + b_e @ b_y`` in float32 for float32 weights of at most 1 and values in the tensors' type.
 
     bfloat16 values take the weights in two bfloat16 parts: one part alone (8 bits) loses a digit on correlated keys,
-    and tf32 (11 bits) costs as much as two parts but needs the values converted.
+    and tf32 (11 bits) costs as much as two parts but needs the values converted. float32 products are summed from 0 and
+    then added, since tensor cores cut sums off.
     """
     if b_y.dtype == tl.bfloat16:
         b_high, b_low = bfloat16_parts(b_e)
@@ -110,5 +134,5 @@ def add_product(b_e, b_y, b_acc):
     elif b_y.dtype == tl.float16:
         b_acc = tl.dot(b_e.to(tl.float16), b_y, b_acc)
     else:
-        b_acc = tl.dot(b_e, b_y, b_acc, input_precision="tf32x3")
+        b_acc += add_row_product(b_e, b_y, tl.zeros_like(b_acc))
     return b_acc

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -64,6 +65,38 @@ def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
         )
         return product(low_left, high_right) + product(high_left, low_right) + product(high_left, high_right)
     return product(left, right)
+
+
+def toward_zero(exact: np.ndarray) -> np.ndarray:
+    """Return float64 as the float32 next to it toward 0."""
+    near = exact.astype(np.float32)
+    return np.where(np.abs(near) > np.abs(exact), np.nextafter(near, np.float32(0)), near)
+
+
+def add_tf32_product(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Return ``total + left @ right``: factors are cut off, and so is the sum after each step."""
+    left, right = to_tf32(left).astype(np.float64), to_tf32(right).astype(np.float64)
+    for k in range(0, left.shape[-1], STEP):
+        total = toward_zero(total + left[..., k : k + STEP] @ right[..., k : k + STEP, :])
+    return total
+
+
+@contextmanager
+def sums_cut_off() -> Iterator[None]:
+    """Cut off the sums of tf32 products, and what they are added to, as tensor cores do; without, they are rounded."""
+    builder = interpreter.InterpreterBuilder
+    rounding = builder.create_dot
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        if a.dtype.scalar == tl.float32 and input_precision == ir.INPUT_PRECISION.TF32:
+            return interpreter.TensorHandle(add_tf32_product(a.data, b.data, d.data), d.dtype.scalar)
+        return rounding(self, a, b, d, input_precision, max_num_imprecise_acc)
+
+    builder.create_dot = create_dot
+    try:
+        yield
+    finally:
+        builder.create_dot = rounding
 
 
 def round_like_a_gpu() -> None:

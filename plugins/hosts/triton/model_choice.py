@@ -38,7 +38,7 @@ _SOLVE_HALF: Candidates = {
 _SOLVE_FLOAT32: Candidates = {
     32: (Choice(64, 32, 4, 2), Choice(32, 32, 4, 2)),
     64: (Choice(64, 32, 4, 1), Choice(32, 32, 4, 2), Choice(32, 32, 4, 1)),
-    128: (Choice(64, 32, 4, 1, 32), Choice(64, 16, 4, 1, 32), Choice(32, 32, 4, 3, 64), Choice(32, 32, 4, 1, 32)),
+    128: (Choice(64, 32, 4, 1, 32), Choice(64, 32, 4, 1, 64), Choice(64, 16, 4, 1, 32), Choice(32, 32, 4, 1, 32)),
     256: (
         Choice(64, 16, 4, 1, 32),
         Choice(64, 16, 8, 1, 32),

@@ -1,6 +1,7 @@
 """Plain causal attention in the style of our kernels: what the solve's inner loop is compared with.
 
 It is compiled and read, never shipped: one query head per key/value head, no mask of padding, no past, whole tiles.
+Its weights in the half types are of one part; float32 is multiplied as the solve multiplies it.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -8,7 +9,7 @@ It is compiled and read, never shipped: one query head per key/value head, no ma
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import load_rows
+from lucid_deploy.plugins.shared.kernel import add_product, add_row_product, load_rows
 
 
 @triton.jit(do_not_specialize=["n_new", "width_units"])
@@ -32,7 +33,6 @@ def causal_attention_kernel(
         width_units: width / WIDTH_UNIT.
         scale: log₂e / √width.
     """
-    PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "ieee"
     width = width_units * WIDTH_UNIT
     i_row = tl.program_id(0)
     o_head = tl.program_id(1).to(tl.int64) * n_new * width
@@ -50,14 +50,15 @@ def causal_attention_kernel(
         o_tile = o_head + tl.cast(i * BLOCK_N, tl.int64) * width
         m_tile = i * BLOCK_N + o_n < n_new
         b_k = load_rows(p_k + o_tile, o_n, m_tile, width, BLOCK_D)
-        b_scores = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale
+        b_scores = add_row_product(b_q, tl.trans(b_k), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)) * scale
         b_new = tl.maximum(b_peak, tl.max(b_scores, 1))
         b_p = tl.exp2(b_scores - b_new[:, None])
         b_shrink = tl.exp2(b_peak - b_new)
         b_total = b_total * b_shrink + tl.sum(b_p, 1)
         b_v = load_rows(p_v + o_tile, o_n, m_tile, width, BLOCK_D)
         b_acc = b_acc * b_shrink[:, None]
-        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc, input_precision=PRECISION)
+        b_p = b_p.to(b_v.dtype)
+        b_acc = add_product(b_p, b_v, b_acc) if b_v.dtype == tl.float32 else tl.dot(b_p, b_v, b_acc)
         b_peak = b_new
     p_out = p_o + o_rows + o_m[:, None] * width + o_d[None, :]
     tl.store(p_out, (b_acc / b_total[:, None]).to(p_o.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])

@@ -91,6 +91,18 @@ def run_precondition(case: Case) -> dict[str, Any]:
     }
 
 
+def run_with_sums_cut_off(case: Case) -> dict[str, float]:
+    """Return the kernel's error where the sums of tf32 products are rounded, and where they are cut off."""
+    from tests.plugins.faithful_interpreter import sums_cut_off
+
+    inputs = precondition_inputs(case)
+    exact = exact_precondition(*inputs.values())
+    rounded = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
+    with sums_cut_off():
+        cut_off = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
+    return {"rounded": relative_error(rounded, exact), "cut off": relative_error(cut_off, exact)}
+
+
 def run_in_given_order(case: Case, seed: int) -> dict[str, bool]:
     """Run the programs one by one, in a random order in which every program follows those it waits for."""
     from lucid_deploy.plugins.precondition.kernel import precondition_kernel
@@ -168,6 +180,14 @@ def run_with_infinite_squares() -> list[bool]:
     inputs = precondition_inputs(Case(new=6, heads=1))
     inputs["k"][:, :, 2] = 1e25
     return precondition(**inputs, eps=EPS).isnan().any(3).flatten().tolist()
+
+
+def run_with_infinite_value() -> list[bool]:
+    """Return which rows are finite if one value, of token 20, is infinite; block rows are of 16 tokens."""
+    case = Case(new=64, heads=1, tuned=(16, 16))
+    inputs = precondition_inputs(case)
+    inputs["v"][:, :, 20] = torch.inf
+    return precondition(**inputs, eps=EPS, tuned=tuned_choice(case)).isfinite().any(3).flatten().tolist()
 
 
 def run_far_away(dtype: str, offset_bits: int) -> float:

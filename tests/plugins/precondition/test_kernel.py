@@ -12,6 +12,8 @@ from tests.plugins.precondition.kernel_runs import (
     run_next_program,
     run_precondition,
     run_with_infinite_squares,
+    run_with_infinite_value,
+    run_with_sums_cut_off,
     shared_problem,
 )
 
@@ -80,8 +82,17 @@ CHUNKS = [
         ("bfloat16", 64, 0.9, True),
     ]
 ]
-
-
+FLOAT32 = [  # factors split by hand, in tiles that are shipped
+    Case(new=new, past=40, width=width, keys=keys, heads=1, tuned=tuned)
+    for new, width, tuned in [
+        (260, 32, (64, 32)),
+        (260, 64, (64, 32)),
+        (130, 128, (64, 32, 32)),
+        (130, 128, (64, 32, 64)),
+        (70, 256, (32, 16, 32)),
+    ]
+    for keys in (0.5, 0.99, "repeated")
+]
 TRAINING = [
     Case(new=65, past=100, keys=0.9, training=True),
     Case(new=130, dtype="bfloat16", keys=0.99, training=True),
@@ -90,12 +101,25 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + CHUNKS + TRAINING, ids=str)
+@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + CHUNKS + FLOAT32 + TRAINING, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_precondition, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result
     assert result["guards_intact"], "the kernel wrote outside its output or its workspace"
     assert result["padding_is_v"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(new=257, width=128, keys=0.9, heads=1, tuned=(64, 32, 32)),
+        Case(new=640, width=16, keys=0.5, heads=1, tuned=(64, 32)),
+    ],
+    ids=["scores by chunks", "Y by tiles"],
+)
+def test_sums_start_from_zero_since_tensor_cores_cut_them_off(case, interpret):
+    result = interpret(run_with_sums_cut_off, case)
+    assert result["cut off"] <= 1.5 * result["rounded"], result
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -124,6 +148,12 @@ def test_a_program_waits_for_the_rows_before_its_own(interpreter_pool, second_po
 
 def test_a_key_too_large_for_float32_is_not_taken_for_padding(interpret):
     assert interpret(run_with_infinite_squares)[2:] == [True] * 4
+
+
+def test_rows_that_know_of_an_infinite_value_are_not_finite(interpret):
+    """Split by hand, infinity leaves NaN as its rest, where ``tf32x3`` takes 0: neither is a number."""
+    finite = interpret(run_with_infinite_value)
+    assert all(finite[:16]) and not any(finite[20:])
 
 
 def test_tensors_of_more_than_2_to_the_31_elements(interpret):

@@ -76,3 +76,13 @@ def run_parts() -> dict[str, torch.Tensor]:
         name: torch.cat([part, torch.from_numpy(to_tf32(part.numpy()))]).double() for name, part in parts.items()
     }
     return {"x": x.double(), **factors}
+
+
+def run_parts_of_no_numbers() -> torch.Tensor:
+    """Split infinities, and NaN as GPUs write it, whose bits round to −0; return the sums of nearest and rest."""
+    from tests.plugins.shared.shared_kernels import parts_kernel
+
+    x = torch.tensor([0x7F800000, -0x800000, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    parts = [torch.full((2, 4), torch.nan) for _ in range(3)]
+    parts_kernel[(1,)](x, *parts, BLOCK=4)
+    return parts[1].sum(0)

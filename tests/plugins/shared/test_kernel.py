@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.plugins.shared.kernel_runs import BLOCK, ROWS, WIDTH, run_columns, run_norms, run_parts, run_product
+from tests.plugins.shared.kernel_runs import (
+    BLOCK,
+    ROWS,
+    WIDTH,
+    run_columns,
+    run_norms,
+    run_parts,
+    run_parts_of_no_numbers,
+    run_product,
+)
+from tests.plugins.tensor_cores import nearest
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -57,3 +67,13 @@ def test_rounded_parts_leave_a_rest_of_either_sign(interpret):
     }
     assert shares["cut"].mean() > 2.0**-13 and bool((shares["cut"] >= 0).all())
     assert max(shares[name].mean().abs() for name in ("nearest", "rounded")) < 2.0**-11 / 16
+
+
+def test_the_nearest_number_is_that_of_the_conversion_in_tf32x3(interpret):
+    """PTX's cvt.rna.tf32.f32; so three products of these parts are those of Triton's tf32x3."""
+    result = interpret(run_parts)
+    assert torch.equal(result["nearest"][0], nearest(result["x"].float()).double())
+
+
+def test_what_is_no_number_stays_none_in_the_rest(interpret):
+    assert bool(interpret(run_parts_of_no_numbers).isnan().all())
