@@ -18,12 +18,17 @@ import xllamacpp
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.gguf_file import FIRST_WORD, write_gguf
+from lucid_deploy.bench.machine import has_avx512
 from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.layer_plan import LUCID, STANDARD
 
 _CACHE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _ROOM = 256  # tokens of context are given in these steps
+_WITHOUT_AVX512 = (
+    "this llama.cpp was compiled without AVX-512, which this processor has. For what it can do here, compile it here: "
+    "pip install --force-reinstall --no-deps --no-binary xllamacpp xllamacpp"
+)
 
 
 class LlamaCppWorker:
@@ -71,14 +76,16 @@ class LlamaCppWorker:
         self._seconds = time.perf_counter() - started
 
     def open(self) -> dict[str, Any]:
-        """As :meth:`lucid_deploy.bench.worker.Worker.open`."""
+        """As :meth:`lucid_deploy.bench.worker.Worker.open`; ``remark`` says that another build would be faster."""
+        compiled_for = instruction_sets(xllamacpp.get_system_info())
         return {
             "seconds": self._seconds,
             "resident": resident_bytes("VmRSS"),
             "runtime": "llama.cpp",
-            "provider": f"xllamacpp {importlib.metadata.version('xllamacpp')}",
+            "provider": f"xllamacpp {importlib.metadata.version('xllamacpp')}, compiled for {', '.join(compiled_for)}",
             "kernels": None,
             "dtype": self._weights,
+            "remark": _WITHOUT_AVX512 if has_avx512() and "AVX512" not in compiled_for else None,
         }
 
     def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
@@ -135,3 +142,9 @@ class LlamaCppWorker:
         params.cache_ram_mib = 0  # no second copies of caches
         params.rope_freq_base = float(self._config.rope_theta)
         self._server = xllamacpp.Server(params)
+
+
+def instruction_sets(said: str) -> list[str]:
+    """Return what llama.cpp says it was compiled for, as in ``CPU : SSE3 = 1 | AVX = 1 | OPENMP = 1 |``."""
+    switches = (item.partition("=") for item in said.rpartition(" : ")[2].split("|"))
+    return [name.strip() for name, _, value in switches if value.strip() == "1"]

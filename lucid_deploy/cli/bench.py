@@ -147,6 +147,9 @@ def command(
     report["distrust"] = distrust(machine["cores"], load, map(spread_of, report["measurements"]))
     if report["distrust"]:
         note(f"Note: do not trust these times: {'; '.join(report['distrust'])}. Measure again on a quiet machine.")
+    for name, facts in opened.items():
+        if facts.get("remark"):
+            note(f"Note: {name}: {facts['remark']}")
     if json_target is not None:
         write_json(report, json_target)
     if plot_directory is not None:

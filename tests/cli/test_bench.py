@@ -43,6 +43,7 @@ def test_bench_command_measures_all_contenders(
     assert points == {(name, stage, n) for name in names for stage in ("prefill", "decode") for n in (8, 40)}
     for row in report["measurements"]:
         assert len(row["seconds"]) == 2 and row["median"] > 0 and row["peak"] > 10**7
+    assert ("Note: llama.cpp: " in result.stderr) is (report["opened"]["llama.cpp"]["remark"] is not None)
     assert report["machine"]["versions"]["onnxruntime"] and report["machine"]["copy_bytes_per_second"] > 0
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"prefill.png", "decode.png"}
 
