@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lucid_deploy.batching import Batcher, Finished, Request, Token
@@ -16,23 +17,23 @@ FATAL = 13
 
 
 def slow_down(seconds: float, while_there: Path) -> None:
-    step, submit = Batcher.step, Batcher.submit
+    parts, submit = Batcher.parts, Batcher.submit
     fatal = False
 
-    def slow_step(self: Batcher) -> list[Token | Finished]:
+    def slow_parts(self: Batcher) -> Iterator[list[Token | Finished]]:
         end = time.monotonic() + seconds
         while while_there.exists() and time.monotonic() < end:
             time.sleep(0.005)
         if fatal:
             raise RuntimeError("this engine was told to end")
-        return step(self)
+        yield from parts(self)
 
     def watched_submit(self: Batcher, request: Request) -> int:
         nonlocal fatal
         fatal = fatal or request.max_new_tokens == FATAL
         return submit(self, request)
 
-    Batcher.step = slow_step  # type: ignore[method-assign]
+    Batcher.parts = slow_parts  # type: ignore[method-assign]
     Batcher.submit = watched_submit  # type: ignore[method-assign]
 
 
