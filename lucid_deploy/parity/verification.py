@@ -19,6 +19,7 @@ from lucid_deploy.model.summary import summarize
 from lucid_deploy.parity.causes.explain import explain
 from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases
+from lucid_deploy.parity.measure.copied_files import check_copies
 from lucid_deploy.parity.measure.derive_targets import prepare
 from lucid_deploy.parity.measure.measurement import DEQUANTIZED
 from lucid_deploy.parity.measure.plain_weights import check_plain_weights, plain_names
@@ -133,6 +134,7 @@ def verify_artifact(
     facts = _facts(artifact, source, options)
     if files.outcome == FAILED:
         return _stopped(facts, (files, fits), started)
+    files = _check_copies(artifact, source, files)
     # Opened before the long run in PyTorch, so that a missing package shows at once.
     candidate = open_session(artifact, options.runtime)
     facts |= {name: value for name, value in candidate.facts().items() if name in facts}
@@ -252,6 +254,15 @@ def _check_files(artifact: Artifact, progress: Progress) -> Check:
     except CheckFailed as failure:
         return Check("files", FAILED, str(failure))
     return Check("files", PASSED, f"sha256 and size of {len(artifact.manifest.files)} files")
+
+
+def _check_copies(artifact: Artifact, source: Checkpoint, files: Check) -> Check:
+    """Add to the check of files whether the tokenizer's are the checkpoint's; what is computed rests on none."""
+    try:
+        count = check_copies(artifact, source.directory)
+    except CheckFailed as failure:
+        return Check("files", FAILED, str(failure))
+    return replace(files, detail=f"{files.detail}, of which {count} are equal to the checkpoint's") if count else files
 
 
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -> Check:
