@@ -66,7 +66,7 @@ def test_the_docs_have_every_path_and_every_field(tmp_path: Path) -> None:
         if name != "Error" and schema.get("properties"):
             section = text.partition(f'<h2 id="{name}">')[2].partition("<h2")[0]
             assert re.findall(r"<td><code>(\w+)</code>", section) == list(schema["properties"])
-    assert "list of InputMessage" in text and "0 is greedy; 1 if not given." in text
+    assert "list of InputItem" in text and "0 is greedy; 1 if not given." in text
 
 
 def test_a_server_without_pages(start: Start, artifacts: dict[str, Path]) -> None:
