@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -137,7 +138,8 @@ def read_prompts(path: str | Path, defaults: PromptDefaults) -> PromptFile:
         raise LucidError(f"The prompts {path} cannot be read: {error.strerror or error}.") from error
 
     def parsed() -> Iterator[tuple[int, Callable[[], Prompt]]]:
-        for number, line in enumerate(content.split(b"\n"), start=1):
+        text = content.removeprefix(codecs.BOM_UTF8)  # Windows' programs write it, and RFC 8259 lets a parser ignore it
+        for number, line in enumerate(text.split(b"\n"), start=1):
             if line.strip():
                 yield number, lambda number=number, line=line: _prompt(number, line, defaults)  # type: ignore[misc]
 

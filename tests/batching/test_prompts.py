@@ -111,6 +111,12 @@ def test_files_without_prompts(tmp_path: Path) -> None:
     assert "has no prompts" in refusal(tmp_path, "", "  ")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "cat"}\n{"prompt": "\ufeffcat"}\n', encoding="utf-8-sig")
+    assert [prompt.text for prompt in read_prompts(path, DEFAULTS).prompts] == ["cat", "\ufeffcat"]
+
+
 def test_an_empty_stop_string_is_refused_before_anything_runs() -> None:
     with pytest.raises(LucidError, match="stop string must not be empty"):
         PromptDefaults(7, Sampling(), ("",))
