@@ -92,7 +92,10 @@ class RequestGuard:
             self._service.metrics.whole.observe(seconds)
         client = (scope.get("client") or ("-",))[0]
         ids = " ".join([scope["state"]["id"], *filter(None, [scope["state"].get("answer")])])
-        log.info("%s %s %s %d %.0f ms %s", client, scope["method"], shown(scope["path"]), status, 1e3 * seconds, ids)
+        # Probes come all day, every few seconds; one that fails is news.
+        level = logging.DEBUG if scope["path"] in HEALTH and status == 200 else logging.INFO
+        line = "%s %s %s %d %.0f ms %s"
+        log.log(level, line, client, scope["method"], shown(scope["path"]), status, 1e3 * seconds, ids)
 
 
 class HttpExchange:

@@ -81,6 +81,20 @@ def test_the_log_and_the_client_have_the_same_id(tmp_path: Path, serving_log: py
     assert " 401 " in refused and refused.endswith(f" ms {ids[1]}")
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "level"),
+    [("/healthz", 200, "DEBUG"), ("/healthz", 503, "INFO"), ("/v1/models", 200, "INFO")],
+    ids=["healthy", "unhealthy", "request"],
+)
+def test_probes_do_not_fill_the_log(
+    path: str, status: int, level: str, tmp_path: Path, serving_log: pytest.LogCaptureFixture
+) -> None:
+    serving_log.set_level("DEBUG", "lucid_deploy.serving")
+    run(tmp_path, answering(status), path=path)
+    record = serving_log.records[-1]
+    assert record.levelname == level and f'"{path}" {status} ' in record.getMessage()
+
+
 @pytest.mark.parametrize("status", [401, 404, 413])
 def test_an_error_waits_for_the_rest_of_the_body(status: int, tmp_path: Path) -> None:
     length = {"content-length": "30"}
