@@ -83,6 +83,11 @@ def reference(artifacts: dict[str, Path]) -> Reference:
     return Reference(artifacts["growing"])
 
 
+def _hear_hangups() -> None:
+    """Tests that run under nohup have children that ignore SIGHUP."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class Server:
     """A running server; ``url`` ends without a slash, ``slow`` is the file that makes it slow."""
 
@@ -90,7 +95,12 @@ class Server:
         self.slow = slow
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=_hear_hangups,
         )
         self.errors: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
+from lucid_deploy.serving.server import hangup
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 from tests.serving.slow_server import FATAL
@@ -163,6 +164,16 @@ def test_running_requests_finish_and_new_ones_are_told(
     assert server.process.wait(PATIENCE) == 0
     assert whole.result().json()["usage"]["completion_tokens"] == 60
     assert streamed.result().text.endswith("data: [DONE]\n\n")
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        assert hangup() == []
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert hangup() == [signal.SIGHUP]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_after_grace_requests_end_with_an_error(start: Start, artifacts: dict[str, Path]) -> None:
