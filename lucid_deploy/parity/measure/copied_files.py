@@ -31,7 +31,7 @@ def check_copies(artifact: Artifact, checkpoint: Path) -> int:
     if other:
         raise CheckFailed(
             f"{artifact.directory}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not what the checkpoint "
-            f"{checkpoint} has, and was changed after the export, here or there. Export it again, or name the "
+            f"{checkpoint} has: changed after the export, here or there. Export it again, or name the "
             "checkpoint that it came from with --checkpoint."
         )
     return len(names)
