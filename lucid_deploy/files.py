@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,7 @@ def partial_directory(target: Path) -> Iterator[Path]:
         OSError: The target's parent is missing or cannot be written.
     """
     remove_leftovers(target.parent)
-    with _held_directory(target, _PARTIAL) as building:
+    with _held(target, _PARTIAL, _new_directory) as (_, building):
         try:
             yield building
         finally:
@@ -62,7 +62,7 @@ def put_in_place(building: Path, target: Path) -> None:
         return
     if not target.is_symlink():
         os.chmod(building, stat.S_IMODE(target.stat().st_mode))
-    with _held_directory(target, _OLD) as old:
+    with _held(target, _OLD, _new_directory) as (_, old):
         aside = old / target.name
         try:
             os.rename(target, aside)
@@ -176,17 +176,16 @@ def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     """
     remove_leftovers(path.parent)
     kept = _mode_of(path) if mode is None else None
-    handle, name = _held_file(path, kept if kept is not None else 0o666 if mode is None else mode)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            if kept is not None:
-                os.chmod(name, kept)  # before there is anything to read in it
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    made_with = kept if kept is not None else 0o666 if mode is None else mode
+    with _held(path, _PARTIAL, lambda name: os.open(name, flags, made_with)) as (handle, name):
+        if kept is not None:
+            os.chmod(name, kept)  # before there is anything to read in it
+        with os.fdopen(handle, "wb", closefd=False) as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-            os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)  # gone already if all went well
+            os.fsync(handle)
+        os.replace(name, path)
 
 
 @dataclass(frozen=True)
@@ -253,48 +252,41 @@ def _mode_of(path: Path) -> int | None:
 def _temporary_name(target: Path, kind: str) -> Path:
     # Not from tempfile, which makes what only its owner can read. The system applies the umask to what is made here;
     # to apply it later, a program would have to read it, which changes it for other threads.
-    return target.parent / f".{target.name}.{secrets.token_hex(4)}{kind}"
-
-
-def _held_file(target: Path, mode: int) -> tuple[int, str]:
-    """Make a new file beside the target; return its descriptor, which holds a lock, and its name."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        name = str(_temporary_name(target, _PARTIAL))
-        try:
-            handle = os.open(name, flags, mode)
-        except FileExistsError:
-            continue
-        _lock(handle)
-        if os.path.exists(name):
-            return handle, name
-        os.close(handle)  # another process took it for a leftover before it was locked
+        name = target.parent / f".{target.name}.{secrets.token_hex(4)}{kind}"
+        if not os.path.lexists(name):
+            return name
 
 
 @contextmanager
-def _held_directory(target: Path, kind: str) -> Iterator[Path]:
-    """Yield a new directory beside the target that is locked until the block ends."""
+def _held(target: Path, kind: str, make: Callable[[Path], int | None]) -> Iterator[tuple[int, Path]]:
+    """Yield the descriptor of what is made beside the target, which holds a lock, and its name.
+
+    A file, or a directory that is empty then, is removed when the block ends. A signal raises as soon as there is
+    something, before what made it has returned: so what is begun here is cleaned up here, and its name known before.
+    """
     while True:
-        made = _temporary_name(target, kind)
+        name = _temporary_name(target, kind)
+        handle = None
         try:
-            os.mkdir(made)
-        except FileExistsError:
-            continue
-        try:
-            handle = os.open(made, os.O_RDONLY)
-            _lock(handle)
-            if made.exists():
-                break
-        except FileNotFoundError:  # as below
-            continue
-        except BaseException:  # a signal too
-            made.rmdir()
-            raise
-        os.close(handle)  # another process took it for a leftover before it was locked
-    try:
-        yield made
-    finally:
-        os.close(handle)
+            if (handle := make(name)) is not None:
+                _lock(handle)
+                if name.exists():
+                    yield handle, name
+                    return
+        finally:
+            if handle is not None:
+                os.close(handle)
+            with suppress(OSError):
+                name.rmdir() if name.is_dir() else name.unlink()
+        # Another process took it for a leftover before it was locked.
+
+
+def _new_directory(name: Path) -> int | None:
+    os.mkdir(name)
+    with suppress(FileNotFoundError):
+        return os.open(name, os.O_RDONLY)
+    return None
 
 
 def _held_in_common(place: Path) -> int | None:

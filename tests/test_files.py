@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import functools
+import itertools
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -206,6 +210,55 @@ def test_a_block_that_ends_well(tmp_path: Path) -> None:
         assert not (tmp_path / "target").exists()
     assert content(tmp_path / "target") == "new"
     assert hidden(tmp_path) == []
+
+
+def interrupted_everywhere(function: Callable[[], None]) -> Iterator[int]:
+    """Call a function until it ends, and raise the n-th time where Python handles a signal; yield after each raise.
+
+    That is where a function begins, and where one of C's returns, with all that it has done done.
+    """
+    for place in itertools.count():
+        events = itertools.count()
+
+        def signal(_frame: FrameType, event: str, _argument: object) -> None:
+            if event in ("call", "c_return") and next(events) == place:  # noqa: B023 - ends before the next one
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(signal)
+            function()
+            return
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        yield place
+
+
+def make_directory(target: Path) -> None:
+    with whole_directory(target) as building:
+        (building / "file").write_text("new")
+
+
+def make_file(target: Path) -> None:
+    write_whole(target, b"new")
+
+
+@pytest.mark.parametrize("make", [make_directory, make_file])
+def test_a_signal_at_any_place_leaves_nothing_half_done(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    target = tmp_path / "target"
+    places = 0
+    for place in interrupted_everywhere(functools.partial(make, target)):
+        assert hidden(tmp_path) == [], place
+        if target.is_dir():
+            assert (target / "file").read_text() == "new", place
+            shutil.rmtree(target)
+        elif target.exists():
+            assert target.read_text() == "new", place
+            target.unlink()
+        places += 1
+    assert places > 30
 
 
 @pytest.fixture
