@@ -162,7 +162,7 @@ def _fill(
         write_whole(folder / file, text.encode(), mode=0o777)
     for file in _AS_THEY_ARE:
         (folder / file).write_text(resource(file), encoding="utf-8")
-    (folder / "README.md").write_text(_readme(artifact, name, limits, form), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(artifact, name, limits, form, tolerances), encoding="utf-8")
 
 
 def _facts(
@@ -189,7 +189,9 @@ def _facts(
     }
 
 
-def _readme(artifact: Artifact, name: str, limits: Limits, form: str) -> str:
+def _readme(
+    artifact: Artifact, name: str, limits: Limits, form: str, tolerances: dict[str, dict[str, float]]
+) -> str:
     config = artifact.config
     size = 2 if form == "standard" and artifact.manifest.dtype != "float32" else 4
     tokens = limits.max_context - 1 + limits.prefill_chunk
@@ -205,4 +207,5 @@ def _readme(artifact: Artifact, name: str, limits: Limits, form: str) -> str:
         chunk=limits.prefill_chunk,
         attention="two products and a softmax" if form == "explicit" else "the operator `Attention`",
         memory=memory,
+        largest=f"{max(tolerances['decode'].values()):.3g}",
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -74,6 +76,34 @@ def test_polygraphy_compares_with_the_golden_outputs(package: Path, run: Run) ->
     result = run(package, "./compare.sh", "--onnxrt")
     assert result.returncode == 0, result.stdout
     assert result.stdout.count("All outputs matched") == 3
+
+
+def readme_commands(package: Path) -> list[list[str]]:
+    """Return the words of each command of the README."""
+    text = (package / "README.md").read_text().replace("\\\n", " ")
+    return [shlex.split(line, comments=True) for line in re.findall(r"^    (\S.*)$", text, re.M)]
+
+
+def test_commands_of_the_readme_pass(
+    demo: Callable[..., Artifact], plugin: Path, polygraphy: Callable[..., str], tmp_path: Path
+) -> None:
+    """Those of Polygraphy that need no TensorRT, as they stand, on a trained model: its numbers are not all small."""
+    folder = package_tensorrt(demo(logits="last"), tmp_path / "package", TensorRtOptions(plugin=plugin, max_batch=2))
+    given = [words[1:] for words in readme_commands(folder) if words[0] == "polygraphy" and "reduce" not in words]
+    assert [words[0] for words in given] == ["inspect", "surgeon", "run", "run", "data"]
+    for words in given:
+        polygraphy(folder, *words)
+
+
+def test_the_readme_tells_reduce_how_far_off_tensors_may_be(package: Path) -> None:
+    [reduce] = [words for words in readme_commands(package) if "reduce" in words]
+    check = reduce[reduce.index("--check") + 1 :]
+    compare = (package / "compare.sh").read_text().replace(" \\\n\t", " ")
+    typing = ["--strongly-typed", "--trt-config-postprocess-script", "no_tf32.py"]
+    assert " ".join(typing) in compare and " ".join(typing) in " ".join(check)
+    largest = max(json.loads((package / "profiles.json").read_text())["absolute_tolerances"]["decode"].values())
+    assert check[check.index("--rtol") + 1] == "0"
+    assert float(check[check.index("--atol") + 1]) == pytest.approx(largest, rel=1e-2)
 
 
 def test_polygraphy_finds_a_wrong_graph(package: Path, run: Run, tmp_path: Path) -> None:
