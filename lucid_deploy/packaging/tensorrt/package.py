@@ -189,9 +189,7 @@ def _facts(
     }
 
 
-def _readme(
-    artifact: Artifact, name: str, limits: Limits, form: str, tolerances: dict[str, dict[str, float]]
-) -> str:
+def _readme(artifact: Artifact, name: str, limits: Limits, form: str, tolerances: dict[str, dict[str, float]]) -> str:
     config = artifact.config
     size = 2 if form == "standard" and artifact.manifest.dtype != "float32" else 4
     tokens = limits.max_context - 1 + limits.prefill_chunk
