@@ -1,8 +1,9 @@
 """A few rows by weights that come from memory: the library's product beside onnxruntime's MatMul.
 
-24 weights of 1024 × 2816, more than a cache holds, each multiplied once a run by the same rows. onnxruntime packs the
-weights, as it does by default, and brings those in float16 to float32 when it loads them. The same with weights that
-lie transposed, which Gemm multiplies: heads that are tied to an embedding. The two run in turn, round by round.
+Weights of one shape, more of them than a cache holds (276 MB in float32), each multiplied once a run by the same rows.
+onnxruntime packs the weights, as it does by default, and brings those in float16 to float32 when it loads them. The
+same with weights that lie transposed, which Gemm multiplies: heads that are tied to an embedding. The two run in turn,
+round by round.
 """
 
 from __future__ import annotations
@@ -26,27 +27,28 @@ from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kern
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
 ort = import_onnxruntime()
-WEIGHTS, DEPTH, COLUMNS = 24, 1024, 2816
+ELEMENTS = 24 * 1024 * 2816  # of all weights of a graph
 LIBRARY, STANDARD = "library", "onnxruntime"
 MATMUL, GEMM = "MatMul", "Gemm"
 FACTOR, FLOOR = 3, {"float32": 2e-7, "float16": 5e-4}  # of the larger error; a unit in the last place
 
 
-def write_graph(folder: Path, dtype: str, operator: str) -> Path:
+def write_graph(folder: Path, dtype: str, operator: str, depth: int, columns: int) -> Path:
     """Write a graph of products of ``x`` by all weights, of each of which it gives the largest number."""
+    count = ELEMENTS // (depth * columns)
     attributes = {"transB": 1} if operator == GEMM else {}
     make, element = onnx.helper, onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     rng, nodes, weights = np.random.default_rng(0), [], []
-    for i in range(WEIGHTS):
-        weight = rng.standard_normal((DEPTH, COLUMNS), dtype=np.float32) / DEPTH**0.5
+    for i in range(count):
+        weight = rng.standard_normal((depth, columns), dtype=np.float32) / depth**0.5
         stored = np.ascontiguousarray(weight.T if operator == GEMM else weight).astype(dtype)
         weights.append(onnx.numpy_helper.from_array(stored, f"weight_{i}"))
         nodes.append(make.make_node(operator, ["x", f"weight_{i}"], [f"product_{i}"], **attributes))
         nodes.append(make.make_node("ReduceMax", [f"product_{i}"], [f"most_{i}"], keepdims=0))
-    outputs = [make.make_tensor_value_info(f"most_{i}", element, []) for i in range(WEIGHTS)]
-    outputs.append(make.make_tensor_value_info("product_0", element, ["rows", COLUMNS]))
+    outputs = [make.make_tensor_value_info(f"most_{i}", element, []) for i in range(count)]
+    outputs.append(make.make_tensor_value_info("product_0", element, ["rows", columns]))
     graph = make.make_graph(
-        nodes, "products", [make.make_tensor_value_info("x", element, ["rows", DEPTH])], outputs, weights
+        nodes, "products", [make.make_tensor_value_info("x", element, ["rows", depth])], outputs, weights
     )
     model = make.make_model(graph, opset_imports=[make.make_opsetid("", OPSET)], ir_version=10)
     path = folder / f"{operator}-{dtype}.onnx"
@@ -74,9 +76,10 @@ def measure(
     sessions = {by: session(path, by, threads) for by in (LIBRARY, STANDARD)}
     weight = onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).astype(np.float64)
     weight = weight.T if operator == GEMM else weight
+    largest = [output.name for output in sessions[LIBRARY].get_outputs() if output.name != "product_0"]
     measured = []
     for rows in counts:
-        x = np.random.default_rng(rows).standard_normal((rows, DEPTH)).astype(dtype)
+        x = np.random.default_rng(rows).standard_normal((rows, len(weight))).astype(dtype)
         exact = x.astype(np.float64) @ weight
         found = {by: each.run(["product_0"], {"x": x})[0].astype(np.float64) for by, each in sessions.items()}
         errors = {by: float(np.linalg.norm(got - exact) / np.linalg.norm(exact)) for by, got in found.items()}
@@ -86,12 +89,13 @@ def measure(
         for turn in range(rounds + 1):  # the first warms up
             for by in sorted(sessions, reverse=bool(turn % 2)):
                 started = time.perf_counter()
-                sessions[by].run([f"most_{i}" for i in range(WEIGHTS)], {"x": x})
+                sessions[by].run(largest, {"x": x})
                 if turn:
                     seconds[by].append(time.perf_counter() - started)
         measured.append(
             {
                 "operator": operator,
+                "weight": list(weight.shape),
                 "rows": rows,
                 "dtype": dtype,
                 "threads": threads,
@@ -106,22 +110,30 @@ def measure(
 @click.command(help=__doc__)
 @click.option("--rows", default="1,2,4,8,16,32,64", show_default=True, help="Rows, with commas.")
 @click.option("--threads", default="1,2", show_default=True, help="Threads of onnxruntime, with commas.")
+@click.option(
+    "--shapes",
+    default="1024x2816,1024x1024,2816x1024,1024x256",
+    show_default=True,
+    help="Depth and columns, with commas.",
+)
 @click.option("--rounds", default=15, show_default=True, help="Rounds that count.")
 @click.option(
     "--write/--no-write", default=True, help="Whether to write benchmarks/results/weight_matmul_operator.json."
 )
-def main(rows: str, threads: str, rounds: int, write: bool) -> None:
+def main(rows: str, threads: str, shapes: str, rounds: int, write: bool) -> None:
     """Measure, print, and write the results."""
     measured = []
     with tempfile.TemporaryDirectory() as folder:
-        cases = itertools.product((MATMUL, GEMM), ("float32", "float16"), map(int, threads.split(",")))
-        for operator, dtype, count in cases:
-            path = write_graph(Path(folder), dtype, operator)
+        sizes = [tuple(map(int, shape.split("x"))) for shape in shapes.split(",")]
+        cases = itertools.product((MATMUL, GEMM), sizes, ("float32", "float16"), map(int, threads.split(",")))
+        for operator, (depth, columns), dtype, count in cases:
+            path = write_graph(Path(folder), dtype, operator, depth, columns)
             for row in measure(path, dtype, operator, count, list(map(int, rows.split(","))), rounds):
                 measured.append(row)
                 medians, ratio = row["median_milliseconds"], row["library_over_onnxruntime"]
                 print(
-                    f"{operator}, {dtype}, {count} threads, {row['rows']:2d} rows: library {medians[LIBRARY]:6.2f} ms, "
+                    f"{operator}, {depth} x {columns}, {dtype}, {count} threads, {row['rows']:2d} rows: "
+                    f"library {medians[LIBRARY]:6.2f} ms, "
                     f"onnxruntime {medians[STANDARD]:6.2f} ms, ratio {ratio['median']:.2f} "
                     f"({ratio['min']:.2f}-{ratio['max']:.2f})",
                     flush=True,
