@@ -51,9 +51,9 @@ def lying(kind: str, w: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 17, 33])
-@pytest.mark.parametrize(("depth", "columns"), [(1, 1), (64, 48), (65, 129), (130, 7), (200, 900), (36, 2000), (700, 401)])
-def test_rows_and_sizes(library, fastest, kind, rows, depth, columns):
-    x, w = problem(rows, depth, columns, kind)
+@pytest.mark.parametrize("shape", [(1, 1), (64, 48), (65, 129), (130, 7), (200, 900), (36, 2000), (700, 401)])
+def test_rows_and_sizes(library, fastest, kind, rows, shape):
+    x, w = problem(rows, *shape, kind)
     exact, dense = x.double() @ w.double(), (x.float() @ w.float()).to(x.dtype)
     for name in runnable(library):
         kernels_name(library, name)
