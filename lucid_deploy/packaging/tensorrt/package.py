@@ -26,7 +26,7 @@ from lucid_deploy.plugins.hosts.tensorrt.build import LIBRARY_NAME, check_kernel
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits, profile_shapes
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, kernel_head_dims
 from lucid_deploy.version import __version__
 
 PROFILES = "profiles.json"
@@ -84,9 +84,10 @@ def package_tensorrt(
     _check_output(output, options.overwrite)
     library = None
     if artifact.manifest.uses(PLUGIN_OPERATORS):
-        library = options.plugin or find_or_build(artifact.manifest.dtype, (), True, announce, progress)
+        dtype, head_dims = artifact.manifest.dtype, kernel_head_dims(artifact)
+        library = options.plugin or find_or_build(dtype, head_dims, (), True, announce, progress)
         check_plugin(library)
-        check_kernels(library, artifact.manifest.dtype)
+        check_kernels(library, dtype, head_dims)
     form = options.attention or attention_form(artifact)
     graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
     recorded = record(artifact, limits)

@@ -28,7 +28,7 @@ from lucid_deploy.runtimes.tensorrt.manifest import (
 from lucid_deploy.runtimes.tensorrt.network import BuiltEngine, Settings, build_engine
 from lucid_deploy.runtimes.tensorrt.operators import PLUGIN_OPERATORS, VERIFY
 from lucid_deploy.runtimes.tensorrt.plugin_library import find_or_build, register
-from lucid_deploy.runtimes.tensorrt.prepare import FP8, PreparedGraph, check_artifact, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import FP8, PreparedGraph, check_artifact, kernel_head_dims, prepare_graph
 from lucid_deploy.version import __version__
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ def build_engines(
     if needs_plugin:
         library = options.plugin or find_or_build(
             artifact.manifest.dtype,
+            kernel_head_dims(artifact),
             capabilities,
             options.plugin_build,
             announce,
@@ -141,7 +142,7 @@ def build_engines(
         )
         library = library.resolve()
         register(library, backend.trt)
-        check_kernels(library, artifact.manifest.dtype, _reads_fp8(artifact))
+        check_kernels(library, artifact.manifest.dtype, kernel_head_dims(artifact), _reads_fp8(artifact))
     settings = Settings(
         capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
         workspace=options.workspace,

@@ -54,8 +54,7 @@ def build_library(
     Raises:
         LucidError: No compiler, headers or Triton, a compiler fails, or a head width that no kernel is written for.
     """
-    from lucid_deploy.plugins.hosts.compiler import find_compiler
-    from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin, find_cuda_headers, find_tensorrt_headers
+    from lucid_deploy.plugins.hosts.tensorrt.build import build_plugin
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, compile_kernels
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import default_cache
     from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
@@ -64,7 +63,7 @@ def build_library(
         widths = {padded_width(width) for width in head_dims} or set(PADDED_WIDTHS)
     except ValueError as error:
         raise LucidError(f"No plugin library was built: {error}.") from error
-    find_compiler(), find_tensorrt_headers(), find_cuda_headers()  # what is missing shows before the long compilation
+    check_tools()
     kernels = compile_kernels(
         archs or ARCHITECTURES,
         select=lambda variant: (not dtypes or variant.dtype in dtypes) and variant.padded_width in widths,
@@ -76,8 +75,22 @@ def build_library(
     return kernels
 
 
+def check_tools() -> None:
+    """Check that everything is there that compiling the library takes, before the minutes that it takes.
+
+    Raises:
+        LucidError: No compiler, headers or Triton.
+    """
+    from lucid_deploy.plugins.hosts.compiler import find_compiler
+    from lucid_deploy.plugins.hosts.tensorrt.build import find_cuda_headers, find_tensorrt_headers
+    from lucid_deploy.plugins.hosts.triton.aot import triton_version
+
+    find_compiler(), find_tensorrt_headers(), find_cuda_headers(), triton_version()
+
+
 def find_or_build(
     dtype: str,
+    head_dims: Sequence[int],
     capabilities: Sequence[int],
     may_build: bool,
     announce: Callable[[str], None],
@@ -87,6 +100,7 @@ def find_or_build(
 
     Args:
         dtype: The artifact's type.
+        head_dims: Head widths that its kernels compute with, 16 to 256.
         capabilities: Compute capabilities that the engines are for, 86 for 8.6; (): all.
         may_build: Whether a library may be built.
         announce: Called with one line before it is built, which takes minutes.
@@ -96,26 +110,31 @@ def find_or_build(
         LucidError: There is none and it may or can not be built.
     """
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, PTX_ARCHITECTURE, variants
+    from lucid_deploy.plugins.shared.plan import padded_width
 
     library = default_library()
     if library.is_file():
         return library
     archs = tuple(sorted(capabilities)) if capabilities and set(capabilities) <= set(ARCHITECTURES) else ARCHITECTURES
     names = "all" if archs == ARCHITECTURES else "-".join(map(str, archs))
-    own = library.with_name(f"{library.stem}-{dtype}-{names}.so")
+    widths = {padded_width(width) for width in head_dims}
+    columns = "-".join(f"d{width}" for width in sorted(widths))
+    own = library.with_name(f"{library.stem}-{dtype}-{columns}-{names}.so")
     if own.is_file():
         return own
     if not may_build:
         raise LucidError(
             f"There is no plugin library {library}. Run: lucid-deploy plugin build, or leave out --no-plugin-build."
         )
-    count = sum(variant.dtype == dtype for arch in {*archs, PTX_ARCHITECTURE} for variant in variants(arch))
+    check_tools()
+    wanted = [each for arch in {*archs, PTX_ARCHITECTURE} for each in variants(arch) if each.padded_width in widths]
+    count = sum(variant.dtype == dtype for variant in wanted)
     announce(
-        f"There is no plugin library, so one is built now: {count} GPU kernels for {dtype}, about "
-        f"{max(round(count * _SECONDS / 60), 1)} minutes of one core unless they were compiled before. It is kept as "
-        f"{own}; --no-plugin-build refuses instead."
+        f"There is no plugin library, so one is built now: {count} GPU kernels for {dtype} and heads of width "
+        f"{', '.join(map(str, head_dims))}, about {max(round(count * _SECONDS / 60), 1)} minutes of one core unless "
+        f"they were compiled before. It is kept as {own}; --plugin names another library instead."
     )
-    build_library(own, archs, (dtype,), progress)
+    build_library(own, archs, (dtype,), progress, head_dims)
     return own
 
 

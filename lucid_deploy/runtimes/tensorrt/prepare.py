@@ -215,6 +215,21 @@ def check_head_width(artifact: Artifact) -> None:
                 )
 
 
+def kernel_head_dims(artifact: Artifact) -> tuple[int, ...]:
+    """Return the head widths that the plugin's kernels compute with, ascending; of the delta rule those of keys.
+
+    Args:
+        artifact: One that :func:`check_head_width` accepts.
+    """
+    manifest, found = artifact.manifest, set()
+    if manifest.uses(tuple(name for name in PLUGIN_OPERATORS if name != DELTA_RULE.name)):
+        found.add(artifact.config.head_dim)
+    for layer in manifest.layers:
+        if layer.uses(DELTA_RULE.name, "prefill"):
+            found |= {tensor.shape[1] for tensor in layer.cache if len(tensor.shape) == 3}
+    return tuple(sorted(found))
+
+
 def check_layout(artifact: Artifact) -> None:
     """Check that engines can keep what the model caches: rows and states.
 

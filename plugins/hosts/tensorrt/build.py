@@ -18,6 +18,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     system_includes,
 )
 from lucid_deploy.plugins.hosts.elf import wrong_machine
+from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
@@ -112,26 +113,36 @@ def check_plugin(library: Path) -> None:
         )
 
 
-def check_kernels(library: Path, dtype: str, float8: bool = False) -> None:
-    """Check that a library has kernels for a type; ``plugin build --dtype`` makes libraries that lack others.
+def check_kernels(library: Path, dtype: str, head_dims: Sequence[int], float8: bool = False) -> None:
+    """Check that a library has kernels for a type and head widths; ``plugin build`` makes libraries that lack others.
 
     An engine would be built without them all the same, and fail when it runs.
 
     Args:
         library: A checked library.
         dtype: Of the artifact.
+        head_dims: Head widths that its kernels must compute with, 16 to 256.
         float8: Whether its kernels read a cache of E4M3, too.
 
     Raises:
-        LucidError: It has none.
+        LucidError: It lacks some.
     """
-    content = library.read_bytes()  # names of kernels say their type: decode_split_float16_d64_u8_r16
+    content = library.read_bytes()  # names of kernels say type and padded width: decode_split_float16_d64_u8_r16
     found = [name for name in ("float32", "float16", "bfloat16") if f"_{name}_d".encode() in content]
     if dtype not in found:
         raise LucidError(
             f"The plugin library {library} has no kernels for {dtype}; it has them for "
             f"{', '.join(found) or 'no type'}. Run: lucid-deploy plugin build --target tensorrt --dtype {dtype} "
             "--output LIBRARY, and pass --plugin LIBRARY."
+        )
+    there = [width for width in PADDED_WIDTHS if f"_{dtype}_d{width}_u".encode() in content]
+    lacking = [width for width in head_dims if padded_width(width) not in there]
+    if lacking:
+        listed, missing = ",".join(map(str, head_dims)), ", ".join(map(str, lacking))
+        raise LucidError(
+            f"The plugin library {library} has no kernels for heads of width {missing} in {dtype}; "
+            f"it was built for widths that take {', '.join(map(str, there))} columns. Run: lucid-deploy plugin build "
+            f"--target tensorrt --dtype {dtype} --head-dim {listed} --output LIBRARY, and pass --plugin LIBRARY."
         )
     if float8 and f"_float8_{dtype}_d".encode() not in content:
         raise LucidError(

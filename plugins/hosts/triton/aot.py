@@ -106,11 +106,12 @@ def cache_key(variant: Variant, arch: int, sources: Sequence[str] | None = None)
     digest = hashlib.sha256()
     for source in SOURCES if sources is None else sources:
         digest.update((PLUGINS / source).read_bytes())
-    digest.update(json.dumps([_triton_version(), asdict(variant), arch], sort_keys=True).encode())
+    digest.update(json.dumps([triton_version(), asdict(variant), arch], sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _triton_version() -> str:
+def triton_version() -> str:
+    """Return the version of Triton that is installed; LucidError if there is none."""
     try:
         return version("triton")
     except PackageNotFoundError:

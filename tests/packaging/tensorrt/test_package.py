@@ -199,6 +199,19 @@ def test_a_plugin_without_kernels_for_the_type(exported: Exported, plugin: Path,
     assert "\n" not in str(raised.value) and not (tmp_path / "package").exists()
 
 
+def test_a_plugin_without_kernels_for_the_width(exported: Exported, plugin: Path, tmp_path: Path) -> None:
+    """As ``plugin build --head-dim 128`` makes; heads of 36 columns take kernels of 64."""
+    content = plugin.read_bytes()
+    for width in (b"32", b"64", b"256"):
+        content = content.replace(b"_float32_d" + width + b"_u", b"_float32_x" + width + b"_u")
+    (tmp_path / "other.so").write_bytes(content)
+    options = TensorRtOptions(plugin=tmp_path / "other.so", **LIMITS)
+    with pytest.raises(LucidError, match=r"no kernels for heads of width 36 in float32; .* take 128 columns") as raised:
+        package_tensorrt(exported()[1], tmp_path / "package", options)
+    assert "--dtype float32 --head-dim 36 --output" in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "package").exists()
+
+
 def test_nothing_is_left_of_what_failed(
     exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt.registry import register_plugins
 from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, make_logger
-from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, prepare_graph
+from lucid_deploy.runtimes.tensorrt.prepare import check_artifact, check_head_width, kernel_head_dims, prepare_graph
 from tests.conftest import MIXED
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -77,6 +77,17 @@ def test_widths_of_the_delta_rule_that_the_kernels_lack(
     changed = Artifact(artifact.directory, replace(artifact.manifest, layers=layers))
     with pytest.raises(LucidError, match=f"layer 2 have keys of width {keys} and values of width {values}"):
         check_head_width(changed)
+
+
+def test_head_widths_that_kernels_must_have(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
+    assert kernel_head_dims(exported()[1]) == (36,)
+    assert kernel_head_dims(exported(attention_type="llama")[1]) == (), "no kernels at all"
+    artifact = hybrid()
+    layer = artifact.manifest.layers[2]
+    wider = replace(layer, cache=(layer.cache[0], replace(layer.cache[1], shape=(8, 64, 32))))
+    layers = (*artifact.manifest.layers[:2], wider, *artifact.manifest.layers[3:])
+    changed = Artifact(artifact.directory, replace(artifact.manifest, layers=layers))
+    assert kernel_head_dims(changed) == (artifact.config.head_dim, 64), "LUCID's heads, and keys of the delta rule"
 
 
 def test_what_engines_cannot_keep_is_named(exported: Exported, hybrid: Callable[..., Artifact]) -> None:
