@@ -21,6 +21,7 @@ from lucid_deploy.parity.estimate import planned_phases
 from lucid_deploy.parity.measure import memory, phases
 from lucid_deploy.parity.measure.copied_files import check_copies
 from lucid_deploy.parity.measure.derive_targets import prepare
+from lucid_deploy.parity.measure.genai_settings import check_genai_settings
 from lucid_deploy.parity.measure.measurement import DEQUANTIZED
 from lucid_deploy.parity.measure.plain_weights import check_plain_weights, plain_names
 from lucid_deploy.parity.measure.plan import PhaseTracker, VerificationProgress
@@ -257,12 +258,15 @@ def _check_files(artifact: Artifact, progress: Progress) -> Check:
 
 
 def _check_copies(artifact: Artifact, source: Checkpoint, files: Check) -> Check:
-    """Add to the check of files whether the tokenizer's are the checkpoint's; what is computed rests on none."""
+    """Add to the check of files whether those that no run reads are right; what is computed rests on none."""
     try:
         count = check_copies(artifact, source.directory)
+        written = check_genai_settings(artifact)
     except CheckFailed as failure:
         return Check("files", FAILED, str(failure))
-    return replace(files, detail=f"{files.detail}, of which {count} are equal to the checkpoint's") if count else files
+    copies = f", of which {count} are equal to the checkpoint's" if count else ""
+    settings = "; genai_config.json is what export writes" if written else ""
+    return replace(files, detail=f"{files.detail}{copies}{settings}")
 
 
 def _check_weights(artifact: Artifact, source: Checkpoint, progress: Progress) -> Check:
