@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 import time
 from dataclasses import asdict, replace
@@ -174,10 +175,7 @@ def _prompt_ids(
             "Give the prompt once: --prompt TEXT, --prompt-file FILE, or --prompt-ids 1,2,3." + origins(context, given)
         )
     if prompt_ids is not None:
-        try:
-            ids = [int(item) for item in prompt_ids.split(",") if item.strip()]
-        except ValueError as error:
-            raise LucidError(f"--prompt-ids takes whole numbers separated by commas, not {prompt_ids!r}.") from error
+        ids = _listed_ids(prompt_ids)
     else:
         assert tokenizer is not None
         text = _prompt_text(prompt, prompt_file)
@@ -191,6 +189,17 @@ def _prompt_ids(
     if not ids:
         raise LucidError("The prompt is empty: it has no tokens.")
     return ids
+
+
+def _listed_ids(text: str) -> list[int]:
+    from lucid_deploy.errors import LucidError
+
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    for place, item in enumerate(items, 1):
+        if not re.fullmatch(r"[+-]?[0-9]{1,40}", item):  # int() takes 1_0 too
+            shown = repr(item) if len(item) <= 40 else f"{item[:40]!r}…, {len(item)} characters"
+            raise LucidError(f"--prompt-ids takes whole numbers separated by commas; number {place} is {shown}.")
+    return [int(item) for item in items]
 
 
 def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:

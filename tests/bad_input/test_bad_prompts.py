@@ -42,10 +42,18 @@ def test_ids_outside_the_vocabulary_in_its_own_process(refused: Refused, artifac
     assert "Token id 97" in refused("run", artifact_copy, "--prompt-ids", "97", process=True)
 
 
-@pytest.mark.parametrize("garbage", ["1,x", "1.5", "1 2", "1;2", "0x10"])
+@pytest.mark.parametrize("garbage", ["x", "1.5", "1 2", "1;2", "0x10", "1_0", "٣", "--1"])
 def test_ids_that_are_no_numbers(refused: Refused, artifact_copy: Path, garbage: str) -> None:
-    message = refused("run", artifact_copy, "--prompt-ids", garbage)
-    assert f"--prompt-ids takes whole numbers separated by commas, not '{garbage}'" in message
+    message = refused("run", artifact_copy, "--prompt-ids", f"5,,6,{garbage},7")
+    assert f"--prompt-ids takes whole numbers separated by commas; number 3 is '{garbage}'." in message
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"), [(",".join(["5"] * 3000 + ["x"]), "number 3001 is 'x'"), ("9" * 9000, "…, 9000 c")]
+)
+def test_of_many_ids_the_wrong_one_is_shown(refused: Refused, artifact_copy: Path, given: str, shown: str) -> None:
+    message = refused("run", artifact_copy, "--prompt-ids", given)
+    assert shown in message and len(message) < 200
 
 
 @pytest.mark.parametrize("empty", ["", ",", " , "])
