@@ -23,7 +23,12 @@ cd "$(dirname "$0")"
 """
 _RTX = """# TensorRT-RTX's parser opens libtensorrt_rtx.so for plugins; its wheel has the name with a number only.
 if [ "${POLYGRAPHY_USE_TENSORRT_RTX:-0}" != 0 ]; then
-	found=$("$PYTHON" -c 'import tensorrt_rtx_libs as libs; print(libs.__path__[0])')
+	found=$("$PYTHON" -c 'import sys
+try:
+	import tensorrt_rtx_libs as libs
+except ImportError as error:
+	sys.exit(str(error) + ". TensorRT-RTX is needed. Run: pip install \\"tensorrt-rtx-cu13>=1.7\\"")
+print(libs.__path__[0])')
 	mkdir -p .libraries
 	ln -sf "$found"/libtensorrt_rtx.so.* .libraries/libtensorrt_rtx.so
 	LD_LIBRARY_PATH=$PWD/.libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
@@ -50,6 +55,10 @@ def trtexec_script(profiles: Profiles, plugin: str | None, decomposable: bool) -
         "# TRTEXEC names another trtexec. TRTEXEC_OPTIONS replaces options on types: TensorRT 11 has one typing only.",
         ': "${TRTEXEC:=trtexec}"',
         ': "${TRTEXEC_OPTIONS=--stronglyTyped --noTF32}"',
+        'if ! command -v "$TRTEXEC" >/dev/null; then',
+        '\techo "There is no $TRTEXEC. It comes with TensorRT; put it on the path, or name it in TRTEXEC." >&2',
+        "\texit 2",
+        "fi",
     ]
     for stage in STAGES:
         words = [f"--onnx={stage}.onnx", f"--saveEngine={stage}.engine", "--skipInference"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,29 @@ def test_the_rtx_name_is_made_resolvable(tmp_path: Path) -> None:
     run = subprocess.run([tmp_path / "build.sh"], env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert run.stdout.splitlines() == [f"{tmp_path}/.libraries:/else"] * 2, run.stderr
     assert (tmp_path / ".libraries" / "libtensorrt_rtx.so").resolve() == tmp_path / "libs" / "libtensorrt_rtx.so.1"
+
+
+def refusal(text: str, tmp_path: Path, **environment: str) -> str:
+    """Return the one line with which a script ends where what it starts is not installed."""
+    (tmp_path / "script").write_text(text)
+    program = [sys.executable, "-S"] if text.startswith('"""') else ["sh"]  # -S: without installed packages
+    given = {**os.environ, "PYTHONPATH": "", **environment}
+    run = subprocess.run([*program, tmp_path / "script"], env=given, capture_output=True, text=True, timeout=PATIENCE)
+    assert run.returncode and run.stdout == "" and run.stderr.count("\n") == 1, run.stderr
+    return run.stderr
+
+
+def test_what_is_not_installed_is_one_line(tmp_path: Path) -> None:
+    assert 'pip install "tensorrt-rtx-cu13>=1.7"' in refusal(resource("build_tensorrt_rtx.py"), tmp_path)
+    python = tmp_path / "bare-python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
+    python.chmod(0o755)
+    rtx = {"PYTHON": str(python), "POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+    for text in (polygraphy_script(PROFILES), compare_script(PROFILES, TOLERANCES)):
+        assert "No module named" in (said := refusal(text, tmp_path, **rtx))
+        assert 'Run: pip install "tensorrt-rtx-cu13>=1.7"' in said
+    said = refusal(trtexec_script(PROFILES, None, False), tmp_path, TRTEXEC="no-such-trtexec")
+    assert "There is no no-such-trtexec. It comes with TensorRT" in said
 
 
 @pytest.mark.parametrize("name", ["run_polygraphy.py", "no_tf32.py", "data_loader.py", "build_tensorrt_rtx.py"])
