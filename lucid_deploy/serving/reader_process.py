@@ -86,8 +86,9 @@ class _TimeIsUp(BaseException):
 
 def main() -> None:
     """Read bodies until stdin ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which closes stdin when it is done
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # meant for the server, which closes stdin when it is done
+        if number := getattr(signal, name, None):  # Windows has no SIGHUP
+            signal.signal(number, signal.SIG_IGN)
     source, target = _own_pipes()
     setup = msgspec.msgpack.decode(read_frame(source), type=ReaderSetup)
     try:
