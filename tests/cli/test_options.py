@@ -34,6 +34,11 @@ def test_nothing_given_is_the_default() -> None:
     assert run().stdout == "round None\n" and seen == [RuntimeOptions()]
 
 
+def test_of_an_option_given_twice_the_last_counts() -> None:
+    assert run("--form", "flat", "--form", "round", "--threads", "2", "--threads", "3").stdout == "round None\n"
+    assert seen[0].threads == 3
+
+
 def test_every_field_has_its_option() -> None:
     wanted = RuntimeOptions("torch", "cuda:1", 3, True, "cuda", "functions", "keys")
     assert all(value != getattr(RuntimeOptions(), name) for name, value in asdict(wanted).items())
