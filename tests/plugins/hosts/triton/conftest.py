@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lucid_deploy.plugins.hosts.triton import aot
+from lucid_deploy.plugins.hosts.triton import aot, model_choice, static_report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,5 +29,21 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
         # Else multiprocessing makes a folder in the run's own, and complains at its end that it is gone.
         folder = tempfile.mkdtemp(prefix="fork")
         patch.setattr("multiprocessing.util.get_temp_dir", lambda: folder)
-        patch.setattr(aot, "get_context", get_context)
+        for module in (aot, model_choice, static_report):
+            patch.setattr(module, "get_context", get_context)
         yield
+
+
+@pytest.fixture(scope="module")
+def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    """Start a process that compiles, in which Triton and its compilers are imported once."""
+    folder: Path = tmp_path_factory.mktemp("triton")
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(1, context, aot.start_compiler, (str(folder),)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def one_compiler(_compiler: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the models choose in this module is compiled by the same process."""
+    monkeypatch.setattr(model_choice, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(_compiler))
