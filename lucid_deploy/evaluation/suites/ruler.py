@@ -22,6 +22,7 @@ import numpy as np
 from lucid_deploy.errors import LucidError, missing_extra
 from lucid_deploy.evaluation.suites.haystack import Haystack
 from lucid_deploy.evaluation.suites.missing import missing_data
+from lucid_deploy.evaluation.suites.needle_words import import_needles
 from lucid_deploy.evaluation.suites.settings import SuiteTask
 from lucid_deploy.evaluation.task import TokenizerLike
 
@@ -203,6 +204,7 @@ def import_generators(data: Path | None) -> str:
         found = "Punkt without tables"
     # Without its tables, lm_eval's module tries to download them whenever it is imported, and goes on without.
     with patch.object(nltk, "download", lambda *_names, **_options: False), _quietly():
+        import_needles()
         from lm_eval.tasks.ruler import cwe_utils, fwe_utils, niah_utils, qa_utils, vt_utils  # noqa: F401
     return found
 
