@@ -229,8 +229,22 @@ SCATTER_ROW = Operator(
     types=(*FLOATS, "int8"),
     torch_name="lucid::scatter_row",
 )
+_GROWN = "[batch, kv_heads, past_sequence + sequence, head_dim]"
+# In no artifact: sessions with the library of CPU kernels put it in the place of DecodeAttention and two Concat.
+DECODE_ATTENTION_GROWING = Operator(
+    name="DecodeAttentionGrowing",
+    text="DecodeAttention that gives a copy of the cache with the new rows behind it.",
+    inputs=DECODE_ATTENTION.inputs,
+    outputs=(
+        _ATTENDED[0],
+        Tensor("K_present", _GROWN, "raw keys of the cache and of the new tokens"),
+        Tensor("Y_present", _GROWN, "their preconditioned values"),
+    ),
+    types=("float32", "float16"),
+    attributes=(EPSILON, DIAGONAL),
+)
 _X = Tensor("X", "[…, rows, depth]", "any rows")
-# In no artifact either, and no matter of LUCID's: sessions with the library of CPU kernels put them in MatMul's place.
+# In no artifact either, and no matter of LUCID's: the same sessions put them in MatMul's place.
 WEIGHT_MATMUL = Operator(
     name="WeightMatMul",
     text="X · W for a few rows of X, with W read once and as it lies in memory.",
@@ -272,6 +286,7 @@ OPERATORS = (  # those of the contract
     SCATTER_ROW,
 )
 LIBRARY_ONLY = (
+    DECODE_ATTENTION_GROWING,
     WEIGHT_MATMUL,
     WEIGHT_MATMUL_FLOAT16,
     WEIGHT_MATMUL_TRANSPOSED,

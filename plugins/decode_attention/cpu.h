@@ -20,7 +20,9 @@ struct DecodeArguments {
     const float* y_scale; // [B, H, P, 1]
     const bool* mask; // [B, P + N]
     T* o;             // [B, H·G, N, D]
-    T* y_new;         // [B, H, N, D]
+    T* y_new;         // [B, H, N, D], y_step elements from head to head
+    size_t y_step;    // N·D or, where y_new is in y_present, (P + N)·D
+    S *k_present, *y_present; // [B, H, P + N, D]: the cache with the new rows; null where it is not wanted
     size_t batch, heads, groups, tokens, past, width;
     float epsilon, diagonal; // `diagonal`: 0: L_ii is 1; 1: it is training's
 

@@ -18,11 +18,13 @@ struct Decode {
     size_t stride;        // floats that a chunk leaves
     Zeros<size_t> chunks; // [B]: chunks that hold tokens; what comes after the last token is not read
     size_t most;          // the largest of these
+    size_t dealt;         // tasks of a head: all chunks, where the cache is given again, else as many as hold tokens
     Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
 
     explicit Decode(const DecodeArguments<T, S>& arguments)
         : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.tokens),
-          stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()), partial(a.batch * a.heads * most * stride) {}
+          stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()),
+          dealt(a.k_present == nullptr ? most : (a.past + kChunk - 1) / kChunk), partial(a.batch * a.heads * most * stride) {}
     size_t count_chunks() const {
         size_t largest = 0;
         for (size_t b = 0; b < a.batch; ++b) {
@@ -295,13 +297,23 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     });
 }
 
+// Copies rows of the cache to the one that is given, soon after they were read. Nobody reads the copies before the next step.
+template <class T, class S>
+void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
+    if (a.k_present == nullptr) return;
+    size_t from = (head * a.past + first) * a.width, to = (head * (a.past + a.tokens) + first) * a.width;
+    copy_past_caches(a.k + from, a.k_present + to, rows * a.width * sizeof(S));
+    copy_past_caches(a.y + from, a.y_present + to, rows * a.width * sizeof(S));
+}
+
 template <class T, class S>
 void chunk_task(void* data, size_t index) {
     Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
     const DecodeArguments<T, S>& a = decode.a;
     const Cut& cut = decode.cut;
-    size_t head = index / decode.most, chunk = index % decode.most, b = head / a.heads, d = a.width;
-    if (chunk >= decode.chunks[b]) return;
+    size_t head = index / decode.dealt, chunk = index % decode.dealt, b = head / a.heads, d = a.width;
+    size_t end = std::min((chunk + 1) * kChunk, a.past);
+    if (chunk >= decode.chunks[b]) return copy_rows(a, head, chunk * kChunk, end - chunk * kChunk);
     const bool* mask = a.mask + b * (a.past + a.tokens);
     size_t columns_room = kColumns * (1 + 2 * kLanes);
     size_t floats = decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room;
@@ -311,12 +323,14 @@ void chunk_task(void* data, size_t index) {
     std::fill(part, part + token.own, kNoPeak);
     std::copy(token.peaks, token.peaks + a.tokens, part + token.own);
     std::fill(part + decode.rows, part + decode.stride, 0.0f);
-    size_t end = std::min((chunk + 1) * kChunk, a.past);
     constexpr bool kScaled = std::is_same_v<S, int8_t>;
     StoredTile<S> tile{};
     for (size_t at = chunk * kChunk; at < end; at += kColumns) {
         size_t columns = std::min(kColumns, end - at), first = head * a.past + at;
-        if (none_true(mask + at, columns)) continue;
+        if (none_true(mask + at, columns)) {
+            copy_rows(a, head, at, columns);
+            continue;
+        }
         find_rows(tile, a, first, columns, mask + at, token.zeros);
         tile.next = at + 2 * kColumns <= a.past ? a.k + (first + kColumns) * d : nullptr;
         if (d >= kLanes) {
@@ -326,6 +340,7 @@ void chunk_task(void* data, size_t index) {
             widen_rows(wide, tile, d, token.rooms);
             decode_tile<kScaled>(token, wide, cut, a.epsilon, part);
         }
+        copy_rows(a, head, at, columns);
     }
 }
 
@@ -434,7 +449,11 @@ void join_task(void* data, size_t head) {
     float* sums = scratch.take(d);
     const bool* tokens = a.mask + head / a.heads * (a.past + n) + a.past;
     solve_new(decode, head, tokens, rows);
-    for (size_t k = 0; k < n * d; ++k) from_float(a.y_new[head * n * d + k], rows.y[k]);
+    T* y_new = a.y_new + head * a.y_step;
+    for (size_t k = 0; k < n * d; ++k) from_float(y_new[k], rows.y[k]);
+    if constexpr (std::is_same_v<T, S>)
+        if (a.k_present != nullptr)
+            std::copy(a.k_new + head * n * d, a.k_new + (head + 1) * n * d, a.k_present + (head * (a.past + n) + a.past) * d);
     for (size_t t = 0; t < n; ++t)
         for (size_t g = 0; g < a.groups; ++g) attend_new(decode, head, t, g, tokens, rows, sums);
 }
@@ -444,6 +463,6 @@ void decode(const DecodeArguments<T, S>& arguments, const Pool& pool) {
     Decode<T, S> decode(arguments);
     size_t heads = arguments.batch * arguments.heads;
     if (heads == 0 || arguments.tokens == 0) return;
-    if (decode.most != 0) pool.run(chunk_task<T, S>, heads * decode.most, &decode);
+    if (decode.dealt != 0) pool.run(chunk_task<T, S>, heads * decode.dealt, &decode);
     pool.run(join_task<T, S>, heads, &decode);
 }

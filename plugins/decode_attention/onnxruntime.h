@@ -8,11 +8,14 @@
 namespace lucid {
 
 // K and Y are of type S: T, or what the cache is stored in. int8_t comes with the scales of K and Y before the mask.
-template <class T, class S = T>
+// Growing gives the cache with the new rows, where the others give the new rows of Y alone.
+template <class T, class S = T, bool Growing = false>
 struct DecodeAttention {
     static constexpr bool kScaled = std::is_same_v<S, int8_t>;
     using Plain = std::conditional_t<std::is_same_v<S, T>, table::DecodeAttention, table::DecodeAttentionFloat16>;
-    using Table = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
+    using Separate = std::conditional_t<kScaled, table::DecodeAttentionInt8, Plain>;
+    using Table = std::conditional_t<Growing, table::DecodeAttentionGrowing, Separate>;
+    static_assert(!Growing || std::is_same_v<S, T>, "a cache of another type grows in its own form");
     using In = typename Table::In;
     static constexpr bool kSolves = true, kScales = false;
 
@@ -45,9 +48,22 @@ struct DecodeAttention {
             k_scale = of_k.data;
             y_scale = of_y.data;
         }
-        T *o = context.output<T>(Table::Out::O, q.shape), *y_new = context.output<T>(Table::Out::Y_new, row);
-        run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, k.at(0), k.at(1),
-             q.at(1) / k.at(1), q.at(2), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
+        T *o = context.output<T>(Table::Out::O, q.shape), *y_new = nullptr;
+        S *k_present = nullptr, *y_present = nullptr;
+        size_t y_step = q.at(2) * q.at(3);
+        if constexpr (Growing) {
+            context.require(q.shape[2] != 0, "Q has no token");
+            std::vector<int64_t> grown = k.shape;
+            grown[2] += q.shape[2];
+            k_present = context.output<S>(Table::Out::K_present, grown);
+            y_present = context.output<S>(Table::Out::Y_present, grown);
+            y_new = y_present + k.at(2) * k.at(3);
+            y_step += k.at(2) * k.at(3);
+        } else {
+            y_new = context.output<T>(Table::Out::Y_new, row);
+        }
+        run({q.data, k_new.data, v_new.data, k.data, y.data, k_scale, y_scale, mask.data, o, y_new, y_step, k_present,
+             y_present, k.at(0), k.at(1), q.at(1) / k.at(1), q.at(2), k.at(2), k.at(3), attributes.epsilon, attributes.diagonal},
             SessionPool(context));
     }
 

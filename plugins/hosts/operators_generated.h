@@ -81,6 +81,16 @@ struct DecodeAttentionInt8 {
     };
 };
 
+struct DecodeAttentionGrowing {
+    static constexpr char const* kName = "DecodeAttentionGrowing";
+    struct In {
+        enum : int { Q, K_new, V_new, K, Y, mask, kCount };
+    };
+    struct Out {
+        enum : int { O, K_present, Y_present, kCount };
+    };
+};
+
 struct WeightMatMul {
     static constexpr char const* kName = "WeightMatMul";
     struct In {

@@ -36,6 +36,30 @@ LUCID_INLINE Vector root(Vector value) {
 #endif
 }
 
+// Copies bytes that nobody reads soon: memory is not read for what is written whole, and the caches keep what they have.
+inline void copy_past_caches(const void* from, void* to, size_t bytes) {
+#if LUCID_LANES >= 8
+    const char* source = static_cast<const char*>(from);
+    char* target = static_cast<char*>(to);
+    size_t at = std::min((64 - reinterpret_cast<uintptr_t>(target) % 64) % 64, bytes); // of a line that begins before
+    std::memcpy(target, source, at);
+    for (; at + 64 <= bytes; at += 64) {
+        const float* line = reinterpret_cast<const float*>(source + at);
+        float* written = reinterpret_cast<float*>(target + at);
+#if LUCID_LANES == 16
+        _mm512_stream_ps(written, _mm512_loadu_ps(line));
+#else
+        _mm256_stream_ps(written, _mm256_loadu_ps(line));
+        _mm256_stream_ps(written + 8, _mm256_loadu_ps(line + 8));
+#endif
+    }
+    std::memcpy(target + at, source + at, bytes - at);
+    _mm_sfence(); // before another thread reads it
+#else
+    std::memcpy(to, from, bytes);
+#endif
+}
+
 // The largest of the lanes, by halves.
 template <size_t Lanes>
 LUCID_INLINE float largest_lane(const float* lanes) {

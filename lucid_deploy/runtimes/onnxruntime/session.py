@@ -177,19 +177,18 @@ class OrtSession(Session[Any]):
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
         reads = reads and (self._has_kernels_for_cache or self._has_body_for_cache)
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
-        has_few_rows = stage == "decode" and multiplies(self._library)
-        if not recurs and not reads and not widens and not has_few_rows:
+        by_library = stage == "decode" and self._library is not None
+        if not recurs and not reads and not widens and not by_library:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
-        from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
         from lucid_deploy.runtimes.session_bodies import attach_body
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
         changed = recurs and use_linear_attention(model)
-        changed |= has_few_rows and use_weight_matmul(model)
+        changed |= by_library and self._use_library(model)
         if widens:
             retype_fp4(model)
             changed = True
@@ -198,6 +197,14 @@ class OrtSession(Session[Any]):
             if self._library is None:
                 attach_body(model, DECODE_ATTENTION_INT8)
         return model.SerializeToString() if changed else None
+
+    def _use_library(self, model: onnx.ModelProto) -> bool:
+        """Let the library compute what onnxruntime could too, in a graph of few new tokens; return whether it does."""
+        from lucid_deploy.runtimes.onnxruntime.growing_attention import use_growing_attention
+        from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
+
+        grows = use_growing_attention(model)
+        return (multiplies(self._library) and use_weight_matmul(model)) or grows
 
     def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
         """Let a decode graph read the stored cache; a warning says why it cannot."""
@@ -250,10 +257,8 @@ class OrtSession(Session[Any]):
             from lucid_deploy.runtimes.session_bodies import attach_body
 
             attach_body(model, DECODE_ATTENTION)
-        if multiplies(self._library):
-            from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
-
-            use_weight_matmul(model)
+        else:
+            self._use_library(model)
         return self._load(self._artifact, "prefill", model.SerializeToString())
 
     def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:

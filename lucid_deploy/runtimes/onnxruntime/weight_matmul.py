@@ -18,7 +18,6 @@ in the file                                    in memory
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import onnx
 from onnx import TensorProto, helper
@@ -31,6 +30,7 @@ from lucid_deploy.plugins.table import (
     WEIGHT_MATMUL_TRANSPOSED,
     WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
 )
+from lucid_deploy.runtimes.onnxruntime.read_names import read_names
 
 _TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _BY = {  # what takes an operator's place: by a weight of its type, and by one in float16
@@ -97,16 +97,6 @@ def _widens(node: onnx.NodeProto) -> bool:
 
 def _drop_unread(graph: onnx.GraphProto, casts: dict[str, str]) -> None:
     """Remove the casts that nothing reads any more; onnxruntime would make their results all the same."""
-    read = Counter(_read(graph))
+    read = Counter(read_names(graph))
     for node in [node for node in graph.node if node.output[0] in casts and not read[node.output[0]]]:
         graph.node.remove(node)
-
-
-def _read(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield every name that a graph reads or gives, those inside of its branches and loops too."""
-    yield from (value.name for value in graph.output)
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _read(attribute.g)

@@ -16,7 +16,7 @@ from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_co
 from lucid_deploy.plugins.hosts.elf import wrong_machine
 from lucid_deploy.plugins.hosts.prebuilt import prebuilt
 
-ORT_ABI = 5  # raise it when what the library exports changes, or what the operators mean
+ORT_ABI = 6  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]

@@ -50,6 +50,8 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<CausalAttention<Half>> attention_half;
     static const CustomOperator<DecodeAttention<float>> decode;
     static const CustomOperator<DecodeAttention<Half>> decode_half;
+    static const CustomOperator<DecodeAttention<float, float, true>> decode_growing;
+    static const CustomOperator<DecodeAttention<Half, Half, true>> decode_growing_half;
     static const CustomOperator<DecodeAttention<float, Half>> decode_from_half;
     static const CustomOperator<DecodeAttention<float, int8_t>> decode_from_int8;
     static const CustomOperator<DecodeAttention<Half, int8_t>> decode_half_from_int8;
@@ -63,7 +65,7 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<WeightMatMul<float, Half, true>> transposed_by_half;
     static const std::vector<const OrtCustomOp*> all{
         &precondition,     &precondition_half, &attention,             &attention_half, &decode,
-        &decode_half,      &decode_from_half,  &decode_from_int8,      &decode_half_from_int8,
+        &decode_half,      &decode_growing,    &decode_growing_half,   &decode_from_half,  &decode_from_int8,      &decode_half_from_int8,
         &delta_rule,       &delta_rule_half,   &product,               &product_half,   &product_by_half,
         &transposed,       &transposed_half,   &transposed_by_half};
     return all;

@@ -7,7 +7,7 @@ import torch
 
 from lucid_deploy.plugins.decode_attention import decode_attention
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.table import DECODE_ATTENTION
+from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING
 from tests.plugins.cpu_sessions import attention_problem, check, poison, run, runnable, session
 
 
@@ -85,6 +85,43 @@ def test_several_tokens(library, fastest, n, past, width, groups, diagonal, dtyp
         for one, plain, true in zip(got, dense, exact, strict=True):
             check(one, plain, true, dtype)
         assert torch.equal(got[1][1, :, n - n // 2], inputs[2][1, :, n - n // 2])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("n", "past", "width", "groups"),
+    [
+        (1, 0, 64, 4),
+        (1, 1, 12, 1),
+        (1, 2500, 64, 4),
+        (1, 1300, 36, 3),
+        (2, 1024, 20, 2),
+        (5, 1090, 128, 1),
+        (16, 97, 68, 1),
+    ],
+)
+def test_a_growing_cache_is_copied_with_its_new_rows(library, fastest, n, past, width, groups, dtype):
+    q, k, y = attention_problem(n, past, width, groups, batch=3, dtype=getattr(torch, dtype))
+    mask = torch.ones(3, past + n, dtype=torch.bool)
+    mask[1, :past] = False  # no chunk holds a token
+    mask[2, : past // 2] = False
+    inputs = (q, k[:, :, past:], y[:, :, past:], k[:, :, :past], y[:, :, :past])
+    inputs = (*inputs[:3], *(poison(x, mask[:, :past]) for x in inputs[3:]))  # what padding holds is copied too
+    for name in runnable(library):
+        kernels_name(library, name)
+        for threads in (1, 3):
+            o, y_new = run(session(DECODE_ATTENTION, library, threads, dtype), *inputs, mask)
+            got = run(session(DECODE_ATTENTION_GROWING, library, threads, dtype), *inputs, mask)
+            wanted = (o, torch.cat([inputs[3], inputs[1]], 2), torch.cat([inputs[4], y_new], 2))
+            for one, same in zip(got, wanted, strict=True):
+                assert one.dtype == same.dtype and one.numpy().tobytes() == same.contiguous().numpy().tobytes()
+
+
+def test_a_growing_cache_needs_a_new_token(library):
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    q, k_new, v_new, k, y = token_problem(20, 64, 4)
+    with pytest.raises(Exception, match="Q has no token"):
+        run(session(DECODE_ATTENTION_GROWING, library), q[:, :, :0], k_new[:, :, :0], v_new[:, :, :0], k, y, mask)
 
 
 @pytest.mark.parametrize(
