@@ -15,6 +15,7 @@ from lucid_deploy.model.description import describe
 from lucid_deploy.plugins.hosts.triton import aot
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXTS = (".md", ".py", ".yaml", ".html", ".js", ".cpp")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -71,6 +72,15 @@ def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for command in COMMANDS:
         assert f"lucid-deploy {command}" in readme, command
+
+
+def test_nobody_is_sent_to_an_index_for_this_package() -> None:
+    """It is on none: what pip found there under this name would be somebody else's."""
+    files = [*PAGES, ROOT / "Dockerfile", *(path for path in (ROOT / "examples").rglob("*") if path.suffix in TEXTS)]
+    found = [
+        path.name for path in files if re.search(r"pip install [^\n`]*\blucid[-_]deploy(\[|\b(?!_))", path.read_text())
+    ]
+    assert len(files) > 30 and found == []
 
 
 def test_links_between_pages_lead_somewhere() -> None:
