@@ -7,18 +7,20 @@ has other internals, it goes its own way, and nothing but time is lost.
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from lucid_deploy.export.known_shapes import known_shapes
+from lucid_deploy.export.torch_internals import internal
 from lucid_deploy.export.torch_operators import plain_operators
 
 if TYPE_CHECKING:
     import torch
 
+_SIGNATURES: dict[tuple[str, str, int], Any] = {}  # of operators of ONNX, by domain, name and version
 _ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does what we do to it
 
 
@@ -32,6 +34,8 @@ def shortcuts() -> Iterator[None]:
         stack.enter_context(no_cache_of_fake_tensors())
         stack.enter_context(no_stack_of_each_node())
         stack.enter_context(dispatcher_read_once())
+        stack.enter_context(schemas_read_once())
+        stack.enter_context(known_shapes())
         yield
 
 
@@ -94,7 +98,7 @@ def only_needed_decompositions() -> Iterator[None]:
 @contextmanager
 def torchlib_read_once() -> Iterator[None]:
     """Read the sources of onnxscript's translations once per process and opset instead of once per capture."""
-    kind = _internal("torch.onnx._internal.exporter._registration", "ONNXRegistry")
+    kind = internal("torch.onnx._internal.exporter._registration", "ONNXRegistry")
     if not hasattr(kind, "from_torchlib"):
         yield
         return
@@ -129,7 +133,7 @@ def known_values_while_promoting() -> Iterator[None]:
     from torch.fx import Interpreter, Node
 
     module = "torch.onnx._internal.fx.passes.type_promotion"
-    kind, rule_of = _internal(module, "_TypePromotionInterpreter"), _internal(module, "get_type_promotion_rule")
+    kind, rule_of = internal(module, "_TypePromotionInterpreter"), internal(module, "get_type_promotion_rule")
     if rule_of is None or not hasattr(kind, "_maybe_promote_node"):
         yield
         return
@@ -156,7 +160,7 @@ def no_cache_of_fake_tensors() -> Iterator[None]:
     PyTorch remembers them by operator and operands. With symbolic sizes, looking there and making a tensor of what is
     found costs more than the computation: capturing without is a third faster.
     """
-    config, name = _internal("torch._dynamo.config"), "fake_tensor_cache_enabled"
+    config, name = internal("torch._dynamo.config"), "fake_tensor_cache_enabled"
     if not hasattr(config, name):
         yield
         return
@@ -167,7 +171,7 @@ def no_cache_of_fake_tensors() -> Iterator[None]:
 @contextmanager
 def no_stack_of_each_node() -> Iterator[None]:
     """Don't look up which lines of Python made each node: an artifact's graphs name none."""
-    config, name = _internal("torch.fx.config"), "do_not_emit_stack_traces"
+    config, name = internal("torch.fx.config"), "do_not_emit_stack_traces"
     if not hasattr(config, name):
         yield
         return
@@ -178,7 +182,7 @@ def no_stack_of_each_node() -> Iterator[None]:
 @contextmanager
 def dispatcher_read_once() -> Iterator[None]:
     """List the dispatcher's composite operators once per capture; PyTorch does it for each namespace, twice."""
-    module, name = _internal("torch._export.utils"), "_materialize_cpp_cia_ops"
+    module, name = internal("torch._export.utils"), "_materialize_cpp_cia_ops"
     if not hasattr(module, name):
         yield
         return
@@ -192,10 +196,22 @@ def dispatcher_read_once() -> Iterator[None]:
         yield
 
 
-def _internal(module: str, name: str | None = None) -> Any:
-    """Return a module, or an object in it; None where this version of PyTorch has none of that name."""
-    try:
-        found = importlib.import_module(module)
-    except ImportError:
-        return None
-    return found if name is None else getattr(found, name, None)
+@contextmanager
+def schemas_read_once() -> Iterator[None]:
+    """Read the schema of each operator of ONNX once per process instead of for each node."""
+    kind = internal("onnx_ir.schemas", "OpSignature")
+    if not hasattr(kind, "from_op_schema"):
+        yield
+        return
+    thread, read = threading.get_ident(), kind.from_op_schema
+
+    def from_op_schema(schema: Any) -> Any:
+        if threading.get_ident() != thread:
+            return read(schema)
+        key = schema.domain, schema.name, schema.since_version
+        if key not in _SIGNATURES:
+            _SIGNATURES[key] = read(schema)
+        return _SIGNATURES[key]
+
+    with mock.patch.object(kind, "from_op_schema", staticmethod(from_op_schema)):
+        yield

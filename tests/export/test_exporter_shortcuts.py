@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from onnx_ir import schemas
 from torch import Tensor
 from torch.onnx._internal.exporter import _registration
 from torch.onnx._internal.fx.passes import type_promotion
@@ -130,7 +131,7 @@ def test_graphs_of_our_models_are_the_same(
 
 def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version of PyTorch that is tested here; where its internals have changed, this fails and says so."""
-    counts = {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 0}
+    counts = {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 0, "schemas": 0}
     apis = _registration.onnxscript_apis
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +141,8 @@ def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    _captured(PROMOTED[0])  # reads the library, if no test before did
+    # Reads the library and the schemas, if no test before did.
+    _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
     monkeypatch.setattr(apis, "get_torchlib_ops", counted("torchlib", apis.get_torchlib_ops))
     interpreter = type_promotion._TypePromotionInterpreter
     call = counted("interpreted", interpreter.call_function)
@@ -151,11 +153,14 @@ def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         dispatcher, "_materialize_cpp_cia_ops", counted("dispatcher", dispatcher._materialize_cpp_cia_ops)
     )
+    read = schemas.OpSignature.from_op_schema
+    monkeypatch.setattr(schemas.OpSignature, "from_op_schema", staticmethod(counted("schemas", read)))
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
-    assert counts == {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 1}
+    assert counts == {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 1, "schemas": 0}
     monkeypatch.setattr(capturing, "shortcuts", _none)
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
     assert counts["torchlib"] > 0 and counts["interpreted"] > 0 and counts["stacks"] > 0 and counts["dispatcher"] > 2
+    assert counts["schemas"] > 0
 
 
 def test_captures_do_not_share_translations() -> None:
@@ -184,6 +189,7 @@ def test_nothing_stays_changed() -> None:
             dynamo.fake_tensor_cache_enabled,
             fx.do_not_emit_stack_traces,
             dispatcher._materialize_cpp_cia_ops,
+            vars(schemas.OpSignature)["from_op_schema"],
         )
 
     before = state()
@@ -201,6 +207,7 @@ INTERNALS = [
     ("torch._dynamo.config", None),
     ("torch.fx.config", "do_not_emit_stack_traces"),
     ("torch._export.utils", "_materialize_cpp_cia_ops"),
+    ("onnx_ir.schemas", "OpSignature"),
 ]
 
 
