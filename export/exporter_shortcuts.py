@@ -20,7 +20,7 @@ from lucid_deploy.export.torch_operators import plain_operators
 if TYPE_CHECKING:
     import torch
 
-_SIGNATURES: dict[tuple[str, str, int], Any] = {}  # of operators of ONNX, by domain, name and version
+_SIGNATURES: dict[tuple[str, int], Any] = {}  # of operators of ONNX, by name and version
 _ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does what we do to it
 
 
@@ -198,7 +198,10 @@ def dispatcher_read_once() -> Iterator[None]:
 
 @contextmanager
 def schemas_read_once() -> Iterator[None]:
-    """Read the schema of each operator of ONNX once per process instead of for each node."""
+    """Read the schema of each operator of ONNX once per process instead of for each node.
+
+    Ours are read each time: an operator has a schema for graphs with its optional attribute and one for those without.
+    """
     kind = internal("onnx_ir.schemas", "OpSignature")
     if not hasattr(kind, "from_op_schema"):
         yield
@@ -206,9 +209,9 @@ def schemas_read_once() -> Iterator[None]:
     thread, read = threading.get_ident(), kind.from_op_schema
 
     def from_op_schema(schema: Any) -> Any:
-        if threading.get_ident() != thread:
+        if threading.get_ident() != thread or schema.domain:
             return read(schema)
-        key = schema.domain, schema.name, schema.since_version
+        key = schema.name, schema.since_version
         if key not in _SIGNATURES:
             _SIGNATURES[key] = read(schema)
         return _SIGNATURES[key]

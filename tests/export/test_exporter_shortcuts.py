@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import threading
@@ -20,9 +21,10 @@ from torch.onnx._internal.exporter import _registration
 from torch.onnx._internal.fx.passes import type_promotion
 
 from lucid_deploy.export import capture as capturing
-from lucid_deploy.export import exporter_shortcuts
+from lucid_deploy.export import exporter_shortcuts, operators
 from lucid_deploy.export.trace import Traced, trace
 from lucid_deploy.model.config import parse_config
+from lucid_deploy.plugins.table import DIAGONAL, PRECONDITION
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.slow
@@ -161,6 +163,15 @@ def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
     assert counts["torchlib"] > 0 and counts["interpreted"] > 0 and counts["stacks"] > 0 and counts["dispatcher"] > 2
     assert counts["schemas"] > 0
+
+
+def test_schemas_of_one_name_are_not_taken_for_each_other() -> None:
+    """Nodes with training's diagonal have an attribute that those of a graph before them had not."""
+    with_it = operators.schema(PRECONDITION)
+    without = operators.schema(dataclasses.replace(PRECONDITION, attributes=PRECONDITION.required))
+    with exporter_shortcuts.schemas_read_once():
+        found = [schemas.OpSignature.from_op_schema(each) for each in (without, with_it, without)]
+    assert [DIAGONAL.name in {parameter.name for parameter in each.params} for each in found] == [False, True, False]
 
 
 def test_captures_do_not_share_translations() -> None:

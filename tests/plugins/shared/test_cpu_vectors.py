@@ -13,6 +13,7 @@ from lucid_deploy.plugins.hosts.onnxruntime.build import FLAGS, PLUGINS
 PROGRAM = """#include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #define LUCID_LANES 4
 #include "shared/cpu_vectors.inl"
 int main() {
