@@ -99,7 +99,8 @@ def _answer(asking: socket.socket) -> None:
         _become(arguments, folder, environment, files)
     for file in files:
         os.close(file)
-    asking.sendall(child.to_bytes(4, "little"))
+    with contextlib.suppress(OSError):  # whoever asked may be gone already: the program has begun, and is ended below
+        asking.sendall(child.to_bytes(4, "little"))
     ended = os.pidfd_open(child)
     if ended not in select.select([ended, asking], [], [])[0]:  # whoever asked is gone
         os.kill(child, signal.SIGKILL)

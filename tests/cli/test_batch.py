@@ -147,7 +147,11 @@ def test_a_killed_run_goes_on_without_losing_or_repeating(place: Workplace) -> N
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         before = place.output.stat().st_size if place.output.exists() else 0
         deadline = time.monotonic() + PATIENCE
-        while not (place.output.exists() and place.output.stat().st_size > before) and time.monotonic() < deadline:
+        # Where SIGINT is ignored, as by what a script starts behind &, the second run goes to its end, and nothing is
+        # left to the third.
+        while process.poll() is None and time.monotonic() < deadline:
+            if place.output.exists() and place.output.stat().st_size > before:
+                break
             time.sleep(0.002)
         process.send_signal(number)
         _, errors = process.communicate(timeout=PATIENCE)
