@@ -4,31 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 from onnx import helper
 
-from lucid_deploy.artifact import Artifact
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_GROWING, DECODE_ATTENTION_INT8
 from lucid_deploy.runtimes import RuntimeOptions
 from lucid_deploy.runtimes.onnxruntime.growing_attention import use_growing_attention
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
+from tests.runtimes.onnxruntime.loaded_graphs import copied, operators
 
 PLAIN, GROWING = DECODE_ATTENTION.name, DECODE_ATTENTION_GROWING.name
-
-
-def copied(artifact: Artifact, stage: str = "decode") -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.CopyFrom(artifact.graph(stage))
-    return model
-
-
-def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -71,16 +58,9 @@ def test_other_joins_stay(exported, axis: int) -> None:
     assert not use_growing_attention(model)
 
 
-def test_decoding_and_verifying_grow_so_and_nothing_else(exported, built_library: Path, monkeypatch) -> None:
-    loaded: list[Counter[str]] = []
-    opened = onnxruntime.InferenceSession.__init__
-
-    def init(self: Any, model: Any, *arguments: Any, **options: Any) -> None:
-        loaded.append(operators(onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)))
-        opened(self, model, *arguments, **options)
-
-    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", init)
-
+def test_decoding_and_verifying_grow_so_and_nothing_else(
+    exported, built_library: Path, loaded: list[Counter[str]]
+) -> None:
     def found() -> list[tuple[int, int]]:
         counts = [(each[PLAIN], each[GROWING]) for each in loaded]
         loaded.clear()

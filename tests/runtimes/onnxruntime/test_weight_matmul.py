@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from transformers import AutoModelForCausalLM
 
-from lucid_deploy.artifact import Artifact
 from lucid_deploy.plugins.table import (
     DOMAIN,
     WEIGHT_MATMUL,
@@ -30,16 +29,7 @@ from lucid_deploy.runtimes.onnxruntime.kernels import multiplies
 from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
-
-
-def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in model.graph.node)
-
-
-def copied(artifact: Artifact, stage: str) -> onnx.ModelProto:
-    model = onnx.ModelProto()
-    model.CopyFrom(artifact.graph(stage))
-    return model
+from tests.runtimes.onnxruntime.loaded_graphs import copied, operators
 
 
 def graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("o",), **weights: np.ndarray) -> onnx.ModelProto:
@@ -190,15 +180,9 @@ def test_a_cast_that_a_branch_reads_stays() -> None:
     assert operators(model) == {"Cast": 1, "If": 1, WEIGHT_MATMUL_FLOAT16.name: 1}
 
 
-def test_what_decodes_multiplies_so_and_prefill_does_not(exported, built_library: Path, monkeypatch) -> None:
-    loaded: list[Counter[str]] = []
-    opened = onnxruntime.InferenceSession.__init__
-
-    def init(self: Any, model: Any, *arguments: Any, **options: Any) -> None:
-        loaded.append(operators(onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model)))
-        opened(self, model, *arguments, **options)
-
-    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", init)
+def test_what_decodes_multiplies_so_and_prefill_does_not(
+    exported, built_library: Path, loaded: list[Counter[str]]
+) -> None:
     artifact = exported()[1]
 
     def products() -> list[tuple[int, int]]:
