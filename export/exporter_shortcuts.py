@@ -10,6 +10,7 @@ import functools
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -33,6 +34,7 @@ def shortcuts() -> Iterator[None]:
         stack.enter_context(known_values_while_promoting())
         stack.enter_context(no_cache_of_fake_tensors())
         stack.enter_context(no_stack_of_each_node())
+        stack.enter_context(code_of_graphs_that_run())
         stack.enter_context(dispatcher_read_once())
         stack.enter_context(schemas_read_once())
         stack.enter_context(known_shapes())
@@ -120,7 +122,30 @@ def torchlib_read_once() -> Iterator[None]:
 
 @functools.cache
 def _torchlib(read: Callable[..., Any], arguments: tuple[Any, ...], options: tuple[tuple[str, Any], ...]) -> Any:
-    return read(*arguments, **dict(options))
+    with domains_known():
+        return read(*arguments, **dict(options))
+
+
+@contextmanager
+def domains_known() -> Iterator[None]:
+    """Give a translation's domain, which is all that is asked of its signature, without parsing its source for it.
+
+    That takes half a second for all of them, five sixths of reading the library.
+    """
+    kind, name = internal("onnxscript._internal.values", "TracedOnnxFunction"), "function_ir"
+    parsed = getattr(kind, name, None)
+    if not isinstance(parsed, property) or not hasattr(kind, "opset"):
+        yield
+        return
+    thread = threading.get_ident()
+
+    def function_ir(function: Any) -> Any:
+        if threading.get_ident() != thread:
+            return parsed.__get__(function)
+        return SimpleNamespace(domain=function.opset.domain)
+
+    with mock.patch.object(kind, name, property(function_ir)):
+        yield
 
 
 @contextmanager
@@ -176,6 +201,26 @@ def no_stack_of_each_node() -> Iterator[None]:
         yield
         return
     with mock.patch.object(config, name, True):
+        yield
+
+
+@contextmanager
+def code_of_graphs_that_run() -> Iterator[None]:
+    """Write a captured graph's Python code when something runs it, which nothing does.
+
+    PyTorch writes and compiles it again after each of its passes, a twentieth of an export. Its own lazy modules wait.
+    """
+    module, name = internal("torch.fx._lazy_graph_module"), "_get_graph_module_cls"
+    lazy = getattr(module, "_LazyGraphModule", None)
+    if lazy is None or not hasattr(module, name):
+        yield
+        return
+    thread, kind_of_others = threading.get_ident(), getattr(module, name)
+
+    def kind() -> type[torch.fx.GraphModule]:
+        return lazy if threading.get_ident() == thread else kind_of_others()
+
+    with mock.patch.object(module, name, kind):
         yield
 
 

@@ -16,6 +16,8 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx_ir import schemas
+from onnxscript._framework_apis import torch_2_5
+from onnxscript._internal import converter, values
 from torch import Tensor
 from torch.onnx._internal.exporter import _registration
 from torch.onnx._internal.fx.passes import type_promotion
@@ -133,7 +135,7 @@ def test_graphs_of_our_models_are_the_same(
 
 def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the version of PyTorch that is tested here; where its internals have changed, this fails and says so."""
-    counts = {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 0, "schemas": 0}
+    counts = {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 0, "schemas": 0, "code": 0}
     apis = _registration.onnxscript_apis
 
     def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -157,12 +159,16 @@ def test_each_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     read = schemas.OpSignature.from_op_schema
     monkeypatch.setattr(schemas.OpSignature, "from_op_schema", staticmethod(counted("schemas", read)))
+    monkeypatch.setattr(torch.fx.Graph, "python_code", counted("code", torch.fx.Graph.python_code))
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
+    few = counts.pop("code")
     assert counts == {"torchlib": 0, "interpreted": 0, "stacks": 0, "dispatcher": 1, "schemas": 0}
+    counts["code"] = 0
     monkeypatch.setattr(capturing, "shortcuts", _none)
     _captured(lambda x, n: x.transpose(0, 1) + x.transpose(0, 1))
     assert counts["torchlib"] > 0 and counts["interpreted"] > 0 and counts["stacks"] > 0 and counts["dispatcher"] > 2
     assert counts["schemas"] > 0
+    assert counts["code"] >= 3 * few
 
 
 def test_schemas_of_one_name_are_not_taken_for_each_other() -> None:
@@ -172,6 +178,34 @@ def test_schemas_of_one_name_are_not_taken_for_each_other() -> None:
     with exporter_shortcuts.schemas_read_once():
         found = [schemas.OpSignature.from_op_schema(each) for each in (without, with_it, without)]
     assert [DIAGONAL.name in {parameter.name for parameter in each.params} for each in found] == [False, True, False]
+
+
+def test_the_library_is_the_same_without_parsing_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Any] = []
+    parse, before = converter.Converter.translate_function_signature, values.TracedOnnxFunction.function_ir
+    monkeypatch.setattr(
+        converter.Converter, "translate_function_signature", lambda *given: parsed.append(given) or parse(*given)
+    )
+    with exporter_shortcuts.domains_known():
+        found, domains = _registration.ONNXRegistry.from_torchlib(), _domains()
+        assert not parsed
+        other = threading.Thread(target=_domains)
+        other.start()
+        other.join()
+    assert len(parsed) > 300, "another thread's library is read as ever"
+    assert values.TracedOnnxFunction.function_ir is before
+    monkeypatch.setattr(exporter_shortcuts, "internal", lambda *_: None)
+    with exporter_shortcuts.domains_known():  # as with another version of onnxscript
+        expected = _registration.ONNXRegistry.from_torchlib()
+    assert len(parsed) > 600
+    assert list(found.functions) == list(expected.functions)
+    for target, functions in found.functions.items():
+        assert [vars(each) for each in functions] == [vars(each) for each in expected.functions[target]]
+    assert domains == _domains()
+
+
+def _domains() -> list[tuple[str, str]]:
+    return [(meta.qualified_name, meta.domain) for meta in torch_2_5.get_torchlib_ops()]
 
 
 def test_captures_do_not_share_translations() -> None:
@@ -188,6 +222,7 @@ def test_captures_do_not_share_translations() -> None:
 def test_nothing_stays_changed() -> None:
     import torch._dynamo.config as dynamo
     import torch._export.utils as dispatcher
+    import torch.fx._lazy_graph_module as lazy
     import torch.fx.config as fx
 
     def state() -> tuple[Any, ...]:
@@ -199,6 +234,7 @@ def test_nothing_stays_changed() -> None:
             interpreter.run_node,
             dynamo.fake_tensor_cache_enabled,
             fx.do_not_emit_stack_traces,
+            lazy._get_graph_module_cls,
             dispatcher._materialize_cpp_cia_ops,
             vars(schemas.OpSignature)["from_op_schema"],
         )
@@ -217,6 +253,8 @@ INTERNALS = [
     ("torch.onnx._internal.fx.passes.type_promotion", None),
     ("torch._dynamo.config", None),
     ("torch.fx.config", "do_not_emit_stack_traces"),
+    ("torch.fx._lazy_graph_module", "_LazyGraphModule"),
+    ("torch.fx._lazy_graph_module", "_get_graph_module_cls"),
     ("torch._export.utils", "_materialize_cpp_cia_ops"),
     ("onnx_ir.schemas", "OpSignature"),
 ]
