@@ -150,7 +150,8 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
 def _rms_norm(
     x: torch.Tensor, normalized_shape: Sequence[_Size], weight: torch.Tensor | None = None, eps: float | None = None
 ) -> torch.Tensor | None:
-    plain = 0 < len(normalized_shape) <= x.dim() and _equal(x.shape[-len(normalized_shape) :], normalized_shape)
+    plain = x.is_floating_point() and 0 < len(normalized_shape) <= x.dim()
+    plain = plain and _equal(x.shape[-len(normalized_shape) :], normalized_shape)
     if not plain or (weight is not None and (weight.dtype != x.dtype or not _equal(weight.shape, normalized_shape))):
         return None
     return x.new_empty(x.shape)
@@ -183,9 +184,9 @@ def _instead_of_decomposing(
                 return found
         return operator._op_dk(key, *operands, **options)
 
-    with mock.patch.dict(operator.py_kernels, {key: kernel}):
-        operator._dispatch_cache.clear()
-        try:
-            yield
-        finally:
+    try:
+        with mock.patch.dict(operator.py_kernels, {key: kernel}):
             operator._dispatch_cache.clear()
+            yield
+    finally:
+        operator._dispatch_cache.clear()  # not before: another thread would find the kernel and keep it

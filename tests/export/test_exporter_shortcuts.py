@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from lucid_deploy.export.trace import Traced, trace
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.plugins.table import DIAGONAL, PRECONDITION
 from tests.conftest import TINY
+from tests.export.other_pytorch import hide
 
 pytestmark = pytest.mark.slow
 LUCID_AND_WINDOW = {
@@ -264,17 +264,8 @@ INTERNALS = [
 def test_another_version_of_pytorch_goes_its_own_way(
     module: str, name: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import_module = importlib.import_module
-
-    def without(asked: str) -> Any:
-        if asked != module:
-            return import_module(asked)
-        if name is None:
-            raise ImportError(asked)
-        return SimpleNamespace(**{key: value for key, value in vars(import_module(asked)).items() if key != name})
-
     expected = _captured(PROMOTED[0])
-    monkeypatch.setattr(importlib, "import_module", without)
+    hide(monkeypatch, module, name)
     assert _captured(PROMOTED[0]) == expected
 
 

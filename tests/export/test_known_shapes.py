@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -21,6 +19,7 @@ from lucid_deploy.export import capture as capturing
 from lucid_deploy.export import exporter_shortcuts
 from lucid_deploy.export.known_shapes import joined, known_shapes, same
 from lucid_deploy.export.rewriting import optimize
+from tests.export.other_pytorch import hide
 
 pytestmark = pytest.mark.slow
 Compute = Callable[..., Tensor]
@@ -135,6 +134,7 @@ WRONG: dict[str, Compute] = {
     "a bias": lambda x, y, w: F.linear(x, w, w[0]),
     "a norm": lambda x, y, w: F.rms_norm(x, (5,), None, 1e-5),
     "a norm's weights": lambda x, y, w: F.rms_norm(x, (6,), w[:, 0], 1e-5),
+    "a norm of whole numbers": lambda x, y, w: F.rms_norm(x.int(), (6,), None, 1e-5),
 }
 
 
@@ -178,6 +178,58 @@ def test_other_threads_go_pytorchs_way() -> None:
     assert found == [True]
 
 
+COMPOSITE = (torch.ops.aten.linear.default, torch.ops.aten.rms_norm.default)
+
+
+def _described() -> None:
+    """Have values of both composite operators described, as a capture does."""
+    from torch._dispatch.python import enable_python_dispatcher
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with enable_python_dispatcher(), FakeTensorMode():
+        F.linear(torch.empty(2, 3), torch.empty(4, 3))
+        F.rms_norm(torch.empty(2, 3), (3,))
+
+
+def test_other_threads_composite_operators_are_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    decomposed: list[tuple[int, str]] = []
+
+    def noted(operator: Any, own: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            decomposed.append((threading.get_ident(), str(operator)))
+            return own(*given, **options)
+
+        return call
+
+    for operator in COMPOSITE:
+        monkeypatch.setattr(operator, "_op_dk", noted(operator, operator._op_dk))
+    with known_shapes():
+        _described()
+        assert decomposed == []
+        thread = threading.Thread(target=_described)
+        thread.start()
+        thread.join()
+        assert decomposed == [(thread.ident, str(operator)) for operator in COMPOSITE]
+
+
+def test_what_others_call_meanwhile_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch remembers which code an operator's call went to; a call just before the end must not be remembered."""
+
+    class CalledAtItsEnd(dict[Any, Any]):
+        def clear(self) -> None:
+            _described()
+            super().clear()
+
+    remembered: list[Any] = []
+    for operator in COMPOSITE:
+        monkeypatch.setattr(operator, "py_kernels", CalledAtItsEnd(operator.py_kernels))
+    with known_shapes():
+        kernels = [kernel for operator in COMPOSITE for kernel in operator.py_kernels.values()]
+    for operator in COMPOSITE:
+        remembered += operator._dispatch_cache.values()
+    assert kernels and not set(kernels) & set(remembered)
+
+
 def test_nothing_stays_changed() -> None:
     from torch._subclasses import fake_tensor
     from torch.fx.experimental import proxy_tensor
@@ -204,13 +256,6 @@ INTERNALS = [
 
 @pytest.mark.parametrize(("module", "name"), INTERNALS)
 def test_another_version_of_pytorch_goes_its_own_way(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_module = importlib.import_module
-
-    def without(asked: str) -> Any:
-        if asked != module:
-            return import_module(asked)
-        return SimpleNamespace(**{key: value for key, value in vars(import_module(asked)).items() if key != name})
-
     expected, _ = _counted("a layer")
-    monkeypatch.setattr(importlib, "import_module", without)
+    hide(monkeypatch, module, name)
     assert _captured(PLAIN["a layer"]) == expected
