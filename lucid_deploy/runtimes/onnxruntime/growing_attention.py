@@ -56,6 +56,7 @@ def use_growing_attention(model: onnx.ModelProto) -> bool:
         node.op_type = DECODE_ATTENTION_GROWING.name
         node.output[:] = [attended, keys.output[0], values.output[0]]
         gone += [keys, values]
+        del grown[cached, key]  # another node that reads this cache does not give it once more
     for node in gone:
         graph.node.remove(node)
     return bool(gone)

@@ -48,6 +48,21 @@ def test_what_others_read_stays(exported) -> None:
         assert operators(model)[GROWING] == operators(model)[PLAIN] == 1  # the other layer's alone
 
 
+def test_one_of_two_that_share_a_cache_gives_it(exported) -> None:
+    """As in a graph that was changed by others: two nodes read the same keys, which one Concat grows."""
+    model = copied(exported()[1])
+    first, second = (node for node in model.graph.node if node.op_type == PLAIN)
+    joined = next(node for node in model.graph.node if node.output[0] == "present.1.key")
+    of_both = next(node for node in model.graph.node if node.output[0] == "present.0.key")
+    second.input[1], second.input[3] = first.input[1], first.input[3]
+    model.graph.node.remove(joined)
+    del model.graph.output[[output.name for output in model.graph.output].index("present.1.key")]
+    assert use_growing_attention(model)
+    made = [name for node in model.graph.node for name in node.output]
+    assert made.count(of_both.output[0]) == 1 and len(made) == len(set(made))
+    assert operators(model)[GROWING] == operators(model)[PLAIN] == 1
+
+
 @pytest.mark.parametrize("axis", [1, 3])
 def test_other_joins_stay(exported, axis: int) -> None:
     model = copied(exported()[1])
