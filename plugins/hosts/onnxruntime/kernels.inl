@@ -13,6 +13,8 @@ namespace {
 
 #include "decode_attention/cpu_rows.inl"
 
+#include "decode_attention/cpu_chunks.inl"
+
 #include "decode_attention/cpu.inl"
 
 #include "delta_rule/cpu.inl"

@@ -64,10 +64,11 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<WeightMatMul<Half, Half, true>> transposed_half;
     static const CustomOperator<WeightMatMul<float, Half, true>> transposed_by_half;
     static const std::vector<const OrtCustomOp*> all{
-        &precondition,     &precondition_half, &attention,             &attention_half, &decode,
-        &decode_half,      &decode_growing,    &decode_growing_half,   &decode_from_half,  &decode_from_int8,      &decode_half_from_int8,
-        &delta_rule,       &delta_rule_half,   &product,               &product_half,   &product_by_half,
-        &transposed,       &transposed_half,   &transposed_by_half};
+        &precondition,     &precondition_half, &attention,        &attention_half,
+        &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
+        &decode_from_half, &decode_from_int8,  &decode_half_from_int8,
+        &delta_rule,       &delta_rule_half,   &product,          &product_half,
+        &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half};
     return all;
 }
 

@@ -1,0 +1,345 @@
+// A few new tokens against the cache: all query heads of a key/value head, and their own rows of L, in one pass.
+//
+// The N new keys are rows beside the N·G queries. T is the model's type, S that of the cache: rows of float, Half or
+// int8_t are converted in registers as they are read. The scale of an int8 row of K multiplies its scores, that of a row
+// of Y its weights, so that no row is ever written out as floats. The context is dealt out in chunks, each of which
+// leaves peaks, totals and sums in the workspace.
+
+constexpr size_t kChunk = 1024; // columns of a task: enough work to be worth a hand-over, few enough to share
+constexpr size_t kTurnedRows = 32; // rows from which on a tile's keys are turned first
+static_assert(kColumns % (LUCID_PANEL_VECTORS * kLanes) == 0, "columns of a tile are whole panels");
+
+template <class T, class S>
+struct Decode {
+    const DecodeArguments<T, S>& a;
+    Cut cut;
+    size_t queries;       // N·G: row t·G + g is query head g of token t; then come the N new keys
+    size_t rows;          // N·(G + 1)
+    size_t stride;        // floats that a chunk leaves
+    Zeros<size_t> chunks; // [B]: chunks that hold tokens; what comes after the last token is not read
+    size_t most;          // the largest of these
+    size_t dealt;         // tasks of a head: all chunks, where the cache is given again, else as many as hold tokens
+    Zeros<float> partial; // [B·H][most][stride]: peak [rows], total [rows], sums [rows][padded]
+
+    explicit Decode(const DecodeArguments<T, S>& arguments)
+        : a(arguments), cut(a.width), queries(a.tokens * a.groups), rows(queries + a.tokens),
+          stride(rows * (2 + cut.padded)), chunks(a.batch), most(count_chunks()),
+          dealt(a.k_present == nullptr ? most : (a.past + kChunk - 1) / kChunk), partial(a.batch * a.heads * most * stride) {}
+    size_t count_chunks() const {
+        size_t largest = 0;
+        for (size_t b = 0; b < a.batch; ++b) {
+            const bool* mask = a.mask + b * (a.past + a.tokens);
+            size_t used = a.past;
+            while (used > 0 && !mask[used - 1]) --used;
+            chunks[b] = (used + kChunk - 1) / kChunk;
+            largest = std::max(largest, chunks[b]);
+        }
+        return largest;
+    }
+    size_t turned_floats() const { return rows < kTurnedRows || a.width < kLanes ? 0 : a.width * kColumns; }
+    float* part(size_t head, size_t chunk) const { return partial.data() + (head * most + chunk) * stride; }
+    const float* sums(size_t head, size_t chunk, size_t row) const {
+        return part(head, chunk) + 2 * rows + row * cut.padded;
+    }
+};
+
+struct Fresh {
+    float* queries; // [rows][padded] or, for turned keys, [rows][D]: queries over √d, then new keys over their norms and √d
+    float* turned;  // [D][kColumns]: a tile's keys, column by column; null where they are read as they lie
+    float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
+    float* weights; // [rows][kColumns]: scores, then weights
+    float* norms;   // [kColumns]: what the new keys' scores are multiplied by
+    float* peaks;   // [N]: of the new keys' rows: √d + log L_ii
+    float* zeros;   // a row of the cache that stands for every one without a token
+    float* rooms;   // [2][kColumns][kLanes]: rows narrower than a vector, as floats
+    size_t own;     // the first row of a new key
+    size_t rows;
+};
+
+template <class T, class S>
+Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Scratch& scratch) {
+    const DecodeArguments<T, S>& a = decode.a;
+    const Cut& cut = decode.cut;
+    size_t d = a.width;
+    Fresh made{};
+    made.own = decode.queries;
+    made.rows = decode.rows;
+    made.queries = scratch.take(decode.rows * cut.padded);
+    made.fresh = scratch.take(kLanes);
+    made.weights = scratch.take(decode.rows * kColumns);
+    made.norms = scratch.take(kColumns);
+    made.peaks = scratch.take(a.tokens);
+    made.zeros = scratch.take(cut.padded);
+    made.rooms = scratch.take(2 * kColumns * kLanes);
+    made.turned = decode.turned_floats() == 0 ? nullptr : scratch.take(decode.turned_floats());
+    std::fill(made.queries, made.queries + decode.rows * cut.padded, 0.0f);
+    for (size_t lane = 0; lane < kLanes; ++lane) made.fresh[lane] = lane < cut.padded - d ? 0.0f : 1.0f;
+    std::fill(made.zeros, made.zeros + cut.padded, 0.0f);
+    const float root_d = std::sqrt(static_cast<float>(d));
+    const size_t step = made.turned == nullptr ? cut.padded : d;
+    for (size_t t = 0; t < a.tokens; ++t) {
+        const T* key = a.k_new + (head * a.tokens + t) * d;
+        bool yes = true;
+        float norm = 0.0f;
+        key_norms(&norm, key, d, 1, &yes, a.epsilon);
+        for (size_t k = 0; k < d; ++k) {
+            float* column = made.queries + (made.turned == nullptr ? cut.place(k) : k);
+            for (size_t g = 0; g < a.groups; ++g)
+                column[(t * a.groups + g) * step] = to_float(a.query(head, g, t)[k]) / root_d;
+            if (tokens[t]) column[(made.own + t) * step] = to_float(key[k]) * norm / root_d;
+        }
+        // A padded new token gets no weights: they are exp(score − peak), with a peak beyond reach.
+        made.peaks[t] = tokens[t] ? root_d - log_row_factor(norm, root_d, a.epsilon, a.diagonal) : 1e30f;
+    }
+    return made;
+}
+
+// Rows of the cache that are next to each other; `columns` of them, the rest up to whole vectors is empty.
+template <class S>
+struct StoredTile {
+    const S *keys[kColumns], *values[kColumns];
+    float key_scale[kColumns], value_scale[kColumns]; // 0 where there is no token; of int8 alone
+    float hide[kColumns];                             // added to scores: 0, or kHidden where there is no token
+    size_t columns, whole;                            // `whole`: rounded up to vectors
+    const S* next; // keys of the tile after this one, where there is one
+};
+
+template <class T, class S>
+void find_rows(StoredTile<S>& tile, const DecodeArguments<T, S>& a, size_t first, size_t columns, const bool* mask,
+               const float* zeros) {
+    const S* empty = reinterpret_cast<const S*>(zeros);
+    tile.columns = columns;
+    tile.whole = rounded_up(columns, kLanes);
+    for (size_t c = 0; c < tile.whole; ++c) {
+        bool token = c < columns && mask[c];
+        tile.keys[c] = token ? a.k + (first + c) * a.width : empty;
+        tile.values[c] = token ? a.y + (first + c) * a.width : empty;
+        tile.hide[c] = token ? 0.0f : kHidden;
+        if constexpr (std::is_same_v<S, int8_t>) {
+            tile.key_scale[c] = token ? a.k_scale[first + c] : 0.0f;
+            tile.value_scale[c] = token ? a.y_scale[first + c] : 0.0f;
+        }
+    }
+}
+
+// Copies rows narrower than a vector to where Cut::place wants them.
+template <class S>
+void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width, float* rooms) {
+    std::fill(rooms, rooms + 2 * kColumns * kLanes, 0.0f);
+    for (size_t c = 0; c < tile.whole; ++c) {
+        float *key = rooms + c * kLanes, *value = key + kColumns * kLanes;
+        for (size_t k = 0; k < width; ++k) {
+            key[kLanes - width + k] = to_float(tile.keys[c][k]);
+            value[kLanes - width + k] = to_float(tile.values[c][k]);
+        }
+        wide.keys[c] = key;
+        wide.values[c] = value;
+    }
+    std::copy(tile.key_scale, tile.key_scale + kColumns, wide.key_scale);
+    std::copy(tile.value_scale, tile.value_scale + kColumns, wide.value_scale);
+    std::copy(tile.hide, tile.hide + kColumns, wide.hide);
+    wide.columns = tile.columns;
+    wide.whole = tile.whole;
+    wide.next = nullptr;
+}
+
+// Asks for a row of the cache ahead of its use: the processor's own prefetching stops at every page.
+template <class S>
+LUCID_INLINE void prefetch(const S* row, size_t width) {
+    const char* bytes = reinterpret_cast<const char*>(row);
+    for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at);
+}
+
+// Makes what the new keys' scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
+// s·n, its scores are those of the whole numbers n, and s / sqrt(s² mean(n²) + eps) = 1 / sqrt(mean(n²) + eps / s²).
+template <bool Scaled, class S>
+void norms_of(float* norms, const StoredTile<S>& tile, size_t width, float epsilon) {
+    for (size_t c = 0; c < tile.whole; c += kLanes) {
+        Vector mean = load(norms + c) / static_cast<float>(width), added = broadcast(epsilon);
+        if constexpr (Scaled) {
+            Vector scale = load(tile.key_scale + c);
+            Vector ratio = epsilon / (scale * scale);
+            added = scale > 0.0f ? ratio : broadcast(1.0f); // a row of zeros, whose scores are 0 whatever its norm
+        }
+        Vector norm = 1.0f / root(mean + added);
+        store(norms + c, load(tile.hide + c) < 0.0f ? Vector{} : norm);
+    }
+}
+
+// Asks for rows of the cache a few at a time, between pieces of arithmetic: asked for all at once, they would be waited
+// for. what(column) is called for every column by the time that `calls` calls have been made.
+class Share {
+public:
+    Share(size_t columns, size_t calls) : columns_(columns), calls_(std::max<size_t>(calls, 1)) {}
+    template <class What>
+    LUCID_INLINE void next(What what) {
+        size_t end = std::min(columns_, columns_ * ++made_ / calls_);
+        for (; at_ < end; ++at_) what(at_);
+    }
+
+private:
+    size_t columns_, calls_, made_ = 0, at_ = 0;
+};
+
+// Turns scores into weights, those of int8 rows times the scale of Y; a chunk's totals and sums are scaled to new peaks.
+template <bool Scaled, class S>
+void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
+    float *peaks = part, *totals = part + token.rows, *sums = part + 2 * token.rows;
+    Share keys(tile.next == nullptr ? 0 : tile.whole, token.rows);
+    for (size_t row = 0; row < token.rows; ++row) {
+        keys.next([&](size_t column) { prefetch(tile.next + column * cut.width, cut.width); });
+        float* weights = token.weights + row * kColumns;
+        bool own = row >= token.own;
+        Vector highest = broadcast(peaks[row]);
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            Vector score = load(weights + c);
+            if (own)
+                score *= load(token.norms + c);
+            else if constexpr (Scaled)
+                score *= load(tile.key_scale + c);
+            score += load(tile.hide + c);
+            store(weights + c, score);
+            highest = larger(highest, score);
+        }
+        float peak = own ? token.peaks[row - token.own] : largest(highest);
+        float shrink = peak == peaks[row] ? 1.0f : std::exp(peaks[row] - peak);
+        Vector total{};
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            Vector weight = exponential(load(weights + c) - peak);
+            total += weight;
+            if constexpr (Scaled) weight *= load(tile.value_scale + c);
+            store(weights + c, weight);
+        }
+        peaks[row] = peak;
+        totals[row] = totals[row] * shrink + sum(total);
+        float* scaled = sums + row * cut.padded;
+        for (size_t at = 0; at < cut.padded && shrink != 1.0f; at += kLanes) store(scaled + at, load(scaled + at) * shrink);
+    }
+}
+
+// Scores of all rows for a tile's columns, and the squares of its keys, with lanes along the width.
+template <class S>
+void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
+    Share values(tile.whole, (token.rows + kGroup - 1) / kGroup * (tile.whole / kLanes));
+    in_groups(token.rows, [&](auto count, size_t row) {
+        constexpr int R = decltype(count)::value;
+        const float* rows = token.queries + row * cut.padded;
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            float* scores = token.weights + row * kColumns + c;
+            values.next([&](size_t column) { prefetch(tile.values[column], cut.width); });
+            if (row == 0) {
+                score_stored<R, true>(scores, kColumns, token.norms + c, tile.keys + c, cut, rows, token.fresh);
+            } else {
+                score_stored<R, false>(scores, kColumns, nullptr, tile.keys + c, cut, rows, token.fresh);
+            }
+        }
+    });
+}
+
+// Turns a vector of columns: turned[k][c] = keys[c][k].
+template <class S>
+LUCID_INLINE void turn_columns(float* turned, const S* const* keys, size_t width) {
+    size_t whole = width / kLanes * kLanes;
+    for (size_t k = 0; k < whole; k += kLanes) {
+        Vector block[kLanes];
+#pragma GCC unroll 16
+        for (size_t c = 0; c < kLanes; ++c) block[c] = widen(keys[c] + k);
+        transpose(block);
+#pragma GCC unroll 16
+        for (size_t row = 0; row < kLanes; ++row) store(turned + (k + row) * kColumns, block[row]);
+    }
+    for (size_t k = whole; k < width; ++k)
+        for (size_t c = 0; c < kLanes; ++c) turned[k * kColumns + c] = to_float(keys[c][k]);
+}
+
+// The same with lanes along the columns: many rows pay for turning the keys once, and need no sums across lanes.
+template <class S>
+void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
+    constexpr int V = LUCID_PANEL_VECTORS;
+    for (size_t c = 0; c < tile.whole; c += kLanes) {
+        turn_columns(token.turned + c, tile.keys + c, width);
+        Vector squares{};
+        for (size_t k = 0; k < width; ++k) {
+            Vector key = load(token.turned + k * kColumns + c);
+            squares += key * key;
+        }
+        store(token.norms + c, squares);
+    }
+    size_t panels = tile.whole / (V * kLanes) + tile.whole % (V * kLanes) / kLanes;
+    Share values(tile.whole, panels * token.rows);
+    auto columns = [&](auto vectors, size_t c) {
+        constexpr int U = decltype(vectors)::value;
+        score_columns<U>(token.queries, token.rows, width, token.turned + c, kColumns,
+                         [&](size_t row, const Vector(&scores)[U]) {
+                             values.next([&](size_t column) { prefetch(tile.values[column], width); });
+                             for (int u = 0; u < U; ++u) store(token.weights + row * kColumns + c + u * kLanes, scores[u]);
+                         });
+    };
+    size_t c = 0;
+    for (; c + V * kLanes <= tile.whole; c += V * kLanes) columns(std::integral_constant<int, V>(), c);
+    for (; c < tile.whole; c += kLanes) columns(std::integral_constant<int, 1>(), c);
+}
+
+// Adds a tile's columns to a chunk's peaks, totals and sums.
+template <bool Scaled, class S>
+void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float epsilon, float* part) {
+    if (token.turned == nullptr)
+        score_rows(token, tile, cut);
+    else
+        score_turned(token, tile, cut.width);
+    norms_of<Scaled>(token.norms, tile, cut.width, epsilon);
+    soften_token<Scaled>(token, tile, cut, part);
+    float* sums = part + 2 * token.rows;
+    in_groups(token.rows, [&](auto count, size_t row) {
+        constexpr int R = decltype(count)::value;
+        const float* weights = token.weights + row * kColumns;
+        weigh_stored_rows<R>(sums + row * cut.padded, weights, kColumns, tile.columns, tile.values, cut);
+    });
+}
+
+// Copies rows of the cache to the one that is given, soon after they were read. Nobody reads the copies before the next step.
+template <class T, class S>
+void copy_rows(const DecodeArguments<T, S>& a, size_t head, size_t first, size_t rows) {
+    if (a.k_present == nullptr) return;
+    size_t from = (head * a.past + first) * a.width, to = (head * (a.past + a.tokens) + first) * a.width;
+    copy_past_caches(a.k + from, a.k_present + to, rows * a.width * sizeof(S));
+    copy_past_caches(a.y + from, a.y_present + to, rows * a.width * sizeof(S));
+}
+
+template <class T, class S>
+void chunk_task(void* data, size_t index) {
+    Decode<T, S>& decode = *static_cast<Decode<T, S>*>(data);
+    const DecodeArguments<T, S>& a = decode.a;
+    const Cut& cut = decode.cut;
+    size_t head = index / decode.dealt, chunk = index % decode.dealt, b = head / a.heads, d = a.width;
+    size_t end = std::min((chunk + 1) * kChunk, a.past);
+    if (chunk >= decode.chunks[b]) return copy_rows(a, head, chunk * kChunk, end - chunk * kChunk);
+    const bool* mask = a.mask + b * (a.past + a.tokens);
+    size_t columns_room = kColumns * (1 + 2 * kLanes);
+    size_t floats = decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room;
+    Scratch scratch(floats + decode.turned_floats(), 8);
+    Fresh token = make_fresh(decode, head, mask + a.past, scratch);
+    float* part = decode.part(head, chunk);
+    std::fill(part, part + token.own, kNoPeak);
+    std::copy(token.peaks, token.peaks + a.tokens, part + token.own);
+    std::fill(part + decode.rows, part + decode.stride, 0.0f);
+    constexpr bool kScaled = std::is_same_v<S, int8_t>;
+    StoredTile<S> tile{};
+    for (size_t at = chunk * kChunk; at < end; at += kColumns) {
+        size_t columns = std::min(kColumns, end - at), first = head * a.past + at;
+        if (none_true(mask + at, columns)) {
+            copy_rows(a, head, at, columns);
+            continue;
+        }
+        find_rows(tile, a, first, columns, mask + at, token.zeros);
+        tile.next = at + 2 * kColumns <= a.past ? a.k + (first + kColumns) * d : nullptr;
+        if (d >= kLanes) {
+            decode_tile<kScaled>(token, tile, cut, a.epsilon, part);
+        } else {
+            StoredTile<float> wide;
+            widen_rows(wide, tile, d, token.rooms);
+            decode_tile<kScaled>(token, wide, cut, a.epsilon, part);
+        }
+        copy_rows(a, head, at, columns);
+    }
+}
