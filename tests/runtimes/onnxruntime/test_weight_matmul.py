@@ -32,13 +32,15 @@ from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 from tests.runtimes.onnxruntime.loaded_graphs import copied, operators
 
 
-def graph(*nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("o",), **weights: np.ndarray) -> onnx.ModelProto:
-    """Return a graph of ``x`` (3, 4) in float32, with weights."""
+def graph(
+    *nodes: onnx.NodeProto, outputs: tuple[str, ...] = ("o",), depth: int = 4, **weights: np.ndarray
+) -> onnx.ModelProto:
+    """Return a graph of ``x`` (3, depth) in float32, with weights."""
     value = helper.make_tensor_value_info
     made = helper.make_graph(
         nodes,
         "g",
-        [value("x", TensorProto.FLOAT, [3, 4])],
+        [value("x", TensorProto.FLOAT, [3, depth])],
         [value(name, TensorProto.FLOAT, None) for name in outputs],
         [onnx.numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
@@ -143,22 +145,23 @@ def test_other_forms_of_gemm_stay(inputs: list[str], attributes: dict[str, Any])
 
 @pytest.mark.parametrize("operator", ["MatMul", "Gemm"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_onnx_itself_agrees(built_library: Path, operator: str, dtype: type) -> None:
+@pytest.mark.parametrize(("depth", "columns"), [(4, 70), (900, 301)])  # the second weight's sums have four parts
+def test_onnx_itself_agrees(built_library: Path, operator: str, dtype: type, depth: int, columns: int) -> None:
     """Whatever takes a product's place gives what onnx's own evaluator gives for the product."""
     rng = np.random.default_rng(0)
-    w = (1 + rng.standard_normal((4, 70) if operator == "MatMul" else (70, 4))).astype(dtype)
+    w = (1 + rng.standard_normal((depth, columns) if operator == "MatMul" else (columns, depth))).astype(dtype)
     options = {"transB": 1, "beta": 0.5} if operator == "Gemm" else {}  # without a C, beta does not matter
     cast = dtype == np.float16
     nodes = [helper.make_node("Cast", ["w"], ["wide"], to=TensorProto.FLOAT)] if cast else []
     nodes.append(helper.make_node(operator, ["x", "wide" if cast else "w"], ["o"], **options))
-    model, x = graph(*nodes, w=w), (1 + rng.standard_normal((3, 4))).astype(np.float32)
+    model, x = graph(*nodes, depth=depth, w=w), (1 + rng.standard_normal((3, depth))).astype(np.float32)
     (wanted,) = ReferenceEvaluator(model).run(None, {"x": x})
     assert use_weight_matmul(model)
     settings = onnxruntime.SessionOptions()
     settings.register_custom_ops_library(str(built_library))
     (got,) = onnxruntime.InferenceSession(model.SerializeToString(), settings).run(None, {"x": x})
-    # Four products and three sums in each of the two, in any order.
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=8 * np.finfo(np.float32).eps * np.abs(wanted).max())
+    # As many products as the depth, and their sums, in each of the two, in any order.
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2 * depth * np.finfo(np.float32).eps * np.abs(wanted).max())
 
 
 def test_a_cast_that_a_branch_reads_stays() -> None:
