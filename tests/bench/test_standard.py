@@ -17,6 +17,7 @@ from lucid_deploy.bench.standard import export_standard
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.model.checkpoint import Checkpoint
 from tests.model.packed.packing import write_packed
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -60,10 +61,10 @@ def test_it_is_exported_as_the_artifact_was(
     assert {name: getattr(asked[0], name) for name in wanted} == wanted
 
 
-def kinds_of_baseline(checkpoint: Path, folder: Path) -> tuple[str, ...]:
-    artifact = export(checkpoint, folder / "artifact", ExportOptions(range_scan=False))
-    (folder / "scratch").mkdir()
-    return open_artifact(export_standard(artifact, folder / "scratch")).config.kinds
+def artifact_of(checkpoint: Path, like: Artifact) -> Artifact:
+    """Return an artifact as an export of the checkpoint would be described; its graphs are not made."""
+    described = replace(like.manifest, config=Checkpoint(checkpoint).config, source=str(checkpoint))
+    return Artifact(checkpoint.parent / "artifact", described)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +88,35 @@ def kinds_of_baseline(checkpoint: Path, folder: Path) -> tuple[str, ...]:
     ids=["lucid_layers", "layer_kinds", "windows"],
 )
 def test_layers_of_several_kinds(
-    changes: dict[str, Any], kinds: tuple[str, ...], make_checkpoint: MakeCheckpoint, tmp_path: Path
+    changes: dict[str, Any],
+    kinds: tuple[str, ...],
+    exported: Exported,
+    make_checkpoint: MakeCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert kinds_of_baseline(make_checkpoint(**changes), tmp_path) == kinds
+    asked: list[Path] = []
+    monkeypatch.setattr(standard, "export", lambda source, *_: asked.append(source))
+    export_standard(artifact_of(make_checkpoint(**changes), exported()[1]), tmp_path)
+    assert [Checkpoint(source).config.kinds for source in asked] == [kinds]
 
 
-def test_windows_that_the_family_has_with_lucid_only(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_layers_of_several_kinds_in_an_artifact(exported: Exported, tmp_path: Path) -> None:
+    _, artifact = exported(lucid_layers=[0])
+    assert artifact.config.kinds == ("lucid", "standard")
+    assert open_artifact(export_standard(artifact, tmp_path)).config.kinds == ("standard", "standard")
+
+
+def test_windows_that_the_family_has_with_lucid_only(
+    exported: Exported, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
     """Llama's own code attends to all tokens: what would be measured is another model."""
     mixed = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
     with pytest.raises(LucidError) as caught:
-        kinds_of_baseline(make_checkpoint(**mixed), tmp_path)
+        export_standard(artifact_of(make_checkpoint(**mixed), exported()[1]), tmp_path)
     said = str(caught.value)
     assert f"no baseline with standard attention for {tmp_path / 'artifact'}: the code of llama" in said
-    assert "Leave out --baseline standard and openvino" in said and "scratch" not in said
+    assert "Leave out --baseline standard and openvino" in said and "standard-checkpoint" not in said
 
 
 @pytest.mark.parametrize(
@@ -115,10 +132,17 @@ def test_graphs_have_the_same_form(options: dict[str, Any], exported: Exported, 
         assert len({name in found for found in writers}) == 1
 
 
-def test_states_of_the_same_type(hybrid: Callable[..., Artifact], tmp_path: Path) -> None:
-    artifact = hybrid(short=True, dtype="float16", state_dtype="model", range_scan=False)
-    assert artifact.config.has_narrow_states
-    assert open_artifact(export_standard(artifact, tmp_path)).config.state_dtype == artifact.config.state_dtype
+def test_states_of_the_same_type(
+    hybrid: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, ExportOptions]] = []
+    monkeypatch.setattr(standard, "export", lambda source, _, options: asked.append((source, options)))
+    artifact = hybrid(short=True, dtype="float16", state_dtype="model")
+    assert artifact.config.has_narrow_states and artifact.config.kinds == ("lucid", "gated_delta")
+    export_standard(artifact, tmp_path)
+    [(source, options)] = asked
+    assert (options.dtype, options.state_dtype) == ("float16", "model")
+    assert Checkpoint(source).config.kinds == ("standard", "gated_delta")
 
 
 @pytest.mark.parametrize(
