@@ -17,7 +17,7 @@ from lucid_deploy.cli._suites import Request, chat_renderer
 from lucid_deploy.cli._suites import run as run_suite
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
-from tests.evaluation.suites.conftest import Pair, data, llama, write_rows  # noqa: F401 (fixtures)
+from tests.evaluation.suites.conftest import Pair, data, llama, llama_checkpoint, write_rows  # noqa: F401 (fixtures)
 
 pytest.importorskip("lm_eval")
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.evaluation.suites.haystack import open_haystack
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
+from tests.once_per_run import made_once, run_folder
 
 # Before datasets and its like are imported: no network.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_EVALUATE_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -42,12 +43,10 @@ class Pair:
     tokenizer: TextTokenizer
 
 
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def write_llama(folder: Path) -> None:
     """A random Llama that answers with words: its heads see little, so that it goes on where its own words lead."""
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("llama")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,10 +79,32 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         eos_token_id=2,
         tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "checkpoint")
-    fast.save_pretrained(folder / "checkpoint")
-    artifact = export(folder / "checkpoint", folder / "artifact", ExportOptions(logits="all"))
-    return Pair(folder / "checkpoint", artifact, open_session(artifact), TextTokenizer(artifact.directory))
+    LlamaForCausalLM(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def llama_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random Llama and its tokenizer, as transformers writes them, once per run."""
+    root = run_folder(tmp_path_factory, "suites")
+    return made_once(root, "checkpoint", lambda folder: write_llama(folder / "llama")) / "llama"
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(llama_checkpoint: Path) -> TextTokenizer:
+    """The Llama's tokenizer, for tests that run no model."""
+    return TextTokenizer(llama_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def llama(llama_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """The random Llama twice, exported once per run."""
+
+    def make(folder: Path) -> None:
+        export(llama_checkpoint, folder / "artifact", ExportOptions(logits="all"))
+
+    artifact = open_artifact(made_once(run_folder(tmp_path_factory, "suites"), "artifact", make) / "artifact")
+    return Pair(llama_checkpoint, artifact, open_session(artifact), TextTokenizer(artifact.directory))
 
 
 @pytest.fixture(scope="session")

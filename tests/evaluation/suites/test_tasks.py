@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.suites import plan
 from lucid_deploy.evaluation.suites.haystack import Haystack, open_haystack
-from tests.evaluation.suites.conftest import Pair
 
 pytest.importorskip("lm_eval")
 from lucid_deploy.evaluation.suites.tasks import TaskMaker
 
 
-def test_settings_are_lm_evals(llama: Pair, data: Path) -> None:
-    maker = TaskMaker(llama.tokenizer, lambda: open_haystack("bundled", None), data)
+def test_settings_are_lm_evals(llama_tokenizer: TextTokenizer, data: Path) -> None:
+    maker = TaskMaker(llama_tokenizer, lambda: open_haystack("bundled", None), data)
     mniah = maker.make(plan("mniah", ["512"], [3])[0], 2)
     assert mniah.config.generation_kwargs["max_gen_toks"] == 128 and mniah.config.generation_kwargs["until"] == []
     row = mniah.eval_docs[0]
@@ -29,19 +29,21 @@ def test_settings_are_lm_evals(llama: Pair, data: Path) -> None:
     assert maker.facts["seed"] == 0 and maker.facts["haystack"]["source"] == "bundled"
 
 
-def test_metadata_reach_lm_eval(llama: Pair, data: Path) -> None:
-    maker = TaskMaker(llama.tokenizer, lambda: open_haystack("bundled", None), data, {"note": "x"})
+def test_metadata_reach_lm_eval(llama_tokenizer: TextTokenizer, data: Path) -> None:
+    maker = TaskMaker(llama_tokenizer, lambda: open_haystack("bundled", None), data, {"note": "x"})
     assert maker.make(plan("longbench", only=["longbench_qasper"])[0]).config.metadata["note"] == "x"
 
 
-def test_the_text_is_opened_only_if_needles_are_hidden(llama: Pair, data: Path) -> None:
+def test_the_text_is_opened_only_if_needles_are_hidden(llama_tokenizer: TextTokenizer, data: Path) -> None:
     def fail() -> Haystack:
         raise AssertionError
 
-    TaskMaker(llama.tokenizer, fail, data).make(plan("scrolls")[0])
+    TaskMaker(llama_tokenizer, fail, data).make(plan("scrolls")[0])
 
 
-def test_a_missing_package_is_named(llama: Pair, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(
+    llama_tokenizer: TextTokenizer, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(LucidError, match=r"lm_eval.* is needed to run a suite"):
-        TaskMaker(llama.tokenizer, lambda: open_haystack("bundled", None), data)
+        TaskMaker(llama_tokenizer, lambda: open_haystack("bundled", None), data)
