@@ -82,10 +82,10 @@ class ScaledCodec(CacheCodec):
 class Int8Codec(ScaledCodec):
     """Rows as whole numbers −127 … 127."""
 
-    largest = LEVELS
+    largest = float(LEVELS)  # beside float values the exporter traces whole numbers once more, as values of their own
 
     def _round(self, shares: Tensor) -> Tensor:
-        return torch.round(shares).clamp(-LEVELS, LEVELS).to(torch.int8)
+        return torch.round(shares).clamp(-self.largest, self.largest).to(torch.int8)
 
 
 class Float8Codec(ScaledCodec):
