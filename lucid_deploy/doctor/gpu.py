@@ -95,7 +95,7 @@ CHECKS = (
     Check("plugin library", "build, LUCID models", _plugin_library, package=None),
     Check("TensorRT-RTX", "build; run on a GPU", lambda: _backend("tensorrt-rtx"), _RTX, package="tensorrt_rtx_cu13"),
     Check("TensorRT", "build --backend tensorrt", lambda: _backend("tensorrt"), _TRT, package="tensorrt"),
-    Check("Polygraphy", "package --target tensorrt", _polygraphy, _RTX, package="polygraphy"),
+    Check("Polygraphy", "package --target tensorrt", _polygraphy, package="polygraphy"),
     Check("cuda-bindings", "run on a GPU", importable("cuda.bindings.driver"), _RTX),
     Check("onnxruntime-gpu", "run --provider", _onnxruntime_gpu, package="onnxruntime-gpu"),
     Check("CUDA driver, GPU", "run on a GPU", _gpu, package=None),

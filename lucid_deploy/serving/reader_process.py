@@ -31,6 +31,8 @@ HEADER_BYTES = 4
 KILLED = "reader_killed"
 COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
 SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
+# Signals that are meant for the server, which closes stdin when it is done. Windows has no SIGHUP.
+MEANT_FOR_SERVER = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 UNINTERRUPTED_SECONDS = 2.0  # beyond the limit, for code that Python cannot interrupt; then the process ends
 
 
@@ -86,9 +88,8 @@ class _TimeIsUp(BaseException):
 
 def main() -> None:
     """Read bodies until stdin ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # meant for the server, which closes stdin when it is done
-        if number := getattr(signal, name, None):  # Windows has no SIGHUP
-            signal.signal(number, signal.SIG_IGN)
+    for number in MEANT_FOR_SERVER:
+        signal.signal(number, signal.SIG_IGN)
     source, target = _own_pipes()
     setup = msgspec.msgpack.decode(read_frame(source), type=ReaderSetup)
     try:

@@ -16,6 +16,7 @@ from lucid_deploy.serving.reader_process import (
     COMMAND,
     HEADER_BYTES,
     KILLED,
+    MEANT_FOR_SERVER,
     BodyPrepared,
     BodyRefused,
     ReaderReady,
@@ -71,15 +72,24 @@ class Reader:
     async def start(self) -> None:
         """Start the process and wait until it is ready.
 
+        It has a session of its own, so that it gets no signal that a terminal or a shell sends to the server's group.
+        One that is sent to every process of a service ends it before it ignores such signals, and it is started again:
+        the server has got that signal too, and ends as it does at any other time.
+
         Raises:
             LucidError: The tokenizer or the chat template cannot be read.
         """
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*COMMAND, stdin=pipe, stdout=pipe)
-        try:
-            reply = await self._ask(self._setup)
-        except ReaderDied as error:
-            raise LucidError(f"A reader process did not start: {error}.") from error
+        while True:
+            self._process = await asyncio.create_subprocess_exec(
+                *COMMAND, stdin=pipe, stdout=pipe, start_new_session=True
+            )
+            try:
+                reply = await self._ask(self._setup)
+                break
+            except ReaderDied as error:
+                if error.status is None or -error.status not in MEANT_FOR_SERVER:
+                    raise LucidError(f"A reader process did not start: {error}.") from error
         if not isinstance(reply, ReaderReady):
             raise LucidError(reply.message if isinstance(reply, BodyRefused) else str(reply))
         self.has_chat_template = reply.has_chat_template

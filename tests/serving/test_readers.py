@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.serving import readers
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.readers import Reader, ReaderPool, check_setup
@@ -51,6 +53,30 @@ def test_good_bodies(tmp_path: Path) -> None:
         assert read.job.max_new_tokens == 100
 
     with_pool(write_setup(tmp_path), test)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_for_the_server_may_end_a_reader_that_starts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it ignores them; the server ends by its own, in its own time."""
+    mark, number = tmp_path / "started before", int(getattr(signal, name))
+    first = f"signal.signal({number}, signal.SIG_DFL); open({str(mark)!r}, 'x'); os.kill(os.getpid(), {number})"
+    then = "from lucid_deploy.serving.reader_process import main; main()"
+    program = f"import os, signal\nif not os.path.exists({str(mark)!r}): {first}\n{then}"
+    monkeypatch.setattr(readers, "COMMAND", (sys.executable, "-P", "-c", program))
+
+    async def test(pool: ReaderPool) -> None:
+        assert mark.exists()
+        assert [os.getsid(pid) for pid in pool.pids if pid is not None] == pool.pids  # nor does it get the group's
+
+    with_pool(write_setup(tmp_path), test)
+
+
+def test_a_reader_that_ends_otherwise_did_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
+    with pytest.raises(LucidError, match=r"A reader process did not start: exit status -9\."):
+        asyncio.run(check_setup(write_setup(tmp_path)))
 
 
 def test_bad_bodies(tmp_path: Path) -> None:

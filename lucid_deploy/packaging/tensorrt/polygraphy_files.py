@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.errors import LucidError, missing_package
 from lucid_deploy.packaging.tensorrt.recorded import RUNNER, Recorded
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def check_polygraphy() -> None:
     try:
         import polygraphy
     except ImportError as error:
-        raise missing_extra("polygraphy", "rtx", "package for TensorRT") from error
+        raise missing_package("polygraphy", f"polygraphy>={LEAST},<1", "package for TensorRT") from error
     if Version(polygraphy.__version__) < Version(LEAST):
         raise LucidError(
             f"Polygraphy {polygraphy.__version__} is older than {LEAST}, the first that writes what the package holds. "

@@ -9,6 +9,7 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export import genai
+from lucid_deploy.version import __version__
 
 _NOTHING = object()  # in the place of a value that one of the two lacks
 
@@ -35,10 +36,18 @@ def check_genai_settings(artifact: Artifact) -> bool:
     if other:
         more = f", and {len(other) - 1} more" if len(other) > 1 else ""
         raise CheckFailed(
-            f"{path}: {other[0]}{more}; onnxruntime-genai would run the model by it. Export the artifact again; "
-            "settings of your own belong into the program, as its search options."
+            f"{path}: {other[0]}{more}; onnxruntime-genai would run the model by it. {_exported_by(artifact)}Export "
+            "the artifact again; settings of your own belong into the program, as its search options."
         )
     return True
+
+
+def _exported_by(artifact: Artifact) -> str:
+    """Say that another version has written the artifact, if one has: the difference may be one of versions."""
+    exporter = artifact.manifest.versions.get("lucid-deploy")
+    if exporter == __version__:
+        return ""
+    return f"lucid-deploy {exporter or 'of another version'} exported it, and this is {__version__}. "
 
 
 def _differences(found: Any, expected: Any, where: str) -> Iterator[str]:

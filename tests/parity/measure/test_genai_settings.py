@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.artifact import MANIFEST, Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.export.genai import FILE
 from lucid_deploy.parity import VerifyOptions, verify_artifact
 from lucid_deploy.parity.measure.genai_settings import check_genai_settings
+from lucid_deploy.version import __version__
 from tests.parity.faults import rehash
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -63,6 +64,24 @@ def test_the_key_is_named(change: Callable[[Any], object], message: str, copied:
     with pytest.raises(CheckFailed) as raised:
         check_genai_settings(open_artifact(copied))
     assert f"{copied / FILE}: {message}" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        (__version__, "run the model by it. Export the artifact again;"),
+        ("0.0.7", f"lucid-deploy 0.0.7 exported it, and this is {__version__}. Export the artifact again;"),
+        (None, f"lucid-deploy of another version exported it, and this is {__version__}. Export the artifact again;"),
+    ],
+)
+def test_another_version_is_named(version: str | None, said: str, copied: Path) -> None:
+    edit(copied, lambda data: data["search"].update(top_k=1))
+    manifest = json.loads((copied / MANIFEST).read_text())
+    manifest["versions"] = {"torch": "2.9"} if version is None else {"lucid-deploy": version}
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckFailed) as raised:
+        check_genai_settings(open_artifact(copied))
+    assert str(raised.value).startswith(f"{copied / FILE}: search.top_k is 1, not 50;") and said in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '"\\ud800"', "[" * 100_000])
