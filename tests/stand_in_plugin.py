@@ -24,7 +24,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         if library.is_file():
             return library
         kernels = [
-            CompiledKernel(each.name, 80, False, each.kernel, 1000, each.num_warps, dict(each.constants), [], b"none")
+            CompiledKernel(each.name, 86, is_ptx, each.kernel, 1000, each.num_warps, dict(each.constants), [], b"none")
+            for is_ptx in (False, True)
             for each in variants(89)  # those that read E4M3 among them
         ]
         return build_plugin(library, kernels)

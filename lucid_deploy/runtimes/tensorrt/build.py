@@ -142,7 +142,8 @@ def build_engines(
         )
         library = library.resolve()
         register(library, backend.trt)
-        check_kernels(library, artifact.manifest.dtype, kernel_head_dims(artifact), _reads_fp8(artifact))
+        head_dims, reads_fp8 = kernel_head_dims(artifact), _reads_fp8(artifact)
+        check_kernels(library, artifact.manifest.dtype, head_dims, reads_fp8, capabilities)
     settings = Settings(
         capabilities=() if backend.needs_gpu_to_build or options.weightless else capabilities,
         workspace=options.workspace,

@@ -23,7 +23,7 @@ from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-PLUGIN_ABI = 6  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
+PLUGIN_ABI = 7  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
@@ -113,8 +113,10 @@ def check_plugin(library: Path) -> None:
         )
 
 
-def check_kernels(library: Path, dtype: str, head_dims: Sequence[int], float8: bool = False) -> None:
-    """Check that a library has kernels for a type and head widths; ``plugin build`` makes libraries that lack others.
+def check_kernels(
+    library: Path, dtype: str, head_dims: Sequence[int], float8: bool = False, capabilities: Sequence[int] = ()
+) -> None:
+    """Check that a library has kernels for an artifact; ``plugin build`` makes libraries that lack some.
 
     An engine would be built without them all the same, and fail when it runs.
 
@@ -123,6 +125,7 @@ def check_kernels(library: Path, dtype: str, head_dims: Sequence[int], float8: b
         dtype: Of the artifact.
         head_dims: Head widths that its kernels must compute with, 16 to 256.
         float8: Whether its kernels read a cache of E4M3, too.
+        capabilities: Compute capabilities that they must run on, 86 for 8.6, as machine code or PTX.
 
     Raises:
         LucidError: It lacks some.
@@ -149,6 +152,24 @@ def check_kernels(library: Path, dtype: str, head_dims: Sequence[int], float8: b
             f"The plugin library {library} has no kernels that read a cache in fp8. Run: lucid-deploy plugin build "
             "--target tensorrt --arch 89 --output LIBRARY, and pass --plugin LIBRARY."
         )
+    parts = [f"_{dtype}_d{padded_width(width)}_u" for width in head_dims] + [f"_float8_{dtype}_d"] * float8
+    without = [each for each in capabilities if not all(_has_kernel(library, part, each) for part in parts)]
+    if without:
+        from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
+
+        archs = dict.fromkeys(max(each for each in ARCHITECTURES if each <= wanted) for wanted in capabilities)
+        lacked, listed = (",".join(f"{each / 10:.1f}" for each in some) for some in (without, archs))
+        raise LucidError(
+            f"The plugin library {library} has no kernels that a GPU of compute capability {lacked} runs. Run: "
+            f"lucid-deploy plugin build --target tensorrt --dtype {dtype} --arch {listed} --output LIBRARY, and pass "
+            "--plugin LIBRARY."
+        )
+
+
+def _has_kernel(library: Path, part: str, capability: int) -> bool:
+    function = ctypes.CDLL(str(library.absolute())).lucidPluginHasKernel
+    function.argtypes = [ctypes.c_char_p, ctypes.c_int32]
+    return bool(function(part.encode(), capability))
 
 
 def find_tensorrt_headers() -> Path:

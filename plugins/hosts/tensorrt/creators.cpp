@@ -121,3 +121,9 @@ LUCID_EXPORT int32_t lucidPluginAbi() noexcept
 {
     return LUCID_PLUGIN_ABI;
 }
+
+//! 1 when a GPU of this compute capability, 90 for 9.0, can run some kernel with `part` in its name, else 0.
+LUCID_EXPORT int32_t lucidPluginHasKernel(char const* part, int32_t arch) noexcept
+{
+    return lucid::hasKernel(part, arch) ? 1 : 0;
+}

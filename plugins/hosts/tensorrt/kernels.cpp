@@ -25,10 +25,14 @@ constexpr Kernel kKernels[] = {
 
 constexpr int32_t kStaticSharedLimit = 48 * 1024; // more needs the function attribute
 
-//! Whether machine code for `kernel` runs on a device: its own chip, or a newer one of the 8.x family. Code for 9.0 and
-//! later uses instructions of that very chip.
+//! Whether `kernel` runs on a device: PTX on all that are newer, machine code on its own chip or a newer one of the 8.x
+//! family. Code for 9.0 and later uses instructions of that very chip.
 bool runsOn(Kernel const& kernel, int32_t arch)
 {
+    if (kernel.isPtx)
+    {
+        return kernel.arch <= arch;
+    }
     return kernel.arch == arch || (kernel.arch / 10 == 8 && arch / 10 == 8 && kernel.arch < arch);
 }
 
@@ -89,8 +93,7 @@ Kernel const& findKernel(std::string const& variant, int32_t arch)
     Kernel const* best = nullptr;
     for (Kernel const& kernel : kKernels)
     {
-        bool const fits = kernel.isPtx ? kernel.arch <= arch : runsOn(kernel, arch);
-        if (!fits || variant != kernel.variant)
+        if (!runsOn(kernel, arch) || variant != kernel.variant)
         {
             continue;
         }
@@ -106,6 +109,18 @@ Kernel const& findKernel(std::string const& variant, int32_t arch)
             + ": build it for that architecture with lucid-deploy plugin build --arch " + std::to_string(arch));
     }
     return *best;
+}
+
+bool hasKernel(std::string const& part, int32_t arch)
+{
+    for (Kernel const& kernel : kKernels)
+    {
+        if (runsOn(kernel, arch) && std::string(kernel.variant).find(part) != std::string::npos)
+        {
+            return true;
+        }
+    }
+    return false;
 }
 
 void prepare(std::vector<Step> const& steps, Device const& device)

@@ -41,6 +41,9 @@ struct Device
 //! PTX. Throws std::runtime_error when the library has none.
 Kernel const& findKernel(std::string const& variant, int32_t arch);
 
+//! Whether a device can run some kernel with `part` in its variant's name, such as "_float16_d64_u".
+bool hasKernel(std::string const& part, int32_t arch);
+
 using Argument = std::variant<CUdeviceptr, int32_t, float>;
 
 //! One kernel launch; the same numbers as a Step of plan.py.

@@ -168,6 +168,11 @@ def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatc
         ({"capabilities": ("hopper",)}, "cannot build for compute capability hopper"),
         ({"capabilities": ("7.5",)}, "7.5 cannot run this artifact: the plugin library has no kernels"),
         ({"capabilities": ("8.0", "8.6"), "weightless": True}, "built for one compute capability"),
+        (  # the library of these tests has machine code and PTX for 8.6
+            {"capabilities": ("8.0", "12.0")},
+            r"no kernels that a GPU of compute capability 8\.0 runs\. Run: lucid-deploy plugin build --target "
+            r"tensorrt --dtype float32 --arch 8\.0,12\.0 --output LIBRARY, and pass --plugin LIBRARY\.$",
+        ),
         (
             {"plugin": Path("/nowhere/plugin.so")},
             r"no plugin library /nowhere/plugin\.so\. Run: lucid-",

@@ -17,6 +17,25 @@ def test_the_library_carries_this_versions_abi(tools):
     assert build.plugin_abi(tools.plugin) == build.PLUGIN_ABI
 
 
+@pytest.fixture(scope="module")
+def of_one_chip(tmp_path_factory):
+    """A library as ``plugin build --arch 9.0`` makes it: machine code for it, and PTX of 8.6 and for E4M3 of 8.9."""
+    return build.build_plugin(tmp_path_factory.mktemp("chip") / "plugin.so", stand_ins((90,)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_chips_that_run_a_librarys_kernels(of_one_chip, dtype):
+    build.check_kernels(of_one_chip, dtype, (36, 64, 128), capabilities=(86, 89, 90, 100, 120, 121))
+    with pytest.raises(LucidError, match=r"compute capability 8\.0 runs\. Run: .* --arch 8\.0,9\.0 --output LIBRARY"):
+        build.check_kernels(of_one_chip, dtype, (64,), capabilities=(80, 90))
+
+
+def test_chips_that_run_kernels_over_e4m3(of_one_chip):
+    build.check_kernels(of_one_chip, "float16", (64,), True, (89, 90, 100, 120))
+    with pytest.raises(LucidError, match=r"compute capability 8\.6 runs\. Run: "):
+        build.check_kernels(of_one_chip, "float16", (64,), True, (86, 89))
+
+
 def test_an_output_named_from_the_working_folder(kernels, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert build.build_plugin(build.Path("plugin.so"), kernels) == build.Path("plugin.so")
