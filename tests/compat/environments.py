@@ -35,7 +35,10 @@ def packages_beside(*packages: str) -> Path:
     Raises:
         subprocess.CalledProcessError: pip cannot install them.
     """
-    folder = HOME / "_".join(package.replace("==", "-") for package in packages)
+    name = "_".join(package.replace("==", "-") for package in packages)
+    if len(name) > 100:  # a file system bounds names
+        name = f"beside-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    folder = HOME / name
     done = folder / ".done"
     if not done.is_file():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *packages]
