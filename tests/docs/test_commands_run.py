@@ -6,6 +6,7 @@ A block that cannot run here stands below a comment ``<!-- not run: reason -->``
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -35,6 +36,10 @@ SHELL, PYTHON = ("", "bash", "sh"), "python"
 SHELL_WORDS = re.compile(r"[|<>&;$`*?~]|\blucid-deploy (plugin|build)\b")  # compilers run in their own process
 NO_SHELL_WORDS = re.compile(r"""'[^']*'|"[^"$`\\]*"|(?:^|\s)\#.*""")  # in quotes and comments they are none
 SETTING = re.compile(r"(\w+)=(\S*) ")
+# Lines of several pages that leave nothing behind with which a page goes on: one page's run is the others' as well.
+EXAMPLE = "python examples/export_own_checkpoint.py --output own-model"
+ALONE = re.compile(rf"lucid-deploy verify \./artifact\s*(#.*)?|{re.escape(EXAMPLE)}")
+SOURCE = re.compile(rb'"source": "[^"]*"')  # the bundled model or the page's copy of it
 
 
 @dataclass(frozen=True)
@@ -64,10 +69,13 @@ def demo_artifact(demo: Callable[..., Artifact]) -> Artifact:
 
 
 class Reader:
-    """Does what a page says. Servers stay up until its end."""
+    """Does what a page says. Servers stay up until its end.
 
-    def __init__(self, folder: Path, programs: Path) -> None:
-        self.folder = folder
+    ``done`` has the lines that were run on other pages, and what they read there.
+    """
+
+    def __init__(self, folder: Path, programs: Path, done: set[str]) -> None:
+        self.folder, self.done = folder, done
         self.environment = {
             **os.environ,
             "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -84,6 +92,8 @@ class Reader:
             self.run(["bash", "-euo", "pipefail", "-c", block.text], block.text)
             return
         for line in commands(block.text):
+            if ALONE.fullmatch(line) and self.is_done(line):
+                continue
             if line.startswith("pip install"):
                 check_extras(line)
             elif line.startswith("make "):
@@ -94,6 +104,16 @@ class Reader:
                 self.call(line)
             else:
                 self.run(["bash", "-euo", "pipefail", "-c", line], line)
+
+    def is_done(self, line: str) -> bool:
+        """Say whether a page before had a line, and an artifact of the same bytes; from now on, one had."""
+        read = hashlib.sha256(line.split("#")[0].strip().encode())
+        for file in sorted((self.folder / "artifact").glob("*")) if line != EXAMPLE else ():
+            kept = SOURCE.sub(b"", file.read_bytes()) if file.name == "lucid.json" else file.read_bytes()
+            read.update(file.name.encode() + kept)
+        known = read.hexdigest() in self.done
+        self.done.add(read.hexdigest())
+        return known
 
     def call(self, line: str) -> None:
         """Run a command without a process of its own, which would import everything again."""
@@ -156,9 +176,14 @@ def is_one_command(line: str) -> bool:
     return bare.startswith("lucid-deploy ") and not SHELL_WORDS.search(bare)
 
 
+@pytest.fixture(scope="module")
+def done() -> set[str]:
+    return set()
+
+
 @pytest.fixture
-def reader(tmp_path: Path, preloaded: Path) -> Iterator[Reader]:
-    made = Reader(tmp_path, preloaded)
+def reader(tmp_path: Path, preloaded: Path, done: set[str]) -> Iterator[Reader]:
+    made = Reader(tmp_path, preloaded, done)
     yield made
     made.leave()
 
@@ -208,6 +233,24 @@ def test_lines_that_need_no_shell(line: str, one: bool) -> None:
 
 def test_most_commands_run() -> None:
     assert len(NOT_RUN) <= sum(len(blocks(page)) for page in PAGES) / 3
+
+
+def test_a_line_of_several_pages_is_run_once_for_what_it_reads(reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader.done, ran = set(), []
+    for way in ("call", "run"):
+        monkeypatch.setattr(reader, way, lambda line, *_: ran.append(line))
+    verify = Block("", "lucid-deploy verify ./artifact  # all\nlucid-deploy verify ./artifact --quick\n", None)
+    reader.read(verify)
+    reader.read(verify)
+    (reader.folder / "artifact").mkdir()
+    (reader.folder / "artifact" / "lucid.json").write_text("{}")
+    reader.read(verify)
+    whole, quick = commands(verify.text)
+    assert ran == [whole, quick, quick, whole, quick]
+    lines = [line for page in RUNNABLE for block in blocks(page) for line in commands(block.text)]
+    assert {"lucid-deploy verify ./artifact", EXAMPLE} == {
+        line for line in lines if ALONE.fullmatch(line) and lines.count(line) > 1
+    }
 
 
 def test_a_failing_command_fails(reader: Reader) -> None:
