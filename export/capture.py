@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 _QUIET = {"torch.onnx": logging.ERROR, "torch._dynamo.metrics_context": logging.CRITICAL}  # names of loggers
+_ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does all that is done for it
 
 
 def capture(
@@ -26,7 +28,7 @@ def capture(
     inputs: Sequence[str],
     outputs: Sequence[str],
 ) -> ir.Model:
-    """Return the graph of a module.
+    """Return the graph of a module. Another thread's capture waits for this one.
 
     Args:
         module: What to capture.
@@ -37,7 +39,7 @@ def capture(
     """
     import torch
 
-    with warnings.catch_warnings(), _quiet_logging(), shortcuts():
+    with _ONE_CAPTURE, warnings.catch_warnings(), _quiet_logging(), shortcuts():
         warnings.simplefilter("ignore", FutureWarning)  # torch.export's own, about pytree
         warnings.simplefilter("ignore", DeprecationWarning)
         program = torch.onnx.export(

@@ -22,13 +22,12 @@ if TYPE_CHECKING:
     import torch
 
 _SIGNATURES: dict[tuple[str, int], Any] = {}  # of operators of ONNX, by name and version
-_ONE_CAPTURE = threading.Lock()  # PyTorch's tracer works on state of the process, and so does what we do to it
 
 
 @contextmanager
 def shortcuts() -> Iterator[None]:
-    """Take all of them, in this thread, until the end of the block; other threads' captures wait."""
-    with _ONE_CAPTURE, ExitStack() as stack:
+    """Take all of them, in this thread, until the end of the block. Two threads must not do it at the same time."""
+    with ExitStack() as stack:
         stack.enter_context(only_needed_decompositions())
         stack.enter_context(torchlib_read_once())
         stack.enter_context(known_values_while_promoting())

@@ -6,6 +6,8 @@ That they are the same graphs, ``test_exporter_shortcuts.py`` holds.
 from __future__ import annotations
 
 import logging
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +55,33 @@ class Module(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x)
+
+
+def test_captures_of_two_threads_leave_warnings_and_loggers_as_they_were() -> None:
+    """The second is asked for during the first, waits for it and ends after it."""
+    others: list[threading.Thread] = []
+
+    def captured(compute: Callable[[Tensor], Tensor]) -> None:
+        capture(Module(compute).eval(), (torch.empty(2, 3, device="meta"),), (None,), ["x"], ["y"])
+
+    def compute(x: Tensor) -> Tensor:
+        if not others:
+            others.append(threading.Thread(target=captured, args=(torch.neg,)))
+            others[0].start()
+            others[0].join(0.5)  # until it waits
+            assert others[0].is_alive()
+        return x + 1
+
+    def state() -> tuple[object, ...]:
+        return list(warnings.filters), *(logging.getLogger(name).level for name in LOUD)
+
+    before = state()
+    captured(compute)
+    others[0].join()
+    assert state() == before
+
+
+LOUD = ("torch.onnx", "torch._dynamo.metrics_context")
 
 
 def in_place(x: Tensor) -> Tensor:
