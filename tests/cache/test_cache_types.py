@@ -189,6 +189,7 @@ def test_recall_answers_as_in_float32(demo: Callable[..., Artifact]) -> None:
     tokenizer = TextTokenizer(whole)
     right = [tokenizer.decode(row).strip().startswith(x.answer) for row, x in zip(wanted, held_out(200), strict=True)]
     assert sum(right) >= 198
-    for dtype, cache_dtype in (("float16", "auto"), ("float32", "float16"), ("float32", "int8")):
-        rounding = demo(dtype, "last", cache_dtype=cache_dtype, range_scan=False)
-        assert recall_answers(rounding.directory) == wanted, (dtype, cache_dtype)
+    for cache_dtype in ("float16", "int8"):
+        rounding = demo(logits="last", cache_dtype=cache_dtype, range_scan=False)
+        assert recall_answers(rounding.directory) == wanted, cache_dtype
+    assert recall_answers(demo(dtype="float16").directory) == wanted  # what test_eval exports, too

@@ -64,11 +64,15 @@ def wrong_answers(model, tokenizer, examples):
     return wrong
 
 
-def test_the_bundled_checkpoint_answers_held_out_prompts(tokenizer):
-    examples = recall.held_out(200)
-    assert max(example.pairs for example in examples) == recall.MAX_PAIRS
-    wrong = wrong_answers(load_model(DEMO), tokenizer, examples)
-    assert len(wrong) <= 2, wrong
+@pytest.fixture(scope="module")
+def wrong_in_torch(tokenizer):
+    """What the bundled checkpoint gets wrong of 200 held-out prompts."""
+    return wrong_answers(load_model(DEMO), tokenizer, recall.held_out(200))
+
+
+def test_the_bundled_checkpoint_answers_held_out_prompts(wrong_in_torch):
+    assert max(example.pairs for example in recall.held_out(200)) == recall.MAX_PAIRS
+    assert len(wrong_in_torch) <= 2, wrong_in_torch
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +81,7 @@ def demo_artifact(demo):
 
 
 @pytest.mark.parametrize("chunk", [None, 17])
-def test_onnxruntime_gives_the_same_answers(tokenizer, demo_artifact, chunk):
+def test_onnxruntime_gives_the_same_answers(wrong_in_torch, demo_artifact, chunk):
     """On the same 200 prompts, one after the other, through prefill and decode graphs."""
     session, text = open_session(demo_artifact, "onnxruntime"), TextTokenizer(demo_artifact.directory)
     examples = recall.held_out(200)
@@ -85,9 +89,8 @@ def test_onnxruntime_gives_the_same_answers(tokenizer, demo_artifact, chunk):
     for example in examples:
         generation = Generation(session, text.encode(example.prompt), max_new_tokens=4, prefill_chunk=chunk)
         found.append((text.decode(list(generation)), generation.finish_reason))
-    wrong_in_torch = {example for example, _ in wrong_answers(load_model(DEMO), tokenizer, examples)}
     wrong = {e for e, answer in zip(examples, found, strict=True) if answer != (e.answer, "eos")}
-    assert wrong == wrong_in_torch
+    assert wrong == {example for example, _ in wrong_in_torch}
 
 
 def test_the_demo_passes_verification(demo_artifact):
