@@ -3,12 +3,14 @@
 Half of what a short program costs is importing them. A folder for ``PATH`` holds ``python`` and ``lucid-deploy``, which
 hand their arguments, folder, environment and open files to the server. Of our own package nothing is imported before
 the program does. Whoever started ``python`` has a process of another number than the program: signals that end programs
-are handed on, the program dies with it, and it ends as the program does.
+are handed on, the program dies with it, and it ends as the program does. All workers of a run have one server.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import gc
 import importlib
 import json
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.once_per_run import run_folder
 
 LARGE = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx", "onnxruntime", "tokenizers", "safetensors.torch")
 # An export's first trace imports these. It imports Triton as well, which reads its environment then: not before.
@@ -64,22 +68,29 @@ def serve(address: str, packages: tuple[str, ...] = LARGE) -> None:
     sys.stdout.flush()
     while 0 not in select.select([listening, 0], [], [])[0]:
         asking, _ = listening.accept()
-        if (child := os.fork()) == 0:
+        if os.fork() == 0:
             listening.close()
-            if os.fork() == 0:  # its grandchild, which nobody but init has to wait for
-                _answer(asking)
-            os._exit(0)
-        os.waitpid(child, 0)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # else one that outlives the server is taken for it
+            _answer(asking)
         asking.close()
+        _wait_for_those_that_ended()
     os.unlink(address)
 
 
-def start_server(address: str, packages: tuple[str, ...] = LARGE) -> subprocess.Popen[str]:
+def _wait_for_those_that_ended() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def start_server(
+    address: str, packages: tuple[str, ...] = LARGE, holder: int = subprocess.PIPE
+) -> subprocess.Popen[str]:
     """Start a server, and wait until it is ready; it ends when its standard input is closed, so with this process."""
     server = subprocess.Popen(
         [sys.executable, "-c", f"from tests.preloaded import serve; serve({address!r}, {packages!r})"],
         cwd=Path(__file__).parents[1],
-        stdin=subprocess.PIPE,
+        stdin=holder,
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -164,18 +175,44 @@ def _status(function: Any, *arguments: Any) -> int:
     return 0
 
 
-@pytest.fixture(scope="session")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder with ``python`` and ``lucid-deploy`` that start without importing PyTorch."""
-    folder = tmp_path_factory.mktemp("preloaded")
-    address = str(Path(os.environ["TMPDIR"]) / f"fork{os.getpid()}")  # short, as sockets ask for
+@contextlib.contextmanager
+def shared_server(folder: Path, packages: tuple[str, ...] = LARGE) -> Iterator[None]:
+    """Hold the server of a folder, which is started if nobody holds it, and ends when nobody does."""
+    holders = folder / "holders"
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not holders.exists():
+            os.mkfifo(holders)
+        server = None
+        try:
+            held = os.open(holders, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads it: no server
+                raise
+            reading = os.open(holders, os.O_RDONLY | os.O_NONBLOCK)
+            held = os.open(holders, os.O_WRONLY)
+            address = str(Path(os.environ["TMPDIR"]) / f"fork{folder.stat().st_ino}")  # short, as sockets ask for
+            server = start_server(address, packages, holder=reading)
+            os.close(reading)
+            _write_programs(folder, address)
+    yield
+    os.close(held)
+    if server is not None:
+        assert server.stdout is not None
+        server.wait()  # until the last of the other workers closes it too
+        server.stdout.close()
+
+
+def _write_programs(folder: Path, address: str) -> None:
     for name, before in PROGRAMS.items():
         program = folder / name
         program.write_text(CLIENT.format(python=sys.executable, address=address, before=before, handed_on=HANDED_ON))
         program.chmod(0o755)
-    server = start_server(address)
-    yield folder
-    assert server.stdin is not None and server.stdout is not None
-    server.stdin.close()
-    server.wait()
-    server.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with ``python`` and ``lucid-deploy`` that start without importing PyTorch, for all workers."""
+    folder = run_folder(tmp_path_factory, "preloaded")
+    with shared_server(folder):
+        yield folder

@@ -7,12 +7,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lucid_deploy.version import __version__
+from tests import preloaded as preloading
 from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -115,6 +117,30 @@ def test_the_server_ends_with_its_holder(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGKILL)
         assert ended
     assert not os.path.exists(address)
+
+
+def test_all_workers_have_one_server_until_the_last_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started, answers = preloading.start_server, [], []
+    monkeypatch.setattr(preloading, "start_server", lambda *a, **b: started.append(start(*a, **b)) or started[-1])
+    folder = tmp_path / "shared"
+    folder.mkdir()
+
+    def hold_longer(held: int) -> None:
+        answers.append(run(folder, 'python -c "print(1)"', tmp_path))
+        os.close(held)
+
+    with preloading.shared_server(folder, ("json",)):
+        with preloading.shared_server(folder, ("json",)):
+            pass
+        assert run(folder, 'python -c "print(1)"', tmp_path) == (0, "1\n", "")
+        thread = threading.Thread(target=hold_longer, args=(os.open(folder / "holders", os.O_WRONLY),))
+        thread.start()
+    assert len(started) == 1 and started[0].returncode == 0
+    thread.join()
+    assert answers == [(0, "1\n", "")]
+    with preloading.shared_server(folder, ("json",)):  # nobody held it
+        assert run(folder, 'python -c "print(1)"', tmp_path) == (0, "1\n", "")
+    assert len(started) == 2
 
 
 def test_several_at_the_same_time(preloaded: Path, tmp_path: Path) -> None:
