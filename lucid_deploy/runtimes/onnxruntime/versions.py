@@ -11,7 +11,7 @@ from lucid_deploy.errors import LucidError
 _WRONG_HEADS = "1.23.0"
 _FIRST = (1, 23)  # older ones know no opset 23
 _STATIC = (1, 25)  # the first version that has TensorScatter, which writes rows into a static cache
-
+_FLOAT8 = (1, 24)  # the first version whose Python API gives NumPy values in FP8; 1.23.2 was not tried
 _QUANTIZES = (1, 25)  # a version that has QuantizeLinear of opset 23; 1.23.1 has it not, 1.24 was not tried
 
 
@@ -48,6 +48,11 @@ def check_version(version: str, artifact: Artifact) -> None:
             f"onnxruntime {version} cannot write into the static cache of {artifact.directory}: it has no operator "
             'TensorScatter. Install another version, pip install "onnxruntime>=1.25", or export with --opset 23 or '
             "--cache growing."
+        )
+    if _numbers(version) < _FLOAT8 and artifact.manifest.cache_dtype == "fp8":
+        raise LucidError(
+            f"onnxruntime {version} cannot read back the FP8 cache of {artifact.directory}. Install another version, "
+            'pip install "onnxruntime>=1.24", or export with another --cache-dtype.'
         )
 
 

@@ -57,6 +57,17 @@ def test_static_caches_need_1_25(version: str, exported: Exported, monkeypatch: 
         open_session(artifact)
 
 
+def test_caches_in_fp8_need_1_24(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.23.1 computes with them, and has no type for their values in NumPy; tests/compat/ runs it and 1.24.1."""
+    artifact = exported()[1]
+    rounded = Artifact(artifact.directory, replace(artifact.manifest, cache_dtype="fp8"))
+    check_version("1.24.1", rounded)
+    with pytest.raises(
+        LucidError, match=r'1\.23\.1 cannot read back the FP8 cache of .*"onnxruntime>=1\.24", or .*--cache-'
+    ):
+        check_version("1.23.1", rounded)
+
+
 @pytest.mark.parametrize(("version", "reads"), [("1.23.1", False), ("1.24.4", False), ("1.25.0", True), ("2.0", True)])
 def test_int8_caches_are_read_as_they_are_from_1_25_on(
     version: str, reads: bool, exported: Exported, monkeypatch: pytest.MonkeyPatch
