@@ -5,6 +5,7 @@ From these structs comes the published JSON schema too, ``docs/schemas/lucid.sch
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -97,4 +98,6 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of ``lucid.json``."""
     schema: dict[str, Any] = msgspec.json.schema(ManifestFile)
+    for kind in schema["$defs"].values():
+        kind["description"] = inspect.cleandoc(kind["description"])  # as Python 3.13 stores docstrings
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lucid.json", **schema}
