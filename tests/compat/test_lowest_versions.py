@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lucid_deploy.artifact import Artifact
 from tests.compat.environments import packages_beside
 from tests.patience import PATIENCE
 
@@ -83,3 +85,13 @@ def test_the_bundled_model_is_exported_verified_and_run(folder: Path, tmp_path: 
         assert facts["artifact"] == "artifact"
         assert json.loads(lucid("verify", "artifact", "--json"))["passed"]
         assert json.loads(lucid("run", "artifact", "--prompt", PROMPT, "--json"))["text"].strip() == "blue cup"
+
+
+def test_a_damaged_manifest_is_one_line(folder: Path, demo: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = shutil.copytree(demo().directory, tmp_path / "artifact")
+    manifest = (artifact / "lucid.json").read_text().replace('"cache_dtype": "float32"', '"cache_dtype": "int3"')
+    (artifact / "lucid.json").write_text(manifest)
+    command = [sys.executable, "-m", "lucid_deploy.cli", "inspect", str(artifact)]
+    given = {**os.environ, "PYTHONPATH": str(folder)}
+    result = subprocess.run(command, env=given, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 2 and "is damaged" in result.stderr and result.stderr.count("\n") == 1, result.stderr
