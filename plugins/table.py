@@ -274,6 +274,25 @@ WEIGHT_MATMUL_TRANSPOSED_FLOAT16 = Operator(
     outputs=WEIGHT_MATMUL.outputs,
     types=WEIGHT_MATMUL_FLOAT16.types,
 )
+_BLOCKS = (
+    _X,
+    Tensor("W", "[columns, blocks, bytes]", "a weight in blocks of 4 or 8 bits", "uint8"),
+    Tensor("scales", "[columns, blocks]", "one a block"),
+)
+QUANTIZED_MATMUL = Operator(
+    name="QuantizedMatMul",
+    text="MatMulNBits at accuracy level 4: X is rounded to 8 bits in blocks, W is read as it lies in memory.",
+    inputs=_BLOCKS,
+    outputs=WEIGHT_MATMUL.outputs,
+    types=("float32", "float16"),
+)
+QUANTIZED_MATMUL_ZERO_POINTS = Operator(
+    name="QuantizedMatMulZeroPoints",
+    text="QuantizedMatMul by a weight whose zero is not half of the range.",
+    inputs=(*_BLOCKS, Tensor("zero_points", "[columns, bytes]", "one a block, of as many bits", "uint8")),
+    outputs=WEIGHT_MATMUL.outputs,
+    types=QUANTIZED_MATMUL.types,
+)
 
 OPERATORS = (  # those of the contract
     PRECONDITION,
@@ -291,6 +310,8 @@ LIBRARY_ONLY = (
     WEIGHT_MATMUL_FLOAT16,
     WEIGHT_MATMUL_TRANSPOSED,
     WEIGHT_MATMUL_TRANSPOSED_FLOAT16,
+    QUANTIZED_MATMUL,
+    QUANTIZED_MATMUL_ZERO_POINTS,
 )
 IN_TENSORRT = (PRECONDITION, DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8, DELTA_RULE)  # what the plugin library has
 IN_ONNXRUNTIME = (  # what the library of CPU kernels has

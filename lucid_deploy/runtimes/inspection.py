@@ -126,10 +126,11 @@ def memory_needed(artifact: Artifact, batch: int, context: int) -> dict[str, int
     """Return the bytes a process needs to decode with onnxruntime at a given batch and context.
 
     Weights count once, since both graphs read one mapping of the file; a small model's count three times, since each
-    graph keeps a packed copy, and so do quantized weights of any model; with the library of kernels decoding keeps none
-    of floats, which is not counted off. A growing cache exists twice while a token is computed, the past of all layers
-    and their present. A static one exists once, and one layer twice while rows move into larger buffers. One in another
-    type than the model's is brought to float32 one layer at a time.
+    graph keeps a packed copy, and so do quantized weights of any model. With the library of kernels decoding keeps none
+    of floats, and with AVX-512 VNNI no graph keeps one of quantized weights, which is not counted off. A growing cache
+    exists twice while a token is computed, the past of all layers and their present. A static one exists once, and one
+    layer twice while rows move into larger buffers. One in another type than the model's is brought to float32 one
+    layer at a time.
 
     Args:
         artifact: The opened artifact.
@@ -165,8 +166,8 @@ def memory_of_speculation(artifact: Artifact, batch: int, context: int) -> dict[
     """Return the bytes that a session which verifies drafts needs beside those of :func:`memory_needed`.
 
     Its third graph keeps one more packed copy of the weights, as each graph does; with the library of kernels none of
-    floats, which is not counted off. A step computes up to 16 tokens of a row and 32 of a batch, and holds the scores
-    of them all. A draft model is an artifact of its own: not counted.
+    floats, nor of quantized weights with AVX-512 VNNI, which is not counted off. A step computes up to 16 tokens of a
+    row and 32 of a batch, and holds the scores of them all. A draft model is an artifact of its own: not counted.
 
     Args:
         artifact: The opened artifact.

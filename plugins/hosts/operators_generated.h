@@ -131,4 +131,24 @@ struct WeightMatMulTransposedFloat16 {
     };
 };
 
+struct QuantizedMatMul {
+    static constexpr char const* kName = "QuantizedMatMul";
+    struct In {
+        enum : int { X, W, scales, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
+struct QuantizedMatMulZeroPoints {
+    static constexpr char const* kName = "QuantizedMatMulZeroPoints";
+    struct In {
+        enum : int { X, W, scales, zero_points, kCount };
+    };
+    struct Out {
+        enum : int { O, kCount };
+    };
+};
+
 } // namespace lucid::table

@@ -54,6 +54,16 @@ def multiplies(library: Path | None) -> bool:
     return library is not None and kernels_name(library) in _MULTIPLIES
 
 
+def multiplies_in_blocks(library: Path | None) -> bool:
+    """Return whether a library computes products by weights in blocks itself: with AVX-512 VNNI.
+
+    With other instructions onnxruntime's own is faster.
+    """
+    from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots
+
+    return library is not None and has_dots(library)
+
+
 def describe_kernels() -> dict[str, str | None]:
     """Say what ``auto`` chooses on this machine, for ``inspect``: never raises for a library that cannot be used."""
     from lucid_deploy.plugins.hosts.onnxruntime.build import default_ort_library, kernels_name

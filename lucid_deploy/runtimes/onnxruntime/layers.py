@@ -13,7 +13,7 @@ from lucid_deploy.errors import CheckFailed
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.layers import Layers, LayerStates, NewTokens, Past
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.providers import check_chosen, choose_provider
 from lucid_deploy.runtimes.onnxruntime.values import ort_value
 from lucid_deploy.runtimes.onnxruntime.widen_fp4 import retype_fp4
@@ -112,6 +112,7 @@ class OrtLayers(Layers):
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.cut_layers import cut_layers
+        from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
         from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
         path, model = self._artifact.graph_path(stage), onnx.ModelProto()
@@ -120,6 +121,8 @@ class OrtLayers(Layers):
         retype_fp4(model, self._artifact.path(WEIGHTS))
         if stage == "decode" and multiplies(self._library):  # as in the session
             use_weight_matmul(model)
+        if multiplies_in_blocks(self._library):
+            use_quantized_matmul(model)
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3

@@ -19,7 +19,7 @@ from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
-from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies
+from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention
 from lucid_deploy.runtimes.onnxruntime.providers import (
     check_available,
@@ -177,7 +177,7 @@ class OrtSession(Session[Any]):
         reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
         reads = reads and (self._has_kernels_for_cache or self._has_body_for_cache)
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
-        by_library = stage == "decode" and self._library is not None
+        by_library = self._library is not None and (stage == "decode" or self._quantization is not None)
         if not recurs and not reads and not widens and not by_library:
             return None
         import onnx
@@ -188,7 +188,7 @@ class OrtSession(Session[Any]):
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
         changed = recurs and use_linear_attention(model)
-        changed |= by_library and self._use_library(model)
+        changed |= by_library and self._use_library(model, few=stage == "decode")
         if widens:
             retype_fp4(model)
             changed = True
@@ -198,13 +198,15 @@ class OrtSession(Session[Any]):
                 attach_body(model, DECODE_ATTENTION_INT8)
         return model.SerializeToString() if changed else None
 
-    def _use_library(self, model: onnx.ModelProto) -> bool:
-        """Let the library compute what onnxruntime could too, in a graph of few new tokens; return whether it does."""
+    def _use_library(self, model: onnx.ModelProto, few: bool) -> bool:
+        """Let the library compute what onnxruntime could too, more where tokens are few; return whether it does."""
         from lucid_deploy.runtimes.onnxruntime.growing_attention import use_growing_attention
+        from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
         from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
-        grows = use_growing_attention(model)
-        return (multiplies(self._library) and use_weight_matmul(model)) or grows
+        changed = multiplies_in_blocks(self._library) and use_quantized_matmul(model)
+        changed |= few and use_growing_attention(model)
+        return (few and multiplies(self._library) and use_weight_matmul(model)) or changed
 
     def _read_as_stored(self, artifact: Artifact, model: onnx.ModelProto) -> bool:
         """Let a decode graph read the stored cache; a warning says why it cannot."""
@@ -245,8 +247,8 @@ class OrtSession(Session[Any]):
     def several(self) -> ort.InferenceSession:
         """What runs :meth:`decode_several`, loaded when it is asked for.
 
-        It has one more packed copy of what onnxruntime multiplies by: quantized weights and, where the library does not
-        multiply, a small model's weights.
+        It has one more packed copy of what onnxruntime multiplies by: a small model's weights and quantized ones, where
+        the library does not multiply by them.
         """
         assert self.several_obstacle is None
         model = self._several_model
@@ -258,7 +260,7 @@ class OrtSession(Session[Any]):
 
             attach_body(model, DECODE_ATTENTION)
         else:
-            self._use_library(model)
+            self._use_library(model, few=True)
         return self._load(self._artifact, "prefill", model.SerializeToString())
 
     def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:

@@ -16,7 +16,7 @@ from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_co
 from lucid_deploy.plugins.hosts.elf import wrong_machine
 from lucid_deploy.plugins.hosts.prebuilt import prebuilt
 
-ORT_ABI = 6  # raise it when what the library exports changes, or what the operators mean
+ORT_ABI = 7  # raise it when what the library exports changes, or what the operators mean
 LIBRARY_NAME = "liblucid_onnxruntime.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]
@@ -109,19 +109,36 @@ def kernels_name(library: Path, wanted: str | None = None) -> str:
     Raises:
         LucidError: It cannot be loaded, or this processor cannot run the kernels that are wanted.
     """
+    loaded = _loaded(library)
+    if wanted is not None and not loaded.lucidOrtSelectKernels(wanted.encode()):
+        raise LucidError(f"This processor cannot run the kernels {wanted!r}, or there are none of that name.")
+    loaded.lucidOrtKernels.restype = ctypes.c_char_p
+    return str(loaded.lucidOrtKernels().decode())
+
+
+def has_dots(library: Path) -> bool:
+    """Return whether a checked library multiplies bytes with instructions that this processor has for it, AVX-512 VNNI.
+
+    Raises:
+        LucidError: It cannot be loaded.
+    """
+    return bool(_loaded(library).lucidOrtHasDots())
+
+
+def _loaded(library: Path) -> ctypes.CDLL:
     if wrong := wrong_machine(library):
         raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
     try:
         loaded = ctypes.CDLL(str(library))
-        abi, select, current = loaded.lucidOrtAbi, loaded.lucidOrtSelectKernels, loaded.lucidOrtKernels
+        abi = loaded.lucidOrtAbi()
+        if abi == ORT_ABI:
+            for name in ("lucidOrtSelectKernels", "lucidOrtKernels", "lucidOrtHasDots"):
+                getattr(loaded, name)
     except (OSError, AttributeError) as error:
         raise LucidError(f"{library} is not a usable library of kernels ({error}). Run: {BUILD_COMMAND}") from error
-    if abi() != ORT_ABI:
-        raise LucidError(f"{library} has ABI {abi()} and this version needs {ORT_ABI}. Run: {BUILD_COMMAND}")
-    if wanted is not None and not select(wanted.encode()):
-        raise LucidError(f"This processor cannot run the kernels {wanted!r}, or there are none of that name.")
-    current.restype = ctypes.c_char_p
-    return str(current().decode())
+    if abi != ORT_ABI:
+        raise LucidError(f"{library} has ABI {abi} and this version needs {ORT_ABI}. Run: {BUILD_COMMAND}")
+    return loaded
 
 
 def find_ort_headers() -> Path | None:

@@ -114,6 +114,8 @@ constexpr ONNXTensorElementDataType element_type() {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL;
     else if constexpr (std::is_same_v<T, int8_t>)
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
+    else if constexpr (std::is_same_v<T, uint8_t>)
+        return ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
     else
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
 }

@@ -5,6 +5,7 @@
 #include "decode_attention/cpu.h"
 #include "delta_rule/cpu.h"
 #include "precondition/cpu.h"
+#include "quantized_matmul/cpu.h"
 #include "weight_matmul/cpu.h"
 
 namespace lucid {
@@ -21,11 +22,13 @@ struct KernelsOf {
     void (*weight_matmul_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
     void (*weight_matmul_transposed)(const WeightMatMulArguments<T, T>&, const Pool&);
     void (*weight_matmul_transposed_half)(const WeightMatMulArguments<T, Half>&, const Pool&);
+    void (*quantized_matmul)(const QuantizedMatMulArguments<T>&, const Pool&);
 };
 
 struct Kernels {
     const char* name;
     bool (*supported)();
+    bool (*has_dots)(); // whether quantized_matmul has instructions for it
     KernelsOf<float> single;
     KernelsOf<Half> half;
 };

@@ -12,6 +12,9 @@ LUCID_EXPORT int lucidOrtAbi() { return LUCID_ORT_ABI; }
 
 LUCID_EXPORT const char* lucidOrtKernels() { return lucid::current_kernels().name; }
 
+// 1 when these kernels multiply bytes with instructions for it, 0 when quantized_matmul is plain C++.
+LUCID_EXPORT int lucidOrtHasDots() { return lucid::current_kernels().has_dots(); }
+
 // 1 when the kernels of that name were chosen, 0 when this processor cannot run them or there are none.
 LUCID_EXPORT int lucidOrtSelectKernels(const char* name) { return lucid::select_kernels(name); }
 

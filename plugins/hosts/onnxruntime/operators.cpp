@@ -5,6 +5,7 @@
 #include "decode_attention/onnxruntime.h"
 #include "delta_rule/onnxruntime.h"
 #include "precondition/onnxruntime.h"
+#include "quantized_matmul/onnxruntime.h"
 #include "weight_matmul/onnxruntime.h"
 
 #include <atomic>
@@ -63,12 +64,17 @@ const std::vector<const OrtCustomOp*>& custom_operators() {
     static const CustomOperator<WeightMatMul<float, float, true>> transposed;
     static const CustomOperator<WeightMatMul<Half, Half, true>> transposed_half;
     static const CustomOperator<WeightMatMul<float, Half, true>> transposed_by_half;
+    static const CustomOperator<QuantizedMatMul<float, false>> quantized;
+    static const CustomOperator<QuantizedMatMul<Half, false>> quantized_half;
+    static const CustomOperator<QuantizedMatMul<float, true>> quantized_zeros;
+    static const CustomOperator<QuantizedMatMul<Half, true>> quantized_zeros_half;
     static const std::vector<const OrtCustomOp*> all{
         &precondition,     &precondition_half, &attention,        &attention_half,
         &decode,           &decode_half,       &decode_growing,   &decode_growing_half,
         &decode_from_half, &decode_from_int8,  &decode_half_from_int8,
         &delta_rule,       &delta_rule_half,   &product,          &product_half,
-        &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half};
+        &product_by_half,  &transposed,        &transposed_half,  &transposed_by_half,
+        &quantized,        &quantized_half,    &quantized_zeros,  &quantized_zeros_half};
     return all;
 }
 

@@ -1,0 +1,18 @@
+// Arguments of a product by a weight in blocks on the CPU. Tensors are contiguous; T is float or Half.
+#pragma once
+
+#include "shared/cpu_types.h"
+
+namespace lucid {
+
+template <class T>
+struct QuantizedMatMulArguments {
+    const T* x;                 // [rows, depth]
+    const uint8_t* w;           // [columns, blocks, depth / blocks · bits / 8], of two numbers in a byte the first one low
+    const T* scales;            // [columns, blocks]
+    const uint8_t* zero_points; // [columns, blocks · bits / 8 rounded up]; null: half of the range
+    T* o;                       // [rows, columns]
+    size_t rows, depth, columns, blocks, bits;
+};
+
+} // namespace lucid

@@ -1,0 +1,70 @@
+// Whether blocks of so many bytes begin and end with quarters of a line, two of them or whole lines, as multiply_row needs it.
+inline bool fills_lines(size_t bytes) { return bytes == kLine / 4 || bytes == kLine / 2 || bytes % kLine == 0; }
+
+// Some panels' columns of the product.
+template <size_t Bits, class T>
+void quantized_matmul_task(void* data, size_t index) {
+    const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
+    const QuantizedMatMulArguments<T>& a = job.a;
+    size_t bytes = a.depth * Bits / 8, zero_bytes = (a.blocks * Bits + 7) / 8, parts = a.blocks * kInPanel;
+    Scratch scratch(a.depth * kInPanel / 4 + 2 * parts + kInGroup * kInPanel, 4);
+    Panel panel;
+    panel.numbers = reinterpret_cast<uint8_t*>(scratch.take(a.depth * kInPanel / 4));
+    panel.scales = scratch.take(parts);
+    int32_t* zero_points = reinterpret_cast<int32_t*>(scratch.take(parts));
+    panel.zero_points = a.zero_points != nullptr ? zero_points : nullptr;
+    float* total = scratch.take(kInGroup * kInPanel);
+    size_t last = job.panels() * (index + 1) / job.tasks;
+    for (size_t at = job.panels() * index / job.tasks; at < last; ++at) {
+        size_t first = at * kInPanel, columns = std::min(kInPanel, a.columns - first);
+        for (size_t byte = 0; byte < bytes && !job.alone; byte += kLine)
+            transpose_lines<Bits>(panel.numbers + byte * 8 / Bits * kInPanel, a.w + first * bytes + byte, bytes, columns,
+                                  std::min(kLine, bytes - byte));
+        transpose_scales(panel.scales, a.scales + first * a.blocks, columns, a.blocks);
+        if (a.zero_points != nullptr)
+            copy_zero_points<Bits>(zero_points, a.zero_points + first * zero_bytes, columns, a.blocks);
+        for (size_t group = 0; group < job.groups; ++group) {
+            size_t row = job.first_row(group), rows = job.first_row(group + 1) - row;
+            const int8_t* x = job.rows.numbers + row * a.depth;
+            const float* steps = job.rows.steps + row * a.blocks;
+            const int32_t* sums = job.rows.sums + row * a.blocks;
+            if (job.alone)
+                multiply_row<Bits>(total, a.w + first * bytes, columns, panel, x, steps, sums, a.blocks, bytes / a.blocks);
+            else if (has_dots())
+                multiply_group(rows, total, panel, x, steps, sums, a.blocks, job.block() / 4);
+            else
+                multiply_panel_plainly(rows, total, panel, x, steps, sums, a.blocks, job.block() / 4);
+            for (size_t r = 0; r < rows; ++r)
+                for (size_t c = 0; c < columns; ++c)
+                    from_float(a.o[(row + r) * a.columns + first + c], total[r * kInPanel + c]);
+        }
+    }
+}
+
+template <size_t Bits, class T>
+void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool) {
+    bool alone = has_dots() && a.rows <= kAloneRows && fills_lines(a.depth / a.blocks * Bits / 8);
+    size_t groups = alone ? a.rows : (a.rows + kInGroup - 1) / kInGroup;
+    Zeros<int8_t> numbers(a.rows * a.depth + 2 * kLine); // whole lines are read
+    Zeros<float> steps(a.rows * a.blocks);
+    Zeros<int32_t> sums(a.rows * a.blocks);
+    QuantizedMatMulJob<T> job{a, {numbers.data(), steps.data(), sums.data()}, groups, 1, alone};
+    if (a.rows * a.depth * a.columns >= kAlone) job.tasks = std::min(kPanelTasks, job.panels());
+    if (groups > 1)
+        pool.run(round_group<Bits, T>, groups, &job);
+    else
+        round_group<Bits, T>(&job, 0);
+    if (job.tasks > 1)
+        pool.run(quantized_matmul_task<Bits, T>, job.tasks, &job);
+    else
+        quantized_matmul_task<Bits, T>(&job, 0);
+}
+
+template <class T>
+void quantized_matmul(const QuantizedMatMulArguments<T>& a, const Pool& pool) {
+    if (a.rows == 0 || a.columns == 0) return;
+    if (a.bits == 4)
+        quantized_matmul_of<4>(a, pool);
+    else
+        quantized_matmul_of<8>(a, pool);
+}

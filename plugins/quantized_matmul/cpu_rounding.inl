@@ -1,0 +1,97 @@
+// The product of rows, rounded to 8 bits in blocks, and a weight in blocks of 4 or 8 bits, which is read as it lies in memory.
+//
+// A task takes 16 columns at a time, a panel: their blocks are transposed into a near cache, so that a vector holds 4 numbers
+// of each column, and meet all rows. The numbers of a block are multiplied and summed exactly, as integers; the sums are
+// scaled and added in float32, block after block. So an element is computed in the same order whatever the number of rows and
+// threads, and a row's result depends on that row alone.
+//
+// Rows lie interleaved in groups: 4 numbers of each row, in the order in which a panel holds them, then the next 4.
+
+constexpr size_t kInPanel = 16;    // columns
+constexpr size_t kInGroup = 12;    // rows whose integer and float sums are in registers (AVX-512)
+constexpr size_t kLine = 64;       // bytes of a column that are transposed at a time
+constexpr size_t kAloneRows = 2;   // up to which a panel takes longer to transpose than it saves
+constexpr size_t kPanelTasks = 16; // of one product, at most
+constexpr float kInt8Levels = 127.0f;
+constexpr float kLargest = 3.40282347e38f;
+
+// Rows in 8 bits: groups of rows, one behind the other, each as a panel's columns want it.
+struct RoundedRows {
+    int8_t* numbers; // of a group: [depth / 4][rows of the group][4]
+    float* steps;    // of a group: [blocks][rows of the group]
+    int32_t* sums;   // the same: of a block's numbers, times what is taken from the weight's; without a zero point, times −1
+};
+
+template <class T>
+struct QuantizedMatMulJob {
+    const QuantizedMatMulArguments<T>& a;
+    RoundedRows rows;
+    size_t groups, tasks;
+    bool alone; // each row is multiplied without a panel
+
+    size_t block() const { return a.depth / a.blocks; }
+    size_t panels() const { return (a.columns + kInPanel - 1) / kInPanel; }
+    size_t first_row(size_t group) const { return a.rows * group / groups; }
+};
+
+// Sixteen numbers, in fours as a panel has them: two of 4 bits share a byte, so that a vector holds those of even or of odd
+// places.
+typedef int8_t Sixteen __attribute__((vector_size(16)));
+
+template <size_t Bits>
+LUCID_INLINE Sixteen in_fours(Sixteen numbers) {
+    if constexpr (Bits == 8) return numbers;
+    return __builtin_shuffle(numbers, Sixteen{0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15});
+}
+
+// What 127 stands for in a block: its largest magnitude; not finite if a number of it is not.
+template <class T>
+LUCID_INLINE float largest_magnitude(const T* x, size_t block) {
+    int32_t largest = 0; // as bits, among which those of NaN are the largest
+    for (size_t k = 0; k < block; ++k) {
+        float value = to_float(x[k]);
+        int32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        largest = std::max(largest, bits & 0x7fffffff);
+    }
+    float magnitude;
+    std::memcpy(&magnitude, &largest, sizeof magnitude);
+    return magnitude;
+}
+
+// Rounds a row of a group of `count` to whole multiples of (largest magnitude of the block) / 127, to nearest, ties to even.
+// A block with NaN or an infinity becomes zeros in steps of that, which make NaN of whatever they are multiplied by.
+template <size_t Bits, class T>
+void round_row(const QuantizedMatMulJob<T>& job, size_t first, size_t count, size_t row) {
+    const QuantizedMatMulArguments<T>& a = job.a;
+    const float shifter = 12582912.0f; // 1.5·2²³: adding it rounds to an integer
+    size_t block = job.block();
+    const T* x = a.x + (first + row) * a.depth;
+    int8_t* numbers = job.rows.numbers + first * a.depth + row * 4;
+    for (size_t b = 0; b < a.blocks; ++b) {
+        float step = largest_magnitude(x, block) / kInt8Levels, inverse = 1.0f / step;
+        if (!(step <= kLargest) || !(inverse <= kLargest)) inverse = 0.0f; // also where all are zero, or nearly
+        int32_t sum = 0;
+        for (size_t k = 0; k < block; k += 16, x += 16, numbers += 16 * count) {
+            Sixteen whole;
+            for (size_t i = 0; i < 16; ++i) {
+                int32_t number = inverse == 0.0f ? 0 : static_cast<int32_t>((to_float(x[i]) * inverse + shifter) - shifter);
+                whole[i] = static_cast<int8_t>(number);
+                sum += number;
+            }
+            whole = in_fours<Bits>(whole);
+            for (size_t four = 0; four < 4; ++four)
+                std::memcpy(numbers + four * 4 * count, reinterpret_cast<const int8_t*>(&whole) + four * 4, 4);
+        }
+        size_t at = first * a.blocks + b * count + row;
+        job.rows.steps[at] = step;
+        job.rows.sums[at] = -sum * (a.zero_points != nullptr ? 1 : int32_t{1} << (Bits - 1));
+    }
+}
+
+template <size_t Bits, class T>
+void round_group(void* data, size_t group) {
+    const QuantizedMatMulJob<T>& job = *static_cast<QuantizedMatMulJob<T>*>(data);
+    size_t first = job.first_row(group), count = job.first_row(group + 1) - first;
+    for (size_t row = 0; row < count; ++row) round_row<Bits>(job, first, count, row);
+}

@@ -1,0 +1,50 @@
+// QuantizedMatMul for onnxruntime, and its form with zero points: shapes are checked, the CPU kernels compute.
+#pragma once
+
+#include "hosts/onnxruntime/context.h"
+#include "hosts/operators_generated.h"
+
+namespace lucid {
+
+template <class T, bool ZeroPoints>
+struct QuantizedMatMul {
+    using Table = std::conditional_t<ZeroPoints, table::QuantizedMatMulZeroPoints, table::QuantizedMatMul>;
+    using In = typename Table::In;
+    static constexpr bool kSolves = false, kScales = false;
+    static constexpr size_t kBlockStep = 16; // what a block is a multiple of
+
+    static constexpr ONNXTensorElementDataType input_type(size_t index) {
+        return index == In::X || index == In::scales ? element_type<T>() : element_type<uint8_t>();
+    }
+
+    static constexpr ONNXTensorElementDataType output_type(size_t) { return element_type<T>(); }
+
+    static void compute(const Context& context, const Attributes&) {
+        auto x = context.input_of_any_rank<T>(In::X);
+        auto w = context.input<uint8_t>(In::W, 3);
+        auto scales = context.input<T>(In::scales, 2);
+        context.require(!x.shape.empty(), "X has no axes");
+        size_t depth = x.at(x.shape.size() - 1), columns = w.at(0), blocks = w.at(1), bytes = w.at(2);
+        size_t bits = depth == 0 ? 0 : blocks * bytes * 8 / depth;
+        context.require((bits == 4 || bits == 8) && blocks * bytes * 8 == depth * bits &&
+                            depth / blocks % kBlockStep == 0 && depth % blocks == 0,
+                        "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers");
+        context.require(scales.at(0) == columns && scales.at(1) == blocks, "scales has not one number a block of W");
+        const uint8_t* zero_points = nullptr;
+        if constexpr (ZeroPoints) {
+            auto given = context.input<uint8_t>(In::zero_points, 2);
+            context.require(given.at(0) == columns && given.at(1) == (blocks * bits + 7) / 8,
+                            "zero_points has not one number a block of W");
+            zero_points = given.data;
+        }
+        std::vector<int64_t> shape = x.shape;
+        shape.back() = w.shape[0];
+        size_t rows = 1;
+        for (size_t axis = 0; axis + 1 < x.shape.size(); ++axis) rows *= x.at(axis);
+        T* o = context.output<T>(Table::Out::O, shape);
+        kernels<T>().quantized_matmul({x.data, w.data, scales.data, zero_points, o, rows, depth, columns, blocks, bits},
+                                      SessionPool(context));
+    }
+};
+
+} // namespace lucid

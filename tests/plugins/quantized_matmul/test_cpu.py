@@ -1,0 +1,199 @@
+"""The library's product by a weight in blocks against float64 and onnxruntime's MatMulNBits."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor
+
+from lucid_deploy.model.quantized_activations import round_to_int8
+from lucid_deploy.plugins.hosts.onnxruntime.build import has_dots, kernels_name
+from lucid_deploy.plugins.table import QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS
+from tests.plugins.cpu_sessions import FACTOR, FLOOR, check, error, run, runnable, session
+
+KINDS = tuple(itertools.product((4, 8), (False, True)))  # bits, and whether there are zero points
+# Depth, columns, block: columns that fill no panel, lines that end early, blocks of a quarter of a line to several.
+SHAPES = ((32, 1, 32), (48, 17, 16), (96, 40, 32), (256, 33, 64), (512, 20, 128), (512, 5, 256), (1056, 50, 32))
+
+
+class Problem:
+    """Rows, and a weight in blocks; both have a part in common, so that sums grow as those of a model do.
+
+    Inputs lie near whole multiples of a block's step, so that every way to divide rounds them alike.
+    """
+
+    def __init__(self, rows: int, shape: tuple[int, int, int], bits: int, zero_points: bool, dtype: str) -> None:
+        depth, columns, self.block = shape
+        self.bits, blocks = bits, depth // self.block
+        rng = np.random.default_rng(rows + depth + columns + bits)
+        whole = np.clip(rng.integers(-40, 41, (1, blocks, self.block)) + rng.integers(-60, 61, (rows, 1, 1)), -99, 99)
+        whole = whole + rng.uniform(-0.3, 0.3, whole.shape)
+        whole[..., 0] = 127
+        steps = rng.uniform(0.01, 0.02, (rows, blocks, 1))
+        self.x = torch.from_numpy((whole * steps).reshape(rows, depth)).to(getattr(torch, dtype))
+        self.numbers = rng.integers(0, 1 << bits, (columns, blocks, self.block), dtype=np.uint8)
+        self.scales = torch.from_numpy(rng.uniform(0.01, 0.02, (columns, blocks))).to(getattr(torch, dtype))
+        self.zeros = rng.integers(0, 1 << bits, (columns, blocks), dtype=np.uint8) if zero_points else None
+
+    @property
+    def operator(self):
+        return QUANTIZED_MATMUL if self.zeros is None else QUANTIZED_MATMUL_ZERO_POINTS
+
+    @property
+    def packed(self) -> list[Tensor]:
+        """Return the weight as the operators read it: numbers, scales, and zero points if it has them."""
+        pieces = [torch.from_numpy(self._bytes(self.numbers)), self.scales]
+        return pieces if self.zeros is None else [*pieces, torch.from_numpy(self._bytes(self.zeros))]
+
+    def _bytes(self, numbers: np.ndarray) -> np.ndarray:
+        if self.bits == 8:
+            return numbers
+        even = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, numbers.shape[-1] % 2)])
+        return even[..., ::2] | even[..., 1::2] << 4
+
+    def product(self, dtype: torch.dtype) -> Tensor:
+        """Return the product of the rounded rows and the weight, computed in a type."""
+        numbers, zeros, x = self._parts(dtype)
+        return x @ (numbers - zeros).flatten(1).T
+
+    def product_apart(self) -> Tensor:
+        """Return it in float32, what belongs to the zero points taken off at the end, as onnxruntime does it."""
+        numbers, zeros, x = self._parts(torch.float32)
+        return x @ numbers.flatten(1).T - x @ zeros.flatten(1).T
+
+    def _parts(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        half = np.full(self.scales.shape, 1 << (self.bits - 1))
+        scales = self.scales.to(dtype)[..., None]
+        zeros = torch.from_numpy(half if self.zeros is None else self.zeros)[..., None].to(dtype) * scales
+        numbers = torch.from_numpy(self.numbers).to(dtype) * scales
+        return numbers, zeros.expand(numbers.shape), round_to_int8(self.x.float(), self.block).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_and_sizes(library, fastest, shape, bits, zero_points, dtype):
+    for rows in (1, 2, 3, 12, 13, 29):
+        problem = Problem(rows, shape, bits, zero_points, dtype)
+        exact, dense = problem.product(torch.float64), problem.product(torch.float32).to(problem.x.dtype)
+        for name in runnable(library):
+            kernels_name(library, name)
+            (got,) = run(session(problem.operator, library, 1, dtype, rank=2), problem.x, *problem.packed)
+            assert got.dtype == problem.x.dtype
+            check(got, dense, exact, dtype)
+
+
+@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+def test_onnxruntimes_own_operator_agrees(library, fastest, bits, zero_points, rows):
+    shape = depth, columns, block = 1024, 300, 32
+    problem = Problem(rows, shape, bits, zero_points, "float32")
+    make, names = onnx.helper, ["x", "w", "scales", "zeros"][: 1 + len(problem.packed)]
+    attributes = {"K": depth, "N": columns, "bits": bits, "block_size": block, "accuracy_level": 4}
+    node = make.make_node("MatMulNBits", names, ["o"], domain="com.microsoft", **attributes)
+    weights = [onnx.numpy_helper.from_array(x.numpy(), name) for x, name in zip(problem.packed, names[1:], strict=True)]
+    values = [make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("x", "o")]
+    values[0] = make.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["rows", depth])
+    graph = make.make_graph([node], "product", values[:1], values[1:], weights)
+    opsets = [make.make_opsetid("", 21), make.make_opsetid("com.microsoft", 1)]
+    model = make.make_model(graph, opset_imports=opsets, ir_version=10)
+    (theirs,) = run(ort.InferenceSession(model.SerializeToString()), problem.x)
+    (ours,) = run(session(problem.operator, library, 1, "float32", rank=2), problem.x, *problem.packed)
+    exact = problem.product(torch.float64)
+    assert error(ours, exact) <= FACTOR * max(error(theirs, exact), FLOOR["float32"])
+    assert error(theirs, exact) <= FACTOR * max(error(problem.product_apart(), exact), FLOOR["float32"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("bits", "zero_points"), KINDS)
+@pytest.mark.parametrize("shape", [(96, 40, 32), (1024, 700, 32), (512, 600, 128)])
+def test_a_row_does_not_depend_on_the_others_nor_on_threads(library, fastest, shape, bits, zero_points, dtype):
+    problem = Problem(40, shape, bits, zero_points, dtype)
+    for name in runnable(library):
+        kernels_name(library, name)
+        whole = run(session(problem.operator, library, 3, dtype, rank=2), problem.x, *problem.packed)[0]
+        for rows, threads in itertools.product((1, 2, 3, 11, 12, 25), (1, 2)):
+            of = session(problem.operator, library, threads, dtype, rank=2)
+            (got,) = run(of, problem.x[-rows:], *problem.packed)
+            assert torch.equal(got, whole[-rows:]), f"{name}, {rows} rows, {threads} threads"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ties_are_rounded_to_even(library, fastest, bits):
+    """127 stands for 127 here, so that inputs are whole numbers and halves; the weight picks one of them a column."""
+    x = torch.zeros(1, 32)
+    x[0, :6] = torch.tensor([127, 0.5, 1.5, 2.5, -0.5, -1.5])
+    half = 1 << (bits - 1)
+    numbers = np.full((6, 1, 32), half, dtype=np.uint8)
+    numbers[range(6), 0, range(6)] = half + 1
+    stored = numbers if bits == 8 else numbers[..., ::2] | numbers[..., 1::2] << 4
+    for name in runnable(library):
+        kernels_name(library, name)
+        for rows in (1, 5):
+            of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
+            (got,) = run(of, x.expand(rows, -1), torch.from_numpy(stored), torch.ones(6, 1))
+            assert torch.equal(got, torch.tensor([127.0, 0, 2, 2, 0, -2]).expand(rows, -1))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_not_finite_stays_in_its_row(library, fastest, bits, bad):
+    problem = Problem(5, (96, 40, 32), bits, False, "float32")
+    for name in runnable(library):
+        kernels_name(library, name)
+        for rows in (1, 5):
+            of, x = session(problem.operator, library, 1, "float32", rank=2), problem.x[-rows:].clone()
+            (before,) = run(of, x, *problem.packed)
+            x[-1, 40] = bad
+            (got,) = run(of, x, *problem.packed)
+            assert not got[-1].isfinite().any()
+            assert torch.equal(got[:-1], before[:-1])
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-37])
+def test_rows_of_nothing_or_nearly_give_nothing_or_nearly(library, fastest, size):
+    problem = Problem(3, (96, 40, 32), 4, False, "float32")
+    for name in runnable(library):
+        kernels_name(library, name)
+        of = session(problem.operator, library, 1, "float32", rank=2)
+        (got,) = run(of, torch.full((3, 96), size), *problem.packed)
+        assert got.abs().max() <= 96 * 16 * 0.02 * size  # depth, largest number, largest scale
+
+
+def test_leading_axes_stay_and_no_rows_give_none(library):
+    problem = Problem(6, (96, 40, 32), 4, True, "float32")
+    flat = run(session(problem.operator, library, 1, "float32", rank=2), problem.x, *problem.packed)[0]
+    three = session(problem.operator, library, 1, "float32", rank=3)
+    assert torch.equal(run(three, problem.x.reshape(2, 3, 96), *problem.packed)[0], flat.reshape(2, 3, 40))
+    assert run(three, torch.ones(2, 0, 96), *problem.packed)[0].shape == (2, 0, 40)
+
+
+@pytest.mark.parametrize(
+    ("changed", "shape", "said"),
+    [
+        (0, (2, 64), "QuantizedMatMulZeroPoints: W has not X's columns in blocks of 4 or 8 bits"),
+        (0, (2, 0), "W has not X's columns in blocks"),
+        (1, (40, 12, 4), "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers"),
+        (2, (40, 2), "scales has not one number a block of W"),
+        (2, (39, 3), "scales has not one number a block of W"),
+        (3, (40, 1), "zero_points has not one number a block of W"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(library: Path, changed: int, shape: tuple[int, ...], said: str) -> None:
+    problem = Problem(2, (96, 40, 32), 4, True, "float32")
+    given = [problem.x, *problem.packed]
+    given[changed] = torch.ones(shape, dtype=given[changed].dtype)
+    with pytest.raises(Exception, match=said):
+        run(session(problem.operator, library, 1, "float32", rank=2), *given)
+
+
+def test_kernels_say_whether_they_have_instructions_for_it(library, fastest):
+    for name in runnable(library):
+        kernels_name(library, name)
+        assert not has_dots(library) or name == "avx512"
