@@ -49,7 +49,8 @@ void quantized_matmul_of(const QuantizedMatMulArguments<T>& a, const Pool& pool)
     Zeros<float> steps(a.rows * a.blocks);
     Zeros<int32_t> sums(a.rows * a.blocks);
     QuantizedMatMulJob<T> job{a, {numbers.data(), steps.data(), sums.data()}, groups, 1, alone};
-    if (a.rows * a.depth * a.columns >= kAlone) job.tasks = std::min(kPanelTasks, job.panels());
+    size_t products = a.rows * a.depth * a.columns; // few of them take as long as W from memory, for which few threads do
+    if (products >= kAlone) job.tasks = std::min(std::max(kLeastTasks, products / kTaskProducts), job.panels());
     if (groups > 1)
         pool.run(round_group<Bits, T>, groups, &job);
     else

@@ -11,7 +11,8 @@ constexpr size_t kInPanel = 16;    // columns
 constexpr size_t kInGroup = 12;    // rows whose integer and float sums are in registers (AVX-512)
 constexpr size_t kLine = 64;       // bytes of a column that are transposed at a time
 constexpr size_t kAloneRows = 2;   // up to which a panel takes longer to transpose than it saves
-constexpr size_t kPanelTasks = 16; // of one product, at most
+constexpr size_t kLeastTasks = 16;                // of a product that threads share
+constexpr size_t kTaskProducts = size_t{1} << 21; // of a task where there are more
 constexpr float kInt8Levels = 127.0f;
 constexpr float kLargest = 3.40282347e38f;
 
