@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,14 @@ import click
 import numpy as np
 import onnx
 from common import write_result
+from library_products import LIBRARY, STANDARD, Array, check, race, sessions
 
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, has_dots
 from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_matmul
 
-ort = import_onnxruntime()
 ELEMENTS = 48 * 1024 * 2816  # of all weights of a graph
-LIBRARY, STANDARD = "library", "onnxruntime"
-LIMIT = 1e-3  # of the difference: an input between two whole numbers may be rounded to either
 
 
 def write_graph(folder: Path, bits: int, block: int, depth: int, columns: int) -> Path:
@@ -55,35 +51,20 @@ def write_graph(folder: Path, bits: int, block: int, depth: int, columns: int) -
     return path
 
 
-def session(path: Path, by: str, library: Path, threads: int) -> ort.InferenceSession:
-    """Return onnxruntime's session of a graph, multiplied by LIBRARY or STANDARD."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # as our sessions
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    model = onnx.load(path, load_external_data=False)
-    if by == LIBRARY:
-        assert use_quantized_matmul(model)
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def rounded_rows(rows: int, depth: int, block: int) -> Array:
+    """Return whole numbers up to 127, which every block has: rounded to 8 bits they stay what they are."""
+    x = np.random.default_rng(1).integers(-127, 128, (rows, depth)).astype(np.float32)
+    x[:, ::block] = 127
+    return x
 
 
-def race(sessions: dict[str, ort.InferenceSession], rows: int, depth: int, rounds: int) -> dict[str, list[float]]:
-    """Return seconds of a run, by what multiplies and round."""
-    x = np.random.default_rng(1).standard_normal((rows, depth)).astype(np.float32)
-    products = {name: each.run(["product_0"], {"x": x})[0] for name, each in sessions.items()}
-    error = np.linalg.norm(products[LIBRARY] - products[STANDARD]) / np.linalg.norm(products[STANDARD])
-    if error > LIMIT:
-        raise SystemExit(f"{rows} rows: the products differ by {error:.1e}, nothing is timed.")
-    largest = [output.name for output in sessions[LIBRARY].get_outputs() if output.name != "product_0"]
-    seconds: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(rounds + 1):  # the first warms up
-        for name, each in sorted(sessions.items(), reverse=bool(turn % 2)):
-            started = time.perf_counter()
-            each.run(largest, {"x": x})
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
+def dequantized(path: Path, bits: int) -> Array:
+    """Return the first weight of a graph, float64 ``(depth, columns)``."""
+    numbers, scales = (onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer[:2])
+    if bits == 4:
+        numbers = np.stack([numbers & 15, numbers >> 4], axis=-1).reshape(*numbers.shape[:2], -1)
+    weight = (numbers.astype(np.float64) - 2 ** (bits - 1)) * scales[..., None]
+    return weight.reshape(len(weight), -1).T
 
 
 @click.command()
@@ -107,9 +88,11 @@ def main(rows: str, bits: str, block: int, shapes: str, threads: int, rounds: in
         depth, columns = map(int, shape.split("x"))
         with tempfile.TemporaryDirectory() as scratch:
             path = write_graph(Path(scratch), width, block, depth, columns)
-            sessions = {by: session(path, by, library, threads) for by in (STANDARD, LIBRARY)}
+            both, weight = sessions(path, use_quantized_matmul, threads), dequantized(path, width)
             for count in map(int, rows.split(",")):
-                seconds = race(sessions, count, depth, rounds)
+                x = rounded_rows(count, depth, block)
+                errors = check(both, x, x @ weight)
+                seconds = race(both, x, rounds)
                 ratio = paired_ratio(seconds[LIBRARY], seconds[STANDARD])
                 medians = {by: 1e3 * statistics.median(times) for by, times in seconds.items()}
                 found.append(
@@ -119,6 +102,7 @@ def main(rows: str, bits: str, block: int, shapes: str, threads: int, rounds: in
                         "rows": count,
                         "median_milliseconds": medians,
                         "library_over_onnxruntime": ratio,
+                        "relative_error": errors,
                     }
                 )
                 print(

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,15 @@ import click
 import numpy as np
 import onnx
 from common import write_result
+from library_products import LIBRARY, STANDARD, check, race, sessions
 
 from lucid_deploy.bench.report import paired_ratio
 from lucid_deploy.export.operators import OPSET
-from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.hosts.onnxruntime.build import build_ort_library, kernels_name
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 
-ort = import_onnxruntime()
 ELEMENTS = 24 * 1024 * 2816  # of all weights of a graph
-LIBRARY, STANDARD = "library", "onnxruntime"
 MATMUL, GEMM = "MatMul", "Gemm"
-FACTOR, FLOOR = 3, {"float32": 2e-7, "float16": 5e-4}  # of the larger error; a unit in the last place
 
 
 def write_graph(folder: Path, dtype: str, operator: str, depth: int, columns: int) -> Path:
@@ -56,42 +52,18 @@ def write_graph(folder: Path, dtype: str, operator: str, depth: int, columns: in
     return path
 
 
-def session(path: Path, by: str, threads: int) -> ort.InferenceSession:
-    """Return onnxruntime's session of a graph, multiplied by LIBRARY or STANDARD."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # as our sessions
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    model = onnx.load(path, load_external_data=False)
-    if by == LIBRARY:
-        assert use_weight_matmul(model)
-        options.register_custom_ops_library(str(build_ort_library()[0]))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def measure(
     path: Path, dtype: str, operator: str, threads: int, counts: list[int], rounds: int
 ) -> list[dict[str, Any]]:
     """Check both against float64, then time them."""
-    sessions = {by: session(path, by, threads) for by in (LIBRARY, STANDARD)}
+    both = sessions(path, use_weight_matmul, threads)
     weight = onnx.numpy_helper.to_array(onnx.load(path).graph.initializer[0]).astype(np.float64)
     weight = weight.T if operator == GEMM else weight
-    largest = [output.name for output in sessions[LIBRARY].get_outputs() if output.name != "product_0"]
     measured = []
     for rows in counts:
         x = np.random.default_rng(rows).standard_normal((rows, len(weight))).astype(dtype)
-        exact = x.astype(np.float64) @ weight
-        found = {by: each.run(["product_0"], {"x": x})[0].astype(np.float64) for by, each in sessions.items()}
-        errors = {by: float(np.linalg.norm(got - exact) / np.linalg.norm(exact)) for by, got in found.items()}
-        if errors[LIBRARY] > FACTOR * max(errors[STANDARD], FLOOR[dtype]):
-            raise SystemExit(f"{rows} rows, {dtype}: wrong numbers, nothing is timed: {errors}")
-        seconds: dict[str, list[float]] = {by: [] for by in sessions}
-        for turn in range(rounds + 1):  # the first warms up
-            for by in sorted(sessions, reverse=bool(turn % 2)):
-                started = time.perf_counter()
-                sessions[by].run(largest, {"x": x})
-                if turn:
-                    seconds[by].append(time.perf_counter() - started)
+        errors = check(both, x, x.astype(np.float64) @ weight)
+        seconds = race(both, x, rounds)
         measured.append(
             {
                 "operator": operator,

@@ -19,6 +19,7 @@ from lucid_deploy.runtimes.onnxruntime.quantized_matmul import use_quantized_mat
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.options import RuntimeOptions
 from tests.runtimes.onnxruntime.loaded_graphs import copied, operators
+from tests.runtimes.onnxruntime.rows_alone import check_rows_decode_as_alone
 
 HAS_DOTS = "lucid_deploy.plugins.hosts.onnxruntime.build.has_dots"
 WEIGHTS = {
@@ -31,6 +32,7 @@ WEIGHTS = {
     "order": np.ones(64, np.int32),
     "bias": np.ones(5, np.float32),
 }
+WHOLE_BLOCKS = {"head_dim": 32, "intermediate_size": 128}  # of a model: its weights end with a block of 32
 PLAIN = {"K": 64, "N": 5, "bits": 4, "block_size": 32, "accuracy_level": 4}
 
 
@@ -150,16 +152,7 @@ def test_a_row_of_a_batch_decodes_as_it_does_alone(
 ) -> None:
     """To the bit, with rows of one length: no product depends on how many rows there are."""
     monkeypatch.setattr(HAS_DOTS, lambda library: True)
-    session = OrtSession(quantized(scheme, dtype=dtype)[1], RuntimeOptions(kernels="library"))
-    ids = np.random.default_rng(0).integers(2, 97, (5, 20))
-
-    def decoded(rows: np.ndarray) -> np.ndarray:
-        """Return the logits of four steps after a prompt that is given token by token."""
-        cache = session.empty_cache(len(rows))
-        for column in range(16):
-            session.decode(rows[:, column : column + 1], cache)
-        return np.stack([session.decode(rows[:, at : at + 1], cache) for at in range(16, 20)])
-
-    together = decoded(ids)
-    for row in range(len(ids)):
-        assert np.array_equal(decoded(ids[row : row + 1])[:, 0], together[:, row])
+    artifact = quantized(scheme, dtype=dtype, changes=WHOLE_BLOCKS)[1]
+    model = copied(artifact)
+    assert use_quantized_matmul(model) and not operators(model)["MatMulNBits"]  # onnxruntime's does as it likes
+    check_rows_decode_as_alone(OrtSession(artifact, RuntimeOptions(kernels="library")), 5)

@@ -30,6 +30,7 @@ from lucid_deploy.runtimes.onnxruntime.layers import OrtLayers
 from lucid_deploy.runtimes.onnxruntime.session import OrtSession
 from lucid_deploy.runtimes.onnxruntime.weight_matmul import use_weight_matmul
 from tests.runtimes.onnxruntime.loaded_graphs import copied, operators
+from tests.runtimes.onnxruntime.rows_alone import check_rows_decode_as_alone
 
 
 def graph(
@@ -211,19 +212,7 @@ def test_what_decodes_multiplies_so_and_prefill_does_not(
 def test_a_row_of_a_batch_decodes_as_it_does_alone(exported, built_library: Path, dtype: str, batch: int) -> None:
     """To the bit, with rows of one length: no product depends on how many rows there are."""
     artifact = exported(dtype=dtype)[1]
-    session = OrtSession(artifact, RuntimeOptions(kernels="library"))
-    ids = np.random.default_rng(0).integers(2, 97, (batch, 20))
-
-    def decoded(rows: np.ndarray) -> np.ndarray:
-        """Return the logits of four steps after a prompt that is given token by token."""
-        cache = session.empty_cache(len(rows))
-        for column in range(16):
-            session.decode(rows[:, column : column + 1], cache)
-        return np.stack([session.decode(rows[:, at : at + 1], cache) for at in range(16, 20)])
-
-    together = decoded(ids)
-    for row in range(batch):
-        assert np.array_equal(decoded(ids[row : row + 1])[:, 0], together[:, row])
+    check_rows_decode_as_alone(OrtSession(artifact, RuntimeOptions(kernels="library")), batch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
