@@ -12,6 +12,7 @@ struct QuantizedMatMul {
     using In = typename Table::In;
     static constexpr bool kSolves = false, kScales = false;
     static constexpr size_t kBlockStep = 16; // what a block is a multiple of
+    static constexpr size_t kMostInBlock = size_t{1} << 15; // numbers, whose products fit an int32 in sum
 
     static constexpr ONNXTensorElementDataType input_type(size_t index) {
         return index == In::X || index == In::scales ? element_type<T>() : element_type<uint8_t>();
@@ -29,6 +30,7 @@ struct QuantizedMatMul {
         context.require((bits == 4 || bits == 8) && blocks * bytes * 8 == depth * bits &&
                             depth / blocks % kBlockStep == 0 && depth % blocks == 0,
                         "W has not X's columns in blocks of 4 or 8 bits, each a multiple of 16 numbers");
+        context.require(depth / blocks <= kMostInBlock, "a block of W has more than 32768 numbers");
         context.require(scales.at(0) == columns && scales.at(1) == blocks, "scales has not one number a block of W");
         const uint8_t* zero_points = nullptr;
         if constexpr (ZeroPoints) {

@@ -21,7 +21,8 @@ from lucid_deploy.plugins.table import DOMAIN, QUANTIZED_MATMUL, QUANTIZED_MATMU
 _CONTRIB = "com.microsoft"
 _ROUNDS_INPUTS = 4  # the accuracy level
 _BITS = (4, 8)
-_BLOCK_STEP = 16  # what the library's blocks are multiples of
+_BLOCK_STEP, _MOST_IN_BLOCK = 16, 1 << 15  # what the library's blocks are multiples of, and the most numbers of one
+_KNOWN = {"K", "N", "bits", "block_size", "accuracy_level"}  # attributes that are understood here
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _INPUTS = (QUANTIZED_MATMUL, QUANTIZED_MATMUL_ZERO_POINTS)  # by whether there are zero points
 
@@ -31,7 +32,8 @@ def use_quantized_matmul(model: onnx.ModelProto) -> bool:
 
     Requires: weights need not be loaded.
     Result: nodes are changed whose weight is in 4 or 8 bits, in whole blocks of a multiple of 16, with scales in
-    float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups; others stay.
+    float32 or float16, zero points as packed integers or none, and neither a bias nor an order of groups nor an
+    attribute that is unknown here; others stay.
 
     Args:
         model: Changed in place.
@@ -56,8 +58,12 @@ def _is_computed(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto]) -> 
     if (node.domain, node.op_type) != (_CONTRIB, "MatMulNBits") or any(node.input[4:]):
         return False
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if not given.keys() <= _KNOWN:  # such as one that says that the weight lies in another order
+        return False
     depth, columns, bits, block = given["K"], given["N"], given.get("bits", 4), given["block_size"]
-    if given.get("accuracy_level", 0) != _ROUNDS_INPUTS or bits not in _BITS or block % _BLOCK_STEP or depth % block:
+    if given.get("accuracy_level", 0) != _ROUNDS_INPUTS or bits not in _BITS:
+        return False
+    if block % _BLOCK_STEP or block > _MOST_IN_BLOCK or depth % block:
         return False
     blocks = depth // block
     weight, scales = (tensors.get(name) for name in node.input[1:3])

@@ -193,6 +193,17 @@ def test_shapes_that_do_not_fit_are_refused(library: Path, changed: int, shape: 
         run(session(problem.operator, library, 1, "float32", rank=2), *given)
 
 
+def test_blocks_whose_sums_would_not_fit_are_refused(library):
+    of = session(QUANTIZED_MATMUL, library, 1, "float32", rank=2)
+    for depth in (1 << 15, 1 << 16):  # numbers of one block; the largest sum is of 255 - 128 times 127
+        given = torch.ones(1, depth), torch.full((1, 1, depth), 255, dtype=torch.uint8), torch.ones(1, 1)
+        if depth == 1 << 15:
+            assert run(of, *given)[0].item() == pytest.approx(127 * depth, rel=1e-6)
+        else:
+            with pytest.raises(Exception, match="a block of W has more than 32768 numbers"):
+                run(of, *given)
+
+
 def test_kernels_say_whether_they_have_instructions_for_it(library, fastest):
     """As Linux says what the processor has."""
     has = "avx512_vnni" in Path("/proc/cpuinfo").read_text().split()

@@ -25,6 +25,8 @@ HAS_DOTS = "lucid_deploy.plugins.hosts.onnxruntime.build.has_dots"
 WEIGHTS = {
     "w": np.ones((5, 2, 16), np.uint8),
     "scales": np.ones((5, 2), np.float32),
+    "long": np.ones((1, 1, 32768), np.uint8),
+    "one": np.ones((1, 1), np.float32),
     "zeros": np.ones((5, 1), np.uint8),
     "float_zeros": np.ones((5, 2), np.float32),
     "flat": np.ones(10, np.float32),
@@ -79,6 +81,8 @@ def test_products_that_round_their_inputs_are_replaced(inputs: list[str], operat
         (["w", "scales"], {"N": 6}),
         (["w", "scales"], {"block_size": 8}),
         (["w", "scales"], {"domain": "somebody"}),
+        (["w", "scales"], {"weight_prepacked": 1}),
+        (["long", "one"], {"K": 65536, "N": 1, "block_size": 65536}),
         (["x", "scales"], {}),
         (["w", "x"], {}),
         (["w", "flat"], {}),
