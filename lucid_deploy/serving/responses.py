@@ -102,8 +102,11 @@ class Answer:
         choice["finish_reason"] = self._final(choice["index"], choice["finish_reason"])
 
     def _final(self, row: int, reason: str | None) -> str | None:
-        """Return why a generation ended, as clients expect it: calls are a reason of their own."""
-        return "tool_calls" if reason == "stop" and self._parsers and self._parsers[row].calls else reason
+        """Return why a generation ended, as clients expect it: calls are a reason of their own, unless a stop string
+        has cut one, which nobody should carry out.
+        """
+        whole = bool(self._parsers) and self._parsers[row].has_whole_calls
+        return "tool_calls" if reason == "stop" and whole else reason
 
     def opening(self) -> list[dict[str, Any]]:
         """Return the chunks before the first token: the role of a chat, the echoed prompt of a completion."""

@@ -49,6 +49,11 @@ class ToolCallParser:
         self._shown = ""
         self.calls = 0
 
+    @property
+    def has_whole_calls(self) -> bool:
+        """Whether there are calls, and the arguments of each have come to their end."""
+        return self.calls > 0 and self._read != self._arguments
+
     def push(self, text: str) -> AnswerDelta:
         """Add text; return what it makes known."""
         self._buffer += text

@@ -65,3 +65,21 @@ def test_a_call_that_is_cut_keeps_what_there_is(name: str) -> None:
     end = text.index("quoted") + 3
     content, found, _ = parsed(form, text[:end], 4)
     assert (content, found) == ("", [("get_weather", '{"city": "a \\"quo')])
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_calls_are_whole_from_the_end_of_their_arguments_on(name: str) -> None:
+    form = FORMS[name]
+    parser, text = ToolCallParser(form), written(form, CALLS[:1])
+    end = len(text) - len(form.call[2] + form.closing)
+    whole = []
+    for sign in text:
+        parser.push(sign)
+        whole.append(parser.has_whole_calls)
+    assert whole == [False] * (end - 1) + [True] * (len(text) - end + 1)
+
+
+def test_a_second_call_that_is_cut_is_not_whole() -> None:
+    parser, text = ToolCallParser(FORMS["hermes"]), written(FORMS["hermes"], CALLS[::-1])
+    parser.push(text[: text.index("quoted")])
+    assert parser.calls == 2 and not parser.has_whole_calls

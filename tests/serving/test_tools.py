@@ -134,6 +134,22 @@ def test_a_call_that_length_cuts_says_so(client: openai.OpenAI) -> None:
     assert client.chat.completions.create(messages=USER, **fields).choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("stop", ["city", "unit", "</tool_call>"])
+def test_a_call_that_a_stop_string_cuts_is_none_to_carry_out(stop: str, client: openai.OpenAI) -> None:
+    choice: Any = {"type": "function", "function": {"name": "get_weather"}}
+    fields: Any = {**SAMPLED, "messages": USER, "stop": stop, "tool_choice": choice}
+    (whole,) = client.chat.completions.create(**fields).choices
+    last = [part for chunk in client.chat.completions.create(stream=True, **fields) for part in chunk.choices][-1]
+    (call,) = whole.message.tool_calls or []
+    assert call.type == "function"
+    if stop == "</tool_call>":  # behind the arguments
+        assert json.loads(call.function.arguments)["unit"] in ("C", "F")
+    else:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(call.function.arguments)
+    assert whole.finish_reason == last.finish_reason == ("tool_calls" if stop == "</tool_call>" else "stop")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
