@@ -12,9 +12,9 @@ from lucid_deploy.cache.storage import decoded_layout
 from lucid_deploy.runtimes import open_session
 
 
-def prefill(artifact: str, length: int, chunk: int | None) -> dict[str, Any]:
+def prefill(artifact: str, length: int, chunk: int | None, kernels: str = "auto") -> dict[str, Any]:
     """Prefill; return seconds, memory before, peak memory, the logits and the last rows of Y."""
-    session = open_session(artifact)
+    session = open_session(artifact, kernels=kernels)
     ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (1, length))
     cache = session.empty_cache(1)
     reset_peak()

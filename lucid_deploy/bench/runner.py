@@ -33,7 +33,7 @@ class Plan:
         batches: Rows.
         stages: ``prefill``, ``decode`` or both.
         repeats: Rounds that count; one more warms up.
-        chunk: Tokens of a prefill that run at once; None is all.
+        chunk: Tokens of a prefill that run at once; None: :attr:`Session.prefill_chunk`, or what llama.cpp chooses.
         steps: Decode steps timed in a row.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class TransformersSession(Session[torch.Tensor]):
     def model(self) -> LlamaForCausalLM:
         """The model that runs."""
         return self._model
+
+    @property
+    def prefill_chunk(self) -> int:
+        """See :attr:`Session.prefill_chunk`; all of it, since its attention has no fast form for part of a prompt."""
+        return sys.maxsize
 
     def layer_arrays(self, cache: Cache[torch.Tensor]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""

@@ -24,8 +24,7 @@ from lucid_deploy.runtimes.take_back import take_back
 if TYPE_CHECKING:
     from lucid_deploy.bench.llama_cpp import LlamaCppWorker
 
-_CHUNK = 2048  # in follow: prompt tokens that run at once …
-_WANTED = 128  # … and most tokens that are asked for, wherever the answer ends
+_WANTED = 128  # in follow: most tokens that are asked for, wherever the answer ends
 
 
 class Worker:
@@ -59,7 +58,7 @@ class Worker:
         cache = self.session.empty_cache(batch)
         reset_peak()
         started = time.perf_counter()
-        self.session.prefill(ids, cache, chunk=chunk)
+        self.session.prefill(ids, cache, chunk=self.session.prefill_chunk if chunk is None else chunk)
         return {"seconds": time.perf_counter() - started, "peak": resident_bytes("VmHWM")}
 
     def decode(self, batch: int, context: int, steps: int) -> dict[str, Any]:
@@ -96,7 +95,7 @@ class Worker:
         but its last token.
         """
         cache = self.session.empty_cache(1)
-        self.session.prefill(np.array([prompt]), cache, chunk=_CHUNK)
+        self.session.prefill(np.array([prompt]), cache, chunk=self.session.prefill_chunk)
         if not speculate:
             started = time.perf_counter()
             for token in answer[:-1]:

@@ -70,7 +70,9 @@ class _Numbers(click.ParamType):
 )
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds to measure.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Decode steps timed in a row.")
-@click.option("--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once.")
+@click.option(
+    "--prefill-chunk", type=click.IntRange(min=1), help="Tokens of a prefill that run at once; default: 1024."
+)
 @click.option(
     "--solvers",
     is_flag=True,

@@ -86,7 +86,7 @@ def _show(facts: dict[str, Any]) -> None:
         f"cache {human_size(memory['cache'])} ({memory['cache_per_token']} bytes a token{states}), "
         f"{human_size(memory['cache_while_decoding'])} while a token is computed; "
         f"workspace {human_size(memory['workspace'])}, runtime {human_size(memory['runtime'])}; "
-        f"in all {human_size(memory['total'])}. While a prompt runs at once it takes more: --prefill-chunk bounds that",
+        f"in all {human_size(memory['total'])}. A prompt may take more while it runs: --prefill-chunk bounds that",
         soft_wrap=True,
     )
     more = memory["speculation"]

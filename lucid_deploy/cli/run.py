@@ -48,7 +48,9 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 @guided_options
 @speculation_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End where this text begins; may be given several times.")
-@click.option("--prefill-chunk", type=int, metavar="N", help="Run the prompt N tokens at a time, which bounds memory.")
+@click.option(
+    "--prefill-chunk", type=int, metavar="N", help="Run a prompt N tokens at a time; default: 1024, with --batch 512."
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-sequence token.")
 @click.option("--check", is_flag=True, help="Compare the sha256 of every file with the manifest first.")
 @json_option("text, ids and timings")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.evaluation.shared import CHUNK, GroupBatch, TokenizedText, waves
+from lucid_deploy.evaluation.shared import GroupBatch, TokenizedText, waves
 from lucid_deploy.generation.sampling import Sampler, Sampling
 from lucid_deploy.runtimes.session import Session
 
@@ -72,7 +72,7 @@ def _generate(
 ) -> list[list[int]]:
     rows: list[list[int]] = [[] for _ in wave.members]
     running = np.array([member is not None for member in wave.members])  # (B,)
-    logits = session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=CHUNK)  # (B, 1, vocab)
+    logits = session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=session.prefill_chunk)  # (B, 1, vocab)
     while True:
         tokens = np.zeros((len(rows), 1), dtype=np.int64)
         for i in np.flatnonzero(running):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.evaluation.shared import CHUNK, GroupBatch, TokenizedText, waves
+from lucid_deploy.evaluation.shared import GroupBatch, TokenizedText, waves
 from lucid_deploy.runtimes.session import Array, Session
 
 LOGITS = 1 << 26  # numbers at most in the logits of one run; a quarter of a GiB
@@ -68,11 +68,11 @@ def _scores(session: Session[Any], wave: GroupBatch, wanted: list[list[int]]) ->
     width = wave.input_ids.shape[1]
     first = width - max(len(row) for row in wanted)  # no logits are wanted before this column
     if first == width - 1:  # one token for each row: logits of the last token do
-        steps = [(slice(0, width), session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=CHUNK))]
+        steps = [(slice(0, width), session.prefill(wave.input_ids, wave.cache, wave.mask, chunk=session.prefill_chunk))]
         columns = [slice(width - 1, width)]
     else:
         if first:
-            session.prefill(wave.input_ids[:, :first], wave.cache, wave.mask[:, :first], chunk=CHUNK)
+            session.prefill(wave.input_ids[:, :first], wave.cache, wave.mask[:, :first], chunk=session.prefill_chunk)
         size = max(1, LOGITS // (len(wanted) * session.config.vocab_size))
         columns = [slice(start, min(start + size, width)) for start in range(first, width, size)]
         steps = []

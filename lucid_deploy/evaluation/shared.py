@@ -14,8 +14,6 @@ import numpy as np
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
-CHUNK = 1024  # tokens of a prompt that run at once, which bounds memory
-
 
 @dataclass(frozen=True)
 class TokenizedText:
@@ -85,7 +83,7 @@ def _run(
     cache = session.empty_cache(len(chosen))
     if any(prefixes[g] for g in chosen):
         input_ids, mask = padded([groups[g][0].ids[: prefixes[g]] for g in chosen])
-        session.prefill(input_ids, cache, mask, chunk=CHUNK)
+        session.prefill(input_ids, cache, mask, chunk=session.prefill_chunk)
     most = max(len(groups[g]) for g in chosen)
     for place in range(most):
         rests = [groups[g][place].ids[prefixes[g] :] if place < len(groups[g]) else [] for g in chosen]

@@ -32,7 +32,7 @@ class Conversation:
         session: What runs the model.
         max_new_tokens: Most tokens of an answer.
         sampling: How tokens are chosen. Answer number i uses the seed + i.
-        prefill_chunk: Tokens of a prompt that run at once.
+        prefill_chunk: Tokens of a prompt that run at once; None: as :class:`Generation`.
         stop_at_eos: Whether an end-of-sequence token of the model ends an answer.
         guides: Makes what each answer is held to; None: answers may be anything.
         drafters: Makes a drafter for each answer, which reads the whole text anew; None: one token is run at a time.

@@ -45,7 +45,7 @@ class Generation:
         prompt_ids: The prompt's token ids.
         max_new_tokens: Upper bound of new tokens.
         sampling: How tokens are chosen.
-        prefill_chunk: Tokens of the prompt that run at once; None: all.
+        prefill_chunk: Tokens of the prompt that run at once; None: :attr:`Session.prefill_chunk`.
         stop_at_eos: Whether an end-of-sequence token of the model ends it (that token is not yielded).
         finish_reason: Set at the end: ``eos`` (also when the guide lets nothing follow), ``length`` (max_new_tokens) or
             ``context`` (no room left).
@@ -83,11 +83,12 @@ class Generation:
             prepare_speculation(session)
         cache = session.empty_cache(1) if self.cache is None else self.cache
         prompt = np.array([self.prompt_ids[cache.length :]], dtype=np.int64)
-        logits = session.prefill(prompt, cache, chunk=self.prefill_chunk, progress=self.progress)
+        chunk = session.prefill_chunk if self.prefill_chunk is None else self.prefill_chunk
+        logits = session.prefill(prompt, cache, chunk=chunk, progress=self.progress)
         if self.drafter is None:
             yield from self._tokens(logits[0, -1], lambda token, _: session.decode(_column(token), cache)[0, -1])
             return
-        self.drafter.chunk = self.prefill_chunk
+        self.drafter.chunk = chunk
         self.drafter.add(self.prompt_ids)
         ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts

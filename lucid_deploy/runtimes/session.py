@@ -21,6 +21,8 @@ from lucid_deploy.runtimes.several import MOST, layers_obstacle
 
 __all__ = ["Array", "Cache", "Session", "Tensor", "empty_arrays"]
 
+_PREFILL_CHUNK = 1024  # no slower on a CPU than all tokens at once, which take a multiple of its memory
+
 
 class Session(CacheOperations[Tensor]):
     """A model ready to run.
@@ -100,6 +102,11 @@ class Session(CacheOperations[Tensor]):
     def in_place(self) -> InPlaceDecoding | None:
         """Decoding in buffers of the caller's, where each row has a length of its own; None if it is not to be had."""
         return None
+
+    @property
+    def prefill_chunk(self) -> int:
+        """Tokens of a prompt that run at once where nobody says how many."""
+        return _PREFILL_CHUNK
 
     def prefill(
         self,

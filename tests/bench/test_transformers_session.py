@@ -12,6 +12,7 @@ from tests.conftest import TINY
 pytest.importorskip("transformers", reason='needs transformers: pip install -e ".[dev]"')
 
 from lucid_deploy.bench.transformers_session import TransformersSession
+from lucid_deploy.generation.generate import Generation
 
 IDS = np.random.default_rng(0).integers(0, 97, (2, 14))
 
@@ -30,6 +31,13 @@ def test_prefill_and_decode_are_its_own_forward(session: TransformersSession) ->
     got += [session.decode(IDS[:, i : i + 1], cache) for i in range(9, 14)]
     np.testing.assert_allclose(np.concatenate(got, axis=1), wanted[:, 8:], atol=1e-5)
     assert cache.length == 14 and session.layer_arrays(cache)[0][0].shape == (2, 2, 14, 36)
+
+
+def test_a_prompt_runs_at_once(session: TransformersSession) -> None:
+    seen: list[tuple[int, int]] = []
+    generation = Generation(session, [3] * 1100, 1, progress=lambda *done: seen.append(done))
+    list(generation)
+    assert seen == [(1100, 1100)]
 
 
 def test_padding_changes_no_row(session: TransformersSession) -> None:

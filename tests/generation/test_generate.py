@@ -37,6 +37,25 @@ def test_penalties_biases_and_bad_words_reach_the_tokens(session: Session) -> No
 
 
 @pytest.mark.parametrize(
+    ("ids", "chunk", "pieces"),
+    [
+        (2500, None, [1024, 2048, 2500]),
+        (1024, None, [1024]),
+        (2500, 2000, [2000, 2500]),
+    ],
+)
+def test_long_prompts_run_in_pieces(
+    ids: int, chunk: int | None, pieces: list[int], exported: Callable[..., tuple[Path, Artifact]]
+) -> None:
+    """A prompt of any length takes a bounded amount of memory, though nobody asked for it."""
+    session, seen = open_session(exported()[1], allow_extrapolation=True), list[tuple[int, int]]()
+    generation = Generation(session, [3] * ids, 1, prefill_chunk=chunk)
+    generation.progress = lambda *done: seen.append(done)
+    list(generation)
+    assert seen == [(piece, ids) for piece in pieces]
+
+
+@pytest.mark.parametrize(
     ("prompt", "count", "sampling", "said"),
     [
         ([], 1, Sampling(), "The prompt is empty"),

@@ -266,6 +266,11 @@ class OrtSession(Session[Any]):
     def _run_several(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(self.several, input_ids, mask, positions, layers)
 
+    @property
+    def prefill_chunk(self) -> int:
+        """See :attr:`Session.prefill_chunk`; as many as a provider's optimization profile accepts."""
+        return super().prefill_chunk if self.limits is None else self.limits.prefill_chunk
+
     def prefill(
         self,
         input_ids: Array,

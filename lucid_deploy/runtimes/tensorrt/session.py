@@ -80,6 +80,11 @@ class TensorRtSession(Session[DeviceTensor]):
         second.rounded_inputs = self.rounded_inputs
         return second
 
+    @property
+    def prefill_chunk(self) -> int:
+        """See :attr:`Session.prefill_chunk`; as many as the engine was built for."""
+        return self.limits.prefill_chunk
+
     def prefill(
         self,
         input_ids: Array,

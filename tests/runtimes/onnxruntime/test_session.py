@@ -60,6 +60,7 @@ def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None
     with pytest.raises(LucidError, match="With --provider tensorrt up to 4 rows can be run, not 5"):
         session.prefill(np.zeros((5, 2), np.int64), session.empty_cache(5))
     session.limits = Limits(4, 512, 7)  # type: ignore[attr-defined]
+    assert session.prefill_chunk == 7
     seen: list[int] = []
     session.prefill(np.zeros((1, 20), np.int64), session.empty_cache(1), progress=lambda done, total: seen.append(done))
     assert seen == [7, 14, 20]

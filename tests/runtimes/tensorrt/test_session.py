@@ -118,6 +118,7 @@ def test_verify_asks_for_no_more_than_the_engines_take(exported: Exported) -> No
     source = Checkpoint(exported()[0])
     report = verify_against(made.session, source, VerifyOptions(steps=4))
     assert report.passed, report.verdict()
+    assert made.session.prefill_chunk == LIMITS["prefill_chunk"]
 
 
 def test_half_precision_caches_keep_their_bytes(exported: Exported) -> None:
