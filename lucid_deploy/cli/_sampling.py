@@ -31,7 +31,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         type=float,
         default=1.0,
         show_default=True,
-        help="Divides positive logits of tokens that prompt or answer have, multiplies negative ones.",
+        help="0.01 to 100; divides positive logits of tokens that prompt or answer have, multiplies negative ones.",
     ),
     "logit_bias": dict(
         multiple=True, metavar="ID=BIAS", help="Add BIAS, -100 to 100, to a token's logit; may be given several times."

@@ -13,6 +13,7 @@ from lucid_deploy.runtimes.session import Array
 
 MOST_BIAS = 100.0  # OpenAI's
 MOST_PENALTY = 2.0  # OpenAI's, of presence and frequency
+LEAST_REPETITION, MOST_REPETITION = 0.01, 100.0  # beyond, logits overflow sooner or later, and no draw is right
 
 
 class NoTokenLeft(LucidError):
@@ -31,8 +32,8 @@ class Sampling:
         min_p: Sample among tokens that have at least this share of the likeliest one's probability; 0 is all.
         presence_penalty: Taken off the logit of every token that was generated before.
         frequency_penalty: Taken off for each time that it was.
-        repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied; 1 is
-            none.
+        repetition_penalty: Tokens of prompt and answer have positive logits divided by it and others multiplied, 0.01
+            to 100; 1 is none.
         logit_bias: Pairs (token id, what is added to its logit).
         bad_words: Sequences of token ids; no answer has one of them in it.
     """
@@ -62,8 +63,9 @@ class Sampling:
         for name in ("presence_penalty", "frequency_penalty"):
             if not abs(getattr(self, name)) <= MOST_PENALTY:
                 raise LucidError(f"{name} must be {-MOST_PENALTY:g} to {MOST_PENALTY:g}, not {getattr(self, name)}.")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise LucidError(f"repetition_penalty must be above 0, not {self.repetition_penalty}.")
+        if not LEAST_REPETITION <= self.repetition_penalty <= MOST_REPETITION:
+            bounds = f"{LEAST_REPETITION:g} to {MOST_REPETITION:g}"
+            raise LucidError(f"repetition_penalty must be {bounds}, not {self.repetition_penalty}.")
         for token, bias in self.logit_bias:
             if not abs(bias) <= MOST_BIAS:
                 raise LucidError(f"The bias of token {token} must be {-MOST_BIAS:g} to {MOST_BIAS:g}, not {bias}.")

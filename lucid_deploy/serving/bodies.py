@@ -81,7 +81,7 @@ class SamplingFields(Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     min_p: Annotated[float, Meta(ge=0, le=1, description=_MIN_P)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2, description=_PRESENCE)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2, description=_FREQUENCY)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100, description=_REPETITION)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100, description=_REPETITION)] | None = None
     logit_bias: Annotated[
         dict[str, float] | None, Meta(description="Added to logits, -100 to 100.", extra={"expected": BIASES})
     ] = None

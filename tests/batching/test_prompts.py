@@ -80,7 +80,7 @@ def test_a_prompt_becomes_a_request(tmp_path: Path) -> None:
         ('{"prompt": "w1", "top_p": 0}', "top_p must be above 0"),
         ('{"prompt": "w1", "min_p": 2}', "min_p must be 0 to 1"),
         ('{"prompt": "w1", "presence_penalty": -3}', "presence_penalty must be -2 to 2"),
-        ('{"prompt": "w1", "repetition_penalty": 0}', "repetition_penalty must be above 0"),
+        ('{"prompt": "w1", "repetition_penalty": 0}', "repetition_penalty must be 0.01 to 100"),
         ('{"prompt": "w1", "logit_bias": {"a": 1}}', "'a' is no token id"),
         ('{"prompt": "w1", "logit_bias": {"1": true}}', "logit_bias must be an object from token ids to numbers"),
         ('{"prompt": "w1", "bad_words": "w1"}', "bad_words must be a list of texts"),

@@ -109,7 +109,8 @@ def test_only_allowed_tokens_are_drawn() -> None:
         ({"min_p": float("nan")}, "min_p"),
         ({"presence_penalty": 2.1}, "presence_penalty must be -2 to 2"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"repetition_penalty": 5e-324}, "repetition_penalty must be 0.01 to 100"),
+        ({"repetition_penalty": 1e308}, "repetition_penalty must be 0.01 to 100"),
         ({"logit_bias": ((4, 101.0),)}, "bias of token 4"),
         ({"bad_words": ((1,), ())}, "at least one token"),
     ],
@@ -123,3 +124,11 @@ def test_tokens_outside_the_vocabulary() -> None:
     for sampling in (Sampling(logit_bias=((9, 1.0),)), Sampling(bad_words=((1, 9),)), Sampling(bad_words=((-1,),))):
         with pytest.raises(LucidError, match="outside the vocabulary"):
             sampling.check(9)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+def test_the_strongest_repetition_penalties_leave_numbers_to_draw_from(penalty: float) -> None:
+    logits = np.array([np.finfo(np.float32).max, np.finfo(np.float32).min, 0.0], np.float32)
+    sampler = Sampler(Sampling(1.0, repetition_penalty=penalty, seed=0), prompt_ids=[0, 1, 2])
+    assert sampler(logits) == 0
+    assert np.isfinite(sampler.chosen_from).all()

@@ -141,7 +141,7 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"5": 1e300}}, "The bias of token 5 must be -100 to 100"),
     ({"presence_penalty": 2.1}, "presence_penalty must be -2 to 2"),
     ({"frequency_penalty": False}, "frequency_penalty must be a number"),
-    ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+    ({"repetition_penalty": 5e-324}, "repetition_penalty must be 0.01 to 100"),
     ({"min_p": 1.5}, "min_p must be 0 to 1"),
     ({"bad_words": [""]}, "bad_words[0] must be a text"),
     ({"bad_words": ["zebra"]}, 'no token for the bad word "zebra"'),
