@@ -173,7 +173,7 @@ class EventStream(StreamingResponse):
             try:
                 await self._patience.during(self._send_all(send))
             except ApiError as error:
-                self._service.metrics.rejected.labels(error.code or "internal_error").inc()
+                self._service.metrics.rejected.labels(_error_type(error)).inc()
                 scope["state"]["status"] = error.status  # for the log: the status line was sent long ago
                 if self._trace is not None:
                     self._trace.fail(_error_type(error))

@@ -106,6 +106,18 @@ def test_an_error_within_a_stream_is_its_last_event(tmp_path: Path) -> None:
     assert backend.closed == 1
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("reason", "counted"), [("invalid", "invalid_request"), ("error", "engine_error")])
+def test_an_answer_that_fails_is_counted_by_the_same_reason_streamed_or_not(
+    reason: str, counted: str, stream: bool, tmp_path: Path
+) -> None:
+    served: list[Any] = []
+    ask(tmp_path, GOOD[0], [RowEnd(0, reason, "no token is left")], stream=stream, change=served.append)
+    lines = served[0].metrics.text(exact=True).decode().splitlines()
+    rejected = [line for line in lines if line.startswith("lucid_rejected_total{")]
+    assert rejected == [f'lucid_rejected_total{{reason="{counted}"}} 1.0']
+
+
 def test_a_fault_of_ours(tmp_path: Path) -> None:
     answer, backend = ask(tmp_path, KeyError("x"))
     assert (answer.status_code, answer.json()["error"]["code"], backend.closed) == (500, "internal_error", 1)
