@@ -29,7 +29,7 @@ class LucidBody(nn.Module):
     def __init__(self, config: LucidConfig, implementation: str) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             make_layer(config, index, implementation) for index in range(config.num_hidden_layers)
         )
@@ -39,6 +39,14 @@ class LucidBody(nn.Module):
         """Int64 ``(B, N)`` to what the first layer is given, ``(B, N, C)``."""
         x = self.embed_tokens(input_ids)  # (B, N, C)
         return x if self.config.embedding_multiplier == 1 else x * self.config.embedding_multiplier
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding of random values; on the meta device of none, for which PyTorch imports its compiler."""
+    table = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+    if not table.weight.is_meta:
+        table.reset_parameters()
+    return table
 
 
 class LucidForCausalLM(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.causal_attention.fused import causal_attention_fused
+from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION
 
 
@@ -37,7 +38,7 @@ def causal_attention(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None = None
     return causal_attention_operator(q, k, y, mask)
 
 
-@torch.library.custom_op(CAUSAL_ATTENTION.torch_name, mutates_args=())
+@custom_operator(CAUSAL_ATTENTION.torch_name)
 def causal_attention_operator(q: Tensor, k: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     """See :func:`causal_attention`."""
     return causal_attention_fused(q, k, y, mask).contiguous()

@@ -5,11 +5,11 @@ Softmax attention of one or a few new tokens over the cache, and their own preco
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.decode_attention.fused import decode_attention_fused
 from lucid_deploy.plugins.decode_attention.reference import decode_attention_reference
+from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 
 IMPLEMENTATIONS = {"reference": decode_attention_reference, "fused": decode_attention_fused}
@@ -65,7 +65,7 @@ def _check_shapes(q: Tensor, k_new: Tensor, v_new: Tensor, k: Tensor, y: Tensor,
         raise ValueError(f"mask must be (batch, past + new) = {(batch, past + n)}, not {tuple(mask.shape)}")
 
 
-@torch.library.custom_op(DECODE_ATTENTION.torch_name, mutates_args=())
+@custom_operator(DECODE_ATTENTION.torch_name)
 def decode_attention_operator(
     q: Tensor,
     k_new: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.delta_rule.blocked import delta_rule_blocked
 from lucid_deploy.plugins.delta_rule.reference import delta_rule_reference
+from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import DELTA_RULE
 
 IMPLEMENTATIONS = {"reference": delta_rule_reference, "blocked": delta_rule_blocked}
@@ -71,7 +72,7 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, 
         raise ValueError(f"state must be (batch, heads, key width, value width) = {wanted}, not {tuple(state.shape)}")
 
 
-@torch.library.custom_op(DELTA_RULE.torch_name, mutates_args=())
+@custom_operator(DELTA_RULE.torch_name)
 def delta_rule_operator(
     query: Tensor,
     key: Tensor,

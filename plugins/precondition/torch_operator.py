@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lucid_deploy.plugins.precondition.blocked import precondition_blocked
 from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import PRECONDITION
 
 IMPLEMENTATIONS = {"reference": precondition_reference, "blocked": precondition_blocked}
@@ -80,7 +81,7 @@ def _check_shapes(k: Tensor, v: Tensor, k_past: Tensor | None, y_past: Tensor | 
         )
 
 
-@torch.library.custom_op(PRECONDITION.torch_name, mutates_args=())
+@custom_operator(PRECONDITION.torch_name)
 def precondition_operator(
     k: Tensor,
     v: Tensor,

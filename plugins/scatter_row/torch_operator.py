@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.scatter_row.reference import scatter_row_reference
+from lucid_deploy.plugins.shared.custom_operator import custom_operator
 from lucid_deploy.plugins.table import SCATTER_ROW
 
 
@@ -28,7 +28,7 @@ def scatter_row(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
     return scatter_row_operator(cache, row, index)
 
 
-@torch.library.custom_op(SCATTER_ROW.torch_name, mutates_args=())
+@custom_operator(SCATTER_ROW.torch_name)
 def scatter_row_operator(cache: Tensor, row: Tensor, index: Tensor) -> Tensor:
     """See :func:`scatter_row`."""
     return scatter_row_reference(cache, row, index)

@@ -23,6 +23,7 @@ ORDER = (
     "json_fields",
     "argument_types",
     "plug",
+    "distributions",
     "ort",
     "demo",
     "cache",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lucid_deploy.artifact.quantization import Quantization
+from lucid_deploy.distributions import distributions_of
 from lucid_deploy.parity.causes.conditioning import HeadStats
 from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.measure.coverage import Coverage
@@ -219,12 +219,6 @@ class Report(Measurement):
         return found
 
 
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    """Which package each import name comes from; it reads the records of all that is installed, once a process."""
-    return importlib.metadata.packages_distributions()
-
-
 def environment(packages: Sequence[str]) -> dict[str, Any]:
     """Return versions and machine, to write beside results.
 
@@ -232,9 +226,7 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         packages: Import names of what ran the candidate; versions are looked up without importing them.
     """
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
-    distributions = _distributions()
-    for package in dict.fromkeys(("numpy", "torch", *packages)):
-        for name in distributions.get(package, ()):
-            versions[name] = importlib.metadata.version(name)
+    for names in distributions_of(*dict.fromkeys(("numpy", "torch", *packages))).values():
+        versions.update({name: importlib.metadata.version(name) for name in names})
     machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
     return {"versions": versions, "machine": machine}

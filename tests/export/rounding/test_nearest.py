@@ -33,5 +33,5 @@ def test_what_is_installed_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None
     """A third of a second, of each export that quantizes."""
     wanted = f"onnxruntime {onnxruntime.__version__}"
     assert kernel_tool() == wanted
-    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: pytest.fail("read again"))
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: pytest.fail("read again"))
     assert kernel_tool() == wanted
