@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,20 @@ class Guide:
         vocabulary: The model's tokens, and their ids in the matcher.
         pool: Where masks are computed.
         may_end: Whether an end-of-sequence token ends the answer.
+        renew: Gives a matcher that shares nothing; None: there is none to try.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: _Vocabulary, pool: Executor, may_end: bool) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        vocabulary: _Vocabulary,
+        pool: Executor,
+        may_end: bool,
+        renew: Callable[[], LLMatcher] | None = None,
+    ) -> None:
         self._matcher, self._vocabulary, self._pool, self._may_end = matcher, vocabulary, pool, may_end
+        self._renew = renew
+        self._consumed: list[int] = []  # as the matcher numbers tokens
         self._started = False
         self._mask = pool.submit(self._compute)
 
@@ -66,7 +77,21 @@ class Guide:
         self._mask = self._pool.submit(self._consume, int(self._vocabulary.first[token]) if first else token)
 
     def _consume(self, token: int) -> tuple[Array, bool]:
+        self._consumed.append(token)
         if not self._matcher.consume_token(token):
+            return self._alone(f"The constraint was left: {_reason(self._matcher)}.")
+        return self._compute()
+
+    def _alone(self, said: str) -> tuple[Array, bool]:
+        """Go on with a matcher that shares nothing: copies have one lexer, whose bounds other answers may have used up.
+
+        Raises:
+            NoTokenLeft: There is none, or it comes to the same.
+        """
+        if self._renew is None:
+            raise NoTokenLeft(said)
+        self._matcher, self._renew = self._renew(), None
+        if not all(map(self._matcher.consume_token, self._consumed)):
             raise NoTokenLeft(f"The constraint was left: {_reason(self._matcher)}.")
         return self._compute()
 
@@ -75,7 +100,7 @@ class Guide:
         words, matcher = self._vocabulary, self._matcher
         bits = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         if matcher.is_error():
-            raise NoTokenLeft(f"The constraint allows no token here: {_reason(matcher)}.")
+            return self._alone(f"The constraint allows no token here: {_reason(matcher)}.")
         found = np.unpackbits(bits, count=len(words.tokens), bitorder="little").view(bool)
         mask = found[: words.size] if self._started else found[words.first]
         mask[words.ends] = False
@@ -174,7 +199,7 @@ class GuideFactory:
     def _open(self, constraint: Constraint, may_end: bool) -> Guide:
         with self._lock:
             vocabulary, matcher = self._words(), self._matcher(constraint)
-        return Guide(matcher, vocabulary, self._pool, may_end)
+        return Guide(matcher, vocabulary, self._pool, may_end, partial(self._compile_anew, constraint))
 
     def _words(self) -> _Vocabulary:
         if self._vocabulary is None:
@@ -185,12 +210,21 @@ class GuideFactory:
         return self._vocabulary
 
     def _matcher(self, constraint: Constraint) -> LLMatcher:
-        """Return a matcher at the beginning of a constraint, compiled once for those that were used last."""
+        """Return a matcher at the beginning of a constraint, compiled once for those that were used last.
+
+        Copies share their lexer: its states, which saves most of the work, and its bounds, see :meth:`Guide._alone`.
+        """
         matcher = self._compiled.pop(constraint, None) or self._compile(constraint)
         self._compiled[constraint] = matcher
         if len(self._compiled) > _COMPILED:
             self._compiled.popitem(last=False)
         return matcher.deep_copy()
+
+    def _compile_anew(self, constraint: Constraint) -> LLMatcher:
+        """Return a matcher that shares nothing, and keep none of those that do: their lexer is used up."""
+        with self._lock:
+            self._compiled.pop(constraint, None)
+            return self._compile(constraint)
 
     def _compile(self, constraint: Constraint) -> LLMatcher:
         matcher: LLMatcher = self._library.LLMatcher(self._tokens, constraint.compiled(), log_level=0, limits=limits())

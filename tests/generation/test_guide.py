@@ -13,7 +13,7 @@ import pytest
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_grammar, from_json_schema, from_regex
-from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.sampling import NoTokenLeft
 from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of, walk
 from tests.generation.schema_corpus import SCHEMAS, closed
@@ -167,3 +167,30 @@ def test_answers_of_one_constraint_are_independent(setups: Callable[[str], Setup
     for guide, word in ((first, '"a"'), (second, "{")):
         allowed = guide.allowed()
         assert allowed is not None and list(np.flatnonzero(allowed)) == [WORDS.index(word)]
+
+
+def test_an_answer_that_uses_up_a_lexer_ends_no_other_of_the_same_constraint(setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups("byte-level bpe")
+    constraint = from_regex("((a{0,50}){0,50}){0,50}")  # each further letter costs the lexer more expressions
+    letter = next(token for token in range(SIZE) if tokenizer.piece(token) == "a")
+
+    def letters(guide: Guide, most: int) -> int:
+        for count in range(most):
+            try:
+                allowed = guide.allowed()
+            except NoTokenLeft:
+                return count
+            assert allowed is not None and allowed[letter]
+            guide.advance(letter)
+        return most
+
+    def opened() -> Guide:
+        return guides.open(constraint, may_end=False).result()
+
+    beside = opened()
+    assert letters(beside, 3) == 3
+    alone = letters(opened(), 100)
+    assert 10 < alone < 100, "the bound was not reached"
+    assert letters(beside, alone) == alone - 3  # one that runs goes on as far as alone …
+    assert letters(opened(), 10) == 10  # … and later ones
+    assert letters(opened(), 100) == alone
