@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from hashlib import sha256
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from lucid_deploy.errors import LucidError, missing_extra
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
 
+T = TypeVar("T")
 MOST_CHARACTERS = 1 << 20  # of a schema, an expression or a grammar
 MOST_CHOICES = 10_000
 _LEXER_STATES = 50_000  # 1 to 2 kB each
@@ -52,6 +55,11 @@ class Constraint:
             answer["lark_grammar"] = self.grammar
         return json.dumps({"grammars": [{"lark_grammar": _WHOLE}, answer]})
 
+    @property
+    def digest(self) -> bytes:
+        """Its sha256."""
+        return sha256(f"{self.is_schema} {self.grammar}".encode("utf-8", "surrogatepass")).digest()
+
     def check(self) -> None:
         """Compile it, within llguidance's bounds.
 
@@ -60,6 +68,36 @@ class Constraint:
         """
         if said := _complaint(self):
             raise LucidError(_explained(said))
+
+
+class OncePerConstraint(Generic[T]):
+    """Finds something out about constraints and remembers it by their digests: a grammar may have a million characters.
+
+    Thread-safe.
+
+    Args:
+        find: What is remembered; not if it raises.
+        most: Constraints that are remembered, the latest.
+    """
+
+    def __init__(self, find: Callable[[Constraint], T], most: int) -> None:
+        self._find, self._most = find, most
+        self._found: OrderedDict[bytes, T] = OrderedDict()
+        self._lock = Lock()  # over what was found
+
+    def __call__(self, constraint: Constraint) -> T:
+        """Return what was found."""
+        key = constraint.digest
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        found = self._find(constraint)
+        with self._lock:
+            self._found[key] = found
+            if len(self._found) > self._most:
+                self._found.popitem(last=False)
+        return found
 
 
 def from_json_schema(schema: Any) -> Constraint:
@@ -131,12 +169,14 @@ def limits() -> LLParserLimits:
     return bounds
 
 
-@lru_cache(maxsize=64)  # files of prompts repeat one schema on every line
-def _complaint(constraint: Constraint) -> str:
+def _said_against(constraint: Constraint) -> str:
     """Return what llguidance says against a grammar, its warnings included; empty if nothing."""
     matcher = library().LLMatcher
     _, said = matcher.validate_grammar_with_warnings(constraint.compiled(), None, limits=limits())
     return said[0] if said else ""
+
+
+_complaint = OncePerConstraint(_said_against, 64)  # files of prompts repeat one schema on every line
 
 
 def library() -> Any:

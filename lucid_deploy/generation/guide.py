@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 _THREADS = 4
-_COMPILED = 16  # grammars that are kept; each holds its lexer's states
+COMPILED = 16  # grammars that are kept; each holds its lexer's states
 
 
 class Guide:
@@ -163,13 +163,14 @@ class GuideFactory:
         tokenizer: The artifact's.
         vocabulary: Tokens that the model knows.
         ends: The model's end-of-sequence tokens.
+        kept: Most compiled grammars that are kept; each may take much memory.
 
     Raises:
         LucidError: llguidance is not installed, or tokens have no text of their own.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int]) -> None:
-        self._library = library()
+    def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int], kept: int = COMPILED) -> None:
+        self._library, self._kept = library(), kept
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
         self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._lock = Lock()  # over the next three
@@ -216,7 +217,7 @@ class GuideFactory:
         """
         matcher = self._compiled.pop(constraint, None) or self._compile(constraint)
         self._compiled[constraint] = matcher
-        if len(self._compiled) > _COMPILED:
+        if len(self._compiled) > self._kept:
             self._compiled.popitem(last=False)
         return matcher.deep_copy()
 

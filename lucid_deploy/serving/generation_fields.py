@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.constraint import Constraint, from_json_schema
+from lucid_deploy.generation.constraint import Constraint, OncePerConstraint, from_json_schema
 from lucid_deploy.generation.guide import GuideFactory
 from lucid_deploy.generation.guided_fields import NAMES, constraint_of, named
 from lucid_deploy.generation.logit_adjustment import bad_word_ids, logit_bias
@@ -29,6 +29,8 @@ class ConstraintReader:
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int) -> None:
         self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._guides: GuideFactory | None = None
+        # That an answer can begin, and not what was compiled: what one body left would count as the next one's memory.
+        self._try = OncePerConstraint(self._begin, 1024)
 
     def read(self, body: SamplingFields) -> Constraint | None:
         """Return the constraint that a body asks for, or None.
@@ -58,9 +60,12 @@ class ConstraintReader:
             FieldError: It is too costly, or the vocabulary has no token that fits.
         """
         with named_field(name):
-            if self._guides is None:
-                self._guides = GuideFactory(self._tokenizer, self._vocabulary, [])
-            self._guides.check(constraint)
+            self._try(constraint)
+
+    def _begin(self, constraint: Constraint) -> None:
+        if self._guides is None:
+            self._guides = GuideFactory(self._tokenizer, self._vocabulary, [], kept=0)
+        self._guides.check(constraint)
 
 
 def _formatted(given: ResponseFormat | None) -> Constraint | None:

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.generation.constraint import from_regex
 from lucid_deploy.serving import readers
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.readers import Reader, ReaderPool, check_setup
 from lucid_deploy.serving.requests import Kind
+from tests.generation.guided_walks import SIZE, tokenizer_of
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
 
 
@@ -124,6 +126,27 @@ def test_a_template_that_takes_all_memory_is_refused(template: str, tmp_path: Pa
         assert "needed more than 256 MiB of memory" in error.message
 
     with_pool(write_setup(tmp_path, template, reading_seconds=20.0), test)
+
+
+@pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
+def test_what_earlier_bodies_compiled_is_not_the_memory_of_later_ones(tmp_path: Path) -> None:
+    setup = write_setup(tmp_path, vocabulary=SIZE, reading_seconds=30.0)
+    tokenizer_of("byte-level bpe", tmp_path)  # letters, to spell expressions
+
+    async def run() -> None:
+        pool = ReaderPool(setup, 1)
+        await pool.start()
+        try:
+            started = list(pool.pids)
+            for body in range(8):
+                expression = "|".join(f"w{body}_{j}.*{j}" for j in range(20_000))
+                read = await pool.read(completion("w1", guided_regex=expression), "completion")
+                assert read.job.constraint == from_regex(expression)
+            assert pool.pids == started
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="memory is bounded on Linux")
