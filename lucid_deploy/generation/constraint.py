@@ -142,7 +142,9 @@ def from_choices(choices: Sequence[str]) -> Constraint:
     if not all(choices):
         raise LucidError("A choice must be text that is not empty.")
     _check_size(sum(map(len, choices)))
-    return _checked(Constraint("start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)))
+    # One terminal: alternatives of a rule are items of the parser, which takes 2000 of them at a time.
+    texts = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
+    return _checked(Constraint(f"start: CHOICE\nCHOICE: {texts}"))
 
 
 def from_grammar(text: str) -> Constraint:

@@ -15,6 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_grammar, from_json_schema, from_regex
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.sampling import NoTokenLeft
+from lucid_deploy.generation.token_bytes import token_bytes
 from tests.generation.guided_walks import END, KINDS, SIZE, WORDS, tokenizer_of, walk
 from tests.generation.schema_corpus import SCHEMAS, closed
 
@@ -194,3 +195,25 @@ def test_an_answer_that_uses_up_a_lexer_ends_no_other_of_the_same_constraint(set
     assert letters(beside, alone) == alone - 3  # one that runs goes on as far as alone …
     assert letters(opened(), 10) == 10  # … and later ones
     assert letters(opened(), 100) == alone
+
+
+@pytest.mark.parametrize("count", [3, 2_100, 10_000])  # llguidance's parser takes 2000 items at a time
+def test_any_number_of_choices_allows_what_one_of_them_goes_on_with(count: int, setups: Callable[[str], Setup]) -> None:
+    tokenizer, guides = setups("byte-level bpe")
+    rng = np.random.default_rng(count)
+    drawn = ["a" + "".join(rng.choice(list('ab\n"é漢 '), 12)) for _ in range(count - 3)]
+    choices = ["a", 'ab"', 'ab"\n', *drawn]
+    spelled, written = token_bytes(tokenizer, SIZE).later, [choice.encode() for choice in choices]
+    for _ in range(3):
+        guide, text = guides.open(from_choices(choices)).result(), b""
+        while (allowed := guide.allowed()) is not None:
+            left = {choice[len(text) :] for choice in written if choice.startswith(text)}
+            starts = {rest[:size] for rest in left for size in range(1, len(rest) + 1)}
+            assert [bool(data) and data in starts for data in spelled[1:]] == allowed[1:].tolist()
+            assert allowed[END] == (text in written)
+            token = int(rng.choice(np.flatnonzero(allowed)))
+            if token == END:
+                break
+            text += spelled[token]
+            guide.advance(token)
+        assert text in written
