@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lucid_deploy.errors import LucidError
@@ -20,7 +21,8 @@ from lucid_deploy.model.families import BUILT_IN
 from lucid_deploy.parity.transformers_model import all_in_float64
 from tests.model.family_shapes import SHAPES, SMALL, random_model
 
-CLASSES = sorted({config for config in MODEL_FOR_CAUSAL_LM_MAPPING}, key=lambda config: config.__name__)
+# Names of configurations and their model types. Each worker collects these tests, and one of them imports the classes.
+KINDS = {CONFIG_MAPPING_NAMES[kind]: kind for kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES}
 # Without arguments these make no configuration that they themselves take.
 NO_DEFAULT = {"Gemma4AssistantConfig"}
 # Their configurations have no key that Llama lacks: their model_type, and for most their tensors, say what they are.
@@ -49,13 +51,15 @@ def default_json(config_class: type[PreTrainedConfig]) -> dict[str, Any]:
 
 
 def test_the_installed_transformers_has_models() -> None:
-    assert len(CLASSES) > 150
-    assert {"LlamaConfig", "MistralConfig", "GraniteConfig"} <= {config.__name__ for config in CLASSES}
+    assert {CONFIG_MAPPING[kind] for kind in KINDS.values()} == {*MODEL_FOR_CAUSAL_LM_MAPPING}
+    assert all(CONFIG_MAPPING[kind].__name__ == name for name, kind in KINDS.items())
+    assert len(KINDS) > 150
+    assert {"LlamaConfig", "MistralConfig", "GraniteConfig"} <= {*KINDS}
 
 
-@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
-def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig], tmp_path: Path) -> None:
-    raw = default_json(config_class)
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_each_is_computed_or_refused_by_name(name: str, tmp_path: Path) -> None:
+    raw = default_json(CONFIG_MAPPING[KINDS[name]])
     if raw["model_type"] == "qwen3_next":
         (tmp_path / "config.json").write_text(json.dumps(raw))
         with pytest.raises(LucidError, match="the MLP of layer 0 is a mixture of 512 experts"):
@@ -77,8 +81,9 @@ def test_each_is_computed_or_refused_by_name(config_class: type[PreTrainedConfig
         assert str(caught.value).startswith(f"{where}: ")
 
 
-@pytest.mark.parametrize("config_class", CLASSES, ids=lambda config: config.__name__)
-def test_under_llamas_name_their_own_keys_give_them_away(config_class: type[PreTrainedConfig]) -> None:
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_under_llamas_name_their_own_keys_give_them_away(name: str) -> None:
+    config_class = CONFIG_MAPPING[KINDS[name]]
     raw = {**default_json(config_class), "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     if config_class.model_type not in SAME_KEYS:
         with pytest.raises(LucidError):

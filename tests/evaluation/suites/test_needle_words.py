@@ -10,7 +10,6 @@ import pytest
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("wonderwords")
-import nltk
 import wonderwords
 
 from lucid_deploy.evaluation.suites.needle_words import MODULE, import_needles
@@ -30,6 +29,8 @@ class FewWords:
 @pytest.fixture
 def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """lm_eval's modules are imported anew, after the generators that keep what they have."""
+    import nltk
+
     import_generators(None)
     monkeypatch.setattr(wonderwords, "RandomWord", FewWords)
     monkeypatch.setattr(nltk, "download", lambda *_names, **_options: False)
