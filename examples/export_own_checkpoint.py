@@ -28,7 +28,7 @@ CONFIG = {
     "vocab_size": 512,
     "hidden_size": 256,
     "intermediate_size": 512,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
     "head_dim": 68,  # any width: it need not be hidden_size / num_attention_heads, nor a power of two
