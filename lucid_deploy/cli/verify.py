@@ -111,6 +111,9 @@ def command(
     """
     from dataclasses import replace
 
+    from lucid_deploy.cli._waiting import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import write_json, write_text
     from lucid_deploy.cli._phases import shown_phases
