@@ -7,7 +7,7 @@ solve. Repeated and correlated tokens give keys close to each other, where the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from lucid_deploy.model.config import LucidConfig
 
 PROMPT_TOKENS = 300  # crosses the block sizes 128 and 256 and ends inside a block
 DECODE_STEPS = 32
+# Decoded after a prompt that was fed in pieces or padded. A step is a function of its token and of the cache, and what
+# these ways of feeding left in the cache is compared by itself; one-shot and token by token all steps are decoded. 8 is
+# what a quick verification decodes, and more than the last tokens after which states are compared.
+STEPS_AFTER_PIECES = 8
 PADDING = 5  # padded columns of the padded schedule: not a multiple of anything
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
 PATTERN_TOKENS = 7  # period of the repeated pattern
@@ -61,19 +65,29 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Schedule:
-    """One way to feed a prompt. The forced tokens are always decoded one by one.
+    """One way to feed a prompt. The last forced tokens are decoded one by one.
 
     Attributes:
         name: Short name for reports.
         chunks: Lengths of the prefill calls, used in turn; empty: all at once.
         token_by_token: Prefill the first token, decode every other one.
         padding: Run two rows at once, one with this many padded columns before the prompt, one with them after it.
+        steps: Most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of
+            them are decoded.
     """
 
     name: str
     chunks: tuple[int, ...] = ()
     token_by_token: bool = False
     padding: int = 0
+    steps: int | None = None
+
+    def fed(self, scenario: Scenario) -> Scenario:
+        """Return a scenario with the tokens that are not decoded in its prompt."""
+        if self.steps is None or len(scenario.forced) <= self.steps:
+            return scenario
+        ids, prompt = scenario.ids, scenario.length - self.steps
+        return replace(scenario, prompt=ids[:prompt], forced=ids[prompt:])
 
     def parts(self, tokens: int) -> list[slice]:
         """Return the slices of a prompt that are prefilled, one call each; decoding takes what they leave."""
@@ -89,6 +103,7 @@ class Schedule:
 
     def calls(self, scenario: Scenario) -> int:
         """Return how often a run calls the session, the unit of progress."""
+        scenario = self.fed(scenario)
         decoded = len(scenario.prompt) - 1 if self.token_by_token else 0
         return len(self.parts(len(scenario.prompt))) + decoded + len(scenario.forced)
 
@@ -96,10 +111,10 @@ class Schedule:
 ONE_SHOT = Schedule("one-shot")
 SCHEDULES = (
     ONE_SHOT,
-    Schedule("by 7", chunks=(7,)),
-    Schedule("chunks", chunks=AWKWARD_CHUNKS),
+    Schedule("by 7", chunks=(7,), steps=STEPS_AFTER_PIECES),
+    Schedule("chunks", chunks=AWKWARD_CHUNKS, steps=STEPS_AFTER_PIECES),
     Schedule("by token", token_by_token=True),
-    Schedule("padded", padding=PADDING),
+    Schedule("padded", padding=PADDING, steps=STEPS_AFTER_PIECES),
 )
 
 

@@ -59,10 +59,12 @@ class VerificationWork:
     def calls(self, schedule: Schedule, rows: int) -> Iterator[tuple[int, int]]:
         """Yield the calls of sequences fed as rows of one batch."""
         rows *= 2 if schedule.padding else 1
-        parts = schedule.parts(self.prompt)
+        steps = self.steps if schedule.steps is None else min(self.steps, schedule.steps)
+        prompt = self.prompt + self.steps - steps
+        parts = schedule.parts(prompt)
         for part in parts:
             yield rows * (part.stop - part.start), rows
-        for _ in range(self.prompt - parts[-1].stop + self.steps):
+        for _ in range(prompt - parts[-1].stop + steps):
             yield rows, rows
 
     def one_by_one(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, int]]:
@@ -73,7 +75,6 @@ class VerificationWork:
                 yield from self.calls(schedule, 1)
             if alone < self.sequences:
                 yield from self.calls(schedule, self.sequences - alone)
-        yield from self.calls(ONE_SHOT, 1)  # generating freely
 
 
 def work_of(
@@ -110,6 +111,8 @@ def planned_phases(
     """
     outside = outside or OutsideReferences()
     extent, dtype, cache_dtype = options.extent, artifact.manifest.dtype, artifact.manifest.cache_dtype
+    rounds = cache_dtype != dtype or artifact.config.has_narrow_states
+    extent = extent.with_all_steps() if rounds else extent
     runtime = find_runtime(options.runtime.runtime).name
     work = work_of(artifact, source, extent, outside)
     size = (work.weights + work.head) * 4 / speed.memory
@@ -127,7 +130,7 @@ def planned_phases(
         Phase(phases.baseline(dtype), work.seconds(list(work.calls(ONE_SHOT, work.sequences)), *single)),
         Phase(phases.REFERENCE, reference),
     ]
-    if cache_dtype != dtype or artifact.config.has_narrow_states:
+    if rounds:
         every = [call for schedule in extent.schedules for call in work.calls(schedule, work.sequences)]
         found += [] if quantized else [Phase(phases.loading("float64"), 3 * size)]
         found += [

@@ -7,6 +7,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.scenarios import (
     PADDING,
     SCHEDULES,
+    Scenario,
     Schedule,
     fit_lengths,
     greedy_prompt,
@@ -96,3 +97,16 @@ def test_chunks_cover_every_token_once(schedule, tokens):
 def test_chunk_sizes_take_turns():
     parts = Schedule("", chunks=(1, 7, 64)).parts(100)
     assert [part.stop - part.start for part in parts] == [1, 7, 64, 1, 7, 20]
+
+
+@pytest.mark.parametrize(("steps", "decoded"), [(20, 8), (8, 8), (3, 3)])
+def test_tokens_that_are_not_decoded_are_fed_with_the_prompt(steps, decoded):
+    scenario = Scenario("x", np.arange(10), np.arange(10, 10 + steps))
+    fed = Schedule("", chunks=(7,), steps=8).fed(scenario)
+    assert len(fed.forced) == decoded
+    np.testing.assert_array_equal(fed.ids, scenario.ids)
+    assert Schedule("", chunks=(7,), steps=8).calls(scenario) == -(-(10 + steps - decoded) // 7) + decoded
+
+
+def test_one_shot_and_token_by_token_all_steps_are_decoded():
+    assert [schedule.name for schedule in SCHEDULES if schedule.steps is None] == ["one-shot", "by token"]

@@ -153,7 +153,7 @@ def size_factors(actual: Array, rounded: Array) -> Array:
 
 def _parts(scenario: Scenario, schedule: Schedule) -> dict[str, slice]:
     """Return the positions that each graph writes: padding is not counted."""
-    prefilled = 1 if schedule.token_by_token else len(scenario.prompt)
+    prefilled = 1 if schedule.token_by_token else len(schedule.fed(scenario).prompt)
     parts = {"prefilled": slice(0, prefilled), "decoded": slice(prefilled, scenario.length)}
     return {name: rows for name, rows in parts.items() if rows.stop > rows.start}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from lucid_deploy.model.scenarios import ONE_SHOT, Scenario, Schedule, batches
 from lucid_deploy.parity.measure import cache_gates, given_cache, phases
-from lucid_deploy.parity.measure.compare import TensorRows, Trace, record_together
+from lucid_deploy.parity.measure.compare import TensorRows, Trace, record, record_together
 from lucid_deploy.parity.measure.coverage import FREE_RUNNING, unproven
 from lucid_deploy.parity.measure.gate import Comparison, compare_rows
 from lucid_deploy.parity.measure.greedy import free_run
@@ -45,14 +45,19 @@ def measure(
     schedules = targets.extent.schedules if schedules is None else schedules
     scenarios = [target.scenario for target in targets.items]
     total = _calls(scenarios, schedules, session.batch_limit)
-    total += sum(1 + len(scenario.forced) for scenario in scenarios if scenario.greedy)
+    alone = [] if ONE_SHOT in schedules else [scenario for scenario in scenarios if scenario.greedy]
+    total += sum(map(ONE_SHOT.calls, alone))
     total += sum(given_cache.calls(session, target.scenario) for target in targets.items if target.given)
     meter = CallCounter(progress, phases.candidate(session.runtime, session.dtype), total)
     found: dict[str, list[Comparison]] = {scenario.name: [] for scenario in scenarios}
     free_runs: list[FreeRun] = []
+    forced: dict[str, TensorRows] = {}  # logits of the scenarios that the reference continued, one-shot
     for schedule in schedules:
         for target, trace in _recorded(session, targets.items, schedule, meter):
             found[target.scenario.name] += _compare(trace, target, schedule)
+            if schedule == ONE_SHOT and target.scenario.greedy:
+                forced[target.scenario.name] = _logits(trace)
+    forced |= {scenario.name: _logits(record(session, scenario, tick=meter.tick)) for scenario in alone}
     for target in targets.items:
         if target.given:
             answers = given_cache.answers(session, target.scenario, target.rounded[ONE_SHOT.name], meter.tick)
@@ -60,7 +65,7 @@ def measure(
                 answers, target.given, target.given_gates, target.scenario
             )
         if target.scenario.greedy:
-            comparison, run = _compare_free_run(session, target, meter)
+            comparison, run = _compare_free_run(forced[target.scenario.name], target)
             found[target.scenario.name].append(comparison)
             free_runs.append(run)
     comparisons = tuple(comparison for items in found.values() for comparison in items)
@@ -118,7 +123,15 @@ def _calls(scenarios: Sequence[Scenario], schedules: Sequence[Schedule], limit: 
 def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Comparison]:
     name, gates = target.scenario.name, target.by_schedule.get(schedule.name, target.gates)
     found = [
-        compare_rows(trace.tensors[tensor], rows, tensor, gates[tensor], name, schedule.name)
+        compare_rows(
+            trace.tensors[tensor],
+            # Where fewer tokens are decoded, logits begin later.
+            rows.from_position(trace.tensors[tensor].start) if tensor.is_logits else rows,
+            tensor,
+            gates[tensor],
+            name,
+            schedule.name,
+        )
         for tensor, rows in target.reference.tensors.items()
     ]
     if schedule.name in target.sizes:
@@ -129,9 +142,13 @@ def _compare(trace: Trace, target: Target, schedule: Schedule) -> list[Compariso
     return found
 
 
-def _compare_free_run(session: Session[Any], target: Target, meter: CallCounter) -> tuple[Comparison, FreeRun]:
+def _logits(trace: Trace) -> TensorRows:
+    return trace.tensors[max(trace.tensors)]  # they come last
+
+
+def _compare_free_run(forced: TensorRows, target: Target) -> tuple[Comparison, FreeRun]:
     """Compare the logits up to and including the first step whose token is not the reference's."""
-    actual = free_run(session, target.scenario, meter.tick)
+    actual = free_run(forced, target.scenario)
     tensor = max(target.reference.tensors)  # the logits come last
     wanted = target.reference.tensors[tensor]
     count = actual.values.shape[1]

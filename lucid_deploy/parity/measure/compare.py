@@ -85,10 +85,15 @@ class TensorRows:
     start: int = 0
     is_state: bool = False
 
+    def from_position(self, position: int) -> TensorRows:
+        """Return the rows from a position of the sequence on, which must be among them."""
+        assert position >= self.start
+        return replace(self, values=self.values[:, position - self.start :], start=position)
+
 
 @dataclass(frozen=True)
 class Trace:
-    """What a session computed: K and Y of every layer at all positions, logits from the last prompt token on.
+    """What a session computed: K and Y of every layer at all positions, logits from the last prefilled token on.
 
     Attributes:
         tensors: In the order of computation.
@@ -110,12 +115,13 @@ def record_together(
     Args:
         session: Any runtime.
         scenarios: The tokens; prompts of one length, and as many forced tokens.
-        schedule: How the prompts are fed.
+        schedule: How the prompts are fed, and how many of the forced tokens with them: logits are those behind.
         tick: Called after every call of the session.
 
     Raises:
         CheckFailed: A tensor does not have the shape that the configuration asks for.
     """
+    scenarios = [schedule.fed(scenario) for scenario in scenarios]
     fed = _feed(session, scenarios, schedule, tick or no_tick)
     return _traces(session, fed.cache, fed.logits, scenarios, fed.states)
 

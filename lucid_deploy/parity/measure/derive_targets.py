@@ -73,6 +73,7 @@ def prepare(
     """
     session = opened(baseline)
     extent = extent if steps is None else replace(extent, steps=steps)
+    extent = extent.with_all_steps() if cache_gates.rounds(session) else extent
     scenarios = [*_scenarios(session.config, extent, seed, prompt, embeddings), *more]
     drafted = _draft(session, scenarios, progress)
     exact, own = _record_reference(reference, session, drafted, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, Schedule
 
@@ -31,6 +31,14 @@ class VerificationExtent:
         """Whether every token sequence is run, in its whole length."""
         return self.scenarios is None and self.prompt_tokens >= PROMPT_TOKENS
 
+    def with_all_steps(self) -> VerificationExtent:
+        """Return the same with all steps decoded in every way of feeding.
+
+        A cache that rounds asks for it: the ways of feeding are then different functions, and the size of the rows that
+        decoding wrote has a gate that is the narrower the more rows there are.
+        """
+        return replace(self, schedules=tuple(replace(schedule, steps=None) for schedule in self.schedules))
+
     def left_out(self) -> Iterator[str]:
         """Yield what more a whole verification does, one sentence each; nothing if this is one."""
         if self.prompt_tokens < PROMPT_TOKENS:
@@ -39,7 +47,8 @@ class VerificationExtent:
             yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
         if self.scenarios is not None:
             yield f"Of the token sequences, only {', '.join(self.scenarios)} and the greedy one are run."
-        missing = [schedule.name for schedule in SCHEDULES if schedule not in self.schedules]
+        run = [schedule.name for schedule in self.schedules]
+        missing = [schedule.name for schedule in SCHEDULES if schedule.name not in run]
         if missing:
             yield f"Prompts are not fed {' or '.join(missing)}."
         if not any(schedule.token_by_token for schedule in self.schedules):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,25 +57,17 @@ def generate(session: Session[Any], prompt: Array, steps: int, tick: Tick | None
     return np.array(tokens, dtype=np.int64)
 
 
-def free_run(session: Session[Any], scenario: Scenario, tick: Tick | None = None) -> TensorRows:
-    """Let a session generate freely; return its logits up to the first token that leaves the forced ones.
+def free_run(forced: TensorRows, scenario: Scenario) -> TensorRows:
+    """Return the logits of a session that generates freely, up to the first token that leaves the forced ones.
 
     Behind that token the contexts differ and nothing can be compared. The last row is the one that chose it, or, if the
-    session never leaves, the one after the last forced token.
+    session never leaves, the one after the last forced token. Up to there a session that is forced and one that runs
+    freely make the same calls with the same inputs, so that the forced run says what the free one would.
 
     Args:
-        session: Any runtime.
-        scenario: One whose forced tokens are the reference's own choice.
-        tick: Called after every call of the session.
+        forced: The logits ``(1, S + 1, vocabulary)`` of the session in a batch of one, one-shot, the tokens forced.
+        scenario: One whose forced tokens are the reference's own choice, ``(S,)``.
     """
-    tick = tick or no_tick
-    cache = session.empty_cache()
-    rows = [session.prefill(scenario.prompt[None], cache)]
-    tick()
-    for token in scenario.forced:
-        chosen = rows[-1][0, -1].argmax()
-        if chosen != token:
-            break
-        rows.append(session.decode(np.array([[chosen]]), cache))
-        tick()
-    return TensorRows(np.concatenate(rows, axis=1), start=len(scenario.prompt) - 1)
+    chosen = forced.values[0, :-1].argmax(axis=-1)  # (S,)
+    leaves = np.append(chosen != scenario.forced, True)
+    return replace(forced, values=forced.values[:, : int(leaves.argmax()) + 1])

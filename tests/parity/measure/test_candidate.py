@@ -82,3 +82,39 @@ def test_a_quick_measurement_runs_what_its_extent_says():
     assert {item.schedule for item in found.comparisons} == {"one-shot", "chunks", "padded", "free-running"}
     assert found.left_out == tuple(QUICK.left_out())
     assert (found.context, found.longest) == (512, 148)
+
+
+def test_behind_pieces_fewer_steps_are_decoded_and_all_positions_are_cached():
+    """K and Y are compared at every position, logits from the last token that was prefilled."""
+    model = small_model()
+    targets = prepare(session(model), session(model, torch.float64), steps=20)
+    found = measure(session(model), targets)
+    assert found.passed
+    prompt, total = found.scenarios[0].prompt_tokens, found.longest
+    assert total == prompt + 20
+    for item in found.comparisons:
+        few = item.schedule in ("by 7", "chunks", "padded")
+        first = total - 8 - 1 if few else prompt - 1
+        assert item.start == (first if item.tensor.is_logits else 0)
+        assert item.start + len(item.errors) == total or item.schedule == "free-running"
+
+
+class ForgetsInDecoding(TorchSession):
+    """Decoding reads a cache whose first key is gone, in one step alone: the last."""
+
+    last = 0
+
+    def _run_decode(self, input_ids, mask, positions, layers):
+        if positions.max() == self.last:
+            layers = [(k.index_fill(2, torch.tensor([0]), 0), y) for k, y in layers]
+        return super()._run_decode(input_ids, mask, positions, layers)
+
+
+def test_every_way_of_feeding_sees_a_step_that_is_wrong_behind_it():
+    model = small_model()
+    targets = prepare(session(model), session(model, torch.float64), steps=20)
+    candidate = ForgetsInDecoding(model)
+    candidate.last = targets.items[0].scenario.length - 1
+    found = measure(candidate, targets)
+    failed = {item.schedule for item in found.comparisons if item.failed_at is not None}
+    assert failed >= {"one-shot", "by 7", "chunks", "by token", "padded"}

@@ -36,3 +36,9 @@ def test_a_quick_one_takes_a_fraction_of_the_tokens():
 
     assert 3 * tokens(QUICK) < tokens(FULL)
     assert QUICK.prompt_tokens > 128  # it still ends inside the second block
+
+
+def test_a_cache_that_rounds_has_all_steps_in_every_way_of_feeding():
+    whole = FULL.with_all_steps()
+    assert [schedule.name for schedule in whole.schedules] == [schedule.name for schedule in FULL.schedules]
+    assert all(schedule.steps is None for schedule in whole.schedules) and list(whole.left_out()) == []

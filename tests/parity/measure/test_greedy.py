@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.model.scenarios import Scenario
+from lucid_deploy.parity.measure.compare import record
 from lucid_deploy.parity.measure.greedy import follow, free_run, generate
 from tests.parity.small_models import VOCAB, session
 
@@ -35,11 +36,25 @@ def test_nothing_is_generated_in_no_steps(exact):
     assert len(follow(exact, PROMPT, lambda *_: pytest.fail("asked"), 0)) == 0
 
 
-def test_a_free_run_ends_with_the_token_that_leaves(exact):
-    wanted = generate(exact, PROMPT, 6)
-    same = free_run(exact, Scenario("x", PROMPT, wanted, greedy=True))
-    assert same.values.shape[1] == 7 and same.start == len(PROMPT) - 1
-    other = wanted.copy()
-    other[3] = (other[3] + 1) % VOCAB
-    left = free_run(exact, Scenario("x", PROMPT, other, greedy=True))
-    np.testing.assert_array_equal(left.values, same.values[:, :4])
+def run_freely(session, scenario):
+    """Feed back what the session prefers, as long as it is the forced token; return its logits."""
+    cache = session.empty_cache()
+    rows = [session.prefill(scenario.prompt[None], cache)]
+    for token in scenario.forced:
+        chosen = rows[-1][0, -1].argmax()
+        if chosen != token:
+            break
+        rows.append(session.decode(np.array([[chosen]]), cache))
+    return np.concatenate(rows, axis=1)
+
+
+@pytest.mark.parametrize("wrong", [None, 0, 3, 5])
+def test_a_free_run_is_read_off_the_forced_one_up_to_the_token_that_leaves(exact, wrong):
+    forced = generate(exact, PROMPT, 6)
+    if wrong is not None:
+        forced[wrong] = (forced[wrong] + 1) % VOCAB
+    scenario = Scenario("x", PROMPT, forced, greedy=True)
+    trace = record(exact, scenario)
+    found = free_run(trace.tensors[max(trace.tensors)], scenario)
+    assert found.values.shape[1] == (7 if wrong is None else wrong + 1) and found.start == len(PROMPT) - 1
+    np.testing.assert_array_equal(found.values, run_freely(exact, scenario))
