@@ -13,7 +13,7 @@ from lucid_deploy.runtimes import open_session
 
 
 def prefill(artifact: str, length: int, chunk: int | None, kernels: str = "auto") -> dict[str, Any]:
-    """Prefill; return seconds, memory before, peak memory, the logits and the last rows of Y."""
+    """Prefill and decode 8 tokens; return the prefill's seconds, memory before, peaks, logits and last rows of Y."""
     session = open_session(artifact, kernels=kernels)
     ids = np.random.default_rng(0).integers(0, session.config.vocab_size, (1, length))
     cache = session.empty_cache(1)
@@ -24,7 +24,17 @@ def prefill(artifact: str, length: int, chunk: int | None, kernels: str = "auto"
     seconds = time.perf_counter() - started
     peak = resident_bytes("VmHWM")
     rows = [y[0, :, -64:].ravel().tolist() for _, y in session.layer_arrays(cache)]
-    return {"seconds": seconds, "idle": idle, "peak": peak, "logits": logits.ravel().tolist(), "rows": rows}
+    reset_peak()
+    for _ in range(8):
+        session.decode(np.ones((1, 1), dtype=np.int64), cache)
+    return {
+        "seconds": seconds,
+        "idle": idle,
+        "peak": peak,
+        "peak_decoding": resident_bytes("VmHWM"),
+        "logits": logits.ravel().tolist(),
+        "rows": rows,
+    }
 
 
 def decode(artifact: str, context: int, steps: int = 8) -> dict[str, Any]:

@@ -58,6 +58,7 @@ def summary(runs: list[dict[int | None, dict[str, Any]]], size: int | None) -> d
         "seconds": statistics.median(run[size]["seconds"] for run in runs),
         "over_whole": {"median": statistics.median(over), "least": min(over), "most": max(over)},
         "peak_mib": statistics.median(run[size]["peak"] for run in runs) / MIB,
+        "peak_decoding_mib": statistics.median(run[size]["peak_decoding"] for run in runs) / MIB,
         "opened_mib": statistics.median(run[size]["idle"] for run in runs) / MIB,
     }
 
@@ -68,7 +69,7 @@ def line(run: dict[str, Any]) -> str:
     return (
         f"{run['weights']}, {run['kernels']}, {run['length']} tokens, {run['chunk'] or 'all'} at once: "
         f"{run['seconds']:.2f} s, {over['median']:.3f} ({over['least']:.3f} to {over['most']:.3f}) of all at once, "
-        f"{run['peak_mib']:.0f} MiB"
+        f"{run['peak_mib']:.0f} MiB, {run['peak_decoding_mib']:.0f} MiB while 8 tokens are decoded"
     )
 
 

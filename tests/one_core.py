@@ -13,6 +13,8 @@ from typing import Any
 import onnxruntime
 import pytest
 
+from lucid_deploy.runtimes.onnxruntime.arena import release_arena
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_core() -> Iterator[None]:
@@ -27,4 +29,5 @@ def _one_core() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxruntime.InferenceSession, "__init__", init)
+        release_arena()  # makes a session the first time, which tests that look at sessions would see
         yield

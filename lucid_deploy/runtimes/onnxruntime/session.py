@@ -18,6 +18,7 @@ from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_INT8, DELTA_RULE
 from lucid_deploy.runtimes.last_token import last_token_logits
+from lucid_deploy.runtimes.onnxruntime.arena import release_arena, use_arena
 from lucid_deploy.runtimes.onnxruntime.capabilities import capabilities_of
 from lucid_deploy.runtimes.onnxruntime.kernels import choose_kernels, multiplies, multiplies_in_blocks
 from lucid_deploy.runtimes.onnxruntime.linear_attention import has_linear_attention
@@ -102,6 +103,8 @@ class OrtSession(Session[Any]):
         if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
         self._artifact = artifact
+        if self.provider == "cpu":
+            release_arena()  # of what earlier sessions have left
         self._prefill = self._load(artifact, "prefill", self._changed_graph(artifact, "prefill"))
         self._decode = self._load(artifact, "decode", self._changed_graph(artifact, "decode"))
         self._output_names = [output.name for output in artifact.manifest.graphs["decode"].outputs]
@@ -118,6 +121,11 @@ class OrtSession(Session[Any]):
         """See :attr:`Session.plainer`."""
         return "--kernels functions runs them without the library of kernels" if self.kernels == "library" else None
 
+    def close(self) -> None:
+        """See :meth:`Session.close`."""
+        if self.provider == "cpu":
+            release_arena()
+
     def _load(self, artifact: Artifact, stage: str, graph: bytes | None) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
@@ -127,6 +135,7 @@ class OrtSession(Session[Any]):
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from the code that uses the tokens, such as the event loop of a server.
             options.add_session_config_entry("session.force_spinning_stop", "1")
+            use_arena(options)
         if self.provider == "cpu" and not self.packs_weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._quantization is not None:  # how onnxruntime fuses DequantizeLinear and MatMul

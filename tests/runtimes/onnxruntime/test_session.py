@@ -44,7 +44,8 @@ def test_the_cpu_shares_weights_and_asks_for_nothing_else(fake: FakeOrt, exporte
     assert fake.asked == [[CPU], [CPU]]
     assert all(options.initializers for options in fake.options)
     # A small model keeps packed weights.
-    assert all(options.entries == ["session.force_spinning_stop"] for options in fake.options)
+    entries = ["session.force_spinning_stop", "session.use_env_allocators"]
+    assert all(options.entries == entries for options in fake.options)
 
 
 def test_other_runtimes_have_no_provider(exported: Exported) -> None:
