@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,16 @@ class TypeName(click.Choice):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """See :class:`click.Choice`."""
         return super().convert(SHORT_TYPES.get(value, value), param, ctx)
+
+
+class NumberRange(click.FloatRange):
+    """A number within bounds. NaN, which is neither below nor above any bound, is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def type_option(name: str, types: Sequence[str], *, help: str) -> Decorator:

@@ -7,6 +7,7 @@ An output is compared by inode, so that other names of a file, links of both kin
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -27,6 +28,7 @@ OUTPUTS = {
     "output_path": "--output-path",
 }
 SINGLE_FILES = ("--json", "--report")  # written at the end, so looked at before
+FOLDERS = ("--plot", "--output-path")  # filled at the end or all along
 MODELS = ("artifact", "artifacts", "checkpoint", "against", "draft")
 READ = (
     "batch",
@@ -74,7 +76,7 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
             known[inode] = path
     places: dict[Path, str] = {}
     for option, path in outputs:
-        place = path.resolve()
+        place = _resolved(option, path)
         for model in models:
             if model.resolve() in (place, *place.parents):
                 how = "would replace" if model.resolve() == place else "lies inside"
@@ -87,6 +89,30 @@ def check_outputs(given: Mapping[str, Any], config: str | None = None) -> None:
     for option, path in outputs:
         if option in SINGLE_FILES and not places.keys() & set(path.resolve().parents):  # which the command makes
             _check_writable(option, path)
+        elif option in FOLDERS:
+            _check_folder(option, path)
+
+
+def _resolved(option: str, path: Path) -> Path:
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise LucidError(f"{option} {path} cannot be written: symbolic links lead back to it.") from error
+    return path.resolve()
+
+
+def _check_folder(option: str, path: Path) -> None:
+    """Refuse a folder that could not be made, before the work and not after it.
+
+    Raises:
+        LucidError: A file has its name, or that of a folder it is to lie in, or the latter cannot be written.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise LucidError(f"{option} {path} cannot be written: {there} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise LucidError(f"{option} {path} cannot be written: nothing may be written into {there}.")
 
 
 def _check_writable(option: str, path: Path) -> None:

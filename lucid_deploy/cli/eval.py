@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
+from lucid_deploy.cli._options import NumberRange, artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._suite_options import SuiteArguments, suite_options
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ _OF_LM_EVAL = ("truncate", "metadata", "gen_kwargs", "num_fewshot", "apply_chat_
     " [default: auto, what the tokenizer can write]",
 )
 @click.option("--against", metavar="OTHER", type=click.Path(), help="Another artifact to put the same questions to.")
-@click.option("--minimum", type=click.FloatRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
+@click.option("--minimum", type=NumberRange(0, 1), help="Exit with 1 if the accuracy is lower, such as 0.97.")
 @click.option(
     "--minimum-relative",
-    type=click.FloatRange(min=0),
+    type=NumberRange(min=0),
     help="Exit with 1 if it is below this share of the accuracy of --against.",
 )
 @click.option(

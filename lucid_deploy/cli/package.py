@@ -27,7 +27,7 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
 @choice_option("--device", ["cpu", "gpu"], help="triton: where the models run.")
 @click.option(
     "--instances",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**31 - 1),  # an int32 of Triton's model configuration
     default=1,
     show_default=True,
     help="triton: copies of each model per device.",

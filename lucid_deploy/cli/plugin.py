@@ -78,6 +78,8 @@ def build(
         )
     if output is not None and target == "all":
         raise LucidError("--output names one library; build one --target at a time with it.")
+    if output is not None and output.is_dir():
+        raise LucidError(f"--output {output} cannot be written: it is a folder. Name a file.")
     find_compiler()
     facts: dict[str, Any] = {}
     if target != "tensorrt":

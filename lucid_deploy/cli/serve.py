@@ -10,7 +10,7 @@ import click
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine
 from lucid_deploy.cli._names import long_name
-from lucid_deploy.cli._options import artifact_argument, choice_option, runtime_options
+from lucid_deploy.cli._options import NumberRange, artifact_argument, choice_option, runtime_options
 from lucid_deploy.cli._sources import is_given, origins
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
@@ -56,7 +56,7 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     default=300.0,
     show_default=True,
     help="Seconds for a request, its time in the queue included.",
@@ -72,14 +72,14 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     "--idle-timeout",
     cls=EngineOption,
     engine=LOCAL,
-    type=click.FloatRange(0, min_open=True),
+    type=NumberRange(0, min_open=True),
     default=30.0,
     show_default=True,
     help="Seconds that a connection may be silent.",
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     default=30.0,
     show_default=True,
     help="Seconds that running requests get to finish after SIGTERM, SIGHUP or Ctrl-C.",
@@ -131,7 +131,7 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     "--replica-cpus",
     cls=EngineOption,
     engine=RAY,
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     default=1.0,
     show_default=True,
     help="With ray: processors that an engine reserves.",
@@ -140,7 +140,7 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     "--replica-gpus",
     cls=EngineOption,
     engine=RAY,
-    type=click.FloatRange(0),
+    type=NumberRange(0),
     default=0.0,
     show_default=True,
     help="With ray: GPUs that an engine reserves.",

@@ -120,6 +120,8 @@ def verify_artifact(
     from lucid_deploy.runtimes import open_session
 
     options, started = options or VerifyOptions(), time.monotonic()
+    if options.seed < 0:
+        raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     if options.tolerance is not None:
         check_tolerance(options.tolerance)
     source = find_checkpoint(artifact, options.checkpoint)

@@ -9,7 +9,8 @@ import pytest
 from click.shell_completion import CompletionItem
 from click.testing import CliRunner, Result
 
-from lucid_deploy.cli._options import RuntimeName, choice_option, json_option, runtime_options
+from lucid_deploy.cli import COMMANDS, main
+from lucid_deploy.cli._options import NumberRange, RuntimeName, choice_option, json_option, runtime_options
 from lucid_deploy.runtimes.options import RuntimeOptions
 
 FIELDS = [item.name for item in fields(RuntimeOptions)]
@@ -68,3 +69,25 @@ def test_wrong_values_are_refused_by_name(words: str, message: str) -> None:
 def test_names_of_runtimes_are_completed() -> None:
     found = RuntimeName().shell_complete(click.Context(command), command.params[0], "t")
     assert [item.value for item in found if isinstance(item, CompletionItem)] == ["torch", "tensorrt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"), [("0.5", True), ("0", True), ("nan", False), ("-nan", False), ("2", False), ("half", False)]
+)
+def test_a_number_within_bounds_is_not_nan(text: str, taken: bool) -> None:
+    share = click.Command("share", params=[click.Option(["--share"], type=NumberRange(0, 1))])
+    assert (CliRunner().invoke(share, [f"--share={text}"]).exit_code == 0) is taken
+
+
+@pytest.mark.parametrize("option", ["--minimum", "--minimum-relative"])
+def test_an_accuracy_to_reach_is_no_nan(option: str) -> None:
+    result = CliRunner().invoke(main, ["eval", "nowhere", option, "nan"])
+    assert result.exit_code == 2 and "'nan' is not a number." in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_range_of_numbers_refuses_nan(command: str) -> None:
+    found = main.get_command(click.Context(main), command)
+    inner = found.commands.values() if isinstance(found, click.Group) else [found]
+    parameters = [parameter for each in inner if each is not None for parameter in each.params]
+    assert all(type(parameter.type) is not click.FloatRange for parameter in parameters)

@@ -36,6 +36,7 @@ def place(exported: Exported, tmp_path: Path) -> Path:
     (tmp_path / "p.jsonl").write_text('{"prompt_ids": [5]}\n')
     (tmp_path / "run.toml").write_text("[run]\nrows = 1\n")
     (tmp_path / "symlink").symlink_to("p.jsonl")
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "out.run.json").symlink_to("p.jsonl")
     (tmp_path / "inside").symlink_to(tmp_path / "artifact" / "new")
     os.link(tmp_path / "p.jsonl", tmp_path / "hard")
@@ -94,6 +95,11 @@ BATCH = "run artifact --batch p.jsonl --overwrite --output"
             "--report none/page.html cannot be written: there is no folder none.",
         ),
         ("verify artifact --report -", "--report - is no file: name one."),
+        ("export checkpoint --output loop", "--output loop cannot be written: symbolic links lead back to it."),
+        ("package artifact --target triton --output loop/new", "symbolic links lead back to it."),
+        ("inspect artifact --json loop", "--json loop cannot be written: symbolic links lead back to it."),
+        ("bench artifact --plot p.jsonl", "--plot p.jsonl cannot be written: p.jsonl is no folder."),
+        ("bench artifact --plot p.jsonl/plots", "--plot p.jsonl/plots cannot be written: "),
         ("inspect artifact --json none/facts.json", "--json none/facts.json cannot be written"),
     ],
 )

@@ -80,6 +80,13 @@ def test_one_type_only(compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
     assert b"precondition_bfloat16" in target.read_bytes() and b"precondition_float32" not in target.read_bytes()
 
 
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_a_folder_is_no_library(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(tmp_path)])
+    assert (result.exit_code, compiled) == (2, [])
+    assert result.stderr == f"Error: --output {tmp_path} cannot be written: it is a folder. Name a file.\n"
+
+
 def test_bad_architectures(compiled: list[tuple[int, ...]]) -> None:
     result = CliRunner().invoke(main, ["plugin", "build", "--arch", "hopper"])
     assert result.exit_code == 2 and compiled == []

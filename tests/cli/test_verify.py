@@ -179,6 +179,7 @@ def test_nothing_expensive_is_run_unless_asked_or_failed(directory):
         (["--tolerance", "0"], "above 0 and below 1"),
         (["--tolerance", "nan"], "above 0 and below 1"),
         (["--tolerance", "1"], "above 0 and below 1"),
+        (["--seed", "-1"], "The seed must be 0 or more, not -1."),
         (["--tolerance", "much"], "not a valid float"),
         (["--report", "{tmp}/none/page.html"], "there is no folder"),
         (["--report", "{tmp}"], "it is a folder"),
