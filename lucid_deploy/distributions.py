@@ -19,13 +19,15 @@ def distributions_of(*packages: str) -> dict[str, list[str]]:
         packages: Top-level import names.
 
     Returns:
-        For each package the distributions, in the order in which Python finds them; none if it is not installed.
+        For each package the distributions, each once, in the order in which Python finds them; none if it is not
+        installed. An editable installation, for one, is found in the checkout as well.
     """
     found: dict[str, list[str]] = {package: [] for package in packages}
     files = {package: re.compile(rf'^"?{re.escape(package)}(?:/.*)?\.py"?,', re.MULTILINE) for package in packages}
     for item in importlib.metadata.distributions():
         for package in _held(item, files):
-            found[package].append(item.metadata["Name"])
+            if item.metadata["Name"] not in found[package]:
+                found[package].append(item.metadata["Name"])
     return found
 
 

@@ -42,3 +42,16 @@ def test_what_a_distribution_declares_or_records_counts(
     assert distributions_of("found_here") == {"found_here": wanted}
     assert importlib.metadata.packages_distributions().get("found_here", []) == wanted
     distributions_of.cache_clear()
+
+
+def test_one_that_is_found_in_two_places_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an editable installation is, beside the folder of its facts in the checkout."""
+    for place in (tmp_path / "site", tmp_path / "checkout"):
+        facts = place / "found_here-1.0.dist-info"
+        facts.mkdir(parents=True)
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: found-here\nVersion: 1.0\n")
+        (facts / "top_level.txt").write_text("found_here\n")
+        monkeypatch.syspath_prepend(place)
+    distributions_of.cache_clear()
+    assert distributions_of("found_here") == {"found_here": ["found-here"]}
+    distributions_of.cache_clear()
