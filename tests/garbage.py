@@ -1,8 +1,7 @@
 """A pytest plugin: what is there when all tests are collected stays, so nobody looks through it for garbage.
 
 Python does so each time that enough is new: while the tests are imported, and while they run, with a million objects of
-theirs, of PyTorch and of transformers to look through. A trace makes objects by the thousand and keeps them, so Python
-also looks too often: 30 times less often takes no memory that could be measured.
+theirs, of PyTorch and of transformers to look through.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from collections.abc import Iterator
 
 import pytest
 
-THRESHOLD = 20_000, 20, 20  # new objects, and collections of the generation before; Python's own are 700, 10, 10
-
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection() -> Iterator[None]:
@@ -23,7 +20,6 @@ def pytest_collection() -> Iterator[None]:
         return (yield)
     finally:
         gc.enable()
-        gc.set_threshold(*THRESHOLD)
         gc.freeze()
         atexit.register(gc.unfreeze)  # libraries in C++ complain of what is there at the very end
 

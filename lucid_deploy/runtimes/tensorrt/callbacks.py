@@ -6,8 +6,10 @@ to run. Both keep it, the monitor stops the build, and the caller raises it agai
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Report = Callable[[int, int], None]
@@ -66,7 +68,26 @@ class CallbackFailure:
         """Raise it where Python code is waiting for it."""
         if self.error is not None:
             error, self.error = self.error, None
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # it knows this frame, and all that the frames above hold: builders are to end at once
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage.
+
+    TensorRT calls a logger while it holds a lock. If Python looked for garbage there and found a builder that nobody
+    holds, its end would wait for the same lock, for good.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def make_logger(trt: Any, failure: CallbackFailure) -> Any:

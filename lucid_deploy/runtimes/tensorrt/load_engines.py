@@ -8,7 +8,7 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt.backend import BACKENDS, Backend, dotted, load_backend
-from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger
+from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, without_collection
 from lucid_deploy.runtimes.tensorrt.device import Device, open_device
 from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.tensorrt.jit_cache import JitCache, jit_cache_path
@@ -58,6 +58,7 @@ def check_capability(manifest: EngineManifest, gpu: Device, artifact: Artifact) 
         )
 
 
+@without_collection()
 def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend, gpu: Device | None = None) -> Engines:
     """Let TensorRT read the engines. The GPU must have been opened.
 

@@ -11,7 +11,13 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.tensorrt.backend import Backend
-from lucid_deploy.runtimes.tensorrt.callbacks import CallbackFailure, explain, make_logger, make_monitor
+from lucid_deploy.runtimes.tensorrt.callbacks import (
+    CallbackFailure,
+    explain,
+    make_logger,
+    make_monitor,
+    without_collection,
+)
 from lucid_deploy.runtimes.tensorrt.limits import Range
 from lucid_deploy.runtimes.tensorrt.prepare import PreparedGraph
 
@@ -60,6 +66,7 @@ class BuiltEngine:
     timings: dict[str, int] | None = None
 
 
+@without_collection()
 def build_engine(
     backend: Backend,
     graph: PreparedGraph,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +17,7 @@ from lucid_deploy.runtimes.tensorrt.callbacks import (
     explain,
     make_logger,
     make_monitor,
+    without_collection,
 )
 
 
@@ -98,3 +102,39 @@ def test_the_parser_s_reason_comes_with_the_node_that_it_names() -> None:
     reason = "ERROR: In function resolveScaleInput:\n[6] Assertion failed: Scale coefficients must all be positive"
     assert explain([node, *frame, reason, "after"]) == f"{node} {reason}".replace("\n", " ")
     assert explain([node, *frame]) == node and explain(["why", reason]) == "why"
+
+
+def test_what_an_interruption_leaves_ends_without_a_search_for_garbage() -> None:
+    """A builder that ends while another one is made waits for its lock, for good."""
+
+    class Builder:
+        pass
+
+    def build() -> None:
+        builder = Builder()
+        seen.append(weakref.ref(builder))
+        failure = CallbackFailure()
+        failure.error = KeyboardInterrupt()
+        failure.raise_again()
+
+    seen: list[weakref.ref[Builder]] = []
+    gc.disable()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            build()
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_nobody_looks_for_garbage_while_tensorrt_calls() -> None:
+    assert gc.isenabled()
+    with without_collection():
+        assert not gc.isenabled()
+        with without_collection():
+            pass
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyboardInterrupt), without_collection():
+        raise KeyboardInterrupt
+    assert gc.isenabled()
