@@ -55,7 +55,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
-bench: $(VENV)/.dev # the figures of docs/performance.md but for functions, hybrids and speculation; about a quarter of an hour, 14 GB of disk
+bench: $(VENV)/.dev # most figures of docs/performance.md; about a quarter of an hour, 14 GB of disk
 	$(BIN)/lucid-deploy plugin build --target onnxruntime
 	for script in precondition_operator delta_rule_operator medium_model peers long_context large_model start_up quantized cache_types batching structured serve_load; do \
 		$(BIN)/python benchmarks/$$script.py || exit 1; \

@@ -24,7 +24,7 @@ VARIANTS = (("float32", "library"), ("int4", "library"), ("float32", "functions"
 
 @click.command()
 @click.option("--lengths", default="2048,8192", show_default=True, help="Tokens of a prompt, with commas.")
-@click.option("--chunks", default="256,512,1024,2048", show_default=True, help="Tokens that run at once, too.")
+@click.option("--chunks", default="256,512,1024,2048", show_default=True, help="Tokens that run at once.")
 @click.option("--rounds", default=3, show_default=True, help="Rounds, in which all take turns.")
 @click.option("--shape", type=click.Choice(list(SHAPES)), default="medium", show_default=True, help="Of the model.")
 @click.option("--write/--no-write", default=True, help="Whether to write benchmarks/results/prefill_chunks.json.")

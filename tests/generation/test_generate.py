@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
+from lucid_deploy.export import export
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import open_session
@@ -53,6 +58,32 @@ def test_long_prompts_run_in_pieces(
     generation.progress = lambda *done: seen.append(done)
     list(generation)
     assert seen == [(piece, ids) for piece in pieces]
+
+
+@pytest.mark.parametrize("command", ["run", "bench"])
+def test_the_help_says_how_many_tokens_run_at_once(command: str, session: Session) -> None:
+    found = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
+    assert f"default: {session.prefill_chunk}" in found
+
+
+@pytest.mark.parametrize("window", [100, 1500])
+def test_pieces_are_what_transformers_computes_at_once(window: int, tmp_path: Path) -> None:
+    """Windows that reach a few tokens into the piece before, and over one and a half."""
+    transformers = pytest.importorskip("transformers")
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    sizes = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, **heads}
+    config = transformers.MistralConfig(**sizes, max_position_embeddings=4096, sliding_window=window)
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "checkpoint")
+    ids = np.random.default_rng(0).integers(3, 97, (1, 2100))
+    ids[0, 700:900] = 7
+    with torch.inference_mode():
+        rounded = model(torch.from_numpy(ids)).logits[0, -1].double()
+        exact = model.double()(torch.from_numpy(ids)).logits[0, -1]
+    session = open_session(export(tmp_path / "checkpoint", tmp_path / "artifact"))
+    found = session.prefill(ids, session.empty_cache(1), chunk=session.prefill_chunk)[0, -1]
+    assert torch.dist(torch.from_numpy(found), exact) <= 4 * torch.dist(rounded, exact)
 
 
 @pytest.mark.parametrize(
