@@ -29,3 +29,11 @@ def test_its_commands_are_the_makefiles() -> None:
 
 def test_the_plugin_is_of_this_version() -> None:
     assert re.findall(r"ABI (\d+)", printed()) == [str(PLUGIN_ABI)]
+
+
+def test_readme_shows_its_end() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("`make demo` ends like this", 1)[1].split("```text\n", 1)[1].split("```", 1)[0]
+    lines = [line for line in shown.splitlines() if not line.startswith("Prompt:")]  # which is shortened
+    assert len(lines) == 3
+    assert not set(lines) - set(printed().splitlines())
