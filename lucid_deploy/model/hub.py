@@ -17,12 +17,12 @@ from typing import Any
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import DEMO
 from lucid_deploy.model.config import parse_config, read_config
-from lucid_deploy.model.packed.read import OLDER_FILE, split_layout
+from lucid_deploy.model.packed.read import MODELOPT_FILE, OLDER_FILE, split_layout
 from lucid_deploy.model.tensor_files import ADAPTER, adapter_words
 from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
-_SETTINGS = ("config.json", OLDER_FILE)  # what is read before any weights are asked for
+_SETTINGS = ("config.json", OLDER_FILE, MODELOPT_FILE)  # what is read before any weights are asked for
 _FILES = (*_SETTINGS, "model.safetensors", "model.safetensors.index.json")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 

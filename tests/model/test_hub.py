@@ -271,3 +271,12 @@ def test_a_quantized_checkpoint_is_fetched(older: bool, hub: Hub, options: HubOp
     hub.add("org/other", source)
     assert "its bits are 3" in refusal("org/other", options)
     assert hub.fetched() <= {"config.json", "quantize_config.json"}
+
+
+def test_modelopts_file_is_seen_before_any_weights(hub: Hub, options: HubOptions, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    write_packed(source, "gptq")
+    (source / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "FP8"}}')
+    hub.add(NAME, source)
+    assert "by modelopt (FP8)" in refusal(NAME, options)
+    assert hub.fetched() <= {"config.json", "hf_quant_config.json"}

@@ -17,6 +17,7 @@ from lucid_deploy.model.packed.weight import (
     PackedWeight,
     Shape,
     check_keys,
+    check_method,
     check_shape,
     count_groups,
     group_inputs,
@@ -58,6 +59,9 @@ class AwqLayout:
             ValueError: Settings that are not computed here.
         """
         check_keys(settings, _KEYS)
+        check_method(settings, cls.name)
+        if settings.get("backend") == "llm-awq":  # then transformers takes its layout, whatever the version says
+            raise ValueError("its backend is 'llm-awq', whose layout is not read; AutoAWQ's gemm is")
         for key in ("version", "format", "checkpoint_format"):
             version = str(settings.get(key) or "gemm").lower()
             if version != "gemm":

@@ -80,6 +80,19 @@ def read_group(settings: dict[str, Any], forms: tuple[str, ...]) -> dict[str, An
     return group
 
 
+def _is_ordered(actorder: Any) -> bool:
+    """Say whether groups are those of ``weight_g_idx``: so with group, also called dynamic and true.
+
+    Raises:
+        ValueError: Another order than these, and weight or static, with which groups are of neighbours.
+    """
+    if actorder in ("group", "dynamic") or actorder is True:
+        return True
+    if actorder not in (None, "weight", "static") and actorder is not False:
+        raise ValueError(f"its actorder is {actorder!r}; weight and static are read")
+    return False
+
+
 @dataclass(frozen=True)
 class CompressedLayout:
     """See :class:`~lucid_deploy.model.packed.weight.PackedLayout`.
@@ -90,6 +103,7 @@ class CompressedLayout:
         group_size: Inputs of a group, for ``group``.
         is_packed: Whether numbers are in words of int32.
         symmetric: Whether there are no zero points.
+        ordered: Whether the groups of inputs are those that ``weight_g_idx`` says alone.
     """
 
     bits: int
@@ -97,6 +111,7 @@ class CompressedLayout:
     group_size: int
     is_packed: bool
     symmetric: bool
+    ordered: bool = False
     name = "compressed-tensors"
     inputs = None
 
@@ -126,16 +141,20 @@ class CompressedLayout:
             raise ValueError(f"its weights are {weights.get('type')!r} of {bits!r} bits; int of 4 and 8 bits are read")
         if strategy not in _STRATEGIES:
             raise ValueError(f"its strategy is {strategy!r}; {', '.join(_STRATEGIES)} are read")
+        if weights.get("dynamic"):
+            raise ValueError(f"its weights' dynamic is {weights['dynamic']!r}; false is read")
         size = weights.get("group_size") if strategy == "group" else -1
         if type(size) is not int or (strategy == "group" and size < 1):
             raise ValueError(f"its group_size is {size!r}")
-        return cls(bits, strategy, size, form == "pack-quantized", read_switch(weights, "symmetric", True))
+        ordered = strategy == "group" and _is_ordered(weights.get("actorder"))
+        return cls(bits, strategy, size, form == "pack-quantized", read_switch(weights, "symmetric", True), ordered)
 
     @property
     def required(self) -> tuple[str, ...]:
         """See the protocol."""
         numbers = ("weight_packed", "weight_shape") if self.is_packed else ("weight",)
-        return (*numbers, "weight_scale", *(() if self.symmetric else ("weight_zero_point",)))
+        order = ("weight_g_idx",) if self.ordered else ()
+        return (*numbers, "weight_scale", *(() if self.symmetric else ("weight_zero_point",)), *order)
 
     @property
     def optional(self) -> tuple[str, ...]:

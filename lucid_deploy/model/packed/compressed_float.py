@@ -15,6 +15,7 @@ from lucid_deploy.model.packed.float_weight import (
     FLOAT_TYPES,
     FloatWeight,
     InputRounding,
+    check_dequantized,
     check_scalar,
     count_blocks,
     read_float,
@@ -70,6 +71,7 @@ class CompressedFloatLayout:
                 raise ValueError(f"its block_structure is {block!r}; two numbers such as [128, 128] are read")
             size = (block[0], block[1])
         inputs = _read_inputs(group.get("input_activations"))
+        check_dequantized(settings, inputs)
         return cls(strategy, size, inputs)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.model.packed.weight import SCALE_TYPES, Shape
 
@@ -107,6 +107,20 @@ def check_scalar(name: str, shape: Shape | None) -> None:
     """
     if shape is not None and tuple(shape) not in ((), (1,), (1, 1)):
         raise ValueError(f"{name} has the shape {list(shape)}, and one number is asked for")
+
+
+def check_dequantized(settings: dict[str, Any], inputs: InputRounding | None) -> None:
+    """Refuse settings that say that inputs are rounded, and that weights become plain ones when they are loaded.
+
+    Raises:
+        ValueError: They do.
+    """
+    said = "dequantize is true" if settings.get("dequantize") else "run_compressed is false"
+    if inputs is not None and (settings.get("dequantize") or settings.get("run_compressed") is False):
+        raise ValueError(
+            f"its {said}, with which transformers leaves the inputs of layers as they are, and other programs round "
+            "them. Remove the key; --quantize stored --activations float leaves inputs as they are"
+        )
 
 
 def _type(tensor: torch.Tensor) -> str:

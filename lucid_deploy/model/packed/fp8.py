@@ -15,6 +15,7 @@ from lucid_deploy.model.packed.float_weight import (
     FLOAT_TYPES,
     FloatWeight,
     InputRounding,
+    check_dequantized,
     check_scalar,
     count_blocks,
     read_float,
@@ -81,6 +82,7 @@ class Fp8Layout:
             inputs = InputRounding("static")
         else:
             inputs = InputRounding("token") if size is None else InputRounding("group", size[1])
+        check_dequantized(settings, inputs)
         stored = names[1] if scheme == "static" else None
         return cls(None if size is None else (size[0], size[1]), names[0], stored, inputs)
 

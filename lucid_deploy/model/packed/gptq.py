@@ -18,11 +18,13 @@ from lucid_deploy.model.packed.weight import (
     PackedWeight,
     Shape,
     check_keys,
+    check_method,
     check_order,
     check_shape,
     count_groups,
     group_inputs,
     read_bits,
+    read_switch,
     unpack_words,
 )
 
@@ -35,7 +37,7 @@ KEYS = frozenset(
     act_group_aware backend batch_size bits block_name_to_quantize cache_block_outputs checkpoint_format
     damp_auto_increment damp_percent dataset desc_act disable_exllama dynamic exllama_config format group_size
     is_marlin_format lm_head
-    max_input_length meta model_file_base_name model_name_or_path model_seqlen module_name_preceding_first_block
+    max_input_length meta method model_file_base_name model_name_or_path model_seqlen module_name_preceding_first_block
     modules_in_block_to_quantize modules_to_not_convert mse pack_dtype pad_token_id quant_method static_groups sym
     tokenizer true_sequential use_cuda_fp16 use_exllama version
     """.split()  # noqa: SIM905 (a table)
@@ -50,14 +52,17 @@ class GptqLayout:
         bits: Of an element.
         group_size: Inputs of a group; −1: a whole row.
         zeros_less_one: Whether zero points are stored less one.
+        symmetric: Whether the settings say that every zero point is the middle of the range.
+        ordered: Whether the groups of inputs are those that ``g_idx`` says alone.
     """
 
     bits: int
     group_size: int
     zeros_less_one: bool
+    symmetric: bool = False
+    ordered: bool = False
     name = "gptq"
     inputs = None
-    required = ("qweight", "qzeros", "scales")
     optional = ("g_idx",)
     types: ClassVar = {"qweight": WORD_TYPES, "qzeros": WORD_TYPES, "scales": SCALE_TYPES, "g_idx": INDEX_TYPES}
 
@@ -65,6 +70,11 @@ class GptqLayout:
     def scheme(self) -> str:
         """See the protocol."""
         return f"int{self.bits}"
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """See the protocol."""
+        return ("qweight", "qzeros", "scales", *(("g_idx",) if self.ordered else ()))
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> GptqLayout:
@@ -74,6 +84,7 @@ class GptqLayout:
             ValueError: Settings that are not computed here.
         """
         check_keys(settings, KEYS)
+        check_method(settings, cls.name)
         named = [settings[key] for key in ("checkpoint_format", "format") if settings.get(key) is not None]
         forms = set(map(str, named)) or {"gptq"}
         form = min(forms)
@@ -88,7 +99,8 @@ class GptqLayout:
         bits, group = read_bits(settings.get("bits"), (4, 8)), settings.get("group_size", -1)
         if type(group) is not int or (group < 1 and group != -1):
             raise ValueError(f"its group_size is {group!r}")
-        return cls(bits, group, form == "gptq")
+        ordered = read_switch(settings, "desc_act", False) and not read_switch(settings, "static_groups", False)
+        return cls(bits, group, form == "gptq", read_switch(settings, "sym", False), ordered and group != -1)
 
     def shape(self, shapes: dict[str, Shape]) -> tuple[int, int]:
         """See the protocol."""
@@ -117,7 +129,23 @@ class GptqLayout:
                     "0 or one more than the range has. Save it in the format gptq_v2"
                 )
             zeros = zeros + 1
+        self._check_symmetric(zeros)
         return PackedWeight(codes, zeros.contiguous(), parts["scales"].mT.contiguous(), self.bits, group)
+
+    def _check_symmetric(self, zeros: torch.Tensor) -> None:
+        """Kernels for symmetric weights take the middle of the range, and others the zero points that are stored.
+
+        Raises:
+            ValueError: They differ, as where a file in one format says that it is in the other.
+        """
+        half = 1 << (self.bits - 1)
+        other = zeros[zeros != half]
+        if self.symmetric and len(other):
+            raise ValueError(
+                f"its sym is true, which means the zero point {half}, and by its format "
+                f"({'gptq' if self.zeros_less_one else 'gptq_v2'}) {int(other[0])} is stored: programs differ in which "
+                "of them they take. Set checkpoint_format and sym to what its tool wrote"
+            )
 
     def _group(self, width: int) -> int:
         return group_inputs(width, self.group_size)

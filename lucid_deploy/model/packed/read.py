@@ -20,6 +20,7 @@ from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape, 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
 MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt: {"quantization": {"quant_algo": "NVFP4", …}, …}
+_LOOSE = ("sym", "desc_act", "static_groups")  # without them nothing is said of zero points and groups
 
 
 def _compressed(settings: dict[str, Any]) -> PackedLayout:
@@ -49,15 +50,24 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     Raises:
         LucidError: They are quantized in a way that is not read.
     """
-    settings = raw.get(KEY)
-    if not settings and (directory / OLDER_FILE).is_file():
-        try:
-            settings = {"quant_method": "gptq", **json.loads((directory / OLDER_FILE).read_text(encoding="utf-8"))}
-        except (ValueError, TypeError, OSError, RecursionError) as error:
-            raise LucidError(f"{directory / OLDER_FILE} cannot be read: {error}") from error
+    older = _older_settings(directory)
+    settings = raw.get(KEY) or older
     if not settings:
         _refuse_modelopt(directory)
         return raw, None
+    layout = _layout_of(settings, directory)
+    _refuse_modelopt(directory, beside=layout.name)
+    if older and settings is not older:
+        _compare_settings(settings, older, directory)
+    return {key: value for key, value in raw.items() if key != KEY}, layout
+
+
+def _layout_of(settings: Any, directory: Path) -> PackedLayout:
+    """Return the layout that settings name.
+
+    Raises:
+        LucidError: It is not read.
+    """
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if not isinstance(method, str) or method not in _LAYOUTS:
         raise LucidError(
@@ -65,14 +75,47 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
             f"not read: {', '.join(_LAYOUTS)} are. Take the checkpoint that it was made from, or one of these."
         )
     try:
-        layout = _LAYOUTS[method](settings)
+        return _LAYOUTS[method](settings)
     except ValueError as error:
         raise LucidError(f"{directory} is quantized by {method}, and cannot be read: {error}.") from error
-    return {key: value for key, value in raw.items() if key != KEY}, layout
 
 
-def _refuse_modelopt(directory: Path) -> None:
-    """Refuse what ModelOpt has quantized and ``config.json`` says nothing of.
+def _older_settings(directory: Path) -> dict[str, Any] | None:
+    """Return what the file of AutoGPTQ and gptqmodel says; None where there is none.
+
+    Raises:
+        LucidError: It cannot be read.
+    """
+    path = directory / OLDER_FILE
+    if not path.is_file():
+        return None
+    try:
+        return {"quant_method": "gptq", **json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise LucidError(f"{path} cannot be read: {error}") from error
+
+
+def _compare_settings(settings: dict[str, Any], older: dict[str, Any], directory: Path) -> None:
+    """Compare ``config.json`` with the older file, which gptqmodel reads in its place.
+
+    Raises:
+        LucidError: They mean different numbers.
+    """
+    loose = {key for key in _LOOSE if settings.get(key) is None or older.get(key) is None}  # said by one alone
+    here, there = ({key: said[key] for key in said if key not in loose} for said in (settings, older))
+    try:
+        same = _layout_of(here, directory) == _layout_of(there, directory)
+    except LucidError as error:
+        raise LucidError(f"{directory / OLDER_FILE} cannot be taken: {error}") from error
+    if not same:
+        raise LucidError(
+            f"{directory} has {KEY} in config.json and another one in {OLDER_FILE}. transformers reads the first and "
+            "gptqmodel the second, which are other weights. Remove the one that is wrong."
+        )
+
+
+def _refuse_modelopt(directory: Path, beside: str | None = None) -> None:
+    """Refuse what ModelOpt has quantized, and a file that says so beside another tool's settings.
 
     Raises:
         LucidError: There is ModelOpt's file.
@@ -84,6 +127,12 @@ def _refuse_modelopt(directory: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))["quantization"]["quant_algo"]
     except (ValueError, TypeError, KeyError, OSError, RecursionError):
         found = None
+    if beside is not None:
+        raise LucidError(
+            f"{directory} is quantized by {beside}, as config.json says, and by modelopt "
+            f"({found or 'how is not said'}), as {MODELOPT_FILE} says. TensorRT's programs read the second, which may "
+            "round caches too. Remove the one that is wrong."
+        )
     raise LucidError(
         f"{directory} is quantized by modelopt ({found or 'how is not said'}, {MODELOPT_FILE}), whose numbers "
         f"are not read: {', '.join(_LAYOUTS)} are. Take the checkpoint that it was made from, or one of these."
@@ -156,6 +205,12 @@ def find_parts(
         missing = [part for part in layout.required if part not in parts]
         if missing:
             raise LucidError(f"{where}: {module} is quantized by {layout.name}, and has no {', '.join(missing)}.")
+        whole = f"{module}.weight"
+        if "weight" not in parts and whole in names:
+            raise LucidError(
+                f"{where} has {whole} and {', '.join(parts.values())}, which {layout.name} makes of it. Programs "
+                "differ in which of them they read, and they may be other weights. Remove one of them."
+            )
         shapes = {part: shape_of(name) for part, name in parts.items()}
         try:
             for part, name in parts.items():

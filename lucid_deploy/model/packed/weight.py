@@ -161,6 +161,16 @@ def check_keys(settings: dict[str, Any], known: Collection[str], where: str = ""
         )
 
 
+def check_method(settings: dict[str, Any], name: str) -> None:
+    """Refuse ``method``, as gptqmodel calls ``quant_method`` too, where it names another one.
+
+    Raises:
+        ValueError: It does.
+    """
+    if settings.get("method") not in (None, name):
+        raise ValueError(f"its method is {settings['method']!r}, and its quant_method {name}; one method is read")
+
+
 def read_bits(value: object, known: tuple[int, ...]) -> int:
     """Return the bits of an element that settings name.
 

@@ -19,6 +19,7 @@ def test_numbers() -> None:
     assert weight.dequantize().double().equal(meant) and not weight.is_symmetric
     older = {"quant_method": "awq", "w_bit": 4, "q_group_size": 16, "version": "GEMM"}
     assert AwqLayout.from_settings(older) == layout
+    assert AwqLayout.from_settings({**SETTINGS["awq"], "method": "awq", "backend": "autoawq"}) == layout
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,8 @@ def test_numbers() -> None:
         ({"zeta": 3}, "its 'zeta' is not known here"),
         ({"bits": 8}, "bits are 8"),
         ({"zero_point": False}, "zero_point is false"),
+        ({"backend": "llm-awq"}, "backend is 'llm-awq'"),
+        ({"method": "gptq"}, "method is 'gptq', and its quant_method awq"),
         ({"group_size": None}, "group_size is None"),
     ],
 )

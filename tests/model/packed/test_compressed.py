@@ -10,6 +10,7 @@ import torch
 from lucid_deploy.model.packed.compressed import CompressedLayout
 from tests.model.packed.packing import SETTINGS, compressed_settings, numbers, stored
 
+INTEGERS = {"type": "int", "num_bits": 4, "strategy": "group", "group_size": 16}
 WEIGHT = torch.randn(24, 48, generator=torch.Generator().manual_seed(0))
 
 
@@ -37,6 +38,20 @@ def test_zero_points_in_int8_and_one_scale() -> None:
     assert found.dequantize().double().equal((codes.double() - 128) * scales[0, 0].double())
 
 
+@pytest.mark.parametrize("actorder", ["group", "dynamic", True])
+def test_an_order_of_inputs_that_is_not_stored(actorder: Any) -> None:
+    """Groups are then those of weight_g_idx alone: without it nothing says which inputs share a scale."""
+
+    def layout(order: Any, strategy: str = "group") -> CompressedLayout:
+        settings = compressed_settings("pack-quantized", 4, strategy, 16, True)
+        settings["config_groups"]["group_0"]["weights"]["actorder"] = order
+        return CompressedLayout.from_settings(settings)
+
+    assert "weight_g_idx" in layout(actorder).required
+    assert all("weight_g_idx" not in layout(other).required for other in (None, False, "weight", "static"))
+    assert "weight_g_idx" not in layout(actorder, "channel").required
+
+
 def test_parts_that_are_not_read() -> None:
     parts, _ = stored("packed", WEIGHT)
     layout = CompressedLayout.from_settings(SETTINGS["packed"])
@@ -61,6 +76,8 @@ def test_parts_that_are_not_read() -> None:
         ({"config_groups": {}}, "0 config_groups"),
         ({"config_groups": {"a": {"weights": {}, "input_activations": {"num_bits": 8}}}}, "input_activations"),
         ({"config_groups": {"a": {"weights": {"type": "float", "num_bits": 8}}}}, "'float' of 8 bits"),
+        ({"config_groups": {"a": {"weights": {**INTEGERS, "actorder": "best"}}}}, "actorder is 'best'"),
+        ({"config_groups": {"a": {"weights": {**INTEGERS, "dynamic": True}}}}, "weights' dynamic is True"),
         ({"config_groups": {"a": {"weights": {"type": "int", "num_bits": 3}}}}, "'int' of 3 bits"),
         ({"config_groups": {"a": {"weights": {"type": "int", "num_bits": 4, "strategy": "block"}}}}, "strategy"),
         ({"config_groups": {"a": {"weights": {"type": "int", "num_bits": 4, "strategy": "group"}}}}, "group_size"),

@@ -49,6 +49,12 @@ def test_how_inputs_are_rounded() -> None:
     assert {kind: layout_of(kind).inputs for kind in KINDS} == wanted
 
 
+def test_keys_of_loading_change_nothing_where_inputs_stay() -> None:
+    settings = {**compressed_float("channel", None), "dequantize": True, "run_compressed": False}
+    assert CompressedFloatLayout.from_settings(settings) == layout_of("weights")
+    assert Fp8Layout.from_settings(fine_grained("static", None, dequantize=False)) == layout_of("whole")
+
+
 def test_weights_of_a_checkpoint(tmp_path: Path) -> None:
     meant, source = write_floats(tmp_path / "c", "deepseek"), Checkpoint(tmp_path / "c")
     assert source.layout is not None and source.layout.scheme == "fp8" and source.packed.keys() == meant.keys()
@@ -75,6 +81,9 @@ def test_weights_of_a_checkpoint(tmp_path: Path) -> None:
         (fine_grained("static", [128, 128], scale_fmt="ue8m0"), "scale_fmt is 'ue8m0'"),
         (fine_grained("static", [128, 128], expert_dtype="fp4"), "expert_dtype is 'fp4'"),
         (fine_grained("static", [128, 128], zeta=1), "'zeta' is not known here"),
+        (fine_grained("dynamic", [128, 128], dequantize=True), "dequantize is true, with which transformers leaves"),
+        ({**compressed_float("channel", TOKEN), "dequantize": True}, "dequantize is true"),
+        ({**compressed_float("channel", TOKEN), "run_compressed": False}, "run_compressed is false"),
         (fine_grained("static", 128), "weight_block_size is 128"),
         (fine_grained("static", [128, True]), "weight_block_size is"),
         (fine_grained("lively", [128, 128]), "activation_scheme is 'lively'"),

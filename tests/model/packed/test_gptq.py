@@ -35,6 +35,33 @@ def test_inputs_in_another_order() -> None:
         layout.read({**parts, "g_idx": parts["g_idx"].flip(0)})
 
 
+def test_an_order_of_inputs_that_is_not_stored() -> None:
+    """desc_act says that g_idx alone has the groups of inputs; a file without it does not say them."""
+    ordered = GptqLayout.from_settings({**SETTINGS["gptq"], "desc_act": True})
+    assert "g_idx" in ordered.required
+    for change in ({"static_groups": True}, {"group_size": -1}, {"desc_act": False}):
+        layout = GptqLayout.from_settings({**SETTINGS["gptq"], "desc_act": True, **change})
+        assert "g_idx" not in layout.required, "groups of neighbours, or one group"
+
+
+@pytest.mark.parametrize(("kind", "zero"), [("gptq", 9), ("gptq8", 129), ("gptq_v2", 7)])
+def test_zero_points_of_the_other_format(kind: str, zero: int) -> None:
+    """A symmetric file says by its zero points which format it is in: taken for the other, every weight is one off."""
+    parts, _ = stored({"gptq_v2": "gptq"}.get(kind, kind), WEIGHT)
+    if kind != "gptq_v2":  # stored as they are, and said to be less one
+        parts["qzeros"] = parts["qzeros"] + (0x01010101 if kind == "gptq8" else 0x11111111)
+    layout = GptqLayout.from_settings({**SETTINGS[kind], "sym": True})
+    with pytest.raises(ValueError, match=rf"sym is true, .*\({'gptq_v2' if zero == 7 else 'gptq'}\) {zero} is stored"):
+        layout.read(parts)
+
+
+def test_settings_as_gptqmodel_writes_them() -> None:
+    """Its version 7.7 calls the method by two keys, and the format too."""
+    more = {"method": "gptq", "format": "gptq", "checkpoint_format": "gptq", "lm_head": False, "pack_dtype": "int32"}
+    written = {**SETTINGS["gptq"], **more, "meta": {"quantizer": ["gptqmodel:7.7.0"], "act_group_aware": True}}
+    assert GptqLayout.from_settings(written) == GptqLayout.from_settings(SETTINGS["gptq"])
+
+
 def test_zero_points_that_mean_two_things() -> None:
     parts, _ = stored("gptq", WEIGHT)
     with pytest.raises(ValueError, match=r"stored as 15 .*gptq_v2"):
@@ -53,6 +80,9 @@ def test_zero_points_that_mean_two_things() -> None:
         ({"pack_dtype": "int16"}, "pack_dtype"),
         ({"rotation": "hadamard"}, "its 'rotation' is not known here"),
         ({"is_marlin_format": True}, "is_marlin_format"),
+        ({"method": "awq"}, "method is 'awq', and its quant_method gptq"),
+        ({"sym": "yes"}, "sym is 'yes'"),
+        ({"desc_act": 1}, "desc_act is 1"),
         ({"format": "gptq_v2", "checkpoint_format": "gptq"}, "checkpoint_format is 'gptq(_v2)?' and 'gptq"),
     ],
 )

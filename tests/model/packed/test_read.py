@@ -97,6 +97,38 @@ def test_modelopts_file_is_refused_by_name(content: str, said: str, tmp_path: Pa
         Checkpoint(tmp_path / "c")
 
 
+def test_modelopts_file_beside_other_settings(tmp_path: Path) -> None:
+    """TensorRT's programs read that file, which may say that caches are rounded too."""
+    write_packed(tmp_path / "c", "gptq")
+    (tmp_path / "c" / "hf_quant_config.json").write_text('{"quantization": {"kv_cache_quant_algo": "FP8"}}')
+    with pytest.raises(LucidError, match=r"by gptq, as config\.json says, and by modelopt \(how is not said\), as hf_"):
+        Checkpoint(tmp_path / "c")
+
+
+def test_settings_in_both_places(tmp_path: Path) -> None:
+    """transformers reads config.json and gptqmodel the other file: they may say less or more, and nothing else."""
+    meant, path, name = write_packed(tmp_path / "c", "gptq"), tmp_path / "c" / "quantize_config.json", f"{UP}.weight"
+    for said in ({}, {"sym": True, "checkpoint_format": "gptq", "true_sequential": True}):
+        path.write_text(json.dumps({"bits": 4, "group_size": 16, **said}))
+        assert Checkpoint(tmp_path / "c").tensor(name).double().equal(meant[name])
+    for said in ({"checkpoint_format": "gptq_v2"}, {"sym": False}, {"group_size": 32}, {"bits": 8}):
+        path.write_text(json.dumps({"bits": 4, "group_size": 16, **said}))
+        with pytest.raises(LucidError, match=r"in config\.json and another one in quantize_config\.json\."):
+            Checkpoint(tmp_path / "c")
+    path.write_text(json.dumps({"bits": 4, "group_size": 16, "rotation": "hadamard"}))
+    with pytest.raises(LucidError, match=r"quantize_config\.json cannot be taken: .*'rotation' is not known"):
+        Checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize("kind", ["gptq", "awq", "packed"])
+def test_a_weight_beside_its_numbers(kind: str, tmp_path: Path) -> None:
+    """Programs differ in which of them they read; a tensor of another shape would have gone unseen too."""
+    write_packed(tmp_path / "c", kind)
+    change_tensors(tmp_path / "c", lambda tensors: tensors.update({f"{UP}.weight": torch.zeros(112, 64)}))
+    with pytest.raises(LucidError, match=rf"has {UP}\.weight and {UP}\..*Remove one of them"):
+        Checkpoint(tmp_path / "c")
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     write_packed(tmp_path / "c", "awq")
     change_tensors(tmp_path / "c", lambda tensors: tensors.pop(f"{UP}.scales"))
