@@ -1,0 +1,49 @@
+"""The page that verify writes, in a real browser: its tables fit a window of 1300 pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import lucid_deploy as ld
+from lucid_deploy.cli import main
+from tests.compat.browser import browsing, find_browser, serving
+
+pytestmark = pytest.mark.compat
+WIDTH = 1300
+# The headings of tables that are wider than what shows of them, and whether the page itself is too wide.
+TOO_WIDE = """new Promise((settled) => {
+  const look = () => {
+    if (document.readyState !== "complete" || !document.querySelector("table")) return setTimeout(look, 50);
+    const tables = [...document.querySelectorAll("table")];
+    settled({
+      count: tables.length,
+      wide: tables
+        .filter((table) => table.parentElement.scrollWidth > table.parentElement.clientWidth)
+        .map((table) => table.caption?.innerText ?? table.rows[0].innerText),
+      page: document.documentElement.scrollWidth > innerWidth,
+    });
+  };
+  look();
+})"""
+
+
+@pytest.mark.parametrize(("options", "status", "tables"), [((), 0, 7), (("--tolerance", "1e-9"), 1, 7)])
+def test_its_tables_fit(tmp_path: Path, options: tuple[str, ...], status: int, tables: int) -> None:
+    browser = find_browser()
+    if browser is None:
+        pytest.skip("not run: chromium is missing; Debian's package is chromium")
+    ld.export("demo", tmp_path / "artifact")
+    site = tmp_path / "site"
+    site.mkdir()
+    command = ["verify", str(tmp_path / "artifact"), "--quick", "--report", str(site / "page.html"), *options]
+    assert CliRunner().invoke(main, command).exit_code == status
+    with serving(site) as url, browsing(browser, tmp_path / "profile") as page:
+        page.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=900, deviceScaleFactor=1, mobile=False)
+        page.call("Page.navigate", url=f"{url}page.html")
+        found: dict[str, Any] = page.evaluate(TOO_WIDE)
+    assert found["count"] >= tables
+    assert (found["wide"], found["page"]) == ([], False)
