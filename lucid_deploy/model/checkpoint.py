@@ -88,11 +88,11 @@ class Checkpoint:
         self._part_of: dict[str, str] = {}
         self.packed = self._find_packed()
         config, notes = settle(config, raw, self._named, str(self.directory))
-        config = _with_generation_eos(config, self.directory)
+        config, of_tokens = _with_generation_eos(config, self.directory)
         config = _with_diagonal(config, diagonal, str(self.directory))
         self.config: LucidConfig = _with_states(config, state_dtype, str(self.directory))
         self.tied = self.config.tie_word_embeddings
-        self.notes = (*_wrapper_notes(wrappers), *notes, *self._share_head())
+        self.notes = (*_wrapper_notes(wrappers), *notes, *of_tokens, *self._share_head())
         self._check_tensors()
 
     def stored_name(self, name: str) -> str:
@@ -294,16 +294,24 @@ def _with_states(config: LucidConfig, state_dtype: str | None, where: str) -> Lu
     return dataclasses.replace(config, state_dtype=state_dtype)
 
 
-def _with_generation_eos(config: LucidConfig, directory: Path) -> LucidConfig:
-    """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there."""
+def _with_generation_eos(config: LucidConfig, directory: Path) -> tuple[LucidConfig, tuple[str, ...]]:
+    """Add the end tokens of ``generation_config.json``: instruction-tuned models often name theirs only there.
+
+    transformers takes those alone where there is the file, so a sentence says which others end a text here.
+    """
     path = directory / "generation_config.json"
     if not path.is_file():
-        return config
+        return config, ()
     named = token_ids(checked(read_object(path), GenerationFile, str(path)).eos_token_id)
     more = tuple(token for token in named if token not in config.eos_token_ids)
     if more and max(more) >= config.vocab_size:
         raise LucidError(f"{path}: eos_token_id {max(more)} is outside the vocabulary (0 to {config.vocab_size - 1}).")
-    return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more))
+    alone = ", ".join(str(token) for token in config.eos_token_ids if token not in named)
+    note = (
+        f"A text ends at eos_token_id {alone} of config.json too, which generation_config.json does not name: "
+        "transformers goes on after it."
+    )
+    return dataclasses.replace(config, eos_token_ids=(*config.eos_token_ids, *more)), (note,) if alone else ()
 
 
 def load_model(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.config import LucidConfig
@@ -84,14 +85,24 @@ def open_references(
     if against is not None and against not in AGAINST:
         raise LucidError(f"An artifact is verified against {' or '.join(AGAINST)}, not {against!r}.")
     if artifact is not None and artifact.manifest.quantization is not None and (golden or against):
-        raise LucidError(
-            f"{artifact.directory} is quantized, so it is not to compute what the checkpoint's own code computes. "
-            "Export without --quantize and verify that with --golden or --against; the quantized artifact is verified "
-            "without them, every weight of it against the checkpoint."
-        )
+        raise LucidError(_quantized_words(artifact, artifact.manifest.quantization.method.name == STORED))
     return OutsideReferences(
         None if golden is None else read_golden(golden, source.config, layers),
         None if against is None else TransformersModel(source, layers),
+    )
+
+
+def _quantized_words(artifact: Artifact, stored: bool) -> str:
+    """Say why a quantized artifact is not compared with outside references, and what can be done."""
+    alone = "verified without --golden and --against, every weight of it against the checkpoint."
+    if stored:
+        return (
+            f"{artifact.directory} holds the numbers of a quantized checkpoint, and is {alone} For a comparison with "
+            "other code, export the checkpoint that it was made from, and verify that."
+        )
+    return (
+        f"{artifact.directory} is quantized, so it is not to compute what the checkpoint's own code computes. Export "
+        f"without --quantize and verify that with --golden or --against; the quantized artifact is {alone}"
     )
 
 

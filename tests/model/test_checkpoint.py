@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_model
+from transformers import GenerationConfig
 
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from tests.model.stored_checkpoints import parameters, refusal, store, stored
@@ -126,3 +129,29 @@ def test_only_the_head_of_a_tied_pair_may_be_stored(make_checkpoint: MakeCheckpo
     opened = Checkpoint(checkpoint)
     assert torch.equal(load_model(opened).model.embed_tokens.weight, model.model.embed_tokens.weight)
     assert opened.notes == ("lm_head.weight is stored and model.embed_tokens.weight is not: tied, it is both.",)
+
+
+@pytest.mark.parametrize(
+    ("named", "ends", "said"),
+    [
+        ({"eos_token_id": 7}, (1, 2, 7), "eos_token_id 1, 2 of"),
+        ({"eos_token_id": [2, 7]}, (1, 2, 7), "eos_token_id 1 of"),
+        ({"eos_token_id": [7, 2, 1]}, (1, 2, 7), None),
+        ({"bos_token_id": 3}, (1, 2), "eos_token_id 1, 2 of"),
+        (None, (1, 2), None),
+    ],
+)
+def test_end_tokens_of_both_files(
+    make_checkpoint: MakeCheckpoint, named: Any, ends: tuple[int, ...], said: str | None
+) -> None:
+    """All of them end a text; transformers takes those of generation_config.json alone, and a note says so."""
+    checkpoint = make_checkpoint(eos_token_id=[1, 2])
+    if named is not None:
+        (checkpoint / "generation_config.json").write_text(json.dumps(named))
+    opened = Checkpoint(checkpoint)
+    assert opened.config.eos_token_ids == ends
+    assert [note for note in opened.notes if "transformers goes on" in note] == list(opened.notes)
+    assert len(opened.notes) == (said is not None) and all(said in note for note in opened.notes)
+    given = GenerationConfig.from_pretrained(checkpoint).eos_token_id if named is not None else [1, 2]
+    theirs = {given} if isinstance(given, int) else set(given or ())
+    assert theirs <= set(ends) and (theirs == set(ends)) == (said is None), "what transformers ends at"

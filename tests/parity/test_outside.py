@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import lucid_deploy as ld
 from examples.dump_golden import dump_golden
+from lucid_deploy.artifact.quantization_method import STORED
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.model.families import granite, qwen3
@@ -292,11 +294,20 @@ def test_an_unknown_reference_is_refused(right: Any):
         right[0].verify(against="numpy")
 
 
-def test_quantized_artifacts_are_refused(right: Any):
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("rtn", "is quantized.*without --quantize"),
+        (STORED, "a quantized checkpoint.*that it was made from"),
+    ],
+)
+def test_quantized_artifacts_are_refused(right: Any, method: str, said: str):
+    """One that has a quantized checkpoint's numbers has them without --quantize too, so that is no remedy."""
     artifact, golden = right
-    small = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, quantization=object()))
+    record = SimpleNamespace(method=SimpleNamespace(name=method))
+    small = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, quantization=record))
     for options in ({"golden": golden}, {"against": "transformers"}):
-        with pytest.raises(LucidError, match=r"is quantized.*without --quantize"):
+        with pytest.raises(LucidError, match=said):
             verify_artifact(small, VerifyOptions(**options))
 
 
