@@ -157,10 +157,11 @@ def _planned(source: Checkpoint, name: str, weight: PackedWeight, form: str, dty
         raise LucidError(f"{where} has zero points, which TensorRT does not take. Use --quantize-format matmulnbits.")
     if form == "qdq" and weight.bits == 8 and not (weight.scales > 0).all():
         raise LucidError(f"{where} has scales that are not positive, which TensorRT does not take.")
-    block = next((size for size in reversed(BLOCK_SIZES) if weight.group % size == 0), None)
+    fits = [size for size in BLOCK_SIZES if weight.group % size == 0 and (form != "qdq" or width % size == 0)]
+    block = fits[-1] if fits else None
     if block is None and weight.group == width and form == "matmulnbits":
         block = min(size for size in BLOCK_SIZES if size >= min(width, BLOCK_SIZES[-1]))  # one scale for all of a row
-    if block is None or (form == "qdq" and width % block):
+    if block is None:
         raise LucidError(
             f"{where} has groups of {weight.group} inputs in rows of {width}, which no blocks of "
             f"{', '.join(map(str, BLOCK_SIZES))} make up. {_ADVICE}"

@@ -19,9 +19,10 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.export.stored import plan_stored, resolve_stored
+from lucid_deploy.export.stored import plan_stored, resolve_stored, taken_over
 from lucid_deploy.export.weights import plan_weights, write_weights
 from lucid_deploy.model.checkpoint import Checkpoint
+from lucid_deploy.model.packed.weight import PackedWeight
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.tensorrt.float_formats import check_float_formats
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
@@ -210,24 +211,54 @@ def test_requests_that_are_refused(kind: str | None, options: Any, message: str,
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_groups_that_no_blocks_make_up(tmp_path: Path) -> None:
-    write_packed(tmp_path / "c", "gptq")
+def regroup(checkpoint: Path, size: int) -> None:
+    """Give a checkpoint in the format gptq groups of another size; scales grow with the group."""
 
-    def regroup(tensors: dict[str, torch.Tensor]) -> None:
+    def change(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if name.endswith(("scales", "qzeros", "g_idx"))]:
             module, part = name.rsplit(".", 1)
             width = tensors[f"{module}.qweight"].shape[0] * 8
-            groups = -(-width // 24)
+            groups = -(-width // size)
             if part == "g_idx":
-                tensors[name] = (torch.arange(width) // 24).to(torch.int32)
+                tensors[name] = (torch.arange(width) // size).to(torch.int32)
+            elif part == "scales":
+                steps = 1 + torch.arange(groups)[:, None] / 4
+                tensors[name] = (tensors[name][:1].float() * steps).half()
             else:
                 tensors[name] = tensors[name][:1].expand(groups, -1).contiguous()
 
-    change_tensors(tmp_path / "c", regroup)
-    change_settings(tmp_path / "c", {"quant_method": "gptq", "bits": 4, "group_size": 24})
+    change_tensors(checkpoint, change)
+    change_settings(checkpoint, {"quant_method": "gptq", "bits": 4, "group_size": size})
+
+
+def test_groups_that_no_blocks_make_up(tmp_path: Path) -> None:
+    write_packed(tmp_path / "c", "gptq")
+    regroup(tmp_path / "c", 24)
     source = Checkpoint(tmp_path / "c")
     with pytest.raises(LucidError, match="groups of 24 inputs in rows of 64, which no blocks of 16, 32"):
         plan_stored(source, QuantizeOptions("stored"), "float32")
+
+
+@pytest.mark.parametrize(("form", "blocks"), [("qdq", (64, 16)), ("matmulnbits", (64, 64))])
+def test_groups_that_do_not_divide_a_row_become_smaller_blocks(
+    form: str, blocks: tuple[int, int], tmp_path: Path
+) -> None:
+    """Rows of 64, 112 and 144 inputs in groups of 64: qdq has no shorter last block, so blocks of 16 repeat scales."""
+    write_packed(tmp_path / "c", "gptq")
+    regroup(tmp_path / "c", 64)
+    source = Checkpoint(tmp_path / "c")
+    record = plan_stored(source, QuantizeOptions("stored", form), "float32")
+    for name, tensor in record.tensors.items():
+        assert tensor.block_size == blocks[tensor.shape[1] != 64]
+        weight = source.packed_weight(name)
+        assert isinstance(weight, PackedWeight)
+        packed, scales, zeros = taken_over(weight, tensor)
+        assert zeros is None and scales.shape == packed.shape[:2] == (tensor.shape[0], tensor.blocks)
+        codes = (
+            np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)[:, : tensor.shape[1]].astype(float) - 8
+        )
+        wide = scales.double().repeat_interleave(tensor.block_size, 1)[:, : tensor.shape[1]].numpy()
+        assert np.array_equal(codes * wide, source.tensor(name).double().numpy())
 
 
 def test_damaged_scales(tmp_path: Path) -> None:
