@@ -223,6 +223,8 @@ class _GenerationRun:
             if tokenizer is None:
                 raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
             sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
+        if prompt == "":  # of which a tokenizer may make a token all the same, the one that it puts first
+            raise LucidError("The prompt is empty: it has no text.")
         drafters = model.drafters(options.pop("speculate", "off"), options.pop("draft", None))
         ids = model.encode(prompt)
         self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)
@@ -292,7 +294,8 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
             ``allow_extrapolation``, ``provider``, ``kernels``.
 
     Raises:
-        LucidError: No artifact, an unknown runtime or option, a package that is not installed.
+        LucidError: No artifact, an unknown runtime or option, a package that is not installed, or an opened artifact
+            whose directory holds another one by now.
         CheckFailed: A damaged artifact.
     """
     from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -301,7 +304,7 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
 
     artifact = check_arguments({"artifact": artifact}, _ARTIFACT)["artifact"]
     options = _check({"runtime": runtime, **options}, RuntimeOptions)
-    opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
+    opened = _opened(artifact)
     has_tokenizer = opened.path("tokenizer.json").is_file()
     running = RuntimeOptions(**options)
     return Model(
@@ -324,7 +327,9 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
         The result; ``verify(…).raise_if_failed()`` raises the first failure.
 
     Raises:
-        LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options.
+        LucidError: It cannot be verified: no checkpoint, another model's, no such runtime, bad options, or an opened
+            artifact whose directory holds another one by now.
+        CheckFailed: A file is missing or of another size.
     """
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions
@@ -333,8 +338,19 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
     names = [item.name for item in fields(RuntimeOptions) if item.name in options]
     running = _check({name: options.pop(name) for name in names}, RuntimeOptions)
     options = _check(options, VerifyOptions)
-    opened = artifact if isinstance(artifact, OpenedArtifact) else open_artifact(artifact)
-    return verify_artifact(opened, VerifyOptions(runtime=RuntimeOptions(**running), **options))
+    return verify_artifact(_opened(artifact), VerifyOptions(runtime=RuntimeOptions(**running), **options))
+
+
+def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
+    """Open a directory, or check that an opened artifact's directory holds what it did then."""
+    if not isinstance(artifact, OpenedArtifact):
+        return open_artifact(artifact)
+    if open_artifact(artifact.directory).manifest != artifact.manifest:
+        raise LucidError(
+            f"{artifact.directory} holds another artifact than when this object was made: it was exported again or "
+            "replaced. Give the directory, or the object that the newer export returned."
+        )
+    return artifact
 
 
 def _check(options: dict[str, Any], kind: type[Any]) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _int(value: Any) -> int:
     if (isinstance(value, numbers.Integral) and not isinstance(value, bool)) or _is_scalar_array(value):
         try:
             return operator.index(value)
-        except TypeError:  # of floats
+        except (TypeError, RuntimeError):  # of floats; of tensors of PyTorch's device meta, which have no value
             raise _Wrong(value) from None
     raise _Wrong(value)
 
@@ -116,7 +116,7 @@ def _float(value: Any) -> float:
     if (isinstance(value, numbers.Real) and not isinstance(value, bool)) or _is_scalar_array(value):
         try:
             return float(value)
-        except OverflowError:
+        except (OverflowError, RuntimeError):
             raise _Wrong(value) from None
     raise _Wrong(value)
 

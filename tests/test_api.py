@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -96,6 +99,8 @@ def test_what_cannot_be_is_one_error(artifact: ld.Artifact, tmp_path: Path):
     with artifact.open() as model:
         with pytest.raises(ld.LucidError, match="The prompt is empty"):
             model.generate([])
+        with pytest.raises(ld.LucidError, match="The prompt is empty: it has no text"):
+            model.generate("")  # as in the commands, though the tokenizer puts a token first
         with pytest.raises(ld.LucidError, match="temprature is no option of generation"):
             model.generate(PROMPT, temprature=1)
         model.tokenizer = None
@@ -164,6 +169,40 @@ def test_opening_verifying_and_exporting_refuse_other_types(artifact: ld.Artifac
         with pytest.raises(ld.LucidError, match=said):
             ld.export(DEMO, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_generations_that_run_at_a_time_do_not_meet(artifact: ld.Artifact, runtime: str):
+    options = [{"temperature": index % 2, "seed": index, "stop_at_eos": False} for index in range(6)]
+    prompts = [PROMPT[12 * index :] for index in range(6)]
+    with artifact.open(runtime, threads=1) as model:
+        alone = [model.generate(prompt, 8, **more) for prompt, more in zip(prompts, options, strict=True)]
+        streams = [model.stream(prompt, 8, **more) for prompt, more in zip(prompts, options, strict=True)]
+        turns = zip_longest(*streams, fillvalue="")
+        assert ["".join(pieces) for pieces in zip(*turns, strict=True)] == [answer.text for answer in alone]
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [
+                pool.submit(model.generate, prompt, 8, **more) for prompt, more in zip(prompts, options, strict=True)
+            ]
+            assert [job.result() for job in jobs] == alone
+
+
+def test_an_artifact_whose_directory_holds_another_one_by_now_is_refused(tmp_path: Path):
+    """Its manifest would be paired with the graphs and weights of the newer export."""
+    older = ld.export(DEMO, tmp_path / "out")
+    newer = ld.export(DEMO, tmp_path / "out", cache="static", overwrite=True)
+    for use in (older.open, lambda: older.verify(quick=True)):
+        with pytest.raises(ld.LucidError, match="holds another artifact than when this object was made"):
+            use()
+    with newer.open() as model:
+        assert model.artifact is newer and model.generate(PROMPT, 6).ids
+    (tmp_path / "out" / "tokenizer.json").unlink()
+    with pytest.raises(ld.CheckFailed, match=r"tokenizer\.json is missing"):
+        newer.open()
+    shutil.rmtree(tmp_path / "out")
+    for use in (newer.open, newer.verify):
+        with pytest.raises(ld.LucidError, match="There is no artifact at"):
+            use()
 
 
 def test_a_closed_model_cannot_be_used(artifact: ld.Artifact):

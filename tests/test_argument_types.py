@@ -78,6 +78,8 @@ def test_an_array_of_token_ids() -> None:
         ("int", np.True_, "x must be a whole number, not np.True_."),
         ("int", "3", "x must be a whole number, not '3'."),
         ("int", torch.tensor(1.0), "x must be a whole number, not tensor(1.)."),
+        ("int", torch.tensor(1, device="meta"), "x must be a whole number, not tensor(..."),
+        ("float", torch.tensor(1.0, device="meta"), "x must be a number, not tensor(..."),
         ("int | None", 1.0, "x must be a whole number or None, not 1.0."),
         ("float", None, "x must be a number, not None."),
         ("float", True, "x must be a number, not True."),

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.cache.layout import CacheLayout, check_truncation, first_tokens
 from lucid_deploy.cache.storage import check_arrays, decoded_layout
 from lucid_deploy.errors import LucidError
@@ -56,7 +57,14 @@ class CacheOperations(ABC, Generic[Tensor]):
     layout: CacheLayout
 
     def empty_cache(self, batch: int = 1) -> Cache[Tensor]:
-        """Return the cache before the first token."""
+        """Return the cache before the first token.
+
+        Raises:
+            LucidError: A batch that is no whole number of rows.
+        """
+        batch = check_arguments({"batch": batch}, {"batch": "int"})["batch"]
+        if batch < 0:
+            raise LucidError(f"A batch cannot have {batch} rows.")
         return self.cache_from_arrays(empty_arrays(self.layers, batch), np.ones((batch, 0), dtype=bool))
 
     def cache_from_arrays(self, layers: list[tuple[Array, ...]], mask: Array) -> Cache[Tensor]:
@@ -87,9 +95,10 @@ class CacheOperations(ABC, Generic[Tensor]):
             length: Tokens to keep in every row, padding included.
 
         Raises:
-            LucidError: A length below 0 or beyond the cache's, or a layer that cannot go back (a state, or a ring that
-                has dropped rows), with the reason.
+            LucidError: A length that is no whole number, below 0 or beyond the cache's, or a layer that cannot go back
+                (a state, or a ring that has dropped rows), with the reason.
         """
+        length = check_arguments({"length": length}, {"length": "int"})["length"]
         if not 0 <= length <= cache.length:
             raise LucidError(f"A cache of {cache.length} tokens cannot be truncated to {length}.")
         check_truncation(self.layout, length, cache.length)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
@@ -134,9 +135,8 @@ class Session(CacheOperations[Tensor]):
         """
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]
-        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        if mask.shape != input_ids.shape:
-            raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        mask = _checked_mask(mask, input_ids)
+        chunk = check_arguments({"chunk": chunk}, {"chunk": "int | None"})["chunk"]
         if chunk is not None and chunk < 1:
             raise LucidError(f"A prefill chunk must hold at least one token, not {chunk}.")
         logits: Array | None = None
@@ -167,8 +167,7 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
             raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
-        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        return self._advance(input_ids, mask, cache, self._run_decode)
+        return self._advance(input_ids, _checked_mask(mask, input_ids), cache, self._run_decode)
 
     @property
     def several_obstacle(self) -> str | None:
@@ -205,9 +204,9 @@ class Session(CacheOperations[Tensor]):
         """
         self.prepare_several()
         input_ids = self._checked(input_ids, cache)
-        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        if mask.shape != input_ids.shape or (mask[:, 1:] & ~mask[:, :-1]).any():
-            raise LucidError(f"The mask must be {input_ids.shape}, and no padding may come before a token.")
+        mask = _checked_mask(mask, input_ids)
+        if (mask[:, 1:] & ~mask[:, :-1]).any():
+            raise LucidError("The mask has padding before a token; here it may only come behind a row's tokens.")
         if input_ids.shape[1] > MOST:
             raise LucidError(
                 f"Up to {MOST} tokens are decoded at once, not {input_ids.shape[1]}; use prefill for more."
@@ -234,9 +233,7 @@ class Session(CacheOperations[Tensor]):
             LucidError: As :meth:`prefill`.
         """
         input_ids = self._checked(input_ids, cache)
-        mask = np.ones(input_ids.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-        if mask.shape != input_ids.shape:
-            raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+        mask = _checked_mask(mask, input_ids)
         if self.gives_all_logits:
             return self._advance(input_ids, mask, cache, self._run_prefill_all)
         columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
@@ -262,8 +259,9 @@ class Session(CacheOperations[Tensor]):
                 f"Token ids must be whole numbers of shape (batch {cache.batch}, tokens), not {input_ids.dtype} "
                 f"{input_ids.shape}."
             )
-        if input_ids.shape[1] == 0:
-            raise LucidError("There are no tokens to run: the prompt is empty.")
+        if input_ids.size == 0:
+            what = "the prompt is empty" if cache.batch else "the batch has no rows"
+            raise LucidError(f"There are no tokens to run: {what}.")
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             wrong = low if low < 0 else high
@@ -325,3 +323,13 @@ class Session(CacheOperations[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+
+
+def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
+    """Return which of the new tokens are tokens, bool and of their shape; None: all."""
+    if mask is None:
+        return np.ones(input_ids.shape, dtype=bool)
+    mask = np.asarray(mask, dtype=bool)
+    if mask.shape != input_ids.shape:
+        raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
+    return mask

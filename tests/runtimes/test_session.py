@@ -120,6 +120,26 @@ def test_prefill_refuses(exported: Exported, ids: np.ndarray, message: str) -> N
         session.prefill(ids, session.empty_cache(1))
 
 
+@pytest.mark.parametrize("call", ["prefill", "prefill_all", "decode", "decode_several"])
+@pytest.mark.parametrize("mask", [np.ones((1, 1), bool), np.ones(2, bool), np.ones((2, 2), bool)])
+def test_a_mask_of_another_shape_is_refused(exported: Exported, call: str, mask: np.ndarray) -> None:
+    session = open_session(exported()[1])
+    cache = session.empty_cache(2)
+    session.prefill(np.array([[1, 2], [3, 4]]), cache)
+    with pytest.raises(LucidError, match=r"The mask is \(.*\), the token ids are \(2, 1\)"):
+        getattr(session, call)(np.array([[5], [6]]), cache, mask)
+    assert cache.length == 2
+
+
+def test_a_batch_without_rows_and_chunks_that_are_no_number_are_refused(exported: Exported) -> None:
+    session = open_session(exported()[1])
+    with pytest.raises(LucidError, match="There are no tokens to run: the batch has no rows"):
+        session.prefill(np.zeros((0, 3), np.int64), session.empty_cache(0))
+    for chunk in (1.5, "3", True):
+        with pytest.raises(LucidError, match="chunk must be a whole number or None"):
+            session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)  # type: ignore[arg-type]
+
+
 def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
     _, artifact = exported()
     session = open_session(artifact, allow_extrapolation=True)

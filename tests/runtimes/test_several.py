@@ -21,8 +21,8 @@ TOKENS = np.full((1, 9), 7)
     ("ids", "mask", "message"),
     [
         (np.ones((1, MOST + 1), np.int64), None, f"Up to {MOST} tokens"),
-        (np.ones((1, 3), np.int64), np.array([[True, False, True]]), "no padding may come before"),
-        (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "no padding may come before"),
+        (np.ones((1, 3), np.int64), np.array([[True, False, True]]), "padding before a token"),
+        (np.ones((1, 3), np.int64), np.ones((1, 2), bool), "The mask is"),
     ],
 )
 def test_what_does_not_fit(exported, ids, mask, message):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact.watch import ArtifactWatch
 from lucid_deploy.cache.layout import first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
@@ -99,11 +100,10 @@ class OrtSession(Session[Any]):
         small = artifact.manifest.files[WEIGHTS]["size"] <= PACK_LIMIT
         self.packs_weights = self.provider == "cpu" and (small or self._quantization is not None)
         self.reads_stored_cache = self.cache_dtype == self.dtype
+        self._artifact, self._watch = artifact, ArtifactWatch(artifact)
         self._weights: dict[str, dict[str, Any]] = {}  # must live as long as the sessions
         if self.provider == "cpu":
             self._weights = _shared_weights(ort, artifact)
-        self._artifact = artifact
-        if self.provider == "cpu":
             release_arena()  # of what earlier sessions have left
         self._prefill = self._load(artifact, "prefill", self._changed_graph(artifact, "prefill"))
         self._decode = self._load(artifact, "decode", self._changed_graph(artifact, "decode"))
@@ -254,12 +254,13 @@ class OrtSession(Session[Any]):
 
     @functools.cached_property
     def several(self) -> ort.InferenceSession:
-        """What runs :meth:`decode_several`, loaded when it is asked for.
+        """What runs :meth:`decode_several`, loaded when it is asked for; a CheckFailed if the files have changed.
 
         It has one more packed copy of what onnxruntime multiplies by: a small model's weights and quantized ones, where
         the library does not multiply by them.
         """
         assert self.several_obstacle is None
+        self._watch.check()  # its weights of 4 bits would come from the files as they are now
         model = self._several_model
         retype_fp4(model)
         if self._has_kernels_for_cache:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.export import ExportOptions, export
+from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.onnxruntime.providers import CPU
 from lucid_deploy.runtimes.tensorrt.limits import Limits, choose_limits
@@ -53,6 +55,20 @@ def test_other_runtimes_have_no_provider(exported: Exported) -> None:
     assert open_session(artifact, "torch").provider is None
     with pytest.raises(LucidError, match="--provider is for onnxruntime; runtime torch has none"):
         open_session(artifact, "torch", provider="cuda")
+
+
+def test_the_step_that_verifies_drafts_is_not_made_of_the_files_of_a_newer_export(
+    make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Weights of 4 bits are read from the file when a graph is loaded: the step would verify with another model's."""
+    options = ExportOptions(quantize=QuantizeOptions("int4", format="qdq"), overwrite=True)
+    shape = {"hidden_size": 64, "intermediate_size": 64}
+    older = export(make_checkpoint("older", 0, **shape), tmp_path / "out", options)
+    session = open_session(older)
+    export(make_checkpoint("newer", 1, **shape), tmp_path / "out", options)
+    assert everything(session)  # what is loaded goes on
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        session.decode_several(np.ones((1, 3), np.int64), session.empty_cache(1))
 
 
 def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None:
