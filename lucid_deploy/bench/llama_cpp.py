@@ -22,6 +22,7 @@ from lucid_deploy.bench.machine import has_avx512
 from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.layer_plan import LUCID, STANDARD
+from lucid_deploy.processors import allowed_threads
 
 _CACHE_TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
 _ROOM = 256  # tokens of context are given in these steps
@@ -39,7 +40,7 @@ class LlamaCppWorker:
 
     Args:
         artifact: Whose shape and types it takes.
-        threads: Threads; None: as many as there are cores for this process.
+        threads: Threads; None: as many as this process may use.
 
     Raises:
         LucidError: Layers of other kinds, weights of several numbers of bits, or what :func:`write_gguf` raises.
@@ -65,7 +66,7 @@ class LlamaCppWorker:
                 "Leave it out, or measure an artifact with --cache-dtype int8."
             )
         self._cache_dtype = manifest.cache_dtype
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or allowed_threads() or len(os.sched_getaffinity(0))
         self._weights = manifest.dtype if record is None else record.scheme
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
         self._path = Path(self._folder.name) / "shape.gguf"

@@ -15,6 +15,7 @@ from lucid_deploy.cli._command import PREFIX, Group, show_where
 from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
 from lucid_deploy.cli._signals import unwinding_on_signals
 from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
+from lucid_deploy.cli._threads import bound_threads
 from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
@@ -65,6 +66,7 @@ class _Commands(Group):
         """See :class:`click.Command`; --help is written before any command is invoked."""
         try:
             prepare_streams()
+            bound_threads()
             return super().main(*arguments, **named)
         except OSError as error:
             told = _told(error)

@@ -93,7 +93,9 @@ _RUNTIME_OPTIONS: dict[str, dict[str, Any]] = {
         type=click.Choice(ABLATIONS),
         help="With --runtime torch: leave out the preconditioner (Y = V) or the normalization of its keys.",
     ),
-    "threads": dict(type=int, help="Threads within an operator; the runtime chooses if not given."),
+    "threads": dict(
+        type=int, help="Threads within an operator; default: the runtime's choice, or as many as this process may use."
+    ),
     "allow_extrapolation": dict(
         is_flag=True, help="Allow prompts longer than max_position_embeddings; quality is not guaranteed."
     ),

@@ -111,7 +111,7 @@ def command(
     """
     from dataclasses import replace
 
-    from lucid_deploy.cli._waiting import let_waiting_threads_sleep
+    from lucid_deploy.cli._threads import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
     from lucid_deploy.artifact import open_artifact

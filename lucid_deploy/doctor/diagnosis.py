@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError, spelled_out
 from lucid_deploy.ort import import_onnxruntime
+from lucid_deploy.processors import allowed_threads, processor_quota
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,14 @@ def _python() -> str:
     return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
 
 
+def _processors() -> str:
+    threads, quota = allowed_threads(), processor_quota()
+    said = f"{os.cpu_count()} processors"
+    if quota is not None:
+        said += f"; the control group has the time of {quota:g}"
+    return said if threads is None else f"{said}; threads of this process: {threads}, unless --threads says more"
+
+
 def _torch() -> str:
     import torch
 
@@ -133,6 +143,7 @@ def importable(module: str) -> Callable[[], str]:
 
 CHECKS = (
     Check("lucid-deploy", "everything", _python, "", required=True),
+    Check("processors", "everything", _processors, package=None),
     Check("torch", "export, verify", _torch, "pip install torch", required=True),
     Check("onnx", "export", importable("onnx"), "pip install onnx", required=True),
     Check("onnxscript", "export", importable("onnxscript"), "pip install onnxscript", required=True),

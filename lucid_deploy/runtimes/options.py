@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.processors import allowed_threads
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "nv-tensorrt-rtx")
 KERNELS = ("auto", "functions", "library")
@@ -22,7 +23,7 @@ class RuntimeOptions:
         runtime: A runtime's name, or ``auto``: onnxruntime.
         device: A kind of device, such as ``cpu`` or ``cuda``, with ``:N`` for one of several. A runtime that has no
             ``cpu``, which is the default, takes it as its own first device.
-        threads: Threads within an operator; None lets the runtime choose.
+        threads: Threads within an operator; None: see :attr:`thread_count`.
         allow_extrapolation: Whether contexts beyond ``max_position_embeddings`` are permitted.
         provider: onnxruntime's execution provider, one of :data:`PROVIDERS`.
         ablate: With PyTorch, a part of LUCID attention to leave out, one of :data:`ABLATIONS`; None: nothing.
@@ -50,6 +51,14 @@ class RuntimeOptions:
             raise LucidError(f"Ablation {self.ablate!r} is not known; known are {', '.join(ABLATIONS)}.")
         if self.kernels not in KERNELS:
             raise LucidError(f"Kernels {self.kernels!r} are not known; known are {', '.join(KERNELS)}.")
+
+    @property
+    def thread_count(self) -> int | None:
+        """Threads to tell a runtime: those asked for, or as many as this process may use of the machine's.
+
+        None lets the runtime choose, where the process may use all of the machine.
+        """
+        return self.threads or allowed_threads()
 
     def given(self) -> dict[str, Any]:
         """Return the options that differ from their defaults, by field."""

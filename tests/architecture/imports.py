@@ -25,6 +25,7 @@ ORDER = (
     "plug",
     "distributions",
     "ort",
+    "processors",
     "demo",
     "cache",
     "plugins",

@@ -16,8 +16,17 @@ from tests.docs.code_strings import strings
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
-# Options of other programs: pip's, DeepSpeed's script's, TensorRT's, Polygraphy's.
-OTHERS = {"--no-deps", "--safe_serialization", "--display-as", "--dynamicPlugins", "--plugins", "--trt"}
+# Options of other programs: pip's, DeepSpeed's script's, TensorRT's, Polygraphy's, docker's.
+OTHERS = {
+    "--cpus",
+    "--cpuset-cpus",
+    "--no-deps",
+    "--safe_serialization",
+    "--display-as",
+    "--dynamicPlugins",
+    "--plugins",
+    "--trt",
+}
 FILE = re.compile(r"[\w./{}*-]+\.(?:json|jsonl|bin|onnx|toml|safetensors|engine|so|j2|model)(?:\.\w+)*\b")
 # Files of users, which stand for any, and a prefix of weights that looks like one.
 USERS = {

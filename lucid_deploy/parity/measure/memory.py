@@ -14,6 +14,7 @@ from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe, layout_of
 from lucid_deploy.model.scenarios import DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, fit_lengths
 from lucid_deploy.parity.measure.compare import STATES
+from lucid_deploy.processors import control_groups, read_text
 
 SCENARIOS = 5  # sequences that are run
 EXPLAINED = 3  # sequences that are looked into, at most
@@ -70,21 +71,16 @@ def available(root: Path = Path("/")) -> int | None:
         None where the system does not say.
     """
     found = []
-    for line in _text(root / "proc/meminfo").splitlines():
+    for line in read_text(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             found.append(int(line.split()[1]) * 1024)
-    groups = (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "sys/fs/cgroup/memory.stat"),
-        (
-            "sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "sys/fs/cgroup/memory/memory.usage_in_bytes",
-            "sys/fs/cgroup/memory/memory.stat",
-        ),
-    )
-    for limit, usage, statistics in groups:
-        most, used = _text(root / limit).strip(), _text(root / usage).strip()
+    groups = [(folder, ("memory.max", "memory.current")) for folder in control_groups("memory", root)]
+    groups += [(folder, ("memory.limit_in_bytes", "memory.usage_in_bytes")) for folder, _ in groups]
+    for folder, (limit, usage) in groups:
+        most, used = read_text(folder / limit).strip(), read_text(folder / usage).strip()
         if most.isdigit() and used.isdigit():
-            files = dict(line.split() for line in _text(root / statistics).splitlines() if len(line.split()) == 2)
+            lines = map(str.split, read_text(folder / "memory.stat").splitlines())
+            files = {line[0]: line[1] for line in lines if len(line) == 2}
             # Of what is used, pages of files can be dropped.
             dropped = int(files.get("total_inactive_file", files.get("inactive_file", "0")))
             found.append(int(most) - int(used) + dropped)
@@ -111,10 +107,3 @@ def check_fits(what: str, parts: Mapping[str, int], free: int | None, remedy: st
         f"{what} takes about {needed / 1e9:.1f} GB of memory ({listed}), and {max(free, 0) / 1e9:.1f} GB are free. "
         f"{remedy}"
     )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:  # another system, or another version of control groups
-        return ""

@@ -27,8 +27,8 @@ def open_ort_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
         raise LucidError("A single graph runs in onnxruntime on the CPU; leave --provider out.")
     library, settings = choose_kernels(options.kernels), ort.SessionOptions()
     settings.log_severity_level = 4
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
+    if (threads := options.thread_count) is not None:
+        settings.intra_op_num_threads = threads
     if library is not None:
         settings.register_custom_ops_library(str(library))
     session = ort.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])

@@ -129,8 +129,8 @@ class OrtSession(Session[Any]):
     def _load(self, artifact: Artifact, stage: str, graph: bytes | None) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.log_severity_level = 3
-        if self.options.threads is not None:
-            options.intra_op_num_threads = self.options.threads
+        if (threads := self.options.thread_count) is not None:
+            options.intra_op_num_threads = threads
         if self.provider == "cpu":
             # Threads wait by spinning within a run, not after it: that would take the processor from the other graph's
             # threads, and from the code that uses the tokens, such as the event loop of a server.

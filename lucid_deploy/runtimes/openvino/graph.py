@@ -25,7 +25,7 @@ def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Grap
 
     check_version(openvino.__version__)
     read = core().read_model(model.SerializeToString())
-    request = core().compile_model(read, DEVICE, compile_settings(options.threads)).create_infer_request()
+    request = core().compile_model(read, DEVICE, compile_settings(options.thread_count)).create_infer_request()
     names = [output.name for output in model.graph.output]
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:

@@ -53,7 +53,7 @@ class OpenVinoSession(Session[Array]):
         )
         self.identity = artifact.identity
         self._all_logits = manifest.logits == "all"
-        self._graphs = {stage: _Graph(artifact, stage, options.threads) for stage in STAGES}
+        self._graphs = {stage: _Graph(artifact, stage, options.thread_count) for stage in STAGES}
 
     def layer_arrays(self, cache: Cache[Array]) -> list[tuple[Array, ...]]:
         """See :meth:`Session.layer_arrays`."""

@@ -1,0 +1,136 @@
+"""Threads are as many as this process may use, by its affinity and its control groups."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.processors import allowed_threads, control_groups, processor_quota
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="affinity and control groups are Linux's")
+Machine = Callable[[int, set[int]], Path]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Return a function that makes a machine of so many processors, two a core, of which the process has some."""
+
+    def make(processors: int, allowed: set[int]) -> Path:
+        monkeypatch.setattr(os, "cpu_count", lambda: processors)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
+        half = processors // 2
+        for number in range(processors):
+            write(
+                tmp_path / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list",
+                f"{number % half},{number % half + half}\n",
+            )
+        return tmp_path
+
+    return make
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "cores"),
+    [(set(range(64)), None), (set(range(32)), 32), ({3, 35}, 1), ({3, 4, 35}, 2), ({7}, 1)],
+    ids=["all", "one a core", "one core", "two cores", "one"],
+)
+def test_cores_by_affinity(machine: Machine, allowed: set[int], cores: int | None) -> None:
+    assert allowed_threads(machine(64, allowed)) == cores
+
+
+@pytest.mark.parametrize(
+    ("text", "threads"),
+    [
+        ("max 100000", None),
+        ("6400000 100000", None),
+        ("3200000 100000", None),  # all cores
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("140000 100000", 1),
+        ("10000 100000", 1),
+        ("", None),
+        ("garbage", None),
+        ("5 0", None),
+    ],
+)
+def test_a_quota(machine: Machine, text: str, threads: int | None) -> None:
+    root = machine(64, set(range(64)))
+    write(root / "sys/fs/cgroup/cpu.max", text)
+    assert allowed_threads(root) == threads
+
+
+def test_the_least_counts(machine: Machine) -> None:
+    root = machine(64, set(range(4)))
+    write(root / "sys/fs/cgroup/cpu.max", "800000 100000")
+    assert (allowed_threads(root), processor_quota(root)) == (4, 8)
+    write(root / "sys/fs/cgroup/cpu.max", "300000 100000")
+    assert allowed_threads(root) == 3
+
+
+def test_groups_around_it_count_too(machine: Machine) -> None:
+    root = machine(64, set(range(64)))
+    write(root / "proc/self/cgroup", "0::/pods/burstable/one\n")
+    for name, text in (
+        ("pods/burstable/one", "max 100000"),
+        ("pods", "400000 100000"),
+        ("pods/other", "100000 100000"),
+    ):
+        write(root / "sys/fs/cgroup" / name / "cpu.max", text)
+    assert processor_quota(root) == 4
+
+
+@pytest.mark.parametrize("mount", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize("seen", ["docker/abc", ""], ids=["the machine's groups", "its own group alone"])
+def test_the_first_version_of_control_groups(machine: Machine, mount: str, seen: str) -> None:
+    root = machine(64, set(range(64)))
+    write(root / "proc/self/cgroup", f"5:{mount}:/docker/abc\n4:memory:/other\n0::/\n")
+    folder = root / "sys/fs/cgroup" / mount / seen
+    write(folder / "cpu.cfs_quota_us", "-1\n")
+    write(folder / "cpu.cfs_period_us", "100000\n")
+    assert processor_quota(root) is None
+    write(folder / "cpu.cfs_quota_us", "250000\n")
+    assert processor_quota(root) == 2.5
+
+
+def test_groups_are_those_of_this_process() -> None:
+    assert list(control_groups("cpu"))
+    assert all(folder.is_relative_to("/sys/fs/cgroup") for folder in control_groups("memory"))
+
+
+def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert allowed_threads() is None
+
+
+SESSION = """
+import json, os, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from lucid_deploy.ort import import_onnxruntime
+from lucid_deploy.runtimes import open_session
+
+import_onnxruntime()
+before = set(os.listdir("/proc/self/task"))
+session = open_session(sys.argv[1])
+started = set(os.listdir("/proc/self/task")) - before
+print(json.dumps([sorted(os.sched_getaffinity(int(task))) for task in started]))
+"""
+
+
+def test_a_session_starts_no_thread_elsewhere(demo: Callable[..., Artifact]) -> None:
+    """onnxruntime would start a thread for each core of the machine, bound to one that this process may not have."""
+    found = subprocess.run(
+        [sys.executable, "-c", SESSION, str(demo().directory)], capture_output=True, text=True, check=True
+    )
+    assert json.loads(found.stdout) == []
