@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, in_one_line
+from lucid_deploy.json_fields import clipped
 from lucid_deploy.model.variants import listed
 
 SINGLE, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
+
+_LONGEST_NAME = 255  # bytes, of Linux' and macOS' file systems
 
 
 def find_tensor_files(directory: Path) -> dict[str, Path]:
@@ -58,6 +61,9 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
     outside = sorted({file for file in weight_map.values() if Path(file).name != file})
     if outside:
         raise LucidError(f"{index} points outside the checkpoint: {listed(outside)}.")
+    long = sorted({file for file in weight_map.values() if len(file.encode(errors="surrogatepass")) > _LONGEST_NAME})
+    if long:
+        raise LucidError(f"{index} names a file by more than {_LONGEST_NAME} bytes: {clipped(long[0])}.")
     if single.is_file() and single not in files.values():
         raise LucidError(
             f"{directory} has {SINGLE} and, by {INDEX}, other shards. transformers reads the first and other programs "

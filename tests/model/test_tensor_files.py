@@ -118,6 +118,15 @@ def test_an_index_that_points_outside_is_refused(make_checkpoint: MakeCheckpoint
     assert outside in message
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "\ud800"])
+def test_an_index_with_a_name_that_no_folder_holds(make_checkpoint: MakeCheckpoint, letter: str) -> None:
+    """The file system raises for it, where for other names it says that there is no such file."""
+    checkpoint = make_checkpoint()
+    write_index(checkpoint, {**shard(checkpoint), Q_PROJ: 255 * letter + ".safetensors"})
+    message = refusal(checkpoint)
+    assert f"{INDEX} names a file by more than 255 bytes: " in message and len(message) < 400
+
+
 def test_a_missing_shard_is_named(make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     shard(checkpoint)
