@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +21,7 @@ import numpy as np
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.bench.contenders import Contender
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.files import partial_directory
 
 # Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
 # before timing; how right it is, is what `lucid-deploy verify` answers with derived gates.
@@ -82,17 +87,24 @@ class Measurement:
 
 
 class WorkerProcess:
-    """A contender's process. Use as a context manager."""
+    """A contender's process. Use as a context manager.
+
+    It is killed at the end and removes nothing itself, so its temporary files lie in a folder of ours.
+    """
 
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "lucid_deploy.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        with ExitStack() as stack:
+            scratch = stack.enter_context(partial_directory(Path(tempfile.gettempdir(), "lucid-bench")))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "lucid_deploy.bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env={**os.environ, "TMPDIR": str(scratch)},
+            )
+            self._scratch = stack.pop_all()
 
     def __enter__(self) -> WorkerProcess:
         return self
@@ -103,6 +115,7 @@ class WorkerProcess:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+        self._scratch.close()
 
     def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send one command and wait for its answer.

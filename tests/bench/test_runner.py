@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench import Contender, Plan, run_plan
+from lucid_deploy.bench.runner import WorkerProcess
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes import RuntimeOptions
 
@@ -53,3 +56,24 @@ def test_nothing_is_timed_when_outputs_disagree(
 def test_a_contender_that_cannot_be_opened_is_named(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=r"ghost, open: .*no such directory"):
         run_plan([Contender("ghost", "artifact", str(tmp_path / "none"))], Plan((8,)), "float32")
+
+
+def test_what_a_killed_contender_wrote_to_the_temporary_folder_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp's weights are a file as large as the artifact's."""
+    writes = (
+        "import pathlib, sys, tempfile; sys.stdin.readline(); "
+        "name = pathlib.Path(tempfile.mkdtemp(), 'shape.gguf'); name.write_text('all weights'); "
+        'print(\'{"name": "%s"}\' % name, flush=True); sys.stdin.readline()'
+    )
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(writes)}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    with WorkerProcess(Contender("any", "artifact", "none")) as worker:
+        name = Path(worker.ask("open")["name"])
+        assert name.is_file() and tmp_path / "tmp" in name.parents
+    assert not list((tmp_path / "tmp").iterdir())
