@@ -48,6 +48,13 @@ class _ReportedError(click.ClickException):
 
 
 class _Commands(Group):
+    _is_program = False
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Run as what this process is for, not as a part of it."""
+        self._is_program = True
+        return super().__call__(*arguments, **named)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -79,7 +86,7 @@ class _Commands(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with unwinding_on_signals():
+            with unwinding_on_signals(ends_process=self._is_program):
                 return super().invoke(ctx)
         except LucidError as error:
             show_where(ctx, error)

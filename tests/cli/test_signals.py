@@ -64,3 +64,74 @@ def test_who_handles_a_signal_goes_on_handling_it(number: int) -> None:
 def test_an_error_without_a_signal_stays_that_error() -> None:
     with pytest.raises(ValueError, match="ours"), unwinding_on_signals():
         raise ValueError("ours")
+
+
+# A weak reference's callback runs wherever an object ends, and nobody gets what is raised there.
+LOST = """
+import os, signal, sys, time, weakref
+from lucid_deploy.cli._signals import unwinding_on_signals
+number = int(sys.argv[1])
+signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+class Thing: pass
+hook = sys.unraisablehook
+try:
+    with unwinding_on_signals():
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), number))
+        del thing
+        for _ in range(300):
+            time.sleep(0.1)
+        print("lost")
+except BaseException as raised:
+    print(type(raised).__name__, *raised.args)
+assert sys.unraisablehook is hook
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [
+        (signal.SIGTERM, "SystemExit 143"),
+        (signal.SIGHUP, "SystemExit 129"),
+        (signal.SIGINT, "KeyboardInterrupt"),
+    ],
+)
+def test_a_signal_that_is_lost_where_an_object_ends_comes_again(number: int, raised: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST, str(int(number))], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert (done.stdout, done.stderr) == (f"{raised}\n", "")
+
+
+def test_what_else_is_lost_where_an_object_ends_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Thing:
+        def __del__(self) -> None:
+            raise ValueError("a bug")
+
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: seen.append(lost.exc_value))
+    with unwinding_on_signals():
+        Thing()
+    assert [str(error) for error in seen] == ["a bug"]
+
+
+# The second Ctrl-C comes where the command is over and what it held is let go.
+TWICE = """
+import os, signal, sys
+import click
+from lucid_deploy.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+@main.command("long")
+@click.pass_context
+def long(context):
+    context.find_root().call_on_close(lambda: os.kill(os.getpid(), signal.SIGINT))
+    os.kill(os.getpid(), signal.SIGINT)
+main.get_command = lambda context, name: long
+sys.argv = ["lucid-deploy", "long"]
+main()
+"""
+
+
+def test_a_second_interrupt_behind_the_command_s_end_is_no_failed_check() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "Interrupted.\n")

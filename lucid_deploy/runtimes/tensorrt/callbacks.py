@@ -1,7 +1,8 @@
 """What TensorRT calls while it works: its logger and its progress monitor.
 
-Neither lets an exception through: TensorRT's C++ code has no place for one, and Ctrl-C raises wherever Python happens
-to run. Both keep it, the monitor stops the build, and the caller raises it again.
+Neither lets an exception through: TensorRT's C++ code has no place for one. Both keep it, the monitor stops the build,
+and the caller raises it again. A signal is handled wherever Python happens to run, which is in the bindings too, before
+any line of ours: they print what its handler raises, and go on. So what handlers raise is kept as well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 Report = Callable[[int, int], None]
@@ -59,10 +63,30 @@ class Progress:
 
 
 class CallbackFailure:
-    """An exception that was raised inside a callback."""
+    """An exception that was raised inside a callback, or by a signal's handler while TensorRT worked."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+
+    @contextlib.contextmanager
+    def of_signals(self) -> Iterator[None]:
+        """Keep what handlers of signals raise, Ctrl-C's too."""
+        known = signal.valid_signals() if threading.current_thread() is threading.main_thread() else set()
+        handlers = {number: handler for number in known if callable(handler := signal.getsignal(number))}
+
+        def keep(number: int, frame: FrameType | None) -> None:
+            try:
+                handlers[signal.Signals(number)](number, frame)
+            except BaseException as error:  # noqa: BLE001 (raised again by the caller)
+                self.error = error
+
+        for number in handlers:
+            signal.signal(number, keep)
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def raise_again(self) -> None:
         """Raise it where Python code is waiting for it."""

@@ -86,7 +86,8 @@ def load_engines(artifact: Artifact, manifest: EngineManifest, backend: Backend,
                 f"{folder / entry.file} was changed after it was built. "
                 f"Build it again: lucid-deploy build {artifact.directory} --overwrite"
             )
-        engine = runtime.deserialize_cuda_engine(content)
+        with failure.of_signals():
+            engine = runtime.deserialize_cuda_engine(content)
         failure.raise_again()
         if engine is None:
             raise CheckFailed(

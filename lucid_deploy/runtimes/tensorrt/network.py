@@ -90,13 +90,16 @@ def build_engine(
     """
     started, trt, failure = time.perf_counter(), backend.trt, CallbackFailure()
     logger = make_logger(trt, failure)
-    builder = trt.Builder(logger)
+    with failure.of_signals():
+        builder = trt.Builder(logger)
+    failure.raise_again()
     if builder is None:
         raise LucidError(f"{backend.title} cannot start: {explain(logger.errors)}")
     network = builder.create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     # The path is where external data is looked for; the file itself is not read.
-    parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
+    with failure.of_signals():
+        parsed = parser.parse(graph.model, str(directory / f"{graph.stage}.onnx"))
     failure.raise_again()
     if not parsed:
         raise LucidError(f"{backend.title} cannot read the {graph.stage} graph: {explain(logger.errors)}")
@@ -107,7 +110,8 @@ def build_engine(
     config.progress_monitor = make_monitor(trt, progress, failure)
     cache = _use_timing_cache(config, settings)
     before = _entries(cache)
-    content = builder.build_serialized_network(network, config)
+    with failure.of_signals():
+        content = builder.build_serialized_network(network, config)
     failure.raise_again()
     if content is None:
         raise LucidError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,28 @@ def test_an_interrupted_build_leaves_nothing(artifact: Artifact, plugin: Path, r
     with pytest.raises(raised):
         build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), interrupt)
     assert not (artifact.directory / "engines").exists() and gc.isenabled()
+
+
+def test_a_signal_while_tensorrt_works_ends_the_build(artifact: Artifact, plugin: Path) -> None:
+    """It comes where TensorRT's own code runs, whose bindings print what handlers raise, and go on."""
+
+    def unwind(*_: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    def later(text: str, done: int, total: int) -> None:
+        if "prefill engine" in text and not senders:
+            senders.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)))
+            senders[0].start()
+
+    senders: list[threading.Timer] = []
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        with pytest.raises(SystemExit):
+            build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), later)
+            senders[0].join()  # a machine that stood still
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (artifact.directory / "engines").exists()
 
 
 def test_a_failed_build_keeps_the_engines_that_are_there(damaged: tuple[Artifact, Path], plugin: Path) -> None:

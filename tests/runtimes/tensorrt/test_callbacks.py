@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import signal
+import threading
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +84,40 @@ def test_an_exception_stops_the_build_and_is_raised_once_by_the_caller(error: Ba
         failure.raise_again()
     assert caught.value is error
     failure.raise_again()  # nothing is left
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_the_handler_of_a_signal_raises_stops_the_build(number: signal.Signals) -> None:
+    """TensorRT's bindings, in which it would be raised, print it and go on."""
+
+    def unwind(*_: Any) -> None:
+        raise SystemExit(128 + number)
+
+    failure, before = CallbackFailure(), signal.signal(number, unwind)
+    try:
+        with failure.of_signals():
+            os.kill(os.getpid(), number)
+            monitor = make_monitor(TRT, lambda *_: None, failure)
+            assert monitor.step_complete("build", 0) is False
+        assert signal.getsignal(number) is unwind
+        with pytest.raises(SystemExit):
+            failure.raise_again()
+    finally:
+        signal.signal(number, before)
+
+
+def test_handlers_of_signals_are_left_alone_in_other_threads() -> None:
+    failure = CallbackFailure()
+
+    def build() -> None:
+        with failure.of_signals():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    seen: list[Any] = []
+    thread = threading.Thread(target=build)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)] and failure.error is None
 
 
 def test_a_build_that_reports_goes_on() -> None:
