@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError, spelled_out
@@ -46,18 +48,32 @@ def check_gcc(compiler: str) -> None:
         )
 
 
-def run_compiler(command: Sequence[str]) -> None:
-    """Run the compiler.
+def run_compiler(command: Sequence[str], scratch: Path) -> None:
+    """Run the compiler; if a signal ends the command meanwhile, its processes end with it.
+
+    Args:
+        command: The compiler and its arguments.
+        scratch: A folder for its temporary files, which it leaves if it is killed.
 
     Raises:
         LucidError: It cannot be run or fails; the message has what it said.
     """
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        # A group of their own: the compiler starts others, which do not end with it.
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+        ) as process:
+            try:
+                _, said = process.communicate()
+            except BaseException:  # Ctrl-C too
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
     except OSError as error:
         raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
-    if result.returncode != 0:
-        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{result.stderr.strip()}")
+    if process.returncode != 0:
+        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{said.strip()}")
 
 
 def find_header(header: str, variable: str, places: Sequence[Path], purpose: str) -> Path:

@@ -72,7 +72,7 @@ def build_ort_library(
         output.parent.mkdir(parents=True, exist_ok=True)
         with partial_directory(output) as folder:
             library = Path(folder, LIBRARY_NAME)
-            run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"])
+            run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"], folder)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
             written = Path(folder, "record.json")
             written.write_text(json.dumps(record) + "\n")

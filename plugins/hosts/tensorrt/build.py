@@ -71,7 +71,7 @@ def build_plugin(
         command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]
         command += map(str, sources())
         command += ["-o", str(library), "-ldl", "-Wl,--no-undefined"]
-        run_compiler(command)
+        run_compiler(command, folder)
         os.replace(library, output)
     return output
 

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
+from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.decode_attention import plan as decode_attention
 from lucid_deploy.plugins.delta_rule import plan as delta_rule
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
@@ -123,8 +125,8 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
     if not work:
         return
     with (
-        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), start_compiler, (scratch,)) as pool,
+        scratch_folder() as scratch,
+        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), start_compiler, (str(scratch),)) as pool,
     ):
         futures = {pool.submit(compile_variant, *item): item for item in work}
         try:
@@ -134,9 +136,19 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def scratch_folder() -> AbstractContextManager[Path]:
+    """Make a folder for all that compiling processes and their tools write; what killed ones left is removed first."""
+    return partial_directory(Path(tempfile.gettempdir(), "lucid-triton"))
+
+
 def start_compiler(scratch: str) -> None:
-    """Settle what Triton reads from the environment when it is imported, in a compiling process that ends with ours."""
+    """Settle what Triton reads from the environment when it is imported, in a compiling process that ends with ours.
+
+    Args:
+        scratch: From :func:`scratch_folder`; also the process's folder of temporary files.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
     os.environ["TRITON_CACHE_DIR"] = scratch
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     os.environ.pop("TRITON_INTERPRET", None)

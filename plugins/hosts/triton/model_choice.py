@@ -7,7 +7,6 @@ memory: its candidates are compared by the memory model. ``benchmarks/tune_kerne
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -242,8 +241,8 @@ def _compiler(arch: int, cache: Path | None) -> Iterator[Callable[[Variant], Ker
     """Yield what describes a variant; what compiles it is a process of its own, which starts when it is used."""
     folder = default_cache() if cache is None else cache
     with (
-        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,
+        aot.scratch_folder() as scratch,
+        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (str(scratch),)) as pool,
     ):
 
         def described(variant: Variant) -> KernelReport:

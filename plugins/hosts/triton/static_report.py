@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -157,8 +156,9 @@ def _yardsticks(solves: Sequence[tuple[Variant, int]], cache: Path) -> Iterator[
     It is compiled in a process of its own, which Triton's settings stay in, unless the cache has it.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (scratch,)) as pool,  # starts when it is used
+        aot.scratch_folder() as scratch,
+        # Starts when it is used.
+        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (str(scratch),)) as pool,
     ):
         for solve, arch in solves:
             tried = []

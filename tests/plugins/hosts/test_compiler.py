@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     run_compiler,
     system_includes,
 )
+from tests.patience import PATIENCE
 
 
 def program(folder: Path, name: str, text: str = "#!/bin/sh\nexit 0\n") -> Path:
@@ -59,12 +65,51 @@ def test_clang_is_told_from_gcc(tmp_path: Path) -> None:
 
 
 def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
-    run_compiler([str(program(tmp_path / "bin", "good"))])
+    run_compiler([str(program(tmp_path / "bin", "good"))], tmp_path)
     bad = program(tmp_path / "bin", "bad", "#!/bin/sh\necho 'error: no such thing' >&2\nexit 3\n")
     with pytest.raises(LucidError, match=r"does not compile\. .*bad -c x\.cpp\nerror: no such thing$"):
-        run_compiler([str(bad), "-c", "x.cpp"])
+        run_compiler([str(bad), "-c", "x.cpp"], tmp_path)
     with pytest.raises(LucidError, match=r"The compiler .*none cannot be run"):
-        run_compiler([str(tmp_path / "none")])
+        run_compiler([str(tmp_path / "none")], tmp_path)
+
+
+def test_a_signal_ends_what_the_compiler_has_started(tmp_path: Path) -> None:
+    """g++ leaves its compiling to other programs, which do not end with it, and temporary files where it is told."""
+    slow = "#!/bin/sh\nsleep 1000 &\necho $! > $TMPDIR/child.new\nmv $TMPDIR/child.new $TMPDIR/child\nwait\n"
+    compiler, scratch = program(tmp_path / "bin", "slow", slow), tmp_path / "scratch"
+    scratch.mkdir()
+
+    def unwind(*_: object) -> None:
+        raise SystemExit
+
+    def send() -> None:
+        wait_until((scratch / "child").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before, sender = signal.signal(signal.SIGTERM, unwind), threading.Thread(target=send)
+    try:
+        sender.start()
+        with pytest.raises(SystemExit):
+            run_compiler([str(compiler)], scratch)
+    finally:
+        sender.join()
+        signal.signal(signal.SIGTERM, before)
+    child = int((scratch / "child").read_text())
+    wait_until(lambda: not is_running(child))
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"  # not waited for yet
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_header_is_found_in_the_first_place_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

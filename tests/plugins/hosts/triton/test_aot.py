@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -139,32 +140,45 @@ def test_size_is_reported(compiled):
     assert size == sum(len(kernel.image) for kernel in compiled) > compressed > 1000
 
 
-def test_compiling_processes_end_with_the_one_that_asked(tmp_path):
+def test_compiling_processes_end_with_the_one_that_asked(tmp_path, monkeypatch):
     """Killed, not told to stop: nobody is left to tell them."""
     code = """
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import os
-from lucid_deploy.plugins.hosts.triton.aot import start_compiler
+import tempfile
+from lucid_deploy.plugins.hosts.triton.aot import scratch_folder, start_compiler
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, get_context("spawn"), start_compiler, (sys.argv[1],)) as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
+    with (
+        scratch_folder() as scratch,
+        ProcessPoolExecutor(1, get_context("spawn"), start_compiler, (str(scratch),)) as pool,
+    ):
+        print(pool.submit(os.getpid).result(), pool.submit(tempfile.mkdtemp).result(), flush=True)
         sys.stdin.read()
 """
     script = tmp_path / "asks.py"
     script.write_text(code)
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    environment = {**os.environ, "TMPDIR": str(scratch)}
     parent = subprocess.Popen(
-        [sys.executable, script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    child = int(parent.stdout.readline())
+    child, made = parent.stdout.readline().split()
+    child = int(child)
     os.kill(child, 0)
+    assert Path(made).is_dir() and scratch in Path(made).parents
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + PATIENCE
     while is_running(child):
         assert time.monotonic() < deadline, "it waits for work that nobody will send"
         time.sleep(0.05)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with aot.scratch_folder() as mine:
+        assert list(scratch.iterdir()) == [mine], "what they were writing, their tools too, is removed by the next"
+    assert not list(scratch.iterdir())
 
 
 def is_running(process):
