@@ -11,8 +11,8 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,34 +45,55 @@ def partial_directory(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(building: Path, target: Path) -> None:
-    """Give a finished directory its name. What it replaces is moved aside, and removed only after that worked.
+    """Give a finished directory its name, as :func:`put_all_in_place` does."""
+    put_all_in_place({target: building})
 
-    Whatever is raised on the way, Ctrl-C included, what was at the target is there again, or the new directory is, with
-    the old one's permissions. A link is replaced, not what it points to.
+
+def put_all_in_place(made: Mapping[Path, Path]) -> None:
+    """Give finished directories their names. What they replace is moved aside, and removed only after all that worked.
+
+    Whatever is raised on the way, Ctrl-C included, what was at the targets is there again, or the new directories are,
+    with the old ones' permissions, never some of each. A link is replaced, not what it points to.
 
     Args:
-        building: The directory, from :func:`partial_directory`.
-        target: Its name. Whether something that is there may be replaced is for the caller to check.
+        made: By their names, directories from :func:`partial_directory`. Whether something that is there may be
+            replaced is for the caller to check.
 
     Raises:
-        OSError: A rename fails; ``building`` is still there.
+        OSError: A rename fails; the directories have their temporary names again.
     """
-    if not target.exists():
-        os.rename(building, target)
-        return
-    if not target.is_symlink():
-        os.chmod(building, stat.S_IMODE(target.stat().st_mode))
+    with ExitStack() as asides:
+        begun: list[tuple[Path, Path, Path | None]] = []
+        try:
+            for target, building in made.items():
+                there = target.exists()
+                if there and not target.is_symlink():
+                    os.chmod(building, stat.S_IMODE(target.stat().st_mode))
+                aside = asides.enter_context(_aside(target)) if there else None
+                begun.append((target, building, aside))
+                if aside is not None:
+                    os.rename(target, aside)
+                os.rename(building, target)
+        except BaseException:  # Ctrl-C too
+            if not any(map(os.path.lexists, made.values())):
+                raise  # all are there
+            for target, building, aside in reversed(begun):
+                if not os.path.lexists(building) and os.path.lexists(target):
+                    os.rename(target, building)
+                if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
+                    os.rename(aside, target)
+            raise
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
+    """Yield a hidden name for what is at the target; what gets it is removed in the end, unless it is the only copy."""
     with _held(target, _OLD, _new_directory) as (_, old):
         aside = old / target.name
         try:
-            os.rename(target, aside)
-            os.rename(building, target)
-        except BaseException:  # Ctrl-C too
-            if os.path.lexists(aside) and not os.path.lexists(target):
-                os.rename(aside, target)
-            raise
+            yield aside
         finally:
-            if os.path.lexists(target) or not os.path.lexists(aside):  # else it holds the only copy
+            if os.path.lexists(target) or not os.path.lexists(aside):
                 shutil.rmtree(old, ignore_errors=True)
 
 
@@ -196,11 +217,13 @@ class Leftovers:
         removed: What processes left that are no more.
         restored: What such a process had moved aside and not replaced; it has its name again.
         in_use: What a running process is making.
+        failed: What could not be removed, or get its name again.
     """
 
     removed: tuple[Path, ...] = ()
     restored: tuple[Path, ...] = ()
     in_use: tuple[Path, ...] = ()
+    failed: tuple[Path, ...] = ()
 
 
 def remove_leftovers(directory: Path, dry_run: bool = False, unfinished: bool = False) -> Leftovers:
@@ -211,26 +234,35 @@ def remove_leftovers(directory: Path, dry_run: bool = False, unfinished: bool = 
         dry_run: Only say what would be done.
         unfinished: Remove what an interrupted command could go on with, too.
     """
-    removed, restored, in_use = [], [], []
-    with suppress(OSError):
-        for path in sorted(directory.iterdir()):
-            found = _LEFT.fullmatch(path.name)
-            if found is None or path.is_symlink() or (found["kind"] == _RESUMABLE and not unfinished):
+    removed, restored, in_use, failed = [], [], [], []
+    for path in _listed(directory):
+        found = _LEFT.fullmatch(path.name)
+        if found is None or path.is_symlink() or (found["kind"] == _RESUMABLE and not unfinished):
+            continue
+        with _lock_of_another(path) as free:
+            aside, target = path / found["name"], path.parent / found["name"]
+            if not free:
+                in_use.append(path)
                 continue
-            with _lock_of_another(path) as free:
-                aside, target = path / found["name"], path.parent / found["name"]
-                if not free:
-                    in_use.append(path)
-                elif found["kind"] == _OLD and os.path.lexists(aside) and not os.path.lexists(target):
-                    restored.append(target)
-                    if not dry_run:
+            only_copy = found["kind"] == _OLD and os.path.lexists(aside) and not os.path.lexists(target)
+            if not dry_run:
+                with suppress(OSError):
+                    if only_copy:
                         os.rename(aside, target)
-                        shutil.rmtree(path, ignore_errors=True)
-                else:
-                    removed.append(path)
-                    if not dry_run:
-                        _remove(path)
-    return Leftovers(tuple(removed), tuple(restored), tuple(in_use))
+                    _remove(path)
+            if not dry_run and os.path.lexists(path):
+                failed.append(path)
+            elif only_copy:
+                restored.append(target)
+            else:
+                removed.append(path)
+    return Leftovers(tuple(removed), tuple(restored), tuple(in_use), tuple(failed))
+
+
+def _listed(directory: Path) -> list[Path]:
+    with suppress(OSError):
+        return sorted(directory.iterdir())
+    return []
 
 
 def _remove(path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from lucid_deploy.files import (
     partial_directory,
+    put_all_in_place,
     put_in_place,
     whole_directory,
     write_whole,
@@ -84,6 +85,30 @@ def test_a_rename_that_does_not_go_well(
     replaced = (number, done) == (2, True)
     assert content(target) == ("new" if replaced else "old")
     assert hidden(tmp_path) == ([] if replaced else [building.name]), "nothing beside what the caller made"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), READ_ONLY], ids=repr)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("old", [["one", "two"], ["two"], []], ids=str)
+def test_of_several_all_are_new_or_none(
+    tmp_path: Path, stop_at: StopAt, old: list[str], number: int, done: bool, error: BaseException
+) -> None:
+    made = {tmp_path / name: filled(tmp_path / f".{name}", "new") for name in ("one", "two")}
+    for name in old:
+        filled(tmp_path / name, "old")
+    renames = 2 + len(old)
+    if number > renames:
+        put_all_in_place(made)
+    else:
+        stop_at(number, error, done)
+        with pytest.raises(type(error)):
+            put_all_in_place(made)
+    if number > renames or (number, done) == (renames, True):
+        assert [content(target) for target in made] == ["new", "new"] and hidden(tmp_path) == []
+    else:
+        assert {target.name for target in made if target.exists()} == set(old)
+        assert {content(tmp_path / name) for name in old} <= {"old"} and hidden(tmp_path) == [".one", ".two"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), READ_ONLY], ids=repr)

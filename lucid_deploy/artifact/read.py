@@ -13,6 +13,7 @@ from lucid_deploy.artifact.external_data import StoredWeight, check_external_dat
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization_names import PACKED, PARTS, ROWS
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.files import reading
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe
 
@@ -104,13 +105,14 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
         progress: Called with (bytes read, bytes in all).
 
     Raises:
+        LucidError: A file cannot be read.
         CheckFailed: A file differs; all of them are named.
     """
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
     for name, facts in artifact.manifest.files.items():
         digest = hashlib.sha256()
-        with artifact.path(name).open("rb") as file:
+        with reading(artifact.path(name)), artifact.path(name).open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
                 read += len(block)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.files import reading
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
@@ -296,7 +297,8 @@ def read_tokenizer_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise LucidError(f"{path} is not a readable tokenizer configuration: {error}.") from error
     if not isinstance(found, dict):

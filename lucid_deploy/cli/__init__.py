@@ -115,6 +115,8 @@ def _told(error: OSError) -> LucidError | None:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         let_go_of_output()
         return LucidError(f"Writing the output failed: {error.strerror}.")
+    if error.errno in (errno.EIO, errno.ESTALE):  # where nobody has said of which file
+        return LucidError(f"Reading or writing a file failed: {error.strerror}. Is its disk, or its server, broken?")
     if error.errno == errno.ENOENT and not _has_working_directory():
         return LucidError("The working directory does not exist any more. Change to another one.")
     return None

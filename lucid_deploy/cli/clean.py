@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.command("clean", cls=Command, any_bytes=True)
 @click.argument("directories", nargs=-1, type=click.Path())
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@json_option("what was removed, restored, and is in use")
+@json_option("what was removed, restored, is in use, and failed")
 def command(directories: tuple[str, ...], dry_run: bool, json_target: str | None) -> None:
     """Remove what killed commands left half-written.
 
@@ -37,25 +37,30 @@ def command(directories: tuple[str, ...], dry_run: bool, json_target: str | None
         raise LucidError(f"{wrong[0]} is no directory.")
     places = [place for path in given for place in (path, path / "engines") if place.is_dir()]
     found = [remove_leftovers(place, dry_run, unfinished=True) for place in places]
+    failed = [str(path) for item in found for path in item.failed]
     facts = {
         "dry_run": dry_run,
         "removed": [str(path) for item in found for path in item.removed],
         "restored": [str(path) for item in found for path in item.restored],
         "in_use": [str(path) for item in found for path in item.in_use],
+        "failed": failed,
     }
     if json_target is not None:
         write_json(facts, json_target)
     if json_target != "-":
         for line in _lines(found, dry_run):
             console_out.print(line, soft_wrap=True, markup=False)
+    if failed:
+        raise LucidError(f"{failed[0]} could not be removed, or get its name again. Is the folder yours, and writable?")
 
 
 def _lines(found: list[Leftovers], dry_run: bool) -> list[str]:
     would = "Would have " if dry_run else ""
+    failed = any(item.failed for item in found)  # which is an error
     said = {
         f"{would}removed": [path for item in found for path in item.removed],
         f"{would}restored": [path for item in found for path in item.restored],
         "In use": [path for item in found for path in item.in_use],
     }
     lines = [f"{what[0].upper()}{what[1:]}: {path}" for what, paths in said.items() for path in paths]
-    return lines or ["Nothing was left behind."]
+    return lines or ([] if failed else ["Nothing was left behind."])

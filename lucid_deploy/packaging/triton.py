@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty, write_whole
+from lucid_deploy.files import missing_directories, partial_directory, put_all_in_place, remove_empty, write_whole
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -88,8 +88,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
             folders = {stage: stack.enter_context(partial_directory(target)) for stage, target in targets.items()}
             for stage, folder in folders.items():
                 _fill(folder, artifact, stage, name, options, engines)
-            for stage, folder in folders.items():
-                put_in_place(folder, targets[stage])
+            put_all_in_place({targets[stage]: folder for stage, folder in folders.items()})
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error

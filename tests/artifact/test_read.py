@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from lucid_deploy.artifact import Artifact, check_hashes, open_artifact
-from lucid_deploy.errors import CheckFailed
+from lucid_deploy.errors import CheckFailed, LucidError
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -77,3 +77,12 @@ def test_a_graph_is_read_once_and_its_weights_are_the_files(artifact_copy: Path)
     for weight in found:
         mine = numbers[weight.offset // 4 :][: weight.size // 4].reshape(weight.shape)
         np.testing.assert_array_equal(mine, data[weight.name])
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that opens and cannot be read")
+def test_a_file_that_cannot_be_read_on_the_way_is_named(artifact_copy: Path) -> None:
+    artifact, broken = open_artifact(artifact_copy), artifact_copy / "weights.bin"
+    broken.unlink()
+    broken.symlink_to("/proc/self/mem")  # reading its begin is an input/output error
+    with pytest.raises(LucidError, match=rf"{broken} cannot be read: Input/output error"):
+        check_hashes(artifact)

@@ -44,6 +44,7 @@ def test_it_says_what_it_does(tmp_path: Path, left: list[Path]) -> None:
             "removed": [str(beside), str(inside)],
             "restored": [],
             "in_use": [str(making)],
+            "failed": [],
         }
         assert making.is_dir() and not beside.exists() and not inside.exists()
     assert clean(*asked) == "Nothing was left behind.\n"
@@ -57,3 +58,19 @@ def test_this_directory_if_none_is_named(tmp_path: Path, left: list[Path], monke
 def test_no_directory(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["clean", str(tmp_path / "none")])
     assert (result.exit_code, result.stderr) == (2, f"Error: {tmp_path / 'none'} is no directory.\n")
+
+
+def test_what_cannot_be_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was said to be removed, and nothing behind it was looked at."""
+    kept, moved = tmp_path / ".a.abcdefgh.lucid.old", tmp_path / ".b.abcdefgh.lucid.partial"
+    (kept / "a").mkdir(parents=True)
+    moved.mkdir()
+
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.rename", read_only)
+    result = CliRunner().invoke(main, ["clean", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (2, f"Removed: {moved}\n")
+    assert result.stderr.startswith(f"Error: {kept} could not be removed, or get its name again.")
+    assert (kept / "a").is_dir() and not moved.exists()

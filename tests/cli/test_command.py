@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -340,3 +341,16 @@ def test_the_script_asks_for_what_can_come_next() -> None:
     assert complete("lucid-deploy", "ex") == ["export"]
     assert complete("lucid-deploy", "export", "--dt") == ["--dtype"]
     assert complete("lucid-deploy", "export", "--dtype", "fl") == ["float32", "float16"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_disk_that_fails_is_one_line_also_where_no_file_is_named(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @click.command("any")
+    def command() -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(main, "get_command", lambda *_: command)
+    result = run("any")
+    assert result.exit_code == 2 and os.strerror(number) in result.stderr and result.stderr.count("\n") == 1

@@ -260,3 +260,27 @@ def test_a_disk_that_is_full_leaves_neither_model(
     with pytest.raises(LucidError, match="No space left on device"):
         package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
     assert not (tmp_path / "models").exists()
+
+
+def test_models_are_replaced_together_or_not_at_all(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prefill of one model beside a decode of another would answer, and wrongly."""
+    artifact, models, rename = exported()[1], tmp_path / "models", os.rename
+    for model in package_triton(artifact, models, TritonOptions(name="lucid")):
+        (model / "old").touch()
+
+    def full(source: Path, target: Path) -> None:
+        if (
+            Path(target) == models / "lucid-decode"
+            and (models / "lucid-prefill").exists()
+            and ".partial" in str(source)
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(LucidError, match="No space left on device"):
+        package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
+    assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill"]
+    assert all((model / "old").is_file() for model in models.iterdir())
