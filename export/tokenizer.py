@@ -30,6 +30,8 @@ _SAMPLES = (
     "\N{FOX FACE} and \N{THUMBS UP SIGN}\N{EMOJI MODIFIER FITZPATRICK TYPE-5}",
     "x" * 70,
 )
+_CLEANS = "clean_up_tokenization_spaces"
+_CLEANS_BPE = f"{_CLEANS}_for_bpe_even_though_it_will_corrupt_output"
 _SHOWN = 8  # tokens that a note names
 
 
@@ -52,14 +54,18 @@ def copy_companions(checkpoint: Path, building: Path) -> tuple[str, ...]:
 
     Returns:
         Sentences for the user about a conversion, done or failed, about tokens that ``tokenizer.json`` lacks, and about
-        texts that transformers' AutoTokenizer splits otherwise.
+        texts that transformers' AutoTokenizer splits or puts together otherwise.
     """
     for name in ("config.json", *tokenizer_files(checkpoint)):
         (building / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(checkpoint / name, building / name)
     if (building / "tokenizer.json").is_file():
-        return (*_named_beside(building), *compare_with_transformers(checkpoint, building))
-    return _convert(building) if (building / "tokenizer.model").is_file() else ()
+        notes = _named_beside(building)
+    else:
+        notes = _convert(building) if (building / "tokenizer.model").is_file() else ()
+    if not (building / "tokenizer.json").is_file():
+        return notes
+    return (*notes, *_cleaned(building), *compare_with_transformers(checkpoint, building))
 
 
 def _named_beside(directory: Path) -> tuple[str, ...]:
@@ -76,6 +82,20 @@ def _named_beside(directory: Path) -> tuple[str, ...]:
         ids = [f"{text} {said}, not {'none' if found is None else found}" for text, (said, found) in wrong.items()]
         notes.append(f"Files beside tokenizer.json give tokens other ids than transformers: {_listed(ids)}.")
     return tuple(notes)
+
+
+def _cleaned(directory: Path) -> tuple[str, ...]:
+    """Say if transformers takes blanks out of what it decodes, and answers of an artifact keep."""
+    from tokenizers import Tokenizer
+
+    settings = read_tokenizer_file(directory / CONFIG)
+    kind = type(Tokenizer.from_file(str(directory / "tokenizer.json")).model).__name__
+    if not settings.get(_CLEANS) or (kind == "BPE" and not settings.get(_CLEANS_BPE)):  # as transformers 5 decides
+        return ()
+    return (
+        f"{_CLEANS} in {CONFIG} has transformers take blanks out of decoded texts, such as the one before a full stop. "
+        "Answers of the artifact keep them.",
+    )
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -26,6 +26,9 @@ _BUILT = {
 # The class that transformers gives a type of model, named or not.
 _CLASSES = {"qwen2": "Qwen2Tokenizer"}
 _PLAIN = ("", "Once upon a time", " two  blanks ", "a\n\nb\tc", "1234 and 5,678.90 % of x_1 == y[2];", "Straße 日本 é")
+# What the artifact follows, and who else does.
+_GIVEN = "tokenizer.json, which the artifact follows, as transformers 4 and the tokenizers library do"
+_MADE = "tokenizer.model, which the artifact follows, as SentencePiece does"
 _SPECIAL = 6  # special tokens that texts are made with
 _SHOWN = 12  # tokens that a note shows
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
@@ -64,7 +67,8 @@ def compare_with_transformers(checkpoint: Path, artifact: Path) -> tuple[str, ..
         )
     finally:
         transformers.logging.set_verbosity(level)
-    return _differences(theirs, TextTokenizer(artifact), label)
+    is_made = not (checkpoint / "tokenizer.json").is_file()
+    return _differences(theirs, TextTokenizer(artifact), label, _MADE if is_made else _GIVEN)
 
 
 class _Theirs:
@@ -107,7 +111,7 @@ def _model_type(directory: Path) -> str:
     return str(read_tokenizer_file(directory / "config.json").get("model_type", ""))
 
 
-def _differences(theirs: _Theirs, ours: TextTokenizer, label: str) -> tuple[str, ...]:
+def _differences(theirs: _Theirs, ours: TextTokenizer, label: str, followed: str) -> tuple[str, ...]:
     both = [(text, ours.encode(text, add_special_tokens=whole), ids) for text, whole, ids in theirs.encoded]
     differing = [found for found in both if found[1] != found[2]]
     if not differing:
@@ -116,7 +120,7 @@ def _differences(theirs: _Theirs, ours: TextTokenizer, label: str) -> tuple[str,
     save = f' If it was transformers\', run this in the checkpoint, and export again: python -c "{SAVE}"'
     return (
         f"AutoTokenizer of {label} ({theirs.kind}) splits {len(differing)} of {len(both)} texts otherwise than "
-        "tokenizer.json, which the artifact follows, as transformers 4 and the tokenizers library do. "
+        f"{followed}. "
         f"{text!r} is {_spelled(ours, here)} here and {_spelled(ours, there)} there. The files do not say which "
         f"one the model was trained with.{save if theirs.can_save else ''}",
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 from click.testing import CliRunner
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
@@ -23,6 +23,8 @@ TEXT = "\n".join(
     f"the quick brown fox {i} jumps over Straße 日本 and {word}  again" for i in range(90) for word in "abc"
 )
 TEXTS = ("the fox  jumps", " 12 foxes\nand\tnone ", "日本 Straße 🦊", "")
+CLEANS = "clean_up_tokenization_spaces"
+CLEANS_BPE = f"{CLEANS}_for_bpe_even_though_it_will_corrupt_output"
 LLAMAS = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
 
 
@@ -64,8 +66,13 @@ def test_texts_are_split_as_sentencepiece_splits_them(checkpoint: Path, bos: boo
     if bos is not None:  # transformers' class of this name splits texts otherwise than the file says
         settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": bos}
         (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
-    building, [note] = made(checkpoint)
+    building, [note, *others] = made(checkpoint)
     assert "tokenizer.json was made from tokenizer.model with transformers " in note
+    theirs = AutoTokenizer.from_pretrained(str(checkpoint))
+    differ = any(theirs(text).input_ids != TextTokenizer(building).encode(text) for text in TEXTS)
+    assert differ == (bos is not None) == len(others)
+    for other in others:
+        assert "(LlamaTokenizer) splits " in other and "otherwise than tokenizer.model, which the artifact" in other
     assert ("It puts <s> before a text." if bos else "It puts no token before a text.") in note
     original = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
     converted = TextTokenizer(building)
@@ -75,6 +82,33 @@ def test_texts_are_split_as_sentencepiece_splits_them(checkpoint: Path, bos: boo
         if original.unk_id() not in ids:
             assert converted.decode(ids) == original.decode(ids)
     assert not (checkpoint / "tokenizer.json").exists()  # the checkpoint is only read
+
+
+SPACED = ["it", "is", ".", "n't", "?"]
+
+
+@pytest.mark.parametrize("settings", [{}, {CLEANS: False}, {CLEANS: True}, {CLEANS: True, CLEANS_BPE: True}])
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_texts_that_transformers_cleans_up_are_said(kind: str, settings: dict[str, bool], tmp_path: Path) -> None:
+    source, building = tmp_path / "source", tmp_path / "building"
+    source.mkdir()
+    building.mkdir()
+    words = {word: index for index, word in enumerate([*SPACED, "[UNK]"])}
+    if kind == "words":
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    else:
+        tokenizer = Tokenizer(models.BPE({f" {word}": index for word, index in words.items()}, []))
+        tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(source / "tokenizer.json"))
+    (source / "config.json").write_text('{"model_type": "llama"}')
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    )
+    notes = copy_companions(source, building)
+    ids = [words[word] for word in SPACED]
+    theirs = AutoTokenizer.from_pretrained(str(source)).decode(ids)
+    assert (theirs != TextTokenizer(building).decode(ids)) == len(notes)
+    assert all(note.startswith("clean_up_tokenization_spaces in tokenizer_config.json has") for note in notes)
 
 
 def test_a_result_that_differs_is_not_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import layers_obstacle
 from lucid_deploy.runtimes.torch.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.torch.threads import torch_threads
+from lucid_deploy.runtimes.torch.threads import check_threads_are_here, torch_threads
 
 Layers = list[tuple[torch.Tensor, ...]]
 
@@ -114,6 +114,8 @@ class TorchSession(Session[torch.Tensor]):
         last_only: bool = True,
     ) -> tuple[Array, Layers]:
         with torch_threads(self._threads), torch.inference_mode():
+            if self._device.type == "cpu":
+                check_threads_are_here()
             logits, present = self._model(
                 self._tensor(input_ids),
                 layers,

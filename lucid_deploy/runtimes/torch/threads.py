@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from lucid_deploy.errors import LucidError
+
+_process: int | None = None  # in which a model has run with several threads
 
 
 @contextmanager
@@ -26,3 +31,24 @@ def torch_threads(number: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def check_threads_are_here() -> None:
+    """Check, before a model runs on the CPU, that its threads were not left behind in a parent process.
+
+    A fork copies the memory that says there are threads, and none of them: the first operator that hands work to them
+    would wait for ever.
+
+    Raises:
+        LucidError: A model has run with several threads before this process was forked, and this one would too.
+    """
+    global _process
+    if torch.get_num_threads() == 1:
+        return
+    if _process is None:
+        _process = os.getpid()
+    elif _process != os.getpid():
+        raise LucidError(
+            f"PyTorch has run with several threads in process {_process}, of which this one is a fork: it would wait "
+            "for them for ever. Start processes with spawn instead of fork, or open the model with threads=1."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import torch
 
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.bench.contenders import Contender, open_contender
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.options import RuntimeOptions
 from tests.patience import PATIENCE
@@ -31,6 +33,32 @@ def run(session: Session[Any]) -> None:
 def watch(session: Any, seen: list[int]) -> None:
     """Note the number of threads in each run of the session's model."""
     session.model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+
+
+def test_a_fork_of_a_process_whose_threads_have_run_is_refused(exported: Exported) -> None:
+    """PyTorch would wait in it for ever, whoever opened the session."""
+    artifact = exported()[1]
+    fork = multiprocessing.get_context("fork")
+    several, one = (open_session(artifact, "torch", threads=number) for number in (2, 1))
+    run(several)
+
+    def child(answers: Any) -> None:
+        run(one)
+        for session in (several, open_session(artifact, "torch", threads=2)):
+            try:
+                run(session)
+            except LucidError as error:
+                answers.put(str(error))
+
+    answers = fork.SimpleQueue()
+    process = fork.Process(target=child, args=(answers,))
+    process.start()
+    process.join(PATIENCE)
+    process.kill()
+    assert process.exitcode == 0
+    for _ in range(2):
+        assert "Start processes with spawn instead of fork, or open the model with threads=1" in answers.get()
+    run(several)
 
 
 def in_a_new_thread() -> int:
