@@ -17,23 +17,31 @@ _ROOT = Path("/")
 
 
 def allowed_threads(root: Path = _ROOT) -> int | None:
-    """Return how many threads of this process can compute at a time.
+    """Return :func:`usable_cores`, or None where nothing keeps this process from using the whole machine.
 
     Args:
         root: Where ``proc`` and ``sys`` are.
-
-    Returns:
-        The cores that it may run on, or the quota of its control group, rounded, if that is less; at least 1. None
-        where nothing keeps it from using the whole machine, or the system does not say.
     """
     if sys.platform != "linux":
         return None
-    allowed = os.sched_getaffinity(0)
-    cores = len({_core(number, root) for number in allowed})
-    quota = processor_quota(root)
-    if quota is not None and quota < cores:
-        return max(1, int(quota + 0.5))  # with a quota of 1.5, two threads were faster than one
-    return None if allowed == set(range(os.cpu_count() or 1)) else cores
+    cores, usable = _cores(root), usable_cores(root)
+    everything = os.sched_getaffinity(0) == set(range(os.cpu_count() or 1))
+    return None if everything and usable == cores else usable
+
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Return how many threads of this process can compute at a time.
+
+    Args:
+        root: As in :func:`allowed_threads`.
+
+    Returns:
+        The cores that it may run on, or the quota of its control group, rounded, if that is less; at least 1. Where the
+        system does not say, the machine's processors.
+    """
+    cores, quota = _cores(root), processor_quota(root)
+    # With a quota of 1.5, two threads were faster than one.
+    return cores if quota is None or quota >= cores else max(1, int(quota + 0.5))
 
 
 def processor_quota(root: Path = _ROOT) -> float | None:
@@ -81,6 +89,13 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def _cores(root: Path) -> int:
+    """Count the cores whose processors this process may run on."""
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
+    return len({_core(number, root) for number in os.sched_getaffinity(0)})
 
 
 def _core(number: int, root: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.processors import allowed_threads, control_groups, processor_quota
+from lucid_deploy.processors import allowed_threads, control_groups, processor_quota, usable_cores
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="affinity and control groups are Linux's")
 Machine = Callable[[int, set[int]], Path]
@@ -47,7 +47,8 @@ def write(path: Path, text: str) -> None:
     ids=["all", "one a core", "one core", "two cores", "one"],
 )
 def test_cores_by_affinity(machine: Machine, allowed: set[int], cores: int | None) -> None:
-    assert allowed_threads(machine(64, allowed)) == cores
+    root = machine(64, allowed)
+    assert (allowed_threads(root), usable_cores(root)) == (cores, cores or 32)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_cores_by_affinity(machine: Machine, allowed: set[int], cores: int | Non
 def test_a_quota(machine: Machine, text: str, threads: int | None) -> None:
     root = machine(64, set(range(64)))
     write(root / "sys/fs/cgroup/cpu.max", text)
-    assert allowed_threads(root) == threads
+    assert (allowed_threads(root), usable_cores(root)) == (threads, threads or 32)
 
 
 def test_the_least_counts(machine: Machine) -> None:
@@ -111,7 +112,8 @@ def test_groups_are_those_of_this_process() -> None:
 
 def test_another_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert allowed_threads() is None
+    monkeypatch.setattr(os, "cpu_count", lambda: 12)
+    assert (allowed_threads(), usable_cores()) == (None, 12)
 
 
 SESSION = """

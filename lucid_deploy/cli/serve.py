@@ -132,9 +132,8 @@ _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host"
     cls=EngineOption,
     engine=RAY,
     type=NumberRange(0),
-    default=1.0,
-    show_default=True,
-    help="With ray: processors that an engine reserves.",
+    help="With ray: processors that an engine reserves, and threads that it computes with; 1 if not given, and on this "
+    "machine's own cluster a share of its cores as threads.",
 )
 @click.option(
     "--replica-gpus",
@@ -314,7 +313,7 @@ def _serve_on_ray(engine: EngineOptions, api: ApiOptions, log_level: str, option
         options["host"],
         options["port"],
         options["ray_address"],
-        *_scale(options),
+        *_scale(options, here=options["ray_address"] is None),
         options["grace"],
         log_level,
     )
@@ -353,17 +352,30 @@ def ray_application(args: dict[str, str]) -> Any:
     options["host"] = "0.0.0.0"  # under any name: Ray's proxies listen
     engine, api = _checked_options(options["artifact"], options)
     level = options["log_level"] or "info"
-    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *_scale(options), options["grace"], level))
+    scale = _scale(options, here=False)
+    return application(engine, api, ClusterOptions("0.0.0.0", 0, None, *scale, options["grace"], level))
 
 
-def _scale(options: dict[str, Any]) -> tuple[int, int, float, float]:
-    """Return how many engines at least and at most, and the processors and GPUs of each."""
+def _scale(options: dict[str, Any], here: bool) -> tuple[int, int, float, float, int | None]:
+    """Return how many engines at least and at most, the processors and GPUs of each, and its threads.
+
+    Args:
+        options: The command's.
+        here: Whether all engines run on this machine, and nothing else does.
+    """
     from lucid_deploy.errors import LucidError
+    from lucid_deploy.processors import usable_cores
 
     gpus = options["replica_gpus"]
     if gpus > 1 and gpus != int(gpus):
         raise LucidError(f"--replica-gpus {gpus:g}: Ray reserves a part of one GPU, or whole ones.")
-    return (*_replicas(options), options["replica_cpus"], gpus)
+    low, high = _replicas(options)
+    cpus, threads = options["replica_cpus"], 1
+    if cpus is not None:
+        threads = max(1, int(cpus))
+    elif here:
+        threads = max(1, usable_cores() // high)
+    return low, high, 1.0 if cpus is None else cpus, gpus, None if gpus or cpus == 0 else threads
 
 
 def _replicas(options: dict[str, Any]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +20,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.runtimes.registry import find_runtime
 from lucid_deploy.serving.app import build_app
 from lucid_deploy.serving.jobs import Event, Job, Refusal, RowEnd, RowTimes
 from lucid_deploy.serving.loading import (
@@ -59,6 +60,7 @@ class ClusterOptions:
         high: Engines at most; between the two the load decides.
         cpus: Processors that an engine reserves.
         gpus: GPUs that an engine reserves.
+        threads: Threads of an engine that is told no other number; None lets its runtime choose.
         grace: Seconds that running requests get to finish.
         log_level: Least important message to log.
     """
@@ -70,6 +72,7 @@ class ClusterOptions:
     high: int
     cpus: float
     gpus: float
+    threads: int | None
     grace: float
     log_level: str
 
@@ -127,10 +130,8 @@ def _set_on_signals(event: threading.Event) -> dict[int, Any]:
 
 def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions) -> serve.Application:
     """Return the application as Ray Serve deploys it."""
-    directory = str(Path(engine.directory).resolve())  # engines have working directories of their own
-    draft = None if engine.draft is None else str(Path(engine.draft).resolve())
-    engine = EngineOptions(**{**engine.__dict__, "directory": directory, "draft": draft})
-    name = api.model or Path(directory).name
+    engine = on_any_machine(engine, cluster.threads)
+    name = api.model or Path(engine.directory).name
     api = ApiOptions(**{**api.__dict__, "model": name})
 
     def build() -> Any:
@@ -172,6 +173,21 @@ def application(engine: EngineOptions, api: ApiOptions, cluster: ClusterOptions)
         ray_actor_options={"num_cpus": 0},  # they are light, and engines may reserve every processor
     )
     return doors.bind(engines.bind(engine, cluster.log_level))
+
+
+def on_any_machine(engine: EngineOptions, threads: int | None) -> EngineOptions:
+    """Return the options of each engine, which has a working directory of its own, and shares a machine with others.
+
+    Args:
+        engine: What the user asked for.
+        threads: Of an engine, if the user did not say and its runtime heeds it; None lets the runtime choose.
+    """
+    runtime = engine.runtime
+    if runtime.threads is None and "threads" in find_runtime(runtime.runtime).options:
+        runtime = replace(runtime, threads=threads)
+    directory = str(Path(engine.directory).resolve())
+    draft = None if engine.draft is None else str(Path(engine.draft).resolve())
+    return replace(engine, directory=directory, draft=draft, runtime=runtime)
 
 
 class EngineReplica:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,9 @@ from click.testing import CliRunner
 from lucid_deploy.cli import main
 from lucid_deploy.cli.serve import ray_application
 from lucid_deploy.errors import LucidError
+
+if TYPE_CHECKING:
+    from lucid_deploy.serving.ray_cluster import ClusterOptions
 
 
 @pytest.mark.parametrize(
@@ -95,3 +99,50 @@ def test_a_configuration_of_ray_gives_the_application(with_tokenizer: Path) -> N
     serve = pytest.importorskip("ray.serve", reason="the extra ray")
     made = ray_application({"options": f"{with_tokenizer} --replicas 3 --rows 5 --runtime torch"})
     assert isinstance(made, serve.Application)
+
+
+@pytest.mark.parametrize(
+    ("words", "cpus", "threads"),
+    [
+        ("", 1, 1),
+        ("--replicas 2", 1, 1),
+        ("--replica-cpus 4", 4, 4),
+        ("--replica-cpus 2.5", 2.5, 2),
+        ("--replica-cpus 0.25", 0.25, 1),
+        ("--replica-cpus 0", 0, None),
+        ("--replica-gpus 1", 1, None),
+    ],
+)
+def test_an_engine_has_the_threads_that_it_reserves(
+    with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, words: str, cpus: float, threads: int | None
+) -> None:
+    pytest.importorskip("ray", reason="the extra ray")
+    monkeypatch.setattr("lucid_deploy.serving.ray_cluster.application", lambda engine, api, cluster: cluster)
+    cluster = ray_application({"options": f"{with_tokenizer} {words}"})
+    assert (cluster.cpus, cluster.threads) == (cpus, threads)
+
+
+@pytest.mark.parametrize(
+    ("words", "threads"),
+    [
+        ([], 12),
+        (["--replicas", "5"], 2),
+        (["--replicas", "20"], 1),
+        (["--min-replicas", "0", "--max-replicas", "4"], 3),
+        (["--replicas", "5", "--replica-cpus", "1"], 1),
+        (["--replicas", "2", "--ray-address", "auto"], 1),
+        (["--replica-gpus", "0.5"], None),
+    ],
+)
+def test_engines_of_a_machine_share_its_cores(
+    with_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], threads: int | None
+) -> None:
+    pytest.importorskip("ray", reason="the extra ray")
+    found: list[ClusterOptions] = []
+    monkeypatch.setattr("lucid_deploy.processors.usable_cores", lambda: 12)
+    monkeypatch.setattr(
+        "lucid_deploy.serving.ray_cluster.serve_on_ray", lambda engine, api, cluster, ready: found.append(cluster)
+    )
+    result = CliRunner().invoke(main, ["serve", str(with_tokenizer), "--engine", "ray", *words])
+    assert result.exit_code == 0, result.output
+    assert [cluster.threads for cluster in found] == [threads]

@@ -47,7 +47,7 @@ def port(patient_ray: None) -> Iterator[int]:
 
 def deploy(directory: Path, rows: int) -> None:
     """Deploy the application, or replace what runs; return when that is done."""
-    cluster = ClusterOptions("127.0.0.1", 0, None, 2, 2, 0.5, 0.0, 60.0, "warning")
+    cluster = ClusterOptions("127.0.0.1", 0, None, 2, 2, 0.5, 0.0, 1, 60.0, "warning")
     engine = EngineOptions(str(directory), rows=rows)
     serve.run(application(engine, ApiOptions(MODEL, readers=1), cluster), name=APPLICATION, route_prefix="/")
 

@@ -23,12 +23,13 @@ from ray.serve.schema import (
 )
 
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.runtimes import RuntimeOptions
 from lucid_deploy.serving import ray_cluster, ray_start
 from lucid_deploy.serving.loading import ApiOptions, EngineOptions
-from lucid_deploy.serving.ray_cluster import ClusterOptions, RayBackend, application
+from lucid_deploy.serving.ray_cluster import ClusterOptions, RayBackend, application, on_any_machine
 from lucid_deploy.serving.ray_start import delete, start_proxies, wait_until_running
 
-HERE = ClusterOptions("127.0.0.1", 0, None, 1, 1, 1.0, 0.0, 1.0, "info")
+HERE = ClusterOptions("127.0.0.1", 0, None, 1, 1, 1.0, 0.0, None, 1.0, "info")
 # As Ray Serve 2.60 gave it for an engine that raised in __init__, cut in the middle.
 RETRIES = """A replica failed to start with exception. Retrying 2 more time(s). Error:
 \x1b[36mray::ServeReplica:a:Engine.initialize_and_get_metadata()\x1b[39m (pid=25813, ip=192.0.2.2)
@@ -183,3 +184,20 @@ def test_where_no_engine_may_be_none_is_asked_how_it_is(to_zero: bool, state: st
 
     assert asyncio.run(run()) == state
     assert bool(asked) is not to_zero
+
+
+@pytest.mark.parametrize(
+    ("runtime", "asked", "shared", "found"),
+    [
+        ("auto", None, 2, 2),
+        ("torch", None, 2, 2),
+        ("auto", 3, 2, 3),
+        ("auto", None, None, None),
+        ("tensorrt", None, 2, None),  # it heeds none
+    ],
+)
+def test_engines_share_processors_unless_told_otherwise(
+    runtime: str, asked: int | None, shared: int | None, found: int | None
+) -> None:
+    engine = on_any_machine(EngineOptions("here", RuntimeOptions(runtime, threads=asked)), shared)
+    assert (engine.runtime.threads, engine.directory) == (found, str(Path.cwd() / "here"))
