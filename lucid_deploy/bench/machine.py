@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.bench.memory import physical_bytes
+from lucid_deploy.processors import usable_cores
 
 BUSY = 0.5  # load average a core: on average, half of the cores had something else to do
 UNSTEADY = 0.3  # of the median; rounds on a quiet machine differ by 2 to 15 %
@@ -42,7 +43,7 @@ def describe_machine() -> dict[str, Any]:
             continue
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_bytes": physical_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -92,7 +93,7 @@ def copy_bandwidth(size: int = 1 << 28, repeats: int = 5) -> float:
         size: Bytes copied in all, far more than the caches hold.
         repeats: The best of so many counts.
     """
-    count = len(os.sched_getaffinity(0))
+    count = usable_cores()
     source = [np.ones(size // count, dtype=np.uint8) for _ in range(count)]
     target = [np.zeros_like(part) for part in source]
     best = float("inf")

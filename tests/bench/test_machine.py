@@ -60,3 +60,9 @@ def test_a_system_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "getloadavg", fail)
     assert load_average() is None
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's quota is how much of a machine there was to measure."""
+    monkeypatch.setattr("lucid_deploy.bench.machine.usable_cores", lambda: 3)
+    assert describe_machine()["cores"] == 3
