@@ -73,7 +73,7 @@ def control_groups(controller: str, root: Path = _ROOT) -> Iterator[Path]:
     # The top is always among them: a container sees its own group there, whatever name the machine has for it.
     found = {mounts: "/", mounts / "unified": "/", mounts / controller: "/"}
     for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, names, path = line.split(":", 2)
+        _, names, path = [*line.split(":", 2), "", ""][:3]  # sandboxes that imitate Linux may write anything here
         if not names:  # version 2
             found |= {mounts: path, mounts / "unified": path}
         elif controller in names.split(","):
@@ -86,7 +86,7 @@ def control_groups(controller: str, root: Path = _ROOT) -> Iterator[Path]:
 def read_text(path: Path) -> str:
     """Return a file's text; nothing where it cannot be read: another system, or another version of control groups."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors="replace")  # groups may have any name
     except OSError:
         return ""
 

@@ -105,6 +105,18 @@ def test_the_first_version_of_control_groups(machine: Machine, mount: str, seen:
     assert processor_quota(root) == 2.5
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"nothing like it\n", b"0:", b"0::/../../pods\n", b"0::/na\xffme\n", b"1:cpu:/a:b\n"]
+)
+def test_what_is_written_there_may_be_anything(machine: Machine, text: bytes) -> None:
+    root = machine(64, set(range(64)))
+    write(root / "proc/self/cgroup", "")
+    (root / "proc/self/cgroup").write_bytes(text)
+    assert allowed_threads(root) is None
+    write(root / "sys/fs/cgroup/cpu.max", "200000 100000")
+    assert allowed_threads(root) == 2
+
+
 def test_groups_are_those_of_this_process() -> None:
     assert list(control_groups("cpu"))
     assert all(folder.is_relative_to("/sys/fs/cgroup") for folder in control_groups("memory"))
