@@ -12,6 +12,7 @@ from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.errors import LucidError
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
+_BEFORE = ("\n", ".", "a")  # texts that another may stand behind; of the last, few vocabularies make one token with it
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
 
 
@@ -79,6 +80,26 @@ class TextTokenizer:
             _explain_panic(error, "this text")
             raise
         return ids
+
+    def encode_behind(self, text: str) -> list[int]:
+        """Return the token ids of a text that goes on another one: without the blank that many tokenizers put first.
+
+        Where no ids are known to spell the text so, they are those of :meth:`encode` without special tokens.
+
+        Raises:
+            LucidError: The tokenizer failed on this text.
+        """
+        alone = self.encode(text, add_special_tokens=False)
+        for before in _BEFORE:
+            first = self.encode(before, add_special_tokens=False)
+            both = self.encode(before + text, add_special_tokens=False)
+            spelled = self.decode(first, skip_special_tokens=False)
+            if not spelled.endswith(before):  # a tokenizer that puts a blank first may show it
+                continue
+            for ids in (alone, both[len(first) :] if both[: len(first)] == first else alone):
+                if self.decode([*first, *ids], skip_special_tokens=False) == spelled + text:
+                    return ids
+        return alone
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the parts of a text that the tokenizer has no token for, each once, in their order.

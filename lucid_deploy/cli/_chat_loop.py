@@ -94,7 +94,7 @@ class CompletionTurns:
 
     def prompt_ids(self, text: str) -> list[int]:
         """As :class:`Turns`."""
-        ids = [*self.ids, *self.tokenizer.encode(text, add_special_tokens=not self.ids)]
+        ids = [*self.ids, *self.tokenizer.encode_behind(text)] if self.ids else self.tokenizer.encode(text)
         if not ids:
             raise LucidError("The text is empty: it has no tokens.")
         return ids
@@ -291,8 +291,8 @@ class ChatSession:
                 return
         click.echo()
         count = len(ids) - len(prompt)
-        if answer.stopped:  # what comes behind the stop string was not said
-            ids = [*prompt, *self._tokenizer.encode(said, add_special_tokens=False)]
+        if answer.stopped:
+            ids = [*prompt, *self._ids_of(said, ids[len(prompt) :])]
         self._turns.keep(text, said, ids)
         self._tell(count, answer.stopped)
 
@@ -310,6 +310,15 @@ class ChatSession:
                 if answer.stopped or self._switch.asked:
                     break
         yield answer.finish()
+
+    def _ids_of(self, said: str, ids: list[int]) -> list[int]:
+        """Return the token ids of what an answer said before a stop string: its own, as far as they spell that."""
+        for count in range(len(ids), 0, -1):
+            text = self._tokenizer.decode(ids[:count])
+            if text and said.startswith(text):
+                rest = said[len(text) :]
+                return [*ids[:count], *(self._tokenizer.encode_behind(rest) if rest else [])]
+        return self._tokenizer.encode(said, add_special_tokens=False)
 
     def _tell(self, count: int, at_stop: bool) -> None:
         found = self._conversation

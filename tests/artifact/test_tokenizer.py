@@ -1,4 +1,4 @@
-"""The tokenizer beside a model: rules that fail."""
+"""The tokenizer beside a model: rules that fail, and texts that go on others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from tests.generation.sample_tokenizers import make
+from lucid_deploy.model.checkpoint import resolve
+from tests.generation.sample_tokenizers import BLANKS, make, with_blank_first
 
 
 def test_a_rule_that_backtracks_for_ever_is_an_error(tmp_path: Path) -> None:
@@ -48,8 +49,25 @@ def test_an_interruption_is_not_taken_for_a_panic(tmp_path: Path, monkeypatch: p
 
 
 def test_words_that_a_vocabulary_lacks_are_named() -> None:
-    from lucid_deploy.model.checkpoint import resolve
-
     tokenizer = TextTokenizer(resolve("demo"))
     assert tokenizer.unknown_words("fox has zebra lamp, gnu has red zebra. <unk>") == ["zebra", "gnu"]
     assert tokenizer.unknown_words("fox has red lamp.") == []
+
+
+@pytest.mark.parametrize("kind", BLANKS)
+def test_a_text_goes_on_another_one_without_a_blank_between_them(kind: str, tmp_path: Path) -> None:
+    tokenizer = with_blank_first(kind, tmp_path)
+    differ = 0
+    for text, more in (("cup", ". fox"), ("cu", "ps"), ("cup", " a"), ("cup.", "\n\na"), ("a", "  b"), ("日", "本 é")):
+        first, whole = tokenizer.encode(text, False), tokenizer.decode(tokenizer.encode(text + more, False))
+        assert whole.lstrip() == text + more
+        assert tokenizer.decode([*first, *tokenizer.encode_behind(more)]) == whole
+        differ += tokenizer.decode([*first, *tokenizer.encode(more, False)]) != whole
+    assert (differ == 0) == (kind in ("never", "bytes"))
+    assert tokenizer.encode_behind("") == []
+
+
+def test_words_that_stand_alone_go_on_as_they_are() -> None:
+    """A vocabulary of whole words has no blanks to leave out, and knows no word behind which another could stand."""
+    tokenizer = TextTokenizer(resolve("demo"))
+    assert tokenizer.encode_behind(". fox has") == tokenizer.encode(". fox has", add_special_tokens=False)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
 
-from lucid_deploy.cli._chat_loop import HELP, printable
+import pytest
+
+from lucid_deploy.cli._chat_loop import HELP, ChatSession, CompletionTurns, printable
+from tests.generation.sample_tokenizers import BLANKS, with_blank_first
 from tests.patience import PATIENCE
 
 TWICE = """
@@ -59,3 +65,35 @@ def test_a_second_ctrl_c_does_not_end_a_session_that_drops_a_line() -> None:
     """It ended the session when it came while the first one was being answered."""
     said = subprocess.run([sys.executable, "-c", TYPED], capture_output=True, text=True, timeout=PATIENCE)
     assert (said.returncode, said.stdout, said.stderr) == (0, "dropped, goes on, dropped, goes on", "")
+
+
+class Spoken:
+    """A conversation whose answers are given.
+
+    Args:
+        answers: Token ids, one list after the other.
+    """
+
+    reused, computed, finish_reason, drafts = 0, 0, "length", None
+
+    def __init__(self, *answers: list[int]) -> None:
+        self._answers = list(answers)
+        self.asked: list[list[int]] = []
+
+    def answer(self, prompt: list[int], progress: Callable[[int, int], None]) -> Iterator[int]:
+        self.asked.append(prompt)
+        yield from self._answers.pop(0)
+
+
+@pytest.mark.parametrize("kind", BLANKS)
+def test_lines_and_answers_are_one_text(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with a tokenizer that puts a blank before each text, and where a stop string begins within a token."""
+    tokenizer = with_blank_first(kind, tmp_path)
+    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s and", "b ab", " cd")))
+    turns = CompletionTurns(tokenizer)
+    monkeypatch.setattr(sys, "stdin", StringIO("cup\n. fox\ns\n"))
+    ChatSession(spoken, turns, tokenizer, stops=("ab",)).run()  # type: ignore[arg-type]
+    texts = ["cup", "cups and. fox", "cups and. foxb s"]
+    assert [tokenizer.decode(prompt).lstrip() for prompt in spoken.asked] == texts
+    assert turns.saved()["text"].lstrip() == "cups and. foxb s cd"
+    assert spoken.asked[1][: len(spoken.asked[0])] == spoken.asked[0]  # so that the cache is kept

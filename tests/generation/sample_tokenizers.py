@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 
 TEXT = "The fox 🦊 naïve — 漢字 and 漢語, 👩‍👩‍👧 \n\n  two  spaces\tтекст é é! don't stop.  "
+BLANKS = ["a normalizer, as Llama's was", "first", "always", "never", "bytes behind a blank", "bytes"]
 KINDS = ["byte-level bpe", "bytes alone", "word level", "word piece", "byte fallback"]
 
 
@@ -69,3 +70,26 @@ def byte_ids(tokenizer: TextTokenizer, data: bytes) -> list[int]:
         letters = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
         return [signs.index(letters[byte]) for byte in data]
     return [byte + 1 for byte in data]
+
+
+def with_blank_first(kind: str, directory: Path) -> TextTokenizer:
+    """Return a tokenizer of bytes and a few pieces; most kinds put a blank before a text."""
+    if "bytes" in kind:
+        signs = {sign: index for index, sign in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+        tokenizer = Tokenizer(models.BPE(signs, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "bytes behind a blank")
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
+        pieces |= {
+            piece: 256 + index for index, piece in enumerate(["▁", *"abcdefghijklmnopqrstuvwxyz.,'", "▁a", "▁."])
+        }
+        tokenizer = Tokenizer(models.BPE(pieces, [("▁", "a"), ("▁", ".")], byte_fallback=True))
+        if kind == "a normalizer, as Llama's was":
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind, split=False)
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return TextTokenizer(directory)
