@@ -10,7 +10,7 @@ import click
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import artifact_argument, choice_option, json_option
 
-_OF_TRITON = ("name", "backend", "device", "instances")
+_OF_TRITON = ("name", "backend", "device", "instances", "threads")
 _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attention")
 
 
@@ -32,6 +32,7 @@ _OF_TENSORRT = ("max_batch", "max_context", "prefill_chunk", "plugin", "attentio
     show_default=True,
     help="triton: copies of each model per device.",
 )
+@click.option("--threads", type=int, help="triton: threads of each copy on the CPU; default: as many as it has cores.")
 @click.option("--max-batch", type=int, metavar="B", help="tensorrt: most rows at once; default: 4.")
 @click.option("--max-context", type=int, metavar="N", help="tensorrt: most tokens of a row; default: the model's.")
 @click.option("--prefill-chunk", type=int, metavar="N", help="tensorrt: most new tokens of one prefill, as in build.")

@@ -18,6 +18,7 @@ from pathlib import Path
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, partial_directory, put_all_in_place, remove_empty, write_whole
+from lucid_deploy.runtimes.options import MOST_THREADS
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -42,6 +43,7 @@ class TritonOptions:
         backend: ``onnxruntime`` (the graphs) or ``tensorrt`` (engines that ``lucid-deploy build`` made with TensorRT).
         device: ``cpu`` or ``gpu``, where instances run; the tensorrt backend knows the GPU only.
         instances: Copies of each model that run at once on each device.
+        threads: Threads of each copy, for the onnxruntime backend on the CPU; None: as many as the server has cores.
         overwrite: Whether models of these names in the repository may be replaced.
     """
 
@@ -49,6 +51,7 @@ class TritonOptions:
     backend: str = "onnxruntime"
     device: str = "cpu"
     instances: int = 1
+    threads: int | None = None
     overwrite: bool = False
 
 
@@ -120,6 +123,8 @@ def model_config(artifact: Artifact, stage: str, name: str, options: TritonOptio
         _parameter("lucid_deploy.layers", "+".join(dict.fromkeys(artifact.config.kinds))),
         _parameter("lucid_deploy.stage", stage),
     ]
+    if options.threads is not None:
+        parts.append(_parameter("intra_op_thread_count", str(options.threads)))
     if plugin is not None:
         parts.append(_parameter("lucid_deploy.tensorrt_plugin", plugin))
     return "\n".join(parts) + "\n"
@@ -132,6 +137,10 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
         raise LucidError(f"The device must be cpu or gpu, not {options.device!r}.")
     if options.instances < 1:
         raise LucidError(f"There must be at least one instance, not {options.instances}.")
+    if options.threads is not None and not 1 <= options.threads <= MOST_THREADS:
+        raise LucidError(f"The number of threads must be 1 to {MOST_THREADS}, not {options.threads}.")
+    if options.threads is not None and options.device != "cpu":
+        raise LucidError("The number of threads is for models on the CPU. Leave it out, or pass --device cpu.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise LucidError(
             f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-'. Choose one with --name."

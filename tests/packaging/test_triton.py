@@ -57,6 +57,13 @@ def test_the_configuration_says_what_the_graphs_take(exported: Exported, tmp_pat
                 assert list(item.dims) == [size if isinstance(size, int) else -1 for size in value.shape], stage
 
 
+@pytest.mark.parametrize("threads", [None, 3])
+def test_threads_are_a_parameter_of_the_backend(exported: Exported, tmp_path: Path, threads: int | None) -> None:
+    for folder in package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid", threads=threads)):
+        said = read_config(folder).parameters["intra_op_thread_count"].string_value
+        assert said == ("" if threads is None else "3")
+
+
 def test_the_packaged_graph_computes_what_the_artifact_does(exported: Exported, tmp_path: Path) -> None:
     _, artifact = exported()
     prefill, _ = package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
@@ -177,6 +184,8 @@ def test_a_cut_engine_is_not_packaged(artifact_copy: Path, tmp_path: Path) -> No
         ({"device": "tpu"}, "device must be"),
         ({"instances": 0}, "at least one instance"),
         ({"backend": "tensorrt"}, "--device gpu"),
+        ({"threads": 0}, "threads must be 1 to"),
+        ({"threads": 2, "device": "gpu"}, "for models on the CPU"),
     ],
 )
 def test_options_that_do_not_fit(exported: Exported, tmp_path: Path, options: dict[str, Any], message: str) -> None:
