@@ -76,6 +76,23 @@ def rounds(session: Session[Any]) -> bool:
     return session.cache_dtype != session.dtype or session.config.has_narrow_states
 
 
+def refuse_dropped(session: Session[Any], tokens: int) -> None:
+    """Refuse a cache that rounds and drops rows, which the comparison needs.
+
+    Args:
+        session: The baseline.
+        tokens: Of the longest scenario.
+
+    Raises:
+        LucidError: There are layers with windows that are shorter.
+    """
+    if any(tensor.sort == "ring" and tensor.forgets(tokens) for layer in session.layout for tensor in layer):
+        raise LucidError(
+            f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it drops rounded rows "
+            "that the comparison needs. Export with --cache-dtype auto to verify the model."
+        )
+
+
 def derive(
     session: Session[Any], trace: Trace, scenario: Scenario, schedule: Schedule, reference: Trace, rounded: Trace
 ) -> tuple[Gates, SizeGates]:
@@ -93,11 +110,6 @@ def derive(
         LucidError, CheckFailed: As :func:`~lucid_deploy.parity.measure.gate.derive_gates`.
     """
     judged = {tensor: rows for tensor, rows in rounded.tensors.items() if not rows.is_state}
-    if any(rows.start for rows in judged.values()):
-        raise LucidError(
-            f"A cache of {session.cache_dtype} in layers over a window cannot be verified yet: it has dropped "
-            "rounded rows that the comparison needs. Export with --cache-dtype auto to verify the model."
-        )
     gates = derive_gates(reference, trace, session.dtype)
     step = _STEPS[session.cache_dtype] if session.cache_dtype in _STEPS else UNIT[session.cache_dtype]
     floor = FLOOR_UNITS * UNIT[session.dtype]

@@ -75,6 +75,8 @@ def prepare(
     extent = extent if steps is None else replace(extent, steps=steps)
     extent = extent.with_all_steps() if cache_gates.rounds(session) else extent
     scenarios = [*_scenarios(session.config, extent, seed, prompt, embeddings), *more]
+    if cache_gates.rounds(session):  # before anything is computed
+        cache_gates.refuse_dropped(session, max(scenario.length for scenario in scenarios))
     drafted = _draft(session, scenarios, progress)
     exact, own = _record_reference(reference, session, drafted, progress)
     gates = [derive_gates(trace, own[scenario.name], session.dtype) for scenario, trace in exact]

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.cli import main
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import check, prepare
 from lucid_deploy.runtimes import open_session
@@ -151,6 +152,21 @@ def test_a_cache_that_rounds_needs_its_reference(exported):
     for rounded, message in ((None, "needs a float64 reference"), (exact, "must be float64 with a cache in int8")):
         with pytest.raises(ValueError, match=message):
             prepare(baseline, exact, steps=2, rounded=rounded)
+
+
+@pytest.mark.parametrize("window", [9, CONTEXT])
+def test_a_window_that_drops_rounded_rows_is_refused_before_anything_runs(window):
+    """The rows that are given to a step were dropped: it once ended with numpy's words about shapes."""
+    kinds = ("lucid", "window", "lucid")
+    model = small_model(layer_kinds=kinds, sliding_window=window, max_position_embeddings=2 * CONTEXT)
+    baseline, exact, rounded = (
+        TorchSession(in_dtype(model, dtype).store_cache_as(cache))
+        for dtype, cache in ((torch.float32, "int8"), (torch.float64, "float64"), (torch.float64, "int8"))
+    )
+    progress = []
+    with pytest.raises(LucidError, match="cache of int8 in layers over a window cannot be verified yet"):
+        prepare(baseline, exact, steps=2, rounded=rounded, progress=lambda *said: progress.append(said))
+    assert progress == []
 
 
 def test_what_cancels_to_nothing_is_not_judged_by_its_size():
