@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import missing_extra
+from lucid_deploy.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +25,7 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
 
     Raises:
         LucidError: matplotlib is not installed.
+        OSError: A plot cannot be written; one that was there is unchanged.
     """
     try:
         import matplotlib
@@ -51,8 +54,9 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
             f"The ratio is taken round by round against {first}, so that a machine that slows down slows both."
         )
         figure.supxlabel(textwrap.fill(explained, 150), fontsize="small")
-        path = directory / f"{stage}.png"
-        figure.savefig(path, dpi=110)
+        path, content = directory / f"{stage}.png", io.BytesIO()
+        figure.savefig(content, dpi=110)
+        write_whole(path, content.getvalue())
         plt.close(figure)
         written.append(path)
     return written

@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 from typing import Any
 
 import click
@@ -81,7 +82,10 @@ class _Commands(Group):
                 raise
         except LucidError as error:
             told = error
-        _ReportedError(told).show()
+        try:
+            _ReportedError(told).show()
+        except OSError:  # stderr has no room either; the status still says what kind of error it was
+            let_go_of_output()
         sys.exit(told.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -119,12 +123,22 @@ def _told(error: OSError) -> LucidError | None:
         return LucidError(f"Reading or writing a file failed: {error.strerror}. Is its disk, or its server, broken?")
     if error.errno == errno.ENOENT and not _has_working_directory():
         return LucidError("The working directory does not exist any more. Change to another one.")
+    if error.errno == errno.ENOENT and not _has_temporary_directory():
+        return LucidError(f"{error.strerror}. Set TMPDIR to a folder that can be written.")
     return None
 
 
 def _has_working_directory() -> bool:
     try:
         os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _has_temporary_directory() -> bool:
+    try:
+        tempfile.gettempdir()
     except FileNotFoundError:
         return False
     return True

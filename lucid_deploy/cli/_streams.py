@@ -54,11 +54,12 @@ def prepare_streams() -> None:
 
 
 def let_go_of_output() -> None:
-    """Let go of what stdout holds if it cannot be written; Python would try again at its end, with status 120."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _null(1)
+    """Let go of what cannot be written to stdout and stderr; Python would try again at its end, with status 120."""
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        try:
+            stream.flush()
+        except OSError:
+            _null(number)
 
 
 def check_encoding(arguments: Sequence[str]) -> None:

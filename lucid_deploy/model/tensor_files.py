@@ -126,5 +126,7 @@ def open_safetensors(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, framework="pt")
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:  # the last is PyTorch's, which opens it too
+        if isinstance(error, OSError) and error.errno is not None:  # the system's: nothing is known of the content
+            raise LucidError(f"{path} cannot be read: {error.strerror}.") from error
         said = in_one_line(error)
         raise LucidError(f"{path} is not a readable safetensors file (cut or corrupted?): {said}") from error

@@ -142,7 +142,11 @@ class Engine:
     def stop(self, timeout: float = 10.0) -> None:
         """End the thread; what still runs gets an error."""
         self._commands.put(("stop", None, 0, None))
-        if self._thread.ident is not None:
+        for _ in range(1000):  # a signal may have ended start() before the thread runs
+            if self._thread.is_alive() or self._thread not in threading.enumerate():
+                break
+            time.sleep(0.001)
+        if self._thread.is_alive():
             self._thread.join(timeout)
 
     @property

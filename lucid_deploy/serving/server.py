@@ -102,8 +102,6 @@ async def _serve(
     def when_loaded() -> None:
         loop.call_soon_threadsafe(loaded.set)
 
-    engine.start(when_loaded)
-
     async def announce() -> None:
         await loaded.wait()
         if engine.state != "ready":
@@ -114,6 +112,7 @@ async def _serve(
 
     announcing = asyncio.ensure_future(announce())
     try:
+        engine.start(when_loaded)  # a signal may raise in it, and a thread that loads on keeps the process from ending
         await server.serve()
     finally:
         announcing.cancel()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,22 @@ def test_what_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [float(end[1]) for bar in bars for end in bar] == pytest.approx([1.25, 2.5, 1.25, 2.5])
     assert "time over that of ours" in ratio.get_ylabel() and memory.get_ylabel() == "MiB"
     assert "medians of 3 interleaved rounds" in figure.get_supxlabel() and "against ours" in figure.get_supxlabel()
+
+
+def test_a_plot_that_cannot_be_written_whole_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib.pyplot", reason="pip install matplotlib")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (path,) = plot(report(), tmp_path)
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        plot(report(), tmp_path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

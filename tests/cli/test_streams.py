@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
+from lucid_deploy.cli import main
 from tests.patience import PATIENCE
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -109,3 +113,28 @@ def test_the_working_directory_is_gone(tmp_path: Path) -> None:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr == "Error: The working directory does not exist any more. Change to another one.\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+@pytest.mark.parametrize("how", ["2>/dev/full", ">/dev/full 2>/dev/full"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_is_no_failed_check_where_nothing_can_be_said(
+    how: str, unbuffered: str, exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a log of both on a full disk; status 1 would say that the artifact is wrong."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    assert redirected(["run", str(exported()[1].directory), "--prompt-ids", "5", "-n", "2"], how).returncode == 2
+
+
+def test_no_folder_for_temporary_files_is_one_line(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a container's file systems are all read-only."""
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), "--lengths", "8"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: No usable temporary directory found in ['/tmp']. Set TMPDIR to a folder that can be written.\n",
+    )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from safetensors.torch import save_file
 
+from lucid_deploy.errors import LucidError
+from lucid_deploy.model.tensor_files import open_safetensors
 from tests.model.stored_checkpoints import parameters, refusal, stored
 
 MakeCheckpoint = Callable[..., Path]
@@ -218,3 +223,14 @@ def test_shards_of_trainers_are_named_with_what_makes_safetensors(
         (checkpoint / name).parent.mkdir(exist_ok=True)
         (checkpoint / name).write_bytes(b"")
     assert said in refusal(checkpoint)
+
+
+def test_what_the_system_refuses_is_not_called_corrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch, which opens the file, needs a folder for temporary files, and descriptors may run out."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(safetensors, "safe_open", refuses)
+    with pytest.raises(LucidError, match=r"model\.safetensors cannot be read: Too many open files\.$"):
+        open_safetensors(tmp_path / "model.safetensors")

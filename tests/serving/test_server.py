@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,10 +20,11 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import main
-from lucid_deploy.serving.server import hangup
+from lucid_deploy.serving.server import ListenOptions, bind, hangup, serve
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import MODEL, PROMPT, Server, Start
 from tests.serving.slow_server import FATAL
+from tests.serving.stand_ins import ScriptedBackend, service
 
 STEP = 0.25  # seconds, until the server is told to hurry; the longest generation takes at least 100
 
@@ -147,6 +149,32 @@ def test_an_engine_that_ends_leaves_nobody_waiting(start: Start, artifacts: dict
     assert server.process.poll() is None  # it stays, to say why
     assert server.stop() == 0
     assert any("this engine was told to end" in line for line in server.errors)
+
+
+def test_a_signal_while_the_thread_of_the_model_starts_ends_it_too(tmp_path: Path) -> None:
+    """A process that ended beside a thread that loads could wait for it for good."""
+
+    class Engine:
+        capacity, state, error, stopped = 1, "loading", None, False
+
+        def start(self, _: object) -> None:
+            raise SystemExit(128 + signal.SIGTERM)  # as the handler does, in threading.Thread.start
+
+        def stop(self) -> None:
+            self.stopped = True
+
+    class NoReaders:
+        async def close(self) -> None: ...
+
+    def make() -> Any:
+        made = service(tmp_path, ScriptedBackend())
+        made.readers = NoReaders()  # type: ignore[assignment]
+        return made, SimpleNamespace(engine=engine)
+
+    engine = Engine()
+    with bind("127.0.0.1", 0) as listening, pytest.raises(SystemExit):
+        serve(make, ListenOptions(listening, grace=1), ready=lambda: None)
+    assert engine.stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context, parent_process
@@ -124,10 +124,7 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
     """Yield every variant and architecture with its result, as processes finish."""
     if not work:
         return
-    with (
-        scratch_folder() as scratch,
-        ProcessPoolExecutor(min(jobs, len(work)), get_context("spawn"), start_compiler, (str(scratch),)) as pool,
-    ):
+    with compilers(min(jobs, len(work))) as pool:
         futures = {pool.submit(compile_variant, *item): item for item in work}
         try:
             for future in as_completed(futures):
@@ -136,16 +133,33 @@ def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[Compil
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def scratch_folder() -> AbstractContextManager[Path]:
-    """Make a folder for all that compiling processes and their tools write; what killed ones left is removed first."""
-    return partial_directory(Path(tempfile.gettempdir(), "lucid-triton"))
+@contextmanager
+def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes that compile, which start when they are used.
+
+    All that they and their tools write lies in a folder that goes in the end; what killed ones left is removed first.
+
+    Raises:
+        LucidError: The system has no semaphores to make them work together.
+        OSError: The folder cannot be made.
+    """
+    with partial_directory(Path(tempfile.gettempdir(), "lucid-triton")) as scratch:
+        try:
+            pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_compiler, (str(scratch),))
+        except OSError as error:
+            raise LucidError(
+                f"The processes that compile cannot be started: {error.strerror or error}. They need room in /dev/shm "
+                "that may be written."
+            ) from error
+        with pool:
+            yield pool
 
 
 def start_compiler(scratch: str) -> None:
     """Settle what Triton reads from the environment when it is imported, in a compiling process that ends with ours.
 
     Args:
-        scratch: From :func:`scratch_folder`; also the process's folder of temporary files.
+        scratch: A folder for what Triton keeps; also the process's folder of temporary files.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["TMPDIR"] = tempfile.tempdir = scratch

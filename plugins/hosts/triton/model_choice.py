@@ -8,10 +8,8 @@ memory: its candidates are compared by the memory model. ``benchmarks/tune_kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError
@@ -240,10 +238,7 @@ def others_spill(
 def _compiler(arch: int, cache: Path | None) -> Iterator[Callable[[Variant], KernelReport]]:
     """Yield what describes a variant; what compiles it is a process of its own, which starts when it is used."""
     folder = default_cache() if cache is None else cache
-    with (
-        aot.scratch_folder() as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (str(scratch),)) as pool,
-    ):
+    with aot.compilers(1) as pool:
 
         def described(variant: Variant) -> KernelReport:
             path = folder / aot.cache_key(variant, arch)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +153,7 @@ def _yardsticks(solves: Sequence[tuple[Variant, int]], cache: Path) -> Iterator[
 
     It is compiled in a process of its own, which Triton's settings stay in, unless the cache has it.
     """
-    with (
-        aot.scratch_folder() as scratch,
-        # Starts when it is used.
-        ProcessPoolExecutor(1, get_context("spawn"), aot.start_compiler, (str(scratch),)) as pool,
-    ):
+    with aot.compilers(1) as pool:
         for solve, arch in solves:
             tried = []
             for warps in _WARPS:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lucid_deploy.plugins.hosts.triton import aot, model_choice, static_report
+from lucid_deploy.plugins.hosts.triton import aot
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,8 +29,7 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
         # Else multiprocessing makes a folder in the run's own, and complains at its end that it is gone.
         folder = tempfile.mkdtemp(prefix="fork")
         patch.setattr("multiprocessing.util.get_temp_dir", lambda: folder)
-        for module in (aot, model_choice, static_report):
-            patch.setattr(module, "get_context", get_context)
+        patch.setattr(aot, "get_context", get_context)
         yield
 
 
@@ -46,4 +45,4 @@ def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolE
 @pytest.fixture
 def one_compiler(_compiler: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the models choose in this module is compiled by the same process."""
-    monkeypatch.setattr(model_choice, "ProcessPoolExecutor", lambda *_: contextlib.nullcontext(_compiler))
+    monkeypatch.setattr(aot, "compilers", lambda _: contextlib.nullcontext(_compiler))

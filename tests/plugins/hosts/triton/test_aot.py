@@ -1,5 +1,6 @@
 """Ahead-of-time compilation with no GPU: one small variant of each kernel, for real."""
 
+import errno
 import os
 import re
 import subprocess
@@ -144,16 +145,11 @@ def test_compiling_processes_end_with_the_one_that_asked(tmp_path, monkeypatch):
     """Killed, not told to stop: nobody is left to tell them."""
     code = """
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 import os
 import tempfile
-from lucid_deploy.plugins.hosts.triton.aot import scratch_folder, start_compiler
+from lucid_deploy.plugins.hosts.triton.aot import compilers
 if __name__ == "__main__":
-    with (
-        scratch_folder() as scratch,
-        ProcessPoolExecutor(1, get_context("spawn"), start_compiler, (str(scratch),)) as pool,
-    ):
+    with compilers(1) as pool:
         print(pool.submit(os.getpid).result(), pool.submit(tempfile.mkdtemp).result(), flush=True)
         sys.stdin.read()
 """
@@ -176,9 +172,23 @@ if __name__ == "__main__":
         assert time.monotonic() < deadline, "it waits for work that nobody will send"
         time.sleep(0.05)
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    with aot.scratch_folder() as mine:
-        assert list(scratch.iterdir()) == [mine], "what they were writing, their tools too, is removed by the next"
+    with aot.compilers(1):
+        assert len(list(scratch.iterdir())) == 1, "what they were writing, their tools too, is removed by the next"
     assert not list(scratch.iterdir())
+
+
+def test_processes_that_cannot_be_started_are_one_line(tmp_path, monkeypatch):
+    """Where /dev/shm is read-only, as in some containers."""
+
+    def read_only(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(aot, "ProcessPoolExecutor", read_only)
+    message = r"cannot be started: Read-only file system\. They need room in /dev/shm"
+    with pytest.raises(LucidError, match=message), aot.compilers(1):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def is_running(process):
