@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lucid_deploy.model.packed.weight import PackedLayout, PackedWeight, Shape, 
 KEY = "quantization_config"
 OLDER_FILE = "quantize_config.json"  # of AutoGPTQ before it wrote into config.json
 MODELOPT_FILE = "hf_quant_config.json"  # of NVIDIA's ModelOpt: {"quantization": {"quant_algo": "NVFP4", …}, …}
+_PLAIN_KEYS = ("ignore", "ignored_layers", "modules_to_not_convert")  # of compressed-tensors; AutoFP8; transformers
 _LOOSE = ("sym", "desc_act", "static_groups")  # without them nothing is said of zero points and groups
 
 
@@ -60,6 +61,17 @@ def split_layout(raw: dict[str, Any], directory: Path) -> tuple[dict[str, Any], 
     if older and settings is not older:
         _compare_settings(settings, older, directory)
     return {key: value for key, value in raw.items() if key != KEY}, layout
+
+
+def plain_modules(raw: dict[str, Any]) -> frozenset[str]:
+    """Return the names that ``config.json`` lists as not quantized; patterns among them name no module.
+
+    Args:
+        raw: The configuration, with what it says about quantized weights.
+    """
+    settings = raw.get(KEY)
+    listed = [settings.get(key) for key in _PLAIN_KEYS] if isinstance(settings, dict) else []
+    return frozenset(name for names in listed if isinstance(names, list) for name in names if isinstance(name, str))
 
 
 def _layout_of(settings: Any, directory: Path) -> PackedLayout:
@@ -180,6 +192,7 @@ def find_parts(
     shape_of: Callable[[str], Shape],
     where: Path,
     type_of: Callable[[str], str],
+    plain: Collection[str] = (),
 ) -> dict[str, PackedParts]:
     """Group the tensors of a checkpoint to quantized weights, by the weights' names.
 
@@ -189,9 +202,11 @@ def find_parts(
         shape_of: Gives a tensor's shape.
         where: The checkpoint, for messages.
         type_of: Gives a tensor's type, as safetensors spells it.
+        plain: Modules that the settings list as not quantized.
 
     Raises:
-        LucidError: Parts are missing, of types or shapes that are not read, or do not fit each other or the settings.
+        LucidError: Parts are missing, of types or shapes that are not read, or do not fit each other or the settings;
+            or they are of a weight that is there in floats too, or that the settings list as not quantized.
     """
     known, found = (*layout.required, *layout.optional), {}
     marks = {part for part in known if part not in ("weight", "g_idx")}
@@ -210,6 +225,12 @@ def find_parts(
             raise LucidError(
                 f"{where} has {whole} and {', '.join(parts.values())}, which {layout.name} makes of it. Programs "
                 "differ in which of them they read, and they may be other weights. Remove one of them."
+            )
+        if module in plain:
+            raise LucidError(
+                f"{where}: its quantization_config lists {module} as not quantized ({', '.join(_PLAIN_KEYS)}), and "
+                f"{', '.join(parts.values())} are stored, which programs read without their scales or not at all. "
+                "Correct the list, or take the checkpoint that it was made from."
             )
         shapes = {part: shape_of(name) for part, name in parts.items()}
         try:

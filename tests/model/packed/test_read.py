@@ -17,7 +17,7 @@ from lucid_deploy.model.packed.read import KEY, find_parts, split_layout
 from tests.model.packed import floats
 from tests.model.packed.packing import KINDS, SETTINGS, change_settings, change_tensors, stored, write_packed
 
-UP = "model.layers.0.mlp.up_proj"
+UP, NOT_CONVERTED = "model.layers.0.mlp.up_proj", "modules_to_not_convert"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,6 +126,20 @@ def test_a_weight_beside_its_numbers(kind: str, tmp_path: Path) -> None:
     write_packed(tmp_path / "c", kind)
     change_tensors(tmp_path / "c", lambda tensors: tensors.update({f"{UP}.weight": torch.zeros(112, 64)}))
     with pytest.raises(LucidError, match=rf"has {UP}\.weight and {UP}\..*Remove one of them"):
+        Checkpoint(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("packed", "ignore"), ("token", "ignore"), ("autofp8", "ignored_layers"), ("awq", NOT_CONVERTED)]
+)
+def test_a_module_that_is_listed_as_not_quantized(kind: str, key: str, tmp_path: Path) -> None:
+    """transformers reads such numbers of E4M3 without their scale. Lists of others, and patterns, change nothing."""
+    (floats.write_floats if kind in floats.KINDS else write_packed)(tmp_path / "c", kind)
+    for names in (["lm_head", "re:.*lm_head", "mlp"], None):
+        change_settings(tmp_path / "c", {**SCHEMES[kind], key: names})
+        assert len(Checkpoint(tmp_path / "c").packed) == 7
+    change_settings(tmp_path / "c", {**SCHEMES[kind], key: ["lm_head", UP]})
+    with pytest.raises(LucidError, match=rf"lists {UP} as not quantized .*{key}.*, and {UP}\..* are stored"):
         Checkpoint(tmp_path / "c")
 
 
