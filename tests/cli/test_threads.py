@@ -9,7 +9,6 @@ import sys
 import pytest
 
 NAMES = ("OMP_WAIT_POLICY", "OPENBLAS_THREAD_TIMEOUT")
-SHOW = f"print(*(os.environ.get(name) for name in {NAMES}))"
 CALL = "from lucid_deploy.cli._threads import let_waiting_threads_sleep as call; call()"
 VERIFY = """
 from lucid_deploy.cli import main
@@ -19,6 +18,20 @@ except SystemExit as left:
     assert left.code == 2
 assert "numpy" in sys.modules
 """
+
+
+def shown(code: str, given: dict[str, str], *names: str) -> str:
+    """Run code in a process whose environment has of some names only what is given; return their values then."""
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    show = f"print(*(os.environ.get(name) for name in {names}))"
+    found = subprocess.run(
+        [sys.executable, "-c", f"import os, sys\n{code}\n{show}"],
+        env={**kept, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return found.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -32,15 +45,7 @@ assert "numpy" in sys.modules
     ids=["fresh", "chosen", "loaded", "verify"],
 )
 def test_it_is_set_before_the_libraries_are_loaded(code: str, given: dict[str, str], wanted: str) -> None:
-    kept = {name: value for name, value in os.environ.items() if name not in NAMES}
-    found = subprocess.run(
-        [sys.executable, "-c", f"import os, sys\n{code}\n{SHOW}"],
-        env={**kept, **given},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == wanted
+    assert shown(code, given, *NAMES) == wanted
 
 
 COUNT = "from lucid_deploy import processors; processors.allowed_threads = lambda: {threads}\n"
@@ -64,13 +69,4 @@ except SystemExit:
     ids=["fewer", "all", "chosen", "loaded"],
 )
 def test_no_more_than_this_process_may_use(code: str, given: dict[str, str], wanted: str) -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    show = 'print(os.environ.get("OMP_NUM_THREADS"))'
-    found = subprocess.run(
-        [sys.executable, "-c", f"import os\n{code}\n{show}"],
-        env={**kept, **given},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.split()[-1] == wanted
+    assert shown(code, given, "OMP_NUM_THREADS") == wanted

@@ -31,8 +31,8 @@ TOO_WIDE = """new Promise((settled) => {
 })"""
 
 
-@pytest.mark.parametrize(("options", "status", "tables"), [((), 0, 7), (("--tolerance", "1e-9"), 1, 7)])
-def test_its_tables_fit(tmp_path: Path, options: tuple[str, ...], status: int, tables: int) -> None:
+@pytest.mark.parametrize(("options", "status"), [((), 0), (("--tolerance", "1e-9"), 1)], ids=["passed", "failed"])
+def test_its_tables_fit(tmp_path: Path, options: tuple[str, ...], status: int) -> None:
     browser = find_browser()
     if browser is None:
         pytest.skip("not run: chromium is missing; Debian's package is chromium")
@@ -45,5 +45,5 @@ def test_its_tables_fit(tmp_path: Path, options: tuple[str, ...], status: int, t
         page.call("Emulation.setDeviceMetricsOverride", width=WIDTH, height=900, deviceScaleFactor=1, mobile=False)
         page.call("Page.navigate", url=f"{url}page.html")
         found: dict[str, Any] = page.evaluate(TOO_WIDE)
-    assert found["count"] >= tables
+    assert found["count"] >= 7
     assert (found["wide"], found["page"]) == ([], False)
