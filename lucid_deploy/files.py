@@ -1,30 +1,29 @@
-"""Output that appears whole or not at all: made under a temporary name beside its own, then renamed.
-
-Temporary names are locked while their process lives, so that what a killed process left can be told from what another
-one is making: the system lets go of a lock when its process ends, however it ends.
-"""
+"""Output that appears whole or not at all: made under a temporary name beside its own, then renamed."""
 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lucid_deploy.errors import LucidError
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing is locked and nothing removed
-    fcntl = None  # type: ignore[assignment]
-
-_PARTIAL, _OLD, _RESUMABLE = ".lucid.partial", ".lucid.old", ".lucid.resume"
-_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}(?P<kind>\.lucid\.(?:partial|old|resume))", re.DOTALL)
+from lucid_deploy.leftovers import (
+    LEFT,
+    OLD,
+    PARTIAL,
+    RESUMABLE,
+    discard,
+    held,
+    held_in_common,
+    lock_of_another,
+    new_directory,
+    note_together,
+    remove,
+    remove_leftovers,
+)
 
 
 @contextmanager
@@ -37,7 +36,7 @@ def partial_directory(target: Path) -> Iterator[Path]:
         OSError: The target's parent is missing or cannot be written.
     """
     remove_leftovers(target.parent)
-    with _held(target, _PARTIAL, _new_directory) as (_, building):
+    with held(target, PARTIAL, new_directory) as (_, building):
         try:
             yield building
         finally:
@@ -53,48 +52,54 @@ def put_all_in_place(made: Mapping[Path, Path]) -> None:
     """Give finished directories their names. What they replace is moved aside, and removed only after all that worked.
 
     Whatever is raised on the way, Ctrl-C included, what was at the targets is there again, or the new directories are,
-    with the old ones' permissions, never some of each. A link is replaced, not what it points to.
+    with the old ones' permissions, never some of each. If the process is killed, some are missing at most, and
+    :func:`~lucid_deploy.leftovers.remove_leftovers` puts back what was there. A link is replaced, not what it points
+    to.
 
     Args:
-        made: By their names, directories from :func:`partial_directory`. Whether something that is there may be
-            replaced is for the caller to check.
+        made: By their names, which are in one directory, directories from :func:`partial_directory`. Whether something
+            that is there may be replaced is for the caller to check.
 
     Raises:
         OSError: A rename fails; the directories have their temporary names again.
     """
-    with ExitStack() as asides:
-        begun: list[tuple[Path, Path, Path | None]] = []
+    there = [target for target in made if target.exists()]
+    with _aside(made, there) as aside:
         try:
+            for target in there:
+                if not target.is_symlink():
+                    os.chmod(made[target], stat.S_IMODE(target.stat().st_mode))
+            for target in there:  # all, before one is replaced: new and old are never beside each other
+                os.rename(target, aside / target.name)
             for target, building in made.items():
-                there = target.exists()
-                if there and not target.is_symlink():
-                    os.chmod(building, stat.S_IMODE(target.stat().st_mode))
-                aside = asides.enter_context(_aside(target)) if there else None
-                begun.append((target, building, aside))
-                if aside is not None:
-                    os.rename(target, aside)
                 os.rename(building, target)
         except BaseException:  # Ctrl-C too
             if not any(map(os.path.lexists, made.values())):
                 raise  # all are there
-            for target, building, aside in reversed(begun):
+            for target, building in made.items():
                 if not os.path.lexists(building) and os.path.lexists(target):
                     os.rename(target, building)
-                if aside is not None and os.path.lexists(aside) and not os.path.lexists(target):
-                    os.rename(aside, target)
+            for target in there:
+                if os.path.lexists(aside / target.name) and not os.path.lexists(target):
+                    os.rename(aside / target.name, target)
             raise
 
 
 @contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """Yield a hidden name for what is at the target; what gets it is removed in the end, unless it is the only copy."""
-    with _held(target, _OLD, _new_directory) as (_, old):
-        aside = old / target.name
+def _aside(made: Mapping[Path, Path], there: list[Path]) -> Iterator[Path]:
+    """Yield a hidden directory for what is moved aside; it is removed in the end, unless it holds an only copy."""
+    first = next(iter(made))
+    if not there and len(made) == 1:
+        yield first  # nothing is moved
+        return
+    with held(first, OLD, new_directory) as (_, aside):
         try:
+            note_together(aside, made)
             yield aside
         finally:
-            if os.path.lexists(target) or not os.path.lexists(aside):
-                shutil.rmtree(old, ignore_errors=True)
+            if all(os.path.lexists(target) or not os.path.lexists(aside / target.name) for target in there):
+                with suppress(OSError):
+                    discard(aside, first.name)
 
 
 @contextmanager
@@ -127,14 +132,14 @@ def resumable_directory(target: Path, key: str) -> Iterator[Path | None]:
     Raises:
         OSError: The target's parent is missing or cannot be written.
     """
-    place = target.parent / f".{target.name}.{key[:8]}{_RESUMABLE}"
-    if (handle := _held_in_common(place)) is None:
+    place = target.parent / f".{target.name}.{key[:8]}{RESUMABLE}"
+    if (handle := held_in_common(place)) is None:
         yield None
     else:
         try:
             if not (place / key).exists():
                 for path in place.iterdir():
-                    _remove(path)
+                    remove(path)
                 (place / key).touch()
             yield place
             shutil.rmtree(place, ignore_errors=True)
@@ -151,7 +156,7 @@ def resumable_directory(target: Path, key: str) -> Iterator[Path | None]:
 def remove_resumable(target: Path) -> None:
     """Remove what :func:`resumable_directory` has kept for the target, but for what another process uses."""
     for path in resumable(target):
-        with _lock_of_another(path) as free:
+        with lock_of_another(path) as free:
             if free:
                 shutil.rmtree(path, ignore_errors=True)
 
@@ -164,8 +169,8 @@ def resumable(target: Path) -> list[Path]:
 
 
 def _is_resumable(path: Path, name: str) -> bool:
-    found = _LEFT.fullmatch(path.name)
-    return found is not None and (found["kind"], found["name"]) == (_RESUMABLE, name) and not path.is_symlink()
+    found = LEFT.fullmatch(path.name)
+    return found is not None and (found["kind"], found["name"]) == (RESUMABLE, name) and not path.is_symlink()
 
 
 @contextmanager
@@ -199,7 +204,7 @@ def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     kept = _mode_of(path) if mode is None else None
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     made_with = kept if kept is not None else 0o666 if mode is None else mode
-    with _held(path, _PARTIAL, lambda name: os.open(name, flags, made_with)) as (handle, name):
+    with held(path, PARTIAL, lambda name: os.open(name, flags, made_with)) as (handle, name):
         if kept is not None:
             os.chmod(name, kept)  # before there is anything to read in it
         with os.fdopen(handle, "wb", closefd=False) as file:
@@ -209,69 +214,6 @@ def write_whole(path: Path, content: bytes, mode: int | None = None) -> None:
         os.replace(name, path)
 
 
-@dataclass(frozen=True)
-class Leftovers:
-    """What was found under temporary names in a directory.
-
-    Attributes:
-        removed: What processes left that are no more.
-        restored: What such a process had moved aside and not replaced; it has its name again.
-        in_use: What a running process is making.
-        failed: What could not be removed, or get its name again.
-    """
-
-    removed: tuple[Path, ...] = ()
-    restored: tuple[Path, ...] = ()
-    in_use: tuple[Path, ...] = ()
-    failed: tuple[Path, ...] = ()
-
-
-def remove_leftovers(directory: Path, dry_run: bool = False, unfinished: bool = False) -> Leftovers:
-    """Remove what killed processes left under temporary names in a directory; links are not followed.
-
-    Args:
-        directory: Where to look; not in its subdirectories.
-        dry_run: Only say what would be done.
-        unfinished: Remove what an interrupted command could go on with, too.
-    """
-    removed, restored, in_use, failed = [], [], [], []
-    for path in _listed(directory):
-        found = _LEFT.fullmatch(path.name)
-        if found is None or path.is_symlink() or (found["kind"] == _RESUMABLE and not unfinished):
-            continue
-        with _lock_of_another(path) as free:
-            aside, target = path / found["name"], path.parent / found["name"]
-            if not free:
-                in_use.append(path)
-                continue
-            only_copy = found["kind"] == _OLD and os.path.lexists(aside) and not os.path.lexists(target)
-            if not dry_run:
-                with suppress(OSError):
-                    if only_copy:
-                        os.rename(aside, target)
-                    _remove(path)
-            if not dry_run and os.path.lexists(path):
-                failed.append(path)
-            elif only_copy:
-                restored.append(target)
-            else:
-                removed.append(path)
-    return Leftovers(tuple(removed), tuple(restored), tuple(in_use), tuple(failed))
-
-
-def _listed(directory: Path) -> list[Path]:
-    with suppress(OSError):
-        return sorted(directory.iterdir())
-    return []
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _mode_of(path: Path) -> int | None:
     """Return the permissions of a file; None if none is there, or a link."""
     with suppress(FileNotFoundError):
@@ -279,109 +221,6 @@ def _mode_of(path: Path) -> int | None:
         if stat.S_ISREG(found):
             return stat.S_IMODE(found)
     return None
-
-
-def _temporary_name(target: Path, kind: str) -> Path:
-    # Not from tempfile, which makes what only its owner can read. The system applies the umask to what is made here;
-    # to apply it later, a program would have to read it, which changes it for other threads.
-    while True:
-        name = target.parent / f".{target.name}.{secrets.token_hex(4)}{kind}"
-        if not os.path.lexists(name):
-            return name
-
-
-@contextmanager
-def _held(target: Path, kind: str, make: Callable[[Path], int | None]) -> Iterator[tuple[int, Path]]:
-    """Yield the descriptor of what is made beside the target, which holds a lock, and its name.
-
-    A file, or a directory that is empty then, is removed when the block ends. A signal raises as soon as there is
-    something, before what made it has returned: so what is begun here is cleaned up here, and its name known before.
-    """
-    while True:
-        name = _temporary_name(target, kind)
-        handle = None
-        try:
-            if (handle := make(name)) is not None:
-                _lock(handle)
-                if name.exists():
-                    yield handle, name
-                    return
-        finally:
-            if handle is not None:
-                os.close(handle)
-            with suppress(OSError):
-                name.rmdir() if name.is_dir() else name.unlink()
-        # Another process took it for a leftover before it was locked.
-
-
-def _new_directory(name: Path) -> int | None:
-    os.mkdir(name)
-    with suppress(FileNotFoundError):
-        return os.open(name, os.O_RDONLY)
-    return None
-
-
-def _held_in_common(place: Path) -> int | None:
-    """Make a directory whose name other processes know, if it is missing; return a descriptor that holds its lock.
-
-    None: another process has it, or nothing can be locked; then none is made.
-    """
-    while fcntl is not None:
-        place.mkdir(exist_ok=True)
-        try:
-            handle = os.open(place, os.O_RDONLY)
-        except FileNotFoundError:  # as below
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(handle)
-            if not isinstance(error, BlockingIOError):  # a file system without locks
-                with suppress(OSError):
-                    place.rmdir()
-            return None
-        if _is_at(handle, place):
-            return handle
-        os.close(handle)  # who had it removed it before it was locked, and there may be a new one
-    return None
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file still has this name: a lock of one that was removed keeps nobody out."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _lock(handle: int) -> None:
-    if fcntl is not None:
-        with suppress(OSError):  # a file system without locks: nobody removes anything there either
-            fcntl.flock(handle, fcntl.LOCK_EX)
-
-
-@contextmanager
-def _lock_of_another(path: Path) -> Iterator[bool]:
-    """Lock what another process may be making; yield whether it could be locked, so that none is."""
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:
-        yield False
-        return
-    try:
-        yield _is_free(handle) and _is_at(handle, path)
-    finally:
-        os.close(handle)
-
-
-def _is_free(handle: int) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def missing_directories(path: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -12,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy import files
+from lucid_deploy import leftovers
 from lucid_deploy.files import (
-    Leftovers,
     partial_directory,
-    remove_leftovers,
     resumable,
     resumable_directory,
     whole_directory,
     write_whole,
 )
+from lucid_deploy.leftovers import Leftovers, remove_leftovers
 from tests.filled_directories import content, filled, hidden
 from tests.patience import PATIENCE
 
@@ -44,6 +44,58 @@ with files.partial_directory(target) as building:
         os.rename = killed
         files.put_in_place(building, target)
     os.kill(os.getpid(), 9)
+"""
+
+
+TOGETHER = """
+import json, os, pathlib, shutil, sys
+from lucid_deploy import files, leftovers
+folder, old, rename = pathlib.Path(sys.argv[1]), sys.argv[2:], os.rename
+made = {folder / name: folder / f".{name}.01234567.lucid.partial" for name in ("one", "two")}
+
+def fill(directory, content):
+    directory.mkdir()
+    (directory / "file").write_text(content)
+
+def ends(function, *arguments, renames):
+    # Whether it gets to its end before it is killed, behind so many renames.
+    if not (child := os.fork()):
+        done = []
+        def killed(*names):
+            rename(*names)
+            done.append(names)
+            if len(done) == renames:
+                os.kill(os.getpid(), 9)
+        os.rename = killed
+        function(*arguments)
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+def found():
+    return {path.name: "".join(file.read_text() for file in path.glob("file")) for path in folder.iterdir()}
+
+def shown():
+    return {name: content for name, content in found().items() if not name.startswith(".")}
+
+ended = False
+for renames in range(1, 20):
+    for of_cleaning in range(1, 20):
+        folder.mkdir()
+        for target in old:
+            fill(folder / target, "old")
+        for building in made.values():
+            fill(building, "new")
+        ended = ends(files.put_all_in_place, made, renames=renames)
+        between = shown()
+        cleaned = ends(leftovers.remove_leftovers, folder, renames=of_cleaning)
+        cut = shown()
+        leftovers.remove_leftovers(folder)
+        print(json.dumps([between, cut, found()]))
+        shutil.rmtree(folder)
+        if cleaned:
+            break
+    if ended:
+        break
 """
 
 
@@ -83,6 +135,32 @@ def test_what_was_moved_aside_gets_its_name_back(tmp_path: Path) -> None:
     with partial_directory(tmp_path / "target"):  # the next one tidies up first
         assert content(tmp_path / "target") == "old"
     assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize("old", [["one", "two"], ["two"], []], ids=str)
+def test_of_several_all_are_new_or_none_after_kill_9_at_any_moment(old: list[str], tmp_path: Path) -> None:
+    """New and old are never beside each other; the next one puts back what was there, though it be killed itself."""
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "folder"), *old]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    outcomes = [json.loads(line) for line in said.splitlines()]
+    new, before = {"one": "new", "two": "new"}, dict.fromkeys(old, "old")
+    for between, cut, after in outcomes:
+        assert len({*between.values()}) <= 1 and len({*cut.values()}) <= 1
+        assert after == (new if between == new else before)
+    assert len(outcomes) > 6 + 4 * len(old) and outcomes[0][2] == before and outcomes[-1] == [new, new, new]
+
+
+def test_what_somebody_else_put_at_a_name_stays(tmp_path: Path) -> None:
+    """Only directories that the killed process had made lose their names."""
+    filled(tmp_path / "two", "somebody's")
+    aside = tmp_path / ".one.01234567.lucid.old"
+    aside.mkdir()
+    filled(aside / "one", "old")
+    filled(aside / "two", "old")
+    (aside / leftovers.TOGETHER).write_text(json.dumps({"one": 1, "two": 2}))
+    assert remove_leftovers(tmp_path, dry_run=True).restored == (tmp_path / "one",) and aside.exists()
+    assert remove_leftovers(tmp_path) == Leftovers(restored=(tmp_path / "one",))
+    assert content(tmp_path / "one") == "old" and content(tmp_path / "two") == "somebody's" and hidden(tmp_path) == []
 
 
 def test_the_next_one_removes_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +209,7 @@ def test_a_directory_that_is_taken_before_it_is_locked_is_made_again(
 
 
 def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "fcntl", None)
+    monkeypatch.setattr(leftovers, "fcntl", None)
     left = tmp_path / ".target.abcdefgh.lucid.partial"
     left.mkdir()
     assert remove_leftovers(tmp_path).in_use == (left,)
@@ -223,7 +301,7 @@ def test_without_locks_nothing_is_resumed_and_nothing_stays(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(files, "fcntl", None) if how == "no fcntl" else monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(leftovers, "fcntl", None) if how == "no fcntl" else monkeypatch.setattr(fcntl, "flock", refuse)
     with resumable_directory(tmp_path / "out", "a" * 64) as place:
         assert place is None and hidden(tmp_path) == []
 

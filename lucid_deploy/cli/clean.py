@@ -11,7 +11,7 @@ from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._options import json_option
 
 if TYPE_CHECKING:
-    from lucid_deploy.files import Leftovers
+    from lucid_deploy.leftovers import Leftovers
 
 
 @click.command("clean", cls=Command, any_bytes=True)
@@ -30,7 +30,7 @@ def command(directories: tuple[str, ...], dry_run: bool, json_target: str | None
     """
     from lucid_deploy.cli._console import console_out, write_json
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.files import remove_leftovers
+    from lucid_deploy.leftovers import remove_leftovers
 
     given = [Path(name) for name in directories or (".",)]
     if wrong := [path for path in given if not path.is_dir()]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, partial_directory, put_all_in_place, remove_empty, write_whole
+from lucid_deploy.leftovers import remove_leftovers
 from lucid_deploy.runtimes.options import MOST_THREADS
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
@@ -77,6 +78,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
     _check(artifact, name, options)
     engines = _tensorrt_engines(artifact) if options.backend == "tensorrt" else None
     targets = {stage: output / f"{name}-{stage}" for stage in STAGES}
+    remove_leftovers(output)  # what a killed call had moved aside is not replaced unasked
     for target in targets.values():
         if target.exists() and not options.overwrite:
             raise LucidError(f"{target} exists already. Choose another --name, or pass --overwrite to replace it.")

@@ -19,6 +19,7 @@ FOLDERS = {
 ORDER = (
     "errors",
     "version",
+    "leftovers",
     "files",
     "json_fields",
     "argument_types",

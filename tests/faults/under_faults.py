@@ -155,7 +155,7 @@ def export_job(root: Path, every: int) -> Iterator[Outcome]:
             (output / "lucid.json").write_text("{}")
 
     def state() -> str:
-        from lucid_deploy.files import remove_leftovers
+        from lucid_deploy.leftovers import remove_leftovers
 
         remove_leftovers(root)
         if left := hidden(root):

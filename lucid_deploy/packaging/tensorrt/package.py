@@ -12,6 +12,7 @@ from pathlib import Path
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
+from lucid_deploy.leftovers import remove_leftovers
 from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
 from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
 from lucid_deploy.packaging.tensorrt.recorded import Recorded, record
@@ -81,6 +82,7 @@ def package_tensorrt(
     options, output = options or TensorRtOptions(), Path(output)
     check_polygraphy()
     limits = _checked_limits(artifact, options)
+    remove_leftovers(output.parent)  # what a killed call had moved aside is not replaced unasked
     _check_output(output, options.overwrite)
     library = None
     if artifact.manifest.uses(PLUGIN_OPERATORS):
