@@ -21,6 +21,7 @@ Whole = Annotated[int, Meta(ge=0, le=2**31 - 1, description="a whole number")]
 Layers = Annotated[int, Meta(gt=0, le=10_000, description="a positive whole number")]
 Context = Annotated[int, Meta(gt=0, le=2**31 - 1, description="a positive whole number")]
 Positive = Annotated[float, Meta(gt=0, le=sys.float_info.max, description="a positive number")]
+Turns = Annotated[float, Meta(ge=1e-9, le=1e9, description="a number between 1e-9 and 1e9")]
 Flag = Annotated[bool, Meta(description="true or false")]
 Text = Annotated[str, Meta(description="a string")]
 Block = Annotated[dict[str, Any], Meta(description="an object")]
@@ -75,8 +76,8 @@ class RopeBlock(msgspec.Struct, kw_only=True, frozen=True):
     attention_factor: Positive | UnsetType = UNSET
     mscale: Positive | UnsetType = UNSET
     mscale_all_dim: Positive | UnsetType = UNSET
-    beta_fast: Positive = 32.0
-    beta_slow: Positive = 1.0
+    beta_fast: Turns = 32.0
+    beta_slow: Turns = 1.0
     truncate: Flag = True
 
 

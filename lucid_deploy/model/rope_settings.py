@@ -69,6 +69,8 @@ def parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
             f"{ROPE_REASONS.get(kind, '')}"
         )
     if kind == "yarn":
+        if theta == 1:
+            raise LucidError(f"{where}: rope_theta is 1: all frequencies are the same, so that yarn has no ramp.")
         return theta, _parse_yarn(block, where)
     required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
     missing = [key for key in required if getattr(block, key) is UNSET]

@@ -65,6 +65,21 @@ def test_a_missing_yarn_setting_is_named(key: str) -> None:
     assert f"{key} is missing" in refusal(rope_scaling={name: block[name] for name in block if name != key})
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rope_theta": 1.0}, "rope_theta is 1: all frequencies are the same, so that yarn has no ramp"),
+        ({"beta_fast": 1e308}, "beta_fast must be a number between 1e-9 and 1e9, not 1e+308"),
+        ({"beta_slow": 1e-320}, "beta_slow must be a number between 1e-9 and 1e9, not 1e-320"),
+    ],
+)
+def test_yarn_without_a_ramp_is_refused(given: dict[str, Any], said: str) -> None:
+    block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    assert said in refusal(rope_scaling={**block, **given})
+    if "rope_theta" in given:
+        assert said in refusal(rope_scaling=block, **given)
+
+
 def test_llama3_without_a_ramp_is_refused() -> None:
     assert "low_freq_factor" in refusal(rope_scaling={"rope_type": "llama3", **LLAMA3, "low_freq_factor": 4.0})
 

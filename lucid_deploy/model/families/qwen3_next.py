@@ -9,7 +9,7 @@ import msgspec
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
-from lucid_deploy.model.config_file import Names, Positive, Size, Whole
+from lucid_deploy.model.config_file import Flag, Names, Positive, Size, Text, Whole
 from lucid_deploy.model.config_keys import ROPE_BLOCKS
 from lucid_deploy.model.families.family import FULL, LINEAR, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings
@@ -28,6 +28,8 @@ class LinearKeys(msgspec.Struct, kw_only=True, frozen=True):
     linear_value_head_dim: Size = 128
     linear_num_key_heads: Size = 16
     linear_num_value_heads: Size = 32
+    attn_output_gate: Flag = True
+    output_gate_type: Text = "swish"
 
 
 class _Keys(LinearKeys, kw_only=True, frozen=True):
@@ -41,6 +43,11 @@ class QwenHybrid(Family):
 
     linear_kind = "gated_delta"
     refused: ClassVar = {"mlp_bias": "Qwen's code makes no biases in its MLPs"}
+    # In published configurations, and passed over by its code: how serving engines keep states, and the heads that
+    # predict further tokens.
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        ("mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings")
+    )
     unused_tensors: ClassVar[tuple[str, ...]] = (
         "mtp.",
     )  # heads that predict further tokens; its code passes over them too
@@ -76,6 +83,7 @@ class QwenHybrid(Family):
                 f"{where}: layer_settings has {self.linear_kind}, which this family's linear_* keys say; leave it out."
             )
         check_kernel(keys.linear_conv_kernel_dim, "linear_conv_kernel_dim", where)
+        _check_gates(keys, where)
         if config.hidden_act != "silu":
             raise LucidError(
                 f"{where}: hidden_act {config.hidden_act!r} is not supported in this family; only silu is."
@@ -88,14 +96,20 @@ class QwenHybrid(Family):
             "kernel": keys.linear_conv_kernel_dim,
             "gate": "silu",
         }
-        types = self.layer_types(keys, config.num_hidden_layers)
+        kinds = config.layer_kinds or self.layer_types(keys, config.num_hidden_layers)
         rotated = int(config.head_dim * keys.partial_rotary_factor)
+        if rotated % 2:
+            raise LucidError(
+                f"{where}: {_FACTOR} ({keys.partial_rotary_factor:g}) of head_dim ({config.head_dim}) is {rotated}; "
+                "rotary positions need an even part of each head."
+            )
         return dataclasses.replace(
             config,
             qk_norm="before_rope",
             attention_gate=True,
-            rotary_width=rotated if rotated < config.head_dim else None,
-            rope_layers=tuple(kind == FULL for kind in types),
+            rotary_width=rotated if 0 < rotated < config.head_dim else None,
+            # A part below one element rotates nothing, as in its code.
+            rope_layers=tuple(rotated > 0 and kind not in (LINEAR, self.linear_kind) for kind in kinds),
             layer_settings={**config.layer_settings, self.linear_kind: settings},
         )
 
@@ -121,22 +135,34 @@ class QwenHybrid(Family):
         return StoredParameter(name)
 
 
+def _check_gates(keys: LinearKeys, where: str) -> None:
+    """Refuse gates that other engines read from the configuration, and that its own code does not have.
+
+    Raises:
+        LucidError: Attention without its gate, or a gate of the delta rule that is not swish.
+    """
+    if not keys.attn_output_gate:
+        raise LucidError(
+            f"{where}: attn_output_gate is false, which is not supported: Qwen's code gates attention always."
+        )
+    if keys.output_gate_type not in ("swish", "silu"):
+        raise LucidError(f"{where}: output_gate_type {keys.output_gate_type!r} is not supported; only swish is.")
+
+
 class _Qwen3Next(QwenHybrid):
     model_type = "qwen3_next"
     architectures = ("Qwen3NextForCausalLM",)
     defaults: ClassVar = {"num_key_value_heads": 2, "head_dim": 256, "max_position_embeddings": 32768}
     keys = _Keys
     # Of the experts, of which there are none.
-    ignored = frozenset(
-        (
-            "moe_intermediate_size",
-            "shared_expert_intermediate_size",
-            "num_experts_per_tok",
-            "norm_topk_prob",
-            "output_router_logits",
-            "router_aux_loss_coef",
-        )
-    )
+    ignored = QwenHybrid.ignored | {
+        "moe_intermediate_size",
+        "shared_expert_intermediate_size",
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "output_router_logits",
+        "router_aux_loss_coef",
+    }
     about = "without experts; layers of the gated delta rule, gated attention that rotates a part of each head"
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:

@@ -27,7 +27,7 @@ class _Keys(msgspec.Struct, kw_only=True, frozen=True):
 def _rotated(keys: _Keys, layers: int) -> list[bool]:
     """Return which layers rotate: 1 in ``no_rope_layers`` means that it does."""
     if keys.no_rope_layers is not None:
-        return [value == 1 for value in keys.no_rope_layers]
+        return [value == 1 for value in keys.no_rope_layers[:layers]]  # it may name more than there are
     return [(index + 1) % keys.no_rope_layer_interval != 0 for index in range(layers)]
 
 
@@ -52,7 +52,7 @@ class _SmolLM3(Family):
 
     def configure(self, config: LucidConfig, keys: Any, where: str) -> LucidConfig:
         rotated = _rotated(keys, config.num_hidden_layers)
-        if len(rotated) != config.num_hidden_layers:
+        if len(rotated) < config.num_hidden_layers:
             raise LucidError(
                 f"{where}: no_rope_layers names {len(rotated)} layers, num_hidden_layers is {config.num_hidden_layers}."
             )

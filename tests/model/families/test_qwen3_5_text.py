@@ -53,9 +53,25 @@ def test_heads_for_further_tokens_are_passed_over_as_in_its_code(tmp_path: Path)
     assert Checkpoint(tmp_path).config.family == "qwen3_5_text"
 
 
+def test_what_a_published_configuration_says_beyond_its_class_changes_nothing() -> None:
+    """transformers keeps keys that it passes over, so that they stand in every checkpoint made of a published one."""
+    published = {
+        "attn_output_gate": True,
+        "output_gate_type": "swish",
+        "mamba_ssm_dtype": "float32",
+        "mtp_num_hidden_layers": 1,
+        "mtp_use_dedicated_embeddings": False,
+    }
+    written = CONFIG_MAPPING["qwen3_5_text"](**SIZES, **published).to_dict()
+    assert published.items() <= written.items()
+    assert parse_config(written, "config.json") == parse_config(PLAIN, "config.json")
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        ({"attn_output_gate": False}, "attn_output_gate is false, which is not supported"),
+        ({"output_gate_type": "sigmoid"}, "output_gate_type 'sigmoid' is not supported; only swish is"),
         ({"num_experts": 8}, "num_experts is 8. It makes the MLPs mixtures of experts"),
         ({"vision_config": {"depth": 2}}, "vision_config is {'depth': 2}. It describes a model inside of another"),
         ({"model_type": "qwen3_5"}, "model_type 'qwen3_5' is not supported"),

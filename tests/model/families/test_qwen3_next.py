@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lucid_deploy.model.checkpoint import expected_shapes
 from lucid_deploy.model.config import LucidConfig, parse_config
 from lucid_deploy.model.families import family_named
 from tests.model.config_samples import refusal
+from tests.model.families.both_models import THREE, difference
 from tests.model.families.read_both import FULL, SIZES
 
 LINEAR = "linear_attention"
@@ -63,6 +65,29 @@ def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
     assert [ours.rope(index) is not None for index in range(6)] == [kind == FULL for kind in theirs.layer_types]
 
 
+def test_a_part_below_one_element_rotates_nothing_as_in_transformers(tmp_path: Path) -> None:
+    raw = {**THREE, "model_type": "qwen3_next", "num_experts": 0, "head_dim": 2, "layer_types": [FULL, LINEAR, FULL]}
+    raw |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 6}
+    assert difference({**raw, "linear_value_head_dim": 4}, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        (
+            {"sliding_window": 5, "layer_types": [LINEAR, "sliding_attention", FULL]},
+            ("gated_delta", "window", "lucid"),
+        ),
+        ({"layer_kinds": ["gated_delta", "standard", "lucid"]}, ("gated_delta", "standard", "lucid")),
+    ],
+)
+def test_attention_rotates_in_layers_of_every_kind_that_attends(given: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    """The family's class has no windows; beside LUCID a configuration may say that layers have them."""
+    ours = parse_config({**PLAIN, "num_hidden_layers": 3, "attention_type": "lucid", **given}, "config.json")
+    assert ours.kinds == kinds
+    assert [ours.rope(index) is not None for index in range(3)] == [False, True, True]
+
+
 def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
     sizes = {"num_attention_heads": 4, "linear_num_value_heads": 6, "linear_num_key_heads": 3, "attention_bias": True}
     stored_rows(
@@ -80,7 +105,7 @@ def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
         ({"linear_num_value_heads": 5, "linear_num_key_heads": 2}, "linear_num_value_heads (5) is not a multiple of"),
         ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim is 1; short convolutions over 2 to 64 tokens"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5; a head is rotated once at most"),
-        ({"partial_rotary_factor": 0.5, "head_dim": 6}, "rotary positions need an even part of each head, not 3"),
+        ({"partial_rotary_factor": 0.5, "head_dim": 6}, "partial_rotary_factor (0.5) of head_dim (6) is 3; rotary"),
         (
             {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}},
             "partial_rotary_factor is 0.5, and 0.25 in rope_parameters",
