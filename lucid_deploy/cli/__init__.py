@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 from lucid_deploy.cli._command import PREFIX, Group, show_where
-from lucid_deploy.cli._memory import TOO_LITTLE_MEMORY, lacks_memory
+from lucid_deploy.cli._memory import limit_met
 from lucid_deploy.cli._signals import unwinding_on_signals
 from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
 from lucid_deploy.cli._threads import bound_threads
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.version import __version__
 
 # Name of each command and the first line of its help, so that the list needs no command's imports.
@@ -94,17 +94,19 @@ class _Commands(Group):
                 return super().invoke(ctx)
         except LucidError as error:
             show_where(ctx, error)
-            raise _ReportedError(error) from error
+            met = limit_met(error) if isinstance(error, CheckFailed) else None  # nothing is wrong with what was checked
+            raise _ReportedError(error if met is None else LucidError(met)) from error
         except OSError as error:
             told = _told(error)
             if told is None:
                 raise
             raise _ReportedError(told) from error
         except Exception as error:
-            if not lacks_memory(error):
+            met = limit_met(error)
+            if met is None:
                 raise
             show_where(ctx, error)
-            raise _ReportedError(LucidError(TOO_LITTLE_MEMORY)) from error
+            raise _ReportedError(LucidError(met)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + signal.SIGINT)
@@ -112,8 +114,8 @@ class _Commands(Group):
 
 def _told(error: OSError) -> LucidError | None:
     """Return what to say of the system's error; None: it is a closed pipe, which click handles, or a bug."""
-    if lacks_memory(error):
-        return LucidError(TOO_LITTLE_MEMORY)
+    if (met := limit_met(error)) is not None:
+        return LucidError(met)
     if error.filename is not None:
         return LucidError(f"{error.filename}: {error.strerror}.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,12 +1,17 @@
-"""Telling that there was too little memory from what libraries raise then, most of which is a plain RuntimeError."""
+"""Telling that memory or threads could not be had from what libraries raise then, mostly a plain RuntimeError."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 
 TOO_LITTLE_MEMORY = (
     "There is too little memory for this, or a limit was set on it (ulimit -v, a container). Free some, raise the "
     "limit, or take a smaller model, prompt or batch; lucid-deploy inspect says what an artifact needs."
+)
+TOO_FEW_THREADS = (
+    "No more threads or processes may be started here: there is a limit on them (ulimit -u, or a container's on its "
+    "processes). Raise it; where the command has --threads, 1 needs the fewest."
 )
 # What PyTorch, numpy, onnxruntime, C++, safetensors and the loader of shared libraries write.
 _SAID = (
@@ -21,24 +26,40 @@ _SAID = (
 )
 
 
+_SAID_OF_THREADS = ("can't start new thread", "pthread_create failed", "resource temporarily unavailable")
+
+
+def limit_met(error: BaseException) -> str | None:
+    """Return what to say of an error that came of too little memory or too few threads; None: of neither."""
+    if lacks_memory(error):
+        return TOO_LITTLE_MEMORY
+    said = (str(each).lower() for each in _with_causes(error))
+    return TOO_FEW_THREADS if any(words in text for text in said for words in _SAID_OF_THREADS) else None
+
+
 def lacks_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that memory could not be had.
 
     Some libraries do not say why they failed (``SystemError``, protobuf's errors). That is taken for it in a process
     that has come near to a limit on its address space.
     """
+    for each in _with_causes(error):
+        text = str(each).lower()
+        if isinstance(each, MemoryError) or any(words in text for words in _SAID):
+            return True
+        if isinstance(each, OSError) and each.errno == errno.ENOMEM:
+            return True
+        if _says_nothing(each) and _is_near_its_limit():
+            return True
+    return False
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or any(words in text for words in _SAID):
-            return True
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-            return True
-        if _says_nothing(error) and _is_near_its_limit():
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _says_nothing(error: BaseException) -> bool:

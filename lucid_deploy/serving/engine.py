@@ -353,7 +353,8 @@ class Engine:
                 log.critical("%s", message)
         elif error is not None:
             message = "The engine ended by an error; see the server's log."
-            log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
+            if not loading:
+                log.critical("The engine ended: %s: %s", type(error).__name__, error, exc_info=error)
         self._send([(stream, row, EngineFault("down", message)) for stream, row in left])
         if loading:
             self._when_loaded()

@@ -222,7 +222,7 @@ class EngineReplica:
         """Raise if the engine has ended; Ray then starts another one in its place."""
         engine = self._backend.engine
         if engine.state != "ready":
-            raise RuntimeError(f"The engine is not running: {engine.error}")
+            raise RuntimeError(f"The engine is not running: {engine.error}") from engine.error
 
 
 class RayBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.reader_process import (
     COMMAND,
+    ENVIRONMENT,
     HEADER_BYTES,
     BodyPrepared,
     BodyRefused,
@@ -19,6 +21,7 @@ from lucid_deploy.serving.reader_process import (
     ReaderSetup,
     ReadTask,
     Reply,
+    not_started,
     read_frame,
     refusal_of_death,
 )
@@ -37,7 +40,7 @@ class ChatReader:
         setup: What it reads for.
 
     Raises:
-        LucidError: The tokenizer or the chat template cannot be read.
+        LucidError: The tokenizer or the chat template cannot be read, or the process does not start.
     """
 
     def __init__(self, setup: ReaderSetup) -> None:
@@ -67,24 +70,34 @@ class ChatReader:
         if self._process.poll() is not None:
             self._start()
         body = json.dumps({"model": self._setup.model, "messages": messages}).encode()
-        reply = self._ask(ReadTask("chat", body))
+        reply = self._ask(ReadTask("chat", body)) or refusal_of_death(self._process.wait(), self._setup.limits)
         if isinstance(reply, BodyPrepared):
             return list(reply.request.job.prompts[0])
         raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        reply = self._ask(self._setup)
-        if not isinstance(reply, ReaderReady):
+        pipe = subprocess.PIPE
+        self._process = process = subprocess.Popen(
+            COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **ENVIRONMENT}
+        )
+        assert process.stderr is not None
+        try:
+            said = process.stderr.read()  # until it lets go of it, once all is imported
+            if (reply := self._ask(self._setup)) is None:
+                raise not_started(process.wait(), said)
+            if not isinstance(reply, ReaderReady):
+                raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
+        except BaseException:  # Ctrl-C too
             self._stop()
-            raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
+            raise
         self.has_chat_template, self.chat_refusal = reply.has_chat_template, reply.chat_refusal
 
     def _stop(self) -> None:
         self._process.kill()
         self._process.communicate()
 
-    def _ask(self, message: msgspec.Struct) -> Reply:
+    def _ask(self, message: msgspec.Struct) -> Reply | None:
+        """Return the process's reply; None if it has ended."""
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         data = msgspec.msgpack.encode(message)
@@ -92,11 +105,9 @@ class ChatReader:
             process.stdin.write(len(data).to_bytes(HEADER_BYTES, "big") + data)
             process.stdin.flush()
         except BrokenPipeError:
-            return refusal_of_death(process.wait(), self._setup.limits)
+            return None
         frame = read_frame(process.stdout)
-        if not frame:
-            return refusal_of_death(process.wait(), self._setup.limits)
-        return msgspec.msgpack.decode(frame, type=Reply)
+        return msgspec.msgpack.decode(frame, type=Reply) if frame else None
 
 
 def _fault(reply: Reply) -> str:

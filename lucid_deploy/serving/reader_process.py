@@ -30,6 +30,8 @@ from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader
 HEADER_BYTES = 4
 KILLED = "reader_killed"
 COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
+# They multiply nothing: no threads for it, which a limit could refuse.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
 # Signals that are meant for the server, which closes stdin when it is done. Windows has no SIGHUP.
 MEANT_FOR_SERVER = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -95,8 +97,10 @@ def main() -> None:
     try:
         with _bounded_time(SETUP_SECONDS):
             reader = _open(setup)
-    except (LucidError, _TimeIsUp) as error:
-        reason = str(error) or f"Tokenizer and chat template took more than {SETUP_SECONDS:g} s to load."
+    except (LucidError, _TimeIsUp, MemoryError) as error:
+        needed = f"needed more than {setup.limits.reading_bytes >> 20} MiB of memory"
+        what = needed if isinstance(error, MemoryError) else f"took more than {SETUP_SECONDS:g} s"
+        reason = str(error) if isinstance(error, LucidError) else f"Tokenizer and chat template {what} to load."
         write_frame(target, BodyRefused(500, reason, None, None))
         return
     write_frame(target, ReaderReady(reader.can_chat, reader.chat_refusal))
@@ -142,6 +146,22 @@ def refusal_of_death(status: int | None, limits: Limits) -> BodyRefused:
     return too_costly(f"needed more than {limits.reading_bytes >> 20} MiB of memory")
 
 
+def not_started(status: int | None, said: bytes) -> LucidError:
+    """Return what to say of a process that ended before it was ready.
+
+    Args:
+        status: Its exit status, as :mod:`subprocess` has it.
+        said: What it wrote to stderr: its last line is in the message, all of it in a note of the error.
+    """
+    text = said.decode("utf-8", "backslashreplace").strip()
+    why = f"exit status {status}" + (f", {text.splitlines()[-1].strip().rstrip('.')}" if text else "")
+    error = LucidError(
+        f"The process that reads requests did not start ({why}). Is there a limit on memory or processes?"
+    )
+    error.add_note(text)
+    return error
+
+
 def read_frame(source: IO[bytes]) -> bytes:
     """Return the next frame; empty at the end."""
     header = source.read(HEADER_BYTES)
@@ -176,14 +196,18 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def _bound_memory(more: int) -> None:
-    """Bound the address space to what it is now and so many bytes; Linux only."""
+    """Bound the address space to what it is now and so many bytes, or as the user has bound it; Linux only."""
     if not sys.platform.startswith("linux"):
         return
     import resource
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bounds = (
+        pages * resource.getpagesize() + more,
+        *(given for given in (soft, hard) if given != resource.RLIM_INFINITY),
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (min(bounds), hard))
 
 
 @contextmanager

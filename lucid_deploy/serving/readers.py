@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.serving.errors import ApiError, unavailable
 from lucid_deploy.serving.reader_process import (
     COMMAND,
+    ENVIRONMENT,
     HEADER_BYTES,
     KILLED,
     MEANT_FOR_SERVER,
@@ -23,6 +25,7 @@ from lucid_deploy.serving.reader_process import (
     ReaderSetup,
     ReadTask,
     Reply,
+    not_started,
     refusal_of_death,
     too_costly,
 )
@@ -77,19 +80,27 @@ class Reader:
         the server has got that signal too, and ends as it does at any other time.
 
         Raises:
-            LucidError: The tokenizer or the chat template cannot be read.
+            LucidError: The tokenizer or the chat template cannot be read, or the process does not start.
         """
         pipe = asyncio.subprocess.PIPE
         while True:
-            self._process = await asyncio.create_subprocess_exec(
-                *COMMAND, stdin=pipe, stdout=pipe, start_new_session=True
+            self._process = process = await asyncio.create_subprocess_exec(
+                *COMMAND,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=True,
+                env={**os.environ, **ENVIRONMENT},
             )
+            assert process.stderr is not None
+            self._asked = True
+            said = await process.stderr.read()  # until it lets go of it, once all is imported
             try:
                 reply = await self._ask(self._setup)
                 break
             except ReaderDied as error:
                 if error.status is None or -error.status not in MEANT_FOR_SERVER:
-                    raise LucidError(f"A reader process did not start: {error}.") from error
+                    raise not_started(error.status, said) from error
         if not isinstance(reply, ReaderReady):
             raise LucidError(reply.message if isinstance(reply, BodyRefused) else str(reply))
         self.has_chat_template = reply.has_chat_template

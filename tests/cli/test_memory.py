@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from google.protobuf.message import EncodeError
 
 from lucid_deploy.cli import main
 from lucid_deploy.cli._memory import lacks_memory
+from lucid_deploy.errors import CheckFailed
 from tests.patience import PATIENCE
 
 SAID = [
@@ -37,6 +39,29 @@ def test_it_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_p
         result = CliRunner().invoke(main, ["export", "demo", "-o", str(tmp_path / "artifact")])
         assert result.exit_code == 2 and result.stderr.startswith("Error: There is too little memory for this")
         assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("can't start new thread"),
+        BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),  # of a fork
+        CheckFailed("onnxruntime cannot load prefill.onnx: pthread_create failed, error code: 11"),
+    ],
+    ids=repr,
+)
+def test_a_limit_on_threads_and_processes_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lucid_deploy.export.export", lambda *_: (_ for _ in ()).throw(error))
+    result = CliRunner().invoke(main, ["export", "demo", "-o", "artifact"])
+    assert result.exit_code == 2 and result.stderr.startswith("Error: No more threads or processes may be started")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_artifact_that_finds_no_memory_failed_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = CheckFailed("onnxruntime cannot load prefill.onnx: std::bad_alloc")
+    monkeypatch.setattr("lucid_deploy.export.export", lambda *_: (_ for _ in ()).throw(failed))
+    result = CliRunner().invoke(main, ["export", "demo", "-o", "artifact"])
+    assert result.exit_code == 2 and result.stderr.startswith("Error: There is too little memory for this")
 
 
 @pytest.mark.parametrize("error", [ValueError("shape"), OSError(errno.ENOSPC, "No space left on device"), None])

@@ -77,7 +77,7 @@ def test_a_signal_for_the_server_may_end_a_reader_that_starts(
 
 def test_a_reader_that_ends_otherwise_did_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    with pytest.raises(LucidError, match=r"A reader process did not start: exit status -9\."):
+    with pytest.raises(LucidError, match=r"that reads requests did not start \(exit status -9\)"):
         asyncio.run(check_setup(write_setup(tmp_path)))
 
 
