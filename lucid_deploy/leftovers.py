@@ -104,7 +104,7 @@ def _together(aside: Path) -> dict[str, int]:
 def _cleared(path: Path, back: list[Path], away: list[Path]) -> Path | None:
     """Give old directories their names, and remove the rest; return what could not be removed."""
     with suppress(OSError):
-        # As long as one is missing, the next process goes on after an interruption: so those that stand there come first.
+        # As long as one is missing, the next process goes on after an interruption: so those that are there come first.
         for target in sorted([*back, *away], key=os.path.lexists, reverse=True):
             if os.path.lexists(target):
                 discard(target, target.name)
