@@ -54,13 +54,18 @@ class QwenHybrid(Family):
 
     def normalized(self, raw: dict[str, Any], where: str) -> dict[str, Any]:
         """See :meth:`Family.normalized`: how much of each head is rotated stands beside the block of the rotation."""
-        plain = dict(raw)
+        plain = {key: value for key, value in raw.items() if key != _FACTOR or value is not None}
         for name in ROPE_BLOCKS:
             block = raw.get(name)
             if isinstance(block, dict) and _FACTOR in block:
                 plain[name] = {key: value for key, value in block.items() if key != _FACTOR}
                 if plain.setdefault(_FACTOR, block[_FACTOR]) != block[_FACTOR]:
-                    raise LucidError(f"{where}: {_FACTOR} is {raw[_FACTOR]!r}, and {block[_FACTOR]!r} in {name}.")
+                    raise LucidError(f"{where}: {_FACTOR} is {plain[_FACTOR]!r}, and {block[_FACTOR]!r} in {name}.")
+        if plain.get(_FACTOR, raw.get(_FACTOR, 0)) is None:
+            raise LucidError(
+                f"{where}: {_FACTOR} is null, for which transformers rotates the whole of each head, and 0.25 where it is "
+                "missing. Say a number."
+            )
         return plain
 
     def layer_types(self, keys: Any, layers: int) -> list[str]:

@@ -65,6 +65,16 @@ def test_its_settings_are_transformers(given: dict[str, Any]) -> None:
     assert [ours.rope(index) is not None for index in range(6)] == [kind == FULL for kind in theirs.layer_types]
 
 
+def test_a_part_that_is_null_is_refused_as_the_class_does_not_take_it_for_missing() -> None:
+    null = {"partial_rotary_factor": None}
+    theirs = CONFIG_MAPPING["qwen3_next"](**SIZES, num_experts=0, **null)
+    assert "partial_rotary_factor" not in theirs.rope_parameters  # so that its class rotates all
+    assert "partial_rotary_factor is null, for which transformers rotates the whole" in refusal(PLAIN, **null)
+    assert "partial_rotary_factor is null" in refusal(PLAIN, rope_parameters=null)
+    said = {"rope_parameters": {"partial_rotary_factor": 0.5}}
+    assert parse_config({**PLAIN, **null, **said}, "config.json") == parse_config({**PLAIN, **said}, "config.json")
+
+
 def test_a_part_below_one_element_rotates_nothing_as_in_transformers(tmp_path: Path) -> None:
     raw = {**THREE, "model_type": "qwen3_next", "num_experts": 0, "head_dim": 2, "layer_types": [FULL, LINEAR, FULL]}
     raw |= {"linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 6}
