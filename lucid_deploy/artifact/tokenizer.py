@@ -10,6 +10,7 @@ from typing import Any
 
 from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.errors import LucidError
+from lucid_deploy.json_fields import half_character
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
 _BEFORE = ("\n", ".", "a")  # texts that another may stand behind; of the last, few vocabularies make one token with it
@@ -72,12 +73,14 @@ class TextTokenizer:
         """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise.
 
         Raises:
-            LucidError: The tokenizer failed on this text.
+            LucidError: The tokenizer failed on this text, or it has half a character in it.
         """
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
             _explain_panic(error, "this text")
+            if isinstance(error, TypeError) and (place := half_character(text)) is not None:
+                raise LucidError(f"The text has half a character (a lone surrogate) at {place}.") from error
             raise
         return ids
 

@@ -144,13 +144,12 @@ def chat_renderer(artifact: Artifact) -> Callable[[list[dict[str, str]], bool], 
     Raises:
         LucidError: It has none, or none for chats without tools.
     """
-    from lucid_deploy.serving.chat import load_chat_templates
+    from lucid_deploy.artifact.chat import chat_renderer as renderer
 
-    templates = load_chat_templates(artifact.directory)
-    if templates is None:
+    chat = renderer(artifact.directory)
+    if chat is None:
         raise LucidError(f"{artifact.directory} has no chat template: leave --apply-chat-template out.")
-    template = templates.chosen()
-    return lambda messages, go_on: template.render(messages, go_on=go_on)
+    return chat
 
 
 def _ask(
@@ -164,7 +163,7 @@ def _ask(
 ) -> list[TaskResult]:
     from lucid_deploy.cli._console import note, progress
     from lucid_deploy.evaluation.answer_log import AnswerLog
-    from lucid_deploy.evaluation.lm_eval_requests import ENCODING
+    from lucid_deploy.evaluation.lm_eval_requests import RULES
     from lucid_deploy.evaluation.suites.run import run_suite
     from lucid_deploy.model.tokenizer_files import is_tokenizer_file
 
@@ -173,7 +172,7 @@ def _ask(
     owner = {
         "model": artifact.identity,
         "tokenizer": {name: files[name]["sha256"] for name in files if is_tokenizer_file(name)},
-        "encoding": ENCODING,
+        "rules": RULES,
         "runtime": session.facts(),
         "ablate": request.runtime.ablate,
         "truncate": options.truncate,

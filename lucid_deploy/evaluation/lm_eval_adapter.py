@@ -23,13 +23,16 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.artifact import open_artifact
+from lucid_deploy.artifact.chat import chat_renderer
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.answer_log import AnswerLog
 from lucid_deploy.evaluation.greedy import generate
 from lucid_deploy.evaluation.likelihood import log_likelihoods
-from lucid_deploy.evaluation.lm_eval_requests import read_options
+from lucid_deploy.evaluation.lm_eval_arguments import known_options, record_name
+from lucid_deploy.evaluation.lm_eval_requests import cut_at, read_options
 from lucid_deploy.evaluation.task import TokenizerLike
 from lucid_deploy.evaluation.truncation import WAYS, Fit, cut, refuse_long
 from lucid_deploy.runtimes.open import open_session
@@ -43,6 +46,7 @@ _log = logging.getLogger(__name__)
 _UNLIMITED = 1 << 40  # tokens: where contexts beyond the model's are permitted
 BATCH = 8
 
+_NUMBERS = {"max_length": "int | None", "max_gen_toks": "int"}
 Chat = Callable[[list[dict[str, str]], bool], str]
 
 
@@ -68,7 +72,7 @@ class LucidLM(TemplateLM):
             it. None: they are refused. Windows of a text that is scored as a whole are never cut.
         progress: Called with (what is done, tokens of prompts done, tokens in all) instead of a bar.
         answers: Where answers are kept, and taken from.
-        chat: From messages, and whether the last one is to be gone on with, the text of a chat.
+        chat: From messages, and whether to go on with the last one, the text of a chat. None: the artifact's template.
         options: Further fields of :class:`~lucid_deploy.runtimes.options.RuntimeOptions`, such as ``threads=2``.
 
     Raises:
@@ -95,10 +99,13 @@ class LucidLM(TemplateLM):
         super().__init__()
         if (artifact is None) == (session is None) or (session is None) != (tokenizer is None):
             raise LucidError("Give LucidLM an artifact, or a session together with its tokenizer.")
+        options = known_options(options if device is None else {**options, "device": device})
+        numbers = check_arguments({"max_length": max_length, "max_gen_toks": max_gen_toks}, _NUMBERS)
+        self._directory = None
         if artifact is not None:
             opened = open_artifact(artifact)
-            tokenizer = TextTokenizer(opened.directory)
-            session = open_session(opened, runtime, **options, **({} if device is None else {"device": device}))
+            self._directory, tokenizer = opened.directory, TextTokenizer(opened.directory)
+            session = open_session(opened, runtime, **options)
         assert session is not None and tokenizer is not None
         self.session, self._text = session, tokenizer
         batch_size = BATCH if batch_size is None else batch_size
@@ -106,17 +113,17 @@ class LucidLM(TemplateLM):
             raise LucidError(f"The batch size must be a number of at least 1, not {batch_size}; none is found for you.")
         self.batch_size = int(batch_size)
         most = session.context_limit or session.config.max_position_embeddings
-        self.max_length = most if max_length is None else int(max_length)
+        self.max_length = most if max_length is None else numbers["max_length"]
         if not 2 <= self.max_length <= most:
             raise LucidError(f"max_length must be 2 to {most}, the model's context, not {max_length}.")
         # Without a limit only windows of long texts end with the model's context, as they must end somewhere.
         self._most = _UNLIMITED if max_length is None and session.context_limit is None else self.max_length
-        self.max_gen_toks = int(max_gen_toks)
+        self.max_gen_toks = numbers["max_gen_toks"]
         if truncate not in (None, *WAYS):
             raise LucidError(f"truncate must be {' or '.join(WAYS)}, not {truncate!r}.")
         self._truncate, self._progress, self._answers, self._chat = truncate, progress, answers, chat
         self.truncated: Counter[str] = Counter()
-        self._warned = False
+        self._warned, self._name = False, record_name(self._directory if chat is None else None)
 
     @property
     def eot_token_id(self) -> int:
@@ -161,7 +168,7 @@ class LucidLM(TemplateLM):
         Those that the tokenizer's template adds are included unless told otherwise or, as in lm_eval's ``HFLM``, the
         text begins with :attr:`prefix_token_id`, spelled out.
         """
-        if add_special_tokens is None:  # a rule that ENCODING counts, as that of prefix_token_id is
+        if add_special_tokens is None:  # a rule that RULES counts, as that of prefix_token_id is
             add_special_tokens = not self._begins_with_prefix(string)
         return self._text.encode(string, add_special_tokens=add_special_tokens)
 
@@ -173,13 +180,16 @@ class LucidLM(TemplateLM):
 
     @cached_property
     def _prefix(self) -> str:
-        token = [self.prefix_token_id]
+        return self._spelled([self.prefix_token_id])
+
+    def _spelled(self, ids: list[int]) -> str:
+        """Return a text with its special tokens, where the tokenizer spells them."""
         if isinstance(self._text, TextTokenizer):
-            return self._text.decode(token, skip_special_tokens=False)
-        return self._text.decode(token)
+            return self._text.decode(ids, skip_special_tokens=False)
+        return self._text.decode(ids)
 
     def tok_decode(self, tokens: list[int], **_kwargs: Any) -> str:
-        """Return the text of token ids."""
+        """Return the text of token ids, without special tokens."""
         return self._text.decode(tokens)
 
     def get_model_info(self) -> dict[str, Any]:
@@ -188,8 +198,8 @@ class LucidLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for lm_eval's records of requests."""
-        return "lucid"
+        """A name for lm_eval's records of requests, in which chats are texts already: each model has one of its own."""
+        return self._name
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Return a chat as text, opened for an answer or with the last message to be gone on with.
@@ -198,11 +208,21 @@ class LucidLM(TemplateLM):
             LucidError: The model has no chat template, or its template refuses the messages.
         """
         if self._chat is None:
-            raise LucidError("The model has no chat template: leave --apply-chat-template out.")
+            if self._directory is None:
+                raise LucidError("A session has no chat template: give LucidLM chat, or an artifact with a template.")
+            if (found := chat_renderer(self._directory)) is None:
+                raise LucidError(f"{self._directory} has no chat template: leave apply_chat_template out.")
+            self._chat = found
         return self._chat(chat_history, not add_generation_prompt)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """Return nothing: the template lies beside the artifact."""
+        """Return nothing: the template lies beside the artifact.
+
+        Raises:
+            LucidError: A template is asked for by name.
+        """
+        if isinstance(chat_template, str):
+            raise LucidError(f"No chat template is chosen by name, not {chat_template!r} either: say True.")
         return None
 
     def fit(self, request: Instance) -> Fit:
@@ -217,6 +237,8 @@ class LucidLM(TemplateLM):
         context, continuation = request.args
         pair = self._encode_pair(context, continuation) if context else ([0], self.tok_encode(continuation, False))
         left, right = pair
+        if not context and not right:
+            raise LucidError("A continuation without a token follows no context: there is nothing to score.")
         return Fit(task, len(left), self._most + 1 - len(right))
 
     def _check(self, requests: list[Instance]) -> None:
@@ -297,16 +319,18 @@ class LucidLM(TemplateLM):
         until, most, sampling = read_options(requests[numbers[0]].args[1], self)
         room = self._room(most)
         groups = [[cut(self._context(requests[i].args[0]), room, self._truncate or "left")] for i in numbers]
+        eos = self._named("eos_token")  # ends answers of HFLM whatever the configuration says, as a token and spelled
+        if eos is not None:
+            until = [*until, self._spelled([eos])]
 
         def stop(ids: list[int]) -> bool:
-            text = self._text.decode(ids)
+            text = self._spelled(ids)  # as for HFLM, special tokens end an answer too, though it is cut without them
             return any(end in text for end in until)
 
         with self._bar("Generating", [len(prompt) + most for (prompt,) in groups], disable_tqdm) as advance:
 
             def answered(place: int, _member: int, ids: list[int]) -> None:
-                text, arguments = self._text.decode(ids), requests[numbers[place]].args
-                text = text[: min((text.find(end) for end in until if end in text), default=None)]
+                text, arguments = cut_at(self._text.decode(ids), until), requests[numbers[place]].args
                 texts[numbers[place]] = text
                 self._keep("generate_until", arguments, text)
                 self.cache_hook.add_partial("generate_until", arguments, text)

@@ -20,9 +20,9 @@ from typing import IO, Any, BinaryIO
 
 import msgspec
 
+from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.limits import Limits
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader

@@ -7,11 +7,11 @@ import secrets
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from lucid_deploy.artifact.chat import ChatTemplate, ChatTemplates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import FieldError, decode, shown, wrong
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest, SamplingFields, refuse_unsupported
-from lucid_deploy.serving.chat import ChatTemplate, ChatTemplates
 from lucid_deploy.serving.errors import ApiError, invalid, no_such_model
 from lucid_deploy.serving.generation_fields import ConstraintReader, sampling_of
 from lucid_deploy.serving.jobs import Job

@@ -207,6 +207,14 @@ def test_generation_options_that_cannot_be_kept_are_refused(lm: LucidLM, options
         lm.generate_until(requests("generate_until", ("fox has", options)), disable_tqdm=True)
 
 
+def test_a_pair_without_text_is_refused(lm: LucidLM) -> None:
+    for pair, message in ((("", ""), "there is nothing to score"), (("fox", ""), "has no tokens of its own")):
+        with pytest.raises(LucidError, match=message):
+            lm.loglikelihood(requests("loglikelihood", pair), disable_tqdm=True)
+    with pytest.raises(LucidError, match=r"half a character \(a lone surrogate\) at 4"):
+        lm.generate_until(requests("generate_until", ("fox \udcff", {})), disable_tqdm=True)
+
+
 def test_the_slow_path_gives_the_same_and_is_announced_once(
     lm: LucidLM, demo: Demo, words: TextTokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -299,6 +307,10 @@ def test_what_the_adapter_cannot_be_made_of_is_refused(demo: Demo, words: TextTo
         LucidLM(session=session, tokenizer=words, truncate="right")
     with pytest.raises(LucidError, match="max_length must be 2 to 512"):
         LucidLM(session=session, tokenizer=words, max_length=513)
+    with pytest.raises(LucidError, match="max_gen_toks must be a whole number, not 'many'"):
+        LucidLM(session=session, tokenizer=words, max_gen_toks="many")
+    with pytest.raises(LucidError, match="LucidLM takes no pretrained"):
+        LucidLM(demo().directory, pretrained="other")
     with pytest.raises(LucidError, match="batch size"):
         LucidLM(session=session, tokenizer=words, batch_size="auto")
     with pytest.raises(LucidError, match="batch size must be a number of at least 1, not 0"):

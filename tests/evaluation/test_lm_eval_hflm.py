@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from lucid_deploy.artifact.tokenizer import TextTokenizer
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
@@ -33,8 +35,11 @@ KINDS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "adds nothing": (None, {"bos_token": "<bos>", "eos_token": "<eos>"}),
     "names another BOS": (None, {"bos_token": "<pad>", "eos_token": "<eos>"}),
     "names no BOS": (None, {"bos_token": None, "eos_token": "<eos>"}),
+    "names another EOS": ("<bos> $A", {"bos_token": "<bos>", "eos_token": "lam"}),
 }
 TEXTS = ["Hello", "", "<bos>Hello", "<eos>", "The lamp is red. " * 12, "<bos>" + "The lamp is red. " * 12]
+PROMPTS = ["The lamp", "Hello", "is", "The lamp is red.", "a", "world", "<bos>Hello", "é日本 🙂", "red \t", "lamp\n"]
+STOPS = [[], "e", ["e", "he"], ["he", "e"], ["a", "la"], ["s", "is", " is"], ["<eos>"], ["<pad>"], [" "], ["\ufffd"]]
 PAIRS = [("", "Hello"), ("", "<bos>Hello"), ("", "<eos> a"), ("The lamp", " is"), ("<bos>The lamp", " is"), ("a ", "b")]
 
 
@@ -99,7 +104,7 @@ def both(
     model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(directory)
     reference = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", max_length=WINDOW)
-    return reference, LucidLM(session=session, tokenizer=TextTokenizer(directory), max_length=WINDOW)
+    return reference, LucidLM(session=session, tokenizer=TextTokenizer(directory), max_length=WINDOW, truncate="left")
 
 
 def asked(kind: str, *arguments: tuple[str, ...]) -> list[Any]:
@@ -122,6 +127,57 @@ def test_continuations_are_scored_as_by_the_harness_itself(both: tuple[HFLM, Luc
     found = ours.loglikelihood(requests, disable_tqdm=True)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_answers_end_where_those_of_the_harness_itself_do(both: tuple[HFLM, LucidLM]) -> None:
+    """Stop sequences may begin within each other, and the tokenizer's end token be another than the configuration's."""
+    reference, ours = both
+    asked_for = [(prompt, {"until": stop, "max_gen_toks": 10}) for prompt in PROMPTS for stop in STOPS]
+    expected = reference.generate_until(asked("generate_until", *asked_for), disable_tqdm=True)
+    assert ours.generate_until(asked("generate_until", *asked_for), disable_tqdm=True) == expected
+    assert len(set(expected)) > 5
+
+
+@pytest.mark.parametrize("options", [{"do_sample": None, "temperature": 3}, {"do_sample": True, "temperature": 3}])
+def test_a_task_that_samples_draws_from_as_many_tokens_as_the_harness_itself(
+    both: tuple[HFLM, LucidLM], options: dict[str, Any]
+) -> None:
+    reference, ours = both
+    seeds = [{**options, "max_gen_toks": 1, "seed": seed} for seed in range(40)]
+    seen = set(ours.generate_until(asked("generate_until", *(("Hello", each) for each in seeds)), disable_tqdm=True))
+    assert len(seen) > 5  # drawn
+    assert reference.model.generation_config.top_k is None  # so transformers' own default counts
+    likeliest = reference.model(torch.tensor([reference.tok_encode("Hello")])).logits[0, -1].topk(50).indices
+    assert seen <= {reference.tok_decode([token]) for token in likeliest.tolist()}
+
+
+def test_chats_are_those_of_the_harness_itself(session: Session[Any], checkpoint: Path, tmp_path: Path) -> None:
+    """Without ``chat``, the artifact's own template counts; the name in lm_eval's records is one model's alone."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    template = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}<assistant>{% endif %}"
+    copied, names = tmp_path / "chats", set()
+    shutil.copytree(checkpoint, copied)
+    model = LlamaForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " hi "}]
+    for number, ending in enumerate(("", "{# other #}")):
+        (copied / "chat_template.jinja").write_text(template + ending)
+        artifact = export(copied, tmp_path / f"artifact{number}", ExportOptions(logits="all"))
+        reference = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(copied), device="cpu")
+        ours = LucidLM(artifact.directory)
+        for opened in (True, False):
+            assert ours.apply_chat_template(messages, opened) == reference.apply_chat_template(messages, opened)
+        assert ours.tokenizer_name == LucidLM(artifact.directory).tokenizer_name
+        names.add(ours.tokenizer_name)
+    plain = LucidLM(session=session, tokenizer=TextTokenizer(checkpoint))
+    assert len({*names, plain.tokenizer_name}) == 3
+    with pytest.raises(LucidError, match="A session has no chat template: give LucidLM chat"):
+        plain.apply_chat_template(messages)
+    with pytest.raises(LucidError, match="artifact has no chat template: leave apply_chat_template out"):
+        LucidLM(checkpoint.parent / "artifact").apply_chat_template(messages)
+    with pytest.raises(LucidError, match="by name, not 'rag'"):
+        plain.chat_template("rag")
 
 
 def test_ids_and_prefix_are_those_of_the_harness_itself(both: tuple[HFLM, LucidLM]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
+from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.app import build_app
-from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.jobs import Event, Job
 from lucid_deploy.serving.reader_process import ReaderSetup
 from lucid_deploy.serving.requests import Kind, PreparedRequest, RequestReader

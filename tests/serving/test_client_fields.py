@@ -12,9 +12,9 @@ from openai.types import completion_create_params as completions
 from openai.types.chat import completion_create_params as chats
 from openai.types.responses import response_create_params as responses
 
+from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.bodies import ChatRequest, CompletionRequest
-from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import Kind, RequestReader
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest

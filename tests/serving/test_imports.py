@@ -21,7 +21,6 @@ ORDER = [
     "responses_api_items",
     "responses_api_bodies",
     "solve_bodies",
-    "chat",
     "tool_formats",
     "tool_grammar",
     "tool_parser",

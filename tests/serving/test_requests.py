@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from lucid_deploy.artifact.chat import ChatTemplate, load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.generation.sampling import Sampling
-from lucid_deploy.serving.chat import ChatTemplate, load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.jobs import Job
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from lucid_deploy.artifact.chat import load_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.serving.bodies import ChatRequest, ResponseFormat
-from lucid_deploy.serving.chat import load_chat_templates
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.requests import PreparedRequest, RequestReader
 from lucid_deploy.serving.responses_api_bodies import ResponseRequest, as_chat, repeated

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from lucid_deploy.artifact.chat import ChatTemplates
 from lucid_deploy.artifact.chat_templates import TemplateText
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.json_fields import FieldError
-from lucid_deploy.serving.chat import ChatTemplates
 from lucid_deploy.serving.tool_reader import messages_of, tool_use_of
 from tests.generation.guided_walks import tokenizer_of
 from tests.serving.test_tool_bodies import read

@@ -179,7 +179,7 @@ def test_cut_prompts_are_counted(llama: Pair, data: Path, tmp_path: Path, write_
 
 
 def test_chats(llama: Pair, data: Path, reference: Any) -> None:
-    from lucid_deploy.serving.chat import load_chat_templates
+    from lucid_deploy.artifact.chat import load_chat_templates
 
     templates = load_chat_templates(llama.artifact.directory)
     assert templates is not None

@@ -13,8 +13,8 @@ from jinja2.exceptions import SecurityError
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lucid_deploy.artifact.chat import ChatTemplate, load_chat_templates
 from lucid_deploy.errors import LucidError
-from lucid_deploy.serving.chat import ChatTemplate, load_chat_templates
 from tests.serving.serving_tools import TEMPLATE
 
 MESSAGES: list[dict[str, Any]] = [
