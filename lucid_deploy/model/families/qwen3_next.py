@@ -63,8 +63,8 @@ class QwenHybrid(Family):
                     raise LucidError(f"{where}: {_FACTOR} is {plain[_FACTOR]!r}, and {block[_FACTOR]!r} in {name}.")
         if plain.get(_FACTOR, raw.get(_FACTOR, 0)) is None:
             raise LucidError(
-                f"{where}: {_FACTOR} is null, for which transformers rotates the whole of each head, and 0.25 where it is "
-                "missing. Say a number."
+                f"{where}: {_FACTOR} is null, for which transformers rotates the whole of each head, and 0.25 of it "
+                "where the key is missing. Say a number."
             )
         return plain
 
