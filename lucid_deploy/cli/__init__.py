@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import tempfile
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -20,6 +20,7 @@ from lucid_deploy.cli._threads import bound_threads
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.version import __version__
 
+CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows has not
 # Name of each command and the first line of its help, so that the list needs no command's imports.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
@@ -47,6 +48,13 @@ class _ReportedError(click.ClickException):
         super().__init__(str(error))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
+    def show(self, file: IO[Any] | None = None) -> None:
+        """See :class:`click.ClickException`; where nothing can be said, the status still says what kind it was."""
+        try:
+            super().show(file)
+        except OSError:
+            let_go_of_output()
+
 
 class _Commands(Group):
     _is_program = False
@@ -70,6 +78,14 @@ class _Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        """See :class:`click.Command`; --help and --version are written here."""
+        try:
+            return super().make_context(*arguments, **named)
+        except OSError as error:
+            _end_without_reader(error)
+            raise
+
     def main(self, *arguments: Any, **named: Any) -> Any:
         """See :class:`click.Command`; --help is written before any command is invoked."""
         try:
@@ -79,19 +95,19 @@ class _Commands(Group):
         except OSError as error:
             told = _told(error)
             if told is None:
+                _end_without_reader(error)
                 raise
         except LucidError as error:
             told = error
-        try:
-            _ReportedError(told).show()
-        except OSError:  # stderr has no room either; the status still says what kind of error it was
-            let_go_of_output()
+        _ReportedError(told).show()
         sys.exit(told.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with unwinding_on_signals(ends_process=self._is_program):
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                sys.stdout.flush()  # what Python still holds is a part of the result
+                return result
         except LucidError as error:
             show_where(ctx, error)
             met = limit_met(error) if isinstance(error, CheckFailed) else None  # nothing is wrong with what was checked
@@ -99,6 +115,7 @@ class _Commands(Group):
         except OSError as error:
             told = _told(error)
             if told is None:
+                _end_without_reader(error)
                 raise
             raise _ReportedError(told) from error
         except Exception as error:
@@ -113,7 +130,7 @@ class _Commands(Group):
 
 
 def _told(error: OSError) -> LucidError | None:
-    """Return what to say of the system's error; None: it is a closed pipe, which click handles, or a bug."""
+    """Return what to say of the system's error; None: it is a closed pipe, or a bug."""
     if (met := limit_met(error)) is not None:
         return LucidError(met)
     if error.filename is not None:
@@ -128,6 +145,13 @@ def _told(error: OSError) -> LucidError | None:
     if error.errno == errno.ENOENT and not _has_temporary_directory():
         return LucidError(f"{error.strerror}. Set TMPDIR to a folder that can be written.")
     return None
+
+
+def _end_without_reader(error: OSError) -> None:
+    """End as the system ends a program whose output is closed; click would say 1, which is a failed check."""
+    if error.errno == errno.EPIPE:
+        let_go_of_output()
+        sys.exit(128 + CLOSED_PIPE)
 
 
 def _has_working_directory() -> bool:

@@ -229,10 +229,13 @@ class ChatSession:
         return "\n".join(lines)
 
     def _line(self, prompt: str) -> str:
-        if self._interactive:
-            with self._switch.typing():
-                return input(prompt)
-        line = sys.stdin.readline()
+        try:
+            if self._interactive:
+                with self._switch.typing():
+                    return input(prompt)
+            line = sys.stdin.readline()
+        except OSError as error:  # not open for reading, a terminal that is gone
+            raise LucidError(f"stdin cannot be read: {error.strerror or error}.") from error
         if not line:
             raise EOFError
         return line.removesuffix("\n")
@@ -265,6 +268,8 @@ class ChatSession:
     def _save(self, file: str) -> None:
         if not file:
             raise LucidError("Name the file: /save FILE.")
+        if "\0" in file:
+            raise LucidError("The name has a NUL character, which no file's name can have. Name another file.")
         if Path(file).exists():
             raise LucidError(f"{file} exists. Name another file.")
         write_text(json.dumps(self._turns.saved(), indent=2, ensure_ascii=False) + "\n", file)

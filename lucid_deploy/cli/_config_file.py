@@ -107,6 +107,8 @@ def _value(option: click.Option, value: Any) -> Any:
 def _word(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise click.BadParameter(f"must be a text or a number, not {_shown(value)}.")
+    if "\0" in str(value):
+        raise click.BadParameter("holds a NUL character, which no argument can have.")
     return str(value)
 
 

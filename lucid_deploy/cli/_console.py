@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,12 +16,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lucid_deploy.cli._streams import let_go
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import write_whole
 
 INTERVAL = 10.0  # seconds between two lines where no bar can be shown
-console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
-console_err = Console(stderr=True, highlight=False)
+
+
+class _Console(Console):
+    """rich would end the process, or a thread of it, and lead stdout nowhere, if either stream is closed."""
+
+    def on_broken_pipe(self) -> None:
+        """End a command whose results have no reader; remarks that nobody reads are left out."""
+        if not self.stderr:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        self.quiet = True
+        let_go(sys.stderr, 2)
+
+
+console_out = _Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
+console_err = _Console(stderr=True, highlight=False)
 
 
 def set_output(quiet: bool, no_color: bool) -> Callable[[], None]:

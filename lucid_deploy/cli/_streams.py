@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
 from lucid_deploy.errors import LucidError
 
@@ -55,11 +56,16 @@ def prepare_streams() -> None:
 
 def let_go_of_output() -> None:
     """Let go of what cannot be written to stdout and stderr; Python would try again at its end, with status 120."""
-    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
-        try:
-            stream.flush()
-        except OSError:
-            _null(number)
+    let_go(sys.stdout, 1)
+    let_go(sys.stderr, 2)
+
+
+def let_go(stream: TextIO, number: int) -> None:
+    """Let go of what cannot be written to one of them, and of all that comes after it."""
+    try:
+        stream.flush()
+    except OSError:
+        _null(number)
 
 
 def check_encoding(arguments: Sequence[str]) -> None:

@@ -57,6 +57,7 @@ def test_values_are_those_of_the_command_line(context: click.Context, tmp_path: 
         ("[work]\nrows = true\n", "work.rows: must be a text or a number, not true"),
         ("[work]\nrows = [3]\n", "work.rows: must be a text or a number"),
         ('[work]\nloud = "yes"\n', 'work.loud: must be true or false, not "yes"'),
+        ('[work]\nname = "a\\u0000b"\n', "work.name: holds a NUL character, which no argument can have"),
         ("[work\n", "is not a TOML file"),
     ],
 )

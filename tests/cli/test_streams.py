@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +71,65 @@ def test_other_closed_streams(how: str, exported: Exported) -> None:
     done = redirected(["run", str(exported()[1].directory), "--prompt-ids", "5", "-n", "4", "--ignore-eos"], how)
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert len(done.stdout) == 1 or done.stdout.count(",") == 3
+
+
+@pytest.fixture
+def no_reader() -> Iterator[int]:
+    """The writing end of a pipe whose other end is closed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["inspect", "{}"], ["run", "{}", "--json", "-n", "2"]]
+)
+def test_results_without_a_reader_end_as_by_sigpipe_and_are_no_failed_check(
+    words: list[str], unbuffered: str, no_reader: int, exported: Exported
+) -> None:
+    """With rich the status was 1, and what Python still held 120, with two lines of its own."""
+    command = [*COMMAND, *(word.format(exported()[1].directory) for word in words)]
+    command += ["--prompt-ids", "5"] if "--json" in words else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        command, env=environment, stdout=no_reader, stderr=subprocess.PIPE, text=True, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 141 and "Broken" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_remarks_without_a_reader_take_no_result_away(unbuffered: str, no_reader: int, exported: Exported) -> None:
+    """rich led stdout to nowhere: the result was lost, and where a thread had spoken of progress the status was 0."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    directory = str(exported()[1].directory)
+    for words, status in ((["-n", "4", "--ignore-eos"], 0), (["-n", "0"], 2)):
+        command = [*COMMAND, "run", directory, "--prompt-ids", "5", *words]
+        done = subprocess.run(
+            command, env=environment, stdout=subprocess.PIPE, stderr=no_reader, text=True, check=False, timeout=PATIENCE
+        )
+        assert done.returncode == status and done.stdout.count(",") == (0 if status else 3)
+
+
+def test_progress_without_a_reader_takes_no_result_away(no_reader: int) -> None:
+    program = """if True:
+        import time
+        from lucid_deploy.cli import _console
+        _console.INTERVAL = 0.01
+        with _console.progress("Working"):
+            while not _console.console_err.quiet:  # until it was to be said
+                time.sleep(0.01)
+        print("result")"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=no_reader, text=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "result\n")
+
+
+def test_a_stdin_that_cannot_be_read_is_one_line(with_tokenizer: Path, tmp_path: Path) -> None:
+    done = redirected(["chat", str(with_tokenizer)], f"0>{tmp_path / 'file'}")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: stdin cannot be read: Bad file descriptor.")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
