@@ -185,7 +185,7 @@ def whole(value: float, what: str, where: str) -> int:
     Raises:
         LucidError: It is no whole number.
     """
-    if value != round(value):
+    if not value.is_integer():  # infinity, which a product may be, is none
         raise LucidError(f"{where}: {what} is {value:g}, which is not a whole number.")
     return round(value)
 

@@ -67,6 +67,7 @@ def test_mlps_are_as_wide_as_its_code_makes_them() -> None:
         ({"num_attention_heads": 4}, "num_attention_heads is 4, a key that models of the family delta_net do not have"),
         ({"head_dim": 12}, "head_dim is 12, a key that models of the family delta_net do not have"),
         ({"hidden_act": "powlu"}, "hidden_act 'powlu' is not supported; only swish is"),
+        ({"expand_k": 1e308}, "hidden_size · expand_k is inf, which is not a whole number"),
         ({"conv_bias": True}, "conv_bias is true. Biases of short convolutions are not supported"),
         ({"conv_size": 0}, "conv_size is 0; short convolutions over 2 to 64 tokens are supported"),
         ({"conv_size": 1}, "conv_size is 1; short convolutions over 2 to 64 tokens are supported"),
