@@ -11,7 +11,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.config_file import Flag, Names, Positive, Size, Text, Whole
 from lucid_deploy.model.config_keys import ROPE_BLOCKS
-from lucid_deploy.model.families.family import FULL, LINEAR, Family, StoredParameter
+from lucid_deploy.model.families.family import FULL, LINEAR, SLIDING, Family, StoredParameter
 from lucid_deploy.model.layers.delta_settings import check_kernel, delta_settings
 
 _FACTOR = "partial_rotary_factor"
@@ -88,11 +88,7 @@ class QwenHybrid(Family):
                 f"{where}: layer_settings has {self.linear_kind}, which this family's linear_* keys say; leave it out."
             )
         check_kernel(keys.linear_conv_kernel_dim, "linear_conv_kernel_dim", where)
-        _check_gates(keys, where)
-        if config.hidden_act != "silu":
-            raise LucidError(
-                f"{where}: hidden_act {config.hidden_act!r} is not supported in this family; only silu is."
-            )
+        _check_variants(config, keys, where)
         settings = {
             "key_heads": keys.linear_num_key_heads,
             "value_heads": keys.linear_num_value_heads,
@@ -103,7 +99,7 @@ class QwenHybrid(Family):
         }
         kinds = config.layer_kinds or self.layer_types(keys, config.num_hidden_layers)
         rotated = int(config.head_dim * keys.partial_rotary_factor)
-        if rotated % 2:
+        if rotated % 2 and config.use_rope:
             raise LucidError(
                 f"{where}: {_FACTOR} ({keys.partial_rotary_factor:g}) of head_dim ({config.head_dim}) is {rotated}; "
                 "rotary positions need an even part of each head."
@@ -140,12 +136,19 @@ class QwenHybrid(Family):
         return StoredParameter(name)
 
 
-def _check_gates(keys: LinearKeys, where: str) -> None:
-    """Refuse gates that other engines read from the configuration, and that its own code does not have.
+def _check_variants(config: LucidConfig, keys: LinearKeys, where: str) -> None:
+    """Refuse what other engines read from such a configuration, and what its own code does not have.
 
     Raises:
-        LucidError: Attention without its gate, or a gate of the delta rule that is not swish.
+        LucidError: Windows without LUCID, attention without its gate, or another activation or gate of the delta rule.
     """
+    if SLIDING in (keys.layer_types or ()) and not config.is_lucid:
+        raise LucidError(
+            f"{where}: layer_types names {SLIDING}, which Qwen's code does not have in this family; supported are "
+            f"{FULL} and {LINEAR}."
+        )
+    if config.hidden_act != "silu":
+        raise LucidError(f"{where}: hidden_act {config.hidden_act!r} is not supported in this family; only silu is.")
     if not keys.attn_output_gate:
         raise LucidError(
             f"{where}: attn_output_gate is false, which is not supported: Qwen's code gates attention always."

@@ -41,6 +41,17 @@ SCALINGS: tuple[dict[str, Any], ...] = (
     {**YARN, "mscale": 0.7, "mscale_all_dim": 0.8, "rope_theta": 300.0},
     {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
 )
+# Of Qwen's hybrids, small enough for layers to be alike.
+LINEAR: dict[str, tuple[Any, ...]] = {
+    "head_dim": (2, 16, 24),
+    "partial_rotary_factor": (0.5, 1.0, None, NOT_SAID),
+    "full_attention_interval": (1, 2, 3),
+    "linear_num_key_heads": (1, 2),
+    "linear_num_value_heads": (2, 4),
+    "linear_key_head_dim": (3, 8),
+    "linear_value_head_dim": (5, 8),
+    "linear_conv_kernel_dim": (2, 5, NOT_SAID),
+}
 OWN: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {},
     "mistral": {},
@@ -55,6 +66,8 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
         "query_pre_attn_scalar": (20, NOT_SAID),
         "rope_local_base_freq": (300.0, NOT_SAID),
     },
+    "qwen3_next": {**LINEAR, "num_experts": (0, 4), "mlp_only_layers": ([0, 1, 2], NOT_SAID)},
+    "qwen3_5_text": {**LINEAR, "attn_output_gate": (True, NOT_SAID), "mtp_num_hidden_layers": (1, NOT_SAID)},
 }
 
 

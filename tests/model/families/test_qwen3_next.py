@@ -120,7 +120,15 @@ def test_the_parts_of_fused_tensors_cover_each_row_once() -> None:
             {"partial_rotary_factor": 0.5, "rope_parameters": {"partial_rotary_factor": 0.25}},
             "partial_rotary_factor is 0.5, and 0.25 in rope_parameters",
         ),
-        ({"layer_types": [LINEAR, "sliding_attention"] * 3}, "names sliding_attention, and sliding_window does not"),
+        ({"layer_types": [LINEAR, "sliding_attention"] * 3}, "sliding_attention, which Qwen's code does not have"),
+        (
+            {"layer_types": [FULL, "sliding_attention"] * 3, "sliding_window": 5, "use_sliding_window": False},
+            "sliding_attention, which Qwen's code does not have in this family",
+        ),
+        (
+            {"layer_types": [LINEAR, "sliding_attention"] * 3, "attention_type": "lucid"},
+            "names sliding_attention, and sliding_window does not",
+        ),
         ({"layer_types": ["chunked"] * 6}, "supported are full_attention and sliding_attention and linear_attention"),
         (
             {"hidden_act": "gelu_pytorch_tanh"},
