@@ -107,11 +107,10 @@ def _onnxruntime() -> str:
 
 
 def _openvino() -> str:
-    import openvino
-
+    from lucid_deploy.runtimes.openvino.core import import_openvino
     from lucid_deploy.runtimes.openvino.versions import check_version
 
-    check_version(openvino.__version__)
+    check_version(import_openvino().__version__)
     return "imports; runs what export --inline writes"
 
 

@@ -1,12 +1,35 @@
-"""OpenVINO's registry of devices, one for the process."""
+"""The one place where OpenVINO is imported, and its registry of devices, one for the process."""
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     import openvino
+
+
+# Its import sends an event to Google Analytics, and keeps an identifier in ~/intel, unless that package is missing.
+_REPORTS = "openvino_telemetry"
+
+
+def import_openvino() -> ModuleType:
+    """Import OpenVINO, which reports nothing then; what a program has imported before stays as it is.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    hidden = not {"openvino", _REPORTS} & sys.modules.keys()
+    if hidden:
+        sys.modules[_REPORTS] = cast(ModuleType, None)  # as if it were not installed: OpenVINO has a stand-in for it
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[_REPORTS]
+    return openvino
 
 
 @functools.cache
@@ -17,6 +40,5 @@ def core() -> openvino.Core:
     itself, in whichever thread. With a Core for each session, the next signal after another thread had closed the last
     one was a segmentation fault (OpenVINO 2026.4).
     """
-    import openvino
-
-    return openvino.Core()
+    found: openvino.Core = import_openvino().Core()
+    return found

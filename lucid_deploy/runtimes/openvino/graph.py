@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.runtimes.evaluated_graph import Graph
-from lucid_deploy.runtimes.openvino.core import core
+from lucid_deploy.runtimes.openvino.core import core, import_openvino
 from lucid_deploy.runtimes.openvino.session import DEVICE, compile_settings
 from lucid_deploy.runtimes.openvino.versions import check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -21,8 +21,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Graph:
     """See :meth:`~lucid_deploy.runtimes.runtime.Runtime.open_graph`."""
-    import openvino
-
+    openvino = import_openvino()
     check_version(openvino.__version__)
     read = core().read_model(model.SerializeToString())
     request = core().compile_model(read, DEVICE, compile_settings(options.thread_count)).create_infer_request()

@@ -12,7 +12,7 @@ from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.openvino.core import core
+from lucid_deploy.runtimes.openvino.core import core, import_openvino
 from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -37,8 +37,7 @@ class OpenVinoSession(Session[Array]):
     """
 
     def __init__(self, artifact: Artifact, options: RuntimeOptions) -> None:
-        import openvino
-
+        openvino = import_openvino()
         check_version(openvino.__version__)
         check_operators(artifact)
         manifest = artifact.manifest
@@ -118,15 +117,14 @@ class _Graph:
     """One compiled graph."""
 
     def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
-        import openvino
-
+        version = import_openvino().__version__
         path = artifact.graph_path(stage)
         settings = compile_settings(threads)
         try:
             compiled: openvino.CompiledModel = core().compile_model(str(path), DEVICE, settings)
         except RuntimeError as error:
             reason = _reason(str(error))
-            raise CheckFailed(f"OpenVINO {openvino.__version__} cannot load {path}: {reason}") from error
+            raise CheckFailed(f"OpenVINO {version} cannot load {path}: {reason}") from error
         self._compiled = compiled
         self._request = self.new_request()
         self._outputs = [compiled.output(item.name) for item in artifact.manifest.graphs[stage].outputs]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lucid_deploy.runtimes.openvino.core import import_openvino
 from lucid_deploy.runtimes.openvino.session import Layers, OpenVinoSession
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
@@ -46,8 +47,7 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
         self, layers: Sequence[tuple[Array, ...]], mask: Array, input_ids: Array, positions: Array, length: Array
     ) -> BoundStep:
         """See :meth:`InPlaceDecoding.bind_decode`."""
-        import openvino
-
+        openvino = import_openvino()
         inputs = {
             "input_ids": input_ids,
             "attention_mask": mask,
