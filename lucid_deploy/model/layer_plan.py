@@ -55,6 +55,8 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
     if listed != types and not config.is_lucid:
         raise LucidError(_passed_over(listed, types, family, where))
     types = listed  # LUCID's way to say it, where the family has none
+    if config.is_lucid and SLIDING in types:
+        _check_switch(given, family, where)
     full = _full_kinds(config, keys, types, where)
     others = {SLIDING: WINDOW, LINEAR: family.linear_kind}
     kinds = tuple(others.get(kind, full[index]) for index, kind in enumerate(types))
@@ -62,6 +64,19 @@ def with_layer_kinds(config: LucidConfig, given: dict[str, Any], family: Family,
     if set(types) == {FULL} and len(set(kinds)) == 1 and keys.lucid_layers is None:
         return config  # all are what attention_type says
     return dataclasses.replace(config, layer_kinds=kinds, sliding_window=window)
+
+
+def _check_switch(given: dict[str, Any], family: Family, where: str) -> None:
+    """Refuse windows that a configuration names and switches off, where no code of the family says which counts.
+
+    Raises:
+        LucidError: ``use_sliding_window`` is false.
+    """
+    if given.get("use_sliding_window") is False and "use_sliding_window" not in family.computed | family.ignored:
+        raise LucidError(
+            f"{where}: layer_types names {SLIDING}, and use_sliding_window is false. Remove use_sliding_window if the "
+            f"model was trained with windows; if not, name those layers {FULL}."
+        )
 
 
 def _full_kinds(config: LucidConfig, keys: _Keys, types: list[str], where: str) -> list[str]:

@@ -35,6 +35,7 @@ def test_layers_are_named_in_two_ways(changes: dict[str, Any], kinds: tuple[str,
         ({**LAYERS, "layer_types": ["full_attention"]}, "layer_types names 1 layers, num_hidden_layers is 2"),
         ({**LAYERS, "layer_types": ["full_attention", "linear"]}, "layer_types names 'linear', which is not supported"),
         ({**LAYERS, "sliding_window": None}, "sliding_window does not say over how many tokens"),
+        ({**LAYERS, "use_sliding_window": False}, "names sliding_attention, and use_sliding_window is false. Remove"),
         ({**LAYERS, "sliding_window": 0}, "sliding_window must be a positive whole number, not 0"),
         ({**LAYERS, "sliding_window": True}, "sliding_window must be a positive whole number, not True"),
         (
