@@ -17,7 +17,7 @@ import openvino
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ROOM = 96  # tokens that a static cache's buffers hold
-SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "SNIPPETS_MODE": "DISABLE", "INFERENCE_NUM_THREADS": 1}
 
 
 def main(directory: Path, case: Path) -> None:

@@ -58,7 +58,7 @@ ROWS = (
     Row(
         "OpenVINO",
         ", ".join(OPENVINO),
-        "inline, growing, and static of `--opset 23`; 2.9e-7",
+        "inline, growing, and static of `--opset 23`, with `SNIPPETS_MODE=DISABLE` ([why](#openvino)); 2.9e-7",
         "Functions. Static caches of opset 24: no `TensorScatter`. 2026.3 gives logits without rows, 2026.2 has no "
         "`RMSNormalization`, older ones refuse `Pad` with axes",
         f"{COMPAT}; `--runtime openvino` in `make test`",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,38 @@ def test_verification_finds_a_fault_in_it(small: Artifact, monkeypatch: pytest.M
     monkeypatch.setattr("lucid_deploy.runtimes.openvino.session.OpenVinoSession", Misplaced)
     run = lucid_deploy("verify", small.directory, "--runtime", "openvino", "--quick", "--steps", "2")
     assert run.exit_code == 1 and "layer 0 K" in run.stderr
+
+
+def test_prompts_of_growing_lengths_are_right(demo: Callable[..., Artifact]) -> None:
+    """OpenVINO's own defaults give logits that are off by 8 from the third prompt on."""
+    artifact = demo(inline=True)
+    ours, other = (open_session(artifact, name, threads=1) for name in ("openvino", "onnxruntime"))
+    for length in range(35, 41):
+        ids = np.random.default_rng(length).integers(3, 120, (1, length))
+        found, expected = ours.empty_cache(), other.empty_cache()
+        np.testing.assert_allclose(ours.prefill(ids, found), other.prefill(ids, expected), rtol=1e-3, atol=1e-3)
+        for mine, theirs in zip(ours.layer_arrays(found), other.layer_arrays(expected), strict=True):
+            np.testing.assert_allclose(mine[1], theirs[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "static", "opset": 23}], ids=["growing", "static"])
+def test_threads_take_turns(exported: Exported, options: dict[str, Any]) -> None:
+    """Each of them gets the numbers that it gets alone."""
+    session = open_session(exported(inline=True, **SMALL, **options)[1], "openvino", threads=1)
+
+    def answered(seed: int) -> Array:
+        ids = np.random.default_rng(seed).integers(0, 97, (1, 20 + seed))
+        cache = session.empty_cache()
+        steps = [session.prefill(ids, cache)]
+        for token in range(8):
+            steps.append(session.decode(np.array([[token]]), cache))
+        return np.concatenate(steps, axis=1)
+
+    alone = [answered(seed) for seed in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(answered, [*range(6)] * 8))
+    for number, found in enumerate(together):
+        np.testing.assert_array_equal(found, alone[number % 6])
 
 
 def test_it_answers_as_onnxruntime_does(small: Artifact) -> None:
