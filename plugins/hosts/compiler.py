@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -14,6 +15,14 @@ from pathlib import Path
 from lucid_deploy.errors import LucidError, spelled_out
 
 COMPILERS = ("g++", "c++", "clang++")
+# What it writes about where it runs, among pages about what it compiles.
+_LACKING = {
+    os.strerror(errno.ENOSPC): "there is no room on that disk.",
+    os.strerror(errno.EDQUOT): "no more of that disk is allowed to you.",
+    "Killed signal terminated program": "the compiler was killed, mostly for want of memory.",
+    "virtual memory exhausted": "the compiler found too little memory, or a limit was set on it.",
+    "out of memory allocating": "the compiler found too little memory, or a limit was set on it.",
+}
 
 
 def find_compiler() -> str:
@@ -56,22 +65,24 @@ def run_compiler(command: Sequence[str], scratch: Path) -> None:
         scratch: A folder for its temporary files, which it leaves if it is killed.
 
     Raises:
-        LucidError: It cannot be run or fails; the message has what it said.
+        LucidError: It cannot be run or fails; the message has what it said, or that room or memory was lacking.
     """
-    environment = {**os.environ, "TMPDIR": str(scratch)}
+    environment = {**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"}  # what it says is read
     try:
         # A group of their own: the compiler starts others, which do not end with it.
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, process_group=0
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, process_group=0
         ) as process:
             try:
-                _, said = process.communicate()
+                said = process.communicate()[1].decode("utf-8", "backslashreplace")
             except BaseException:  # Ctrl-C too
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
     except OSError as error:
         raise LucidError(f"The compiler {command[0]} cannot be run: {error}") from error
+    if process.returncode != 0 and (lacking := next((why for words, why in _LACKING.items() if words in said), None)):
+        raise LucidError(f"The plugin library could not be compiled in {scratch}: {lacking}")
     if process.returncode != 0:
         raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{said.strip()}")
 

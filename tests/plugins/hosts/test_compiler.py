@@ -73,6 +73,22 @@ def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
         run_compiler([str(tmp_path / "none")], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("x.inl:4:1: fatal error: error writing to /t/cc.s: No space left on device", "there is no room on that disk"),
+        ("g++: fatal error: Killed signal terminated program cc1plus", "was killed, mostly for want of memory"),
+        ("cc1plus: out of memory allocating 65536 bytes after a total of 405504 bytes", "too little memory"),
+    ],
+)
+def test_a_compiler_that_lacks_room_or_memory_is_one_line(said: str, why: str, tmp_path: Path) -> None:
+    page = f"x.cpp: \\377\\n{said}\\ncompilation terminated.\\n"
+    text = f"#!/bin/sh\n[ $LC_ALL = C ] || exit 0\nprintf '{page}' >&2\nexit 1\n"
+    with pytest.raises(LucidError, match=f"could not be compiled in .*{why}") as raised:
+        run_compiler([str(program(tmp_path / "bin", "bad", text))], tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_signal_ends_what_the_compiler_has_started(tmp_path: Path) -> None:
     """g++ leaves its compiling to other programs, which do not end with it, and temporary files where it is told."""
     slow = "#!/bin/sh\nsleep 1000 &\necho $! > $TMPDIR/child.new\nmv $TMPDIR/child.new $TMPDIR/child\nwait\n"
