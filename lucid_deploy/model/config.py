@@ -37,6 +37,9 @@ _LARGEST = {
     "max_position_embeddings": 2**31 - 1,
     "original_max_position_embeddings": 2**31 - 1,
 }
+# Keys for which null says something else than a missing key, where a family has a default of its own: no window, a head
+# for each query head, heads that share the width, no tie.
+_NULL_SAYS = frozenset(("sliding_window", "num_key_value_heads", "head_dim", "tie_word_embeddings"))
 # Fields that artifacts of earlier versions lack; their defaults are what those did.
 _ADDED = frozenset(
     (
@@ -264,7 +267,8 @@ def parse_config(raw: dict[str, Any], where: str, assume_unused: Collection[str]
     """
     family = check_keys(raw, where, assume_unused)
     raw = family.normalized(raw, where)
-    given = {**{key: value for key, value in family.defaults.items() if key not in raw}, **raw}
+    unsaid = [key for key in family.defaults if key not in raw or (raw[key] is None and key not in _NULL_SAYS)]
+    given = {**raw, **{key: family.defaults[key] for key in unsaid}}
     file = checked(given, ConfigFile, where)
     _refuse_variants(file, where)
     theta, scaling = parse_rope(file, where)

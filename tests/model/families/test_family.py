@@ -66,3 +66,20 @@ def test_lists_of_layers_fit_the_model() -> None:
     ):
         with pytest.raises(LucidError, match=said):
             listed_types(given, 2, window, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("smollm3", "rope_theta"),
+        ("smollm3", "max_position_embeddings"),
+        ("gemma3_text", "rope_theta"),
+        ("gemma3_text", "num_attention_heads"),
+        ("phi3", "rms_norm_eps"),
+    ],
+)
+def test_null_is_the_familys_default_and_not_llamas(family: str, key: str) -> None:
+    """transformers takes null for none of them: it says no more than a key that is missing."""
+    plain = {name: value for name, value in {**LLAMA, "model_type": family}.items() if name != key}
+    assert getattr(parse(plain), key) != getattr(parse({**plain, "num_attention_heads": 4, "model_type": "llama"}), key)
+    assert parse({**plain, key: None}) == parse(plain)
