@@ -45,7 +45,7 @@ TOKEN_CHARACTERS = 32  # of a text file are read for every token wanted; tokens 
     "--prompt-tokens",
     type=click.IntRange(min=1),
     help="Tokens of the prompts that are made up; fewer if the model's context is too short. Thousands show whether an "
-    "error grows with the text. Default: 300, or 140 with --quick.",
+    "error grows with the text. Default: 250, or 140 with --quick.",
 )
 @click.option(
     "--steps",
@@ -98,13 +98,13 @@ def command(
 ) -> None:
     """Prove that an artifact computes what PyTorch computes.
 
-    Compares logits and every layer's K and Y with the PyTorch model in float64: prefill at once, in chunks, padded and
-    token by token, teacher-forced decoding and free greedy generation, on random, repeated and correlated tokens. The
-    allowed error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of every file is checked
-    too. A quantized artifact is held against the model on its dequantized weights, these against the checkpoint's, and
-    what quantization cost is reported. That model is this toolkit's own: --golden and --against add numbers that others
-    computed. Exit status 1 if anything fails; then, and with --explain or --report, every
-    layer is also run on the inputs that the reference has there, which tells its own error from what it inherits. With
+    Compares logits and every layer's K and Y with the PyTorch model in float64: prefill at once, in chunks, padded, in
+    turns with decoding and token by token, teacher-forced decoding and free greedy generation, on random, repeated and
+    correlated tokens. The allowed error is 4 times what PyTorch itself loses in the artifact's precision. The sha256 of
+    every file is checked too. A quantized artifact is held against the model on its dequantized weights, these against
+    the checkpoint's, and what quantization cost is reported. That model is this toolkit's own: --golden and --against
+    add numbers that others computed. Exit status 1 if anything fails; then, and with --explain or --report, every layer
+    is also run on the inputs that the reference has there, which tells its own error from what it inherits. With
     --kernels both, all of it is done for the library of kernels and for the graph's functions, and both must pass.
 
     Example: lucid-deploy verify ./artifact --report report.html

@@ -6,8 +6,10 @@ solve. Repeated and correlated tokens give keys close to each other, where the s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,12 +17,14 @@ from lucid_deploy.cache.storage import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 
-PROMPT_TOKENS = 300  # crosses the block sizes 128 and 256 and ends inside a block
+# Prompt and steps cross the block sizes 128 and 256 and end inside a block: 256 is crossed by the steps after this
+# prompt, and by prefills where the tokens before the last FEW_STEPS are fed with it.
+PROMPT_TOKENS = 250
 DECODE_STEPS = 32
-# Decoded after a prompt that was fed in pieces or padded. A step is a function of its token and of the cache, and what
-# these ways of feeding left in the cache is compared by itself; one-shot and token by token all steps are decoded. 8 is
-# what a quick verification decodes, and more than the last tokens after which states are compared.
-STEPS_AFTER_PIECES = 8
+# Decoded where others decode them all: a step is a function of its token and of the cache, and what each way of feeding
+# left in the cache is compared by itself. All steps are decoded token by token, and one-shot in the greedy scenario. 8
+# is what a quick verification decodes, and more than the last tokens after which states are compared.
+FEW_STEPS = 8
 PADDING = 5  # padded columns of the padded schedule: not a multiple of anything
 MIN_PROMPT = 8  # when the context is short, decode steps give way before the prompt gets shorter than this
 PATTERN_TOKENS = 7  # period of the repeated pattern
@@ -28,10 +32,16 @@ PATTERN_TOKENS = 7  # period of the repeated pattern
 # be a single draw, and a gate derived from a lucky one too narrow for a correct candidate (seen in 2 or more of 120
 # runs). So that scenario begins with this many other tokens, each twice: as many draws of the same kind of error.
 PAIRED_TOKENS = 16
+ONE_TOKEN = "one token"
 CORRELATED = "correlated"  # name of the scenario whose keys resemble each other: the hardest for the solve
 NEIGHBOURS = 8  # tokens that the correlated scenario draws from
-# Chunk lengths, in turn: one row, less than a block, half a block, one more than that, a whole block and one more.
-AWKWARD_CHUNKS = (1, 7, 64, 65, 2, 129)
+# Chunk lengths, in turn: one row, two, half a block, sevens across the end of a block of 128, half a block and one
+# more, sevens across 256, a whole block and one more.
+AWKWARD_CHUNKS = (1, 2, 64, 44, 7, 7, 7, 7, 65, 44, 7, 7, 7, 129)
+# A conversation's turns, each prefilled and answered: tokens decoded from the first on, across 64, across 128, and
+# behind 256; a prefill of a whole block and one more between them.
+TURNS = ((1, 16), (43, 8), (56, 8), (129, 8))
+EVERY = sys.maxsize  # all tokens that there are
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,9 @@ class Scenario:
         forced: Int64 ``(S,)``, fed one by one after the prompt.
         greedy: Whether ``forced`` is what the reference itself would generate, so that a free run can be compared too.
         one_shot_only: Whether the prompt is fed in one way only: it is one token, and others would be the same.
+        few_draws: Whether its rounding errors are a few draws of luck that most positions share, as where nearly all
+            tokens are one: too few to derive a gate from.
+        alone: Whether it shares no batch: its tokens are as random as another scenario's that does.
     """
 
     name: str
@@ -51,6 +64,8 @@ class Scenario:
     forced: Array
     greedy: bool = False
     one_shot_only: bool = False
+    few_draws: bool = False
+    alone: bool = False
 
     @property
     def length(self) -> int:
@@ -63,6 +78,23 @@ class Scenario:
         return np.concatenate([self.prompt, self.forced])
 
 
+class Part(NamedTuple):
+    """Neighbouring tokens of a prompt that are fed alike.
+
+    Attributes:
+        tokens: Which.
+        decoded: Whether they are decoded one by one; else they are prefilled in one call.
+    """
+
+    tokens: slice
+    decoded: bool = False
+
+    @property
+    def calls(self) -> int:
+        """How often feeding it calls a session."""
+        return self.tokens.stop - self.tokens.start if self.decoded else 1
+
+
 @dataclass(frozen=True)
 class Schedule:
     """One way to feed a prompt. The last forced tokens are decoded one by one.
@@ -70,79 +102,101 @@ class Schedule:
     Attributes:
         name: Short name for reports.
         chunks: Lengths of the prefill calls, used in turn; empty: all at once.
-        token_by_token: Prefill the first token, decode every other one.
+        answers: Tokens decoded after each of these calls, used in turn; empty: none.
         padding: Run two rows at once, one with this many padded columns before the prompt, one with them after it.
         steps: Most tokens that are decoded at the end; forced tokens before them are fed as the prompt is. None: all of
             them are decoded.
+        greedy_only: Whether the greedy scenario alone is fed in this way.
     """
 
     name: str
     chunks: tuple[int, ...] = ()
-    token_by_token: bool = False
+    answers: tuple[int, ...] = ()
     padding: int = 0
     steps: int | None = None
+    greedy_only: bool = False
+
+    @property
+    def one_shot(self) -> bool:
+        """Whether the whole prompt is one prefill without padding."""
+        return not (self.chunks or self.padding)
+
+    @property
+    def token_by_token(self) -> bool:
+        """Whether all tokens but the first are decoded."""
+        return (self.chunks, self.answers) == ((1,), (EVERY,))
+
+    def takes(self, scenario: Scenario) -> bool:
+        """Whether a scenario is fed in this way."""
+        if self.one_shot:
+            return True
+        return scenario.greedy if self.greedy_only else not (scenario.one_shot_only or scenario.alone)
 
     def fed(self, scenario: Scenario) -> Scenario:
-        """Return a scenario with the tokens that are not decoded in its prompt."""
-        if self.steps is None or len(scenario.forced) <= self.steps:
+        """Return a scenario with the tokens that are not decoded in its prompt.
+
+        One-shot, a greedy scenario is decoded in full, since what it generates freely is read off that run, and so is
+        one that is fed in no other way.
+        """
+        full = self.one_shot and (scenario.greedy or scenario.one_shot_only)
+        if self.steps is None or full or len(scenario.forced) <= self.steps:
             return scenario
         ids, prompt = scenario.ids, scenario.length - self.steps
         return replace(scenario, prompt=ids[:prompt], forced=ids[prompt:])
 
-    def parts(self, tokens: int) -> list[slice]:
-        """Return the slices of a prompt that are prefilled, one call each; decoding takes what they leave."""
-        if self.token_by_token:
-            return [slice(0, 1)]
-        parts: list[slice] = []
-        start = 0
+    def parts(self, tokens: int) -> list[Part]:
+        """Return how a prompt of so many tokens is fed, in order."""
+        parts: list[Part] = []
+        start, call = 0, 0
         while start < tokens:
-            size = self.chunks[len(parts) % len(self.chunks)] if self.chunks else tokens
-            parts.append(slice(start, min(start + size, tokens)))
-            start += size
+            chunk = self.chunks[call % len(self.chunks)] if self.chunks else tokens
+            answer = self.answers[call % len(self.answers)] if self.answers else 0
+            for length, decoded in ((chunk, False), (answer, True)):
+                stop = min(start + length, tokens)
+                if stop > start:
+                    parts.append(Part(slice(start, stop), decoded))
+                start = stop
+            call += 1
         return parts
 
     def calls(self, scenario: Scenario) -> int:
         """Return how often a run calls the session, the unit of progress."""
         scenario = self.fed(scenario)
-        decoded = len(scenario.prompt) - 1 if self.token_by_token else 0
-        return len(self.parts(len(scenario.prompt))) + decoded + len(scenario.forced)
+        return sum(part.calls for part in self.parts(len(scenario.prompt))) + len(scenario.forced)
 
 
 ONE_SHOT = Schedule("one-shot")
 SCHEDULES = (
-    ONE_SHOT,
-    Schedule("by 7", chunks=(7,), steps=STEPS_AFTER_PIECES),
-    Schedule("chunks", chunks=AWKWARD_CHUNKS, steps=STEPS_AFTER_PIECES),
-    Schedule("by token", token_by_token=True),
-    Schedule("padded", padding=PADDING, steps=STEPS_AFTER_PIECES),
+    replace(ONE_SHOT, steps=FEW_STEPS),
+    Schedule("chunks", chunks=AWKWARD_CHUNKS, steps=FEW_STEPS),
+    Schedule("by token", chunks=(1,), answers=(EVERY,)),
+    Schedule(
+        "in turns",
+        chunks=tuple(turn for turn, _ in TURNS),
+        answers=tuple(answer for _, answer in TURNS),
+        steps=FEW_STEPS,
+        greedy_only=True,
+    ),
+    Schedule("padded", padding=PADDING, steps=FEW_STEPS),
 )
 
 
 def batches(scenarios: Sequence[Scenario], schedule: Schedule, limit: int | None = None) -> list[list[Scenario]]:
     """Choose which scenarios run as rows of one batch: reading a large model's weights is what takes the time.
 
-    One-shot, every scenario runs alone, and the greedy one always does. So each way to feed tokens is tried on a batch
-    of one and on a batch of several.
+    One-shot, every scenario runs alone. With the greedy one, which prefill and decoding in turns has for itself, each
+    graph is so tried on a batch of one, with and without a cache behind it; in the other ways all share a batch.
 
     Args:
-        scenarios: All of them.
+        scenarios: All of them; those that this schedule does not take are left out.
         schedule: How they are fed.
         limit: Most rows that the runtime takes; None: any number.
     """
     rows = 2 if schedule.padding else 1
     most = len(scenarios) if limit is None else max(1, limit // rows)
-    groups: dict[tuple[int, int], list[list[Scenario]]] = {}
-    found: list[list[Scenario]] = []
-    for scenario in scenarios:
-        if scenario.greedy or schedule == ONE_SHOT:
-            found.append([scenario])
-            continue
-        filled = groups.setdefault((len(scenario.prompt), len(scenario.forced)), [])
-        if not filled or len(filled[-1]) == most:
-            filled.append([])
-            found.append(filled[-1])
-        filled[-1].append(scenario)
-    return found
+    most = 1 if schedule.one_shot else most
+    taken = [scenario for scenario in scenarios if schedule.takes(scenario)]
+    return [group[start : start + most] for group in equal_lengths(taken) for start in range(0, len(group), most)]
 
 
 def equal_lengths(scenarios: Sequence[Scenario]) -> list[list[Scenario]]:
@@ -201,11 +255,11 @@ def synthetic_scenarios(
     total, rng = prompt + steps, np.random.default_rng(seed)
     sequences = {
         "random": rng.integers(config.vocab_size, size=total),
-        "one token": _one_token(rng, config.vocab_size, prompt, total),
+        ONE_TOKEN: _one_token(rng, config.vocab_size, prompt, total),
         "pattern": np.resize(rng.integers(config.vocab_size, size=PATTERN_TOKENS), total),
         CORRELATED: rng.choice(_neighbours(rng, config.vocab_size, embeddings), size=total),
     }
-    return [Scenario(name, ids[:prompt], ids[prompt:]) for name, ids in sequences.items()]
+    return [Scenario(name, ids[:prompt], ids[prompt:], few_draws=name == ONE_TOKEN) for name, ids in sequences.items()]
 
 
 def greedy_prompt(

@@ -37,6 +37,7 @@ class VerificationWork:
         head: Elements of the head.
         layers: Number of layers.
         sequences: Token sequences.
+        shared: Those of them that share batches.
         prompt: Tokens of a prompt.
         steps: Tokens decoded after it.
     """
@@ -45,6 +46,7 @@ class VerificationWork:
     head: int
     layers: int
     sequences: int
+    shared: int
     prompt: int
     steps: int
 
@@ -60,27 +62,40 @@ class VerificationWork:
         """Yield the calls of sequences fed as rows of one batch."""
         rows *= 2 if schedule.padding else 1
         steps = self.steps if schedule.steps is None else min(self.steps, schedule.steps)
-        prompt = self.prompt + self.steps - steps
-        parts = schedule.parts(prompt)
-        for part in parts:
-            yield rows * (part.stop - part.start), rows
-        for _ in range(prompt - parts[-1].stop + steps):
+        for part in schedule.parts(self.prompt + self.steps - steps):
+            length = part.tokens.stop - part.tokens.start
+            for _ in range(part.calls):
+                yield rows * length // part.calls, rows
+        for _ in range(steps):
             yield rows, rows
 
     def one_by_one(self, schedules: Sequence[Schedule]) -> Iterator[tuple[int, int]]:
-        """Yield the candidate's calls: one-shot every sequence alone, else the greedy one alone and one batch."""
+        """Yield the candidate's calls: one-shot every sequence alone, the greedy one in full, else one batch."""
         for schedule in schedules:
-            alone = self.sequences if schedule == ONE_SHOT else 1
-            for _ in range(alone):
-                yield from self.calls(schedule, 1)
-            if alone < self.sequences:
-                yield from self.calls(schedule, self.sequences - alone)
+            if schedule.one_shot:
+                yield from self.calls(ONE_SHOT, 1)
+                for _ in range(self.sequences - 1):
+                    yield from self.calls(schedule, 1)
+            else:
+                yield from self.calls(schedule, 1 if schedule.greedy_only else self.shared)
 
 
 def work_of(
-    artifact: Artifact, source: Checkpoint, extent: VerificationExtent, outside: OutsideReferences | None = None
+    artifact: Artifact,
+    source: Checkpoint,
+    extent: VerificationExtent,
+    outside: OutsideReferences | None = None,
+    prompt_given: bool = False,
 ) -> VerificationWork:
-    """Return what a verification of an artifact runs; sequences of a golden file count as those that are made up."""
+    """Return what a verification of an artifact runs; sequences of a golden file count as those that are made up.
+
+    Args:
+        artifact: What is verified.
+        source: Its checkpoint.
+        extent: How much is run.
+        outside: What else it is verified against.
+        prompt_given: Whether the greedy sequence's prompt is the user's, which is fed in every way.
+    """
     config = artifact.config
     counts = {name: math.prod(shape) for name, shape in source.stored_shapes().items()}
     table = config.vocab_size * config.hidden_size
@@ -90,7 +105,8 @@ def work_of(
     prompt, steps = fit_lengths(config.max_position_embeddings, extent.steps, extent.prompt_tokens)
     weights = max(sum(counts.values()) - tables, 1)
     more = [] if outside is None else outside.scenarios(config, extent)
-    return VerificationWork(weights, table, config.num_hidden_layers, len(chosen) + 1 + len(more), prompt, steps)
+    shared = len(chosen) + len(more)
+    return VerificationWork(weights, table, config.num_hidden_layers, shared + 1, shared + prompt_given, prompt, steps)
 
 
 def planned_phases(
@@ -114,7 +130,7 @@ def planned_phases(
     rounds = cache_dtype != dtype or artifact.config.has_narrow_states
     extent = extent.with_all_steps() if rounds else extent
     runtime = find_runtime(options.runtime.runtime).name
-    work = work_of(artifact, source, extent, outside)
+    work = work_of(artifact, source, extent, outside, options.prompt is not None)
     size = (work.weights + work.head) * 4 / speed.memory
     double, single = (speed.float64, speed.memory, 8), (speed.float32, speed.memory, 4)
     at_once = [(work.sequences * (work.prompt - 1), work.sequences), (work.sequences * (work.steps + 1),) * 2]

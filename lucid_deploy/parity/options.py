@@ -18,7 +18,7 @@ class VerifyOptions:
         checkpoint: The checkpoint to hold the artifact against; None: the one that its manifest names.
         runtime: What runs the artifact, and how.
         steps: Decode steps after each prompt; None: 32, or 8 if it is quick.
-        prompt_tokens: Tokens of every prompt that is made up; None: 300, or 140 if it is quick.
+        prompt_tokens: Tokens of every prompt that is made up; None: 250, or 140 if it is quick.
         seed: For the random tokens.
         prompt: A real prompt, as text or as token ids ``(P,)``, that the reference continues; None: random tokens.
         tolerance: A gate set by hand for every tensor; None: gates derived from PyTorch.

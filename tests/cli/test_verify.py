@@ -238,8 +238,8 @@ def test_a_quick_run_says_what_it_left_out(exported, tmp_path):
     assert {s["decode_steps"] for s in data["scenarios"]} == {8}
     words = " ".join(result.stdout.split())
     assert words.index("Parts of a whole verification were left out") < words.index("worst case of each tensor")
-    assert "Prompts are not fed by 7 or by token" in words
-    assert "Prompts are not fed by 7 or by token" in page.read_text() and len(data["left_out"]) == 5
+    assert "Prompts are not fed by token or in turns" in words
+    assert "Prompts are not fed by token or in turns" in page.read_text() and len(data["left_out"]) == 5
 
 
 def test_a_quick_run_finds_a_fault_too(exported, tmp_path):

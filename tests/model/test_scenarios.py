@@ -1,5 +1,7 @@
 """Scenarios are repeatable, fit the context, and hold what they promise; schedules cover every token once."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def test_equal_seeds_give_equal_tokens():
 def test_what_the_scenarios_hold():
     scenarios = {s.name: s for s in synthetic_scenarios(small_config(), steps=32)}
     tokens = {name: np.concatenate([s.prompt, s.forced]) for name, s in scenarios.items()}
-    assert all(len(s.prompt) == 300 and len(s.forced) == 32 for s in scenarios.values())
+    assert all(len(s.prompt) == 250 and len(s.forced) == 32 for s in scenarios.values())
     assert all((ids >= 0).all() and (ids < VOCAB).all() for ids in tokens.values())
     assert len(set(tokens["random"])) > 50
     assert len(set(tokens["one token"][32:])) == 1
@@ -55,10 +57,10 @@ def test_correlated_tokens_are_neighbours_in_the_embedding():
 @pytest.mark.parametrize(
     ("limit", "steps", "expected"),
     [
-        (2048, 32, (300, 32)),
-        (2048, 100, (300, 100)),
-        (337, 32, (300, 32)),
-        (336, 32, (299, 32)),
+        (2048, 32, (250, 32)),
+        (2048, 100, (250, 100)),
+        (287, 32, (250, 32)),
+        (286, 32, (249, 32)),
         (64, 32, (27, 32)),
         (40, 32, (8, 27)),  # a longer prompt is worth more than the last decode steps
         (7, 32, (1, 1)),
@@ -88,15 +90,68 @@ def test_a_real_prompt_that_does_not_fit(length):
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 7, 8, 35, 300])
-@pytest.mark.parametrize("schedule", [s for s in SCHEDULES if not s.token_by_token], ids=lambda s: s.name)
-def test_chunks_cover_every_token_once(schedule, tokens):
-    covered = [i for part in schedule.parts(tokens) for i in range(tokens)[part]]
-    assert covered == list(range(tokens))
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
+def test_parts_cover_every_token_once(schedule, tokens):
+    parts = schedule.parts(tokens)
+    assert [i for part in parts for i in range(tokens)[part.tokens]] == list(range(tokens))
+    assert not parts[0].decoded and all(part.calls for part in parts)
 
 
 def test_chunk_sizes_take_turns():
     parts = Schedule("", chunks=(1, 7, 64)).parts(100)
-    assert [part.stop - part.start for part in parts] == [1, 7, 64, 1, 7, 20]
+    assert [part.tokens.stop - part.tokens.start for part in parts] == [1, 7, 64, 1, 7, 20]
+
+
+def test_turns_are_prefilled_and_answered():
+    parts = Schedule("", chunks=(5, 2), answers=(3, 1)).parts(14)
+    assert [(part.tokens.start, part.tokens.stop, part.decoded) for part in parts] == [
+        (0, 5, False),
+        (5, 8, True),
+        (8, 10, False),
+        (10, 11, True),
+        (11, 14, False),
+    ]
+
+
+def named(name):
+    return next(schedule for schedule in SCHEDULES if schedule.name == name)
+
+
+def test_token_by_token_every_token_but_the_first_is_decoded():
+    assert [(part.calls, part.decoded) for part in named("by token").parts(300)] == [(1, False), (299, True)]
+    assert [schedule.name for schedule in SCHEDULES if schedule.token_by_token] == ["by token"]
+
+
+def feeds(schedule, greedy):
+    """The positions at which a whole scenario is decoded, and the slices that are prefilled."""
+    prompt, steps = fit_lengths(2048)
+    fed = schedule.fed(Scenario("", np.arange(prompt), np.arange(steps), greedy=greedy))
+    parts = schedule.parts(len(fed.prompt))
+    decoded = {i for part in parts if part.decoded for i in range(2048)[part.tokens]}
+    return decoded | set(range(len(fed.prompt), fed.length)), [part.tokens for part in parts if not part.decoded]
+
+
+@pytest.mark.parametrize("block", [128, 256])
+def test_both_graphs_cross_the_ends_of_blocks_alone_and_with_a_cache_behind(block):
+    """In a batch of one, that is one-shot and in turns; several rows go by token and in chunks."""
+    alone = [feeds(schedule, True) for schedule in SCHEDULES if schedule.one_shot or schedule.greedy_only]
+    assert any({block - 1, block} <= decoded for decoded, _ in alone)
+    prefilled = [part for _, parts in alone for part in parts]
+    prefilled += feeds(SCHEDULES[0], False)[1]
+    assert any(part.start < block < part.stop for part in prefilled)
+    assert any(0 < part.start < block < part.stop for part in feeds(named("chunks"), False)[1])
+    assert {block - 1, block} <= feeds(named("by token"), False)[0]
+
+
+def test_the_greedy_scenario_alone_is_fed_in_turns():
+    greedy = Scenario("", np.arange(3), np.arange(3), greedy=True)
+    other = Scenario("", np.arange(3), np.arange(3))
+    once = Scenario("", np.arange(3), np.arange(3), one_shot_only=True)
+    made = replace(greedy, alone=True)  # not a prompt that the user gave
+    taken = {schedule.name: [schedule.takes(each) for each in (greedy, made, other, once)] for schedule in SCHEDULES}
+    assert taken.pop("one-shot") == [True, True, True, True]
+    assert taken.pop("in turns") == [True, True, False, False]
+    assert set(map(tuple, taken.values())) == {(True, False, True, False)}
 
 
 @pytest.mark.parametrize(("steps", "decoded"), [(20, 8), (8, 8), (3, 3)])
@@ -108,5 +163,9 @@ def test_tokens_that_are_not_decoded_are_fed_with_the_prompt(steps, decoded):
     assert Schedule("", chunks=(7,), steps=8).calls(scenario) == -(-(10 + steps - decoded) // 7) + decoded
 
 
-def test_one_shot_and_token_by_token_all_steps_are_decoded():
-    assert [schedule.name for schedule in SCHEDULES if schedule.steps is None] == ["one-shot", "by token"]
+def test_all_steps_are_decoded_token_by_token_and_one_shot_where_they_are_read_off_it():
+    assert [schedule.name for schedule in SCHEDULES if schedule.steps is None] == ["by token"]
+    for changes in ({"greedy": True}, {"one_shot_only": True}):
+        scenario = Scenario("", np.arange(10), np.arange(20), **changes)
+        whole = [schedule.name for schedule in SCHEDULES if len(schedule.fed(scenario).forced) == 20]
+        assert whole == ["one-shot", "by token"]

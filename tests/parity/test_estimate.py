@@ -63,7 +63,7 @@ def test_the_candidates_calls_are_those_that_are_made(exported, extent):
         if extent.scenarios is None or item.name in extent.scenarios
     ]
     name, ids, _ = greedy_prompt(config, extent.steps, 0, None, extent.prompt_tokens)
-    scenarios.append(Scenario(name, ids, scenarios[0].forced, greedy=True))
+    scenarios.append(Scenario(name, ids, scenarios[0].forced, greedy=True, alone=True))
     calls = sum(s.calls(group[0]) for s in extent.schedules for group in batches(scenarios, s))
     assert len(list(work.one_by_one(extent.schedules))) == calls
 

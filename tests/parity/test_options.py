@@ -19,4 +19,4 @@ def test_prompts_are_as_long_as_they_are_asked_for():
     extent = VerifyOptions(quick=True, prompt_tokens=4096).extent
     assert (extent.prompt_tokens, extent.steps, extent.schedules) == (4096, QUICK.steps, QUICK.schedules)
     assert not any(sentence.startswith("Prompts have") for sentence in extent.left_out())
-    assert "Prompts have 99 tokens at most, not 300" in next(VerifyOptions(prompt_tokens=99).extent.left_out())
+    assert "Prompts have 99 tokens at most, not 250" in next(VerifyOptions(prompt_tokens=99).extent.left_out())

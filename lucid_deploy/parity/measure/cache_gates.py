@@ -118,9 +118,9 @@ def derive(
         sizes[part] = {}
         for tensor, whole in judged.items():
             seen = zero_errors(reference.tensors[tensor].values, tensor.accumulated) > gates[tensor].limit  # (T,)
-            chosen = np.arange(rows.start, rows.stop)[seen[rows]]
+            chosen = rows[seen[rows]]
             least = floor if len(chosen) else VACUOUS
-            chosen = chosen if len(chosen) else np.arange(rows.start, rows.stop)
+            chosen = chosen if len(chosen) else rows
             target, actual = whole.values[:, chosen], trace.tensors[tensor].values[:, chosen]
             own = float(np.abs(size_factors(actual, target) - 1).max())
             expected = _relative_error(actual, target) / math.sqrt(min(len(chosen), INDEPENDENT))
@@ -163,11 +163,14 @@ def size_factors(actual: Array, rounded: Array) -> Array:
     return np.where((square == 0) & (flat == 0).all(axis=1), 1.0, shares)
 
 
-def _parts(scenario: Scenario, schedule: Schedule) -> dict[str, slice]:
-    """Return the positions that each graph writes: padding is not counted."""
-    prefilled = 1 if schedule.token_by_token else len(schedule.fed(scenario).prompt)
-    parts = {"prefilled": slice(0, prefilled), "decoded": slice(prefilled, scenario.length)}
-    return {name: rows for name, rows in parts.items() if rows.stop > rows.start}
+def _parts(scenario: Scenario, schedule: Schedule) -> dict[str, Array]:
+    """Return the positions that each graph writes, in order: padding is not counted."""
+    fed = schedule.fed(scenario)
+    decoded = np.ones(scenario.length, dtype=bool)
+    for part in schedule.parts(len(fed.prompt)):
+        decoded[part.tokens] = part.decoded
+    parts = {"prefilled": np.flatnonzero(~decoded), "decoded": np.flatnonzero(decoded)}
+    return {name: rows for name, rows in parts.items() if len(rows)}
 
 
 def _one_code(rounded: Array, step: float) -> float:

@@ -45,7 +45,8 @@ def measure(
     schedules = targets.extent.schedules if schedules is None else schedules
     scenarios = [target.scenario for target in targets.items]
     total = _calls(scenarios, schedules, session.batch_limit)
-    alone = [] if ONE_SHOT in schedules else [scenario for scenario in scenarios if scenario.greedy]
+    one_shot = any(schedule.one_shot for schedule in schedules)
+    alone = [] if one_shot else [scenario for scenario in scenarios if scenario.greedy]
     total += sum(map(ONE_SHOT.calls, alone))
     total += sum(given_cache.calls(session, target.scenario) for target in targets.items if target.given)
     meter = CallCounter(progress, phases.candidate(session.runtime, session.dtype), total)
@@ -55,7 +56,7 @@ def measure(
     for schedule in schedules:
         for target, trace in _recorded(session, targets.items, schedule, meter):
             found[target.scenario.name] += _compare(trace, target, schedule)
-            if schedule == ONE_SHOT and target.scenario.greedy:
+            if schedule.one_shot and target.scenario.greedy:
                 forced[target.scenario.name] = _logits(trace)
     forced |= {scenario.name: _logits(record(session, scenario, tick=meter.tick)) for scenario in alone}
     for target in targets.items:
@@ -100,8 +101,8 @@ def _recorded(
     session: Session[Any], targets: Sequence[Target], schedule: Schedule, meter: CallCounter
 ) -> Iterator[tuple[Target, Trace]]:
     """Run all scenarios in one schedule, some together; yield every target, in their order, with what was computed."""
-    scenarios, traces = _fed([target.scenario for target in targets], schedule), {}
-    for batch in batches(scenarios, schedule, session.batch_limit):
+    traces: dict[str, Trace] = {}
+    for batch in batches([target.scenario for target in targets], schedule, session.batch_limit):
         found = record_together(session, batch, schedule, meter.tick)
         traces.update({scenario.name: trace for scenario, trace in zip(batch, found, strict=True)})
     for target in targets:
@@ -109,14 +110,9 @@ def _recorded(
             yield target, traces.pop(target.scenario.name)
 
 
-def _fed(scenarios: Sequence[Scenario], schedule: Schedule) -> list[Scenario]:
-    """Return the scenarios that are fed in this way."""
-    return [scenario for scenario in scenarios if schedule == ONE_SHOT or not scenario.one_shot_only]
-
-
 def _calls(scenarios: Sequence[Scenario], schedules: Sequence[Schedule], limit: int | None) -> int:
     """Return how often :func:`_recorded` calls a session in all these schedules."""
-    groups = ((way, group) for way in schedules for group in batches(_fed(scenarios, way), way, limit))
+    groups = ((way, group) for way in schedules for group in batches(scenarios, way, limit))
     return sum(schedule.calls(group[0]) for schedule, group in groups)
 
 

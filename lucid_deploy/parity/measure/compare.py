@@ -213,13 +213,14 @@ def _feed(
     pairs = [_padded(scenario.prompt, schedule.padding) for scenario in scenarios]
     prompt, mask = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))  # (B, N) each
     cache, each = session.empty_cache(len(prompt)), len(prompt) // len(scenarios)
-    parts = schedule.parts(prompt.shape[1])
-    for part in parts:
-        logits = session.prefill(prompt[:, part], cache, mask[:, part])
-        tick()
-    for token in prompt[:, parts[-1].stop :].T:
-        logits = session.decode(token[:, None], cache)
-        tick()
+    for tokens, decoded in schedule.parts(prompt.shape[1]):
+        if decoded:
+            for token in prompt[:, tokens].T:
+                logits = session.decode(token[:, None], cache)
+                tick()
+        else:
+            logits = session.prefill(prompt[:, tokens], cache, mask[:, tokens])
+            tick()
     free = np.array([choose and scenario.greedy for scenario in scenarios])
     steps, fed, states = [logits], [], []
     kept = _snapshots(session, len(scenarios[0].forced))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lucid_deploy.model.scenarios import SCHEDULES
 from lucid_deploy.parity.measure.compare import TensorId
 from lucid_deploy.parity.measure.gate import Comparison
 
@@ -44,11 +45,12 @@ class Coverage:
 def unproven(comparisons: Iterable[Comparison]) -> tuple[TensorId, ...]:
     """Return the tensors that were not judged in any scenario of some schedule: passing there proves nothing.
 
-    Each reference counts for itself. Generating freely does not count, since it is one scenario alone.
+    Each reference counts for itself. What one scenario alone is run in does not count: generating freely, and turns.
     """
+    single = {FREE_RUNNING, *(schedule.name for schedule in SCHEDULES if schedule.greedy_only)}
     best: dict[tuple[TensorId, str, str], bool] = {}
     for item in comparisons:
-        if item.schedule != FREE_RUNNING:
+        if item.schedule not in single:
             key = (item.tensor, item.schedule, item.against)
             best[key] = best.get(key, False) or item.judged
     return tuple(sorted({tensor for (tensor, _, _), judged in best.items() if not judged}))

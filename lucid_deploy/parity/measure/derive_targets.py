@@ -99,7 +99,8 @@ def _scenarios(
     name, ids, steps = greedy_prompt(config, extent.steps, seed, prompt, extent.prompt_tokens)
     made = synthetic_scenarios(config, extent.steps, seed, embeddings, extent.prompt_tokens)
     chosen = [scenario for scenario in made if extent.scenarios is None or scenario.name in extent.scenarios]
-    return [*chosen, Scenario(name, ids, np.zeros(steps, dtype=np.int64), greedy=True)]
+    forced = np.zeros(steps, dtype=np.int64)
+    return [*chosen, Scenario(name, ids, forced, greedy=True, alone=prompt is None)]
 
 
 def _draft(session: Session[Any], scenarios: list[Scenario], progress: Progress | None) -> Recorded:
@@ -160,12 +161,13 @@ def _in_order(found: Recorded, scenarios: Sequence[Scenario]) -> Recorded:
 def _gates_of(
     scenario: Scenario, own: dict[TensorId, Gate], every: Sequence[dict[TensorId, Gate]], extent: VerificationExtent
 ) -> dict[TensorId, Gate]:
-    """Return a scenario's gates: its own, or, where it may be too short for those, the widest of all scenarios.
+    """Return a scenario's gates: its own, or, where it has too few draws for those, the widest of all scenarios.
 
     The largest of few errors is a poor measure of what rounding may cost. So scenarios that are few and short, as a
     quick verification's are, share their gates.
     """
-    if extent.has_all_sequences and not scenario.greedy and scenario.length >= 2 * MIN_PROMPT:
+    few = scenario.greedy or scenario.few_draws or scenario.length < 2 * MIN_PROMPT
+    if extent.has_all_sequences and not few:
         return own
     return {tensor: gate if own[tensor].judges else own[tensor] for tensor, gate in widest(every).items()}
 
@@ -216,12 +218,12 @@ def _add_schedules(
 ) -> list[Target]:
     """Give each schedule gates of its own: with a cache that rounds, the way a prompt is fed matters."""
     schedules = extent.schedules
-    others = [schedule for schedule in schedules if schedule != ONE_SHOT]
+    others = [schedule for schedule in schedules if not schedule.one_shot]
     total = sum(schedule.calls(group[0]) for schedule in others for group in _groups(targets))
     total += sum(given_cache.calls(session, target.scenario) for target in targets)
     meter = CallCounter(progress, phases.schedules(session.dtype, session.cache_dtype), total)
     for schedule in schedules:
-        traces = one_shot if schedule == ONE_SHOT else _recorded_together(session, targets, schedule, meter)
+        traces = one_shot if schedule.one_shot else _recorded_together(session, targets, schedule, meter)
         found = [
             cache_gates.derive(
                 session,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, PROMPT_TOKENS, SCHEDULES, Schedule
+from lucid_deploy.model.scenarios import CORRELATED, DECODE_STEPS, ONE_TOKEN, PROMPT_TOKENS, SCHEDULES, Schedule
+
+BLOCK = 256  # the largest of the blocks that graphs and kernels go by
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class VerificationExtent:
     def left_out(self) -> Iterator[str]:
         """Yield what more a whole verification does, one sentence each; nothing if this is one."""
         if self.prompt_tokens < PROMPT_TOKENS:
-            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}: no block of 256 is crossed."
+            crossed = "" if self.prompt_tokens + self.steps > BLOCK else f": no block of {BLOCK} is crossed"
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}{crossed}."
         if self.steps < DECODE_STEPS:
             yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
         if self.scenarios is not None:
@@ -63,6 +66,6 @@ QUICK = VerificationExtent(
     prompt_tokens=140,
     steps=8,
     schedules=tuple(schedule for schedule in SCHEDULES if schedule.name in ("one-shot", "chunks", "padded")),
-    scenarios=("one token", CORRELATED),
+    scenarios=(ONE_TOKEN, CORRELATED),
     explained=1,
 )

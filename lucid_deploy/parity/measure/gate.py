@@ -12,7 +12,8 @@ every position of the candidate, in every schedule. Different schedules are the 
 about 1e-13, so one reference serves them all.
 
 The scenario that continues a prompt greedily can be a few tokens, of which the last repeats, and all scenarios are a
-few tokens if the model's context is: too few draws of that luck. Their gates are the widest of all scenarios.
+few tokens if the model's context is: too few draws of that luck. So has the one of which nearly all tokens are one:
+where a few rows amplify errors, that is what all later rows read. Their gates are the widest of all scenarios.
 
 **What a gate can judge.** The answer that knows nothing is a tensor of zeros. Its error at a position is
 ``‖reference‖ / scale``, which is 1 for K, for logits and for a size, and at most 1 for Y, whose scale is the largest
@@ -199,9 +200,8 @@ def compare_rows(
         scenario: Name, for the report.
         schedule: Name, for the report.
     """
-    errors = position_errors(actual.values, reference.values, tensor.accumulated)
+    metrics, errors = tensor_metrics(actual.values, reference.values, tensor.accumulated)
     failed = _first_beyond(errors, gate)
-    metrics = tensor_metrics(actual.values, reference.values, tensor.accumulated)
     return Comparison(
         scenario=scenario,
         schedule=schedule,

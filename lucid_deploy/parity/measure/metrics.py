@@ -99,14 +99,23 @@ def position_errors(actual: Array, reference: Array, accumulated: bool = False) 
         Float64 ``(T,)``, the worst of the batch rows. NaN where a value is NaN; where the scale is zero, 0 if the
         actual row is zero too, else infinity.
     """
-    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+    return _errors(actual.astype(np.float64) - reference, reference, accumulated)
+
+
+def _errors(difference: Array, reference: Array, accumulated: bool) -> Array:
+    """As :func:`position_errors`, of ``actual − reference``, float64 ``(B, T, F)``."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        difference = np.linalg.norm(actual - reference, axis=-1)  # (B, T)
-        scale = np.linalg.norm(reference, axis=-1)  # (1, T)
+        distance = _norms(difference)  # (B, T)
+        scale = _norms(reference.astype(np.float64))  # (1, T)
         if accumulated:
             scale = np.maximum.accumulate(scale, axis=-1)
-        errors = np.where((scale == 0) & (difference == 0), 0.0, difference / scale)
-    return errors.max(axis=0)  # max keeps NaN
+        errors = np.where((scale == 0) & (distance == 0), 0.0, distance / scale)
+    return np.asarray(errors.max(axis=0))  # max keeps NaN
+
+
+def _norms(rows: Array) -> Array:
+    """Return the L2 norms of the last axis, without another array of the rows' size."""
+    return np.asarray(np.sqrt(np.einsum("...f,...f->...", rows, rows)))
 
 
 def zero_errors(reference: Array, accumulated: bool = False) -> Array:
@@ -116,30 +125,32 @@ def zero_errors(reference: Array, accumulated: bool = False) -> Array:
         reference: ``(1, T, F)``.
         accumulated: Which scale.
     """
-    norms = np.linalg.norm(reference[0].astype(np.float64), axis=-1)  # (T,)
+    norms = _norms(reference[0].astype(np.float64))  # (T,)
     scale = np.maximum.accumulate(norms) if accumulated else norms
     return np.divide(norms, scale, out=np.zeros_like(norms), where=scale > 0)
 
 
-def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> TensorMetrics:
-    """Return the errors of a tensor; arguments as :func:`position_errors`."""
-    errors = position_errors(actual, reference, accumulated)
+def tensor_metrics(actual: Array, reference: Array, accumulated: bool = False) -> tuple[TensorMetrics, Array]:
+    """Return the errors of a tensor and :func:`position_errors`; arguments as there."""
     actual, reference = actual.astype(np.float64), reference.astype(np.float64)
     flat, target = actual.reshape(actual.shape[0], -1), reference.reshape(-1)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        difference, norm = np.linalg.norm(flat - target, axis=1), np.linalg.norm(target)
+        off = flat - target
+        difference, norm = _norms(off), _norms(target)
         relative = np.where((norm == 0) & (difference == 0), 0.0, difference / norm)
         # Unit vectors first: the product of two large norms may overflow where the cosine does not.
-        cosine = (flat / np.linalg.norm(flat, axis=1, keepdims=True)) @ (target / norm)
-        max_abs = np.abs(flat - target).max()
+        cosine = (flat / _norms(flat)[:, None]) @ (target / norm)
+        max_abs = np.abs(off).max()
+    errors = _errors(off.reshape(actual.shape), reference, accumulated)
     worst = int(np.argmax(np.where(np.isnan(errors), np.inf, errors)))
-    return TensorMetrics(
+    metrics = TensorMetrics(
         max_abs=float(max_abs),
         relative_l2=float(relative.max()),
         cosine=float(cosine.min()),
         worst_position_error=float(errors[worst]),
         worst_position=worst,
     )
+    return metrics, errors
 
 
 def kl_divergence(actual: Array, reference: Array) -> Array:

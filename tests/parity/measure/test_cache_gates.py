@@ -79,7 +79,7 @@ def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cach
     checkpoint, artifact = exported(dtype, cache=cache, cache_dtype=cache_dtype)
     report = check(short(open_session(artifact)), targets_of(checkpoint, dtype, cache_dtype))
     sizes = [item for item in report.comparisons if "size of" in item.schedule]
-    assert report.passed and len(sizes) == 5 * 5 * 2 * 2 * 2  # scenarios, schedules, parts, layers, K and Y
+    assert report.passed and len(sizes) == (4 * 4 + 2) * 2 * 2 * 2  # scenarios by schedules, parts, layers, K and Y
     given = [item for item in report.comparisons if "given rows" in item.schedule]
     assert len(given) == 5 * 2  # scenarios, graphs
     assert max(item.severity for item in report.comparisons) < 0.7
@@ -190,7 +190,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
     assert report.passed and report.coverage.unjudged == len(unjudged) > 0
     assert "one token" in {item.scenario for item in unjudged} <= {"one token", "pattern"}  # both repeat tokens
     assert all("size of decoded rows" in item.schedule and str(item.tensor).endswith("Y") for item in unjudged)
-    assert max(item.gate.limit for item in unjudged) > 1e6
+    assert max(item.gate.limit for item in unjudged) > 10  # nothing near it could fail
     assert f"{len(unjudged)} more could not be judged" in report.verdict()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.model.scenarios import ONE_SHOT, SCHEDULES, Scenario, batches, synthetic_scenarios
+from lucid_deploy.model.scenarios import SCHEDULES, Scenario, batches, synthetic_scenarios
 from lucid_deploy.parity.measure.compare import (
     TensorId,
     record,
@@ -40,20 +40,23 @@ def test_one_prefill_of_everything_is_what_decoding_gives(exact, scenarios):
         assert_same(record_at_once(exact, scenario), record(exact, scenario))
 
 
-def test_the_greedy_scenario_and_one_shot_run_alone(scenarios):
+def test_one_shot_and_in_turns_scenarios_run_alone_else_together(scenarios):
     greedy = Scenario("greedy", scenarios[0].prompt, scenarios[0].forced, greedy=True)
     every = [*scenarios, greedy]
     for schedule in SCHEDULES:
         groups = batches(every, schedule)
-        names = sorted(item.name for group in groups for item in group)
-        assert names == sorted(item.name for item in every)
-        assert [greedy] in groups
-        assert max(map(len, groups)) == (1 if schedule == ONE_SHOT else 4)
+        if schedule.greedy_only:
+            assert groups == [[greedy]]
+        else:
+            assert groups == ([[item] for item in every] if schedule.one_shot else [every])
 
 
 @pytest.mark.parametrize(("limit", "rows"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 3), (8, 4)])
 def test_batches_keep_to_what_a_runtime_takes(scenarios, limit, rows):
     for schedule in SCHEDULES[1:]:
+        if schedule.greedy_only:
+            assert batches(scenarios, schedule, limit) == []  # none of them is
+            continue
         most = max(1, rows if schedule.padding else min(limit, 4))
         assert max(map(len, batches(scenarios, schedule, limit))) == most
 

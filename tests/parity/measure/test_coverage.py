@@ -1,6 +1,7 @@
 """How much of a verification was judged."""
 
 import numpy as np
+import pytest
 
 from lucid_deploy.parity.measure.compare import TensorId, TensorRows
 from lucid_deploy.parity.measure.coverage import FREE_RUNNING, Coverage, unproven
@@ -36,5 +37,6 @@ def test_each_way_of_feeding_must_be_judged_somewhere():
     assert unproven([*items, comparison(K0, 0.1, "correlated", "by token")]) == ()
 
 
-def test_generating_freely_is_one_scenario_alone_and_need_not_be_judged():
-    assert unproven([comparison(K0, 0.5), comparison(K0, 2.0, schedule=FREE_RUNNING)]) == ()
+@pytest.mark.parametrize("schedule", [FREE_RUNNING, "in turns"])
+def test_what_one_scenario_alone_is_run_in_need_not_be_judged(schedule):
+    assert unproven([comparison(K0, 0.5), comparison(K0, 2.0, schedule=schedule)]) == ()

@@ -56,9 +56,21 @@ def test_a_scenario_of_few_tokens_takes_the_widest_gate(model):
     targets = prepare(*sources, steps=8, prompt=np.array([1, 2, 3]))
     *others, short = targets.items
     assert short.scenario.name == "prompt"
-    for tensor, gate in short.gates.items():
-        assert gate.limit >= max(target.gates[tensor].limit for target in others)
-    assert len({target.gates[Y0] for target in others}) == len(others)  # the others keep their own
+    one_token = next(target for target in others if target.scenario.few_draws)
+    for tensor in short.gates:
+        widest = max(target.gates[tensor].limit for target in others)
+        assert min(short.gates[tensor].limit, one_token.gates[tensor].limit) >= widest
+    own = [target.gates[Y0] for target in others if target is not one_token]
+    assert len(set(own)) == len(own) == 3  # these keep theirs
+
+
+def test_one_token_over_and_over_has_the_gates_of_all(model, targets):
+    """Where few rows amplify errors its own gate is luck: seen, 5.8 times the baseline's error in a right candidate."""
+    assert [item.scenario.name for item in targets.items if item.scenario.few_draws] == ["one token"]
+    for item in targets.items:
+        if item.scenario.few_draws:
+            for tensor, gate in item.gates.items():
+                assert gate.limit == max(other.gates[tensor].limit for other in targets.items)
 
 
 def test_reference_and_baseline_run_all_scenarios_together(model):

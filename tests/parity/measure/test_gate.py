@@ -77,12 +77,12 @@ def test_the_first_failure_is_the_one_nearest_to_the_cause():
         comparison(LOGITS, early),
         comparison(K1, early),
         comparison(Y0, early),
-        comparison(K0, late, schedule="by 7"),
+        comparison(K0, late, schedule="chunks"),
         comparison(K0, late, schedule="by token"),
         comparison(K0, [0, 0, 0]),
     ]
     first = first_failure(items)
-    assert (first.tensor, first.failed_at, first.schedule) == (K0, 2, "by 7")
+    assert (first.tensor, first.failed_at, first.schedule) == (K0, 2, "chunks")
     assert first_failure(items[:3]).tensor == Y0
     assert first_failure(items[:2]).tensor == K1
     assert first_failure([comparison(K0, early), comparison(K0, [0, 0, 0])]).failed_at == 0

@@ -65,6 +65,6 @@ def test_states_are_counted_as_often_as_they_are_kept_and_do_not_grow_with_the_t
 
 
 def test_a_short_context_has_short_sequences():
-    assert sequence_tokens(small_config(), 32) == (332, 32)
+    assert sequence_tokens(small_config(), 32) == (282, 32)
     assert sequence_tokens(small_config(), 8, 140) == (148, 8)
     assert sequence_tokens(small_config(max_position_embeddings=48), 8) == (43, 8)

@@ -50,7 +50,8 @@ def test_a_zero_reference_is_matched_by_zero_only():
 
 def test_tensor_metrics_by_hand():
     reference, actual = rows([3, 4], [0, 12]), rows([3, 4], [5, 12])
-    metrics = tensor_metrics(actual, reference)
+    metrics, errors = tensor_metrics(actual, reference)
+    np.testing.assert_array_equal(errors, position_errors(actual, reference))
     assert metrics.max_abs == 5
     assert metrics.relative_l2 == pytest.approx(5 / 13)
     assert metrics.cosine == pytest.approx(169 / (13 * math.sqrt(194)))
@@ -60,13 +61,13 @@ def test_tensor_metrics_by_hand():
 
 def test_errors_below_float32_are_seen():
     reference = np.array([[[1.0, 1.0]]])
-    assert tensor_metrics(reference + 1e-12, reference).relative_l2 == pytest.approx(1e-12, rel=1e-3)
+    assert tensor_metrics(reference + 1e-12, reference)[0].relative_l2 == pytest.approx(1e-12, rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_the_worst_position(value):
     reference, actual = rows([1, 1], [1, 1], [1, 1]), rows([9, 9], [1, value], [1, 1])
-    metrics = tensor_metrics(actual, reference)
+    metrics, _ = tensor_metrics(actual, reference)
     assert metrics.worst_position == 1
     assert not metrics.worst_position_error < 1e9
     assert not metrics.max_abs < 1e9

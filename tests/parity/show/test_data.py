@@ -14,7 +14,9 @@ LOGITS = TensorId(2, 2)
 
 def logits(gate, chosen=(1.0, 2.0, 0.0)):
     reference, actual = np.array([[[2.0, 1.0, 0.0]]]), np.array([[chosen]])
-    return compare_rows(TensorRows(actual, 7), TensorRows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "by 7")
+    return compare_rows(
+        TensorRows(actual, 7), TensorRows(reference, 7), LOGITS, Gate(gate, gate / 4), "random", "chunks"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,7 @@ def test_a_curve_begins_where_its_rows_do():
     assert curve_dict(logits(0.1)) == {
         "tensor": "logits",
         "scenario": "random",
-        "schedule": "by 7",
+        "schedule": "chunks",
         "start": 7,
         "errors": [pytest.approx((2 / 5) ** 0.5)],
     }

@@ -53,7 +53,7 @@ def test_many_other_tokens_are_folded_away(report):
     found = tuple(Divergence(position, 1, 2, 0.5, 1.0, True) for position in range(ROWS + 5))
     comparisons = tuple(
         replace(item, logits=replace(item.logits, divergences=found))
-        if item.logits is not None and (item.scenario, item.schedule) == ("random", "by 7")
+        if item.logits is not None and (item.scenario, item.schedule) == ("random", "chunks")
         else item
         for item in report.comparisons
     )

@@ -37,8 +37,9 @@ def test_the_report_is_plain_data(report):
 def test_every_metric_is_there_for_every_tensor_and_schedule(report):
     data = report.to_dict()["comparisons"]
     names = [*(f"layer {i} {kind}" for i in range(LAYERS) for kind in "KY"), "logits"]
-    for schedule in ("one-shot", "by 7", "chunks", "by token", "padded"):
-        found = [item["tensor"] for item in data if (item["scenario"], item["schedule"]) == ("correlated", schedule)]
+    for schedule in ("one-shot", "chunks", "by token", "in turns", "padded"):
+        scenario = "greedy" if schedule == "in turns" else "correlated"
+        found = [item["tensor"] for item in data if (item["scenario"], item["schedule"]) == (scenario, schedule)]
         assert found == names
     for key in ("max_abs", "relative_l2", "cosine", "worst_position_error", "worst_position"):
         assert all(item[key] is not None for item in data)
