@@ -2,41 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lucid_deploy.plug import entry_points
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plug import entry_points, plugged
 
 GROUP = "lucid_deploy.tested"
+CODE = """
+class Named(float):
+    name = "first"
+
+FIRST, OTHER, Class = Named(), Named(), Named
+"""
+
+
+class Install:
+    """Makes packages that are installed, as far as Python can tell."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, module: str, entry: str, code: str = CODE) -> None:
+        (self._folder / f"{module}.py").write_text(code)
+        facts = self._folder / f"{module}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[{GROUP}]\n{entry}\n")
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install a package, as far as Python can tell, that names two objects and one that cannot be imported."""
-    (tmp_path / "plugged_objects.py").write_text("FIRST, SECOND = object(), object()\n")
-    facts = tmp_path / "plugged_objects-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged-objects\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(
-        f"[{GROUP}]\nfirst = plugged_objects:FIRST\nsecond = plugged_objects:SECOND\n"
-        "[lucid_deploy.other]\nfirst = plugged_objects:THIRD\n"
-    )
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.syspath_prepend(tmp_path)
+    return Install(tmp_path)
 
 
-def test_objects_are_loaded_by_group_and_name(installed: None) -> None:
-    import plugged_objects
+def test_objects_are_loaded_by_group_and_name(install: Callable[..., None]) -> None:
+    install("plugged_well", "first = plugged_well:FIRST\nlost = nowhere:LOST")
+    import plugged_well
 
-    assert set(entry_points(GROUP)) == {plugged_objects.FIRST, plugged_objects.SECOND}
-    assert entry_points(GROUP, "second") == [plugged_objects.SECOND]
-    assert entry_points(GROUP, "third") == entry_points("lucid_deploy.unheard_of") == []
-
-
-def test_what_cannot_be_loaded_is_no_silence(installed: None) -> None:
-    with pytest.raises(AttributeError, match="THIRD"):
-        entry_points("lucid_deploy.other", "first")
+    assert set(entry_points(GROUP)) == {"first", "lost"}  # which loads none
+    assert plugged(GROUP, "first", float, "thing") is plugged_well.FIRST
+    assert plugged(GROUP, "third", float, "thing") is None
+    assert plugged("lucid_deploy.unheard_of", "first", float, "thing") is None
 
 
-def test_nothing_is_loaded_that_was_not_asked_for(installed: None) -> None:
-    assert entry_points("lucid_deploy.other", "second") == []
+@pytest.mark.parametrize(
+    ("module", "entry", "code", "message"),
+    [
+        ("bad_module", "first = nowhere_at_all:X", CODE, "does not load: No module named 'nowhere_at_all'. Install"),
+        (
+            "bad_attribute",
+            "first = bad_attribute:X",
+            CODE,
+            "does not load: module 'bad_attribute' has no attribute 'X'",
+        ),
+        ("bad_syntax", "first = bad_syntax:X", "def (", "does not load: SyntaxError: invalid syntax"),
+        ("bad_import", "first = bad_import:X", "1/0", "does not load: ZeroDivisionError: division by zero"),
+        ("bad_class", "first = bad_class:Class", CODE, r"no thing, but a class: name an object of it, as in Named\(\)"),
+        ("bad_kind", "first = bad_kind:X", "X = 'text'", "no thing: it is no object of a subclass of float"),
+        ("bad_name", "second = bad_name:FIRST", CODE, "no thing of the name second: its name is 'first'"),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line(
+    install: Callable[..., None], module: str, entry: str, code: str, message: str
+) -> None:
+    install(module, entry, code)
+    with pytest.raises(LucidError, match=f"Thing .* of {module} .*{message}") as caught:
+        plugged(GROUP, entry.split()[0], float, "thing")
+    assert "\n" not in str(caught.value)
+
+
+def test_two_packages_with_one_name_are_refused(install: Callable[..., None]) -> None:
+    install("one_plug", "first = one_plug:FIRST")
+    install("two_plug", "first = two_plug:FIRST")
+    with pytest.raises(LucidError, match=r"Several packages bring a thing first: .*plug \(.*plug:FIRST\). Remove one"):
+        plugged(GROUP, "first", float, "thing")

@@ -40,6 +40,10 @@ def open_session(
     _check_artifact(can, wanted, opened)
     chosen.check_installed(wanted)
     session = chosen.open(opened, wanted)
+    from lucid_deploy.runtimes.session import Session  # imported anyway once one is open
+
+    if not isinstance(session, Session):
+        raise LucidError(f"{_title(wanted)} opened no Session, but {session!r}. Mend its open().")
     record = opened.manifest.quantization
     session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
     return session
@@ -82,6 +86,8 @@ def _choose(options: RuntimeOptions) -> tuple[Runtime, RuntimeOptions, Capabilit
     wanted = replace(options, runtime=chosen.name)
     _check_options(chosen, wanted)
     can = chosen.capabilities(wanted)
+    if not isinstance(can, Capabilities):
+        raise LucidError(f"{_title(wanted)} declares no Capabilities, but {can!r}. Mend its capabilities().")
     _check_device(can, wanted)
     return chosen, wanted, can
 

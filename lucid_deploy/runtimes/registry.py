@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from functools import cache
-from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.runtimes.runtime import Runtime
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+from lucid_deploy.plug import entry_points, plugged
+from lucid_deploy.runtimes.runtime import Runtime, check_declared
 
 GROUP = "lucid_deploy.runtimes"
 AUTO = "auto"
@@ -29,8 +25,9 @@ def register_runtime(runtime: Runtime) -> None:
         reference = "my_package.my_module:RUNTIME"
 
     Raises:
-        LucidError: The name is taken.
+        LucidError: The name is taken, or it is no runtime or declares what there is not.
     """
+    check_declared(runtime)
     if runtime.name in runtime_names():
         raise LucidError(f"There is a runtime {runtime.name} already; give this one another name.")
     _registered[runtime.name] = runtime
@@ -48,7 +45,7 @@ def unregister_runtime(name: str) -> None:
 
 def runtime_names() -> tuple[str, ...]:
     """Return all names that ``--runtime`` takes, ``auto`` first. Loads no runtime."""
-    return tuple(dict.fromkeys((AUTO, *BUILT_IN, *sorted(_found()), *_registered)))
+    return tuple(dict.fromkeys((AUTO, *BUILT_IN, *sorted(entry_points(GROUP)), *_registered)))
 
 
 def is_built_in(name: str) -> bool:
@@ -71,12 +68,11 @@ def find_runtime(name: str) -> Runtime:
         return _registered[name]
     if name in BUILT_IN:
         return _built_in(name)
-    found = _found().get(name, [])
-    if not found:
+    found = plugged(GROUP, name, Runtime, "runtime")  # type: ignore[type-abstract]
+    if found is None:
         raise LucidError(f"Runtime {name!r} is not known; known are {', '.join(runtime_names())}.")
-    if len(found) > 1:
-        raise LucidError(f"Several packages bring a runtime {name}: {', '.join(map(_origin, found))}. Remove one.")
-    return _load(found[0])
+    check_declared(found)
+    return found
 
 
 def built_in_runtimes() -> tuple[Runtime, ...]:
@@ -84,34 +80,6 @@ def built_in_runtimes() -> tuple[Runtime, ...]:
     return tuple(map(find_runtime, BUILT_IN))
 
 
-def _found() -> dict[str, list[EntryPoint]]:
-    """Return what other packages bring, by name."""
-    from importlib.metadata import entry_points
-
-    found: dict[str, list[EntryPoint]] = {}
-    for entry in entry_points(group=GROUP):
-        if not is_built_in(entry.name):
-            found.setdefault(entry.name, []).append(entry)
-    return found
-
-
 def _built_in(name: str) -> Runtime:
     runtime: Runtime = importlib.import_module(f"lucid_deploy.runtimes.{name}.runtime").RUNTIME
     return runtime
-
-
-@cache
-def _load(entry: EntryPoint) -> Runtime:
-    try:
-        runtime = entry.load()
-    except (ImportError, AttributeError) as error:
-        raise LucidError(
-            f"Runtime {entry.name} of {_origin(entry)} does not load: {error}. Install its package again, or remove it."
-        ) from error
-    if not isinstance(runtime, Runtime) or runtime.name != entry.name:
-        raise LucidError(f"{entry.value} of {_origin(entry)} is no runtime of the name {entry.name}.")
-    return runtime
-
-
-def _origin(entry: EntryPoint) -> str:
-    return entry.value if entry.dist is None else f"{entry.dist.name} ({entry.value})"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError, missing_package
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 if TYPE_CHECKING:
     import onnx
@@ -16,8 +19,9 @@ if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
     from lucid_deploy.runtimes.evaluated_graph import Graph
     from lucid_deploy.runtimes.layers import Layers
-    from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
+
+_NAME = re.compile("[a-z0-9]+(-[a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,19 @@ class Capabilities:
     copies_weights: bool = True
     packages: tuple[str, ...] = ()
     install: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that lists are lists: a lone text would be read letter by letter.
+
+        Raises:
+            LucidError: One is not.
+        """
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type == "tuple[str, ...]" and (
+                not isinstance(value, Sequence | Set) or isinstance(value, str) or not all(map(_is_text, value))
+            ):
+                raise LucidError(f"{item.name} of a runtime's Capabilities must be a list of texts, not {value!r}.")
 
 
 class Runtime(ABC):
@@ -130,8 +147,34 @@ class Runtime(ABC):
                 raise missing_package(package, wanted.install or package, "run an exported artifact")
 
 
+def check_declared(runtime: Any) -> None:
+    """Check what a runtime says of itself.
+
+    Raises:
+        LucidError: It is no object of a subclass of :class:`Runtime`, its name or description is none, or it heeds an
+            option that there is not.
+    """
+    if not isinstance(runtime, Runtime):
+        what = f"the class {runtime.__name__}" if isinstance(runtime, type) else repr(runtime)
+        raise LucidError(f"A runtime is an object of a subclass of Runtime, not {what}.")
+    name = getattr(runtime, "name", None)
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise LucidError(f"The name of a runtime must be lower-case letters, digits and dashes, not {name!r}.")
+    if not isinstance(getattr(runtime, "description", None), str):
+        raise LucidError(f"Runtime {name} has no description: say in one line what it is.")
+    if unknown := sorted(set(runtime.options) - {item.name for item in fields(RuntimeOptions)}):
+        raise LucidError(f"Runtime {name} heeds {', '.join(unknown)}, which RuntimeOptions does not have.")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def is_installed(package: str) -> bool:
     """Whether a package can be imported, by its name; nothing is imported."""
     if package in sys.modules:
         return sys.modules[package] is not None  # None: it is blocked
-    return importlib.util.find_spec(package) is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the package that it would lie in
+        return False

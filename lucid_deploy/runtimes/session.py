@@ -6,13 +6,13 @@ Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lucid_deploy.argument_types import check_arguments
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
@@ -248,9 +248,26 @@ class Session(CacheOperations[Tensor]):
     ) -> Array:
         full = np.concatenate([cache.mask, mask], axis=1)
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, cache.length :]
-        logits, layers = run(input_ids, full, positions, cache.layers)
+        logits, layers = self._result(run, run(input_ids, full, positions, cache.layers), input_ids)
         cache.mask, cache.layers = full, layers
         return logits
+
+    def _result(self, run: Callable[..., Any], found: Any, input_ids: Array) -> tuple[Array, Any]:
+        """Return what a run gave, if its logits and layers are as many as they must be: a runtime may be anyone's."""
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise CheckFailed(f"{_of(self, run)} gave {type(found).__name__}, not logits and layers.")
+        logits, layers = found
+        alone = run in (self._run_prefill, self._run_decode)
+        expected = (len(input_ids), 1 if alone else input_ids.shape[1], self.config.vocab_size)
+        if not isinstance(logits, np.ndarray) or logits.shape != expected:
+            what = f"of shape {logits.shape}" if isinstance(logits, np.ndarray) else f"that are {type(logits).__name__}"
+            last = ", those of each row's last token" if alone else ""
+            raise CheckFailed(f"{_of(self, run)} gave logits {what}, not a numpy array of shape {expected}{last}.")
+        wanted = len(self.layers)
+        if not isinstance(layers, Sequence) or len(layers) != wanted:
+            what = f"{len(layers)} layers" if isinstance(layers, Sequence) else type(layers).__name__
+            raise CheckFailed(f"{_of(self, run)} gave a cache of {what}, not of the model's {wanted} layers.")
+        return logits, layers
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
         input_ids = np.asarray(input_ids)
@@ -323,6 +340,10 @@ class Session(CacheOperations[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
+
+
+def _of(session: Session[Any], run: Callable[..., Any]) -> str:
+    return f"{run.__name__} of runtime {session.runtime}"
 
 
 def _checked_mask(mask: Array | None, input_ids: Array) -> Array:

@@ -17,6 +17,7 @@ from lucid_deploy.batching import Batcher, Finished, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.model.config import parse_config
+from lucid_deploy.model.families import Family, family_named, register_family
 from lucid_deploy.model.layers import layer_kind, register_layer_kind
 from lucid_deploy.model.lucid import LucidForCausalLM
 from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
@@ -99,6 +100,37 @@ def test_the_kind_is_known_and_those_that_come_with_the_toolkit_stay():
         register_layer_kind(type("Other", (ToyKind,), {"name": "lucid"})())
     with pytest.raises(LucidError, match=r"Layers of kind 'toi' are not known; known are lucid, .*toy"):
         layer_kind("toi")
+
+
+def test_what_is_no_kind_or_family_is_refused():
+    with pytest.raises(LucidError, match="A layer kind is an object of a subclass of LayerKind, not <class"):
+        register_layer_kind(ToyKind)
+    with pytest.raises(LucidError, match="A family is an object of a subclass of Family, not <class"):
+        register_family(type("Mine", (Family,), {"model_type": "mine", "architectures": ()}))
+    with pytest.raises(LucidError, match=r"Mine has no architectures, which a family must say \(tuple\)"):
+        register_family(type("Mine", (Family,), {"model_type": "mine"})())
+
+
+@pytest.mark.parametrize(
+    ("group", "find", "what"),
+    [("layers", layer_kind, "layer kind"), ("families", family_named, "family")],
+)
+def test_packages_that_bring_a_broken_one_or_the_same_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, find: Any, what: str
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    for package in ("some", "more"):
+        facts = tmp_path / f"{package}_{group}-1.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}-{group}\nVersion: 1\n")
+        entries = f"[lucid_deploy.{group}]\ntwice = nowhere:KIND\n{package} = nowhere:KIND\n"
+        (facts / "entry_points.txt").write_text(entries)
+    with pytest.raises(LucidError, match=rf"Several packages bring a {what} twice: .*{group} \(nowhere:KIND\)"):
+        find("twice")
+    with pytest.raises(LucidError, match=rf"{what.capitalize()} some of some-{group} .* does not load: No module"):
+        find("some")
+    with pytest.raises(LucidError, match=r"are not known; known are .*, more, some, twice\."):
+        find("no_such")
 
 
 def test_the_manifest_describes_every_layer(artifact: Artifact):

@@ -89,7 +89,7 @@ def test_a_package_brings_a_runtime(package: Any) -> None:
         ),
         ("gone", "brings:OTHER", "does not load: .*OTHER"),
         ("other", "brings:RUNTIME", "is no runtime of the name other"),
-        ("other", "brings:Found", "is no runtime of the name other"),
+        ("other", "brings:Found", r"is no runtime, but a class: name an object of it, as in Found\(\)"),
     ],
 )
 def test_a_broken_package_is_named(name: str, value: str, message: str, package: Any) -> None:
@@ -97,6 +97,25 @@ def test_a_broken_package_is_named(name: str, value: str, message: str, package:
     assert name in runtime_names()  # nothing is loaded to list it
     with pytest.raises(LucidError, match=message):
         find_runtime(name)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"name": "My Runtime"}, "must be lower-case letters, digits and dashes, not 'My Runtime'"),
+        ({"name": None}, "must be lower-case letters, digits and dashes, not None"),
+        ({"description": None}, "Runtime other has no description"),
+        ({"options": frozenset({"thread"})}, "Runtime other heeds thread, which RuntimeOptions does not have"),
+    ],
+)
+def test_what_a_runtime_says_of_itself_is_checked(attributes: dict[str, Any], message: str) -> None:
+    runtime = Recording()
+    for name, value in {"name": "other", **attributes}.items():
+        setattr(runtime, name, value)
+    with pytest.raises(LucidError, match=message):
+        register_runtime(runtime)
+    with pytest.raises(LucidError, match="an object of a subclass of Runtime, not the class Recording"):
+        register_runtime(Recording)
 
 
 def test_two_packages_with_one_name(package: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.families.family import Family, NoKeys, StoredParameter
-from lucid_deploy.plug import entry_points
+from lucid_deploy.plug import entry_points, plugged
 
 __all__ = [
     "BUILT_IN",
@@ -46,8 +46,13 @@ def register_family(family: Family) -> None:
     """Make a family known by its ``model_type``; a second one of that name takes its place.
 
     Raises:
-        LucidError: The name is that of a family that comes with the toolkit.
+        LucidError: The name is that of a family that comes with the toolkit, or it is no object of a family's class.
     """
+    if not isinstance(family, Family):
+        raise LucidError(f"A family is an object of a subclass of Family, not {family!r}.")
+    for name, kind in (("model_type", str), ("architectures", tuple)):
+        if not isinstance(getattr(family, name, None), kind):
+            raise LucidError(f"{type(family).__name__} has no {name}, which a family must say ({kind.__name__}).")
     if family.model_type in BUILT_IN:
         raise LucidError(f"The family {family.model_type!r} comes with lucid-deploy; give yours another model_type.")
     _registered[family.model_type] = family
@@ -69,8 +74,8 @@ def family_named(model_type: str) -> Family:
 
 
 def families() -> tuple[str, ...]:
-    """Return the ``model_type`` of every family known so far, those that come with the toolkit first."""
-    return (*BUILT_IN, *_registered)
+    """Return the ``model_type`` of every family, those that come with the toolkit first. Loads none."""
+    return tuple(dict.fromkeys((*BUILT_IN, *_registered, *sorted(entry_points(GROUP)))))
 
 
 def family_of(raw: dict[str, Any]) -> Family | None:
@@ -94,6 +99,7 @@ def _find(model_type: str) -> Family | None:
         family: Family = importlib.import_module(f"{__name__}.{model_type}").FAMILY
         return family
     if model_type not in _registered:
-        for found in entry_points(GROUP, model_type):
+        found = plugged(GROUP, model_type, Family, "family", "model_type")
+        if found is not None:
             register_family(found)
     return _registered.get(model_type)

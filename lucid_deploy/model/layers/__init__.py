@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.plug import entry_points
+from lucid_deploy.plug import entry_points, plugged
 
 if TYPE_CHECKING:
     from lucid_deploy.model.config import LucidConfig
@@ -67,8 +67,12 @@ def register_layer_kind(kind: LayerKind) -> None:
     """Make a kind of layer known by its name; a second one of that name takes its place.
 
     Raises:
-        LucidError: The name is that of a kind that comes with the toolkit.
+        LucidError: The name is that of a kind that comes with the toolkit, or it is no object of a kind's class.
     """
+    if not isinstance(kind, LayerKind):
+        raise LucidError(f"A layer kind is an object of a subclass of LayerKind, not {kind!r}.")
+    if not isinstance(getattr(kind, "name", None), str):
+        raise LucidError(f"The layer kind {kind!r} has no name.")
     if kind.name in _BUILT_IN:
         raise LucidError(f"The layer kind {kind.name!r} comes with lucid-deploy; give yours another name.")
     _registered[kind.name] = kind
@@ -78,16 +82,17 @@ def layer_kind(name: str) -> LayerKind:
     """Return a kind of layer by its name.
 
     Raises:
-        LucidError: There is none of that name.
+        LucidError: There is none of that name, two packages bring one, or the package that brings it is broken.
     """
     if name in _BUILT_IN:
         kind: LayerKind = importlib.import_module(_BUILT_IN[name]).KIND
         return kind
     if name not in _registered:
-        for found in entry_points(GROUP, name):
+        found = plugged(GROUP, name, LayerKind, "layer kind")  # type: ignore[type-abstract]
+        if found is not None:
             register_layer_kind(found)
     if name not in _registered:
-        known = ", ".join([*_BUILT_IN, *_registered])
+        known = ", ".join(dict.fromkeys([*_BUILT_IN, *_registered, *sorted(entry_points(GROUP))]))
         raise LucidError(
             f"Layers of kind {name!r} are not known; known are {known}. Install the package that defines them, or "
             "register them with lucid_deploy.model.layers.register_layer_kind."
