@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import LucidError
+from lucid_deploy.artifact import Artifact, open_artifact
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Capabilities, RuntimeOptions, open_session, unregister_runtime
 from lucid_deploy.runtimes.open import check_fits
@@ -128,3 +129,31 @@ def test_what_does_not_fit_is_told_without_opening(registered: Any, exported: Ex
         check_fits(artifact, RuntimeOptions("recording"), here=True)
     check_fits(artifact, RuntimeOptions("recording"), here=False)  # another machine may have it
     assert runtime.opened == []
+
+
+@pytest.mark.parametrize("when", ["before", "between", "half"])
+def test_an_artifact_that_is_replaced_while_it_is_opened_is_refused(
+    when: str, exported: Exported, artifact_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its prefill would be of one model and its decode of another, and answer."""
+    artifact, newer = open_artifact(artifact_copy), exported(hidden_size=96)[1].directory
+
+    def replaced() -> None:
+        artifact_copy.rename(tmp_path / "older")
+        shutil.copytree(newer, artifact_copy)
+
+    open_session_there = TorchSession.__init__
+
+    def opening(*arguments: Any, **named: Any) -> None:
+        if when == "half":
+            replaced()
+            raise ValueError("cannot reshape array")
+        open_session_there(*arguments, **named)
+        if when == "between":
+            replaced()
+
+    monkeypatch.setattr(TorchSession, "__init__", opening)
+    if when == "before":
+        replaced()
+    with pytest.raises(CheckFailed, match=r"changed while it was in use|was replaced while it was opened"):
+        open_session(artifact, "torch")
