@@ -92,15 +92,12 @@ class Reader:
                 start_new_session=True,
                 env={**os.environ, **ENVIRONMENT},
             )
-            assert process.stderr is not None
-            self._asked = True
-            said = await process.stderr.read()  # until it lets go of it, once all is imported
             try:
                 reply = await self._ask(self._setup)
                 break
             except ReaderDied as error:
                 if error.status is None or -error.status not in MEANT_FOR_SERVER:
-                    raise not_started(error.status, said) from error
+                    raise not_started(error.status, await _last_words(process)) from error
         if not isinstance(reply, ReaderReady):
             raise LucidError(reply.message if isinstance(reply, BodyRefused) else str(reply))
         self.has_chat_template = reply.has_chat_template
@@ -149,6 +146,16 @@ class Reader:
         except TimeoutError:
             process.kill()
             return await process.wait()
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> bytes:
+    """Return what an ended process wrote to stderr; nothing where another process keeps the pipe open."""
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(ABANDONED_SECONDS):
+            return await process.stderr.read()
+    except TimeoutError:
+        return b""
 
 
 async def check_setup(setup: ReaderSetup) -> None:
