@@ -46,7 +46,7 @@ def test_a_suite_and_a_second_model(llama: Pair, data: Path, tmp_path: Path) -> 
     assert other.exit_code == 2 and "answers of another run: truncate differ" in " ".join(other.stderr.split())
 
 
-@pytest.mark.parametrize("name", ["encoding", "tokenizer"])
+@pytest.mark.parametrize("name", ["rules", "tokenizer"])
 def test_answers_of_other_token_ids_are_not_gone_on_with(
     name: str,
     llama: Pair,  # noqa: F811

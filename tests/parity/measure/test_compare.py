@@ -102,7 +102,7 @@ def test_logits_of_a_wrong_shape_are_refused(model, scenarios):
             logits, present = super()._run_prefill(*arguments)
             return logits[..., :-1], present
 
-    with pytest.raises(CheckFailed, match=f"logits have shape .*{VOCAB - 1}"):
+    with pytest.raises(CheckFailed, match=f"gave logits of shape .*{VOCAB - 1}"):
         record(Narrow(model), scenarios[0])
 
 

@@ -12,6 +12,7 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import RuntimeOptions, find_runtime, open_session
+from lucid_deploy.runtimes.session import Session
 
 Exported = Callable[..., tuple[Path, Artifact]]
 
@@ -23,7 +24,7 @@ def test_the_gpus_number_and_extrapolation_reach_the_engines(
 
     def opened(*asked: Any) -> Mock:
         given.append(asked)
-        return Mock()
+        return Mock(spec=Session)
 
     monkeypatch.setattr("lucid_deploy.runtimes.tensorrt.load_engines.open_tensorrt", opened)
     _, artifact = exported()
