@@ -24,8 +24,6 @@ _SAID = (
     "bad allocation",
     "failed to map segment from shared object",
 )
-
-
 _SAID_OF_THREADS = ("can't start new thread", "pthread_create failed", "resource temporarily unavailable")
 
 
@@ -76,7 +74,9 @@ def _is_near_its_limit() -> bool:
 
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmPeak"))
-    except (ImportError, OSError, StopIteration):
+    except (ModuleNotFoundError, FileNotFoundError, PermissionError, StopIteration):  # Windows, macOS, no /proc
         return False
+    except (ImportError, OSError, MemoryError):  # not even this module finds room
+        return True
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return limit != resource.RLIM_INFINITY and peak > 0.75 * limit

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -77,6 +79,22 @@ def test_errors_without_a_reason_are_it_near_a_limit(error: Exception, monkeypat
     for limit, lacks in ((1 << 20, True), (1 << 50, False)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
         assert lacks_memory(error) == lacks and not lacks_memory(ValueError("shape"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "lacks"), [(ImportError("failed to map segment"), True), (ModuleNotFoundError("resource"), False)]
+)
+def test_a_module_without_room_says_it_too(refusal: ImportError, lacks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen: an export whose memory ended could not load the module that tells limits."""
+    there = builtins.__import__
+
+    def load(name: str, *rest: Any) -> Any:
+        if name == "resource":
+            raise refusal
+        return there(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", load)
+    assert lacks_memory(SystemError("error return without exception set")) == lacks
 
 
 def test_a_limit_on_an_export(tmp_path: Path) -> None:
