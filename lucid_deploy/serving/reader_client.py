@@ -14,6 +14,7 @@ from lucid_deploy.serving.reader_process import (
     COMMAND,
     ENVIRONMENT,
     HEADER_BYTES,
+    LAST_WORDS_SECONDS,
     BodyPrepared,
     BodyRefused,
     ReaderFault,
@@ -80,11 +81,9 @@ class ChatReader:
         self._process = process = subprocess.Popen(
             COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, env={**os.environ, **ENVIRONMENT}
         )
-        assert process.stderr is not None
         try:
-            said = process.stderr.read()  # until it lets go of it, once all is imported
             if (reply := self._ask(self._setup)) is None:
-                raise not_started(process.wait(), said)
+                raise not_started(process.wait(), _last_words(process))
             if not isinstance(reply, ReaderReady):
                 raise LucidError(reply.message if isinstance(reply, BodyRefused) else _fault(reply))
         except BaseException:  # Ctrl-C too
@@ -108,6 +107,14 @@ class ChatReader:
             return None
         frame = read_frame(process.stdout)
         return msgspec.msgpack.decode(frame, type=Reply) if frame else None
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> bytes:
+    """Return what an ended process wrote to stderr; nothing where another process keeps the pipe open."""
+    try:
+        return process.communicate(timeout=LAST_WORDS_SECONDS)[1]
+    except subprocess.TimeoutExpired:
+        return b""
 
 
 def _fault(reply: Reply) -> str:

@@ -32,6 +32,7 @@ KILLED = "reader_killed"
 COMMAND = (sys.executable, "-P", "-m", "lucid_deploy.serving.reader_process")  # -P: nothing from the working directory
 # They multiply nothing: no threads for it, which a limit could refuse.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+LAST_WORDS_SECONDS = 1.0  # for what an ended process wrote to stderr: another one may hold that pipe open
 SETUP_SECONDS = 30.0  # of processor time, for loading tokenizer and chat template
 # Signals that are meant for the server, which closes stdin when it is done. Windows has no SIGHUP.
 MEANT_FOR_SERVER = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

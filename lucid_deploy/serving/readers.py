@@ -18,6 +18,7 @@ from lucid_deploy.serving.reader_process import (
     ENVIRONMENT,
     HEADER_BYTES,
     KILLED,
+    LAST_WORDS_SECONDS,
     MEANT_FOR_SERVER,
     BodyPrepared,
     BodyRefused,
@@ -152,7 +153,7 @@ async def _last_words(process: asyncio.subprocess.Process) -> bytes:
     """Return what an ended process wrote to stderr; nothing where another process keeps the pipe open."""
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(ABANDONED_SECONDS):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
             return await process.stderr.read()
     except TimeoutError:
         return b""

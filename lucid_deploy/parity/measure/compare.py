@@ -269,9 +269,6 @@ def _traces(
                 whole[name] = TensorRows(last_ones, int(cache.mask[0].sum()) - len(states), is_state=True)
             else:
                 whole[name] = _token_rows(tensor, array, cache.mask)
-    wanted = (cache.batch, len(scenarios[0].forced) + 1, config.vocab_size)
-    if logits.shape != wanted:
-        raise CheckFailed(f"The logits have shape {logits.shape}, the model's configuration asks for {wanted}.")
     last, each = TensorId(len(layers), KINDS.index("logits")), cache.batch // len(scenarios)
     traces = []
     for index, scenario in enumerate(scenarios):

@@ -44,8 +44,9 @@ class VerificationExtent:
     def left_out(self) -> Iterator[str]:
         """Yield what more a whole verification does, one sentence each; nothing if this is one."""
         if self.prompt_tokens < PROMPT_TOKENS:
-            crossed = "" if self.prompt_tokens + self.steps > BLOCK else f": no block of {BLOCK} is crossed"
-            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}{crossed}."
+            crosses = self.prompt_tokens + self.steps > BLOCK
+            lost = "" if crosses else f": no block of {BLOCK} is crossed"
+            yield f"Prompts have {self.prompt_tokens} tokens at most, not {PROMPT_TOKENS}{lost}."
         if self.steps < DECODE_STEPS:
             yield f"{self.steps} tokens are decoded after each prompt, not {DECODE_STEPS}."
         if self.scenarios is not None:

@@ -15,6 +15,7 @@ from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity import check, prepare
+from lucid_deploy.parity.measure.gate import VACUOUS
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.parity.cache_faults import coarser_levels, read_scale, stored_scale, swapped_scales, towards_zero
@@ -190,7 +191,7 @@ def test_what_cancels_to_nothing_is_not_judged_by_its_size():
     assert report.passed and report.coverage.unjudged == len(unjudged) > 0
     assert "one token" in {item.scenario for item in unjudged} <= {"one token", "pattern"}  # both repeat tokens
     assert all("size of decoded rows" in item.schedule and str(item.tensor).endswith("Y") for item in unjudged)
-    assert max(item.gate.limit for item in unjudged) > 10  # nothing near it could fail
+    assert max(item.gate.limit for item in unjudged) > VACUOUS  # one was derived, and is as wide
     assert f"{len(unjudged)} more could not be judged" in report.verdict()
 
 
