@@ -139,9 +139,9 @@ def _write_in_place(model: onnx.ModelProto) -> None:
 
 def _mask_rooms(graph: onnx.GraphProto) -> None:
     """Make the operators' mask, bool ``(batch, max_context + sequence)``: rows that hold a token, and all new ones."""
-    readers = [node for node in graph.node if _MASK in node.input]
+    readers = [node for node in graph.node if _MASK in node.input and not _reads_batch(node)]
     if [node.op_type for node in readers] != ["Cast"]:
-        raise NotAsExported(f"{_MASK} is read by something else than one Cast")
+        raise NotAsExported(f"{_MASK} is read by something else than one Cast and for the batch")
     [cast] = readers
     make, names, mask = onnx.helper.make_node, [f"{_OWN}{index}" for index in range(9)], cast.output[0]
     cast.output[0] = f"{_OWN}held"
@@ -160,6 +160,12 @@ def _mask_rooms(graph: onnx.GraphProto) -> None:
             make("Concat", [names[5], names[7]], [mask], axis=1),
         ]
     )
+
+
+def _reads_batch(node: onnx.NodeProto) -> bool:
+    """Whether a node reads a tensor's first axis, the batch, alone: graphs of one layer read it from the mask."""
+    axes = {attribute.name: attribute.i for attribute in node.attribute}
+    return node.op_type == "Shape" and axes == {"start": 0, "end": 1}
 
 
 def _scatter(graph: onnx.GraphProto, present: str) -> None:

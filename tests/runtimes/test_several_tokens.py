@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
+from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
 
 
@@ -28,6 +30,22 @@ def test_k_and_y_are_read_once(exported, cache, logits):
     if cache == "static":
         decode = exported(cache=cache, logits=logits)[1].graph("decode")
         assert {value.name for value in made.graph.input} == {value.name for value in decode.graph.input}
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_any_number_of_layers(exported, cache, layers):
+    """A graph of one layer reads the batch from the mask, which a longer one does from the cache of its last layer."""
+    artifact = exported(cache=cache, num_hidden_layers=layers)[1]
+    session, text = open_session(artifact, "onnxruntime", kernels="functions"), np.array([[5, 9, 40], [5, 5, 5]])
+    held, padded = session.empty_cache(2), np.array([[True] * 3, [True, False, False]])
+    session.prefill(text, held)
+    singly = session.fork(held)
+    logits = session.decode_several(text, held, padded)
+    for place in range(3):
+        one = session.decode(text[:, place : place + 1], singly, padded[:, place : place + 1])
+        rows = padded[:, place]
+        assert np.abs(one[rows, 0] - logits[rows, place]).max() < 1e-5 * np.abs(one).max()
 
 
 @pytest.mark.parametrize(
