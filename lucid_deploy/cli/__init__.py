@@ -13,7 +13,7 @@ from typing import IO, Any
 import click
 
 from lucid_deploy.cli._command import PREFIX, Group, show_where
-from lucid_deploy.cli._memory import limit_met
+from lucid_deploy.cli._memory import leave_out_memory_at_exit, limit_met
 from lucid_deploy.cli._signals import unwinding_on_signals
 from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
 from lucid_deploy.cli._threads import bound_threads
@@ -62,7 +62,10 @@ class _Commands(Group):
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Run as what this process is for, not as a part of it."""
         self._is_program = True
-        return super().__call__(*arguments, **named)
+        try:
+            return super().__call__(*arguments, **named)
+        finally:
+            leave_out_memory_at_exit()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 
 TOO_LITTLE_MEMORY = (
@@ -50,6 +51,12 @@ def lacks_memory(error: BaseException | None) -> bool:
         if _says_nothing(each) and _is_near_its_limit():
             return True
     return False
+
+
+def leave_out_memory_at_exit() -> None:
+    """Write no traceback of what finds no memory while the process ends: PyTorch imports modules there, for a log."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if lacks_memory(lost.exc_value) else hook(lost)
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -97,6 +97,20 @@ def test_a_module_without_room_says_it_too(refusal: ImportError, lacks: bool, mo
     assert lacks_memory(SystemError("error return without exception set")) == lacks
 
 
+def test_what_finds_no_memory_while_the_process_ends_is_no_traceback() -> None:
+    """Seen: behind the one line PyTorch's callback at exit imported a module, for a log that nobody asked for."""
+    program = (
+        "import atexit\n"
+        "from lucid_deploy.cli import main\n"
+        "def late(error):\n    raise error\n"
+        "atexit.register(late, MemoryError())\n"
+        "atexit.register(late, ValueError('another'))\n"
+        "main(['--version'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE)
+    assert "MemoryError" not in done.stderr and "ValueError: another" in done.stderr and done.returncode == 0
+
+
 def test_a_limit_on_an_export(tmp_path: Path) -> None:
     """So low that PyTorch cannot be loaded, and so high that the model cannot be traced: one line, and nothing left."""
     for limit in (500_000, 1_000_000):  # at others libraries in C++ may crash, or fail where nobody can catch it
