@@ -78,7 +78,7 @@ def export(
             contents = ArtifactContents(source, str(checkpoint), options, ranges, found, hub, said, learned)
             write_artifact(building, contents, progress or (lambda *_: None))
             check_request(output, options)  # again: tracing and writing took a while
-            put_in_place(building, output)
+            put_in_place(building, output, options.overwrite)
     except OSError as error:
         left = " ".join(getattr(error, "__notes__", ["Nothing was left behind."]))
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. {left}") from error

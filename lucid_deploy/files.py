@@ -23,6 +23,7 @@ from lucid_deploy.leftovers import (
     note_together,
     remove,
     remove_leftovers,
+    turn_in,
 )
 
 
@@ -43,12 +44,12 @@ def partial_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)  # gone already if all went well
 
 
-def put_in_place(building: Path, target: Path) -> None:
+def put_in_place(building: Path, target: Path, replace: bool = True) -> None:
     """Give a finished directory its name, as :func:`put_all_in_place` does."""
-    put_all_in_place({target: building})
+    put_all_in_place({target: building}, replace)
 
 
-def put_all_in_place(made: Mapping[Path, Path]) -> None:
+def put_all_in_place(made: Mapping[Path, Path], replace: bool = True) -> None:
     """Give finished directories their names. What they replace is moved aside, and removed only after all that worked.
 
     Whatever is raised on the way, Ctrl-C included, what was at the targets is there again, or the new directories are,
@@ -58,12 +59,23 @@ def put_all_in_place(made: Mapping[Path, Path]) -> None:
 
     Args:
         made: By their names, which are in one directory, directories from :func:`partial_directory`. Whether something
-            that is there may be replaced is for the caller to check.
+            that is there may be replaced is for the caller to check, before the work.
+        replace: Whether something may be there. If not, what came while the directories were filled stays.
 
     Raises:
+        LucidError: Something is there that may not be replaced.
         OSError: A rename fails; the directories have their temporary names again.
     """
+    with turn_in(next(iter(made)).parent):  # else two processes would take each other's old directories for their own
+        _put_all_in_place(made, replace)
+
+
+def _put_all_in_place(made: Mapping[Path, Path], replace: bool) -> None:
     there = [target for target in made if target.exists()]
+    if there and not replace:
+        raise LucidError(
+            f"{there[0]} exists already: another command made it in the meantime. Pass --overwrite to replace it."
+        )
     with _aside(made, there) as aside:
         try:
             for target in there:
@@ -103,15 +115,16 @@ def _aside(made: Mapping[Path, Path], there: list[Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def whole_directory(target: Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty directory that takes the target's place when the block ends, and is removed if it raises.
 
     Raises:
+        LucidError: As :func:`put_in_place`.
         OSError: As :func:`partial_directory` and :func:`put_in_place`.
     """
     with partial_directory(target) as building:
         yield building
-        put_in_place(building, target)
+        put_in_place(building, target, replace)
 
 
 @contextmanager

@@ -239,6 +239,21 @@ def lock_of_another(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+@contextmanager
+def turn_in(directory: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this directory; where nothing can be locked, do not wait."""
+    handle = None
+    with suppress(OSError):  # it cannot be read
+        handle = os.open(directory, os.O_RDONLY)
+    try:
+        if handle is not None:
+            _lock(handle)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def _is_free(handle: int) -> bool:
     if fcntl is None:
         return False

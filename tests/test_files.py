@@ -9,12 +9,14 @@ import os
 import shutil
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 import pytest
 
+from lucid_deploy.errors import LucidError
 from lucid_deploy.files import (
     partial_directory,
     put_all_in_place,
@@ -23,6 +25,7 @@ from lucid_deploy.files import (
     write_whole,
 )
 from tests.filled_directories import content, filled, hidden
+from tests.patience import PATIENCE
 
 StopAt = Callable[..., None]
 READ_ONLY = PermissionError(errno.EACCES, "Permission denied")
@@ -154,6 +157,47 @@ def test_a_target_that_goes_away_meanwhile(building: Path, tmp_path: Path, monke
     with pytest.raises(FileNotFoundError):
         put_in_place(building, target)
     assert hidden(tmp_path) == [building.name]
+
+
+def test_what_came_in_the_meantime_stays_where_nothing_may_be_replaced(building: Path, tmp_path: Path) -> None:
+    target = filled(tmp_path / "target", "another's")
+    with pytest.raises(LucidError, match=r"target exists already: another command made it in the meantime\. Pass"):
+        put_in_place(building, target, replace=False)
+    assert content(target) == "another's" and hidden(tmp_path) == [building.name]
+    with pytest.raises(LucidError), whole_directory(target, replace=False) as more:
+        filled(more, "new")
+    assert content(target) == "another's" and hidden(tmp_path) == [building.name]
+
+
+def test_two_that_replace_one_directory_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second came while the old directory was aside and found none: a rename of the first failed."""
+    target, rename = filled(tmp_path / "target", "old"), os.rename
+    first, second = (filled(tmp_path / name, name) for name in ("first", "second"))
+    between, go_on = threading.Event(), threading.Event()
+    raised: list[Exception] = []
+
+    def waiting(source: Path, destination: Path) -> None:
+        if source == first:
+            between.set()
+            go_on.wait(PATIENCE)
+        rename(source, destination)
+
+    def put(made: Path) -> None:
+        try:
+            put_in_place(made, target)
+        except (OSError, LucidError) as error:
+            raised.append(error)
+
+    monkeypatch.setattr(os, "rename", waiting)
+    threads = [threading.Thread(target=put, args=(made,)) for made in (first, second)]
+    threads[0].start()
+    assert between.wait(PATIENCE)
+    threads[1].start()
+    threads[1].join(0.2)  # long enough for one that does not wait
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert raised == [] and content(target) == "second" and os.listdir(tmp_path) == ["target"]
 
 
 def test_a_parent_that_turns_read_only(building: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

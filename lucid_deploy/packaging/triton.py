@@ -93,7 +93,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
             folders = {stage: stack.enter_context(partial_directory(target)) for stage, target in targets.items()}
             for stage, folder in folders.items():
                 _fill(folder, artifact, stage, name, options, engines)
-            put_all_in_place({targets[stage]: folder for stage, folder in folders.items()})
+            put_all_in_place({targets[stage]: folder for stage, folder in folders.items()}, options.overwrite)
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error

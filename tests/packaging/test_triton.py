@@ -273,6 +273,22 @@ def test_a_disk_that_is_full_leaves_neither_model(
     assert not (tmp_path / "models").exists()
 
 
+def test_models_of_a_call_at_the_same_time_stay(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, copy = tmp_path / "models" / "lucid-decode", shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        other.mkdir(exist_ok=True)
+        (other / "another's").touch()
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(LucidError, match=r"lucid-decode exists already: another command made it in the meantime"):
+        package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid"))
+    assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["lucid-decode"]
+
+
 def test_models_are_replaced_together_or_not_at_all(
     exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,7 @@ def package_tensorrt(
     made = missing_directories(output.parent)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_directory(output) as folder:
+        with whole_directory(output, options.overwrite) as folder:
             _fill(folder, artifact, output.name, limits, form, graphs, recorded, library)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error

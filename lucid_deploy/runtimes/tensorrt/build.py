@@ -149,7 +149,7 @@ def build_engines(
         workspace=options.workspace,
         weightless=options.weightless,
     )
-    return _build(artifact, backend, graphs, limits, settings, capabilities, library, shown)
+    return _build(artifact, backend, graphs, limits, settings, capabilities, library, options.overwrite, shown)
 
 
 def _reads_fp8(artifact: Artifact) -> bool:
@@ -176,12 +176,13 @@ def _build(
     settings: Settings,
     capabilities: tuple[int, ...],
     library: Path | None,
+    overwrite: bool,
     progress: Progress,
 ) -> BuildReport:
     folder = engine_directory(artifact, backend.name)
     try:
         folder.parent.mkdir(exist_ok=True)
-        with whole_directory(folder) as building:
+        with whole_directory(folder, overwrite) as building:
             if backend.has_timing_cache:
                 old = folder / TIMING_CACHE
                 settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")

@@ -239,6 +239,22 @@ def test_what_is_there_is_replaced_on_demand(exported: Exported, plugin: Path, t
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
 
 
+def test_a_package_of_a_call_at_the_same_time_stays(
+    exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, write = tmp_path / "package", packaging.write_recorded
+
+    def written(*arguments: Any) -> None:
+        target.mkdir(exist_ok=True)
+        (target / "another's").touch()
+        write(*arguments)
+
+    monkeypatch.setattr(packaging, "write_recorded", written)
+    with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
+        package_tensorrt(exported()[1], target, TensorRtOptions(plugin=plugin, **LIMITS))
+    assert os.listdir(target) == ["another's"] and os.listdir(tmp_path) == ["package"]
+
+
 def test_what_a_killed_call_had_moved_aside_is_not_replaced_unasked(
     exported: Exported, plugin: Path, tmp_path: Path
 ) -> None:

@@ -122,6 +122,18 @@ def test_engines_are_not_replaced_unless_asked_to(damaged: tuple[Artifact, Path]
     assert os.listdir(folder.parent) == ["tensorrt-rtx"]
 
 
+def test_engines_of_a_build_at_the_same_time_stay(artifact: Artifact, plugin: Path) -> None:
+    other = artifact.directory / "engines" / "tensorrt-rtx"
+
+    def finish_the_other(text: str, done: int, total: int) -> None:
+        other.mkdir(exist_ok=True)
+        (other / "another's").touch()
+
+    with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
+        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), finish_the_other)
+    assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["tensorrt-rtx"]
+
+
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_build_leaves_nothing(artifact: Artifact, plugin: Path, raised: type[BaseException]) -> None:
     def interrupt(text: str, done: int, total: int) -> None:
