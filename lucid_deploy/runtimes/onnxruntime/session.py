@@ -166,8 +166,14 @@ class OrtSession(Session[Any]):
 
     @property
     def _has_kernels_for_cache(self) -> bool:
-        """Whether the library is there and can read a cache that has another type than the model."""
-        return self._library is not None and self.cache_dtype != self.dtype and self.cache_dtype in _READ_BY_KERNELS
+        """Whether the library is there and can read a cache that has another type than the model, and a layer does."""
+        is_read = self.cache_dtype != self.dtype and self.cache_dtype in _READ_BY_KERNELS
+        return self._library is not None and is_read and self._has_decode_attention
+
+    @property
+    def _has_decode_attention(self) -> bool:
+        """Whether a layer decodes by the operator that reads a cache; standard attention has one of ONNX."""
+        return any(layer.uses(DECODE_ATTENTION.name, "decode") for layer in self.layers)
 
     @property
     def _has_body_for_cache(self) -> bool:
@@ -176,6 +182,7 @@ class OrtSession(Session[Any]):
 
         is_body = self.provider == "cpu" and self._library is None and not self._artifact.manifest.inline
         is_body = is_body and self.cache_dtype == _READ_BY_BODY and has_quantize_linear(self._ort.__version__)
+        is_body = is_body and self._has_decode_attention
         return is_body and self.context_limit is not None and self.context_limit <= MOST_TOKENS_IN_BODY
 
     def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
@@ -183,8 +190,7 @@ class OrtSession(Session[Any]):
         is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
         recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
-        reads = stage == "decode" and any(layer.uses(DECODE_ATTENTION.name, stage) for layer in self.layers)
-        reads = reads and (self._has_kernels_for_cache or self._has_body_for_cache)
+        reads = stage == "decode" and (self._has_kernels_for_cache or self._has_body_for_cache)
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
         by_library = self._library is not None and (stage == "decode" or self._quantization is not None)
         if not recurs and not reads and not widens and not by_library:
