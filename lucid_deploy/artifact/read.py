@@ -106,7 +106,7 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
 
     Raises:
         LucidError: A file cannot be read.
-        CheckFailed: A file differs; all of them are named.
+        CheckFailed: A file differs; all of them are named. Or the artifact was replaced since it was opened.
     """
     total = sum(facts["size"] for facts in artifact.manifest.files.values())
     read, wrong = 0, []
@@ -120,11 +120,23 @@ def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None
                     progress(read, total)
         if digest.hexdigest() != facts["sha256"]:
             wrong.append(name)
+    check_still_there(artifact)
     if wrong:
         raise CheckFailed(
             f"{artifact.directory}: sha256 of {', '.join(wrong)} differs from the manifest: changed after the export. "
             "Export it again."
         )
+
+
+def check_still_there(artifact: Artifact) -> None:
+    """Check that the directory holds what was opened, and not another artifact by now.
+
+    Raises:
+        LucidError: The manifest cannot be read.
+        CheckFailed: It holds another.
+    """
+    if read_manifest(artifact.directory).files != artifact.manifest.files:
+        raise CheckFailed(f"{artifact.directory} was replaced while it was read. Run the command again.")
 
 
 def _check_layers(manifest: Manifest, directory: Path) -> None:

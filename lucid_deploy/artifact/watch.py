@@ -6,10 +6,12 @@ Runtimes map the weights into memory: what is written into the file shows in the
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lucid_deploy.artifact.manifest import MANIFEST
-from lucid_deploy.artifact.read import Artifact
+from lucid_deploy.artifact.read import Artifact, check_still_there
 from lucid_deploy.errors import CheckFailed
 
 _Identity = tuple[int, int, int, int]
@@ -37,6 +39,23 @@ class ArtifactWatch:
                     f"{path.parent.name}/{path.name} changed while it was in use: what the model computes may be "
                     "wrong. Put the artifact right and start again."
                 )
+
+
+@contextmanager
+def unchanged(artifact: Artifact) -> Iterator[None]:
+    """Refuse what a block makes of an artifact that was replaced since it was opened: it may be made of parts of two.
+
+    Raises:
+        CheckFailed: It was, before the block or in it; also where the block failed, as it did not find what it knew.
+    """
+    watch = ArtifactWatch(artifact)
+    try:
+        yield
+    except Exception:
+        watch.check()  # which says more than a library does of halves of two artifacts
+        raise
+    watch.check()
+    check_still_there(artifact)  # else it was replaced before the watch
 
 
 def _identity(path: Path) -> _Identity | None:

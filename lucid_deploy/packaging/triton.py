@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
+from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, partial_directory, put_all_in_place, remove_empty, write_whole
 from lucid_deploy.leftovers import remove_leftovers
@@ -70,7 +71,7 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
     Raises:
         LucidError: Options that do not fit the artifact, engines that are missing or not TensorRT's, a model that is
             there already, a repository that cannot be written.
-        CheckFailed: A damaged engine.
+        CheckFailed: A damaged engine, or an artifact that is replaced meanwhile.
     """
     options = options or TritonOptions()
     name = options.name if options.name is not None else artifact.directory.resolve().name
@@ -91,8 +92,9 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
         output.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             folders = {stage: stack.enter_context(partial_directory(target)) for stage, target in targets.items()}
-            for stage, folder in folders.items():
-                _fill(folder, artifact, stage, name, options, engines)
+            with unchanged(artifact):
+                for stage, folder in folders.items():
+                    _fill(folder, artifact, stage, name, options, engines)
             put_all_in_place({targets[stage]: folder for stage, folder in folders.items()}, options.overwrite)
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lucid_deploy.artifact import Artifact, check_hashes
 from lucid_deploy.artifact.quantization_method import AWQ, STORED
+from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.model.checkpoint import Checkpoint
 from lucid_deploy.model.summary import summarize
@@ -116,10 +117,18 @@ def verify_artifact(
     Raises:
         LucidError: It cannot be verified: no checkpoint, another model's, too little memory, no such runtime, bad
             options.
+        CheckFailed: The artifact is replaced meanwhile.
     """
+    with unchanged(artifact):  # a verdict on parts of two would be on neither
+        return _verify(artifact, options or VerifyOptions(), progress)
+
+
+def _verify(
+    artifact: Artifact, options: VerifyOptions, progress: Callable[[VerificationProgress], None] | None
+) -> Verification:
     from lucid_deploy.runtimes import open_session
 
-    options, started = options or VerifyOptions(), time.monotonic()
+    started = time.monotonic()
     if options.seed < 0:
         raise LucidError(f"The seed must be 0 or more, not {options.seed}.")
     if options.tolerance is not None:

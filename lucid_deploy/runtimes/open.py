@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import Artifact, open_artifact
-from lucid_deploy.artifact.manifest import read_manifest
-from lucid_deploy.artifact.watch import ArtifactWatch
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.artifact.watch import unchanged
+from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions, flag, is_device
 from lucid_deploy.runtimes.registry import built_in_runtimes, find_runtime
 from lucid_deploy.runtimes.runtime import Capabilities, Runtime
@@ -41,27 +40,14 @@ def open_session(
     opened = artifact if isinstance(artifact, Artifact) else open_artifact(artifact)
     _check_artifact(can, wanted, opened)
     chosen.check_installed(wanted)
-    session = _open_unchanged(chosen, opened, wanted)
+    with unchanged(opened):  # graphs of two exports would answer, and wrongly
+        session = chosen.open(opened, wanted)
     from lucid_deploy.runtimes.cache_operations import CacheOperations  # imported anyway once one is open
 
     if not isinstance(session, CacheOperations):  # a session's base
         raise LucidError(f"{_title(wanted)} opened no Session, but {session!r}. Mend its open().")
     record = opened.manifest.quantization
     session.rounded_inputs = None if record is None else record.rounded_inputs(session.capabilities.rounds_activations)
-    return session
-
-
-def _open_unchanged(runtime: Runtime, artifact: Artifact, options: RuntimeOptions) -> Session[Any]:
-    """Open an artifact whose files stay what they are meanwhile: graphs of two exports would answer, and wrongly."""
-    watch = ArtifactWatch(artifact)
-    try:
-        session = runtime.open(artifact, options)
-    except Exception:
-        watch.check()  # which says more than a library does of halves of two artifacts
-        raise
-    watch.check()
-    if read_manifest(artifact.directory).files != artifact.manifest.files:  # replaced before the watch
-        raise CheckFailed(f"{artifact.directory} was replaced while it was opened. Run the command again.")
     return session
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_all_files_that_differ_are_named(artifact_copy: Path) -> None:
         path.write_bytes(content)
     artifact = open_artifact(artifact_copy)
     with pytest.raises(CheckFailed, match=r"sha256 of prefill\.onnx, weights\.bin differs"):
+        check_hashes(artifact)
+
+
+def test_an_artifact_that_was_replaced_is_not_called_damaged(
+    exported: Exported, artifact_copy: Path, tmp_path: Path
+) -> None:
+    artifact = open_artifact(artifact_copy)
+    artifact_copy.rename(tmp_path / "older")
+    shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy)
+    with pytest.raises(CheckFailed, match=r"was replaced while it was read\. Run the command again\."):
         check_hashes(artifact)
 
 

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.artifact import STAGES, Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.leftovers import TOGETHER
 from lucid_deploy.packaging.triton import TritonOptions, package_triton
@@ -287,6 +287,24 @@ def test_models_of_a_call_at_the_same_time_stay(
     with pytest.raises(LucidError, match=r"lucid-decode exists already: another command made it in the meantime"):
         package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid"))
     assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["lucid-decode"]
+
+
+def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(
+    exported: Exported, artifact_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefill would be of one model and decode of the other, and answer."""
+    artifact, copy = open_artifact(artifact_copy), shutil.copyfile
+
+    def copyfile(source: Path, target: Path) -> None:
+        if "decode" in str(target) and not (tmp_path / "older").exists():
+            artifact_copy.rename(tmp_path / "older")
+            shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy, copy_function=copy)
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        package_triton(artifact, tmp_path / "models", TritonOptions(name="lucid"))
+    assert not (tmp_path / "models").exists()
 
 
 def test_models_are_replaced_together_or_not_at_all(

@@ -75,6 +75,20 @@ def test_a_damaged_file_is_a_result_and_nothing_is_run_on_it(damaged, monkeypatc
     assert json.dumps(found.to_dict()) and found.to_dict()["verdict"] == found.failure
 
 
+@pytest.mark.parametrize("phase", [phases.FILES, phases.WEIGHTS])
+def test_an_artifact_that_is_replaced_meanwhile_gets_no_verdict(phase, damaged, exported, tmp_path):
+    """Its weights are compared with the checkpoint of another: verify said that the export had changed them."""
+    newer = exported(hidden_size=96)[1].directory
+
+    def replace(seen):
+        if seen.phase == phase and not (tmp_path / "older").exists():
+            damaged.rename(tmp_path / "older")
+            shutil.copytree(newer, damaged)
+
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        verify_artifact(open_artifact(damaged), FEW, replace)
+
+
 def test_a_wrong_weight_is_a_result_with_its_cause(damaged):
     change_weight(damaged, "model.layers.1.self_attn.v_proj.weight")
     found = verify_artifact(open_artifact(damaged), FEW)

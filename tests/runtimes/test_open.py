@@ -155,5 +155,5 @@ def test_an_artifact_that_is_replaced_while_it_is_opened_is_refused(
     monkeypatch.setattr(TorchSession, "__init__", opening)
     if when == "before":
         replaced()
-    with pytest.raises(CheckFailed, match=r"changed while it was in use|was replaced while it was opened"):
+    with pytest.raises(CheckFailed, match=r"changed while it was in use|was replaced while it was read"):
         open_session(artifact, "torch")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
+from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
 from lucid_deploy.leftovers import remove_leftovers
@@ -78,6 +79,7 @@ def package_tensorrt(
     Raises:
         LucidError: An artifact of another kind, limits that do not fit, a plugin library or Polygraphy that is missing
             or too old, something else at ``output``, or a folder that cannot be written.
+        CheckFailed: The artifact is replaced meanwhile.
     """
     options, output = options or TensorRtOptions(), Path(output)
     check_polygraphy()
@@ -91,12 +93,13 @@ def package_tensorrt(
         check_plugin(library)
         check_kernels(library, dtype, head_dims)
     form = options.attention or attention_form(artifact)
-    graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
-    recorded = record(artifact, limits)
+    with unchanged(artifact):
+        graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
+        recorded = record(artifact, limits)
     made = missing_directories(output.parent)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_directory(output, options.overwrite) as folder:
+        with whole_directory(output, options.overwrite) as folder, unchanged(artifact):
             _fill(folder, artifact, output.name, limits, form, graphs, recorded, library)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.artifact import STAGES, Artifact
+from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import whole_directory, write_whole
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
@@ -108,6 +109,7 @@ def build_engines(
         LucidError: A package that is missing or too old, no plugin library, options that contradict each other or the
             model, a type, a head width or a compute capability that is not supported, an artifact without the custom
             operators, layers that cannot take drafts back, or TensorRT refusing a graph.
+        CheckFailed: The artifact is replaced meanwhile.
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
@@ -182,7 +184,7 @@ def _build(
     folder = engine_directory(artifact, backend.name)
     try:
         folder.parent.mkdir(exist_ok=True)
-        with whole_directory(folder, overwrite) as building:
+        with whole_directory(folder, overwrite) as building, unchanged(artifact):
             if backend.has_timing_cache:
                 old = folder / TIMING_CACHE
                 settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")

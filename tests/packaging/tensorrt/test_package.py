@@ -16,8 +16,8 @@ from typing import Any
 import onnx
 import pytest
 
-from lucid_deploy.artifact import STAGES, Artifact
-from lucid_deploy.errors import LucidError
+from lucid_deploy.artifact import STAGES, Artifact, open_artifact
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.packaging.tensorrt import TensorRtOptions, package_tensorrt
 from lucid_deploy.packaging.tensorrt import package as packaging
 from tests.packaging.tensorrt.conftest import LIMITS
@@ -253,6 +253,31 @@ def test_a_package_of_a_call_at_the_same_time_stays(
     with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
         package_tensorrt(exported()[1], target, TensorRtOptions(plugin=plugin, **LIMITS))
     assert os.listdir(target) == ["another's"] and os.listdir(tmp_path) == ["package"]
+
+
+@pytest.mark.parametrize("step", ["record", "write_recorded"])
+def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(
+    step: str,
+    exported: Exported,
+    artifact_copy: Path,
+    plugin: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outputs would be recorded of one model and weights copied of the other."""
+    artifact, work = open_artifact(artifact_copy), getattr(packaging, step)
+
+    def replacing(*arguments: Any) -> Any:
+        done = work(*arguments)
+        if not (tmp_path / "older").exists():
+            artifact_copy.rename(tmp_path / "older")
+            shutil.copytree(exported(hidden_size=96)[1].directory, artifact_copy)
+        return done
+
+    monkeypatch.setattr(packaging, step, replacing)
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        package_tensorrt(artifact, tmp_path / "package", TensorRtOptions(plugin=plugin, **LIMITS))
+    assert not (tmp_path / "package").exists()
 
 
 def test_what_a_killed_call_had_moved_aside_is_not_replaced_unasked(

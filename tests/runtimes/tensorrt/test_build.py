@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact, open_artifact
 from lucid_deploy.cli.build import command as build_command
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.runtimes.tensorrt import build
 from lucid_deploy.runtimes.tensorrt.backend import Backend
 from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
@@ -132,6 +133,20 @@ def test_engines_of_a_build_at_the_same_time_stay(artifact: Artifact, plugin: Pa
     with pytest.raises(LucidError, match=r"exists already: another command made it in the meantime"):
         build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), finish_the_other)
     assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["tensorrt-rtx"]
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_an_artifact_that_is_replaced_meanwhile_has_no_engines_of_parts(
+    stage: str, exported: Exported, artifact: Artifact, plugin: Path, tmp_path: Path
+) -> None:
+    def replace(text: str, done: int, total: int) -> None:
+        if stage in text and not (tmp_path / "older").exists():
+            artifact.directory.rename(tmp_path / "older")
+            shutil.copytree(exported(hidden_size=96)[1].directory, artifact.directory)
+
+    with pytest.raises(CheckFailed, match="changed while it was in use"):
+        build_engines(artifact, BuildOptions(plugin=plugin, **SMALL), replace)
+    assert not (artifact.directory / "engines").exists()
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
