@@ -138,7 +138,7 @@ def _told(error: OSError) -> LucidError | None:
         return LucidError(met)
     if error.filename is not None:
         return LucidError(f"{error.filename}: {error.strerror}.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the last: ulimit -f
         let_go_of_output()
         return LucidError(f"Writing the output failed: {error.strerror}.")
     if error.errno in (errno.EIO, errno.ESTALE):  # where nobody has said of which file

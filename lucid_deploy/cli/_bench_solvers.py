@@ -29,7 +29,7 @@ def bench_solvers(
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.bench.machine import describe_machine
-    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.cli._console import console_out, progress, shown_after, write_json
     from lucid_deploy.errors import LucidError
 
     _refuse_others(context)
@@ -41,10 +41,9 @@ def bench_solvers(
 
     with progress("Solving") as update, torch_threads(threads):
         rows = compare_solvers(artifact, lengths, questions, repeats, update)
-    if json_target is not None:
-        write_json({"machine": describe_machine(), "questions": questions, "rows": rows}, json_target)
-    if json_target != "-":
-        console_out.print(_table(rows))
+    with shown_after(json_target, lambda: console_out.print(_table(rows))):
+        if json_target is not None:
+            write_json({"machine": describe_machine(), "questions": questions, "rows": rows}, json_target)
 
 
 def _refuse_others(context: click.Context) -> None:

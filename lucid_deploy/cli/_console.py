@@ -159,6 +159,19 @@ class ProgressLines:
         self._console.print(f"{text}{far}; {now - self._begun:.0f} s so far{left}", markup=False, soft_wrap=True)
 
 
+@contextmanager
+def shown_after(json_target: str | None, show: Callable[[], None]) -> Iterator[None]:
+    """Show results after the block that writes them to files, unless they are JSON on stdout.
+
+    Also if the block fails: a full disk takes no results away.
+    """
+    try:
+        yield
+    finally:
+        if json_target != "-":
+            show()
+
+
 def write_json(data: Any, target: str) -> None:
     """Write data as JSON to a file, whole or not at all, or to stdout if the target is ``-``.
 

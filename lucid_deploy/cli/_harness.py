@@ -30,7 +30,7 @@ def run_harness(
     Raises:
         LucidError: An option makes no sense, a task is not known, or prompts are too long.
     """
-    from lucid_deploy.cli._console import console_out, write_json
+    from lucid_deploy.cli._console import console_out, shown_after, write_json
     from lucid_deploy.cli._suites import chat_renderer
     from lucid_deploy.evaluation.harness import HarnessOptions, run_tasks
     from lucid_deploy.evaluation.tables import harness_table
@@ -47,7 +47,6 @@ def run_harness(
     )
     session, tokenizer = open_session(artifact, runtime)
     results = run_tasks(session, tokenizer, name.split(","), include_path, options)
-    if json_target is not None:
-        write_json({"artifact": str(artifact.directory), "ablate": runtime.ablate, **results}, json_target)
-    if json_target != "-":
-        console_out.print(harness_table(results))
+    with shown_after(json_target, lambda: console_out.print(harness_table(results))):
+        if json_target is not None:
+            write_json({"artifact": str(artifact.directory), "ablate": runtime.ablate, **results}, json_target)

@@ -54,7 +54,7 @@ def run(artifact: Artifact, other: Artifact | None, request: Request, open_sessi
     Raises:
         LucidError: An option makes no sense, data are missing, or prompts are too long.
     """
-    from lucid_deploy.cli._console import console_out, write_json
+    from lucid_deploy.cli._console import console_out, shown_after, write_json
     from lucid_deploy.evaluation.suites.compare import compare_suites, difference_table, differences_to_list
     from lucid_deploy.evaluation.suites.report import suite_table, write_output
 
@@ -77,15 +77,18 @@ def run(artifact: Artifact, other: Artifact | None, request: Request, open_sessi
             "tasks": [result.to_dict() for result in theirs],
             "differences": differences_to_list(differences),
         }
-    if arguments.output_path is not None:
-        write_output(Path(arguments.output_path), facts, results, arguments.log_samples)
-    if request.json_target is not None:
-        write_json(facts, request.json_target)
-    if request.json_target != "-":
+
+    def show() -> None:
         console_out.print(suite_table(str(arguments.suite), results))
         if differences is not None:
             title = f"{artifact.directory.name} less {other.directory.name if other else ''}"
             console_out.print(difference_table(title, differences))
+
+    with shown_after(request.json_target, show):
+        if arguments.output_path is not None:
+            write_output(Path(arguments.output_path), facts, results, arguments.log_samples)
+        if request.json_target is not None:
+            write_json(facts, request.json_target)
 
 
 def _plan(request: Request) -> tuple[list[SuiteTask], dict[str, Any]]:

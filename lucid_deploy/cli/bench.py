@@ -121,8 +121,8 @@ def command(
     from lucid_deploy.bench import Plan, run_plan
     from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
     from lucid_deploy.bench.plots import plot
-    from lucid_deploy.bench.report import build_report, spread_of, table
-    from lucid_deploy.cli._console import console_out, note, progress, write_json
+    from lucid_deploy.bench.report import build_report, spread_of
+    from lucid_deploy.cli._console import note, progress, shown_after, write_json
     from lucid_deploy.errors import LucidError
     from lucid_deploy.files import partial_directory
 
@@ -152,23 +152,31 @@ def command(
     for name, facts in opened.items():
         if facts.get("remark"):
             note(f"Note: {name}: {facts['remark']}")
-    if json_target is not None:
-        write_json(report, json_target)
-    if plot_directory is not None:
-        plot(report, Path(plot_directory))
-    if json_target != "-":
-        console_out.print(table(report))
-        used = {name: facts["kernels"] for name, facts in opened.items() if facts["kernels"] is not None}
-        if used:
-            console_out.print("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()), soft_wrap=True)
-        for name, value in report["exponents"].items():
-            console_out.print(f"{name}: time grows as length^{value:.2f}")
-        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-        console_out.print(
-            f"{machine['processor']}, {machine['cores']} cores, copies {bandwidth / 1e9:.1f} GB/s (read + write); "
-            f"{versions}; commit {machine['commit']}",
-            soft_wrap=True,
-        )
+    with shown_after(json_target, lambda: _show(report)):
+        if json_target is not None:
+            write_json(report, json_target)
+        if plot_directory is not None:
+            plot(report, Path(plot_directory))
+
+
+def _show(report: dict[str, Any]) -> None:
+    from lucid_deploy.bench.report import table
+    from lucid_deploy.cli._console import console_out
+
+    console_out.print(table(report))
+    used = {name: facts["kernels"] for name, facts in report["opened"].items() if facts["kernels"] is not None}
+    if used:
+        console_out.print("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()), soft_wrap=True)
+    for name, value in report["exponents"].items():
+        console_out.print(f"{name}: time grows as length^{value:.2f}")
+    machine = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    copies = machine["copy_bytes_per_second"] / 1e9
+    console_out.print(
+        f"{machine['processor']}, {machine['cores']} cores, copies {copies:.1f} GB/s (read + write); {versions}; "
+        f"commit {machine['commit']}",
+        soft_wrap=True,
+    )
 
 
 def _refuse_large(artifact: Any, plan: Any) -> None:

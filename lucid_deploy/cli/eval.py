@@ -94,7 +94,7 @@ def command(
     Example: lucid-deploy eval ./artifact --task needles --needles 4 --length 128,256 --minimum 0.9
     """
     from lucid_deploy.artifact import open_artifact
-    from lucid_deploy.cli._console import write_json
+    from lucid_deploy.cli._console import shown_after, write_json
     from lucid_deploy.cli._harness import run_harness
     from lucid_deploy.cli._suites import Request
     from lucid_deploy.cli._suites import run as run_suite
@@ -129,10 +129,10 @@ def command(
     if comparison is not None:
         facts["against"] = {"artifact": str(against), **comparison.to_dict()}
         facts["against"]["quantization"] = None if other is None else _rounding(other)
-    if json_target is not None:
-        write_json(facts, json_target)
-    if json_target != "-":
-        _show(report, comparison, against, [opened] if other is None else [opened, other])
+    models = [opened] if other is None else [opened, other]
+    with shown_after(json_target, lambda: _show(report, comparison, against, models)):
+        if json_target is not None:
+            write_json(facts, json_target)
     _check(report, comparison, minimum, minimum_relative)
 
 

@@ -48,6 +48,14 @@ def test_bench_command_measures_all_contenders(
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"prefill.png", "decode.png"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_times_are_shown_also_if_their_file_cannot_be_written(exported: Exported) -> None:
+    asked = ["bench", str(exported()[1].directory), "--lengths", "8", "--repeats", "1", "--steps", "1"]
+    result = CliRunner().invoke(main, [*asked, "--stages", "decode", "--json", "/dev/full"])
+    assert result.exit_code == 2 and "Error: /dev/full cannot be written: No space left on device." in result.stderr
+    assert "decode" in result.stdout and "copies" in result.stdout
+
+
 @pytest.mark.parametrize("cache", ["growing", "static"])
 def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None:
     pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')

@@ -343,7 +343,9 @@ def test_the_script_asks_for_what_can_come_next() -> None:
     assert complete("lucid-deploy", "export", "--dtype", "fl") == ["float32", "float16"]
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "number", [errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get
+)
 def test_a_disk_that_fails_is_one_line_also_where_no_file_is_named(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lucid_deploy.cli._console import INTERVAL, ProgressLines, every, human_size, progress, write_json, write_text
+from lucid_deploy.cli._console import (
+    INTERVAL,
+    ProgressLines,
+    every,
+    human_size,
+    progress,
+    shown_after,
+    write_json,
+    write_text,
+)
 from lucid_deploy.errors import LucidError
 from tests.patience import PATIENCE
 
@@ -40,6 +49,22 @@ def test_json_to_stdout_or_a_file_is_the_same(tmp_path: Path, capsys: pytest.Cap
     write_json(data, str(tmp_path / "facts.json"))
     assert (tmp_path / "facts.json").read_text() == printed.out
     assert [path.name for path in tmp_path.iterdir()] == ["facts.json"]
+
+
+@pytest.mark.parametrize(("target", "shown"), [(None, ["all"]), ("facts.json", ["all"]), ("-", [])])
+@pytest.mark.parametrize("fails", [False, True])
+def test_results_are_shown_also_if_their_file_cannot_be_written(
+    fails: bool, target: str | None, shown: list[str]
+) -> None:
+    said: list[str] = []
+    try:
+        with shown_after(target, lambda: said.append("all")):
+            assert said == []
+            if fails:
+                raise LucidError("facts.json cannot be written: No space left on device.")
+    except LucidError:
+        assert fails
+    assert said == shown
 
 
 def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:

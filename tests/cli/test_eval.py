@@ -50,6 +50,13 @@ def test_the_bundled_model_answers_everything(demo: Demo, options: dict[str, str
     assert facts["provider"] == "cpu"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
+def test_scores_are_shown_also_if_their_file_cannot_be_written(demo: Demo) -> None:
+    result = run(demo().directory, "--limit", 2, "--json", "/dev/full")
+    assert result.exit_code == 2 and "Error: /dev/full cannot be written: No space left on device." in result.stderr
+    assert "recall: 2 of 2 right" in result.stdout
+
+
 def test_pytorch_gives_the_same_score(demo: Demo) -> None:
     facts = printed(demo().directory, "--runtime", "torch", "--limit", 54)
     assert (facts["runtime"], facts["right"], facts["count"]) == ("torch", 54, 54)
