@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import signal
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from lucid_deploy.cli._memory import leave_out_memory_at_exit, limit_met
 from lucid_deploy.cli._signals import unwinding_on_signals
 from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
 from lucid_deploy.cli._threads import bound_threads
+from lucid_deploy.cli._working_directory import has_working_directory, without_pytorch_nowhere
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.version import __version__
 
@@ -94,7 +94,8 @@ class _Commands(Group):
         try:
             prepare_streams()
             bound_threads()
-            return super().main(*arguments, **named)
+            with without_pytorch_nowhere():
+                return super().main(*arguments, **named)
         except OSError as error:
             told = _told(error)
             if told is None:
@@ -143,7 +144,7 @@ def _told(error: OSError) -> LucidError | None:
         return LucidError(f"Writing the output failed: {error.strerror}.")
     if error.errno in (errno.EIO, errno.ESTALE):  # where nobody has said of which file
         return LucidError(f"Reading or writing a file failed: {error.strerror}. Is its disk, or its server, broken?")
-    if error.errno == errno.ENOENT and not _has_working_directory():
+    if error.errno == errno.ENOENT and not has_working_directory():
         return LucidError("The working directory does not exist any more. Change to another one.")
     if error.errno == errno.ENOENT and not _has_temporary_directory():
         return LucidError(f"{error.strerror}. Set TMPDIR to a folder that can be written.")
@@ -155,14 +156,6 @@ def _end_without_reader(error: OSError) -> None:
     if error.errno == errno.EPIPE:
         let_go_of_output()
         sys.exit(128 + CLOSED_PIPE)
-
-
-def _has_working_directory() -> bool:
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _has_temporary_directory() -> bool:
