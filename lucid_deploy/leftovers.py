@@ -241,10 +241,14 @@ def lock_of_another(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def turn_in(directory: Path) -> Iterator[None]:
-    """Wait until no other process is in such a block for this directory; where nothing can be locked, do not wait."""
+    """Wait until no other process is in such a block for this directory; where nothing can be locked, do not wait.
+
+    Nor in a directory with a temporary name: it belongs to one process, which holds its lock as long as it is there.
+    """
     handle = None
     with suppress(OSError):  # it cannot be read
-        handle = os.open(directory, os.O_RDONLY)
+        if LEFT.fullmatch(directory.resolve().name) is None:
+            handle = os.open(directory, os.O_RDONLY)
     try:
         if handle is not None:
             _lock(handle)

@@ -200,6 +200,22 @@ def test_two_that_replace_one_directory_take_turns(tmp_path: Path, monkeypatch: 
     assert raised == [] and content(target) == "second" and os.listdir(tmp_path) == ["target"]
 
 
+def test_what_is_made_within_a_temporary_directory_does_not_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bench exports the baseline into its scratch directory, whose lock it holds: it waited for itself."""
+    with partial_directory(tmp_path / "scratch") as scratch:
+        monkeypatch.chdir(scratch)
+        for target in (scratch / "absolute", Path("relative")):
+            with whole_directory(target) as made:
+                filled(made, "new")
+            with whole_directory(target) as made:
+                filled(made, "newer")
+            assert content(target) == "newer"
+        monkeypatch.chdir(tmp_path)
+    assert hidden(tmp_path) == []
+
+
 def test_a_parent_that_turns_read_only(building: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No place to move the old directory to: it stays where it is."""
     target = filled(tmp_path / "target", "old")
