@@ -13,7 +13,7 @@ import numpy as np
 
 from lucid_deploy.artifact import PACK_LIMIT, STAGES, WEIGHTS, Artifact
 from lucid_deploy.artifact.watch import ArtifactWatch
-from lucid_deploy.cache.layout import first_tokens
+from lucid_deploy.cache.layout import CacheTensor, first_tokens
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.ort import import_onnxruntime
@@ -338,12 +338,12 @@ class OrtSession(Session[Any]):
         ]
 
     def _first_tokens(self, cache: Cache[Any], length: int) -> Layers:
-        return [  # of the stored form: nothing is rounded twice
-            tuple(
-                ort_value(first_tokens(t, x.numpy(), length, cache.mask), t.dtype) for t, x in zip(*pair, strict=True)
-            )
-            for pair in zip(self.layout, cache.layers, strict=True)
-        ]
+        def cut(tensor: CacheTensor, value: Any) -> Any:
+            # Of one row and head the first tokens are contiguous, and would be memory of a tensor that is let go of.
+            return ort_value(first_tokens(tensor, value.numpy(), length, cache.mask).copy(), tensor.dtype)
+
+        pairs = zip(self.layout, cache.layers, strict=True)
+        return [tuple(map(cut, layout, layer)) for layout, layer in pairs]  # as stored: nothing is rounded twice
 
     @property
     def gives_all_logits(self) -> bool:

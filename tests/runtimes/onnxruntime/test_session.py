@@ -83,3 +83,21 @@ def test_sessions_keep_to_the_profile(fake: FakeOrt, artifact: Artifact) -> None
     assert seen == [7, 14, 20]
     session.prefill(np.zeros((1, 6), np.int64), session.empty_cache(1), None, 5, lambda done, total: seen.append(done))
     assert seen[3:] == [5, 6]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
+def test_what_is_cut_back_lies_in_memory_of_its_own(exported: Exported, heads: int, cache_dtype: str) -> None:
+    """The tensor that it was cut from is let go of, with its memory: of one row and one head both are contiguous."""
+    session = open_session(exported(num_key_value_heads=heads, cache_dtype=cache_dtype)[1])
+    text, cache, short = np.arange(30)[None], session.empty_cache(), session.empty_cache()
+    session.prefill(text, cache)
+    session.prefill(text[:, :10], short)
+    expected = session.layer_arrays(short)
+    for length in (20, 10):  # what a run gave, and what was cut back before
+        held = cache.layers
+        session.truncate(cache, length)
+        for old, new in zip(sum(held, ()), sum(cache.layers, ()), strict=True):
+            assert not np.shares_memory(old.numpy(), new.numpy())
+    for found, wanted in zip(sum(session.layer_arrays(cache), ()), sum(expected, ()), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
