@@ -344,7 +344,8 @@ class Batcher:
             return Finished(row.number, "error", str(error))
         request = row.request
         if row.verified and row.greedy:
-            self.drafts.near_ties += is_near_tie(row.choose.chosen_from, logits, self._near)
+            choose = row.choose
+            self.drafts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
         if request.stop_at_eos and token in self.session.config.eos_token_ids:
             return Finished(row.number, "eos")
         row.next, row.count = token, row.count + 1

@@ -103,12 +103,12 @@ class Generation:
         self,
         logits: Array,
         decode: Callable[[int, int], Array],
-        judge: Callable[[Array], None] | None = None,
+        judge: Callable[[Array, Array | None], None] | None = None,
         accept: Callable[[int], None] | None = None,
     ) -> Iterator[int]:
         """Choose from the logits behind the prompt, and then from those that ``decode(token, tokens wanted)`` gives.
 
-        ``judge`` gets what each token was chosen from, ``accept`` each token that is yielded.
+        ``judge`` gets what each token was chosen from and its slopes, ``accept`` each token that is yielded.
         """
         session, choose = self.session, Sampler(self.sampling, self.prompt_ids)
         limit = session.context_limit
@@ -119,7 +119,7 @@ class Generation:
                 return
             token = choose(logits, allowed)
             if judge is not None:
-                judge(choose.chosen_from)
+                judge(choose.chosen_from, choose.slopes)
             if self.stop_at_eos and token in session.config.eos_token_ids:
                 self.finish_reason = "eos"
                 return

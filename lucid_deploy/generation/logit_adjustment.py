@@ -31,7 +31,13 @@ class LogitAdjustment:
         repetition: See above.
         bias: Pairs (token id, what is added).
         bad_words: Sequences of token ids. The prompt's tokens are no beginning of one.
+
+    Attributes:
+        slopes: By how much the last adjusted logits change with the model's, float64 ``(vocab,)``: repetition scales
+            them; None: by as much.
     """
+
+    slopes: Array | None = None
 
     def __init__(
         self,
@@ -70,6 +76,8 @@ class LogitAdjustment:
             seen = np.union1d(self._prompt, generated)
             found = out[seen]
             out[seen] = np.where(found > 0, found / self._repetition, found * self._repetition)
+            self.slopes = np.ones(out.shape)
+            self.slopes[seen] = np.where(found > 0, 1 / self._repetition, self._repetition)
         if self._frequency or self._presence:
             counts = np.fromiter(self._counts.values(), np.int64, len(self._counts))
             out[generated] -= self._frequency * counts + self._presence

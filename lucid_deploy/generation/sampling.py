@@ -102,6 +102,7 @@ class Sampler:
 
     Attributes:
         chosen_from: The logits of the last choice, ``(vocab,)``: adjusted, and −∞ where no token was allowed.
+        slopes: Of these, as :attr:`LogitAdjustment.slopes`.
     """
 
     def __init__(self, sampling: Sampling, prompt_ids: Sequence[int] = ()) -> None:
@@ -118,6 +119,11 @@ class Sampler:
                 sampling.logit_bias,
                 sampling.bad_words,
             )
+
+    @property
+    def slopes(self) -> Array | None:
+        """See the class."""
+        return None if self._adjustment is None else self._adjustment.slopes
 
     def __call__(self, logits: Array, allowed: Array | None = None) -> int:
         """Choose a token from the logits of one position.

@@ -84,17 +84,20 @@ def near_share(dtype: str, cache_dtype: str, rounded_inputs: str | None = None) 
     return max(shares)
 
 
-def is_near_tie(adjusted: Array, logits: Array, share: float) -> bool:
-    """Whether the two likeliest tokens are as good as equal.
+def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | None = None) -> bool:
+    """Whether another token is as good as equal to the likeliest one.
 
     Args:
         adjusted: What the token is chosen from, ``(vocab,)``: −∞ where none may come.
         logits: Of the model, of which these were made.
         share: See :func:`near_share`.
+        slopes: By how much ``adjusted`` changes with ``logits``, ``(vocab,)``; None: by as much.
     """
     first = int(adjusted.argmax())
-    second = max(adjusted[:first].max(initial=-np.inf), adjusted[first + 1 :].max(initial=-np.inf))
-    return bool(adjusted[first] - second <= share * max(logits.max(), -logits.min()))
+    near = share * max(logits.max(), -logits.min())
+    if slopes is not None:
+        near = near * np.maximum(slopes, slopes[first])
+    return int(np.count_nonzero(adjusted[first] - adjusted <= near)) > 1  # the first is as near to itself
 
 
 def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
@@ -168,13 +171,13 @@ class Lookahead:
         """Count a token that was chosen from the logits returned last and goes into the answer, if it was drafted."""
         self.counts.accepted += self._drafts[self._right : self._right + 1] == [token]
 
-    def judge(self, adjusted: Array) -> None:
+    def judge(self, adjusted: Array, slopes: Array | None = None) -> None:
         """Count a near tie in what a token was greedily chosen from, made of the logits that were returned last.
 
         Steps without drafts count as well once one had some: they read the rows of K and Y that it wrote.
         """
         if self._verified:
-            self.counts.near_ties += is_near_tie(adjusted, self._rows[self._right], self._near)
+            self.counts.near_ties += is_near_tie(adjusted, self._rows[self._right], self._near, slopes)
 
     def _propose(self, most: int) -> list[int]:
         found = None if self._drafter is None else propose_or_drop(self._drafter, most, self.counts)

@@ -240,6 +240,17 @@ def test_near_ties_are_between_tokens_that_may_be_chosen():
     assert is_near_tie(np.array([1.0, 1.0002, -np.inf]), logits, share)  # errors are as large as the model's logits
 
 
+def test_near_ties_are_as_wide_as_the_repetition_penalty_makes_rounding():
+    """It divides the logits of tokens that came before, and what they are off by."""
+    logits, share = np.array([10.0, 9.9995, 5.0, -1.0, -1.0002]), near_share("float32", "float32")
+    for penalty, seen, expected in ((1.0, [0, 1], True), (0.1, [0, 1], True), (0.1, [0], False), (100.0, [3, 4], True)):
+        choose = Sampler(Sampling(repetition_penalty=penalty, bad_words=((2,),)), seen)
+        allowed = np.isin(np.arange(5), seen) if penalty > 1 else None
+        choose(logits, allowed)
+        assert is_near_tie(choose.chosen_from, logits, share, choose.slopes) is expected
+    assert not is_near_tie(choose.chosen_from, logits, share)  # of the last: a hundred times as far apart
+
+
 @pytest.mark.parametrize(("sampling", "ties"), [(Sampling(), 24), (Sampling(logit_bias=((7, 50.0),)), 0)])
 def test_near_ties_are_judged_where_the_token_is_chosen(session, monkeypatch, sampling, ties):
     """A model of which all logits are as good as equal, and a bias that leaves no doubt."""
@@ -253,6 +264,18 @@ def test_near_ties_are_judged_where_the_token_is_chosen(session, monkeypatch, sa
     guessed = generation(session, Oracle([first, *[7] * 40]), 25, sampling=sampling)
     assert list(guessed) == [first, *[7] * 24]
     assert (guessed.drafts.near_ties, guessed.drafts.accepted > 9) == (ties, True)
+
+
+def test_near_ties_count_behind_a_repetition_penalty(session, monkeypatch):
+    """Two tokens of the prompt, whose logits it multiplies by ten."""
+    both = 10 * np.eye(97, dtype=np.float32)[5] + 9.9995 * np.eye(97, dtype=np.float32)[9]
+    for name in ("decode", "decode_several"):
+        run = getattr(session, name)
+        monkeypatch.setattr(session, name, lambda ids, cache, run=run: run(ids, cache) * 0 + both)
+    sampling = Sampling(repetition_penalty=0.1)
+    first = next(iter(generation(session, count=1, sampling=sampling)))
+    guessed = generation(session, Oracle([first, *[5] * 40]), 25, sampling=sampling)
+    assert list(guessed) == [first, *[5] * 24] and guessed.drafts.near_ties == 24
 
 
 class Once(Oracle):
