@@ -196,6 +196,9 @@ def test_sampled_tokens_have_the_distribution_of_plain_sampling():
         (9.9999, "float32", "float32", True),
         (9.998, "float32", "float32", False),
         (9.95, "float16", "float16", True),
+        (9.89, "float16", "float16", False),
+        (9.72, "bfloat16", "bfloat16", True),  # an answer differed at 9.897
+        (9.68, "bfloat16", "bfloat16", False),
         (9.995, "float32", "float16", True),
         (9.98, "float32", "float16", False),
         (9.7, "float32", "int8", True),  # answers differed first at such gaps
