@@ -182,12 +182,7 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
     Raises:
         LucidError: Triton fails, with its message.
     """
-    function = kernel_functions("compile the GPU kernels")[variant.kernel]
-    constants, absent = dict(variant.constants), _absent(variant)
-    arguments = [name for name in function.arg_names if name not in (*constants, *absent)]
-    types = {name: _type(name, variant) for name in arguments}
-    launch = variant.num_warps, variant.num_stages
-    compiled = compile_function(function, types, {**constants, **dict.fromkeys(absent)}, arch, launch, variant.name)
+    compiled = compile_form(variant, arch)
     metadata = compiled.metadata
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise LucidError(f"{variant.name}: Triton asks for scratch memory, which the plugin does not provide.")
@@ -203,13 +198,32 @@ def compile_variant(variant: Variant, arch: int) -> list[CompiledKernel]:
         entry=metadata.name,
         shared_bytes=metadata.shared,
         num_warps=variant.num_warps,
-        constants=constants,
-        arguments=arguments,
+        constants=dict(variant.constants),
+        arguments=argument_names(variant),
         image=compiled.asm["cubin"],
     )
     if arch != ptx_architecture(variant):
         return [kernel]
     return [kernel, replace(kernel, is_ptx=True, image=compiled.asm["ptx"].encode())]
+
+
+def compile_form(variant: Variant, arch: int) -> Any:
+    """Return what Triton makes of a variant in this process: ``asm`` has its PTX and machine code by name.
+
+    Raises:
+        LucidError: Triton fails, with its message.
+    """
+    function = kernel_functions("compile the GPU kernels")[variant.kernel]
+    types = {name: _type(name, variant) for name in argument_names(variant)}
+    constants = {**dict(variant.constants), **dict.fromkeys(_absent(variant))}
+    launch = variant.num_warps, variant.num_stages
+    return compile_function(function, types, constants, arch, launch, variant.name)
+
+
+def argument_names(variant: Variant) -> list[str]:
+    """Return the names of what a variant is launched with, in order."""
+    function = kernel_functions("compile the GPU kernels")[variant.kernel]
+    return [name for name in function.arg_names if name not in (*dict(variant.constants), *_absent(variant))]
 
 
 def compile_function(

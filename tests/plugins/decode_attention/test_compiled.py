@@ -1,0 +1,36 @@
+"""Decode attention's compiled code, run by the machine in ``tests/plugins/ptx``, against float64."""
+
+import dataclasses
+
+import pytest
+
+from tests.plugins.decode_attention.kernel_runs import run_decode
+from tests.plugins.kernel_cases import Case, within_gate
+
+# 8.6, and 8.9 for caches of E4M3: the PTX that is shipped for newer chips as well.
+CASES = [
+    (86, Case(new=1, past=0, dtype="float16", keys=0.9)),
+    (86, Case(new=1, past=257, keys="repeated", heads=1)),
+    (86, Case(new=1, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, static=200)),
+    (86, Case(new=1, past=100, width=68, dtype="float16", keys=0.99, heads=1, training=True)),
+    (86, Case(new=8, past=100, dtype="bfloat16", keys="repeated", padded=True, batch=2, heads=1)),
+    (86, Case(new=16, past=65, dtype="float16", keys=0.99, heads=1)),
+    (86, Case(new=1, past=65, keys=0.9, heads=1, zeros=True)),
+    (89, Case(new=1, past=100, dtype="float16", keys=0.99, heads=1, float8=True)),
+    (89, Case(new=3, past=100, width=128, dtype="bfloat16", keys=0.9, heads=1, float8=True)),
+    (90, Case(new=1, past=100, width=128, dtype="bfloat16", keys=0.9, heads=1, float8=True, training=True)),
+    (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
+    (100, Case(new=8, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
+    (120, Case(new=8, past=65, dtype="float16", keys="repeated", padded=True, batch=2, heads=1)),
+    (120, Case(new=1, past=70, dtype="bfloat16", keys=0.99, heads=1, float8=True)),
+]
+
+
+@pytest.mark.parametrize(("arch", "case"), CASES, ids=str)
+def test_error_is_that_of_rounding(arch, case, compiled):
+    launcher = compiled(arch)
+    result = run_decode(dataclasses.replace(case, arch=arch))
+    assert within_gate(result["error"], result["plain"], case.dtype), result
+    assert within_gate(result["y_error"], result["y_plain"], case.dtype), result
+    assert result["padding_is_v"]
+    assert len(launcher.launched) == 2 and ("float8" in launcher.launched[0]) == case.float8

@@ -1,0 +1,113 @@
+"""The preconditioner's compiled code, run by the machine in ``tests/plugins/ptx``, against float64."""
+
+import re
+
+import pytest
+
+from lucid_deploy.plugins.hosts.triton.launch import precondition
+from tests.plugins.kernel_cases import EPS, Case, relative_error, within_gate
+from tests.plugins.precondition.kernel_runs import exact_precondition, precondition_inputs, run_precondition
+from tests.plugins.ptx.memory import Fault
+
+# 8.6: the PTX that is shipped for newer chips as well. 9.0: products of warp groups. 10.0: tensor memory. 12.0: two
+# numbers in a register.
+CASES = [
+    (86, Case(new=1, past=1, dtype="bfloat16", keys=0.99)),
+    (86, Case(new=65, past=20, keys=0.99, padded=True, batch=2, heads=1)),
+    (86, Case(new=129, past=100, dtype="float16", keys="repeated", padded=True, batch=2, heads=1)),
+    (86, Case(new=129, past=100, dtype="bfloat16", keys=0.99, heads=1)),
+    (86, Case(new=65, past=1, width=68, dtype="float16", heads=1, training=True)),
+    (86, Case(new=65, past=1, width=256, dtype="bfloat16", heads=1)),
+    (90, Case(new=129, past=33, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
+    (90, Case(new=130, past=40, dtype="float16", heads=1, training=True)),
+    (90, Case(new=70, past=40, width=128, keys=0.99, heads=1)),
+    (100, Case(new=65, past=33, dtype="bfloat16", keys=0.99, padded=True, heads=1)),
+    (100, Case(new=65, past=33, keys=0.99, heads=1, training=True)),
+    (120, Case(new=65, past=100, dtype="bfloat16", keys="repeated", heads=1)),
+]
+TURNS = Case(new=200, past=20, dtype="bfloat16", heads=2)
+SOLVE = "precondition_kernel"
+ALONE = Case(new=65, past=100, dtype="bfloat16", heads=1)
+
+
+@pytest.mark.parametrize(("arch", "case"), CASES, ids=str)
+def test_error_is_that_of_rounding(arch, case, compiled):
+    launcher = compiled(arch)
+    result = run_precondition(case)
+    assert within_gate(result["error"], result["plain"], case.dtype), result
+    assert result["padding_is_v"]
+    assert [name.split("_")[0] for name in launcher.launched] == ["key", "precondition"]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_programs_that_run_at_the_same_time_wait_for_each_other(seed, compiled):
+    inputs = precondition_inputs(TURNS)
+    compiled(86)
+    alone = precondition(**inputs, eps=EPS)
+    compiled(86, resident=5, seed=seed)
+    together = precondition(**inputs, eps=EPS)
+    assert together.equal(alone)
+    assert relative_error(together, exact_precondition(*inputs.values())) < 4e-3
+
+
+@pytest.mark.parametrize(
+    ("taken_out", "said"),
+    [
+        (r"cp\.async\.wait_group\s+\d;", "an asynchronous copy"),
+        (r"\.release(?=\.)", "nothing says that it is there"),
+        (r"\.acquire(?=\.)", "nothing says that it is there"),
+    ],
+)
+def test_what_the_waiting_needs_is_missed(taken_out, said, compiled):
+    """The machine would notice: without any one of these the solve is refused."""
+    launcher = compiled(86, resident=2, seed=3)
+    (count,) = counted(launcher, taken_out)
+    assert count > 0
+    for number in range(count):
+        launcher.change = without(taken_out, number)
+        with pytest.raises(Fault, match=said):
+            precondition(**precondition_inputs(ALONE), eps=EPS)
+
+
+def test_barriers_are_missed(compiled):
+    """Of every fourth barrier of the solve that is taken out, most are missed; the others stand beside another one."""
+    launcher = compiled(86, resident=2, seed=3)
+    (count,) = counted(launcher, BARRIER)
+    missed = 0
+    tried = range(0, count, 4)
+    for number in tried:
+        launcher.change = without(BARRIER, number)
+        try:
+            precondition(**precondition_inputs(ALONE), eps=EPS)
+        except Fault as fault:
+            missed += "no barrier between them" in str(fault) or "not yet filled" in str(fault)
+    assert missed >= 0.7 * len(tried)
+
+
+BARRIER = r"bar\.sync\s+0;"
+
+
+def counted(launcher, pattern):
+    """Return how often a pattern is found in the solve."""
+    found = []
+
+    def look(kernel, text):
+        if kernel == SOLVE:
+            found.append(len(re.findall(pattern, text)))
+        return text
+
+    launcher.change = look
+    precondition(**precondition_inputs(ALONE), eps=EPS)
+    return found
+
+
+def without(pattern, number):
+    """Return a change that takes out one place where a pattern is found in the solve."""
+
+    def change(kernel, text):
+        if kernel != SOLVE:
+            return text
+        place = list(re.finditer(pattern, text))[number]
+        return text[: place.start()] + text[place.end() :]
+
+    return change
