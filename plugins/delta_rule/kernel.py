@@ -56,6 +56,20 @@ def add_times(b_high, b_low, b_rows, b_acc):
     return b_acc
 
 
+@triton.jit
+def add_part(b_high, b_low, b_rows, b_acc, is_first: tl.constexpr):
+    """As :func:`add_times`, for one chunk of several; ``is_first``: ``b_acc`` is 0.
+
+    In float32 each chunk is summed from 0: tensor cores cut off every sum that they make. In the half types, where
+    fewer are made and the parts' rounding is more, that gains nothing and costs registers.
+    """
+    if b_rows.dtype == tl.float32 and not is_first:
+        b_acc += add_times(b_high, b_low, b_rows, tl.zeros_like(b_acc))
+    else:
+        b_acc = add_times(b_high, b_low, b_rows, b_acc)
+    return b_acc
+
+
 @triton.jit(do_not_specialize=["n_new", "n_key_units"])
 def delta_chunk_kernel(
     p_query,
@@ -96,8 +110,12 @@ def delta_chunk_kernel(
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_k = load_columns(p_key + o_rows, o_m, m_rows, i, width, CHUNK_D)
         b_q = load_columns(p_query + o_rows, o_m, m_rows, i, width, CHUNK_D)
-        b_scores = add_row_product(b_k, tl.trans(b_k), b_scores)
-        b_attended = add_row_product(b_q, tl.trans(b_k), b_attended)
+        if b_k.dtype == tl.float32 and i > 0:  # as in add_part
+            b_scores += add_row_product(b_k, tl.trans(b_k), tl.zeros((BLOCK_M, BLOCK_M), tl.float32))
+            b_attended += add_row_product(b_q, tl.trans(b_k), tl.zeros((BLOCK_M, BLOCK_M), tl.float32))
+        else:
+            b_scores = add_row_product(b_k, tl.trans(b_k), b_scores)
+            b_attended = add_row_product(b_q, tl.trans(b_k), b_attended)
 
     # log γ_i/γ_j as sums over the tokens between, never as differences of sums: those cancel where α is small.
     b_g = load_logs(p_log_decay + o_gates, o_m, m_rows)
@@ -136,9 +154,9 @@ def multiply_state(b_states, p_key, p_query, o_m, m_rows, width, BLOCK_N: tl.con
     for i in tl.static_range(len(b_states)):
         b_high, b_low = split(b_states[i], p_key)
         b_k = load_columns(p_key, o_m, m_rows, i * CHUNK_D, width, CHUNK_D)
-        b_of_keys = add_times(b_high, b_low, tl.trans(b_k), b_of_keys)
+        b_of_keys = add_part(b_high, b_low, tl.trans(b_k), b_of_keys, i == 0)
         b_q = load_columns(p_query, o_m, m_rows, i * CHUNK_D, width, CHUNK_D)
-        b_of_queries = add_times(b_high, b_low, tl.trans(b_q), b_of_queries)
+        b_of_queries = add_part(b_high, b_low, tl.trans(b_q), b_of_queries, i == 0)
     return b_of_keys, b_of_queries
 
 

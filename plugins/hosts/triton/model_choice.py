@@ -64,7 +64,7 @@ _DECODE_FLOAT32: Candidates = {
 # registers, so do 32; 16 make twice as many steps, one after another, of which the model knows nothing.
 _DELTA: Candidates = {
     32: (Choice(32, 64, 4, 2, 32), Choice(32, 64, 4, 1, 32)),
-    64: (Choice(32, 64, 4, 2, 32), Choice(32, 64, 4, 1, 32), Choice(32, 64, 4, 1, 16)),
+    64: (Choice(32, 64, 4, 2, 32), Choice(32, 64, 4, 1, 32), Choice(32, 64, 4, 1, 16), Choice(16, 64, 4, 1, 32)),
     128: (Choice(32, 64, 4, 1, 32), Choice(32, 64, 4, 1, 16), Choice(16, 64, 4, 1, 32)),
     256: (Choice(16, 64, 4, 1, 32), Choice(16, 32, 2, 1, 16), Choice(16, 16, 2, 1, 32)),
 }

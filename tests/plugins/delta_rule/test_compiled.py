@@ -13,6 +13,7 @@ CASES = [
     (86, Case(1, decay="fast", beta="small", dtype="float16")),
     (86, Case(65, 0.9, "open", "gone")),
     (86, Case(130, 1.0, "two", "slow", "bfloat16")),
+    (86, Case(70, dtype="float32", decay="fast", widths=(255, 40))),
     (86, Case(70, dtype="float16", decay="fast", widths=(128, 128))),
     (90, Case(65, 1.0, "two", "slow")),
     (90, Case(70, dtype="bfloat16", decay="fast", widths=(68, 100))),
