@@ -11,6 +11,9 @@ from importlib.abc import MetaPathFinder
 from lucid_deploy.errors import LucidError
 
 
+_ENDING = ("torch",)  # modules whose import ends a process that has no working directory
+
+
 def has_working_directory() -> bool:
     """Whether the directory that the process works in is there yet."""
     try:
@@ -22,7 +25,7 @@ def has_working_directory() -> bool:
 
 class _PyTorchIsRefused(MetaPathFinder):
     def find_spec(self, name: str, path: object, target: object = None) -> None:
-        if name == "torch":
+        if name in _ENDING:
             raise LucidError(
                 "The working directory does not exist any more, and PyTorch ends a process that has none. Change to "
                 "another one."
