@@ -15,6 +15,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 from tests import last_guard
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # of the outer run
@@ -57,10 +58,11 @@ def run(folder: Path, hang: str, *tests: str, workers: int = 0) -> str:
     return run_files(folder, workers, folder / "test_it.py")
 
 
-def run_files(folder: Path, workers: int, *files: Path) -> str:
-    """Run files so; return what a red run says."""
+def run_files(folder: Path, workers: int, *files: Path, limit: int = 3) -> str:
+    """Run files so; return what a red run says. Each test has ``limit`` seconds."""
     command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml"), "--rootdir", str(folder)]
-    command += ["-p", "no:cacheprovider", "-p", "tests.last_guard", "-o", "timeout=3", "-o", "faulthandler_timeout=5"]
+    command += ["-p", "no:cacheprovider", "-p", "tests.last_guard"]
+    command += ["-o", f"timeout={limit}", "-o", f"faulthandler_timeout={limit + 2}"]
     command += ["-n", str(workers), "--dist", "loadfile", *map(str, files)]
     result = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=600
@@ -115,7 +117,7 @@ def test_files_that_are_done_do_not_keep_the_rest_from_running(tmp_path: Path) -
         good = "".join(f"def test_good{index}(): pass\n" for index in range(3))
         crash = "def test_crash():\n    import os\n    os._exit(1)\n" if number == 3 else ""
         (tmp_path / f"test_{number}.py").write_text(good + crash + "def test_last(): pass\n")
-    told = run_files(tmp_path, 2, *sorted(tmp_path.glob("test_*.py")))
+    told = run_files(tmp_path, 2, *sorted(tmp_path.glob("test_*.py")), limit=round(PATIENCE))
     assert "1 failed, 24 passed" in told and told.count("crashed while running 'test_3.py::test_crash'") >= 1
 
 
