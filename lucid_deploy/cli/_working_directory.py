@@ -10,7 +10,6 @@ from importlib.abc import MetaPathFinder
 
 from lucid_deploy.errors import LucidError
 
-
 _ENDING = ("torch",)  # modules whose import ends a process that has no working directory
 
 
