@@ -21,6 +21,8 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
+from tests.plugins.ptx.tensor_cores import toward_zero
+
 STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32, 16 of the half types
 
 
@@ -65,12 +67,6 @@ def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
         )
         return product(low_left, high_right) + product(high_left, low_right) + product(high_left, high_right)
     return product(left, right)
-
-
-def toward_zero(exact: np.ndarray) -> np.ndarray:
-    """Return float64 as the float32 next to it toward 0."""
-    near = exact.astype(np.float32)
-    return np.where(np.abs(near) > np.abs(exact), np.nextafter(near, np.float32(0)), near)
 
 
 def add_tf32_product(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> np.ndarray:

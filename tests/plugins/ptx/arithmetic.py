@@ -34,6 +34,7 @@ _COMPARE: dict[str, Function] = {
     "nan": lambda a, b: np.not_equal(a, a) | np.not_equal(b, b),
 }
 _LOGIC: dict[str, Function] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
+_OTHERWISE = {"rz", "rm", "rp", "sat", "satfinite", "relu"}  # rounding and limits that nothing here computes
 _TINY = np.float32(2.0**-126)
 
 
@@ -215,6 +216,8 @@ def function_of(opcode: str) -> Function:
         NotImplementedError: It is not known here.
     """
     name, *parts = opcode.split(".")
+    if _OTHERWISE & set(parts) or ("ftz" in parts and name not in _SPECIAL):
+        raise NotImplementedError(opcode)
     kind = parts[-1]
     real = kind in ("f32", "f16")
     if name == "setp" and len(parts) == 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,9 +82,6 @@ class Decoder:
             return self._constant(0, bits)
         if operand.startswith("0f"):
             return self._constant(int(operand[2:], 16), bits)
-        if operand.startswith("0d"):
-            double = struct.unpack(">d", bytes.fromhex(operand[2:]))[0]
-            return self._constant(struct.unpack(">I", struct.pack(">f", double))[0], bits)
         return self._constant(int(operand.rstrip("U"), 0), bits)
 
     def address(self, operand: Operand) -> tuple[int, int]:

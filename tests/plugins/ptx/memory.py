@@ -274,6 +274,7 @@ def _nearly_equal(there: np.ndarray, written: np.ndarray) -> bool:
         return False
     one, other = (np.ascontiguousarray(each).view(np.float32) for each in (there, written))
     size = np.nanmax(np.abs(other), initial=0)
+    # Eight sums of pairs, of 256 squares, are rounded by 2⁻²⁴ each, in both: 2⁻²⁰.
     return bool(np.allclose(one, other, rtol=0, atol=2.0**-20 * size, equal_nan=True))
 
 
