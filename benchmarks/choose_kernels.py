@@ -52,7 +52,8 @@ def tile(choice: Choice) -> str:
     """Return a candidate's constants."""
     size = f"{choice.block_m} × {choice.block_n}" if choice.block_m else f"{choice.block_n} tokens"
     text = f"{size}, {choice.num_warps} warps, {choice.num_stages} stages"
-    return f"{text}, {choice.chunk} columns at once" if choice.chunk else text
+    text = f"{text}, {choice.chunk} columns at once" if choice.chunk else text
+    return f"{text}, E in bfloat16 and int8" if choice.int8 else text
 
 
 def line(modelled: Modelled) -> str:

@@ -81,7 +81,7 @@ def render(rows: Sequence[dict[str, Any]]) -> list[str]:
             cycles = "unknown" if each["cycles"] is None else f"{each['cycles']:.0f}"
             place = 0 if time is None else 1 + sum(other < time for other in times)
             measured = (each.get("error", ""), "") if time is None else (f"{time:.3f}", place)
-            tile = f"{constants['block_m']} × {constants['block_n']}"
+            tile = f"{constants['block_m']} × {constants['block_n']}" + (", int8" if constants["int8"] else "")
             rest = (constants["num_warps"], constants["num_stages"], constants["chunk"] or "all", cycles, *measured)
             lines.append("| " + " | ".join(map(str, (row["dtype"], row["width"], tile, *rest))) + " |")
     lines += ["", "Rank correlation of modelled cycles and measured times, 1 for the same order:", ""]

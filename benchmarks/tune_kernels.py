@@ -13,6 +13,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from lucid_deploy.plugins.decode_attention import plan as decode_plan
@@ -35,13 +36,19 @@ class WrongResult(Exception):
     """A candidate's result does not agree with float64."""
 
 
-def candidates(kernel: str) -> list[Choice]:
+def candidates(kernel: str, dtype: str) -> list[Choice]:
     """Return the constants to try."""
     blocks_m = (32, 64, 128) if kernel == "precondition" else (0,)
     found = []
     for block_m, block_n, warps, stages in itertools.product(blocks_m, (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)):
         if block_m == 0 or (block_n <= block_m and block_m % block_n == 0):
             found.append(Choice(block_m, block_n, warps, stages))
+    if kernel == "precondition" and dtype == precondition_plan.INT8_TYPE:
+        found += [
+            replace(each, int8=1)
+            for each in found
+            if each.block_m == each.block_n and each.block_n in precondition_plan.INT8_TILES
+        ]
     return found
 
 
@@ -138,7 +145,7 @@ def tune(dtypes: list[str], widths: list[int]) -> None:
         tuned = json.loads(path.read_text())
         for dtype, width in itertools.product(dtypes, widths):
             timed = functools.partial(measure, width=width, dtype=getattr(torch, dtype))
-            choice, milliseconds = best(candidates(kernel), timed)
+            choice, milliseconds = best(candidates(kernel, dtype), timed)
             print(f"{kernel} sm_{arch} {dtype} {width}: {choice} {milliseconds:.3f} ms")
             entry = [vars(choice)[column] for column in tuned["columns"]]
             tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry

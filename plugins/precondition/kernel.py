@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
+from lucid_deploy.plugins.precondition.int8_part import add_two_products, head_memory, store_bytes
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
     add_row_product,
@@ -67,6 +68,53 @@ def key_norms_kernel(
     b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # the squares' sum is infinite: no padding
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
+
+
+@triton.jit(do_not_specialize=["n_new", "n_past", "n_heads", "n_batch_heads", "width_units"])
+def key_tiles_kernel(
+    p_k,
+    p_k_past,
+    p_y_past,
+    p_mask,
+    p_work,
+    n_new,
+    n_past,
+    n_heads,
+    n_batch_heads,
+    width_units,
+    epsilon,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDTH_UNIT: tl.constexpr,
+):
+    """Write the inverse norms of a tile's BLOCK_N keys, PADDING at padding and behind the end, and past Y in bytes.
+
+    Program (head, tile); tiles of past tokens come first, and new tokens begin a tile of their own.
+
+    Args:
+        p_k, p_k_past, p_y_past, p_mask, width_units: As below.
+        p_work: As below; tiles stand behind the counters.
+    """
+    width = width_units * WIDTH_UNIT
+    i_batch_head = tl.program_id(0)
+    i_tile = tl.program_id(1)
+    n_past_tiles = tl.cdiv(n_past, BLOCK_N)
+    is_past = i_tile < n_past_tiles
+    o_n = tl.arange(0, BLOCK_N)
+    o_tokens = tl.where(is_past, i_tile, i_tile - n_past_tiles) * BLOCK_N + o_n
+    p_tokens = p_mask + (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new) + tl.where(is_past, 0, n_past)
+    m_tokens = load_tokens(p_tokens, o_tokens, o_tokens < tl.where(is_past, n_past, n_new))
+    o_past = i_batch_head.to(tl.int64) * n_past * width
+    o_new = i_batch_head.to(tl.int64) * n_new * width
+    b_k = load_rows(tl.where(is_past, p_k_past + o_past, p_k + o_new), o_tokens, m_tokens, width, BLOCK_D)
+    b_norms = inverse_norms(b_k, m_tokens, width, epsilon)
+    b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # as above
+    n_tiles = tl.num_programs(1)
+    p_norms, p_scales, p_bytes = head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N, BLOCK_D)
+    tl.store(p_norms + i_tile * BLOCK_N + o_n, tl.where(m_tokens, b_norms, PADDING))
+    if is_past:
+        b_y = load_rows(p_y_past + o_past, o_tokens, m_tokens, width, BLOCK_D).to(tl.float32)
+        store_bytes(p_scales, p_bytes, i_tile, b_y, m_tokens, 0, BLOCK_N, BLOCK_D, BLOCK_D)
 
 
 @triton.jit
@@ -136,6 +184,7 @@ def precondition_kernel(
     BLOCK_D: tl.constexpr,
     WIDTH_UNIT: tl.constexpr,
     CHUNK_D: tl.constexpr,
+    INT8: tl.constexpr = 0,
 ):
     """Solve ``L Y = V``.
 
@@ -143,13 +192,16 @@ def precondition_kernel(
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
         p_work: ``1 + n_batch_heads`` int32, all 0 at launch: the ticket, then finished block rows per head; behind them
-            the inverse norms of the kernel before.
+            what the kernel before has written: inverse norms, or tiles.
         width_units: width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
         scale: log₂e / √width.
         shift: √width · log₂e.
         diagonal: 0: L_ii is 1; 1: it is training's.
         CHUNK_D: Columns of keys and of Y that are multiplied at once; BLOCK_D: all.
+        INT8: Whether E is a bfloat16 number and an int8 one: of bfloat16 tensors, after :func:`key_tiles_kernel`.
     """
+    # Shared memory limits bytes' loop in narrow heads, whose registers have room for the next tile's norms.
+    NORMS_AHEAD: tl.constexpr = INT8 and BLOCK_D <= 64
     PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "bf16x3"
     width = width_units * WIDTH_UNIT
     i_ticket = tl.atomic_add(p_work, 1, sem="relaxed")
@@ -158,14 +210,21 @@ def precondition_kernel(
     p_done = p_work + 1 + i_batch_head
     o_new = i_batch_head.to(tl.int64) * n_new * width
     o_past = i_batch_head.to(tl.int64) * n_past * width
-    p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * (n_past + n_new)
+    if INT8:
+        tl.static_assert(BLOCK_M == BLOCK_N, "a block row is a tile of bytes")
+        n_all_tiles = tl.cdiv(n_past, BLOCK_N) + tl.cdiv(n_new, BLOCK_N)
+        p_norms, p_scales, p_bytes = head_memory(p_work, i_batch_head, n_batch_heads, n_all_tiles, BLOCK_N, BLOCK_D)
+        p_row_norms = p_norms + tl.cdiv(n_past, BLOCK_N) * BLOCK_N
+    else:
+        p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * (n_past + n_new)
+        p_row_norms = p_norms + n_past
 
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
     i_first = i_row * BLOCK_M
     o_rows = o_new + i_first.to(tl.int64) * width
     m_rows = i_first + o_m < n_new
-    b_row_norms = tl.load(p_norms + n_past + i_first + o_m, mask=m_rows, other=PADDING)
+    b_row_norms = tl.load(p_row_norms + i_first + o_m, mask=m_rows, other=PADDING)
     m_tokens = b_row_norms != PADDING
     b_k = load_rows(p_k + o_rows, o_m, m_tokens, width, BLOCK_D)
     b_row_scale = b_row_norms * scale
@@ -192,25 +251,47 @@ def precondition_kernel(
         p_k_tiles = tl.where(is_past, p_k_past + o_past, p_k + o_new)
         p_y_tiles = tl.where(is_past, p_y_past + o_past, p_y + o_new)
         p_tile_norms = p_norms + tl.where(is_past, 0, n_past)
+        if NORMS_AHEAD:
+            b_next = tl.load(p_norms + i_tile * BLOCK_N + o_n)
         for i in range(i_tile - i_first_tile, n_ready - i_first_tile):  # all that is ready, with no look in between
-            o_tokens = i * BLOCK_N + o_n
-            b_norms = tl.load(p_tile_norms + o_tokens, mask=o_tokens < n_tokens, other=PADDING)
+            if INT8:
+                if NORMS_AHEAD:
+                    b_norms = b_next
+                    b_next = tl.load(p_norms + tl.minimum(i_first_tile + i + 1, n_all_tiles - 1) * BLOCK_N + o_n)
+                else:
+                    b_norms = tl.load(p_norms + (i_first_tile + i) * BLOCK_N + o_n)
+            else:
+                o_tokens = i * BLOCK_N + o_n
+                b_norms = tl.load(p_tile_norms + o_tokens, mask=o_tokens < n_tokens, other=PADDING)
             m_tile = b_norms != PADDING
             o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
             b_scores = scores(
                 p_k + o_rows, m_tokens, b_k, p_k_tiles + o_tile, m_tile, width, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK_D
             )
-            b_e = weights(b_scores, b_row_scale, b_norms, b_shift)
-            b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, b_accs, BLOCK_N, CHUNK_D)
+            if INT8:
+                b_e = weights(b_scores, b_row_scale, b_norms, tl.full((BLOCK_M,), shift, tl.float32))
+                b_accs = add_two_products(
+                    b_e, p_y_tiles + o_tile, m_tile, width, p_scales, p_bytes, i_first_tile + i, b_accs,
+                    BLOCK_N, BLOCK_D, CHUNK_D,
+                )  # fmt: skip
+            else:
+                b_e = weights(b_scores, b_row_scale, b_norms, b_shift)
+                b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, b_accs, BLOCK_N, CHUNK_D)
         i_tile = n_ready
 
     for i in tl.static_range(len(b_accs)):
         b_v = load_columns(p_v + o_rows, o_m, m_rows, i * CHUNK_D, width, CHUNK_D).to(tl.float32)
-        b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i]
+        if INT8:  # E is not over L_ii: that could make it more than 1
+            b_rhs = (b_v - b_accs[i]) * tl.exp2(shift - b_shift)[:, None]
+        else:
+            b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i]
         b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision=PRECISION)
         b_y = tl.where(m_tokens[:, None], b_y, b_v)
         o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
         p_out = p_y + o_rows + o_m[:, None] * width + o_d[None, :]
         tl.store(p_out, b_y.to(p_y.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])
+        if INT8:
+            i_own_tile = n_past_tiles + i_row
+            store_bytes(p_scales, p_bytes, i_own_tile, b_y, m_tokens, i * CHUNK_D, BLOCK_N, BLOCK_D, CHUNK_D)
     tl.debug_barrier()  # every thread's rows are written before the one thread that counts them up
     tl.atomic_add(p_done, 1, sem="release")

@@ -23,6 +23,9 @@ from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
 NORM_TOKENS = 64  # of a program that computes inverse norms
+INT8_TILES = (16, 32, 64)  # tokens of a tile in bytes; TensorRT asks for the workspace before the device is known
+INT8_TYPE = "bfloat16"  # of the tensors whose E may be a bfloat16 number and an int8 one
+INT8_ALIGNMENT = 256  # bytes: where tiles begin in the workspace
 NORM_WARPS = 4
 NORM_UNIT = 4  # it waits for memory; one compiled form serves all widths that are multiples of 4
 
@@ -59,32 +62,14 @@ def plan_precondition(
     check_sizes(batch=batch, heads=heads, new=new)
     padded, unit = padded_width(width), width_unit(width, dtype)
     tuned = tuned or choice(TUNED, arch, dtype, padded)
-    tokens = {"n_new": new, "n_past": past}
-    norm_unit = min(unit, NORM_UNIT)
-    norms = Step(
-        kernel="key_norms_kernel",
-        dtype=dtype,
-        grid=(batch * heads, -(-(past + new) // NORM_TOKENS), 1),
-        pointers=("K", "K_past", "mask", "workspace"),
-        scalars={
-            **tokens,
-            "n_heads": heads,
-            "n_batch_heads": batch * heads,
-            "width_units": width // norm_unit,
-            "epsilon": epsilon,
-        },
-        constants={"BLOCK_N": NORM_TOKENS, "BLOCK_D": padded, "WIDTH_UNIT": norm_unit},
-        num_warps=NORM_WARPS,
-        num_stages=1,
-    )
+    scalars = {"n_new": new, "n_past": past, "n_batch_heads": batch * heads}
     solve = Step(
         kernel="precondition_kernel",
         dtype=dtype,
         grid=(-(-new // tuned.block_m) * batch * heads, 1, 1),
         pointers=("K", "V", "K_past", "Y_past", "Y", "workspace"),
         scalars={
-            **tokens,
-            "n_batch_heads": batch * heads,
+            **scalars,
             "width_units": width // unit,
             "epsilon": epsilon,
             **score_scalars(width),
@@ -94,14 +79,56 @@ def plan_precondition(
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
+    keys = _keys_step(batch, heads, new, past, width, dtype, epsilon, tuned)
     counters = (1 + batch * heads) * INT32_BYTES
     workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
-    return Plan((norms, solve), PRECONDITION.output_names, workspace_bytes=workspace, zeroed_bytes=counters)
+    if dtype == INT8_TYPE:
+        tiles = -(-counters // INT8_ALIGNMENT) * INT8_ALIGNMENT + batch * heads * _most_tile_bytes(new, past, padded)
+        workspace = max(workspace, tiles)
+    return Plan((keys, solve), PRECONDITION.output_names, workspace_bytes=workspace, zeroed_bytes=counters)
+
+
+def _keys_step(
+    batch: int, heads: int, new: int, past: int, width: int, dtype: str, epsilon: float, tuned: Choice
+) -> Step:
+    """Return the launch before the solve, which computes inverse norms, and past Y in bytes where they are used."""
+    unit, padded = min(width_unit(width, dtype), NORM_UNIT), padded_width(width)
+    tokens, past_rows = (tuned.block_n, ("Y_past",)) if tuned.int8 else (NORM_TOKENS, ())
+    tiles = -(-past // tokens) + -(-new // tokens) if tuned.int8 else -(-(past + new) // tokens)
+    return Step(
+        kernel=_keys_kernel(tuned),
+        dtype=dtype,
+        grid=(batch * heads, tiles, 1),
+        pointers=("K", "K_past", *past_rows, "mask", "workspace"),
+        scalars={
+            "n_new": new,
+            "n_past": past,
+            "n_heads": heads,
+            "n_batch_heads": batch * heads,
+            "width_units": width // unit,
+            "epsilon": epsilon,
+        },
+        constants={"BLOCK_N": tokens, "BLOCK_D": padded, "WIDTH_UNIT": unit},
+        num_warps=NORM_WARPS,
+        num_stages=1,
+    )
+
+
+def _keys_kernel(tuned: Choice) -> str:
+    return "key_tiles_kernel" if tuned.int8 else "key_norms_kernel"
+
+
+def _most_tile_bytes(new: int, past: int, padded: int) -> int:
+    """Return the bytes of a head's tiles, in those of the sizes that take most."""
+    return max(
+        (-(-past // tokens) + -(-new // tokens)) * (tokens * FLOAT32_BYTES + padded * FLOAT32_BYTES + padded * tokens)
+        for tokens in INT8_TILES
+    )
 
 
 def _constants(tuned: Choice, padded: int, unit: int) -> dict[str, int]:
     blocks = {"BLOCK_M": tuned.block_m, "BLOCK_N": tuned.block_n, "BLOCK_D": padded}
-    return {**blocks, "WIDTH_UNIT": unit, "CHUNK_D": tuned.chunk or padded}
+    return {**blocks, "WIDTH_UNIT": unit, "CHUNK_D": tuned.chunk or padded, **({"INT8": 1} if tuned.int8 else {})}
 
 
 def variants(arch: int) -> list[Variant]:
@@ -109,9 +136,11 @@ def variants(arch: int) -> list[Variant]:
     found = []
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
-            found += solve_variants(dtype, padded, choice(TUNED, arch, dtype, padded))
-            norms = (("BLOCK_N", NORM_TOKENS), ("BLOCK_D", padded), ("WIDTH_UNIT", NORM_UNIT))
-            found.append(Variant("key_norms_kernel", dtype, norms, NORM_WARPS, 1))
+            tuned = choice(TUNED, arch, dtype, padded)
+            found += solve_variants(dtype, padded, tuned)
+            tokens = tuned.block_n if tuned.int8 else NORM_TOKENS
+            constants = (("BLOCK_N", tokens), ("BLOCK_D", padded), ("WIDTH_UNIT", NORM_UNIT))
+            found.append(Variant(_keys_kernel(tuned), dtype, constants, NORM_WARPS, 1))
     return found
 
 

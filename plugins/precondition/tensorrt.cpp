@@ -2,6 +2,8 @@
 #include "hosts/tensorrt/logging.h"
 #include "hosts/tensorrt/operator_plugin.h"
 
+#include <algorithm>
+
 using namespace nvinfer1;
 
 namespace lucid
@@ -13,6 +15,22 @@ using In = table::Precondition::In;
 using Out = table::Precondition::Out;
 
 constexpr int64_t kNormUnit = 4;
+constexpr int64_t kInt8Tiles[] = {16, 32, 64}; // as in plan.py: the workspace is asked for before the device is known
+constexpr size_t kInt8Alignment = 256;
+
+//! The bytes of a head's tiles, in those of the sizes that take most.
+int64_t mostTileBytes(Sizes const& sizes)
+{
+    int64_t most = 0;
+    int64_t const padded = paddedWidth(sizes.width);
+    for (int64_t const tokens : kInt8Tiles)
+    {
+        int64_t const numbers = static_cast<int64_t>(sizeof(float)) * (tokens + padded);
+        int64_t const tiles = ceilDiv(sizes.past, tokens) + ceilDiv(sizes.newTokens, tokens);
+        most = std::max(most, tiles * (numbers + padded * tokens));
+    }
+    return most;
+}
 
 class PreconditionPlugin final : public OperatorPlugin
 {
@@ -58,11 +76,18 @@ protected:
         return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
-    //! A ticket, a counter for each head, and the inverse norms of all keys.
+    //! A ticket, a counter for each head, and the inverse norms of all keys; in bfloat16 room for tiles in bytes.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
-        int64_t const norms = sizes.batch * sizes.heads * (sizes.past + sizes.newTokens);
-        return zeroedBytes(sizes) + static_cast<size_t>(norms) * sizeof(float);
+        int64_t const heads = sizes.batch * sizes.heads;
+        size_t const counters = zeroedBytes(sizes);
+        size_t const norms = counters + static_cast<size_t>(heads * (sizes.past + sizes.newTokens)) * sizeof(float);
+        if (sizes.type != Type::kBFloat16)
+        {
+            return norms;
+        }
+        size_t const begin = (counters + kInt8Alignment - 1) / kInt8Alignment * kInt8Alignment;
+        return std::max(norms, begin + static_cast<size_t>(heads * mostTileBytes(sizes)));
     }
 
     size_t zeroedBytes(Sizes const& sizes) const override
@@ -76,19 +101,34 @@ protected:
     {
         int64_t const unit = widthUnit(sizes);
         int64_t const batchHeads = sizes.batch * sizes.heads;
-        Kernel const& norms = findKernel(variant("key_norms", sizes, kNormUnit, 0), arch);
         Kernel const& solve = findKernel(variant("precondition", sizes, unit, 0), arch);
-        Step const normsStep{&norms,
-            {programs(batchHeads), programs(ceilDiv(sizes.past + sizes.newTokens, norms.blockN)), 1},
-            {address(inputs[In::K]), address(inputs[In::K_past]), address(inputs[In::mask]), address(workspace),
-                narrow(sizes.newTokens), narrow(sizes.past), narrow(sizes.heads), narrow(batchHeads),
-                narrow(sizes.width / kNormUnit), sizes.epsilon}};
         Step const solveStep{&solve, {programs(ceilDiv(sizes.newTokens, solve.blockM) * batchHeads), 1, 1},
             {address(inputs[In::K]), address(inputs[In::V]), address(inputs[In::K_past]), address(inputs[In::Y_past]),
                 address(outputs[Out::Y]), address(workspace), narrow(sizes.newTokens), narrow(sizes.past),
                 narrow(batchHeads), narrow(sizes.width / unit), sizes.epsilon, scale(sizes), shift(sizes),
                 sizes.diagonal}};
-        return {normsStep, solveStep};
+        return {keysStep(sizes, inputs, workspace, solve, arch), solveStep};
+    }
+
+private:
+    //! The launch before the solve: inverse norms, and past Y in bytes where the solve takes them.
+    Step keysStep(
+        Sizes const& sizes, void const* const* inputs, void* workspace, Kernel const& solve, int32_t arch) const
+    {
+        Kernel const& keys = findKernel(variant(solve.int8 ? "key_tiles" : "key_norms", sizes, kNormUnit, 0), arch);
+        require(!solve.int8 || keys.blockN == solve.blockN, "the kernels of the solve were not built together");
+        int64_t const tiles = solve.int8 ? ceilDiv(sizes.past, keys.blockN) + ceilDiv(sizes.newTokens, keys.blockN)
+                                         : ceilDiv(sizes.past + sizes.newTokens, keys.blockN);
+        int64_t const batchHeads = sizes.batch * sizes.heads;
+        std::vector<Argument> arguments{address(inputs[In::K]), address(inputs[In::K_past])};
+        if (solve.int8)
+        {
+            arguments.emplace_back(address(inputs[In::Y_past]));
+        }
+        arguments.insert(arguments.end(),
+            {address(inputs[In::mask]), address(workspace), narrow(sizes.newTokens), narrow(sizes.past),
+                narrow(sizes.heads), narrow(batchHeads), narrow(sizes.width / kNormUnit), sizes.epsilon});
+        return {&keys, {programs(batchHeads), programs(tiles), 1}, arguments};
     }
 };
 

@@ -23,6 +23,8 @@ class Choice:
     """Tuned constants of one kernel for one architecture, type and padded width.
 
     ``chunk`` is of the preconditioner and the delta rule: the columns of keys that are multiplied at once, 0 for all.
+    ``int8`` is of the preconditioner in bfloat16: 1 where E is a bfloat16 number and an int8 one, 0 where it is two of
+    bfloat16.
     """
 
     block_m: int
@@ -30,6 +32,7 @@ class Choice:
     num_warps: int
     num_stages: int
     chunk: int = 0
+    int8: int = 0
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def test_the_best_without_spills_is_written_and_all_are_printed(
     target.write_text(TUNED.read_text())
     said = run(script, monkeypatch, target, "--arch", "100", "--dtype", "float32", "--width", "128")
     tuned, before = json.loads(target.read_text()), json.loads(TUNED.read_text())
-    assert tuned["choices"]["100"]["float32"]["128"] == [64, 16, 4, 1, 32]
+    assert tuned["choices"]["100"]["float32"]["128"] == [64, 16, 4, 1, 32, 0]
     assert set(tuned["chosen_by_model"]) == {*before["chosen_by_model"], "100 float32 128"}
     assert tuned["measured_on"] == {}
     tuned["choices"]["100"]["float32"]["128"] = before["choices"]["100"]["float32"]["128"]

@@ -112,6 +112,9 @@ def round_like_a_gpu() -> None:
         return plain_cast(self, src, dst_type)
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+        if a.dtype.scalar == tl.int8:  # whole numbers, which float64 holds
+            result = (a.data.astype(np.float64) @ b.data.astype(np.float64)).astype(np.int32)
+            return interpreter.TensorHandle(result + d.data, d.dtype.scalar)
         left, right = (
             from_bfloat16(handle.data) if handle.dtype.scalar == tl.bfloat16 else handle.data.astype(np.float32)
             for handle in (a, b)

@@ -210,5 +210,6 @@ def _table_rows(kernels: Sequence[CompiledKernel]) -> Iterator[str]:
         is_ptx = str(kernel.is_ptx).lower()
         blocks = f"{kernel.constants.get('BLOCK_M', 0)}, {kernel.constants.get('BLOCK_N', 0)}"
         names = f'"{kernel.variant}", {kernel.arch}, {is_ptx}, "{kernel.entry}"'
-        yield f"{{{names}, {kernel.shared_bytes}, {kernel.num_warps}, {blocks}, {offset}}},\n"
+        int8 = str(bool(kernel.constants.get("INT8", 0))).lower()
+        yield f"{{{names}, {kernel.shared_bytes}, {kernel.num_warps}, {blocks}, {int8}, {offset}}},\n"
         offset += len(_module(kernel))

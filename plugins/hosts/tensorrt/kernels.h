@@ -24,6 +24,7 @@ struct Kernel
     int32_t numWarps;
     int32_t blockM; //!< 0 where the kernel has none
     int32_t blockN;
+    bool int8; //!< whether the solve multiplies what bfloat16 leaves of E in bytes
     size_t offset; //!< of the module in the embedded data
 };
 

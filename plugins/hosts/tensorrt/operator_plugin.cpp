@@ -130,7 +130,9 @@ size_t OperatorPlugin::getWorkspaceSize(
         {
             largest.push_back(inputs[i].max);
         }
-        return workspaceBytes(readSizes(largest));
+        Sizes sizes = readSizes(largest);
+        sizes.type = kernelType(inputs[0].desc.type);
+        return workspaceBytes(sizes);
     });
 }
 

@@ -38,6 +38,7 @@ SHARED_LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_44
 POINTER_TYPES = {"float32": "*fp32", "float16": "*fp16", "bfloat16": "*bf16"}
 JOBS = 2
 _SCALES = ("p_k_scale", "p_y_scale")  # of a cache of E4M3
+_WITH_COUNTERS = ("key_norms_kernel", "key_tiles_kernel", "precondition_kernel")  # their workspace begins with int32
 
 Progress = Callable[[int, int, str], None]
 
@@ -271,6 +272,8 @@ def compile_function(
 
 def _absent(variant: Variant) -> tuple[str, ...]:
     """Return the arguments of its function that a variant goes without."""
+    if variant.kernel == "precondition_kernel" and "INT8" not in dict(variant.constants):
+        return ("INT8",)
     return (*_SCALES, "ADD_SQUARES", "Y_BY_FLOAT32") if variant.kernel == "decode_split_kernel" else ()
 
 
@@ -283,7 +286,7 @@ def _type(argument: str, variant: Variant) -> str:
     if argument == "p_mask":
         return "*u8"
     if argument == "p_work":
-        return "*i32" if variant.kernel in ("key_norms_kernel", "precondition_kernel") else "*fp32"
+        return "*i32" if variant.kernel in _WITH_COUNTERS else "*fp32"
     if argument.startswith("p_"):
         return POINTER_TYPES[variant.dtype]
     return "i32" if argument.startswith("n_") or argument == "width_units" else "fp32"

@@ -6,7 +6,8 @@ memory waits. What it gives is the largest of the units' times.
 Sources. Rates of arithmetic: CUDA C++ Programming Guide, "Throughput of native arithmetic instructions" (results per
 cycle and multiprocessor). Tensor cores: dense products of float16 with float32 sums, per cycle and multiprocessor, from
 the architectures' white papers (A100: 1024; GA10x and AD10x GeForce: 256, half of their rate with float16 sums; H100:
-2048; B200: 4096; RTX 50: 256). Four schedulers issue one instruction of a warp each. Shared memory gives 128 bytes.
+2048; B200: 4096; RTX 50: 256), and of bytes with sums of 32 bits (A100: 2048; GA10x and AD10x GeForce, RTX 50: 1024;
+H100: 4096; B200: 8192). Four schedulers issue one instruction of a warp each. Shared memory gives 128 bytes.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Rates:
         integer: Additions and logic of 32-bit integers.
         special: Exponentials, reciprocals and roots.
         tensor: Products with sum of float16 or bfloat16; TF32 is half of it.
+        tensor_bytes: Products with sum of bytes.
         registers: In all.
         warps: Resident at most.
         shared: Bytes of shared memory for all programs.
@@ -40,18 +42,19 @@ class Rates:
     integer: int
     special: int
     tensor: int
+    tensor_bytes: int
     registers: int
     warps: int
     shared: int
 
 
 RATES = {
-    80: Rates(64, 64, 16, 1024, 65536, 64, 167_936),
-    86: Rates(128, 64, 16, 256, 65536, 48, 102_400),
-    89: Rates(128, 64, 16, 256, 65536, 48, 102_400),
-    90: Rates(128, 64, 16, 2048, 65536, 64, 233_472),
-    100: Rates(128, 64, 16, 4096, 65536, 64, 233_472),
-    120: Rates(128, 64, 16, 256, 65536, 48, 102_400),
+    80: Rates(64, 64, 16, 1024, 2048, 65536, 64, 167_936),
+    86: Rates(128, 64, 16, 256, 1024, 65536, 48, 102_400),
+    89: Rates(128, 64, 16, 256, 1024, 65536, 48, 102_400),
+    90: Rates(128, 64, 16, 2048, 4096, 65536, 64, 233_472),
+    100: Rates(128, 64, 16, 4096, 8192, 65536, 64, 233_472),
+    120: Rates(128, 64, 16, 256, 1024, 65536, 48, 102_400),
 }
 _RESERVED = 1024  # bytes of shared memory that the driver takes of each program
 _REGISTER_UNIT = 256  # registers are given to warps in these steps
@@ -62,8 +65,9 @@ _INTEGER = re.compile(
 )
 _SPECIAL = re.compile(r"^(MUFU|F2F|F2I|I2F|POPC|FLO)\b")
 _WARP_PRODUCT = re.compile(r"^HMMA\.(\d+)")
+_BYTE_PRODUCT = re.compile(r"^IMMA\.(\d+)")
 _GROUP_PRODUCT = re.compile(r"^HGMMA\.(?:SP\.)?(\d+)x(\d+)x(\d+)")
-_SHAPES = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4}
+_SHAPES = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8, "1684": 16 * 8 * 4, "16832": 16 * 8 * 32}
 _WIDTHS = {"128": 16, "64": 8, "32": 4, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 _MATRIX = re.compile(r"\.MT?88\.([124])")  # how many at once; one if it does not say
 
@@ -106,7 +110,7 @@ def cycles(loop: Sequence[Instruction], arch: int, num_warps: int) -> Cycles:
 
     products, is_known = 0.0, True
     for each in loop:
-        found = tensor_products(each.opcode)
+        found = tensor_products(each.opcode, rates.tensor / rates.tensor_bytes)
         if found is None and (of_program := described_products(each)) is not None:
             found = of_program / num_warps  # one thread starts it for all warps
         if found is None:
@@ -125,8 +129,8 @@ def cycles(loop: Sequence[Instruction], arch: int, num_warps: int) -> Cycles:
     return Cycles({name: num_warps * value for name, value in of_a_warp.items()}, is_known)
 
 
-def tensor_products(opcode: str) -> float | None:
-    """Return the products of float16 that an instruction is worth to tensor cores, per warp.
+def tensor_products(opcode: str, byte: float) -> float | None:
+    """Return the products of float16 that an instruction is worth to tensor cores, per warp; one of bytes is ``byte``.
 
     None: a tensor core's instruction whose shape does not stand in its name, see :func:`described_products`. 0: not a
     tensor core's.
@@ -135,6 +139,9 @@ def tensor_products(opcode: str) -> float | None:
     if found := _WARP_PRODUCT.match(opcode):
         shape = _SHAPES.get(found[1])
         return None if shape is None else worth * shape
+    if found := _BYTE_PRODUCT.match(opcode):
+        shape = _SHAPES.get(found[1])
+        return None if shape is None else byte * shape
     if found := _GROUP_PRODUCT.match(opcode):  # of the four warps of a warp group together
         m, n, k = map(int, found.groups())
         return worth * m * n * k / 4

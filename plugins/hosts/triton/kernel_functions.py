@@ -11,6 +11,7 @@ from lucid_deploy.plugins.decode_attention.plan import FLOAT8_KERNEL
 SOURCES = (
     "shared/kernel.py",
     "block_inverse/kernel.py",
+    "precondition/int8_part.py",
     "precondition/kernel.py",
     "decode_attention/tile.py",
     "decode_attention/kernel.py",
@@ -36,12 +37,12 @@ def kernel_functions(purpose: str = "run the GPU kernels") -> dict[str, Any]:
             verify_combine_kernel,
         )
         from lucid_deploy.plugins.delta_rule.kernel import delta_chunk_kernel, delta_decode_kernel, delta_state_kernel
-        from lucid_deploy.plugins.precondition.kernel import key_norms_kernel, precondition_kernel
+        from lucid_deploy.plugins.precondition.kernel import key_norms_kernel, key_tiles_kernel, precondition_kernel
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         raise missing_extra("triton", "kernels", purpose) from None
-    of_solve = (key_norms_kernel, precondition_kernel)
+    of_solve = (key_norms_kernel, key_tiles_kernel, precondition_kernel)
     of_decoding = (decode_split_kernel, decode_combine_kernel, verify_combine_kernel)
     functions = (*of_solve, *of_decoding, delta_chunk_kernel, delta_state_kernel, delta_decode_kernel)
     return {FLOAT8_KERNEL: decode_split_kernel, **{function.__name__: function for function in functions}}

@@ -32,6 +32,13 @@ _SOLVE_HALF: Candidates = {
     128: (Choice(64, 64, 8, 2), Choice(64, 32, 4, 3), Choice(64, 32, 8, 2)),
     256: (Choice(64, 32, 8, 2), Choice(32, 32, 8, 2), Choice(64, 16, 4, 2)),
 }
+# With E in bfloat16 and int8, and a block row a tile: where tensor cores multiply bytes by instructions of a warp.
+_SOLVE_INT8: Candidates = {
+    32: (Choice(64, 64, 4, 2, int8=1),),
+    64: (Choice(64, 64, 4, 2, int8=1),),
+    128: (Choice(64, 64, 8, 2, int8=1), Choice(64, 64, 8, 3, int8=1)),
+    256: (Choice(32, 32, 8, 2, int8=1),),
+}
 _SOLVE_FLOAT32: Candidates = {
     32: (Choice(64, 32, 4, 2), Choice(32, 32, 4, 2)),
     64: (Choice(64, 32, 4, 1), Choice(32, 32, 4, 2), Choice(32, 32, 4, 1)),
@@ -77,7 +84,7 @@ class Operator:
     Attributes:
         tuned: Its file.
         candidates: By type and padded width.
-        forms: What is compiled of a type, padded width and constants, with the widest loads; the first is compared.
+        forms: What is compiled of a type, padded width and constants; the first has the widest loads and is compared.
         cycles: How long a multiprocessor takes for the same work with each candidate, so that tiles can be compared.
     """
 
@@ -107,11 +114,17 @@ def _decode_cycles(choice: Choice, report: KernelReport) -> float | None:
     return 1024 * tile_cycles(tile, CARDS[report.arch][0]) / choice.block_n
 
 
+def _solve_candidates(dtype: str, padded: int) -> tuple[Choice, ...]:
+    if dtype == "float32":
+        return _SOLVE_FLOAT32[padded]
+    return (*_SOLVE_HALF[padded], *(_SOLVE_INT8[padded] if dtype == precondition.INT8_TYPE else ()))
+
+
 OPERATORS = {
     "precondition": Operator(
         precondition.TUNED,
-        lambda dtype, padded: (_SOLVE_FLOAT32 if dtype == "float32" else _SOLVE_HALF)[padded],
-        lambda dtype, padded, choice: precondition.solve_variants(dtype, padded, choice)[:1],
+        _solve_candidates,
+        precondition.solve_variants,
         _solve_cycles,
     ),
     "decode_attention": Operator(

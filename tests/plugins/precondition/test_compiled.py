@@ -9,8 +9,8 @@ from tests.plugins.kernel_cases import EPS, Case, relative_error, within_gate
 from tests.plugins.precondition.kernel_runs import exact_precondition, precondition_inputs, run_precondition
 from tests.plugins.ptx.memory import Fault
 
-# 8.6: the PTX that is shipped for newer chips as well. 9.0: products of warp groups. 10.0: tensor memory. 12.0: two
-# numbers in a register.
+# 8.6: the PTX that is shipped for newer chips as well; 8.0, 8.6, 8.9, 12.0 in bfloat16: products of bytes. 9.0:
+# products of warp groups. 10.0: tensor memory. 12.0: two numbers in a register.
 CASES = [
     (86, Case(new=1, past=1, dtype="bfloat16", keys=0.99)),
     (86, Case(new=65, past=20, keys=0.99, padded=True, batch=2, heads=1)),
@@ -18,12 +18,16 @@ CASES = [
     (86, Case(new=129, past=100, dtype="bfloat16", keys=0.99, heads=1)),
     (86, Case(new=65, past=1, width=68, dtype="float16", heads=1, training=True)),
     (86, Case(new=65, past=1, width=256, dtype="bfloat16", heads=1)),
+    (80, Case(new=129, past=100, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
+    (86, Case(new=130, past=65, dtype="bfloat16", keys="repeated", heads=1, training=True)),
+    (89, Case(new=65, past=20, width=32, dtype="bfloat16", keys=0.99, heads=1)),
     (90, Case(new=129, past=33, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (90, Case(new=130, past=40, dtype="float16", heads=1, training=True)),
     (90, Case(new=70, past=40, width=128, keys=0.99, heads=1)),
     (100, Case(new=65, past=33, dtype="bfloat16", keys=0.99, padded=True, heads=1)),
     (100, Case(new=65, past=33, keys=0.99, heads=1, training=True)),
     (120, Case(new=65, past=100, dtype="bfloat16", keys="repeated", heads=1)),
+    (120, Case(new=129, past=1, width=128, dtype="bfloat16", keys=0.9, heads=1)),
 ]
 TURNS = Case(new=200, past=20, dtype="bfloat16", heads=2)
 SOLVE = "precondition_kernel"

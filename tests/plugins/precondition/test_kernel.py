@@ -82,6 +82,19 @@ CHUNKS = [
         ("bfloat16", 64, 0.9, True),
     ]
 ]
+INT8 = [  # E in bfloat16 and int8, in other tiles than those that are shipped, and two bfloat16 parts in shipped ones
+    Case(new=new, past=past, dtype="bfloat16", width=width, keys=keys, heads=1, tuned=tuned, **more)
+    for new, past, width, keys, tuned, more in [
+        (70, 33, 64, 0.99, (16, 16, 0, 1), {}),
+        (130, 70, 68, "repeated", (32, 32, 64, 1), {"padded": True, "batch": 2}),
+        (65, 0, 256, 0.9, (64, 64, 128, 1), {}),
+        (70, 40, 32, 0.99, (32, 32, 0, 1), {"training": True}),
+        (257, 100, 64, 0.99, (64, 64), {}),
+        (130, 40, 128, 0.9, (64, 32), {"padded": True, "batch": 2}),
+        (130, 33, 256, "repeated", (64, 16), {}),
+        (70, 40, 64, 0.9, (64, 64), {"training": True}),
+    ]
+]
 FLOAT32 = [  # factors split by hand, in tiles that are shipped
     Case(new=new, past=40, width=width, keys=keys, heads=1, tuned=tuned)
     for new, width, tuned in [
@@ -101,7 +114,7 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + CHUNKS + FLOAT32 + TRAINING, ids=str)
+@pytest.mark.parametrize("case", SIZES + WIDTHS + PADDED + BLOCKS + CHUNKS + INT8 + FLOAT32 + TRAINING, ids=str)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_precondition, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

@@ -12,6 +12,7 @@ from tests.plugins.kernel_cases import round_weights
 from tests.plugins.problems import keys, relative
 
 TOKENS, WIDTH = 384, 64
+STEPS = 127 * 512  # of int8 rests in 1
 ALLOWED = 1 / 4  # norm of E at which the bound of one part, 2 · 2⁻⁸ ‖E‖, is what storing Y costs: about 2⁻⁹
 
 
@@ -40,6 +41,12 @@ def float16_part(e: Tensor) -> Tensor:
     return e.to(torch.float16).double()
 
 
+def bfloat16_and_int8(e: Tensor) -> Tensor:
+    """As ``bfloat16_and_int8``: rounded, and what is left in steps of 2⁻⁹ / 127."""
+    high = e.float().to(torch.bfloat16).double()
+    return high + ((e - high) * STEPS).round() / STEPS
+
+
 def row_norm(e: Tensor) -> float:
     """Return the root mean square over rows of a row's Euclidean norm."""
     return math.sqrt(e.square().sum(1).mean().item())
@@ -61,6 +68,7 @@ def errors(correlation: float | str) -> tuple[Tensor, float, dict[str, tuple[flo
         ("one", one_part(e), 2.0**-8, 1e-38),
         ("two", two_parts(e), 2.0**-15, 1e-38),
         ("float16", float16_part(e), 2.0**-11, 2.0**-25),
+        ("int8", bfloat16_and_int8(e), 2.0**-8, 1e-38),
         ("gate", round_weights(e.float(), torch.bfloat16).double(), 2.0**-11, 1e-38),
     )
     for name, rounded, unit, least in parts:
@@ -77,6 +85,7 @@ def test_the_bound_holds_and_two_parts_cost_less_than_storing_y(correlation: flo
     for error, bound in found.values():
         assert error <= bound
     assert found["two"][0] < stored / 4
+    assert found["int8"][0] < stored / 4
 
 
 @pytest.mark.parametrize("correlation", [0.5, 0.9, 0.99])

@@ -203,8 +203,10 @@ def _reduction(decoder: Decoder, instruction: Instruction) -> Action:
 
 def _product(decoder: Decoder, instruction: Instruction) -> Action:
     shape, *_, kind, _, _ = instruction.opcode.split(".")[3:]
+    is_bytes = instruction.opcode.endswith("m16n8k32.row.col.satfinite.s32.s8.s8.s32")
     expected = {"f16": "m16n8k16", "bf16": "m16n8k16", "tf32": "m16n8k8"}
-    if expected.get(kind) != shape or not instruction.opcode.endswith(f".row.col.f32.{kind}.{kind}.f32"):
+    is_float = expected.get(kind) == shape and instruction.opcode.endswith(f".row.col.f32.{kind}.{kind}.f32")
+    if not is_float and not is_bytes:
         raise NotImplementedError(instruction.opcode)
     places, *sources = ([decoder.source(name, 32) for name in names_of(each)] for each in instruction.operands)
 
@@ -212,7 +214,11 @@ def _product(decoder: Decoder, instruction: Instruction) -> Action:
         if active is not None:
             raise Fault("not all threads take part in a product")
         left, right, total = ([program.get(slot) for slot in slots] for slots in sources)
-        for place, found in zip(places, tensor_cores.multiply(kind, left, right, total), strict=True):
+        if is_bytes:
+            sums = tensor_cores.multiply_bytes(left, right, total)
+        else:
+            sums = tensor_cores.multiply(kind, left, right, total)
+        for place, found in zip(places, sums, strict=True):
             program.put(place, found, None)
 
     return run

@@ -82,6 +82,29 @@ def multiply(kind: str, left: list[np.ndarray], right: list[np.ndarray], total: 
     return [np.ascontiguousarray(found[:, i]).reshape(-1) for i in range(4)]
 
 
+def multiply_bytes(left: list[np.ndarray], right: list[np.ndarray], total: list[np.ndarray]) -> list[np.ndarray]:
+    """Return the registers of ``total + left @ right`` of signed bytes for every warp (``mma.sync``, m16n8k32)."""
+    warps = len(total[0]) // LANES
+    a, b = np.zeros((warps, 16, 32), np.int64), np.zeros((warps, 32, 8), np.int64)
+    c = np.zeros((warps, 16, 8), np.int64)
+    of_register = np.arange(4)
+    for i, registers in enumerate(_bytes_by_warp(left).swapaxes(0, 1)):
+        columns = 4 * _IN_GROUP[:, None] + 16 * (i // 2) + of_register
+        a[:, (_GROUP + 8 * (i % 2))[:, None], columns] = registers
+    for i, registers in enumerate(_bytes_by_warp(right).swapaxes(0, 1)):
+        b[:, 4 * _IN_GROUP[:, None] + 16 * i + of_register, _GROUP[:, None]] = registers
+    c[:, _ROWS, _COLUMNS] = _by_warp(total).view(np.int32)
+    limits = np.iinfo(np.int32)
+    found = np.clip(c + a @ b, limits.min, limits.max).astype(np.int32).view(np.uint32)[:, _ROWS, _COLUMNS]
+    return [np.ascontiguousarray(found[:, i]).reshape(-1) for i in range(4)]
+
+
+def _bytes_by_warp(registers: list[np.ndarray]) -> np.ndarray:
+    """Return ``(warps, registers, lanes, 4)``."""
+    words = np.ascontiguousarray(_by_warp(registers))
+    return words.view(np.int8).reshape(*words.shape, 4)
+
+
 def _by_warp(registers: list[np.ndarray]) -> np.ndarray:
     """Return ``(warps, registers, lanes)``."""
     return np.stack([each.reshape(-1, LANES) for each in registers], axis=1)

@@ -36,6 +36,7 @@ def signatures() -> dict[str, str]:
     """Return one letter for each argument of each kernel, from the plans."""
     plans = (
         plan_precondition(1, 1, 1, 0, 64, "float16", 1e-5, 80),
+        plan_precondition(1, 1, 1, 0, 64, "bfloat16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80, new=2),
         plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 89, float8=True),

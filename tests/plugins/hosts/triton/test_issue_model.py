@@ -29,6 +29,8 @@ def loop(**counts: int) -> list[Instruction]:
         ("HMMA.1688.F32.TF32", 2048),  # half the depth at half the rate
         ("HGMMA.64x64x16.F32", 64 * 64 * 16 / 4),
         ("HGMMA.64x128x8.F32.TF32", 64 * 128 * 8 / 4 * 2),
+        ("IMMA.16832.S8.S8.SAT", 16 * 8 * 32 * 0.25),
+        ("IMMA.99", None),
         ("UTCHMMA", None),
         ("HMMA.99", None),
         ("FFMA", 0),
@@ -36,7 +38,7 @@ def loop(**counts: int) -> list[Instruction]:
     ],
 )
 def test_products_of_tensor_cores(opcode: str, worth: float | None) -> None:
-    assert tensor_products(opcode) == worth
+    assert tensor_products(opcode, byte=0.25) == worth
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,8 @@ def test_the_busiest_unit_decides() -> None:
     tensor = cycles(loop(HMMA_16816_F32=10, LDS_128=1), 80, num_warps=8)
     assert tensor.bound_by == "tensor" and tensor.total == 8 * 10 * 2048 / 1024
     assert tensor.units["shared"] == 8 * 32 * 16 / 128
+    assert cycles(loop(IMMA_16832_S8_S8=10), 80, num_warps=4).units["tensor"] == 4 * 10 * 4096 / 2048
+    assert cycles(loop(IMMA_16832_S8_S8=10), 120, num_warps=4).units["tensor"] == 4 * 10 * 4096 / 1024
     assert cycles(loop(BAR_SYNC=9), 80, 4).bound_by == "issue"
     assert not cycles(loop(UTCHMMA=1), 100, 4).is_known and tensor.is_known
 

@@ -18,6 +18,7 @@ from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
 from lucid_deploy.plugins.hosts.triton.model_choice import OPERATORS, TIE, Modelled, best, model, others_spill
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport
+from lucid_deploy.plugins.precondition.plan import INT8_TILES, INT8_TYPE
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice
 from lucid_deploy.plugins.table import FLOATS
 
@@ -103,6 +104,7 @@ def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, pad
     for each in OPERATORS["precondition"].candidates(dtype, padded):
         assert each.block_m % each.block_n == 0 and each.block_n >= 16
         assert each.chunk == 0 or (padded % each.chunk == 0 and each.chunk < padded)
+        assert not each.int8 or (dtype == INT8_TYPE and each.block_m == each.block_n and each.block_n in INT8_TILES)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

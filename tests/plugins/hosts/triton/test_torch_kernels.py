@@ -26,8 +26,10 @@ FACTOR = {"float32": 2.0, "float16": 1.1, "bfloat16": 1.1}
 def check_model(result: dict[str, Any], factor: float) -> None:
     """Check which kernels were launched how often, and that errors are those of PyTorch's versions."""
     chunks = len(range(0, PROMPT, CHUNK))
-    assert result["launched"] == {
-        "key_norms_kernel": LAYERS * chunks,
+    launched = dict(result["launched"])
+    [keys] = [name for name in launched if name in ("key_norms_kernel", "key_tiles_kernel")]  # as the device has it
+    assert launched == {
+        keys: LAYERS * chunks,
         "precondition_kernel": LAYERS * chunks,
         "decode_split_kernel": LAYERS * (STEPS + 1),
         "decode_combine_kernel": LAYERS * STEPS,

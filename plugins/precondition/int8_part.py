@@ -1,0 +1,101 @@
+"""E as the sum of a bfloat16 number and an int8 one: what bfloat16 leaves of it times Y in bytes.
+
+Tensor cores multiply bytes two (compute capability 8.0) or four times (8.6, 8.9, 12.0) as fast as bfloat16 with float32
+sums. A tile's columns of Y have a scale each: the largest number of the column over 127. Bytes lie transposed, since a
+product of bytes wants those of four tokens beside each other, and the tokens stand in the order in which the threads
+that compute E hold them.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from lucid_deploy.plugins.shared.kernel import load_columns
+
+LARGEST = tl.constexpr(127.0)  # of a byte
+STEPS = tl.constexpr(127.0 * 512.0)  # rests are at most 2⁻⁹, as E is at most 1
+ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: float32 numbers around it are integers
+ROUND_BITS = tl.constexpr(0x4B400000)  # its bits; integers up to 2²² added to them are the bits of the sum
+LEAST = tl.constexpr(1e-30)  # step of a column: nothing is divided by 0
+ALIGNMENT = tl.constexpr(256)
+
+
+@triton.jit
+def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Return where the inverse norms, scales and bytes of a head's tiles stand: behind the counters.
+
+    Norms are float32 ``(B, H, n_tiles, BLOCK_N)``, scales float32 ``(B, H, n_tiles, BLOCK_D)`` and bytes int8
+    ``(B, H, n_tiles, BLOCK_D, BLOCK_N)``.
+    """
+    n_all = tl.cast(n_batch_heads * n_tiles, tl.int64)
+    i_first = i_batch_head.to(tl.int64) * n_tiles
+    p_norms = p_work.to(tl.pointer_type(tl.int8)) + tl.cdiv(4 * (1 + n_batch_heads), ALIGNMENT) * ALIGNMENT
+    p_scales = p_norms + n_all * (4 * BLOCK_N)
+    p_bytes = p_scales + n_all * (4 * BLOCK_D) + i_first * (BLOCK_D * BLOCK_N)
+    p_norms = p_norms.to(tl.pointer_type(tl.float32)) + i_first * BLOCK_N
+    return p_norms, p_scales.to(tl.pointer_type(tl.float32)) + i_first * BLOCK_D, p_bytes
+
+
+@triton.jit
+def byte_order(o_n):
+    """Return where the byte of each token of a tile stands: of sixteen, tokens 2t, 2t + 1, 2t + 8 and 2t + 9 follow."""
+    return (o_n & -16) | (o_n & 6) << 1 | (o_n & 8) >> 2 | (o_n & 1)
+
+
+@triton.jit
+def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Return ``(BLOCK_M, BLOCK_N)`` with its columns in :func:`byte_order`; no number changes its thread."""
+    b_rows = tl.reshape(b_rows, (BLOCK_M, BLOCK_N // 16, 2, 4, 2))
+    return tl.reshape(tl.permute(b_rows, (0, 1, 3, 2, 4)), (BLOCK_M, BLOCK_N))
+
+
+@triton.jit
+def bfloat16_and_int8(b_e):
+    """Return E, 0 to 1, as its nearest bfloat16 number, and what is left of it over 1 / STEPS as int8.
+
+    The integer is the low byte of a float32 number that is large enough to have no digits behind the point.
+    """
+    b_high = ((b_e.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
+    b_rest = (b_e - b_high) * STEPS + ROUND
+    return b_high.to(tl.bfloat16), b_rest.to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def store_bytes(p_scales, p_bytes, i_tile, b_y, m_n, i_first, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                CHUNK_D: tl.constexpr):  # fmt: skip
+    """Store a tile of Y, ``(BLOCK_N, CHUNK_D)`` float32 from column ``i_first`` on, in bytes; 0 outside ``m_n``."""
+    p_scales += i_tile * BLOCK_D
+    p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
+    o_n = tl.arange(0, BLOCK_N)
+    o_d = i_first + tl.arange(0, CHUNK_D)
+    b_y = tl.where(m_n[:, None], b_y, 0.0)
+    b_step = tl.maximum(tl.max(tl.abs(b_y), 0) / LARGEST, LEAST)
+    tl.store(p_scales + o_d, b_step / STEPS)
+    b_bytes = (b_y * (1.0 / b_step)[None, :] + ROUND).to(tl.int32, bitcast=True).to(tl.int8)
+    tl.store(p_bytes + o_d[None, :] * BLOCK_N + byte_order(o_n)[:, None], b_bytes)
+
+
+@triton.jit
+def add_two_products(b_e, p_tile, m_tile, width, p_scales, p_bytes, i_tile, b_accs, BLOCK_N: tl.constexpr,
+                     BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
+    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows and bytes.
+
+    The small product comes first: fewer registers are needed at once.
+    """
+    BLOCK_M: tl.constexpr = b_e.shape[0]
+    p_scales += i_tile * BLOCK_D
+    p_bytes += tl.cast(i_tile, tl.int64) * (BLOCK_D * BLOCK_N)
+    o_n = tl.arange(0, BLOCK_N)
+    b_high, b_low = bfloat16_and_int8(b_e)
+    b_low = in_byte_order(b_low, BLOCK_M, BLOCK_N)
+    b_sums = ()
+    for i in tl.static_range(len(b_accs)):
+        o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
+        b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
+        b_bytes = tl.load(p_bytes + o_d[:, None] * BLOCK_N + o_n[None, :])
+        b_low_sum = tl.dot(b_low, tl.trans(b_bytes), tl.full((BLOCK_M, CHUNK_D), ROUND_BITS, tl.int32))
+        b_low_sum = b_low_sum.to(tl.float32, bitcast=True) - ROUND
+        b_acc = b_accs[i] + b_low_sum * tl.load(p_scales + o_d)[None, :]
+        b_sums = b_sums + (tl.dot(b_high, b_y, b_acc),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_sums
