@@ -1,10 +1,10 @@
-"""A case as a folder: ``model.onnx`` and ``test_data_set_0`` as ONNX's backend tests have them, and ``case.json``."""
+"""A case as a folder: ``model.onnx`` and ``test_data_set_N`` as ONNX's backend tests have them, and ``case.json``."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import onnx
 
 CASES = Path(__file__).with_name("cases")
-MODEL, DATA, DESCRIPTION = "model.onnx", "test_data_set_0", "case.json"
+MODEL, DESCRIPTION = "model.onnx", "case.json"
+_DATA = "test_data_set_"
+DATA = f"{_DATA}0"
 _Positive = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -59,6 +61,14 @@ class Description(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 @dataclass(frozen=True)
+class DataSet:
+    """Inputs, and what must come out; both by name, in the graph's order."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
 class Case:
     """A case.
 
@@ -68,6 +78,7 @@ class Case:
         model: The graph, with the bodies of our operators.
         inputs: By name, in the graph's order.
         outputs: What they must be, by name; floats as float32, made of float64.
+        further: More inputs for the same graph, of other lengths.
     """
 
     name: str
@@ -75,6 +86,12 @@ class Case:
     model: onnx.ModelProto
     inputs: Mapping[str, Array]
     outputs: Mapping[str, Array]
+    further: tuple[DataSet, ...] = ()
+
+    @property
+    def data_sets(self) -> tuple[DataSet, ...]:
+        """All of its inputs and outputs, in the order of their folders."""
+        return DataSet(self.inputs, self.outputs), *self.further
 
 
 def case_names(folder: Path = CASES) -> list[str]:
@@ -93,15 +110,22 @@ def write_case(folder: Path, case: Case) -> None:
     """Write a case's files into a new folder of its name."""
     import onnx
 
-    data = folder / case.name / DATA
-    data.mkdir(parents=True)
+    (folder / case.name).mkdir(parents=True)
     onnx.save(case.model, str(folder / case.name / MODEL))
     text = msgspec.json.format(msgspec.json.encode(case.description), indent=2)
     (folder / case.name / DESCRIPTION).write_bytes(text + b"\n")
-    for kind, arrays in (("input", case.inputs), ("output", case.outputs)):
-        for place, (name, array) in enumerate(arrays.items()):
-            tensor = onnx.numpy_helper.from_array(array, name)
-            (data / f"{kind}_{place}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+    for number, data_set in enumerate(case.data_sets):
+        data = folder / case.name / data_folder(number)
+        data.mkdir()
+        for kind, arrays in (("input", data_set.inputs), ("output", data_set.outputs)):
+            for place, (name, array) in enumerate(arrays.items()):
+                tensor = onnx.numpy_helper.from_array(array, name)
+                (data / f"{kind}_{place}.pb").write_bytes(tensor.SerializeToString(deterministic=True))
+
+
+def data_folder(number: int) -> str:
+    """Return the name of the folder of a case's data set."""
+    return f"{_DATA}{number}"
 
 
 def read_case(folder: Path) -> Case:
@@ -130,17 +154,32 @@ def read_case(folder: Path) -> Case:
         raise LucidError(f"{folder / DESCRIPTION} has the outputs {described}, and the graph has {wanted}.")
     if not all(math.isfinite(output.tolerance) for output in description.outputs):
         raise LucidError(f"{folder / DESCRIPTION} has a tolerance that is no finite number.")
-    inputs, outputs = _tensors(folder, "input", given), _tensors(folder, "output", wanted)
-    return Case(folder.name, description, model, inputs, outputs)
+    first, *further = (
+        DataSet(_tensors(data, "input", given), _tensors(data, "output", wanted)) for data in _data_folders(folder)
+    )
+    return Case(folder.name, description, model, first.inputs, first.outputs, tuple(further))
 
 
-def _tensors(folder: Path, kind: str, names: list[str]) -> dict[str, Array]:
+def _data_folders(folder: Path) -> Iterator[Path]:
+    """Return the folders of a case's data sets; the first one whether it is there or not.
+
+    Raises:
+        LucidError: Their numbers have a gap, so that one is missing.
+    """
+    count = max(1, len([*folder.glob(f"{_DATA}*")]))
+    for number in range(count):
+        if number and not (folder / data_folder(number)).is_dir():
+            raise LucidError(f"{folder / data_folder(number)} is missing: the case has {count} data sets.")
+        yield folder / data_folder(number)
+
+
+def _tensors(data: Path, kind: str, names: list[str]) -> dict[str, Array]:
     import onnx
     from google.protobuf.message import DecodeError
 
     found = {}
     for place, name in enumerate(names):
-        path = folder / DATA / f"{kind}_{place}.pb"
+        path = data / f"{kind}_{place}.pb"
         try:
             tensor = onnx.TensorProto.FromString(path.read_bytes())
             array = np.asarray(onnx.numpy_helper.to_array(tensor))

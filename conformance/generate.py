@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lucid_deploy.conformance.case_files import CASES, Case, Description, Output, write_case
+from lucid_deploy.conformance.case_files import CASES, Case, DataSet, Description, Output, write_case
 from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.conformance.formulas import FORMULAS, Array
 from lucid_deploy.conformance.graphs import operator_model
@@ -55,21 +55,28 @@ def all_cases() -> Iterator[Case]:
 
 def operator_case(problem: Problem) -> Case:
     """Make the case of an operator."""
-    inputs, operator = make_inputs(problem), problem.operator
-    attributes = problem.attributes
-    exact = FORMULAS[operator.name](*inputs.values(), **attributes)
-    plain = PlainKernels(problem.dtype).operators()[operator.name](*inputs.values(), **attributes)
-    wanted = dict(zip(operator.output_names, exact, strict=True))
-    baselines = {
-        name: relative_error(found, wanted[name]) for name, found in zip(operator.output_names, plain, strict=True)
-    }
+    operator = problem.operator
+    first, *further = (_computed(each) for each in (problem, *problem.further))
+    inputs = first[0].inputs
+    baselines = {name: max(errors[name] for _, errors in (first, *further)) for name in operator.output_names}
     return Case(
         f"{_snake(operator)}_{problem.name}",
         _description(problem.text, operator.name, problem.dtype, baselines, [*inputs.values()], _copies(operator)),
         operator_model(problem, inputs),
         inputs,
-        _stored(wanted, problem.dtype),
+        first[0].outputs,
+        tuple(data_set for data_set, _ in further),
     )
+
+
+def _computed(problem: Problem) -> tuple[DataSet, dict[str, float]]:
+    """Return a problem's inputs and outputs, and how far the plain implementation is off."""
+    inputs, operator, attributes = make_inputs(problem), problem.operator, problem.attributes
+    exact = FORMULAS[operator.name](*inputs.values(), **attributes)
+    plain = PlainKernels(problem.dtype).operators()[operator.name](*inputs.values(), **attributes)
+    wanted = dict(zip(operator.output_names, exact, strict=True))
+    errors = {name: relative_error(found, wanted[name]) for name, found in zip(wanted, plain, strict=True)}
+    return DataSet(inputs, _stored(wanted, problem.dtype)), errors
 
 
 def model_case(problem: ModelProblem) -> Case:

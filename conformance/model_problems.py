@@ -55,6 +55,7 @@ MODEL_PROBLEMS = (
     ModelProblem("prefill_repeated", _TEXT, "prefill", 34, words=3, model=_NO_ROPE),
     ModelProblem("prefill_ungrouped", "no grouped heads", "prefill", 12, model=TinyModel(width=4, groups=1)),
     ModelProblem("prefill_float16", "a second chunk in float16", "prefill", 20, 4, dtype="float16"),
+    ModelProblem("prefill_bfloat16", "a second chunk in bfloat16", "prefill", 20, 4, dtype="bfloat16"),
     ModelProblem("decode", "a token after a prompt", "decode", past=21),
     ModelProblem("decode_padded", "padding on the left", "decode", past=14, padded=True, batch=2),
     ModelProblem("decode_repeated", _TEXT, "decode", past=19, words=3, model=_NO_ROPE),

@@ -8,6 +8,15 @@ from lucid_deploy.conformance.problems import Problem
 from lucid_deploy.plugins import table
 
 _HALF = ("float16", "bfloat16")
+# New tokens and tokens of the cache: fewer, as many and more than blocks of 64 and 128 have, on either side.
+_LENGTHS = (
+    *((2, 0), (63, 0), (64, 0), (127, 0), (128, 0), (129, 0)),
+    *((1, 64), (2, 65), (63, 129), (64, 64), (65, 63), (127, 2), (128, 128), (129, 127)),
+)
+_FEWER_LENGTHS = ((2, 65), (64, 64), (65, 63), (129, 127))
+_PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129))
+_FEWER_PASTS = tuple((1, past) for past in (64, 129))
+_BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
 
 
 def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]:
@@ -22,6 +31,7 @@ def _precondition() -> list[Problem]:
     correlated = make("correlated", "keys that resemble each other", new=40, keys=0.9)
     repeated = make("repeated", "three keys, over and over, over a boundary of 32 rows", new=45, keys=1.0)
     past = make("past_padded", "a past, padding on the left and a hole", new=19, past=24, padded=True, batch=2, heads=1)
+    boundaries = make("boundaries", _BOUNDARIES, new=65, width=2, heads=1, keys=0.95, lengths=_FEWER_LENGTHS)
     return [
         make("one_token", "one token and no past; eps makes a difference if it is on the diagonal", keys=0.9),
         make("one_token_past", "one token after a past", past=21, keys=0.95),
@@ -49,6 +59,8 @@ def _precondition() -> list[Problem]:
         *_in_types(repeated),
         *_in_types(past),
         *_in_types(make("close", "keys that hardly differ", new=50, width=16, keys=0.99, heads=1)),
+        replace(boundaries, lengths=_LENGTHS),
+        *_in_types(boundaries),
     ]
 
 
@@ -58,6 +70,7 @@ def _causal_attention() -> list[Problem]:
 
     past = make("past_padded", "a past, grouped heads, padding and a hole", new=7, past=12, padded=True, batch=2)
     grouped = make("grouped", "three query heads to a key/value head", new=11, groups=3)
+    boundaries = make("boundaries", _BOUNDARIES, new=65, width=2, heads=1, groups=1, lengths=_FEWER_LENGTHS)
     return [
         make("one_token", "one token, which sees itself alone", groups=2),
         make("one_token_past", "one token after a past", past=19, groups=2),
@@ -70,6 +83,8 @@ def _causal_attention() -> list[Problem]:
         make("many_rows", "more rows than a block of 256 has", new=270, width=2, heads=1, groups=2, keys=0.5),
         *_in_types(grouped),
         *_in_types(past),
+        replace(boundaries, lengths=_LENGTHS),
+        *_in_types(boundaries),
     ]
 
 
@@ -79,6 +94,7 @@ def _decode_attention() -> list[Problem]:
 
     past = make("past", "grouped heads over a past", past=30, groups=3)
     buffer = make("buffer", "a buffer whose last rows hold no token", past=17, hidden=9, batch=2, keys=0.95)
+    boundaries = make("boundaries", _BOUNDARIES, past=65, width=2, heads=1, lengths=_FEWER_PASTS)
     return [
         make("no_past", "the first token of all", groups=2),
         past,
@@ -97,6 +113,8 @@ def _decode_attention() -> list[Problem]:
         ),
         *_in_types(past),
         *_in_types(buffer),
+        replace(boundaries, lengths=_PASTS),
+        *_in_types(boundaries),
     ]
 
 
@@ -113,6 +131,9 @@ def _stored_caches() -> list[Problem]:
             replace(past, name="diagonal", text="the diagonal of training, small keys", diagonal=1.0, size=0.05)
         )
         found += _in_types(past, operator.types[1:])
+        found.append(
+            Problem(operator, "boundaries", _BOUNDARIES, dtype, past=65, width=2, heads=1, lengths=_FEWER_PASTS)
+        )
     return found
 
 
@@ -141,6 +162,7 @@ def _delta_rule() -> list[Problem]:
         repeated,
         *_in_types(state),
         *_in_types(repeated),
+        make("boundaries", _BOUNDARIES, new=65, width=2, heads=1, decay=-0.02, lengths=_LENGTHS[:6]),
     ]
 
 

@@ -40,6 +40,7 @@ class Problem:
         diagonal: 1: the diagonal of L that training code divides by; 0: one.
         beta: The largest β of the delta rule; the smallest is half of it. Where there is a past, its state is not 0.
         decay: The smallest log α of the delta rule; the largest is 0.
+        lengths: New tokens and tokens of the cache of further data sets.
     """
 
     operator: Operator
@@ -59,6 +60,15 @@ class Problem:
     diagonal: float = 0.0
     beta: float = 1.0
     decay: float = 0.0
+    lengths: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def further(self) -> list[Problem]:
+        """The same with other lengths."""
+        return [
+            replace(self, name=f"{self.name} {new} {past}", new=new, past=past, lengths=())
+            for new, past in self.lengths
+        ]
 
     @property
     def value_width(self) -> int:

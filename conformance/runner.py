@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.cache.storage import SCALED
-from lucid_deploy.conformance.case_files import CASES, Case, case_names, read_case
+from lucid_deploy.conformance.case_files import CASES, Case, case_names, data_folder, read_case
 from lucid_deploy.conformance.compare import relative_error
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import choose_for_graphs
@@ -93,24 +93,38 @@ def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabil
         return Result(case.name, NOT_RUN, remark=f"{runtime.name} has no {' or '.join(missing)}")
     try:
         model = case.model if "functions" in can.graphs else _inlined(case.model)
-        outputs = runtime.open_graph(model, options)(case.inputs)
+        graph = runtime.open_graph(model, options)
+        found = [graph(data.inputs) for data in case.data_sets]
     except LucidError:
         raise
     except Exception as error:  # noqa: BLE001 (a runtime's own, of any class: the case fails, and the table says why)
         return Result(case.name, FAILED, remark=f"{type(error).__name__}: {_line(error)}")
-    errors = {name: relative_error(outputs[name], wanted) for name, wanted in case.outputs.items()}
+    pairs = list(zip(found, case.data_sets, strict=True))
+    each = {
+        name: [relative_error(outputs[name], data.outputs[name]) for outputs, data in pairs] for name in case.outputs
+    }
+    errors = {name: max(each[name]) for name in case.outputs}
     tolerances = {item.name: item.tolerance for item in case.description.outputs}
-    wrong = [name for name, error in errors.items() if not error <= tolerances[name]]
-    wrong_types = [
-        f"{item.name} is {outputs[item.name].dtype}" for item in case.model.graph.output if not _has_type(item, outputs)
-    ]
+    wrong = [f"{name} is off{_where(each[name], most)}" for name, most in tolerances.items() if errors[name] > most]
+    wrong_types = {
+        f"{item.name} is {outputs[item.name].dtype}": None
+        for item in case.model.graph.output
+        for outputs in found
+        if not _has_type(item, outputs)
+    }
     return Result(
         case.name,
         FAILED if wrong or wrong_types else PASSED,
         {name: error if np.isfinite(error) else None for name, error in errors.items()},
         tolerances,
-        "; ".join([f"{name} is off" for name in wrong] + wrong_types),
+        "; ".join([*wrong, *wrong_types]),
     )
+
+
+def _where(errors: list[float], tolerance: float) -> str:
+    """Return which of several data sets are off."""
+    folders = [data_folder(number) for number, error in enumerate(errors) if not error <= tolerance]
+    return f" in {', '.join(folders)}" if len(errors) > 1 else ""
 
 
 def _has_type(item: onnx.ValueInfoProto, outputs: dict[str, Any]) -> bool:

@@ -31,6 +31,23 @@ def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal({**again.inputs, **again.outputs}[name], array)
 
 
+def test_every_data_set_is_read_as_it_was_written(tmp_path: Path) -> None:
+    case = read_case(CASES / "decode_attention_boundaries")
+    write_case(tmp_path, case)
+    again = read_case(tmp_path / case.name)
+    assert [data.inputs["K"].shape[2] for data in again.data_sets] == [65, 1, 2, 63, 64, 127, 128, 129]
+    for data, other in zip(case.data_sets, again.data_sets, strict=True):
+        for name, array in {**data.inputs, **data.outputs}.items():
+            np.testing.assert_array_equal({**other.inputs, **other.outputs}[name], array)
+
+
+def test_a_data_set_that_is_missing_is_named(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CASES / "decode_attention_boundaries", tmp_path / NAME))
+    shutil.rmtree(folder / "test_data_set_3")
+    with pytest.raises(LucidError, match="test_data_set_3 is missing"):
+        read_case(folder)
+
+
 def test_the_files_are_those_of_onnx_backend_tests() -> None:
     """Which ``onnx.backend.test`` reads: a model, and a data set of numbered tensors that have the graph's names."""
     case = read_case(CASES / NAME)

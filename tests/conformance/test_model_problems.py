@@ -10,7 +10,7 @@ BY_NAME = {each.name: each for each in MODEL_PROBLEMS}
 
 
 def test_what_implementations_get_wrong_has_a_case() -> None:
-    assert {each.dtype for each in MODEL_PROBLEMS} == {"float32", "float16"}
+    assert {each.dtype for each in MODEL_PROBLEMS} == {"float32", "float16", "bfloat16"}
     assert any(each.padded and each.batch > 1 and each.past for each in MODEL_PROBLEMS)
     assert any(each.model.width % 2 for each in MODEL_PROBLEMS) and any(each.words < 5 for each in MODEL_PROBLEMS)
     assert any(each.past == 0 and each.new == 1 for each in MODEL_PROBLEMS)

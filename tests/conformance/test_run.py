@@ -56,6 +56,18 @@ def test_a_case_that_fails_fails_the_run(folder: Path) -> None:
     assert result.returncode == 1 and "1 FAILED" in result.stdout and f"{NAME} " in result.stdout
 
 
+def test_every_data_set_counts(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(CASES / "decode_attention_boundaries", tmp_path / "case"))
+    last, other = (folder / f"test_data_set_{number}" for number in (7, 6))
+    for kind in ("input_3", "input_4", "input_5"):  # K, Y and the mask of fewer tokens: right numbers for other inputs
+        shutil.copy(other / f"{kind}.pb", last)
+    result = run("--cases", tmp_path)
+    assert result.returncode == 1 and "1 FAILED" in result.stdout
+    shutil.rmtree(other)
+    result = run("--cases", tmp_path)
+    assert result.returncode == 2 and "test_data_set_6" in result.stderr
+
+
 def test_types_that_are_not_wanted_are_not_run(folder: Path) -> None:
     result = run("--cases", folder, "--types", "float16")
     assert result.returncode == 1 and "0 passed, 0 FAILED, 1 not run" in result.stdout

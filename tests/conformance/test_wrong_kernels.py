@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lucid_deploy.conformance.case_files import CASES, Case, case_names, read_case
+from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.conformance.plain import PlainKernels
 from lucid_deploy.conformance.problems import EPSILON
 from lucid_deploy.conformance.run_kernels import run_kernels
@@ -17,6 +20,8 @@ from lucid_deploy.conformance.wrong_kernels import (
     StaleBufferRow,
     WeightsInBfloat16,
 )
+from lucid_deploy.plugins import table
+from lucid_deploy.plugins.table import Operator
 
 
 @functools.cache
@@ -55,6 +60,55 @@ def test_weights_in_bfloat16_are_found_in_bfloat16_itself() -> None:
 def test_what_only_a_model_shows_is_found_in_models() -> None:
     assert all(name.startswith("model_") for name in failed(NormalizedKeysCached))
     assert "model_decode_static" in failed(StaleBufferRow) and "scatter_row_buffer" in failed(StaleBufferRow)
+
+
+NEW, PAST = "new tokens", "tokens of the cache"
+EVERY, FEWER = (2, 63, 64, 65, 127, 128, 129), (64, 65, 129)
+
+
+@pytest.mark.parametrize(
+    ("operator", "dtype", "of", "lengths"),
+    [
+        (table.PRECONDITION, "float32", NEW, (1, *EVERY)),
+        (table.PRECONDITION, "float32", PAST, EVERY),
+        (table.CAUSAL_ATTENTION, "float32", NEW, (1, *EVERY)),
+        (table.CAUSAL_ATTENTION, "float32", PAST, EVERY),
+        (table.DECODE_ATTENTION, "float32", PAST, (1, *EVERY)),
+        (table.DELTA_RULE, "float32", NEW, (1, *EVERY)),
+        *[(table.PRECONDITION, dtype, NEW, FEWER) for dtype in ("float16", "bfloat16")],
+        *[(table.CAUSAL_ATTENTION, dtype, NEW, FEWER) for dtype in ("float16", "bfloat16")],
+        *[(table.DECODE_ATTENTION, dtype, PAST, FEWER) for dtype in ("float16", "bfloat16")],
+        (table.DECODE_ATTENTION_FLOAT16, "float32", PAST, FEWER),
+        (table.DECODE_ATTENTION_INT8, "float32", PAST, FEWER),
+        (table.DECODE_ATTENTION_FLOAT8, "float16", PAST, FEWER),
+    ],
+)
+def test_a_row_that_is_not_written_at_one_length_is_found(
+    operator: Operator, dtype: str, of: str, lengths: tuple[int, ...]
+) -> None:
+    """Just as many tokens as a block has, one more or one less."""
+
+    def kernels(length: int) -> type[PlainKernels]:
+        class LastRowNotWritten(PlainKernels):
+            def operators(self) -> Mapping[str, Any]:
+                compute = super().operators()[operator.name]
+
+                def wrong(*inputs: Array, **attributes: float) -> tuple[Array, ...]:
+                    new, total = inputs[0].shape[2], dict(zip(operator.input_names, inputs, strict=True)).get("mask")
+                    past = 0 if total is None else total.shape[1] - new
+                    first, *others = compute(*inputs, **attributes)
+                    if length == {NEW: new, PAST: past}[of]:
+                        first[:, :, -1] = np.nan
+                    return first, *others
+
+                return {operator.name: wrong}
+
+        return LastRowNotWritten
+
+    described = [case(name) for name in case_names() if name != "precondition_long"]
+    cases = [each for each in described if (each.description.operator, each.description.type) == (operator.name, dtype)]
+    passing = [length for length in lengths if not any(run_kernels(each, kernels(length)) for each in cases)]
+    assert not passing, f"wrong at just so many {of}, and nothing is found"
 
 
 def test_kernels_that_know_no_other_diagonal_are_found() -> None:
