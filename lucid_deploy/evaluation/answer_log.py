@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lucid_deploy.errors import LucidError
 
 
 class AnswerLog:
-    """A file with one answer a line, behind a line that says whose answers they are.
+    """A file with one answer a line, behind a line that says whose answers they are. One run at a time writes to it.
 
     A line that was cut off while it was written is left out. Writing goes through to the system after every answer.
 
@@ -23,26 +26,49 @@ class AnswerLog:
         owner: What determines the answers beside the requests: model, runtime, type, truncation.
 
     Raises:
-        LucidError: It holds the answers of another owner, or cannot be read or written.
+        LucidError: It holds the answers of another owner, another run writes to it, or it cannot be read or written.
     """
 
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         self._path, self._answers = path, dict[str, Any]()
         try:
-            lines = path.read_bytes().split(b"\n") if path.is_file() else []
-            whole = b"\n".join(lines[:-1])
-            if lines[:-1]:
-                self._read(lines[:-1], owner)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = path.open("r+" if whole else "w", encoding="utf-8")
-            if whole:
-                self._file.seek(len(whole) + 1)
-                self._file.truncate()
-            else:
-                self._write({"owner": owner})
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            # Without a buffer: what a full disk did not take is not written again when the file is closed.
+            self._file = FileIO(handle, "r+")
+            try:
+                self._lock()
+                self._begin(owner)
+            except BaseException:
+                self._file.close()
+                raise
         except OSError as error:
             raise LucidError(f"The answers in {path} cannot be kept: {error.strerror or error}.") from error
         self.found = len(self._answers)
+
+    def _lock(self) -> None:
+        """Take the file for this run; the system lets go of it when the process ends."""
+        if sys.platform == "win32":  # no flock there; two runs on one file are the user's to avoid
+            return
+        import fcntl
+
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LucidError(
+                f"Another run writes its answers to {self._path}. Wait for it, or choose another --output-path."
+            ) from error
+        except OSError:
+            return  # a file system without locks, such as some of clusters: as on Windows
+
+    def _begin(self, owner: dict[str, Any]) -> None:
+        """Read the answers that are there, cut off half a line, and begin a new file with its owner."""
+        *lines, _half = self._file.readall().split(b"\n")
+        if lines:
+            self._read(lines, owner)
+        self._file.truncate(self._file.seek(sum(len(line) + 1 for line in lines)))
+        if not lines:
+            self._write({"owner": owner})
 
     def _read(self, lines: list[bytes], owner: dict[str, Any]) -> None:
         try:
@@ -80,8 +106,9 @@ class AnswerLog:
         self._file.close()
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        data = memoryview((json.dumps(row) + "\n").encode())
+        while data:
+            data = data[self._file.write(data) or 0 :]
 
 
 def _key(kind: str, arguments: Any) -> str:

@@ -128,14 +128,15 @@ def test_a_run_that_was_stopped_goes_on(llama: Pair, data: Path, tmp_path: Path)
     tasks, path = SUITES["longbench"], tmp_path / "answers.jsonl"
     options = SuiteOptions(batch=2)
     whole = run_suite(llama.session, llama.tokenizer, tasks, maker(llama, data), options)
-    with pytest.raises(Stopped):
-        run_suite(llama.session, llama.tokenizer, tasks, maker(llama, data), options, AnswerLog(path, {}), stop)
+    with pytest.raises(Stopped), contextlib.closing(AnswerLog(path, {})) as log:
+        run_suite(llama.session, llama.tokenizer, tasks, maker(llama, data), options, log, stop)
     kept = AnswerLog(path, {})
     assert 0 < kept.found < 6
     seen: list[int] = []
     again = run_suite(
         llama.session, llama.tokenizer, tasks, maker(llama, data), options, kept, lambda *facts: seen.append(facts[2])
     )
+    kept.close()
     assert [row.samples for row in again] == [row.samples for row in whole]
     assert AnswerLog(path, {}).found == 6
 
