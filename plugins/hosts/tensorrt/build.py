@@ -23,7 +23,9 @@ from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 
-PLUGIN_ABI = 7  # raise it when what engines store about the plugins changes, what the library exports, or what it takes
+# Raise it when what engines store about the plugins changes, the bytes of scratch memory that a plugin asks for when an
+# engine is built among it, or what the library exports or takes.
+PLUGIN_ABI = 8
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]

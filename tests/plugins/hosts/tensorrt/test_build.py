@@ -4,7 +4,8 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.plugins.hosts.tensorrt import build
-from tests.plugins.hosts.tensorrt.plugin_tools import stand_ins
+from lucid_deploy.plugins.table import FLOATS
+from tests.plugins.hosts.tensorrt.plugin_tools import Problem, stand_ins
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +16,19 @@ def kernels():
 def test_the_library_carries_this_versions_abi(tools):
     build.check_plugin(tools.plugin)
     assert build.plugin_abi(tools.plugin) == build.PLUGIN_ABI
+
+
+def test_engines_of_one_abi_ask_for_one_amount_of_scratch_memory():
+    """An engine keeps what it asked for when it was built: a library that uses more writes behind it.
+
+    If this fails, raise ``PLUGIN_ABI`` and write the new numbers here.
+    """
+    plans = [Problem("Precondition", dtype, new=70, past=33, width=68).plan(86) for dtype in FLOATS]
+    for operator in ("DecodeAttention", "DecodeAttentionFloat8"):
+        plans.append(Problem(operator, new=2, past=777, groups=4).plan(89))
+    plans.append(Problem("DeltaRule", new=130, width=68, value_width=100).plan(86))
+    found = [plan.workspace_bytes for plan in plans]
+    assert (build.PLUGIN_ABI, found) == (8, [836, 836, 54016, 675840, 675840, 84480])
 
 
 @pytest.fixture(scope="module")
