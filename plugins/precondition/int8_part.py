@@ -1,9 +1,9 @@
 """E as the sum of a bfloat16 number and an int8 one: what bfloat16 leaves of it times Y in bytes.
 
-Tensor cores multiply bytes two (compute capability 8.0) or four times (8.6, 8.9, 12.0) as fast as bfloat16 with float32
-sums. A tile's columns of Y have a scale each: the largest number of the column over 127. Bytes lie transposed, since a
-product of bytes wants those of four tokens beside each other, and the tokens stand in the order in which the threads
-that compute E hold them.
+Tensor cores multiply bytes two (compute capability 8.0) or four times (GeForce of 8.6, 8.9, 12.0) as fast as bfloat16
+with float32 sums. A tile's columns of Y have a scale each: the largest number of the column over 127. Bytes lie
+transposed, since a product of bytes wants those of four tokens beside each other, and the tokens stand in the order in
+which the threads that compute E hold them.
 """
 
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
@@ -54,7 +54,8 @@ def in_byte_order(b_rows, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
 def bfloat16_and_int8(b_e):
     """Return E, 0 to 1, as its nearest bfloat16 number, and what is left of it over 1 / STEPS as int8.
 
-    The integer is the low byte of a float32 number that is large enough to have no digits behind the point.
+    The integer is the low byte of a float32 number that is large enough to have no digits behind the point. NaN is
+    lost: the one of GPUs, 0x7fffffff, is rounded to 0. Conversions would keep it, at a quarter of the rate.
     """
     b_high = ((b_e.to(tl.int32, bitcast=True) + 32768) & -65536).to(tl.float32, bitcast=True)
     b_rest = (b_e - b_high) * STEPS + ROUND

@@ -114,6 +114,8 @@ def key_tiles_kernel(
     tl.store(p_norms + i_tile * BLOCK_N + o_n, tl.where(m_tokens, b_norms, PADDING))
     if is_past:
         b_y = load_rows(p_y_past + o_past, o_tokens, m_tokens, width, BLOCK_D).to(tl.float32)
+        # A key without a finite norm makes NaN of E, which is lost where E is split: infinite scales hold it.
+        b_y = tl.where((b_norms - b_norms == 0.0)[:, None], b_y, float("inf"))
         store_bytes(p_scales, p_bytes, i_tile, b_y, m_tokens, 0, BLOCK_N, BLOCK_D, BLOCK_D)
 
 

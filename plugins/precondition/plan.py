@@ -57,11 +57,16 @@ def plan_precondition(
         diagonal: 0: L_ii is 1; 1: it is training's.
 
     Raises:
-        ValueError: Sizes or a device outside what the kernels support.
+        ValueError: Sizes, a device or constants outside what the kernels support.
     """
     check_sizes(batch=batch, heads=heads, new=new)
     padded, unit = padded_width(width), width_unit(width, dtype)
     tuned = tuned or choice(TUNED, arch, dtype, padded)
+    if tuned.int8 and (dtype != INT8_TYPE or tuned.block_n not in INT8_TILES or tuned.block_m != tuned.block_n):
+        raise ValueError(
+            f"int8 needs tensors of {INT8_TYPE} and square tiles of {INT8_TILES} tokens, for which scratch memory is "
+            f"reserved, not {dtype} and {tuned.block_m} × {tuned.block_n}"
+        )
     scalars = {"n_new": new, "n_past": past, "n_batch_heads": batch * heads}
     solve = Step(
         kernel="precondition_kernel",

@@ -1,10 +1,12 @@
 """The preconditioner's compiled code, run by the machine in ``tests/plugins/ptx``, against float64."""
 
+import math
 import re
 
 import pytest
 
 from lucid_deploy.plugins.hosts.triton.launch import precondition
+from lucid_deploy.plugins.shared.plan import Choice
 from tests.plugins.kernel_cases import EPS, Case, relative_error, within_gate
 from tests.plugins.precondition.kernel_runs import exact_precondition, precondition_inputs, run_precondition
 from tests.plugins.ptx.memory import Fault
@@ -41,6 +43,20 @@ def test_error_is_that_of_rounding(arch, case, compiled):
     assert within_gate(result["error"], result["plain"], case.dtype), result
     assert result["padding_is_v"]
     assert [name.split("_")[0] for name in launcher.launched] == ["key", "precondition"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 3e38], ids=str)
+@pytest.mark.parametrize("name", ["k", "v", "k_past", "y_past"])
+def test_numbers_that_are_not_finite_reach_the_rows_that_two_parts_of_bfloat16_bring_them_to(name, number, compiled):
+    """The NaN of GPUs, 0x7fffffff, is 0 when it is rounded as an integer."""
+    compiled(86)
+    inputs = precondition_inputs(Case(new=70, past=70, width=32, dtype="bfloat16", heads=1))
+    inputs[name] = inputs[name].clone()
+    inputs[name][:, :, -1, 3] = number  # the only new token of its tile, and one of six past ones
+    found = precondition(**inputs, eps=EPS)
+    two_parts = precondition(**inputs, eps=EPS, tuned=Choice(64, 64, 4, 2))
+    assert found.isfinite().equal(two_parts.isfinite())
+    assert found.isfinite().all() == (name in ("v", "y_past") and number == 3e38)
 
 
 @pytest.mark.parametrize("seed", [0, 1])

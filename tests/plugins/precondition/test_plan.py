@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_deploy.plugins.precondition.plan import plan_precondition, variants
-from lucid_deploy.plugins.shared.plan import Plan, padded_width
+from lucid_deploy.plugins.shared.plan import Choice, Plan, padded_width
 
 
 def solve(**changes) -> Plan:
@@ -39,6 +39,12 @@ def test_the_width_is_passed_in_units(width):
         ({"new": 0}, "new must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
+        ({"tuned": Choice(64, 64, 4, 2, int8=1)}, "int8 needs tensors of bfloat16 and .*, not float16 and 64 × 64"),
+        ({"dtype": "bfloat16", "tuned": Choice(128, 128, 4, 2, int8=1)}, "int8 needs .*, not bfloat16 and 128 × 128"),
+        (
+            {"dtype": "bfloat16", "tuned": Choice(64, 32, 4, 2, int8=1)},
+            "int8 needs .* square tiles .* and 64 × 32",
+        ),
     ],
 )
 def test_what_the_kernel_does_not_take_is_an_error(changes, message):

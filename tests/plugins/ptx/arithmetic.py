@@ -1,7 +1,8 @@
 """PTX's arithmetic on arrays that have one number for each thread.
 
 Source: NVIDIA's PTX ISA 8.8. Registers are unsigned integers (predicates: bool); an instruction's name says what they
-hold. Approximations (``ex2.approx`` and the like) are computed in float64 and rounded.
+hold. Approximations (``ex2.approx`` and the like) are computed in float64 and rounded. Arithmetic in float32 gives one
+NaN whatever NaN went in, as on GPUs, and its bits are not those of a processor's NaN.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _COMPARE: dict[str, Function] = {
 _LOGIC: dict[str, Function] = {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
 _OTHERWISE = {"rz", "rm", "rp", "sat", "satfinite", "relu"}  # rounding and limits that nothing here computes
 _TINY = np.float32(2.0**-126)
+_NAN = np.array(0x7FFFFFFF, np.uint32).view(np.float32)
 
 
 def as_kind(registers: Array, kind: str) -> Array:
@@ -46,6 +48,13 @@ def as_kind(registers: Array, kind: str) -> Array:
     if registers.itemsize != dtype.itemsize:
         registers = registers.astype(f"uint{8 * dtype.itemsize}")
     return registers.view(dtype)
+
+
+def one_nan(numbers: Array) -> Array:
+    """Return float32 with every NaN as the one that GPUs compute, and other types as they are."""
+    if numbers.dtype != np.float32 or not (wrong := np.isnan(numbers)).any():
+        return numbers
+    return np.where(wrong, _NAN, numbers)
 
 
 def as_bits(numbers: Array) -> Array:
@@ -130,7 +139,7 @@ def _of_kind(kind: str, function: Function, result: str | None = None) -> Functi
 
     def compute(*registers: Array) -> Array:
         found = function(*(as_kind(each, kind) for each in registers))
-        return as_bits(found if found.dtype == bool else np.asarray(found, KINDS[result or kind]))
+        return as_bits(found if found.dtype == bool else one_nan(np.asarray(found, KINDS[result or kind])))
 
     return compute
 
@@ -164,8 +173,9 @@ def _mixed(name: str, kind: str) -> Function:
         return as_kind(registers, kind).astype(np.float32)
 
     if name == "fma":
-        return lambda a, b, c: as_bits(fused(wide(a), wide(b), as_kind(c, "f32")))
-    return lambda a, b: as_bits(wide(a) + as_kind(b, "f32") if name == "add" else wide(a) - as_kind(b, "f32"))
+        return lambda a, b, c: as_bits(one_nan(fused(wide(a), wide(b), as_kind(c, "f32"))))
+    sign = 1 if name == "add" else -1
+    return lambda a, b: as_bits(one_nan(wide(a) + sign * as_kind(b, "f32")))
 
 
 def _shift(kind: str, function: Function) -> Function:
@@ -179,7 +189,7 @@ def _special(function: Callable[[Array], Array], parts: list[str]) -> Function:
         number = as_kind(a, "f32")
         number = flush(number) if "ftz" in parts else number
         found = function(number.astype(np.float64)).astype(np.float32)
-        return as_bits(flush(found) if "ftz" in parts else found)
+        return as_bits(one_nan(flush(found) if "ftz" in parts else found))
 
     return compute
 
