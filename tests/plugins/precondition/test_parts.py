@@ -13,6 +13,7 @@ from tests.plugins.problems import keys, relative
 
 TOKENS, WIDTH = 384, 64
 STEPS = 127 * 512  # of int8 rests in 1
+TILE = 64  # tokens whose bytes share a step
 ALLOWED = 1 / 4  # norm of E at which the bound of one part, 2 · 2⁻⁸ ‖E‖, is what storing Y costs: about 2⁻⁹
 
 
@@ -115,3 +116,40 @@ def test_one_float16_part_costs_as_much_as_storing_y_where_a_row_of_e_has_norm_8
 def test_the_gate_of_the_kernels_would_not_see_one_float16_part(correlation: float | str) -> None:
     _, stored, found = errors(correlation)
     assert found["float16"][0] <= found["gate"][0] * 1.01 + stored / 100
+
+
+def solve_with_bytes(e: Tensor, low: Tensor, v: Tensor) -> Tensor:
+    """Solve by rows of tiles: ``low`` of E times Y in bytes, a step for each column of a tile; the rest exactly."""
+    y, rounded = torch.zeros_like(v), torch.zeros_like(v)
+    for first in range(0, len(v), TILE):
+        rows = slice(first, first + TILE)
+        right = v[rows] - (e - low)[rows, :first] @ y[:first] - low[rows, :first] @ rounded[:first]
+        y[rows] = torch.linalg.solve_triangular(e[rows, rows], right, upper=False, unitriangular=True)
+        step = y[rows].abs().amax(0) / 127
+        rounded[rows] = (y[rows] / step).round() * step
+    return y
+
+
+@pytest.mark.parametrize("larger", [1, 10, 100, 1000])
+def test_large_values_take_bytes_from_the_others_of_their_tile(larger: int) -> None:
+    """In each tile one token has a key of its own and larger values: what bytes cost the others (docs/tensorrt.md)."""
+    generator = torch.Generator().manual_seed(5)
+    k, v = (torch.randn(TOKENS, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
+    others = torch.arange(TOKENS) % TILE != 5
+    k[others] = math.sqrt(0.9) * k[0] + math.sqrt(0.1) * k[others]
+    v[~others] *= larger
+    k = k / k.square().mean(1, keepdim=True).sqrt()
+    e = torch.exp(k @ k.T / math.sqrt(WIDTH) - math.sqrt(WIDTH)).tril(-1)
+    unit = torch.eye(TOKENS, dtype=torch.float64)
+    exact = torch.linalg.solve_triangular(e + unit, v, upper=False, unitriangular=True)
+
+    def error(found: Tensor) -> float:
+        return ((found - exact).norm(dim=1) / exact.norm(dim=1))[others].median().item()
+
+    high = one_part(e)
+    low = bfloat16_and_int8(e) - high
+    in_bytes = error(solve_with_bytes(high + low + unit, low, v))
+    stored = error(exact.to(torch.bfloat16).double())
+    one = error(torch.linalg.solve_triangular(high + unit, v, upper=False, unitriangular=True))
+    assert in_bytes < (stored if larger <= 10 else 1.2 * one)
+    assert in_bytes > stored or larger < 1000
