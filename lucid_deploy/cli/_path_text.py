@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -20,14 +21,36 @@ class PathText(click.types.StringParamType):
     def __init__(self, kind: str) -> None:
         self.kind = kind  # of click's completion items: file or dir
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See :func:`_refuse_empty`."""
+        _refuse_empty(self, value, param, ctx)
+        return super().convert(value, param, ctx)
+
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Leave it to the shell."""
         return [CompletionItem(incomplete, type=self.kind)]
 
 
+class NamedPath(click.Path):
+    """A path that is not empty."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See :func:`_refuse_empty`."""
+        _refuse_empty(self, value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def complete_paths(parameters: Iterable[click.Parameter]) -> None:
-    """Let shells complete all of a command's texts that name files."""
+    """Let shells complete all of a command's texts that name files, and refuse paths that are empty."""
     for item in parameters:
+        if type(item.type) is click.Path:
+            item.type = NamedPath(path_type=item.type.type)
         kind = _KINDS.get(item.metavar or "") or _NAMES.get(item.name or "")
         if kind is not None and type(item.type) is click.types.StringParamType:
             item.type = PathText(kind)
+
+
+def _refuse_empty(kind: click.ParamType, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> None:
+    """Refuse what a shell makes of a variable that is not set; taken as a path, it would be the current folder."""
+    if value == "":
+        kind.fail("it is empty; the current folder is written as a dot.", param, ctx)
