@@ -14,9 +14,9 @@ TOO_FEW_THREADS = (
     "No more threads or processes may be started here: there is a limit on them (ulimit -u, or a container's on its "
     "processes). Raise it; where the command has --threads, 1 needs the fewest."
 )
-# What PyTorch, numpy, onnxruntime, C++, safetensors and the loader of shared libraries write.
+# What PyTorch, numpy, onnxruntime, OpenVINO, C++, safetensors and the loader of shared libraries write.
 _SAID = (
-    "can't allocate memory",
+    "can't alloc",
     "unable to allocate",
     "failed to allocate memory",
     "cannot allocate memory",

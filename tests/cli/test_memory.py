@@ -24,6 +24,9 @@ SAID = [
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to"),
     RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 40000000000"),
+    RuntimeError(
+        "Exception from src/plugins/intel_cpu/src/node.cpp:823: [CPU] Abs node with name 'Abs_246749' can't alloc"
+    ),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     ImportError("libtorch_cpu.so: failed to map segment from shared object"),
     RuntimeError("std::bad_alloc"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import openvino
@@ -42,3 +44,25 @@ def core() -> openvino.Core:
     """
     found: openvino.Core = import_openvino().Core()
     return found
+
+
+def run_request(request: openvino.InferRequest, feed: Mapping[str, Any]) -> None:
+    """Run a request once, on the arrays of the feed where they are; what it puts out is in its tensors then.
+
+    ``infer`` would return as if nothing had happened when an operator finds no memory (OpenVINO 2026.4.1), and the
+    tensors would hold what an earlier run put out. Waiting says it.
+
+    Args:
+        request: It runs nothing else.
+        feed: Inputs by name; those that are left out stay as they are.
+
+    Raises:
+        RuntimeError: An operator failed. Compile the graph again: this one may fail or be wrong from now on.
+    """
+    try:
+        request.start_async(dict(feed), share_inputs=True)
+        request.wait()
+    except BaseException:
+        with suppress(RuntimeError):
+            request.wait()  # after Ctrl-C it still reads the arrays
+        raise

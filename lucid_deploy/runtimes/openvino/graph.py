@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.runtimes.evaluated_graph import Graph
-from lucid_deploy.runtimes.openvino.core import core, import_openvino
+from lucid_deploy.runtimes.openvino.core import core, import_openvino, run_request
 from lucid_deploy.runtimes.openvino.session import DEVICE, compile_settings
 from lucid_deploy.runtimes.openvino.versions import check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -28,7 +28,7 @@ def open_openvino_graph(model: onnx.ModelProto, options: RuntimeOptions) -> Grap
     names = [output.name for output in model.graph.output]
 
     def run(feed: Mapping[str, Array]) -> dict[str, Array]:
-        found = request.infer(dict(feed))
-        return {name: np.array(found[name]) for name in names}
+        run_request(request, {name: np.ascontiguousarray(array) for name, array in feed.items()})
+        return {name: np.array(request.get_tensor(name).data) for name in names}
 
     return run

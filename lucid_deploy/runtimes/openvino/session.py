@@ -13,7 +13,7 @@ from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed
 from lucid_deploy.runtimes.last_token import last_token_logits
 from lucid_deploy.runtimes.openvino.capabilities import CAPABILITIES
-from lucid_deploy.runtimes.openvino.core import core, import_openvino
+from lucid_deploy.runtimes.openvino.core import core, import_openvino, run_request
 from lucid_deploy.runtimes.openvino.versions import check_operators, check_version
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.session import Array, Cache, Session
@@ -121,22 +121,33 @@ class _Graph:
     """One compiled graph."""
 
     def __init__(self, artifact: Artifact, stage: str, threads: int | None) -> None:
-        version = import_openvino().__version__
-        path = artifact.graph_path(stage)
-        settings = compile_settings(threads)
-        try:
-            compiled: openvino.CompiledModel = core().compile_model(str(path), DEVICE, settings)
-        except RuntimeError as error:
-            reason = _reason(str(error))
-            raise CheckFailed(f"OpenVINO {version} cannot load {path}: {reason}") from error
-        self._compiled = compiled
+        self._path, self._settings = artifact.graph_path(stage), compile_settings(threads)
+        self._outputs = [item.name for item in artifact.manifest.graphs[stage].outputs]
         self._lock = Lock()
-        self._request = self.new_request()
-        self._outputs = [compiled.output(item.name) for item in artifact.manifest.graphs[stage].outputs]
+        self._compile()
+
+    def _compile(self) -> None:
+        try:
+            self._compiled: openvino.CompiledModel = core().compile_model(str(self._path), DEVICE, self._settings)
+        except RuntimeError as error:
+            version, reason = import_openvino().__version__, _reason(str(error))
+            raise CheckFailed(f"OpenVINO {version} cannot load {self._path}: {reason}") from error
+        self._request = self._compiled.create_infer_request()
+        self._failed = False
 
     def new_request(self) -> openvino.InferRequest:
         """Return another request, with tensors of its own."""
+        if self._failed:
+            self._compile()
         return self._compiled.create_infer_request()
+
+    def run_request(self, request: openvino.InferRequest, feed: dict[str, Array]) -> None:
+        """See :func:`run_request`. After a failure requests have to be made anew: the graph is compiled again."""
+        try:
+            run_request(request, feed)
+        except RuntimeError:
+            self._failed = True
+            raise
 
     def run(self, feed: dict[str, Array]) -> list[Array]:
         """Run once; return the outputs in the manifest's order, each memory of its own.
@@ -145,8 +156,10 @@ class _Graph:
         they are copied, without an error.
         """
         with self._lock:
-            found = self._request.infer(feed, share_inputs=True)
-            return [np.array(found[output]) for output in self._outputs]
+            if self._failed:
+                self._compile()
+            self.run_request(self._request, feed)
+            return [np.array(self._request.get_tensor(name).data) for name in self._outputs]
 
 
 def _reason(message: str) -> str:

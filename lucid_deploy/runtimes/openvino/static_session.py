@@ -73,7 +73,11 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
     def run_bound(self, binding: BoundStep) -> Array:
         """See :meth:`InPlaceDecoding.run_bound`."""
         bound: _Binding = binding.binding
-        bound.request.infer()
+        try:
+            self._graphs["decode"].run_request(bound.request, {})
+        except RuntimeError:
+            self._bound = None  # to be bound anew, to a graph that is compiled again
+            raise
         rows = np.arange(len(bound.length))
         for buffer, output in bound.written:
             buffer[rows, :, bound.length] = output[rows, :, bound.length]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,10 @@ from lucid_deploy.errors import CheckFailed, LucidError, spelled_out
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.openvino.session import OpenVinoSession
-from lucid_deploy.runtimes.session import Array
+from lucid_deploy.runtimes.session import Array, Cache
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED
+from tests.patience import PATIENCE
 
 pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -92,6 +94,34 @@ def test_threads_take_turns(exported: Exported, options: dict[str, Any]) -> None
         together = list(pool.map(answered, [*range(6)] * 8))
     for number, found in enumerate(together):
         np.testing.assert_array_equal(found, alone[number % 6])
+
+
+def test_a_run_that_failed_spoils_no_other(exported: Exported) -> None:
+    """OpenVINO keeps shapes of a run that failed: later ones failed too, with right inputs."""
+    session = open_session(exported(inline=True, **SMALL)[1], "openvino", threads=1)
+    ids = np.random.default_rng(5).integers(0, 97, (3, 20))
+
+    def answered() -> Array:
+        cache = session.empty_cache()
+        return np.concatenate([session.prefill(ids[:1], cache), session.decode(ids[:1, :1], cache)], axis=1)
+
+    alone, wide = answered(), session.empty_cache(3)
+    session.prefill(ids, wide)
+    with pytest.raises(RuntimeError, match="Exception from"):
+        session.decode(ids[:1, :1], Cache(np.ones((1, 20), bool), wide.layers))  # rows of another batch
+    np.testing.assert_array_equal(answered(), alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
+def test_too_little_memory_is_an_error_and_spoils_no_other_run(exported: Exported) -> None:
+    """OpenVINO's ``infer`` says nothing then: a session answered with an earlier prompt's numbers."""
+    artifact = exported(inline=True, **SMALL)[1]
+    script = Path(__file__).with_name("little_memory.py")
+    command = [sys.executable, str(script), str(artifact.directory)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    assert said and not [text for text in said if "gave logits" in text]
 
 
 def test_it_answers_as_onnxruntime_does(small: Artifact) -> None:
