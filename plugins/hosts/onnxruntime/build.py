@@ -74,10 +74,12 @@ def build_ort_library(
             library = Path(folder, LIBRARY_NAME)
             run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"], folder)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
+            # Of the library that is replaced too: what is there is whole whenever this process is killed.
+            record["previous"] = _record_of(output)
             written = Path(folder, "record.json")
             written.write_text(json.dumps(record) + "\n")
-            os.replace(library, output)
             os.replace(written, _record_path(output))
+            os.replace(library, output)
     except OSError as error:
         raise LucidError(f"{output} cannot be written: {error}") from error
     return output, True
@@ -92,8 +94,8 @@ def check_ort_library(library: Path) -> None:
     if not library.is_file():
         raise LucidError(f"There is no library of kernels {library}. Run: {BUILD_COMMAND}")
     advice = f"Run: {BUILD_COMMAND}, or leave it aside with --kernels functions."
-    record = _read_record(library)
-    if record is None or record["sha256"] != file_hash(library):
+    record = _record_of(library)
+    if record is None:
         raise LucidError(f"The library of kernels {library} is damaged: it differs from its record. {advice}")
     if record["abi"] != ORT_ABI or record["sources"] != source_hash():
         raise LucidError(f"The library of kernels {library} was built from the sources of another version. {advice}")
@@ -177,14 +179,17 @@ def _record_path(library: Path) -> Path:
     return library.with_name(library.name + ".json")
 
 
-def _read_record(library: Path) -> dict[str, Any] | None:
-    """Return the record beside a library, None if it is not one."""
+def _record_of(library: Path) -> dict[str, Any] | None:
+    """Return what the file beside a library records of it; None: nothing, or of another one."""
     try:
-        record = json.loads(_record_path(library).read_text())
+        record, present = json.loads(_record_path(library).read_text()), file_hash(library)
     except (OSError, ValueError):
         return None
     fields = ("abi", "sources", "sha256")
-    return record if isinstance(record, dict) and all(field in record for field in fields) else None
+    for each in (record, record.get("previous") if isinstance(record, dict) else None):
+        if isinstance(each, dict) and all(field in each for field in fields) and each["sha256"] == present:
+            return {field: each[field] for field in fields}
+    return None
 
 
 def _is_current(library: Path) -> bool:

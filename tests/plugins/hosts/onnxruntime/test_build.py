@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,6 +68,35 @@ def test_a_library_of_another_version(copy, field):
     record.write_text(json.dumps({**json.loads(record.read_text()), field: 0}))
     with pytest.raises(LucidError, match="from the sources of another version"):
         build.check_ort_library(copy)
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_build_that_is_killed_leaves_no_damaged_library(copy, monkeypatch, renames):
+    """The one before is still what its record says, though that is of another version."""
+    record = copy.with_name(copy.name + ".json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "sources": 0}))
+    before, replace, calls = copy.read_bytes(), os.replace, iter(range(9))
+
+    class Killed(BaseException):
+        pass
+
+    def compiled(arguments, _folder):
+        Path(arguments[arguments.index("-o") + 1]).write_bytes(b"another library")
+
+    def replaced(*names):
+        if next(calls) == renames:
+            raise Killed
+        replace(*names)
+
+    monkeypatch.setattr(build, "run_compiler", compiled)
+    monkeypatch.setattr(build.os, "replace", replaced)
+    with pytest.raises(Killed):
+        build.build_ort_library(copy)
+    assert copy.read_bytes() == before
+    with pytest.raises(LucidError, match="from the sources of another version"):
+        build.check_ort_library(copy)
+    build.build_ort_library(copy)
+    build.check_ort_library(copy)
 
 
 def test_something_else_that_loads(tmp_path):
