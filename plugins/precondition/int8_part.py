@@ -38,6 +38,17 @@ def head_memory(p_work, i_batch_head, n_batch_heads, n_tiles, BLOCK_N: tl.conste
 
 
 @triton.jit
+def largest_shift(b_norms, m_rows, epsilon, shift):
+    """Return the exponent of 2 that makes E at most 1 in a block of rows, and near it for the likest keys.
+
+    It is √d·√(m/(m + ε)) in bits, m being the mean square of the block's largest key: where all keys are small, E is
+    too, and training's L_ii as well, over which half a step would be much.
+    """
+    b_least = tl.min(tl.where(m_rows, b_norms * b_norms, float("inf")), 0)
+    return shift * tl.sqrt(tl.maximum(1.0 - epsilon * b_least, 0.0))
+
+
+@triton.jit
 def byte_order(o_n):
     """Return where the byte of each token of a tile stands: of sixteen, tokens 2t, 2t + 1, 2t + 8 and 2t + 9 follow."""
     return (o_n & -16) | (o_n & 6) << 1 | (o_n & 8) >> 2 | (o_n & 1)

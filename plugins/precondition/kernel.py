@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.precondition.int8_part import add_two_products, head_memory, store_bytes
+from lucid_deploy.plugins.precondition.int8_part import add_two_products, head_memory, largest_shift, store_bytes
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
     add_row_product,
@@ -231,6 +231,8 @@ def precondition_kernel(
     b_k = load_rows(p_k + o_rows, o_m, m_tokens, width, BLOCK_D)
     b_row_scale = b_row_norms * scale
     b_shift = row_shifts(b_row_norms, epsilon, shift, diagonal)
+    if INT8:
+        e_shift = largest_shift(b_row_norms, m_tokens, epsilon, shift)
 
     # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
     b_own = own_scores(p_k + o_rows, m_tokens, b_k, width, BLOCK_M, BLOCK_D, CHUNK_D)
@@ -271,7 +273,7 @@ def precondition_kernel(
                 p_k + o_rows, m_tokens, b_k, p_k_tiles + o_tile, m_tile, width, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK_D
             )
             if INT8:
-                b_e = weights(b_scores, b_row_scale, b_norms, tl.full((BLOCK_M,), shift, tl.float32))
+                b_e = weights(b_scores, b_row_scale, b_norms, tl.full((BLOCK_M,), e_shift, tl.float32))
                 b_accs = add_two_products(
                     b_e, p_y_tiles + o_tile, m_tile, width, p_scales, p_bytes, i_first_tile + i, b_accs,
                     BLOCK_N, BLOCK_D, CHUNK_D,
@@ -283,8 +285,8 @@ def precondition_kernel(
 
     for i in tl.static_range(len(b_accs)):
         b_v = load_columns(p_v + o_rows, o_m, m_rows, i * CHUNK_D, width, CHUNK_D).to(tl.float32)
-        if INT8:  # E is not over L_ii: that could make it more than 1
-            b_rhs = (b_v - b_accs[i]) * tl.exp2(shift - b_shift)[:, None]
+        if INT8:  # E is not over L_ii yet: that could make it more than 1
+            b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i] * tl.exp2(e_shift - b_shift)[:, None]
         else:
             b_rhs = b_v * tl.exp2(shift - b_shift)[:, None] - b_accs[i]
         b_y = tl.dot(b_inverse, tl.where(m_tokens[:, None], b_rhs, 0.0), input_precision=PRECISION)
