@@ -43,6 +43,8 @@ def candidates(kernel: str, dtype: str) -> list[Choice]:
     for block_m, block_n, warps, stages in itertools.product(blocks_m, (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)):
         if block_m == 0 or (block_n <= block_m and block_m % block_n == 0):
             found.append(Choice(block_m, block_n, warps, stages))
+    if kernel == "precondition" and dtype == "float32":
+        found = [each for each in found if each.block_n <= precondition_plan.NORM_TOKENS]
     if kernel == "precondition" and dtype == precondition_plan.INT8_TYPE:
         found += [
             replace(each, int8=1)

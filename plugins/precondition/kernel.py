@@ -14,9 +14,19 @@ import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.precondition.int8_part import add_two_products, head_memory, largest_shift, store_bytes
+from lucid_deploy.plugins.precondition.powers import (
+    E_POWER,
+    PAST_TOKENS,
+    key_factors,
+    key_powers,
+    largest_finite,
+    powers_in,
+    sum_factor,
+    y_power,
+)
 from lucid_deploy.plugins.shared.kernel import (
+    add_float16_products,
     add_product,
-    add_row_product,
     inverse_norms,
     load_columns,
     load_rows,
@@ -37,6 +47,7 @@ def norms_in(p_work, n_batch_heads):
 def key_norms_kernel(
     p_k,
     p_k_past,
+    p_y_past,
     p_mask,
     p_work,
     n_new,
@@ -51,8 +62,11 @@ def key_norms_kernel(
 ):
     """Write the inverse norms of BLOCK_N keys, PADDING at padding, past keys first; program (head, tile).
 
+    In float32 also the powers of two that rows of past Y are multiplied by.
+
     Args:
         p_k, p_k_past, p_mask, width_units: As below.
+        p_y_past: As below; of float32 alone.
         p_work: As below; inverse norms, float32 ``(B, H, n_past + n_new)``, stand behind the counters.
     """
     width = width_units * WIDTH_UNIT
@@ -68,6 +82,12 @@ def key_norms_kernel(
     b_norms = tl.where(b_norms == PADDING, float("nan"), b_norms)  # the squares' sum is infinite: no padding
     p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * n_tokens
     tl.store(p_norms + o_n, tl.where(m_tokens, b_norms, PADDING), mask=o_n < n_tokens)
+    if p_k.dtype.element_ty == tl.float32:
+        tl.static_assert(BLOCK_N == PAST_TOKENS, "a program writes one power")
+        b_y = load_rows(p_y_past + i_batch_head.to(tl.int64) * n_past * width, o_n, m_past, width, BLOCK_D)
+        p_end = norms_in(p_work, n_batch_heads) + tl.cast(n_batch_heads, tl.int64) * n_tokens
+        p_past, _ = powers_in(p_end, i_batch_head, n_batch_heads, n_past, 0)
+        tl.store(p_past + tl.program_id(1), y_power(largest_finite(b_y)), mask=tl.program_id(1) * BLOCK_N < n_past)
 
 
 @triton.jit(do_not_specialize=["n_new", "n_past", "n_heads", "n_batch_heads", "width_units"])
@@ -120,48 +140,74 @@ def key_tiles_kernel(
 
 
 @triton.jit
-def scores(p_rows, m_rows, b_rows, p_tile, m_tile, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-           BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):  # fmt: skip
+def product_of_keys(b_rows, b_row_norms, b_others, b_norms):
+    """Return the products of keys, summed from 0; float32 keys are brought into the range of float16 by their norms.
+
+    Tensor cores cut sums off: handed on from chunk to chunk, equal keys would be less than equal.
+    """
+    b_acc = tl.zeros((b_rows.shape[0], b_others.shape[0]), tl.float32)
+    if b_rows.dtype == tl.float32:
+        b_rows *= key_powers(b_row_norms)[:, None]
+        b_others *= key_powers(b_norms)[:, None]
+        b_acc = add_float16_products(b_rows, tl.trans(b_others), b_acc)
+    else:
+        b_acc = tl.dot(b_rows, tl.trans(b_others), b_acc)
+    return b_acc
+
+
+@triton.jit
+def scores(p_rows, m_rows, b_rows, b_row_norms, p_tile, m_tile, b_norms, width, BLOCK_D: tl.constexpr,
+           CHUNK_D: tl.constexpr):  # fmt: skip
     """Return the products of a block's keys with a tile's, ``(BLOCK_M, BLOCK_N)`` float32.
 
     In chunks of the width, where both fit into no registers at once: the block's own keys are read again for each tile.
-    Each chunk's products are summed from 0: tensor cores cut sums off, and equal keys would be less than equal.
     """
-    o_m = tl.arange(0, BLOCK_M)
-    o_n = tl.arange(0, BLOCK_N)
+    o_m = tl.arange(0, b_row_norms.shape[0])
+    o_n = tl.arange(0, b_norms.shape[0])
     if CHUNK_D == BLOCK_D:
-        b_tile = load_rows(p_tile, o_n, m_tile, width, BLOCK_D)
-        return add_row_product(b_rows, tl.trans(b_tile), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-    b_scores = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        return product_of_keys(b_rows, b_row_norms, load_rows(p_tile, o_n, m_tile, width, BLOCK_D), b_norms)
+    b_scores = tl.zeros((b_row_norms.shape[0], b_norms.shape[0]), tl.float32)
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_part = load_columns(p_rows, o_m, m_rows, i, width, CHUNK_D)
         b_tile_part = load_columns(p_tile, o_n, m_tile, i, width, CHUNK_D)
-        b_scores += add_row_product(b_part, tl.trans(b_tile_part), tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+        b_scores += product_of_keys(b_part, b_row_norms, b_tile_part, b_norms)
     return b_scores
 
 
 @triton.jit
-def own_scores(p_rows, m_rows, b_rows, width, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+def own_scores(p_rows, m_rows, b_rows, b_row_norms, width, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
     """Return the products of a block's keys with one another, ``(BLOCK_M, BLOCK_M)`` float32, in the same chunks."""
     if CHUNK_D == BLOCK_D:
-        return add_row_product(b_rows, tl.trans(b_rows), tl.zeros((BLOCK_M, BLOCK_M), tl.float32))
-    return scores(p_rows, m_rows, b_rows, p_rows, m_rows, width, BLOCK_M, BLOCK_M, BLOCK_D, CHUNK_D)
+        return product_of_keys(b_rows, b_row_norms, b_rows, b_row_norms)
+    return scores(p_rows, m_rows, b_rows, b_row_norms, p_rows, m_rows, b_row_norms, width, BLOCK_D, CHUNK_D)
 
 
 @triton.jit
-def weights(b_scores, b_row_scale, b_norms, b_shift):
-    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32, of products of raw keys: both norms come after the product."""
+def weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32: tl.constexpr):
+    """Return E = exp(K̂ K̂ᵀ/√d − √d) over L_ii, float32, of products of raw keys: both norms come after the product.
+
+    Products of FLOAT32 keys are those of keys that were multiplied by powers of two.
+    """
+    if FLOAT32:
+        b_norms = key_factors(b_norms)
     return tl.exp2(b_scores * b_row_scale[:, None] * b_norms[None, :] - b_shift[:, None])
 
 
 @triton.jit
-def add_products(b_e, p_tile, m_tile, width, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows."""
+def add_products(b_e, p_tile, m_tile, width, power, b_accs, BLOCK_N: tl.constexpr, CHUNK_D: tl.constexpr):
+    """Return ``b_accs``, CHUNK_D columns of float32 each, plus the products of E with a tile of Y's rows.
+
+    In float32 E is 2⁹ of itself, and Y's rows are multiplied by ``power``.
+    """
     o_n = tl.arange(0, BLOCK_N)
     b_sums = ()
     for i in tl.static_range(len(b_accs)):
         b_y = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        b_sums = b_sums + (add_product(b_e, b_y, b_accs[i]),)  # type: ignore[assignment]  # noqa: RUF005
+        if b_y.dtype == tl.float32:
+            b_sum = add_float16_products(b_e, b_y * power, tl.zeros_like(b_accs[i]))
+            b_sums = b_sums + (b_accs[i] + b_sum * sum_factor(power),)  # type: ignore[assignment]  # noqa: RUF005
+        else:
+            b_sums = b_sums + (add_product(b_e, b_y, b_accs[i]),)  # type: ignore[assignment]  # noqa: RUF005
     return b_sums
 
 
@@ -204,7 +250,8 @@ def precondition_kernel(
     """
     # Shared memory limits bytes' loop in narrow heads, whose registers have room for the next tile's norms.
     NORMS_AHEAD: tl.constexpr = INT8 and BLOCK_D <= 64
-    PRECISION: tl.constexpr = "tf32x3" if p_k.dtype.element_ty == tl.float32 else "bf16x3"
+    FLOAT32: tl.constexpr = p_k.dtype.element_ty == tl.float32
+    PRECISION: tl.constexpr = "tf32x3" if FLOAT32 else "bf16x3"
     width = width_units * WIDTH_UNIT
     i_ticket = tl.atomic_add(p_work, 1, sem="relaxed")
     i_row = i_ticket // n_batch_heads  # the first rows of all heads come first, so that heads fill the device together
@@ -220,6 +267,10 @@ def precondition_kernel(
     else:
         p_norms = norms_in(p_work, n_batch_heads) + i_batch_head.to(tl.int64) * (n_past + n_new)
         p_row_norms = p_norms + n_past
+    if FLOAT32:
+        tl.static_assert(PAST_TOKENS % BLOCK_N == 0, "past tokens of a tile have one power")
+        p_end = norms_in(p_work, n_batch_heads) + tl.cast(n_batch_heads, tl.int64) * (n_past + n_new)
+        p_past_powers, p_powers = powers_in(p_end, i_batch_head, n_batch_heads, n_past, tl.cdiv(n_new, BLOCK_M))
 
     o_m = tl.arange(0, BLOCK_M)
     o_n = tl.arange(0, BLOCK_N)
@@ -229,14 +280,14 @@ def precondition_kernel(
     b_row_norms = tl.load(p_row_norms + i_first + o_m, mask=m_rows, other=PADDING)
     m_tokens = b_row_norms != PADDING
     b_k = load_rows(p_k + o_rows, o_m, m_tokens, width, BLOCK_D)
-    b_row_scale = b_row_norms * scale
+    b_row_scale = (key_factors(b_row_norms) if FLOAT32 else b_row_norms) * scale
     b_shift = row_shifts(b_row_norms, epsilon, shift, diagonal)
     if INT8:
         e_shift = largest_shift(b_row_norms, m_tokens, epsilon, shift)
 
     # The diagonal block needs no other row's result: inverted here, it is off the path from one block row to the next.
-    b_own = own_scores(p_k + o_rows, m_tokens, b_k, width, BLOCK_M, BLOCK_D, CHUNK_D)
-    b_e_own = weights(b_own, b_row_scale, b_row_norms, b_shift)
+    b_own = own_scores(p_k + o_rows, m_tokens, b_k, b_row_norms, width, BLOCK_D, CHUNK_D)
+    b_e_own = weights(b_own, b_row_scale, b_row_norms, b_shift, FLOAT32)
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
@@ -270,19 +321,25 @@ def precondition_kernel(
             m_tile = b_norms != PADDING
             o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
             b_scores = scores(
-                p_k + o_rows, m_tokens, b_k, p_k_tiles + o_tile, m_tile, width, BLOCK_M, BLOCK_N, BLOCK_D, CHUNK_D
+                p_k + o_rows, m_tokens, b_k, b_row_norms, p_k_tiles + o_tile, m_tile, b_norms, width, BLOCK_D, CHUNK_D
             )
             if INT8:
-                b_e = weights(b_scores, b_row_scale, b_norms, tl.full((BLOCK_M,), e_shift, tl.float32))
+                b_e = weights(b_scores, b_row_scale, b_norms, tl.full((BLOCK_M,), e_shift, tl.float32), FLOAT32)
                 b_accs = add_two_products(
                     b_e, p_y_tiles + o_tile, m_tile, width, p_scales, p_bytes, i_first_tile + i, b_accs,
                     BLOCK_N, BLOCK_D, CHUNK_D,
                 )  # fmt: skip
+            elif FLOAT32:
+                b_e = weights(b_scores, b_row_scale, b_norms, b_shift - E_POWER, FLOAT32)
+                i_power = tl.where(is_past, i * BLOCK_N // PAST_TOKENS, i * BLOCK_N // BLOCK_M)
+                power = tl.load(tl.where(is_past, p_past_powers, p_powers) + i_power)
+                b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, power, b_accs, BLOCK_N, CHUNK_D)
             else:
-                b_e = weights(b_scores, b_row_scale, b_norms, b_shift)
-                b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, b_accs, BLOCK_N, CHUNK_D)
+                b_e = weights(b_scores, b_row_scale, b_norms, b_shift, FLOAT32)
+                b_accs = add_products(b_e, p_y_tiles + o_tile, m_tile, width, 1.0, b_accs, BLOCK_N, CHUNK_D)
         i_tile = n_ready
 
+    largest = 0.0
     for i in tl.static_range(len(b_accs)):
         b_v = load_columns(p_v + o_rows, o_m, m_rows, i * CHUNK_D, width, CHUNK_D).to(tl.float32)
         if INT8:  # E is not over L_ii yet: that could make it more than 1
@@ -294,8 +351,12 @@ def precondition_kernel(
         o_d = i * CHUNK_D + tl.arange(0, CHUNK_D)
         p_out = p_y + o_rows + o_m[:, None] * width + o_d[None, :]
         tl.store(p_out, b_y.to(p_y.dtype.element_ty), mask=m_rows[:, None] & (o_d < width)[None, :])
+        if FLOAT32:
+            largest = tl.maximum(largest, largest_finite(tl.where(m_tokens[:, None], b_y, 0.0)))
         if INT8:
             i_own_tile = n_past_tiles + i_row
             store_bytes(p_scales, p_bytes, i_own_tile, b_y, m_tokens, i * CHUNK_D, BLOCK_N, BLOCK_D, CHUNK_D)
+    if FLOAT32:
+        tl.store(p_powers + i_row, y_power(largest))
     tl.debug_barrier()  # every thread's rows are written before the one thread that counts them up
     tl.atomic_add(p_done, 1, sem="release")

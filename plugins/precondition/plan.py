@@ -23,6 +23,7 @@ from lucid_deploy.plugins.table import FLOATS, PRECONDITION
 
 TUNED = Path(__file__).with_name("tuned.json")
 NORM_TOKENS = 64  # of a program that computes inverse norms
+SMALLEST_ROWS = 16  # of a block row; TensorRT asks for the workspace before the device is known
 INT8_TILES = (16, 32, 64)  # tokens of a tile in bytes; TensorRT asks for the workspace before the device is known
 INT8_TYPE = "bfloat16"  # of the tensors whose E may be a bfloat16 number and an int8 one
 INT8_ALIGNMENT = 256  # bytes: where tiles begin in the workspace
@@ -87,6 +88,8 @@ def plan_precondition(
     keys = _keys_step(batch, heads, new, past, width, dtype, epsilon, tuned)
     counters = (1 + batch * heads) * INT32_BYTES
     workspace = counters + batch * heads * (past + new) * FLOAT32_BYTES
+    if dtype == "float32":
+        workspace += batch * heads * _most_powers(new, past) * FLOAT32_BYTES
     if dtype == INT8_TYPE:
         tiles = -(-counters // INT8_ALIGNMENT) * INT8_ALIGNMENT + batch * heads * _most_tile_bytes(new, past, padded)
         workspace = max(workspace, tiles)
@@ -98,7 +101,8 @@ def _keys_step(
 ) -> Step:
     """Return the launch before the solve, which computes inverse norms, and past Y in bytes where they are used."""
     unit, padded = min(width_unit(width, dtype), NORM_UNIT), padded_width(width)
-    tokens, past_rows = (tuned.block_n, ("Y_past",)) if tuned.int8 else (NORM_TOKENS, ())
+    tokens = tuned.block_n if tuned.int8 else NORM_TOKENS
+    past_rows = ("Y_past",) if tuned.int8 or dtype == "float32" else ()
     tiles = -(-past // tokens) + -(-new // tokens) if tuned.int8 else -(-(past + new) // tokens)
     return Step(
         kernel=_keys_kernel(tuned),
@@ -121,6 +125,11 @@ def _keys_step(
 
 def _keys_kernel(tuned: Choice) -> str:
     return "key_tiles_kernel" if tuned.int8 else "key_norms_kernel"
+
+
+def _most_powers(new: int, past: int) -> int:
+    """Return how many powers of two a head of float32 has for rows of Y at most."""
+    return -(-past // NORM_TOKENS) + -(-new // SMALLEST_ROWS)
 
 
 def _most_tile_bytes(new: int, past: int, padded: int) -> int:

@@ -15,7 +15,9 @@ using In = table::Precondition::In;
 using Out = table::Precondition::Out;
 
 constexpr int64_t kNormUnit = 4;
-constexpr int64_t kInt8Tiles[] = {16, 32, 64}; // as in plan.py: the workspace is asked for before the device is known
+constexpr int64_t kPastTokens = 64; // that have one power of two, as in powers.py
+constexpr int64_t kSmallestRows = 16; // as in plan.py: the workspace is asked for before the device is known
+constexpr int64_t kInt8Tiles[] = {16, 32, 64};
 constexpr size_t kInt8Alignment = 256;
 
 //! The bytes of a head's tiles, in those of the sizes that take most.
@@ -76,12 +78,18 @@ protected:
         return {k.d[0], k.d[1], 1, k.d[2], past.d[2], k.d[3], Type::kFloat32, mAttributes.epsilon, mAttributes.diagonal};
     }
 
-    //! A ticket, a counter for each head, and the inverse norms of all keys; in bfloat16 room for tiles in bytes.
+    //! A ticket, a counter for each head, and the inverse norms of all keys; in float32 powers of two for rows of Y, in
+    //! bfloat16 room for tiles in bytes.
     size_t workspaceBytes(Sizes const& sizes) const override
     {
         int64_t const heads = sizes.batch * sizes.heads;
         size_t const counters = zeroedBytes(sizes);
         size_t const norms = counters + static_cast<size_t>(heads * (sizes.past + sizes.newTokens)) * sizeof(float);
+        if (sizes.type == Type::kFloat32)
+        {
+            int64_t const powers = ceilDiv(sizes.past, kPastTokens) + ceilDiv(sizes.newTokens, kSmallestRows);
+            return norms + static_cast<size_t>(heads * powers) * sizeof(float);
+        }
         if (sizes.type != Type::kBFloat16)
         {
             return norms;
@@ -111,7 +119,7 @@ protected:
     }
 
 private:
-    //! The launch before the solve: inverse norms, and past Y in bytes where the solve takes them.
+    //! The launch before the solve: inverse norms, and powers of two or bytes of past Y where the solve takes them.
     Step keysStep(
         Sizes const& sizes, void const* const* inputs, void* workspace, Kernel const& solve, int32_t arch) const
     {
@@ -121,7 +129,7 @@ private:
                                          : ceilDiv(sizes.past + sizes.newTokens, keys.blockN);
         int64_t const batchHeads = sizes.batch * sizes.heads;
         std::vector<Argument> arguments{address(inputs[In::K]), address(inputs[In::K_past])};
-        if (solve.int8)
+        if (solve.int8 || sizes.type == Type::kFloat32)
         {
             arguments.emplace_back(address(inputs[In::Y_past]));
         }

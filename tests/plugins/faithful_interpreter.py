@@ -23,7 +23,8 @@ from triton.runtime import interpreter
 
 from tests.plugins.ptx.tensor_cores import toward_zero
 
-STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32, 16 of the half types
+STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32 …
+HALF_STEP = 16  # … and 16 of the half types
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -71,21 +72,28 @@ def multiply(left: np.ndarray, right: np.ndarray, precision: Any) -> np.ndarray:
 
 def add_tf32_product(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Return ``total + left @ right``: factors are cut off, and so is the sum after each step."""
-    left, right = to_tf32(left).astype(np.float64), to_tf32(right).astype(np.float64)
-    for k in range(0, left.shape[-1], STEP):
-        total = toward_zero(total + left[..., k : k + STEP] @ right[..., k : k + STEP, :])
+    return add_product(to_tf32(left), to_tf32(right), total, STEP)
+
+
+def add_product(left: np.ndarray, right: np.ndarray, total: np.ndarray, step: int) -> np.ndarray:
+    """Return ``total + left @ right``, the sum cut off after each step."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    for k in range(0, left.shape[-1], step):
+        total = toward_zero(total + left[..., k : k + step] @ right[..., k : k + step, :])
     return total
 
 
 @contextmanager
 def sums_cut_off() -> Iterator[None]:
-    """Cut off the sums of tf32 products, and what they are added to, as tensor cores do; without, they are rounded."""
+    """Cut off the sums of products of tf32 and float16, as tensor cores do; without, they are rounded."""
     builder = interpreter.InterpreterBuilder
     rounding = builder.create_dot
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
         if a.dtype.scalar == tl.float32 and input_precision == ir.INPUT_PRECISION.TF32:
             return interpreter.TensorHandle(add_tf32_product(a.data, b.data, d.data), d.dtype.scalar)
+        if a.dtype.scalar == tl.float16:
+            return interpreter.TensorHandle(add_product(a.data, b.data, d.data, HALF_STEP), d.dtype.scalar)
         return rounding(self, a, b, d, input_precision, max_num_imprecise_acc)
 
     builder.create_dot = create_dot

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Raise it when what engines store about the plugins changes, the bytes of scratch memory that a plugin asks for when an
 # engine is built among it, or what the library exports or takes.
-PLUGIN_ABI = 8
+PLUGIN_ABI = 9
 LIBRARY_NAME = "liblucid_tensorrt.so"
 HOST = Path(__file__).parent
 PLUGINS = HOST.parents[1]

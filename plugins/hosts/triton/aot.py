@@ -274,6 +274,8 @@ def _absent(variant: Variant) -> tuple[str, ...]:
     """Return the arguments of its function that a variant goes without."""
     if variant.kernel == "precondition_kernel" and "INT8" not in dict(variant.constants):
         return ("INT8",)
+    if variant.kernel == "key_norms_kernel" and variant.dtype != "float32":
+        return ("p_y_past",)
     return (*_SCALES, "ADD_SQUARES", "Y_BY_FLOAT32") if variant.kernel == "decode_split_kernel" else ()
 
 

@@ -12,6 +12,7 @@ SOURCES = (
     "shared/kernel.py",
     "block_inverse/kernel.py",
     "precondition/int8_part.py",
+    "precondition/powers.py",
     "precondition/kernel.py",
     "decode_attention/tile.py",
     "decode_attention/kernel.py",

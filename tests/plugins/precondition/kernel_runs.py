@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.hosts.triton.launch import precondition
-from lucid_deploy.plugins.precondition.plan import plan_precondition
+from lucid_deploy.plugins.hosts.triton.launch import argument_name, precondition
+from lucid_deploy.plugins.precondition.plan import NORM_TOKENS, plan_precondition
 from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.shared.plan import Step
 from tests.plugins.kernel_cases import (
@@ -91,6 +91,20 @@ def run_precondition(case: Case) -> dict[str, Any]:
     }
 
 
+def run_with_values_of_sizes(case: Case, sizes: list[float], past: float) -> dict[str, float]:
+    """Return both errors where V's rows are multiplied, 16 at a time, by sizes in turn, and Y of the past by one."""
+    inputs = precondition_inputs(case)
+    factors = torch.tensor(sizes, dtype=torch.float64)[torch.arange(case.new) // 16 % len(sizes)]
+    inputs["v"] = (inputs["v"].double() * factors[:, None]).to(case.torch_dtype)
+    inputs["y_past"] = (inputs["y_past"].double() * past).to(case.torch_dtype)
+    exact = exact_precondition(*inputs.values())
+    found = precondition(**inputs, eps=EPS, tuned=tuned_choice(case))
+    return {
+        "error": relative_error(found, exact),
+        "plain": relative_error(plain_precondition(*inputs.values()), exact),
+    }
+
+
 def run_with_sums_cut_off(case: Case) -> dict[str, float]:
     """Return the kernel's error where the sums of tf32 products are rounded, and where they are cut off."""
     from tests.plugins.faithful_interpreter import sums_cut_off
@@ -137,7 +151,14 @@ def run_norms(step: Step, tensors: dict[str, Tensor]) -> None:
     """Run the kernel before the solve, which writes the keys' inverse norms into the workspace."""
     from lucid_deploy.plugins.precondition.kernel import key_norms_kernel
 
-    key_norms_kernel[step.grid](*(tensors[name] for name in step.pointers), *step.scalars.values(), **step.constants)
+    pointers = {"p_y_past": None} | {argument_name(name): tensors[name] for name in step.pointers}
+    key_norms_kernel[step.grid](**pointers, **step.scalars, **step.constants)
+
+
+def powers(rows: Tensor) -> Tensor:
+    """Return what that kernel writes behind them for float32 rows of past Y: 2¹⁴ over the power below the largest."""
+    parts = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % NORM_TOKENS)).unflatten(2, (-1, NORM_TOKENS))
+    return torch.exp2(14 - parts.abs().amax((3, 4)).log2().floor()).flatten()
 
 
 def inverse_norms(keys: Tensor) -> Tensor:
@@ -157,7 +178,9 @@ def shared_problem(case: Case) -> dict[str, Tensor]:
     sizes = (case.batch, case.heads, case.new, case.past, case.width, case.dtype, EPS, 80, tuned_choice(case))
     workspace = torch.zeros(plan_precondition(*sizes).workspace_bytes // 4, dtype=torch.int32)
     heads = 1 + case.batch * case.heads
-    workspace[heads:] = inverse_norms(torch.cat([inputs["k_past"], inputs["k"]], 2)).view(torch.int32)
+    written = [inverse_norms(torch.cat([inputs["k_past"], inputs["k"]], 2)), powers(inputs["y_past"])]
+    written = torch.cat(written).view(torch.int32)
+    workspace[heads : heads + len(written)] = written
     problem = inputs | {"y": torch.full_like(inputs["v"], torch.nan), "workspace": workspace}
     problem["exact"] = exact_precondition(*inputs.values())
     return {name: tensor.contiguous().share_memory_() for name, tensor in problem.items()}

@@ -14,6 +14,7 @@ from tests.plugins.precondition.kernel_runs import (
     run_with_infinite_squares,
     run_with_infinite_value,
     run_with_sums_cut_off,
+    run_with_values_of_sizes,
     shared_problem,
 )
 
@@ -133,6 +134,17 @@ def test_error_is_that_of_rounding(case, interpret):
 def test_sums_start_from_zero_since_tensor_cores_cut_them_off(case, interpret):
     result = interpret(run_with_sums_cut_off, case)
     assert result["cut off"] <= 1.5 * result["rounded"], result
+
+
+@pytest.mark.parametrize("tuned", [None, (16, 16)], ids=["shipped", "small"])
+@pytest.mark.parametrize(
+    ("sizes", "past"),
+    [([1e25], 1e25), ([1e-25], 1e-25), ([1e9, 1.0, 1e-9], 1e-12), ([1e-9, 1e9, 1e3], 1e12), ([0.0, 1.0], 0.0)],
+)
+def test_values_of_any_size_are_multiplied_by_float16(sizes, past, tuned, interpret):
+    """Float16 ends at 65504, and at 6e-8: 64 past tokens, and every block row, have a power of two of their own."""
+    result = interpret(run_with_values_of_sizes, Case(new=150, past=100, keys=0.5, heads=1, tuned=tuned), sizes, past)
+    assert within_gate(result["error"], result["plain"], "float32"), result
 
 
 @pytest.mark.parametrize("seed", [0, 1])

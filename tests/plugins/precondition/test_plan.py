@@ -24,6 +24,23 @@ def test_memory_is_a_counter_for_each_head_and_a_norm_for_each_token_of_it():
     assert solve().workspace_bytes == 4 * (1 + 6) + 4 * 6 * 137
 
 
+def test_float32_has_a_power_of_two_for_64_past_tokens_and_for_each_block_row():
+    plan = solve(dtype="float32")
+    assert plan.workspace_bytes >= 4 * (1 + 6) + 4 * 6 * (137 + 1 + -(-130 // plan.steps[1].constants["BLOCK_M"]))
+    assert "Y_past" in plan.steps[0].pointers and plan.steps[0].constants["BLOCK_N"] == 64
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 120])
+@pytest.mark.parametrize(("new", "past"), [(1, 0), (130, 7), (64, 64), (65, 1)])
+def test_bytes_of_y_have_room_whatever_the_tile(arch, new, past):
+    keys, step = solve(dtype="bfloat16", arch=arch, new=new, past=past).steps
+    tokens, padded = step.constants["BLOCK_N"], step.constants["BLOCK_D"]
+    tiles = -(-past // tokens) + -(-new // tokens)
+    assert keys.kernel == "key_tiles_kernel" and keys.grid[1] == tiles and keys.constants["BLOCK_N"] == tokens
+    room = solve(dtype="bfloat16", arch=90, new=new, past=past).workspace_bytes
+    assert room >= 256 + 6 * tiles * (4 * tokens + 4 * padded + tokens * padded)
+
+
 @pytest.mark.parametrize("width", [16, 36, 68, 255])
 def test_the_width_is_passed_in_units(width):
     for step in solve(width=width).steps:

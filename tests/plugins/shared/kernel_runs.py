@@ -86,3 +86,16 @@ def run_parts_of_no_numbers() -> torch.Tensor:
     parts = [torch.full((2, 4), torch.nan) for _ in range(3)]
     parts_kernel[(1,)](x, *parts, BLOCK=4)
     return parts[1].sum(0)
+
+
+def run_float16_parts() -> dict[str, torch.Tensor]:
+    """Split numbers of all sizes up to 2¹⁵ into float16 parts."""
+    from tests.plugins.shared.shared_kernels import float16_parts_kernel
+
+    generator = torch.Generator().manual_seed(0)
+    x = (1 + torch.rand(4096, generator=generator)) * 2.0 ** torch.randint(-30, 15, (4096,), generator=generator)
+    x *= torch.randn(4096, generator=generator).sign()
+    x[:3] = torch.tensor([0.0, 1.0 + 2.0**-11, -(2.0**15) * (1 - 2.0**-24)])
+    parts = torch.full((2, 4096), torch.nan, dtype=torch.float16)
+    float16_parts_kernel[(1,)](x, parts, BLOCK=4096)
+    return {"x": x.double(), "high": parts[0].double(), "low": parts[1].double()}

@@ -6,8 +6,10 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.shared.kernel import (
+    add_float16_products,
     add_product,
     cut_tf32,
+    float16_parts,
     inverse_norms,
     load_columns,
     load_rows,
@@ -33,7 +35,8 @@ def product_kernel(p_e, p_y, p_acc, p_out, BLOCK: tl.constexpr):
     """Add the product of two blocks to a third."""
     o = tl.arange(0, BLOCK)
     o_block = o[:, None] * BLOCK + o[None, :]
-    b_acc = add_product(tl.load(p_e + o_block), tl.load(p_y + o_block), tl.load(p_acc + o_block))
+    b_e, b_y, b_acc = tl.load(p_e + o_block), tl.load(p_y + o_block), tl.load(p_acc + o_block)
+    b_acc = add_float16_products(b_e, b_y, b_acc) if b_y.dtype == tl.float32 else add_product(b_e, b_y, b_acc)
     tl.store(p_out + o_block, b_acc)
 
 
@@ -57,3 +60,12 @@ def parts_kernel(p_x, p_cut, p_nearest, p_rounded, BLOCK: tl.constexpr):
     b_high, b_low = round_tf32(tl.load(p_x + o))
     tl.store(p_rounded + o, b_high)
     tl.store(p_rounded + BLOCK + o, b_low)
+
+
+@triton.jit
+def float16_parts_kernel(p_x, p_parts, BLOCK: tl.constexpr):
+    """Split numbers into float16 parts; all high parts come first."""
+    o = tl.arange(0, BLOCK)
+    b_high, b_low = float16_parts(tl.load(p_x + o))
+    tl.store(p_parts + o, b_high)
+    tl.store(p_parts + BLOCK + o, b_low)

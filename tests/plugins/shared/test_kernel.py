@@ -10,6 +10,7 @@ from tests.plugins.shared.kernel_runs import (
     ROWS,
     WIDTH,
     run_columns,
+    run_float16_parts,
     run_norms,
     run_parts,
     run_parts_of_no_numbers,
@@ -77,3 +78,12 @@ def test_the_nearest_number_is_that_of_the_conversion_in_tf32x3(interpret):
 
 def test_what_is_no_number_stays_none_in_the_rest(interpret):
     assert bool(interpret(run_parts_of_no_numbers).isnan().all())
+
+
+def test_two_float16_parts_lose_what_their_docstring_says(interpret):
+    found = interpret(run_float16_parts)
+    size, lost = found["x"].abs(), (found["high"] + found["low"] - found["x"]).abs()
+    large = size >= 2.0**-2
+    assert bool((lost[large] <= 2.0**-23 * size[large]).all()) and bool((lost[~large] <= 2.0**-25).all())
+    assert lost[large].max() > 0 and lost[~large].max() > 2.0**-27, "the bounds are near what happens"
+    assert bool((found["low"].abs() <= 2.0**-11 * size + 2.0**-25).all())

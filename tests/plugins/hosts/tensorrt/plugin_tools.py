@@ -24,7 +24,7 @@ from lucid_deploy.plugins.hosts.triton.aot import ptx_architecture, variants
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
-from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT8, DELTA_RULE, OPERATORS, PRECONDITION
+from lucid_deploy.plugins.table import DECODE_ATTENTION_FLOAT8, DELTA_RULE, FLOATS, OPERATORS, PRECONDITION
 from tests.patience import PATIENCE
 
 HERE = Path(__file__).parent
@@ -32,18 +32,23 @@ SHARED_BYTES = {80: 50_000, 86: 40_000, 90: 90_000}  # above and below the 48 Ki
 
 
 @functools.cache
-def signatures() -> dict[str, str]:
-    """Return one letter for each argument of each kernel, from the plans."""
-    plans = (
-        plan_precondition(1, 1, 1, 0, 64, "float16", 1e-5, 80),
-        plan_precondition(1, 1, 1, 0, 64, "bfloat16", 1e-5, 80),
-        plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80),
-        plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 80, new=2),
-        plan_decode_attention(1, 1, 1, 0, 64, "float16", 1e-5, 89, float8=True),
-        plan_delta_rule(1, 1, 1, 64, 64, "float16", 1.0, 80),
-        plan_delta_rule(1, 1, 2, 64, 64, "float16", 1.0, 80),
-    )
-    return {step.kernel: signature(step) for plan in plans for step in plan.steps}
+def signatures() -> dict[tuple[str, str], str]:
+    """Return one letter for each argument of each kernel, by its name and type, from the plans."""
+    plans = [
+        plan
+        for dtype in FLOATS
+        for plan in (
+            plan_precondition(1, 1, 1, 0, 64, dtype, 1e-5, 80),
+            plan_precondition(1, 1, 1, 0, 64, dtype, 1e-5, 90),
+            plan_decode_attention(1, 1, 1, 0, 64, dtype, 1e-5, 80),
+            plan_decode_attention(1, 1, 1, 0, 64, dtype, 1e-5, 80, new=2),
+            plan_delta_rule(1, 1, 1, 64, 64, dtype, 1.0, 80),
+            plan_delta_rule(1, 1, 2, 64, 64, dtype, 1.0, 80),
+        )
+    ]
+    half = [dtype for dtype in FLOATS if dtype != "float32"]
+    plans += [plan_decode_attention(1, 1, 1, 0, 64, dtype, 1e-5, 89, float8=True) for dtype in half]
+    return {(step.kernel, step.dtype): signature(step) for plan in plans for step in plan.steps}
 
 
 def signature(step: Step) -> str:
@@ -52,7 +57,7 @@ def signature(step: Step) -> str:
 
 
 def stand_in(variant: Variant, arch: int, is_ptx: bool = False) -> CompiledKernel:
-    image = f"{variant.name} {'ptx' if is_ptx else arch} {signatures()[variant.kernel]}\0"
+    image = f"{variant.name} {'ptx' if is_ptx else arch} {signatures()[variant.kernel, variant.dtype]}\0"
     shared = SHARED_BYTES.get(arch, 1000)
     constants = dict(variant.constants)
     return CompiledKernel(
