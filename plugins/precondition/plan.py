@@ -68,6 +68,8 @@ def plan_precondition(
             f"int8 needs tensors of {INT8_TYPE} and square tiles of {INT8_TILES} tokens, for which scratch memory is "
             f"reserved, not {dtype} and {tuned.block_m} × {tuned.block_n}"
         )
+    if dtype == "float32" and NORM_TOKENS % tuned.block_n:
+        raise ValueError(f"float32 needs tiles that divide {NORM_TOKENS} past tokens, not of {tuned.block_n}")
     scalars = {"n_new": new, "n_past": past, "n_batch_heads": batch * heads}
     solve = Step(
         kernel="precondition_kernel",

@@ -56,6 +56,7 @@ def test_the_width_is_passed_in_units(width):
         ({"new": 0}, "new must be at least 1"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
+        ({"dtype": "float32", "tuned": Choice(128, 128, 4, 2)}, "float32 needs tiles that divide 64 .*, not of 128"),
         ({"tuned": Choice(64, 64, 4, 2, int8=1)}, "int8 needs tensors of bfloat16 and .*, not float16 and 64 × 64"),
         ({"dtype": "bfloat16", "tuned": Choice(128, 128, 4, 2, int8=1)}, "int8 needs .*, not bfloat16 and 128 × 128"),
         (
