@@ -240,7 +240,7 @@ def precondition_kernel(
         p_k, p_v, p_y: ``(B, H, n_new, width)``: raw keys, values, result.
         p_k_past, p_y_past: ``(B, H, n_past, width)``; never read when ``n_past`` is 0.
         p_work: ``1 + n_batch_heads`` int32, all 0 at launch: the ticket, then finished block rows per head; behind them
-            what the kernel before has written: inverse norms, or tiles.
+            what the kernel before has written: inverse norms, in float32 with powers of two behind them, or tiles.
         width_units: width / WIDTH_UNIT, so that the compiler knows what the width is a multiple of.
         scale: log₂e / √width.
         shift: √width · log₂e.
@@ -291,7 +291,7 @@ def precondition_kernel(
     m_lower = (o_m[:, None] > o_m[None, :]) & m_tokens[:, None] & m_tokens[None, :]
     b_inverse = invert_unit_lower(tl.where(m_lower, b_e_own, 0.0), BLOCK_M, PRECISION)
 
-    b_accs = ()  # of CHUNK_D columns each: a product with all of Y at once needs Y twice in registers, in tf32 parts
+    b_accs = ()  # of CHUNK_D columns each: a product with all of Y at once needs Y twice in registers, in two parts
     for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_accs = b_accs + (tl.zeros((BLOCK_M, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     i_tile = 0
