@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lucid_deploy.plugins.hosts.triton.launch import precondition
+from lucid_deploy.plugins.precondition.reference import precondition_reference
 from lucid_deploy.plugins.shared.plan import Choice
 from tests.plugins.kernel_cases import EPS, Case, relative_error, within_gate
 from tests.plugins.precondition.kernel_runs import (
@@ -75,6 +76,19 @@ def test_numbers_that_are_not_finite_reach_the_rows_that_two_parts_of_bfloat16_b
     two_parts = precondition(**inputs, eps=EPS, tuned=Choice(64, 64, 4, 2))
     assert found.isfinite().equal(two_parts.isfinite())
     assert found.isfinite().all() == (name in ("v", "y_past") and number == 3e38)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, 3e38], ids=str)
+@pytest.mark.parametrize("name", ["k", "v", "k_past", "y_past"])
+def test_no_row_of_float32_is_finite_where_the_reference_is_not(name, number, compiled):
+    """Parts of float16 lose infinity to NaN, but neither to a number."""
+    compiled(86)
+    inputs = precondition_inputs(Case(new=100, past=70, heads=1))
+    inputs[name] = inputs[name].clone()
+    inputs[name][:, :, 65, 3] = number
+    wanted = precondition_reference(*inputs.values(), EPS).isfinite()
+    assert bool((precondition(**inputs, eps=EPS).isfinite() <= wanted).all())
+    assert wanted.all() == (number == 3e38), "squares of a key that are beyond float32 make its norm 0 there"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
