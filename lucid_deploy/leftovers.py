@@ -219,6 +219,17 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
+def take_lock(handle: int) -> None:
+    """Lock an open file until it is closed; on a system without such locks, nobody is kept out.
+
+    Raises:
+        BlockingIOError: Another process has locked it.
+        OSError: Its file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _lock(handle: int) -> None:
     if fcntl is not None:
         with suppress(OSError):  # a file system without locks: nobody removes anything there either

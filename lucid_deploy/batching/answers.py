@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.files import write_whole
+from lucid_deploy.leftovers import take_lock
 
 
 class AnswerFile:
@@ -82,12 +82,8 @@ class AnswerFile:
         self.failed += sum(answer.get("error") is not None for answer in answers)
 
     def _lock(self) -> None:
-        if sys.platform == "win32":  # no flock there; two runs on one file are the user's to avoid
-            return
-        import fcntl
-
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(self._handle)
         except OSError as error:
             raise LucidError(f"{self.path} is being written by another run.") from error
 

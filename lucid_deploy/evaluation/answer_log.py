@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.leftovers import take_lock
 
 
 class AnswerLog:
@@ -48,18 +48,14 @@ class AnswerLog:
 
     def _lock(self) -> None:
         """Take the file for this run; the system lets go of it when the process ends."""
-        if sys.platform == "win32":  # no flock there; two runs on one file are the user's to avoid
-            return
-        import fcntl
-
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(self._file.fileno())
         except BlockingIOError as error:
             raise LucidError(
                 f"Another run writes its answers to {self._path}. Wait for it, or choose another --output-path."
             ) from error
         except OSError:
-            return  # a file system without locks, such as some of clusters: as on Windows
+            return  # a file system without locks, such as some of clusters: two runs are the user's to avoid
 
     def _begin(self, owner: dict[str, Any]) -> None:
         """Read the answers that are there, cut off half a line, and begin a new file with its owner."""
