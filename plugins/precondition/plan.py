@@ -63,6 +63,11 @@ def plan_precondition(
     check_sizes(batch=batch, heads=heads, new=new)
     padded, unit = padded_width(width), width_unit(width, dtype)
     tuned = tuned or choice(TUNED, arch, dtype, padded)
+    if tuned.block_m < SMALLEST_ROWS or tuned.block_m % tuned.block_n:
+        raise ValueError(
+            f"block rows must have at least {SMALLEST_ROWS} tokens, for which scratch memory is reserved, and be whole "
+            f"tiles, not {tuned.block_m} tokens and tiles of {tuned.block_n}"
+        )
     if tuned.int8 and (dtype != INT8_TYPE or tuned.block_n not in INT8_TILES or tuned.block_m != tuned.block_n):
         raise ValueError(
             f"int8 needs tensors of {INT8_TYPE} and square tiles of {INT8_TILES} tokens, for which scratch memory is "

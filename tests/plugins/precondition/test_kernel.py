@@ -147,6 +147,13 @@ def test_values_of_any_size_are_multiplied_by_float16(sizes, past, tuned, interp
     assert within_gate(result["error"], result["plain"], "float32"), result
 
 
+def test_rows_far_smaller_than_those_before_lose_what_e_loses_of_these(interpret):
+    """E loses 2⁻³⁴ at most, of either sign: of 64 past rows, 2²⁰ times larger, 8 times as much of their size."""
+    case = Case(new=32, past=64, width=256, keys=0.0, heads=1)
+    result = interpret(run_with_values_of_sizes, case, [1.0], 2.0**20)
+    assert result["error"] <= 3 * result["plain"] + 8 * 2.0**-34 * 2.0**20, result
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_launch_order_does_not_matter(seed, interpret):
     case = Case(new=130, past=20, heads=2, batch=2, tuned=(32, 16), padded=True)

@@ -57,6 +57,8 @@ def test_the_width_is_passed_in_units(width):
         ({"batch": 0}, "batch must be at least 1"),
         ({"arch": 75}, "compute capability 7.5 is too old"),
         ({"dtype": "float32", "tuned": Choice(128, 128, 4, 2)}, "float32 needs tiles that divide 64 .*, not of 128"),
+        ({"tuned": Choice(32, 64, 4, 2)}, "at least 16 tokens, .* and be whole tiles, not 32 tokens and tiles of 64"),
+        ({"tuned": Choice(8, 8, 4, 2)}, "at least 16 tokens, .* not 8 tokens and tiles of 8"),
         ({"tuned": Choice(64, 64, 4, 2, int8=1)}, "int8 needs tensors of bfloat16 and .*, not float16 and 64 × 64"),
         ({"dtype": "bfloat16", "tuned": Choice(128, 128, 4, 2, int8=1)}, "int8 needs .*, not bfloat16 and 128 × 128"),
         (
