@@ -35,6 +35,30 @@ def test_what_is_proposed(ids, most, drafts):
     assert drafter_of(ids).propose(most) == drafts
 
 
+def test_the_longest_and_last_place_is_found_in_any_text():
+    """Few tokens repeat n-grams of all lengths; each text is searched token by token as well."""
+    rng = np.random.default_rng(0)
+    for case in range(600):
+        ids = rng.integers(0, 1 + case % 7, case % 30).tolist()
+        places = [
+            place
+            for n in (4, 3, 2, 1)
+            for place in range(len(ids) - 1, n - 1, -1)
+            if ids[place - n : place] == ids[-n:]
+        ]
+        assert drafter_of(ids).propose(1) == ([ids[places[0]]] if places else []), ids
+
+
+def test_a_text_may_grow_to_any_length():
+    rng = np.random.default_rng(0)
+    ids, drafter = rng.permutation(70_000).tolist(), drafter_of([])
+    for first in range(0, len(ids), 999):
+        drafter.add(ids[first : first + 999])
+        assert drafter.propose(3) == []  # no token was there before
+    drafter.add(ids[500:504])
+    assert drafter.propose(3) == ids[504:507]
+
+
 def test_a_text_told_token_by_token_is_the_text_told_at_once():
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 3, 1, 4, 1]
     slow = drafter_of([])
