@@ -42,7 +42,7 @@ def operator_model(problem: Problem, inputs: Mapping[str, Array]) -> onnx.ModelP
         [info(item) for item in operator.inputs],
         [info(item) for item in operator.outputs],
     )
-    return whole_model(graph, [operator], problem.diagonal != 0, problem.new == 1)
+    return whole_model(graph, [operator], problem.diagonal != 0, problem.new == 1, problem.new > 1)
 
 
 def operator_node(
@@ -58,7 +58,11 @@ def operator_node(
 
 
 def whole_model(
-    graph: onnx.GraphProto, operators: list[Operator], diagonal: bool = False, one_token: bool = False
+    graph: onnx.GraphProto,
+    operators: list[Operator],
+    diagonal: bool = False,
+    one_token: bool = False,
+    several: bool = False,
 ) -> onnx.ModelProto:
     """Return the model of a graph, with the bodies of its operators; it passes ONNX's checker.
 
@@ -67,10 +71,11 @@ def whole_model(
         operators: Those that it has.
         diagonal: Whether their nodes have the attribute of that name.
         one_token: Whether they get one new token, for which an operator may have a body of its own.
+        several: Whether they get more new tokens than the one that decoding's body is for.
     """
     model = helper.make_model(
         graph,
-        functions=[body(operator, diagonal, one_token) for operator in operators],
+        functions=[body(operator, diagonal, one_token, several) for operator in operators],
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=IR_VERSION,
         producer_name="lucid-deploy",
@@ -79,10 +84,12 @@ def whole_model(
     return model
 
 
-def body(operator: Operator, diagonal: bool = False, one_token: bool = False) -> onnx.FunctionProto:
+def body(
+    operator: Operator, diagonal: bool = False, one_token: bool = False, several: bool = False
+) -> onnx.FunctionProto:
     """Return an operator's body in standard operators; those of no artifact get theirs here."""
     if operator.name in FUNCTIONS:
-        return function_proto(operator.name, training_diagonal=diagonal, one_token=one_token)
+        return function_proto(operator.name, training_diagonal=diagonal, one_token=one_token, several=several)
     return _scatter() if operator is table.SCATTER_ROW else _stored_decode(operator, diagonal)
 
 

@@ -16,12 +16,24 @@ _LENGTHS = (
 _FEWER_LENGTHS = ((2, 65), (64, 64), (65, 63), (129, 127))
 _PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129))
 _FEWER_PASTS = tuple((1, past) for past in (64, 129))
+_WIDTHS = (
+    68,
+    96,
+    112,
+    256,
+)  # multiples of 64 and 16, and neither; whole vectors of 4 to 16 floats, and all that is left of four
 _BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
 
 
 def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]:
     """Return a problem in further types."""
     return [replace(problem, name=f"{problem.name}_{dtype}", dtype=dtype) for dtype in types]
+
+
+def _wide(problem: Problem) -> list[Problem]:
+    """Return a problem of heads as wide as models have them."""
+    text = f"{problem.text}, heads as wide as models have them"
+    return [replace(problem, name=f"width_{width}", text=text, width=width) for width in _WIDTHS]
 
 
 def _precondition() -> list[Problem]:
@@ -47,7 +59,16 @@ def _precondition() -> list[Problem]:
         make("width_of_one", "a width of 1, where every key is a sign", new=12, past=3, width=1),
         make("small_keys", "keys so small that eps counts", new=20, past=5, size=0.01),
         make("many_rows", "more than 128 rows", new=140, past=3, width=6, heads=1, keys=0.95),
-        make("long", "more than 1024 rows, as outer blocks have", new=1060, width=2, heads=1, keys=0.9),
+        make(
+            "long",
+            "more than 1024 rows, as outer blocks have; two after a past of 1025",
+            new=1060,
+            width=2,
+            heads=1,
+            keys=0.9,
+            lengths=((2, 1025),),
+        ),
+        *_wide(make("width", "new tokens and a past", new=7, past=4, heads=1, keys=0.95)),
         replace(
             past,
             name="diagonal",
@@ -81,6 +102,8 @@ def _causal_attention() -> list[Problem]:
         make("repeated", "three keys, over and over", new=33, keys=1.0),
         make("odd_width", "a width of 5", new=14, past=3, width=5, keys=0.5),
         make("many_rows", "more rows than a block of 256 has", new=270, width=2, heads=1, groups=2, keys=0.5),
+        make("long_past", "two tokens after 1025", new=2, past=1025, width=2, heads=1, groups=2, keys=0.5),
+        *_wide(make("width", "new tokens and a past", new=3, past=5, heads=1, keys=0.5)),
         *_in_types(grouped),
         *_in_types(past),
         replace(boundaries, lengths=_LENGTHS),
@@ -95,6 +118,8 @@ def _decode_attention() -> list[Problem]:
     past = make("past", "grouped heads over a past", past=30, groups=3)
     buffer = make("buffer", "a buffer whose last rows hold no token", past=17, hidden=9, batch=2, keys=0.95)
     boundaries = make("boundaries", _BOUNDARIES, past=65, width=2, heads=1, lengths=_FEWER_PASTS)
+    wide = _wide(make("width", "seven query heads to a key/value head", past=9, groups=7))
+    several = make("several", "five tokens at once, padding and a hole", new=5, past=23, padded=True, batch=3, groups=3)
     return [
         make("no_past", "the first token of all", groups=2),
         past,
@@ -103,7 +128,32 @@ def _decode_attention() -> list[Problem]:
         make("repeated", "three keys, over and over", past=40, keys=1.0, heads=1, groups=4),
         make("odd_width", "a width of 7", past=15, width=7),
         make("small_keys", "keys so small that eps counts", past=12, size=0.01),
-        make("many_rows", "more tokens than a chunk of 1024 has", past=1100, width=2, heads=1, groups=2),
+        make(
+            "many_rows",
+            "more tokens than a chunk of 1024 has, and one more",
+            past=1100,
+            width=2,
+            heads=1,
+            groups=2,
+            lengths=((1, 1025),),
+        ),
+        *wide[:-1],
+        *_in_types(wide[-1], ("float16",)),
+        *_in_types(
+            make("wide_long", "wide heads over 129 tokens", past=129, width=136, heads=1, groups=7), ("float16",)
+        ),
+        several,
+        make("several_repeated", "nine tokens at once, three keys, over and over", new=9, past=10, keys=1.0, heads=1),
+        make(
+            "several_wide",
+            "many query rows at once: twelve tokens, three query heads to a key/value head",
+            new=12,
+            past=37,
+            width=36,
+            heads=1,
+            groups=3,
+            lengths=((2, 0), (16, 2), (11, 20)),
+        ),
         replace(
             buffer,
             name="diagonal",
@@ -111,8 +161,16 @@ def _decode_attention() -> list[Problem]:
             diagonal=1.0,
             size=0.05,
         ),
+        replace(
+            several,
+            name="several_diagonal",
+            text="the diagonal that training code divides by, small keys, several tokens",
+            diagonal=1.0,
+            size=0.05,
+        ),
         *_in_types(past),
         *_in_types(buffer),
+        *_in_types(several),
         replace(boundaries, lengths=_PASTS),
         *_in_types(boundaries),
     ]

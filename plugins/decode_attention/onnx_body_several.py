@@ -61,7 +61,7 @@ def DecodeAttentionSeveral(Q, K_new, V_new, K, Y, mask, epsilon: float):
     k_hat = op.RMSNormalization(k_new, op.Expand(1.0, width), axis=-1, epsilon=epsilon)
     s_within = op.MatMul(new_rows, op.Transpose(k_hat, perm=[0, 1, 3, 2]))
     within = op.Exp(s_within - root_d) * (before * token_new)  # (B, H, N, N)
-    inverse = self
+    inverse = op.Expand(self, op.Shape(within))  # OpenVINO's loops keep the number of axes
     size = op.Constant(value_int=1)
     for _merge in range(5):
         two_blocks = op.Cast(op.Not(op.Equal(row / size, place / size)), to=1)

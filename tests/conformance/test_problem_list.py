@@ -24,6 +24,24 @@ def test_what_implementations_get_wrong_has_a_case(operator: Operator) -> None:
     assert operator is table.PRECONDITION or any(each.groups > 1 and each.heads > 1 for each in cases)
 
 
+@pytest.mark.parametrize("operator", [table.PRECONDITION, table.CAUSAL_ATTENTION, table.DECODE_ATTENTION])
+def test_sizes_that_models_have_have_a_case(operator: Operator) -> None:
+    """Kernels take widths in vectors, and tokens in chunks: an odd rest of these goes a way of its own."""
+    cases = [each for one in PROBLEMS if one.operator is operator for each in (one, *one.further)]
+    assert {each.width for each in cases} >= {68, 96, 112, 256}
+    assert any(each.past == 1025 for each in cases)
+
+
+def test_decoding_has_cases_of_several_tokens_and_of_many_query_heads() -> None:
+    cases = [each for each in PROBLEMS if each.operator is table.DECODE_ATTENTION]
+    several = [each for each in cases if each.new > 1]
+    assert {each.dtype for each in several} == set(table.DECODE_ATTENTION.types)
+    assert any(each.padded and each.batch > 2 for each in several) and any(each.diagonal for each in several)
+    assert any(each.new * (each.groups + 1) > 32 and each.width > 32 for each in several)
+    assert any(each.groups > 6 and each.heads > 1 for each in cases)
+    assert any(each.past > 128 and each.width > 128 for each in cases)
+
+
 def test_names_are_each_their_own() -> None:
     names = [(each.operator.name, each.name) for each in PROBLEMS]
     assert len(names) == len(set(names)) >= 50

@@ -117,4 +117,4 @@ def test_kernels_that_know_no_other_diagonal_are_found() -> None:
             return super().precondition(*inputs[:5], EPSILON)
 
     named = [name for name in case_names() if name.endswith("_diagonal")]
-    assert len(named) == 5 and all(run_kernels(case(name), UnitDiagonal) for name in named)
+    assert len(named) == 6 and all(run_kernels(case(name), UnitDiagonal) for name in named)
