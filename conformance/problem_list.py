@@ -8,13 +8,14 @@ from lucid_deploy.conformance.problems import Problem
 from lucid_deploy.plugins import table
 
 _HALF = ("float16", "bfloat16")
-# New tokens and tokens of the cache: fewer, as many and more than blocks of 64 and 128 have, on either side.
+# New tokens and tokens of the cache: fewer, as many and more than blocks of 64, 96 and 128 have, on either side.
 _LENGTHS = (
     *((2, 0), (63, 0), (64, 0), (127, 0), (128, 0), (129, 0)),
     *((1, 64), (2, 65), (63, 129), (64, 64), (65, 63), (127, 2), (128, 128), (129, 127)),
+    *((2, 97), (96, 96), (97, 1)),
 )
 _FEWER_LENGTHS = ((2, 65), (64, 64), (65, 63), (129, 127))
-_PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129))
+_PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129, 96, 97))
 _FEWER_PASTS = tuple((1, past) for past in (64, 129))
 _WIDTHS = (
     68,
@@ -23,6 +24,7 @@ _WIDTHS = (
     256,
 )  # multiples of 64 and 16, and neither; whole vectors of 4 to 16 floats, and all that is left of four
 _BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
+_MORE_BOUNDARIES = _BOUNDARIES.replace("64 and", "64, 96 and")
 
 
 def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]:
@@ -52,8 +54,8 @@ def _precondition() -> list[Problem]:
         repeated,
         make("past", "a past that is longer than the new tokens, and no multiple of a block", new=9, past=37),
         make("past_of_one", "many tokens after a single one", new=34, past=1, keys=0.95),
-        past,
-        make("padded", "padding on the left and a hole, no past", new=37, padded=True, batch=2, heads=1, keys=0.95),
+        replace(past, lengths=((100, 11),)),
+        make("padded", "padding on the left and a hole, no past", new=37, padded=True, batch=3, keys=0.95),
         make("odd_width", "a width of 5", new=23, past=6, width=5),
         make("wide", "a width of 33", new=18, past=3, width=33, heads=1),
         make("width_of_one", "a width of 1, where every key is a sign", new=12, past=3, width=1),
@@ -80,7 +82,7 @@ def _precondition() -> list[Problem]:
         *_in_types(repeated),
         *_in_types(past),
         *_in_types(make("close", "keys that hardly differ", new=50, width=16, keys=0.99, heads=1)),
-        replace(boundaries, lengths=_LENGTHS),
+        replace(boundaries, text=_MORE_BOUNDARIES, lengths=_LENGTHS),
         *_in_types(boundaries),
     ]
 
@@ -98,7 +100,7 @@ def _causal_attention() -> list[Problem]:
         grouped,
         make("ungrouped", "as many key/value heads as query heads", new=20, past=2, groups=1, keys=0.5),
         make("one_head", "all query heads share one", new=9, past=4, heads=1, groups=4, keys=0.5),
-        past,
+        replace(past, batch=3, lengths=((100, 11),)),
         make("repeated", "three keys, over and over", new=33, keys=1.0),
         make("odd_width", "a width of 5", new=14, past=3, width=5, keys=0.5),
         make("many_rows", "more rows than a block of 256 has", new=270, width=2, heads=1, groups=2, keys=0.5),
@@ -106,7 +108,7 @@ def _causal_attention() -> list[Problem]:
         *_wide(make("width", "new tokens and a past", new=3, past=5, heads=1, keys=0.5)),
         *_in_types(grouped),
         *_in_types(past),
-        replace(boundaries, lengths=_LENGTHS),
+        replace(boundaries, text=_MORE_BOUNDARIES, lengths=_LENGTHS),
         *_in_types(boundaries),
     ]
 
@@ -130,12 +132,12 @@ def _decode_attention() -> list[Problem]:
         make("small_keys", "keys so small that eps counts", past=12, size=0.01),
         make(
             "many_rows",
-            "more tokens than a chunk of 1024 has, and one more",
+            "more tokens than a chunk of 1024 has, one more, and one more than two",
             past=1100,
             width=2,
             heads=1,
             groups=2,
-            lengths=((1, 1025),),
+            lengths=((1, 1025), (1, 2049)),
         ),
         *wide[:-1],
         *_in_types(wide[-1], ("float16",)),
@@ -143,6 +145,7 @@ def _decode_attention() -> list[Problem]:
             make("wide_long", "wide heads over 129 tokens", past=129, width=136, heads=1, groups=7), ("float16",)
         ),
         several,
+        make("several_hole", "nine tokens at once, two of them a hole", new=9, past=3, padded=True, batch=2, heads=1),
         make("several_repeated", "nine tokens at once, three keys, over and over", new=9, past=10, keys=1.0, heads=1),
         make(
             "several_wide",
@@ -171,7 +174,7 @@ def _decode_attention() -> list[Problem]:
         *_in_types(past),
         *_in_types(buffer),
         *_in_types(several),
-        replace(boundaries, lengths=_PASTS),
+        replace(boundaries, text=_MORE_BOUNDARIES, lengths=_PASTS),
         *_in_types(boundaries),
     ]
 

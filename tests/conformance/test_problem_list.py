@@ -30,6 +30,9 @@ def test_sizes_that_models_have_have_a_case(operator: Operator) -> None:
     cases = [each for one in PROBLEMS if one.operator is operator for each in (one, *one.further)]
     assert {each.width for each in cases} >= {68, 96, 112, 256}
     assert any(each.past == 1025 for each in cases)
+    assert any(each.past == 97 for each in cases)
+    assert any(each.padded and each.batch > 2 for each in cases)
+    assert operator is table.DECODE_ATTENTION or any(each.padded and each.new > 96 for each in cases)
 
 
 def test_decoding_has_cases_of_several_tokens_and_of_many_query_heads() -> None:
@@ -39,6 +42,8 @@ def test_decoding_has_cases_of_several_tokens_and_of_many_query_heads() -> None:
     assert any(each.padded and each.batch > 2 for each in several) and any(each.diagonal for each in several)
     assert any(each.new * (each.groups + 1) > 32 and each.width > 32 for each in several)
     assert any(each.groups > 6 and each.heads > 1 for each in cases)
+    assert any(each.padded and each.past < each.new / 2 for each in several), "holes among the new tokens"
+    assert any(place > 2048 for each in cases for _, place in each.lengths)
     assert any(each.past > 128 and each.width > 128 for each in cases)
 
 

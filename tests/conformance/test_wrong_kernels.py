@@ -63,7 +63,7 @@ def test_what_only_a_model_shows_is_found_in_models() -> None:
 
 
 NEW, PAST = "new tokens", "tokens of the cache"
-EVERY, FEWER = (2, 63, 64, 65, 127, 128, 129), (64, 65, 129)
+EVERY, FEWER = (2, 63, 64, 65, 96, 97, 127, 128, 129), (64, 65, 129)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ EVERY, FEWER = (2, 63, 64, 65, 127, 128, 129), (64, 65, 129)
         (table.CAUSAL_ATTENTION, "float32", NEW, (1, *EVERY)),
         (table.CAUSAL_ATTENTION, "float32", PAST, EVERY),
         (table.DECODE_ATTENTION, "float32", PAST, (1, *EVERY)),
-        (table.DELTA_RULE, "float32", NEW, (1, *EVERY)),
+        (table.DELTA_RULE, "float32", NEW, (1, 2, 63, 64, 65, 127, 128, 129)),
         *[(table.PRECONDITION, dtype, NEW, FEWER) for dtype in ("float16", "bfloat16")],
         *[(table.CAUSAL_ATTENTION, dtype, NEW, FEWER) for dtype in ("float16", "bfloat16")],
         *[(table.DECODE_ATTENTION, dtype, PAST, FEWER) for dtype in ("float16", "bfloat16")],
