@@ -48,6 +48,7 @@ struct Fresh {
     float* turned;  // [D][kColumns]: a tile's keys, column by column; null where they are read as they lie
     float* fresh;   // [kLanes]: of the last vector, 0 where the one before it has the element too, else 1
     float* weights; // [rows][kColumns]: scores, then weights
+    float* totals;  // [rows][kLanes]: a chunk's sums of weights, lane by lane
     float* norms;   // [kColumns]: what the new keys' scores are multiplied by
     float* peaks;   // [N]: of the new keys' rows: √d + log L_ii
     float* zeros;   // a row of the cache that stands for every one without a token
@@ -67,6 +68,7 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
     made.queries = scratch.take(decode.rows * cut.padded);
     made.fresh = scratch.take(kLanes);
     made.weights = scratch.take(decode.rows * kColumns);
+    made.totals = scratch.take(decode.rows * kLanes);
     made.norms = scratch.take(kColumns);
     made.peaks = scratch.take(a.tokens);
     made.zeros = scratch.take(cut.padded);
@@ -75,6 +77,7 @@ Fresh make_fresh(const Decode<T, S>& decode, size_t head, const bool* tokens, Sc
     std::fill(made.queries, made.queries + decode.rows * cut.padded, 0.0f);
     for (size_t lane = 0; lane < kLanes; ++lane) made.fresh[lane] = lane < cut.padded - d ? 0.0f : 1.0f;
     std::fill(made.zeros, made.zeros + cut.padded, 0.0f);
+    std::fill(made.totals, made.totals + decode.rows * kLanes, 0.0f);
     const float root_d = std::sqrt(static_cast<float>(d));
     const size_t step = made.turned == nullptr ? cut.padded : d;
     for (size_t t = 0; t < a.tokens; ++t) {
@@ -101,6 +104,7 @@ struct StoredTile {
     float key_scale[kColumns], value_scale[kColumns]; // 0 where there is no token; of int8 alone
     float hide[kColumns];                             // added to scores: 0, or kHidden where there is no token
     size_t columns, whole;                            // `whole`: rounded up to vectors
+    bool full;                                        // whether all of these hold tokens
     const S* next; // keys of the tile after this one, where there is one
 };
 
@@ -110,6 +114,7 @@ void find_rows(StoredTile<S>& tile, const DecodeArguments<T, S>& a, size_t first
     const S* empty = reinterpret_cast<const S*>(zeros);
     tile.columns = columns;
     tile.whole = rounded_up(columns, kLanes);
+    tile.full = columns == tile.whole && all_true(mask, columns);
     for (size_t c = 0; c < tile.whole; ++c) {
         bool token = c < columns && mask[c];
         tile.keys[c] = token ? a.k + (first + c) * a.width : empty;
@@ -140,6 +145,7 @@ void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width
     std::copy(tile.hide, tile.hide + kColumns, wide.hide);
     wide.columns = tile.columns;
     wide.whole = tile.whole;
+    wide.full = tile.full;
     wide.next = nullptr;
 }
 
@@ -181,40 +187,62 @@ private:
     size_t columns_, calls_, made_ = 0, at_ = 0;
 };
 
-// Turns scores into weights, those of int8 rows times the scale of Y; a chunk's totals and sums are scaled to new peaks.
-template <bool Scaled, class S>
-void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
-    float *peaks = part, *totals = part + token.rows, *sums = part + 2 * token.rows;
+// Turns a row's scores into weights, those of int8 rows times the scale of Y, and returns their sums before that, lane by
+// lane. The peak of a query grows to its largest score; that of a new key stays.
+template <bool Scaled, bool Own, bool Hidden, class S>
+LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const float* norms, float& peak) {
+    auto score = [&](size_t c) {
+        Vector value = load(weights + c);
+        if constexpr (Own)
+            value *= load(norms + c);
+        else if constexpr (Scaled)
+            value *= load(tile.key_scale + c);
+        if constexpr (Hidden) value += load(tile.hide + c);
+        return value;
+    };
+    if constexpr (!Own) {
+        Vector before = broadcast(peak), highest = before;
+        for (size_t c = 0; c < tile.whole; c += kLanes) {
+            Vector value = score(c);
+            highest = larger(highest, value);
+            // As rounded here: a product that is made again, within the difference to the peak, may be above the peak.
+            if constexpr (Scaled || Hidden) store(weights + c, value);
+        }
+        if (any_larger(highest, before)) peak = largest(highest); // seldom, after the first tiles
+    }
+    Vector total{};
+    for (size_t c = 0; c < tile.whole; c += kLanes) {
+        Vector weight = exponential((Own ? score(c) : load(weights + c)) - peak);
+        total += weight;
+        if constexpr (Scaled) weight *= load(tile.value_scale + c);
+        store(weights + c, weight);
+    }
+    return total;
+}
+
+// The same for all rows of a tile; a chunk's totals and sums are scaled to new peaks.
+template <bool Scaled, bool Hidden, class S>
+void soften_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
+    float *peaks = part, *sums = part + 2 * token.rows;
     Share keys(tile.next == nullptr ? 0 : tile.whole, token.rows);
     for (size_t row = 0; row < token.rows; ++row) {
         keys.next([&](size_t column) { prefetch(tile.next + column * cut.width, cut.width); });
-        float* weights = token.weights + row * kColumns;
-        bool own = row >= token.own;
-        Vector highest = broadcast(peaks[row]);
-        for (size_t c = 0; c < tile.whole; c += kLanes) {
-            Vector score = load(weights + c);
-            if (own)
-                score *= load(token.norms + c);
-            else if constexpr (Scaled)
-                score *= load(tile.key_scale + c);
-            score += load(tile.hide + c);
-            store(weights + c, score);
-            highest = larger(highest, score);
-        }
-        float peak = own ? token.peaks[row - token.own] : largest(highest);
-        float shrink = peak == peaks[row] ? 1.0f : std::exp(peaks[row] - peak);
-        Vector total{};
-        for (size_t c = 0; c < tile.whole; c += kLanes) {
-            Vector weight = exponential(load(weights + c) - peak);
-            total += weight;
-            if constexpr (Scaled) weight *= load(tile.value_scale + c);
-            store(weights + c, weight);
-        }
-        peaks[row] = peak;
-        totals[row] = totals[row] * shrink + sum(total);
+        float *weights = token.weights + row * kColumns, *totals = token.totals + row * kLanes, before = peaks[row];
+        Vector total = row < token.own ? soften_row<Scaled, false, Hidden>(weights, tile, token.norms, peaks[row])
+                                       : soften_row<Scaled, true, Hidden>(weights, tile, token.norms, peaks[row]);
+        float shrink = peaks[row] == before ? 1.0f : std::exp(before - peaks[row]);
+        store(totals, load(totals) * shrink + total);
         float* scaled = sums + row * cut.padded;
         for (size_t at = 0; at < cut.padded && shrink != 1.0f; at += kLanes) store(scaled + at, load(scaled + at) * shrink);
     }
+}
+
+template <bool Scaled, class S>
+void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
+    if (tile.full)
+        soften_rows<Scaled, false>(token, tile, cut, part);
+    else
+        soften_rows<Scaled, true>(token, tile, cut, part);
 }
 
 // Scores of all rows for a tile's columns, and the squares of its keys, with lanes along the width.
@@ -236,35 +264,37 @@ void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
     });
 }
 
-// Turns a vector of columns: turned[k][c] = keys[c][k].
+// Turns a vector of columns, turned[k][c] = keys[c][k], and returns Σ_k keys[c][k]².
 template <class S>
-LUCID_INLINE void turn_columns(float* turned, const S* const* keys, size_t width) {
+LUCID_INLINE Vector turn_columns(float* turned, const S* const* keys, size_t width) {
+    constexpr size_t kSums = 4; // one after the other, they would be waited for
     size_t whole = width / kLanes * kLanes;
+    Vector squares[kSums]{};
     for (size_t k = 0; k < whole; k += kLanes) {
         Vector block[kLanes];
 #pragma GCC unroll 16
         for (size_t c = 0; c < kLanes; ++c) block[c] = widen(keys[c] + k);
         transpose(block);
 #pragma GCC unroll 16
-        for (size_t row = 0; row < kLanes; ++row) store(turned + (k + row) * kColumns, block[row]);
+        for (size_t row = 0; row < kLanes; ++row) {
+            store(turned + (k + row) * kColumns, block[row]);
+            squares[row % kSums] += block[row] * block[row];
+        }
     }
-    for (size_t k = whole; k < width; ++k)
+    for (size_t k = whole; k < width; ++k) {
         for (size_t c = 0; c < kLanes; ++c) turned[k * kColumns + c] = to_float(keys[c][k]);
+        Vector key = load(turned + k * kColumns);
+        squares[k % kSums] += key * key;
+    }
+    return (squares[0] + squares[1]) + (squares[2] + squares[3]);
 }
 
 // The same with lanes along the columns: many rows pay for turning the keys once, and need no sums across lanes.
 template <class S>
 void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
     constexpr int V = LUCID_PANEL_VECTORS;
-    for (size_t c = 0; c < tile.whole; c += kLanes) {
-        turn_columns(token.turned + c, tile.keys + c, width);
-        Vector squares{};
-        for (size_t k = 0; k < width; ++k) {
-            Vector key = load(token.turned + k * kColumns + c);
-            squares += key * key;
-        }
-        store(token.norms + c, squares);
-    }
+    for (size_t c = 0; c < tile.whole; c += kLanes)
+        store(token.norms + c, turn_columns(token.turned + c, tile.keys + c, width));
     size_t panels = tile.whole / (V * kLanes) + tile.whole % (V * kLanes) / kLanes;
     Share values(tile.whole, panels * token.rows);
     auto columns = [&](auto vectors, size_t c) {
@@ -316,8 +346,8 @@ void chunk_task(void* data, size_t index) {
     if (chunk >= decode.chunks[b]) return copy_rows(a, head, chunk * kChunk, end - chunk * kChunk);
     const bool* mask = a.mask + b * (a.past + a.tokens);
     size_t columns_room = kColumns * (1 + 2 * kLanes);
-    size_t floats = decode.rows * (cut.padded + kColumns) + kLanes + cut.padded + a.tokens + columns_room;
-    Scratch scratch(floats + decode.turned_floats(), 8);
+    size_t floats = decode.rows * (cut.padded + kColumns + kLanes) + kLanes + cut.padded + a.tokens + columns_room;
+    Scratch scratch(floats + decode.turned_floats(), 9);
     Fresh token = make_fresh(decode, head, mask + a.past, scratch);
     float* part = decode.part(head, chunk);
     std::fill(part, part + token.own, kNoPeak);
@@ -342,4 +372,5 @@ void chunk_task(void* data, size_t index) {
         }
         copy_rows(a, head, at, columns);
     }
+    for (size_t row = 0; row < decode.rows; ++row) part[decode.rows + row] = sum(load(token.totals + row * kLanes));
 }

@@ -30,23 +30,19 @@ LUCID_INLINE void score(Vector (&scores)[C][V], const float* keys, size_t width,
     }
 }
 
-// Calls finish(column, scores of V vectors) for every column of a tile; V vectors of rows.
-template <int V, class Finish>
+// Calls finish(column, scores of V vectors) for every column of a tile; V vectors of rows. C columns at a time, what is left
+// at the end by halves: one alone would wait for its own sums.
+template <int V, int C = LUCID_PANEL_COLUMNS, class Finish>
 LUCID_INLINE void score_columns(const float* keys, size_t columns, size_t width, const float* rows, size_t stride,
-                                Finish finish) {
-    constexpr int C = LUCID_PANEL_COLUMNS;
-    size_t column = 0;
+                                Finish finish, size_t column = 0) {
     for (; column + C <= columns; column += C) {
         Vector scores[C][V];
         score<C, V>(scores, keys + column * width, width, rows, stride);
 #pragma GCC unroll 16
         for (int c = 0; c < C; ++c) finish(column + c, scores[c]);
     }
-    for (; column < columns; ++column) {
-        Vector scores[1][V];
-        score<1, V>(scores, keys + column * width, width, rows, stride);
-        finish(column, scores[0]);
-    }
+    if constexpr (C > 1)
+        if (column < columns) score_columns<V, C / 2>(keys, columns, width, rows, stride, finish, column);
 }
 
 // Weights of rows for columns: that of row r for column c is at[r · row_step + c · column_step].

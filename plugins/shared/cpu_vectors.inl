@@ -14,6 +14,19 @@ LUCID_INLINE void store(float* to, Vector value) { *reinterpret_cast<Unaligned*>
 LUCID_INLINE Vector broadcast(float value) { return value - Vector{}; }
 LUCID_INLINE Vector larger(Vector a, Vector b) { return a > b ? a : b; }
 
+// Loads a vector once: of one that has several uses, the compiler may make as many loads, which are what then takes time.
+LUCID_INLINE void hold(Vector& value) {
+#if LUCID_LANES == 16
+    asm("" : "+v"(value));
+#elif defined(__x86_64__)
+    asm("" : "+x"(value));
+#elif defined(__aarch64__)
+    asm("" : "+w"(value));
+#else
+    (void)value;
+#endif
+}
+
 // a · b + c, rounded once where the processor can: left to the compiler, one loop is fused and another is not.
 LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
 #if LUCID_LANES == 16
@@ -22,6 +35,19 @@ LUCID_INLINE Vector multiply_add(Vector a, Vector b, Vector c) {
     return _mm256_fmadd_ps(a, b, c);
 #else
     return a * b + c;
+#endif
+}
+
+// Whether a lane of a is larger than that of b.
+LUCID_INLINE bool any_larger(Vector a, Vector b) {
+#if LUCID_LANES == 16
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+#elif LUCID_LANES == 8
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+#else
+    bool any = false;
+    for (size_t lane = 0; lane < kLanes; ++lane) any |= a[lane] > b[lane];
+    return any;
 #endif
 }
 

@@ -2,7 +2,8 @@
 //
 // Lanes lie along the columns. kAtOnce rows of the weight are read from left to right side by side, so that memory sees a few
 // long streams, and meet R rows of X, whose sums come from the nearest cache and return to it. Where more than R rows are given,
-// what the first of them has read is in a near cache for the others.
+// what the first of them has read is in a near cache for the others. Rows of the sums are an odd number of vectors apart: those
+// of weights with 1024 columns would all fall on the same few places of a cache.
 //
 // A sum has several parts, of as many of the weight's rows each. Where few rows of X make few sums, a task is one part of all
 // columns, so that each thread reads the weight as one piece: memory gives short pieces of its rows slowly. Where sums would
@@ -13,7 +14,8 @@
 // shape alone decides. So a row's result depends on that row alone.
 
 constexpr size_t kDepth = 64;
-constexpr size_t kAtOnce = 16;                     // rows of the weight; a divisor of kDepth
+constexpr size_t kAtOnce = 8;                      // rows of the weight; a divisor of kDepth
+constexpr size_t kNear = 8;                        // vectors of a row that are asked for ahead, for the first cache
 constexpr int kMostRows = kLanes == 16 ? 8 : 4;    // rows of X whose sums are in registers, with two vectors of columns
 constexpr size_t kMostTasks = 16;                  // of one product
 constexpr size_t kTaskColumns = 704;               // columns of a task: shorter pieces of rows come slower from memory
@@ -83,6 +85,10 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
             weight[u] = widen(w + u * kLanes);
+            if constexpr (R > 2) { // fewer wait for memory alone
+                hold(weight[u]);
+                __builtin_prefetch(w + (kNear + u) * kLanes);
+            }
             __builtin_prefetch(ahead + u * kLanes, 0, 2);
         }
 #pragma GCC unroll 16
@@ -170,7 +176,7 @@ void weight_matmul_task(void* data, size_t index) {
     const WeightMatMulArguments<T, W>& a = job.a;
     bool by_part = job.plan.by_part;
     size_t first = by_part ? 0 : index * job.plan.width, columns = std::min(job.plan.width, a.columns - first);
-    size_t padded = rounded_up(columns, kLanes), room = kAtOnce * kLanes, size = a.rows * padded;
+    size_t padded = (divided(columns, kLanes) | 1) * kLanes, room = kAtOnce * kLanes, size = a.rows * padded;
     Scratch scratch(3 * size + room, 4);
     WeightMatMulSums sums{scratch.take(size), scratch.take(size), padded, true, false};
     float *whole = scratch.take(size), *last = scratch.take(room);
