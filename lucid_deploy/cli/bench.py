@@ -201,8 +201,8 @@ def _refuse_large(artifact: Any, plan: Any) -> None:
 def _explained() -> Iterator[None]:
     """Say what to do if a contender had too little memory."""
     from lucid_deploy.bench.memory import TAKE_LESS
-    from lucid_deploy.cli._memory import lacks_memory
     from lucid_deploy.errors import LucidError
+    from lucid_deploy.shortages import lacks_memory
 
     try:
         yield

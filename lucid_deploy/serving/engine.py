@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lucid_deploy.errors import LucidError
+from lucid_deploy.shortages import limit_met
 
 if TYPE_CHECKING:
     from lucid_deploy.batching import Batcher, Finished, Mark, Request, Token
@@ -347,8 +348,9 @@ class Engine:
         for future in unanswered:
             future.set_exception(EngineDownError("The engine ended."))
         message = "The server is shutting down."
-        if isinstance(error, LucidError):
-            message = f"The engine ended: {error}"
+        reason = None if error is None else limit_met(error)
+        if reason is not None or isinstance(error, LucidError):
+            message = f"The engine ended: {reason or error}"
             if not loading:  # else the command says it
                 log.critical("%s", message)
         elif error is not None:

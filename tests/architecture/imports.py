@@ -19,6 +19,7 @@ FOLDERS = {
 ORDER = (
     "errors",
     "version",
+    "shortages",
     "leftovers",
     "files",
     "json_fields",

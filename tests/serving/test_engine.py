@@ -13,6 +13,7 @@ from lucid_deploy.batching import Finished, Mark, Request, Token
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.serving.engine import MOST_CALLS, Engine, EngineDownError, EngineFault, QueueFullError
+from lucid_deploy.shortages import TOO_LITTLE_MEMORY
 from tests.patience import PATIENCE
 
 
@@ -190,6 +191,26 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
         assert engine.state == "dead"
 
     with_engine(test, check=check)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer")], ids=repr
+)
+def test_too_little_memory_for_a_step_is_one_line(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """It was a traceback in the log, and clients were sent to the log."""
+
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        batcher.fault = error
+        stream = engine.submit([Request([1], 5)])
+        batcher.held.set()
+        ((_, fault),) = await everything(stream, 1)
+        assert isinstance(fault, EngineFault) and fault.kind == "down"
+        assert fault.message == f"The engine ended: {TOO_LITTLE_MEMORY}"
+        (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+        assert record.getMessage() == fault.message and record.exc_info is None
+
+    with_engine(test)
 
 
 def test_why_a_model_does_not_load_is_said_once(caplog: pytest.LogCaptureFixture) -> None:

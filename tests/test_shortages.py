@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from google.protobuf.message import EncodeError
 
 from lucid_deploy.cli import main
-from lucid_deploy.cli._memory import lacks_memory
 from lucid_deploy.errors import CheckFailed
+from lucid_deploy.shortages import lacks_memory
 from tests.patience import PATIENCE
 
 SAID = [
