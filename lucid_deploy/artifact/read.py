@@ -76,10 +76,21 @@ def open_artifact(directory: str | Path) -> Artifact:
 
     Raises:
         LucidError: It is no artifact, or of a newer format.
-        CheckFailed: A file is missing, was cut, or was swapped for one of another size.
+        CheckFailed: A file is missing, was cut, or was swapped for one of another size; or the artifact was replaced
+            meanwhile.
     """
     directory = Path(directory)
-    manifest = read_manifest(directory)
+    artifact = Artifact(directory, read_manifest(directory))
+    try:
+        _check_files(artifact)
+    except CheckFailed:
+        check_still_there(artifact)  # else files of two artifacts were compared, neither of which is damaged
+        raise
+    return artifact
+
+
+def _check_files(artifact: Artifact) -> None:
+    directory, manifest = artifact.directory, artifact.manifest
     for name, facts in manifest.files.items():
         path = directory / name
         if not path.is_file():
@@ -89,12 +100,10 @@ def open_artifact(directory: str | Path) -> Artifact:
                 f"{path} has {path.stat().st_size} bytes, its manifest says {facts['size']}: it was cut or swapped. "
                 "Export it again."
             )
-    artifact = Artifact(directory, manifest)
     _check_layers(manifest, directory)
     for stage in STAGES:
         _check_contract(artifact, stage, artifact.graph(stage))
         _check_quantization(artifact, stage, artifact.graph(stage))
-    return artifact
 
 
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:
