@@ -44,6 +44,19 @@ def partial_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(building, ignore_errors=True)  # gone already if all went well
 
 
+def check_replaceable(target: Path) -> None:
+    """Check that a directory to be replaced does not hold the current one: it could not be renamed by such a name.
+
+    Raises:
+        LucidError: It does.
+    """
+    current = Path.cwd()
+    if not target.is_symlink() and target.resolve() in (current, *current.parents):
+        raise LucidError(
+            f"{target} is or holds the current folder, which cannot be replaced. Run the command from another folder."
+        )
+
+
 def put_in_place(building: Path, target: Path, replace: bool = True) -> None:
     """Give a finished directory its name, as :func:`put_all_in_place` does."""
     put_all_in_place({target: building}, replace)

@@ -18,6 +18,7 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.files import (
+    check_replaceable,
     partial_directory,
     put_all_in_place,
     put_in_place,
@@ -269,6 +270,19 @@ def test_a_link_is_replaced_and_not_what_it_points_to(
     assert target.is_symlink() == stopped
     assert content(target) == ("old" if stopped else "new")
     assert hidden(tmp_path) == ([building.name] if stopped else [])
+
+
+def test_the_current_folder_is_not_replaced_and_a_link_to_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "a")
+    for holds in (Path(), Path(".."), tmp_path / "a", tmp_path):
+        with pytest.raises(LucidError, match="is or holds the current folder"):
+            check_replaceable(holds)
+    for free in (Path("b"), Path("new"), tmp_path / "link", tmp_path / "ab"):
+        check_replaceable(free)
 
 
 def test_a_link_to_nothing_is_refused(building: Path, tmp_path: Path) -> None:

@@ -147,7 +147,8 @@ def _check(artifact: Artifact, name: str, options: TritonOptions) -> None:
         raise LucidError("The number of threads is for models on the CPU. Leave it out, or pass --device cpu.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise LucidError(
-            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-'. Choose one with --name."
+            f"{name!r} cannot name a model: use letters, digits, '.', '_' and '-', a letter or a digit first. "
+            "Choose one with --name."
         )
     if options.backend == "tensorrt" and options.device == "cpu":
         raise LucidError("Triton's tensorrt backend runs on a GPU: pass --device gpu.")

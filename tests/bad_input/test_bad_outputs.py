@@ -42,6 +42,22 @@ def test_overwriting_what_is_no_artifact(
     assert "is not an exported artifact, so --overwrite does not replace it" in message
 
 
+@pytest.mark.parametrize("below", [".", "deeper"])
+def test_overwriting_the_current_folder(
+    refused: Refused,
+    make_checkpoint: MakeCheckpoint,
+    artifact_copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    below: str,
+) -> None:
+    checkpoint = make_checkpoint()
+    (artifact_copy / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(artifact_copy / below)
+    for output in (artifact_copy, "." if below == "." else ".."):
+        message = refused("export", checkpoint, "--output", output, "--overwrite")
+        assert f"{output} is or holds the current folder, which cannot be replaced" in message
+
+
 def test_overwriting_the_checkpoint(refused: Refused, make_checkpoint: MakeCheckpoint) -> None:
     checkpoint = make_checkpoint()
     (checkpoint / "lucid.json").write_text("{}")  # so that it could pass for an artifact

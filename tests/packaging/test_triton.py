@@ -182,6 +182,7 @@ def test_a_cut_engine_is_not_packaged(artifact_copy: Path, tmp_path: Path) -> No
         ({"name": "a b"}, "cannot name a model"),
         ({"name": "../up"}, "cannot name a model"),
         ({"name": ""}, "cannot name a model"),
+        ({"name": "-x"}, "cannot name a model: .*a letter or a digit first"),
         ({"backend": "pytorch"}, "backend must be"),
         ({"device": "tpu"}, "device must be"),
         ({"instances": 0}, "at least one instance"),

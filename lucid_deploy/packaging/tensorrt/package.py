@@ -12,7 +12,7 @@ from pathlib import Path
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import missing_directories, remove_empty, whole_directory, write_whole
+from lucid_deploy.files import check_replaceable, missing_directories, remove_empty, whole_directory, write_whole
 from lucid_deploy.leftovers import remove_leftovers
 from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
 from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
@@ -131,6 +131,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise LucidError(f"{output} exists already. Choose another --output, or pass --overwrite to replace it.")
+    check_replaceable(output)
     if not (output / PROFILES).is_file():
         raise LucidError(
             f"{output} is not a package for TensorRT, so --overwrite does not replace it. Remove it yourself."

@@ -224,7 +224,9 @@ def test_nothing_is_left_of_what_failed(
     assert not any(tmp_path.iterdir())
 
 
-def test_what_is_there_is_replaced_on_demand(exported: Exported, plugin: Path, tmp_path: Path) -> None:
+def test_what_is_there_is_replaced_on_demand(
+    exported: Exported, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, artifact = exported()
     target = tmp_path / "package"
     target.mkdir()
@@ -235,6 +237,10 @@ def test_what_is_there_is_replaced_on_demand(exported: Exported, plugin: Path, t
     with pytest.raises(LucidError, match="is not a package for TensorRT"):
         package_tensorrt(artifact, target, replacing)
     (target / "precious").rename(target / "profiles.json")
+    with monkeypatch.context() as within:
+        within.chdir(target)
+        with pytest.raises(LucidError, match=r"^\. is or holds the current folder, which cannot be replaced"):
+            package_tensorrt(artifact, ".", replacing)
     package_tensorrt(artifact, target, replacing)
     assert json.loads((target / "profiles.json").read_text())["format_version"] == 1
 
