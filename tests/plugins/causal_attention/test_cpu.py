@@ -44,6 +44,18 @@ def test_prompt_widths_groups_and_padding(library, fastest, width, groups, dtype
         assert torch.equal(o.where(token, clean), clean), "what padding holds must not matter"
 
 
+@pytest.mark.parametrize(("tokens", "past"), [(97, 0), (1, 96), (1, 192), (193, 0)])
+def test_tokens_that_see_themselves_most(library, fastest, tokens, past):
+    """The largest score is the last one, also where it is the only column of its tile."""
+    q, k, y = problem(tokens, past, 64, 2, 0.5)
+    q = 2 * k[:, :, past:].repeat_interleave(2, dim=1) + q / 8
+    mask = torch.ones(1, past + tokens, dtype=torch.bool)
+    exact, dense = causal_attention(q.double(), k.double(), y.double()), causal_attention(q, k, y)
+    for name in runnable(library):
+        kernels_name(library, name)
+        check(run(session(CAUSAL_ATTENTION, library, 2), q, k, y, mask)[0], dense, exact)
+
+
 def test_large_scores(library):
     q, k, y = problem(300, 0, 64, 1)
     q = 30 * q  # weights that differ by more than float32 can hold

@@ -41,8 +41,8 @@ def test_token_widths_groups_and_padding(library, fastest, width, groups, dtype)
     past = 1300
     q, k_new, v_new, k, y = token_problem(past, width, groups, batch=3, dtype=getattr(torch, dtype))
     mask = torch.ones(3, past + 1, dtype=torch.bool)
-    mask[0, :1100] = False  # a whole chunk is padding
-    mask[1, 150:past] = False  # as in a static buffer that is filled up to 150
+    mask[0, 150:past] = False  # as in a static buffer that is filled up to 150; the next rows have more chunks
+    mask[1, :1100] = False  # a whole chunk is padding
     mask[2, [3, 700, past]] = False  # the new token is padding: its Y is its V
     inputs = (q, k_new, v_new, k, y)
     exact = decode_attention(*(x.double() for x in inputs), mask=mask, implementation="reference")
