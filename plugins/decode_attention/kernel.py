@@ -12,7 +12,14 @@ import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.decode_attention.tile import add_values, load_queries, load_tile_tokens, multiply_keys
-from lucid_deploy.plugins.shared.kernel import inverse_norms, load_rows, load_scales, load_tokens, row_shifts
+from lucid_deploy.plugins.shared.kernel import (
+    inverse_norms,
+    inverse_power,
+    load_rows,
+    load_scales,
+    load_tokens,
+    row_shifts,
+)
 
 HIDDEN = tl.constexpr(-1.0)  # in the place of an inverse norm: a token that is not there
 
@@ -83,8 +90,12 @@ def decode_split_kernel(
 
     p_q += i_batch_head.to(tl.int64) * n_queries * width
     p_k_new += i_batch_head.to(tl.int64) * n_new * width
-    b_rows, b_rests, b_new_norms = load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D)
+    b_rows, b_rests, b_row_powers, b_new_norms = load_queries(
+        p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D
+    )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
+    if DTYPE == tl.float32:  # noqa: SIM300
+        b_row_scale *= inverse_power(b_row_powers)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
 
     b_peak = tl.where(m_new, b_shift, float("-inf"))
@@ -95,7 +106,7 @@ def decode_split_kernel(
     for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
         o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
         m_tile = load_tile_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_scores, b_squares = multiply_keys(
+        b_scores, b_squares, b_powers = multiply_keys(
             b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D, ADD_SQUARES
         )
         b_mean = (b_squares if ADD_SQUARES else tl.sum(b_squares, axis=1)) * per_column
@@ -103,6 +114,9 @@ def decode_split_kernel(
             b_norms = tl.rsqrt(b_mean + epsilon)
             b_softmax_scale = 1.0
             b_y_scales = None
+            if DTYPE == tl.float32:  # noqa: SIM300
+                b_softmax_scale = inverse_power(b_powers)[None, :]
+                b_norms *= inverse_power(b_powers)
         else:
             b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
             b_softmax_scale = b_k_scales[None, :]
@@ -114,8 +128,12 @@ def decode_split_kernel(
         else:
             b_norms = tl.where(m_tile, b_norms, HIDDEN)
             m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
-        b_scores *= b_row_scale[:, None]
-        b_scores *= tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
+        if DTYPE == tl.float32:  # noqa: SIM300
+            b_factors = tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
+            b_scores *= b_row_scale[:, None] * b_factors  # a score times one power alone may be beyond float32
+        else:
+            b_scores *= b_row_scale[:, None]
+            b_scores *= tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
         b_scores = tl.where(m_seen[None, :], b_scores, float("-inf"))
         b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN

@@ -5,7 +5,14 @@
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import add_product, cut_tf32, load_columns, round_tf32
+from lucid_deploy.plugins.shared.kernel import (
+    add_product,
+    cut_tf32,
+    float16_parts,
+    float16_power,
+    load_columns,
+    round_tf32,
+)
 
 
 @triton.jit
@@ -21,32 +28,41 @@ def load_tile_tokens(p_mask, o_n, m_n):
 
 @triton.jit
 def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
-    """Return the rows in chunks of columns, what is left of them in a second tf32 part, and the new keys' norms.
+    """Return the rows in chunks of columns, what is left of them, their powers of two, and the new keys' norms.
 
-    The second parts are empty but in float32.
+    In float32 the rows are multiplied by the powers, and split into two float16 parts. In the half types nothing is
+    left, and the powers are 1.
     """
     b_rows, b_rests = (), ()
     b_square = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
+    b_largest = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
         b_k = load_columns(p_k_new, o_r - n_queries, m_new, i, width, CHUNK_D)
         b_q = load_columns(p_q, o_r, o_r < n_queries, i, width, CHUNK_D)
         b_q = tl.where(m_new[:, None], b_k, b_q)
         b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
-        if b_q.dtype == tl.float32:
-            b_high, b_low = round_tf32(b_q)
-            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
-        else:
-            b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
+        b_largest = tl.maximum(b_largest, tl.abs(b_q.to(tl.float32)))
+        b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
     b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
-    return b_rows, b_rests, b_norms
+    b_powers = tl.full((o_r.shape[0],), 1.0, tl.float32)
+    if p_q.dtype.element_ty == tl.float32:
+        b_powers = float16_power(tl.max(b_largest, axis=1))
+        b_numbers, b_rows = b_rows, ()
+        for i in tl.static_range(len(b_numbers)):
+            b_high, b_low = float16_parts(b_numbers[i] * b_powers[:, None])
+            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
+    return b_rows, b_rests, b_powers, b_norms
 
 
 @triton.jit
 def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
                   CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
-    """Return a tile's scores ``(ROWS, BLOCK_N)``, and its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``.
+    """Return a tile's scores ``(ROWS, BLOCK_N)``, its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, powers.
 
     In chunks a row of the cache is few threads' work: few additions across threads, masks and addresses are left.
+
+    In float32 keys are multiplied by powers of two, each by that of its largest number, which the scores still have. In
+    the other types the powers are 1.
 
     With ADD_SQUARES tensor cores add the squares of E4M3, of which a sixteenth is a number of float16, over all
     columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are read once.
@@ -56,6 +72,9 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     b_scores = tl.zeros((ROWS, BLOCK_N), tl.float32)
     b_small = tl.zeros((ROWS, BLOCK_N), tl.float32)
     b_sums = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    b_largest = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
+    b_keys = ()
+    b_powers = tl.full((BLOCK_N,), 1.0, tl.float32)
     for i in tl.static_range(len(b_rows)):
         b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
         if ADD_SQUARES:
@@ -64,14 +83,21 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
             b_sums = tl.dot(b_ones, tl.trans(b_half * (b_half * (1.0 / 16.0))), b_sums)  # 448² is beyond float16
         else:
             b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
-        if b_rows[i].dtype == tl.float32:
-            b_high, b_low = cut_tf32(b_k.to(tl.float32))
-            b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small, input_precision="tf32")
-            b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small, input_precision="tf32")
-            b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores, input_precision="tf32")
+        if p_tile.dtype.element_ty == tl.float32:
+            b_largest = tl.maximum(b_largest, tl.abs(b_k))
+            b_keys = b_keys + (b_k,)  # type: ignore[assignment]  # noqa: RUF005
         else:  # of E4M3 every number is one of float16 and of bfloat16
+            if len(b_rests) > 0:
+                b_small = tl.dot(b_rests[i], tl.trans(b_k.to(tl.float16)), b_small)
             b_scores = tl.dot(b_rows[i], tl.trans(b_k.to(b_rows[i].dtype)), b_scores)
-    return b_scores + b_small, b_sums * 16.0 if ADD_SQUARES else b_square
+    if p_tile.dtype.element_ty == tl.float32:
+        b_powers = float16_power(tl.max(b_largest, axis=1))
+        for i in tl.static_range(len(b_rows)):
+            b_high, b_low = float16_parts(b_keys[i] * b_powers[:, None])
+            b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small)
+            b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small)
+            b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores)
+    return b_scores + b_small, b_sums * 16.0 if ADD_SQUARES else b_square, b_powers
 
 
 @triton.jit

@@ -22,11 +22,11 @@ from lucid_deploy.plugins.precondition.powers import (
     largest_finite,
     powers_in,
     sum_factor,
-    y_power,
 )
 from lucid_deploy.plugins.shared.kernel import (
     add_float16_products,
     add_product,
+    float16_power,
     inverse_norms,
     load_columns,
     load_rows,
@@ -87,7 +87,9 @@ def key_norms_kernel(
         b_y = load_rows(p_y_past + i_batch_head.to(tl.int64) * n_past * width, o_n, m_past, width, BLOCK_D)
         p_end = norms_in(p_work, n_batch_heads) + tl.cast(n_batch_heads, tl.int64) * n_tokens
         p_past, _ = powers_in(p_end, i_batch_head, n_batch_heads, n_past, 0)
-        tl.store(p_past + tl.program_id(1), y_power(largest_finite(b_y)), mask=tl.program_id(1) * BLOCK_N < n_past)
+        tl.store(
+            p_past + tl.program_id(1), float16_power(largest_finite(b_y)), mask=tl.program_id(1) * BLOCK_N < n_past
+        )
 
 
 @triton.jit(do_not_specialize=["n_new", "n_past", "n_heads", "n_batch_heads", "width_units"])
@@ -357,6 +359,6 @@ def precondition_kernel(
             i_own_tile = n_past_tiles + i_row
             store_bytes(p_scales, p_bytes, i_own_tile, b_y, m_tokens, i * CHUNK_D, BLOCK_N, BLOCK_D, CHUNK_D)
     if FLOAT32:
-        tl.store(p_powers + i_row, y_power(largest))
+        tl.store(p_powers + i_row, float16_power(largest))
     tl.debug_barrier()  # every thread's rows are written before the one thread that counts them up
     tl.atomic_add(p_done, 1, sem="release")

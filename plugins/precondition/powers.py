@@ -10,16 +10,14 @@ is at most e^(√d/4), and is made larger in its exponent.
 import triton
 import triton.language as tl
 
-EXPONENT = tl.constexpr(0x7F800000)  # of float32's bits
-MANTISSA = tl.constexpr(0x007FFFFF)
-ONE = tl.constexpr(0x3F800000)  # the bits of 1
+from lucid_deploy.plugins.shared.kernel import EXPONENT, ONE
+
+MANTISSA = tl.constexpr(0x007FFFFF)  # of float32's bits
 KEY_POWER = tl.constexpr(64.0)  # the root of a key's mean square is 32 to 64: its largest number at most 1024
 # E over L_ii is at most exp(√d(√r − r)), r = m/(m + ε): e⁴ in heads up to 256 wide, and e⁴ · 2⁹ is 27,954.
 E_POWER = tl.constexpr(9)
-Y_POWER = tl.constexpr(14 << 23)  # added to a number's bits: times 2¹⁴; the largest number of Y is 2¹⁴ to 2¹⁵
 SUM_FACTOR = tl.constexpr((2 * 127 - E_POWER.value) << 23)  # less a power's bits: 2⁻⁹ over it
 PAST_TOKENS = tl.constexpr(64)  # that have one power
-LEAST = tl.constexpr(2.0**-90)  # of a tile's largest number
 
 
 @triton.jit
@@ -33,14 +31,6 @@ def key_factors(b_norms):
     """Return the inverse norms of keys that were multiplied by :func:`key_powers`."""
     b_bits = (b_norms.to(tl.int32, bitcast=True) & MANTISSA) | ONE
     return b_bits.to(tl.float32, bitcast=True) * (1.0 / KEY_POWER)
-
-
-@triton.jit
-def y_power(largest):
-    """Return what rows of Y are multiplied by, of their largest number."""
-    bits = tl.maximum(largest, LEAST).to(tl.int32, bitcast=True) & EXPONENT
-    bits = -bits + ONE + ONE  # of 1 / 2ᵏ: twice those of 1, less those of 2ᵏ
-    return (bits + Y_POWER).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -8,6 +8,11 @@ Names in all kernels: ``p_`` pointer, ``i_`` index, ``o_`` offsets, ``m_`` mask,
 import triton
 import triton.language as tl
 
+EXPONENT = tl.constexpr(0x7F800000)  # of float32's bits
+ONE = tl.constexpr(0x3F800000)  # the bits of 1
+LEAST = tl.constexpr(2.0**-90)  # of the largest number of rows
+HALF_POWER = tl.constexpr(14 << 23)  # added to a number's bits: times 2¹⁴
+
 
 @triton.jit
 def load_rows(p_rows, o_n, m_n, width, BLOCK_D: tl.constexpr):
@@ -117,6 +122,23 @@ def float16_parts(b_float):
     """
     b_high = b_float.to(tl.float16)
     return b_high, (b_float - b_high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
+def float16_power(largest):
+    """Return the power of two that rows are multiplied by for :func:`float16_parts`, of their largest absolute value.
+
+    The largest becomes 2¹⁴ to 2¹⁵, and less if it is below 2⁻⁹⁰. Of infinity and NaN the power is a number too.
+    """
+    bits = tl.maximum(largest, LEAST).to(tl.int32, bitcast=True) & EXPONENT
+    bits = -bits + ONE + ONE  # of 1 / 2ᵏ: twice those of 1, less those of 2ᵏ
+    return (bits + HALF_POWER).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def inverse_power(power):
+    """Return 1 / ``power``, a power of two of :func:`float16_power`."""
+    return (-power.to(tl.int32, bitcast=True) + ONE + ONE).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -65,7 +65,7 @@ _DECODE_FLOAT32: Candidates = {
     32: (Choice(0, 64, 2, 3), Choice(0, 64, 4, 3), Choice(0, 32, 2, 3)),
     64: (Choice(0, 32, 2, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 2)),
     128: (Choice(0, 32, 2, 3), Choice(0, 32, 2, 2), Choice(0, 32, 4, 2), Choice(0, 64, 4, 2)),
-    256: (Choice(0, 16, 2, 2), Choice(0, 16, 2, 1), Choice(0, 16, 4, 1)),
+    256: (Choice(0, 16, 2, 2), Choice(0, 16, 4, 1)),
 }
 
 # Chunks of the delta rule are of 32 tokens: with 64 its factors spill. In heads 256 wide, whose state takes most

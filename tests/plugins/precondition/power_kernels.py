@@ -11,8 +11,8 @@ from lucid_deploy.plugins.precondition.powers import (
     largest_finite,
     powers_in,
     sum_factor,
-    y_power,
 )
+from lucid_deploy.plugins.shared.kernel import float16_power
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def rows_kernel(p_y, p_out, M: tl.constexpr, D: tl.constexpr):
     """Write the largest finite number of a block, its power of two, and the factor of sums."""
     b_y = tl.load(p_y + tl.arange(0, M)[:, None] * D + tl.arange(0, D)[None, :])
     largest = largest_finite(b_y)
-    power = y_power(largest)
+    power = float16_power(largest)
     tl.store(p_out, largest)
     tl.store(p_out + 1, power)
     tl.store(p_out + 2, sum_factor(power))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.plugins.problems import keys, relative
 
@@ -99,3 +100,14 @@ def run_float16_parts() -> dict[str, torch.Tensor]:
     parts = torch.full((2, 4096), torch.nan, dtype=torch.float16)
     float16_parts_kernel[(1,)](x, parts, BLOCK=4096)
     return {"x": x.double(), "high": parts[0].double(), "low": parts[1].double()}
+
+
+def run_powers() -> dict[str, Tensor]:
+    """Return largest numbers of rows, their powers and the inverses; 0, a tiny one, infinity and NaN come last."""
+    from tests.plugins.shared.shared_kernels import powers_kernel
+
+    largest = (1 + torch.rand(256, generator=torch.Generator().manual_seed(0))) * torch.logspace(-90, 127, 256, 2.0)
+    largest[-4:] = torch.tensor([0.0, 1e-38, torch.inf, torch.nan])
+    powers, inverses = torch.full((256,), torch.nan), torch.full((256,), torch.nan)
+    powers_kernel[(1,)](largest, powers, inverses, BLOCK=256)
+    return {"largest": largest.double(), "powers": powers.double(), "inverses": inverses.double()}

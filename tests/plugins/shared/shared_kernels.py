@@ -10,7 +10,9 @@ from lucid_deploy.plugins.shared.kernel import (
     add_product,
     cut_tf32,
     float16_parts,
+    float16_power,
     inverse_norms,
+    inverse_power,
     load_columns,
     load_rows,
     load_tokens,
@@ -69,3 +71,12 @@ def float16_parts_kernel(p_x, p_parts, BLOCK: tl.constexpr):
     b_high, b_low = float16_parts(tl.load(p_x + o))
     tl.store(p_parts + o, b_high)
     tl.store(p_parts + BLOCK + o, b_low)
+
+
+@triton.jit
+def powers_kernel(p_largest, p_powers, p_inverses, BLOCK: tl.constexpr):
+    """Write the powers of rows with these largest numbers, and their inverses."""
+    o = tl.arange(0, BLOCK)
+    b_powers = float16_power(tl.load(p_largest + o))
+    tl.store(p_powers + o, b_powers)
+    tl.store(p_inverses + o, inverse_power(b_powers))

@@ -14,6 +14,7 @@ from tests.plugins.shared.kernel_runs import (
     run_norms,
     run_parts,
     run_parts_of_no_numbers,
+    run_powers,
     run_product,
 )
 from tests.plugins.tensor_cores import nearest
@@ -87,3 +88,12 @@ def test_two_float16_parts_lose_what_their_docstring_says(interpret):
     assert bool((lost[large] <= 2.0**-23 * size[large]).all()) and bool((lost[~large] <= 2.0**-25).all())
     assert lost[large].max() > 0 and lost[~large].max() > 2.0**-27, "the bounds are near what happens"
     assert bool((found["low"].abs() <= 2.0**-11 * size + 2.0**-25).all())
+
+
+def test_the_largest_number_of_a_row_is_2_to_the_14_at_least(interpret):
+    result = interpret(run_powers)
+    largest, powers = result["largest"][:-4], result["powers"]
+    assert bool((powers.log2() == powers.log2().round()).all()), "multiplying is exact"
+    assert bool((powers * result["inverses"] == 1).all()), "and so is dividing"
+    assert bool(((largest * powers[:-4] >= 2.0**14) & (largest * powers[:-4] < 2.0**15)).all())
+    assert powers[-4:-2].tolist() == [2.0**104] * 2 and bool((powers[-2:] > 0).all())
