@@ -38,8 +38,9 @@ COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that 
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
 # Padded width from which on tensor cores add the squares of keys in E4M3, by compute capability: on 8.9 and 12.0 they
-# are the busiest unit already.
+# are the busiest unit already. Of keys in bfloat16 they do there, and on 8.0, at every width.
 ADDS_SQUARES = {9: 64, 10: 128}
+GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
 # spill, and addresses, of which narrow loads have twice as many.
@@ -102,7 +103,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants=_constants(padded, rows, tuned, unit) | _of_float8(arch, padded, rows, float8),
+        constants=_constants(padded, rows, tuned, unit) | _of_type(arch, dtype, padded, rows, float8),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -165,26 +166,26 @@ def _constants(padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, in
     return {**sizes, "CHUNK_D": WIDEST_CHUNK if widest else CHUNK}
 
 
-def _of_float8(arch: int, padded: int, rows: int, float8: bool) -> dict[str, int]:
-    """Return the constants that only the kernel for a cache of E4M3 has."""
-    if not float8:
-        return {}
+def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dict[str, int]:
+    """Return the constants that only the kernels for a cache of E4M3 or bfloat16 have."""
+    few = rows == QUERY_ROWS[0]  # with more, as many equal norms would cost more than they save
     least = ADDS_SQUARES.get(arch // 10)
-    adds_squares = rows == QUERY_ROWS[0] and least is not None and padded >= least
-    return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
+    if float8:
+        adds_squares = few and least is not None and padded >= least
+        return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
+    adds_squares = few and dtype == "bfloat16" and (least is not None or arch < GEFORCE)
+    return {"ADD_SQUARES": 1} if adds_squares else {}
 
 
-def split_variants(
-    dtype: str, padded: int, tuned: Choice, unit: int, float8: bool = False, arch: int = 0
-) -> list[Variant]:
+def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first.
 
-    Those for a cache of E4M3 depend on the compute capability.
+    Those for a cache of E4M3 or bfloat16 depend on the compute capability.
     """
     found = []
     for rows in row_counts(dtype, padded):
         of_rows = _of_form(tuned, dtype, rows, unit, float8)
-        sizes = _constants(padded, rows, of_rows, unit) | _of_float8(arch, padded, rows, float8)
+        sizes = _constants(padded, rows, of_rows, unit) | _of_type(arch, dtype, padded, rows, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
     return found
@@ -197,9 +198,9 @@ def variants(arch: int) -> list[Variant]:
         for padded in PADDED_WIDTHS:
             tuned = choice(TUNED, arch, dtype, padded)
             for unit in compiled_units(dtype):
-                found += split_variants(dtype, padded, tuned, unit)
+                found += split_variants(dtype, padded, tuned, unit, arch)
                 if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
-                    found += split_variants(dtype, padded, tuned, unit, float8=True, arch=arch)
+                    found += split_variants(dtype, padded, tuned, unit, arch, float8=True)
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (
                 ("decode_combine_kernel", ("BLOCK_S", COMBINE_SPLITS)),

@@ -14,6 +14,8 @@ from lucid_deploy.plugins.shared.kernel import (
     round_tf32,
 )
 
+LOWEST = tl.constexpr(-3.0e38)  # of bfloat16, nearly
+
 
 @triton.jit
 def load_tile_tokens(p_mask, o_n, m_n):
@@ -55,6 +57,16 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
 
 
 @triton.jit
+def square_parts(b_k):
+    """Return the squares of bfloat16 as the sum of two bfloat16 parts, which hold all of their 16 bits.
+
+    Where a square is infinite the second part is not: infinity and its opposite would be NaN.
+    """
+    b_high = b_k * b_k
+    return b_high, tl.maximum(tl.fma(b_k, b_k, -b_high), LOWEST)
+
+
+@triton.jit
 def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
                   CHUNK_D: tl.constexpr, ADD_SQUARES: tl.constexpr):  # fmt: skip
     """Return a tile's scores ``(ROWS, BLOCK_N)``, its keys' squares summed over chunks ``(BLOCK_N, CHUNK_D)``, powers.
@@ -64,8 +76,8 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     In float32 keys are multiplied by powers of two, each by that of its largest number, which the scores still have. In
     the other types the powers are 1.
 
-    With ADD_SQUARES tensor cores add the squares of E4M3, of which a sixteenth is a number of float16, over all
-    columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are read once.
+    With ADD_SQUARES tensor cores add the squares over all columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are
+    read once. Of E4M3 a sixteenth of a square is a number of float16; of bfloat16 it is two parts.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
@@ -77,7 +89,12 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     b_powers = tl.full((BLOCK_N,), 1.0, tl.float32)
     for i in tl.static_range(len(b_rows)):
         b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        if ADD_SQUARES:
+        if ADD_SQUARES and b_k.dtype == tl.bfloat16:
+            b_high, b_low = square_parts(tl.trans(b_k))
+            b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.bfloat16)
+            b_sums = tl.dot(b_ones, b_low, b_sums)
+            b_sums = tl.dot(b_ones, b_high, b_sums)
+        elif ADD_SQUARES:
             b_half = b_k.to(tl.float16)
             b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.float16)
             b_sums = tl.dot(b_ones, tl.trans(b_half * (b_half * (1.0 / 16.0))), b_sums)  # 448² is beyond float16
@@ -97,7 +114,9 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
             b_small = tl.dot(b_rows[i], tl.trans(b_low), b_small)
             b_small = tl.dot(b_rests[i], tl.trans(b_high), b_small)
             b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores)
-    return b_scores + b_small, b_sums * 16.0 if ADD_SQUARES else b_square, b_powers
+    if p_tile.dtype.element_ty == tl.float8e4nv:
+        b_sums *= 16.0
+    return b_scores + b_small, b_sums if ADD_SQUARES else b_square, b_powers
 
 
 @triton.jit

@@ -103,6 +103,14 @@ def sums_cut_off() -> Iterator[None]:
         builder.create_dot = rounding
 
 
+_OF_BFLOAT16: dict[str, Callable[..., Any]] = {
+    "create_fmul": np.multiply,
+    "create_fneg": np.negative,
+    "create_fma": lambda a, b, c: a * b + c,
+    "create_maxnumf": np.fmax,
+}
+
+
 def round_like_a_gpu() -> None:
     """Patch the interpreter of this process."""
     builder = interpreter.InterpreterBuilder
@@ -133,6 +141,21 @@ def round_like_a_gpu() -> None:
 
     def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         return cast_impl(self, src, dst_type)
+
+    def of_bfloat16(name: str, function: Callable[..., Any]) -> None:
+        """Let an operation round bfloat16 once: float64 holds what it makes of it."""
+        plain = getattr(builder, name)
+
+        def create(self: Any, *operands: Any) -> Any:
+            if operands[0].dtype.scalar != tl.bfloat16:
+                return plain(self, *operands)
+            numbers = [from_bfloat16(operand.data).astype(np.float64) for operand in operands]
+            return interpreter.TensorHandle(to_bfloat16(function(*numbers).astype(np.float32)), tl.bfloat16)
+
+        setattr(builder, name, create)
+
+    for name, function in _OF_BFLOAT16.items():
+        of_bfloat16(name, function)
 
     instance = interpreter.interpreter_builder
     precisions = (*instance.options.allowed_dot_input_precisions, "bf16x3")

@@ -276,7 +276,9 @@ def _absent(variant: Variant) -> tuple[str, ...]:
         return ("INT8",)
     if variant.kernel == "key_norms_kernel" and variant.dtype != "float32":
         return ("p_y_past",)
-    return (*_SCALES, "ADD_SQUARES", "Y_BY_FLOAT32") if variant.kernel == "decode_split_kernel" else ()
+    if variant.kernel == "decode_split_kernel":
+        return (*_SCALES, *({"ADD_SQUARES", "Y_BY_FLOAT32"} - set(dict(variant.constants))))
+    return ()
 
 
 def _type(argument: str, variant: Variant) -> str:

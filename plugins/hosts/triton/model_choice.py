@@ -85,13 +85,13 @@ class Operator:
     Attributes:
         tuned: Its file.
         candidates: By type and padded width.
-        forms: What is compiled of a type, padded width and constants; the first has the widest loads and is compared.
+        forms: What is compiled of a type, padded width, constants and compute capability; the first is compared.
         cycles: How long a multiprocessor takes for the same work with each candidate, so that tiles can be compared.
     """
 
     tuned: Path
     candidates: Callable[[str, int], tuple[Choice, ...]]
-    forms: Callable[[str, int, Choice], list[Variant]]
+    forms: Callable[[str, int, Choice, int], list[Variant]]
     cycles: Callable[[Choice, KernelReport], float | None]
 
 
@@ -125,19 +125,21 @@ OPERATORS = {
     "precondition": Operator(
         precondition.TUNED,
         _solve_candidates,
-        precondition.solve_variants,
+        lambda dtype, padded, choice, arch: precondition.solve_variants(dtype, padded, choice),
         _solve_cycles,
     ),
     "decode_attention": Operator(
         decode_attention.TUNED,
         lambda dtype, padded: (_DECODE_FLOAT32 if dtype == "float32" else _DECODE_HALF)[padded],
-        lambda dtype, padded, choice: decode_attention.split_variants(dtype, padded, choice, compiled_units(dtype)[0]),
+        lambda dtype, padded, choice, arch: decode_attention.split_variants(
+            dtype, padded, choice, compiled_units(dtype)[0], arch
+        ),
         _decode_cycles,
     ),
     "delta_rule": Operator(
         delta_rule.TUNED,
         lambda dtype, padded: _DELTA[padded],
-        delta_rule.chunk_variants,
+        lambda dtype, padded, choice, arch: delta_rule.chunk_variants(dtype, padded, choice),
         _delta_cycles,
     ),
 }
@@ -225,7 +227,7 @@ def model(
     with _compiler(arch, cache) as described:
         for choice in chosen.candidates(dtype, padded) if choices is None else choices:
             try:
-                report = described(chosen.forms(dtype, padded, choice)[0])
+                report = described(chosen.forms(dtype, padded, choice, arch)[0])
                 found.append(Modelled(choice, report, chosen.cycles(choice, report)))
             except LucidError as error:
                 found.append(Modelled(choice, None, None, str(error)))
@@ -242,7 +244,8 @@ def others_spill(
     """
     with _compiler(arch, cache) as described:
         try:
-            found = [described(form).loop_spills for form in OPERATORS[operator].forms(dtype, padded, choice)[1:]]
+            forms = OPERATORS[operator].forms(dtype, padded, choice, arch)
+            found = [described(form).loop_spills for form in forms[1:]]
         except LucidError:
             return None
     return any(found)

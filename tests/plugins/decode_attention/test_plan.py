@@ -81,6 +81,14 @@ def test_tensor_cores_add_squares_where_they_have_time(arch, least, width):
     assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float16").steps[0].constants
 
 
+@pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
+def test_tensor_cores_add_the_squares_of_bfloat16_for_16_rows(arch, adds):
+    for width in (32, 36, 64, 128, 256):
+        one, several = (decode(arch=arch, width=width, dtype="bfloat16", new=new).steps[0].constants for new in (1, 8))
+        assert one.get("ADD_SQUARES", 0) == adds and "ADD_SQUARES" not in several
+        assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float32").steps[0].constants
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,9 +1,9 @@
-"""Sixteenths of the squares of keys in E4M3 are numbers of float16, which tensor cores add."""
+"""Squares of keys that tensor cores add: in E4M3 as numbers of float16, a sixteenth each, in bfloat16 as two parts."""
 
 import pytest
 import torch
 
-from tests.plugins.decode_attention.tile_runs import every_number, run_squares
+from tests.plugins.decode_attention.tile_runs import every_number, numbers_of_bfloat16, run_squares
 
 
 @pytest.mark.parametrize("add", [False, True])
@@ -13,3 +13,11 @@ def test_no_square_is_rounded(dtype, add, interpret):
     assert wanted.max() == 448**2 > torch.finfo(torch.float16).max
     found = interpret(run_squares, dtype, add)
     assert torch.equal(found.double(), wanted.expand(found.shape))
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_squares_of_bfloat16_are_exact_and_of_the_largest_infinite(add, interpret):
+    wanted = numbers_of_bfloat16().double()[:, 0].square().float()
+    assert wanted[-4:-1].isinf().all() and wanted[-1].isnan() and wanted[:-4].max() > 1e37
+    found = interpret(run_squares, "bfloat16", add, numbers_of_bfloat16)
+    torch.testing.assert_close(found, wanted.expand(found.shape), rtol=0, atol=0, equal_nan=True)

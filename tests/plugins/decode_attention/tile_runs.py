@@ -1,6 +1,8 @@
-"""What runs inside of an interpreter's process: sums of squares of all numbers of E4M3."""
+"""What runs inside of an interpreter's process: sums of squares of keys in E4M3 and bfloat16."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,11 +18,22 @@ def every_number() -> Tensor:
     return rows.view(torch.float8_e4m3fn)
 
 
-def run_squares(dtype: str, add: bool) -> Tensor:
+def numbers_of_bfloat16() -> Tensor:
+    """Return 256 rows with one number each: every size, 0, and at the end what has no square in float32."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(256, WIDTH)
+    rows[:, 0] = torch.ldexp(1 + torch.rand(256, generator=generator), torch.arange(256) % 118 - 55)
+    rows[1::2] *= -1
+    rows[0] = 0.0
+    rows[-4:, 0] = torch.tensor([3e19, -1e38, -torch.inf, torch.nan])
+    return rows.bfloat16()
+
+
+def run_squares(dtype: str, add: bool, keys: Callable[[], Tensor] = every_number) -> Tensor:
     """Return the squares ``(1 or ROWS, 256)``."""
     from tests.plugins.decode_attention.tile_kernels import squares_kernel
 
     q = torch.randn(ROWS, WIDTH).to(getattr(torch, dtype))
     squares = torch.full((ROWS if add else 1, 256), torch.nan)
-    squares_kernel[(1,)](q, every_number(), squares, ROWS=ROWS, BLOCK=256, D=WIDTH, ADD=add)
+    squares_kernel[(1,)](q, keys(), squares, ROWS=ROWS, BLOCK=256, D=WIDTH, ADD=add)
     return squares

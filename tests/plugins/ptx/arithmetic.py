@@ -166,6 +166,16 @@ def _of_two(function: Function, half: type) -> Function:
     return compute
 
 
+def _of_bfloat16(function: Function) -> Function:
+    """Return a function of registers that hold bfloat16, whose result is rounded once: float64 holds it before."""
+
+    def compute(*registers: Array) -> Array:
+        found = function(*(as_kind(each, "bf16").astype(np.float64) for each in registers))
+        return np.where(np.isnan(found), np.uint16(0x7FFF), as_bits(found.astype(ml_dtypes.bfloat16)))
+
+    return compute
+
+
 def _mixed(name: str, kind: str) -> Function:
     """Return a function whose factors are of a half type, or its first summand, and whose result is float32."""
 
@@ -252,10 +262,12 @@ def function_of(opcode: str) -> Function:
         return _permuted
     if name == "bfe":
         return lambda a, *place: as_bits(_field(as_kind(a, kind), *place))
-    if kind in ("f32x2", "f16x2"):
+    if kind in ("f32x2", "f16x2", "bf16x2"):
         return _of_two(function_of(opcode.removesuffix("x2")), np.uint32 if kind == "f32x2" else np.uint16)
     if name in ("fma", "add", "sub") and parts[-2:-1] == ["f32"] and kind in ("f16", "bf16"):
         return _mixed(name, kind)
+    if kind == "bf16" and name in _OF_BFLOAT16 and set(parts[:-1]) <= {"rn"}:
+        return _of_bfloat16(_OF_BFLOAT16[name])
     if name == "fma" and real:
         return _of_kind(kind, fused if kind == "f32" else _fused_half)
     if name == "div":
@@ -274,6 +286,10 @@ _SIMPLE: dict[str, Function] = {
     "abs": lambda a: np.abs(a),
     "min": lambda *numbers: functools.reduce(np.fmin, numbers),  # of a NaN and a number the number
     "max": lambda *numbers: functools.reduce(np.fmax, numbers),
+}
+_OF_BFLOAT16 = {
+    **{name: _SIMPLE[name] for name in ("add", "sub", "mul", "neg", "max", "min")},
+    "fma": lambda a, b, c: a * b + c,
 }
 _SPECIAL: dict[str, Callable[[Array], Array]] = {
     "ex2": np.exp2,

@@ -114,7 +114,7 @@ def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str,
     for each in operator.candidates(dtype, padded):
         assert each.block_m == each.chunk == 0 and each.block_n >= 16
         assert each.block_n * padded <= 64 * 128
-        forms = operator.forms(dtype, padded, each)
+        forms = operator.forms(dtype, padded, each, 90)
         assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded))
         assert dict(forms[0].constants)["BLOCK_N"] == each.block_n
 
@@ -125,7 +125,7 @@ def test_candidates_of_the_delta_rule_fit_into_the_workspace(dtype: str, padded:
     operator = OPERATORS["delta_rule"]
     for each in operator.candidates(dtype, padded):
         assert LARGEST_CHUNK % each.block_m == 0 and each.block_m >= 16 and padded % each.chunk == 0
-        state, chunk = (dict(form.constants) for form in operator.forms(dtype, padded, each))
+        state, chunk = (dict(form.constants) for form in operator.forms(dtype, padded, each, 90))
         assert state == chunk | {"BLOCK_N": each.block_n} and chunk["CHUNK_D"] == each.chunk
 
 
