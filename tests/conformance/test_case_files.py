@@ -35,7 +35,7 @@ def test_every_data_set_is_read_as_it_was_written(tmp_path: Path) -> None:
     case = read_case(CASES / "decode_attention_boundaries")
     write_case(tmp_path, case)
     again = read_case(tmp_path / case.name)
-    assert [data.inputs["K"].shape[2] for data in again.data_sets] == [65, 1, 2, 63, 64, 127, 128, 129]
+    assert [data.inputs["K"].shape[2] for data in again.data_sets] == [65, 1, 2, 63, 64, 127, 128, 129, 96, 97]
     for data, other in zip(case.data_sets, again.data_sets, strict=True):
         for name, array in {**data.inputs, **data.outputs}.items():
             np.testing.assert_array_equal({**other.inputs, **other.outputs}[name], array)

@@ -58,8 +58,9 @@ def test_a_stored_case_is_what_is_made(made: dict[str, Case], name: str) -> None
         for array, other in zip(ours.outputs.values(), theirs.outputs.values(), strict=True):
             np.testing.assert_allclose(array, other, 3e-7, 1e-9, err_msg=REMEDY)  # another processor's last bit
     for item, new in zip(stored.description.outputs, wanted.description.outputs, strict=True):
-        # The plain implementation's error depends on the order in which a processor sums.
-        assert new.tolerance / 2 <= item.tolerance <= new.tolerance * 2, REMEDY
+        # The plain implementation's error depends on the order in which a processor, and a version of PyTorch, sums:
+        # that of 2.15 is down to 0.31 of that of 2.13.
+        assert new.tolerance / 4 <= item.tolerance <= new.tolerance * 4, REMEDY
 
 
 def test_the_folder_is_small() -> None:
