@@ -32,6 +32,12 @@ def _in_types(problem: Problem, types: tuple[str, ...] = _HALF) -> list[Problem]
     return [replace(problem, name=f"{problem.name}_{dtype}", dtype=dtype) for dtype in types]
 
 
+def _of_training(problem: Problem, name: str, also: str = "") -> Problem:
+    """Return a problem with training's diagonal, and keys small enough that it counts."""
+    text = f"the diagonal that training code divides by, small keys{also}"
+    return replace(problem, name=name, text=text, diagonal=1.0, size=0.05)
+
+
 def _wide(problem: Problem) -> list[Problem]:
     """Return a problem of heads as wide as models have them."""
     text = f"{problem.text}, heads as wide as models have them"
@@ -71,13 +77,7 @@ def _precondition() -> list[Problem]:
             lengths=((2, 1025),),
         ),
         *_wide(make("width", "new tokens and a past", new=7, past=4, heads=1, keys=0.95)),
-        replace(
-            past,
-            name="diagonal",
-            text="the diagonal that training code divides by, small keys",
-            diagonal=1.0,
-            size=0.05,
-        ),
+        _of_training(past, "diagonal"),
         *_in_types(correlated),
         *_in_types(repeated),
         *_in_types(past),
@@ -157,20 +157,8 @@ def _decode_attention() -> list[Problem]:
             groups=3,
             lengths=((2, 0), (16, 2), (11, 20)),
         ),
-        replace(
-            buffer,
-            name="diagonal",
-            text="the diagonal that training code divides by, small keys",
-            diagonal=1.0,
-            size=0.05,
-        ),
-        replace(
-            several,
-            name="several_diagonal",
-            text="the diagonal that training code divides by, small keys, several tokens",
-            diagonal=1.0,
-            size=0.05,
-        ),
+        _of_training(buffer, "diagonal"),
+        _of_training(several, "several_diagonal", ", several tokens"),
         *_in_types(past),
         *_in_types(buffer),
         *_in_types(several),

@@ -287,10 +287,7 @@ _SIMPLE: dict[str, Function] = {
     "min": lambda *numbers: functools.reduce(np.fmin, numbers),  # of a NaN and a number the number
     "max": lambda *numbers: functools.reduce(np.fmax, numbers),
 }
-_OF_BFLOAT16 = {
-    **{name: _SIMPLE[name] for name in ("add", "sub", "mul", "neg", "max", "min")},
-    "fma": lambda a, b, c: a * b + c,
-}
+_OF_BFLOAT16 = {**{name: _SIMPLE[name] for name in ("mul", "neg", "max")}, "fma": lambda a, b, c: a * b + c}
 _SPECIAL: dict[str, Callable[[Array], Array]] = {
     "ex2": np.exp2,
     "rsqrt": lambda a: 1 / np.sqrt(a),
