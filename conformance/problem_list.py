@@ -17,12 +17,8 @@ _LENGTHS = (
 _FEWER_LENGTHS = ((2, 65), (64, 64), (65, 63), (129, 127))
 _PASTS = tuple((1, past) for past in (1, 2, 63, 64, 127, 128, 129, 96, 97))
 _FEWER_PASTS = tuple((1, past) for past in (64, 129))
-_WIDTHS = (
-    68,
-    96,
-    112,
-    256,
-)  # multiples of 64 and 16, and neither; whole vectors of 4 to 16 floats, and all that is left of four
+# Multiples of 64 and 16, and neither; whole vectors of 4 to 16 floats, and all that is left of four.
+_WIDTHS = (68, 96, 112, 256)
 _BOUNDARIES = "lengths around boundaries of 64 and 128, new tokens and the cache's: a data set each"
 _MORE_BOUNDARIES = _BOUNDARIES.replace("64 and", "64, 96 and")
 
