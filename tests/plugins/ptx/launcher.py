@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
-from tests.plugins.ptx.machine import Launch
+from tests.plugins.ptx.machine import Launch, Watch
 from tests.plugins.ptx.memory import GlobalMemory
 
 Compiler = Callable[[Variant, int], tuple[str, int]]
@@ -40,6 +40,7 @@ class Launcher:
         self.change: Callable[[str, str], str] = lambda kernel, text: (
             text
         )  # of a kernel's PTX, for tests of the machine
+        self.watches: dict[str, Watch] = {}  # by kernel: what is told of its accesses to shared memory
 
     def execute(self, plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
         """Run a plan's launches and fill its outputs; the workspace begins as NaN, and ends where the plan says."""
@@ -59,6 +60,7 @@ class Launcher:
         text, shared = self.compiler(variant, self.arch)
         arguments = [*(addresses[name] for name in step.pointers), *step.scalars.values(), *SCRATCH]
         launch = Launch(self.change(step.kernel, text), memory, step.grid, arguments, shared)
+        launch.watch = self.watches.get(step.kernel)
         launch.run(self.resident, self.seed)
         self.launched.append(step.variant)
 

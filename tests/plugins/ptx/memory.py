@@ -8,9 +8,12 @@ has not seen a number that the other released after it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 LANES = 32
+Watch = Callable[[np.ndarray, int, np.ndarray], None]  # told of accesses: offsets, bytes of each, and the threads
 _BUFFER_BITS = 36  # of an address; the bits above say which buffer
 _FIRST = 0x700 << _BUFFER_BITS
 _UNITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -130,11 +133,11 @@ class SharedMemory:
     """A program's shared memory, which begins as NaN.
 
     Of every byte it keeps who wrote it last and who read it last, and when: how many barriers of the program, and of
-    the thread's warp, had been passed.
+    the thread's warp, had been passed. ``watch`` is told of what threads access, not of what products read.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
-        self.size = size
+    def __init__(self, size: int, threads: int, watch: Watch | None = None) -> None:
+        self.size, self._watch = size, watch
         self._bytes = np.full(-(-size // 16) * 16 + 16, 0xFF, np.uint8)
         shape = self._bytes.size
         self._writer, self._reader = np.full(shape, -1, np.int32), np.full(shape, -1, np.int32)
@@ -150,7 +153,7 @@ class SharedMemory:
 
     def read(self, offsets: np.ndarray, size: int, count: int, threads: np.ndarray) -> np.ndarray:
         """Return ``(len(offsets), count)`` numbers of ``size`` bytes, as unsigned integers, for the threads given."""
-        places = self._places(offsets, size * count, "read")
+        places = self._accessed(offsets, size * count, threads, "read")
         who = np.broadcast_to(threads[:, None], places.shape)
         if self._awaited[places].any():
             raise Fault("shared memory is read that an asynchronous copy has not yet filled")
@@ -160,14 +163,14 @@ class SharedMemory:
 
     def write(self, offsets: np.ndarray, values: np.ndarray, threads: np.ndarray) -> None:
         """Write ``(len(offsets), count)`` numbers."""
-        places = self._places(offsets, values.shape[1] * values.itemsize, "written")
+        places = self._accessed(offsets, values.shape[1] * values.itemsize, threads, "written")
         bytes_ = np.ascontiguousarray(values).view(np.uint8)
         self._check_writing(places, bytes_, threads)
         self._put(places, bytes_, threads)
 
     def begin_copy(self, offsets: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> np.ndarray:
         """Announce that bytes will be written until :meth:`end_copy`; return their places."""
-        places = self._places(offsets, bytes_.shape[1], "written")
+        places = self._accessed(offsets, bytes_.shape[1], threads, "written")
         if self._awaited[places].any():
             raise Fault("an asynchronous copy begins where another has not ended")
         self._check_writing(places, bytes_, threads)
@@ -203,12 +206,14 @@ class SharedMemory:
         self._reader[spread], self._other_threads[spread], self._other_warps[spread] = 0, True, True
         self._was_read[spread], self._was_read_in_warp[spread] = self.barriers, self.warp_barriers[0]
 
-    def _places(self, offsets: np.ndarray, size: int, what: str) -> np.ndarray:
+    def _accessed(self, offsets: np.ndarray, size: int, threads: np.ndarray, what: str) -> np.ndarray:
         first = offsets.astype(np.int64)
         if (first % size).any():
             raise Fault(f"{size} bytes of shared memory are {what} at {int(first[first % size != 0][0])}: not aligned")
         if first.size and first.max() + size > self.size:
             raise Fault(f"{size} bytes are {what} at {int(first.max())} of {self.size} bytes of shared memory")
+        if self._watch:
+            self._watch(first, size, threads)
         return first[:, None] + np.arange(size)
 
     def _put(self, places: np.ndarray, bytes_: np.ndarray, threads: np.ndarray) -> None:
