@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lucid_deploy.errors import LucidError
 
 TOO_LITTLE_MEMORY = (
     "There is too little memory for this, or a limit was set on it (ulimit -v, a container). Free some, raise the "
@@ -26,6 +29,28 @@ _SAID = (
     "failed to map segment from shared object",
 )
 _SAID_OF_THREADS = ("can't start new thread", "pthread_create failed", "resource temporarily unavailable")
+
+
+class TooLittleMemory(LucidError):
+    """Memory could not be had, whichever library says so in whichever way."""
+
+    def __init__(self) -> None:
+        super().__init__(TOO_LITTLE_MEMORY)
+
+
+@contextmanager
+def memory_errors_told() -> Iterator[None]:
+    """Raise :class:`TooLittleMemory` in the place of what says that memory could not be had; other errors pass.
+
+    Raises:
+        TooLittleMemory: See there.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise TooLittleMemory from error
 
 
 def limit_met(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from google.protobuf.message import EncodeError
 
 from lucid_deploy.cli import main
 from lucid_deploy.errors import CheckFailed
-from lucid_deploy.shortages import lacks_memory
+from lucid_deploy.shortages import TooLittleMemory, lacks_memory, memory_errors_told
 from tests.patience import PATIENCE
 
 SAID = [
@@ -123,3 +123,12 @@ def test_a_limit_on_an_export(tmp_path: Path) -> None:
             break
         assert "Traceback" not in done.stderr, done.stderr
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", SAID, ids=repr)
+def test_whatever_says_it_becomes_one_error(error: Exception) -> None:
+    with pytest.raises(TooLittleMemory) as raised, memory_errors_told():
+        raise error
+    assert raised.value.__cause__ is error and str(raised.value).startswith("There is too little memory for this")
+    with pytest.raises(ValueError, match="shape"), memory_errors_told():
+        raise ValueError("shape")

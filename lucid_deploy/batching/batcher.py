@@ -6,7 +6,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,53 +13,18 @@ import numpy as np
 from lucid_deploy.batching.drafts import follow, propose
 from lucid_deploy.batching.log_probabilities import log_probabilities
 from lucid_deploy.batching.request import Finished, Mark, Request, Token
+from lucid_deploy.batching.row import Row, first_to_end
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
-from lucid_deploy.generation.drafting import Drafter, MakeDrafter
+from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
 from lucid_deploy.generation.speculation import DraftCounts, is_near_tie, near_share, prepare_speculation
-from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.session import Array, Session
+from lucid_deploy.shortages import TooLittleMemory, memory_errors_told
 
 Event = Token | Finished
-
-
-@dataclass
-class _Row:
-    """A request that has a row.
-
-    Attributes:
-        number: The request's.
-        cache: While its prompt runs; None once it is among the running rows.
-        ids: Tokens in its cache.
-        guide: Follows its constraint, if it has one.
-        drafter: Guesses its tokens, if the batcher speculates.
-        next: The token to run next.
-        count: New tokens so far.
-        verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
-    """
-
-    number: int
-    request: Request
-    choose: Sampler
-    guide: Guide | None
-    cache: Cache[Any] | None
-    ids: list[int] = field(default_factory=list)
-    drafter: Drafter | None = None
-    next: int = 0
-    count: int = 0
-    verified: bool = False
-
-    @property
-    def left(self) -> int:
-        """New tokens that may still come."""
-        return self.request.max_new_tokens - self.count
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return not self.request.sampling.temperature
 
 
 class Batcher:
@@ -127,8 +91,8 @@ class Batcher:
         self._guides = guides
         self._opened: dict[int, Future[Guide]] = {}  # of waiting requests
         self._waiting: OrderedDict[int, Request] = OrderedDict()
-        self._filling: _Row | None = None
-        self._running: dict[int, _Row] = {}
+        self._filling: Row | None = None
+        self._running: dict[int, Row] = {}
         self._pool = make_rows(session, rows)
         self._cancelled: dict[int, None] = {}  # in the order in which it was asked for
         self._next = 0
@@ -179,8 +143,8 @@ class Batcher:
 
         Returns:
             What came out, in order; nothing when idle. A request that fails by itself (logits that are not finite)
-            comes out as finished with ``error``, one whose constraint leaves no token with ``refused``; the others go
-            on.
+            comes out as finished with ``error``, one whose constraint leaves no token with ``refused``, and one for
+            which there is too little memory with ``memory``; the others go on.
 
         Raises:
             LucidError: The runtime failed on the whole batch.
@@ -229,7 +193,11 @@ class Batcher:
                     return
                 part = part[:budget]
             try:
-                logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)
+                with memory_errors_told():
+                    logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)
+            except TooLittleMemory as error:
+                self._end(row.number, self._relieved(row.number, error), events)
+                return  # the next prompt would hardly find more now
             except LucidError as error:
                 self._end(row.number, Finished(row.number, "error", str(error)), events)
                 continue
@@ -258,69 +226,95 @@ class Batcher:
         except LucidError as error:
             self._end(number, Finished(number, "refused", str(error)), events)
             return self._start_next(events)
+        try:
+            row = self._row_of(number, request, guide)
+        except TooLittleMemory as error:
+            self._end(number, self._relieved(number, error), events)
+            return False
         del self._waiting[number]
         self._opened.pop(number, None)
+        self.prompt_tokens_reused += len(row.ids)
+        self.marks.append(Mark(number, "prefill", time.time_ns(), len(row.ids)))
+        self._filling = row
+        return True
+
+    @memory_errors_told()
+    def _row_of(self, number: int, request: Request, guide: Guide | None) -> Row:
+        """Return a row for a request, with what is stored of its prompt."""
         most = len(request.prompt_ids) - 1  # the last token gives the logits
         cache = self._store.find(request.prompt_ids, most, request.cache_owner)
         if cache is None:
             cache = self.session.empty_cache(1)
-        self.prompt_tokens_reused += cache.length
-        self.marks.append(Mark(number, "prefill", time.time_ns(), cache.length))
         ids = list(request.prompt_ids[: cache.length])
-        self._filling = _Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
-        return True
+        return Row(number, request, Sampler(request.sampling, request.prompt_ids), guide, cache, ids)
 
-    def _keep_beginning(self, row: _Row) -> None:
+    def _keep_beginning(self, row: Row) -> None:
         """Keep what has run of a prompt if a longer cache cannot give it: at 1, 2, 4, … chunks."""
         chunks, rest = divmod(len(row.ids), self.prefill_chunk or len(row.ids))
         if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
-            assert row.cache is not None
-            self._store.add(row.ids, row.cache, row.request.cache_owner)
+            self._store_row(row)
 
-    def _take_first(self, row: _Row, logits: Array, events: list[Event]) -> None:
+    def _take_first(self, row: Row, logits: Array, events: list[Event]) -> None:
         """Choose the first token of a prompt that has run, and let the row decode if it goes on."""
         self.marks.append(Mark(row.number, "decode", time.time_ns()))
         end = self._choose(row, logits, events)
-        if end is None or end.reason != "error":
-            assert row.cache is not None
-            self._store.add(row.ids, row.cache, row.request.cache_owner)
+        if end is None or not end.failed:
+            self._store_row(row)
         if end is not None:
             self._end(row.number, end, events)
             return
-        assert row.cache is not None
-        self._pool.join(row.number, row.cache)
+        try:
+            self._let_decode(row)
+        except TooLittleMemory as error:
+            self._end(row.number, self._relieved(row.number, error), events)
+            return
         row.cache, self._filling = None, None
         self._running[row.number] = row
+
+    @memory_errors_told()
+    def _let_decode(self, row: Row) -> None:
         if self._drafters is not None:
             row.drafter = self._drafters()
             row.drafter.chunk = self.prefill_chunk
             row.drafter.add([*row.request.prompt_ids, row.next])
+        assert row.cache is not None
+        self._pool.join(row.number, row.cache)
 
     def _run_rows(self, events: list[Event]) -> None:
         if not self._running:
             return
         drafts = propose(self._running, self.session.context_limit, self.drafts)
-        if any(drafts.values()):
-            self._verify(drafts, events)
+        several = any(drafts.values())
+        try:
+            with memory_errors_told():
+                if several:
+                    found = self._pool.decode_several({n: [row.next, *drafts[n]] for n, row in self._running.items()})
+                else:
+                    found = self._pool.decode({n: row.next for n, row in self._running.items()})
+        except TooLittleMemory as error:  # the rows are as they were: the next step tries again without one of them
+            prompts = [] if self._filling is None else [self._filling]
+            number = first_to_end([*self._running.values(), *prompts])
+            self._end(number, self._relieved(number, error), events)
             return
-        tokens = {number: row.next for number, row in self._running.items()}
-        for number, logits in self._pool.decode(tokens).items():
+        if several:
+            self._follow(drafts, found, events)
+            return
+        for number, logits in found.items():
             row = self._running[number]
             row.ids.append(row.next)
             end = self._choose(row, logits, events)
             if end is not None:
                 self._end(number, end, events)
 
-    def _verify(self, drafts: dict[int, list[int]], events: list[Event]) -> None:
-        """Run drafts behind the rows' next tokens, and keep those that are chosen."""
-        tokens = {number: [row.next, *drafts[number]] for number, row in self._running.items()}
+    def _follow(self, drafts: dict[int, list[int]], found: dict[int, Array], events: list[Event]) -> None:
+        """Keep the drafts that are chosen, of those that ran behind the rows' next tokens."""
         kept: dict[int, int] = {}
         ends: dict[int, Finished] = {}
-        for number, logits in self._pool.decode_several(tokens).items():
+        for number, logits in found.items():
             row = self._running[number]
             row.verified = True
 
-            def choose(logits: Array, draft: int | None, row: _Row = row) -> bool:
+            def choose(logits: Array, draft: int | None, row: Row = row) -> bool:
                 end = self._choose(row, logits, events, draft)
                 if end is not None:
                     ends[row.number] = end
@@ -331,17 +325,24 @@ class Batcher:
         for number, end in ends.items():
             self._end(number, end, events)
 
-    def _choose(self, row: _Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
-        """Choose a row's next token; return the end if the row ends with it. Near ties after verifying steps count."""
+    def _choose(self, row: Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
+        """Choose a row's next token; return the end if the row ends with it."""
         try:
-            allowed = None if row.guide is None else row.guide.allowed()
-            if row.guide is not None and allowed is None:  # the text is complete
-                return Finished(row.number, "eos")
-            token = row.choose(logits, allowed)
+            return self._chosen(row, logits, events, draft)
         except NoTokenLeft as error:
             return Finished(row.number, "refused", str(error))
+        except TooLittleMemory as error:
+            return self._relieved(row.number, error)
         except LucidError as error:
             return Finished(row.number, "error", str(error))
+
+    @memory_errors_told()
+    def _chosen(self, row: Row, logits: Array, events: list[Event], draft: int | None) -> Finished | None:
+        """As :meth:`_choose`, which tells errors. Near ties after verifying steps count."""
+        allowed = None if row.guide is None else row.guide.allowed()
+        if row.guide is not None and allowed is None:  # the text is complete
+            return Finished(row.number, "eos")
+        token = row.choose(logits, allowed)
         request = row.request
         if row.verified and row.greedy:
             choose = row.choose
@@ -366,8 +367,8 @@ class Batcher:
         """Take a request out of wherever it is, and keep its cache for later prompts if it is sound."""
         if number in self._running:
             row = self._running.pop(number)
-            if self._store.budget >= len(row.ids) and end.reason != "error":
-                self._store.add(row.ids, self._pool.take(number), row.request.cache_owner)
+            if self._store.budget >= len(row.ids) and not end.failed:
+                self._store_row(row)
             self._pool.leave(number)
         elif self._is_filling(number):
             self._filling = None
@@ -375,6 +376,21 @@ class Batcher:
             del self._waiting[number]
             self._opened.pop(number, None)
         events.append(end)
+
+    def _relieved(self, number: int, error: TooLittleMemory) -> Finished:
+        """Return the end of a request for which there is too little memory; give back what others can do without."""
+        self._store.clear()
+        self.session.release_memory()
+        return Finished(number, "memory", str(error))
+
+    def _store_row(self, row: Row) -> None:
+        """Keep a row's cache for later prompts, if there is memory for it: they would only be slower without."""
+        try:
+            with memory_errors_told():
+                cache = self._pool.take(row.number) if row.cache is None else row.cache
+                self._store.add(row.ids, cache, row.request.cache_owner)
+        except TooLittleMemory as error:
+            self._relieved(row.number, error)
 
     def _is_filling(self, number: int) -> bool:
         return self._filling is not None and self._filling.number == number

@@ -94,10 +94,16 @@ class Finished:
     Attributes:
         request: The request's number.
         reason: ``eos`` (also when a constraint lets nothing follow), ``length`` (max_new_tokens), ``context`` (no room
-            left), ``cancelled``, ``refused`` (constraint and bad words leave no token) or ``error``.
-        error: What went wrong, with ``error`` and ``refused``.
+            left), ``cancelled``, ``refused`` (constraint and bad words leave no token), ``memory`` (there is too little
+            of it for the request beside the others) or ``error``.
+        error: What went wrong, with ``memory``, ``error`` and ``refused``.
     """
 
     request: int
     reason: str
     error: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the model failed on it, so that nothing of it is kept."""
+        return self.reason in ("memory", "error")

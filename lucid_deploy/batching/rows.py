@@ -17,6 +17,7 @@ from lucid_deploy.cache.layout import CacheTensor, held, new_buffer
 from lucid_deploy.runtimes.cache_rows import CacheRow, cache_of_rows, row_layers
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
 from lucid_deploy.runtimes.session import Array, Cache, Session
+from lucid_deploy.runtimes.several import MOST
 from lucid_deploy.runtimes.take_back import make_room, take_back
 
 GRAIN = 256  # tokens; buffers are a multiple of it …
@@ -25,7 +26,10 @@ _SHRINK = 2  # … and are made shorter when they are this many times too long: 
 
 
 class Rows(ABC):
-    """Running rows; a key, given by the caller, names each."""
+    """Running rows; a key, given by the caller, names each.
+
+    Where memory is missing, what fails leaves the rows as they were, but for :meth:`keep`; :meth:`leave` takes none.
+    """
 
     @abstractmethod
     def join(self, key: int, cache: Cache[Any]) -> None:
@@ -195,10 +199,9 @@ class StaticRows(Rows):
     def leave(self, key: int) -> None:
         """See :meth:`Rows.leave`."""
         slot = self._slots.index(key)
+        written = min(int(self._lengths[slot]) + MOST, self.room)  # by a step that failed, too
         for tensor, buffer in self._tensors(self._layers):
-            part = held(tensor, buffer[slot : slot + 1], int(self._lengths[slot]))
-            if not np.isfinite(part).all():  # what is masked is still multiplied, by zero
-                part[:] = 0
+            held(tensor, buffer[slot : slot + 1], written)[:] = 0  # what is masked is still multiplied, by zero
         self._slots[slot] = None
 
     def take(self, key: int) -> Cache[Any]:
@@ -229,7 +232,7 @@ class StaticRows(Rows):
                 self._positions[:count],
                 self._lengths[:count],
             )
-        logits = self._decoding.run_bound(binding)
+        logits = self._run(binding)
         self._lengths[:count] += 1
         return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
 
@@ -245,7 +248,7 @@ class StaticRows(Rows):
             bound = self._several[count, n] = self._bind_several(count, n)
         bound.ids[:] = ids
         bound.positions[:] = self._lengths[:count, None] + np.arange(n)
-        logits = self._decoding.run_bound(bound.binding)
+        logits = self._run(bound.binding)
         self._ran = n
         return {key: logits[slot, : len(tokens[key])] for slot, key in enumerate(keys)}
 
@@ -261,6 +264,14 @@ class StaticRows(Rows):
                 for layer in self._layers:
                     for buffer in layer:  # all of rows: nothing else runs several tokens
                         buffer[slot, :, start:end] = 0
+
+    def _run(self, binding: Any) -> Array:
+        try:
+            return self._decoding.run_bound(binding)
+        except Exception:  # a runtime may not run again what has failed
+            self._bindings.clear()
+            self._several.clear()
+            raise
 
     def _bind_several(self, count: int, n: int) -> _BoundSeveral:
         ids, positions = np.zeros((count, n), np.int64), np.zeros((count, n), np.int64)
@@ -296,17 +307,14 @@ class StaticRows(Rows):
             return
         self._bindings.clear()
         self._several.clear()
-        self._mask = np.ones((self._rows, room), np.int64)
-        old = self._layers
-        self._layers = []
+        self._mask = np.ones((self._rows, 0), np.int64)  # if memory is missing on the way, the rest is moved next time
         for index, (layout, layer) in enumerate(zip(self._decoding.layout, like, strict=True)):
             made = []  # layer by layer: only one is in memory twice
             for place, (tensor, array) in enumerate(zip(layout, layer, strict=True)):
                 buffer = new_buffer(tensor, self._rows, room, array.dtype)
                 for slot in taken:
                     part, length = slice(slot, slot + 1), int(self._lengths[slot])
-                    held(tensor, buffer[part], length)[:] = held(tensor, old[index][place][part], length)
+                    held(tensor, buffer[part], length)[:] = held(tensor, self._layers[index][place][part], length)
                 made.append(buffer)
-            if old:
-                old[index] = ()
-            self._layers.append(tuple(made))
+            self._layers[index : index + 1] = [tuple(made)]
+        self._mask = np.ones((self._rows, room), np.int64)

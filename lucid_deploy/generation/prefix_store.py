@@ -101,6 +101,10 @@ class PrefixStore:
         self._session.truncate(cache, shared)
         return cache
 
+    def clear(self) -> None:
+        """Keep nothing of what was added so far."""
+        self._entries.clear()
+
     def gives_beginnings(self, tokens: int) -> bool:
         """Whether a kept cache of so many tokens is found by texts that share only its beginning."""
         return cuts_exactly(self._session.layout, 0, tokens)

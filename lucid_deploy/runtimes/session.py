@@ -71,6 +71,9 @@ class Session(CacheOperations[Tensor]):
     def close(self) -> None:
         """Give back what the session holds; it cannot be used any more. Most have nothing that waits for this."""
 
+    def release_memory(self) -> None:
+        """Give memory back that is only kept for later runs; they take as much anew. Most sessions keep none."""
+
     @property
     def label(self) -> str:
         """The runtime, for people, with what was chosen beside it."""

@@ -287,6 +287,8 @@ class Engine:
                     out.append((stream, row, event))
                 continue
             if isinstance(event, Finished):
+                if event.reason == "memory":
+                    log.error("A generation ended, the others go on: %s", event.error)
                 del self._running[event.request], self._numbers[stream, row]
                 self._cached.pop(event.request, None)
                 self._release(1)

@@ -95,3 +95,12 @@ def test_a_full_window_is_such_a_cache_and_one_that_is_not_full_is_none() -> Non
 def test_a_budget_below_nothing_is_refused() -> None:
     with pytest.raises(LucidError, match="0 tokens or more"):
         store(-1)
+
+
+def test_a_cleared_store_keeps_nothing_and_takes_more() -> None:
+    kept = store()
+    kept.add(TEXT, cache_of(20))
+    kept.clear()
+    assert (kept.tokens, found(kept, TEXT)) == (0, 0)
+    kept.add(TEXT, cache_of(20))
+    assert found(kept, TEXT) == 20

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lucid_deploy.model.config import parse_config
+from lucid_deploy.runtimes import static_session
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.static_session import BoundStep, StaticSession
 from tests.conftest import MIXED, TINY
@@ -86,3 +88,44 @@ def test_going_back_moves_nothing_without_rings(session: Recorder) -> None:
     session.truncate(cache, 1)
     session.decode(np.array([[9]]), cache)
     assert session.layer_arrays(cache)[0][0][0, 0, :, 0].tolist() == [5, 9] and session.bound == [256]
+
+
+def test_buffers_that_cannot_be_made_longer_lose_nothing(session: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some layers had moved, and what was bound wrote into their old buffers, from which the next move did not copy."""
+    session.layout, session.layers = session.layout[:2], session.layers[:2]
+    cache = session.empty_cache()
+    for token in range(256):
+        session.decode(np.array([[token % 97]]), cache)
+    make, made = static_session.new_buffer, iter(range(100))
+
+    def failing(*arguments: Any) -> Array:
+        if next(made) == 3:
+            raise MemoryError
+        return make(*arguments)
+
+    monkeypatch.setattr(static_session, "new_buffer", failing)
+    with pytest.raises(MemoryError):
+        session.decode(np.array([[1]]), cache)
+    session.truncate(cache, 200)
+    for token in range(200, 300):
+        session.decode(np.array([[token % 89]]), cache)
+    wanted = [token % 97 for token in range(200)] + [token % 89 for token in range(200, 300)]
+    for layer in session.layer_arrays(cache):
+        assert [rows[0, 0, :, 0].tolist() for rows in layer] == [wanted] * 2
+
+
+def test_old_buffers_go_layer_by_layer(session: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was bound held all of them while the new ones were made."""
+    cache = session.empty_cache()
+    for token in range(256):
+        session.decode(np.array([[token % 97]]), cache)
+    old = weakref.ref(cache.layers[0][0])
+    make, alive = static_session.new_buffer, []
+
+    def noting(*arguments: Any) -> Array:
+        alive.append(old() is not None)
+        return make(*arguments)
+
+    monkeypatch.setattr(static_session, "new_buffer", noting)
+    session.decode(np.array([[1]]), cache)
+    assert alive[0] and not alive[-1]

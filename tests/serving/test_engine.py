@@ -28,6 +28,7 @@ class ScriptedBatcher:
         self.left: dict[int, int] = {}
         self.cancelled: list[int] = []
         self.fault: Exception | None = None
+        self.ends: dict[int, Finished] = {}  # by number, where it is not the usual one
         self.held = threading.Event()
         self.held.set()
 
@@ -64,7 +65,7 @@ class ScriptedBatcher:
             events.append(Token(number, 7))
             if not self.left[number]:
                 del self.left[number]
-                events.append(Finished(number, "length"))
+                events.append(self.ends.get(number, Finished(number, "length")))
         yield events
 
 
@@ -209,6 +210,22 @@ def test_too_little_memory_for_a_step_is_one_line(error: Exception, caplog: pyte
         assert fault.message == f"The engine ended: {TOO_LITTLE_MEMORY}"
         (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
         assert record.getMessage() == fault.message and record.exc_info is None
+
+    with_engine(test)
+
+
+def test_a_request_that_finds_no_memory_is_one_line_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
+        batcher.held.clear()
+        batcher.ends[0] = Finished(0, "memory", TOO_LITTLE_MEMORY)
+        stream = engine.submit([Request([1], 5)])
+        batcher.held.set()
+        assert (await everything(stream, 1))[-1] == (0, Finished(0, "memory", TOO_LITTLE_MEMORY))
+        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert record.getMessage() == f"A generation ended, the others go on: {TOO_LITTLE_MEMORY}"
+        batcher.ends.clear()
+        assert (await everything(engine.submit([Request([1], 5)]), 1))[-1] == (0, Finished(0, "length"))
+        assert (engine.state, engine.admitted) == ("ready", 0)
 
     with_engine(test)
 

@@ -123,6 +123,10 @@ class OrtSession(Session[Any]):
 
     def close(self) -> None:
         """See :meth:`Session.close`."""
+        self.release_memory()
+
+    def release_memory(self) -> None:
+        """See :meth:`Session.release_memory`."""
         if self.provider == "cpu":
             release_arena()
 

@@ -72,8 +72,8 @@ class StaticOrtSession(StaticSession, OrtSession):
     def run_bound(self, binding: BoundStep) -> Array:
         """See :meth:`InPlaceDecoding.run_bound`."""
         binding.graph.run_with_iobinding(binding.binding)
-        for buffer, new in binding.replaced:
-            buffer[...] = new
         logits: Array = binding.binding.get_outputs()[0].numpy().copy()
         binding.binding.bind_output("logits")  # lets go of them: a server has a binding for each size of a step
+        for buffer, new in binding.replaced:  # last: where memory is missing for what is before, nothing has changed
+            buffer[...] = new
         return logits

@@ -78,10 +78,10 @@ class StaticOpenVinoSession(StaticSession, OpenVinoSession):
         except RuntimeError:
             self._bound = None  # to be bound anew, to a graph that is compiled again
             raise
+        logits: Array = bound.request.get_tensor("logits").data.copy()
         rows = np.arange(len(bound.length))
         for buffer, output in bound.written:
             buffer[rows, :, bound.length] = output[rows, :, bound.length]
-        for buffer, output in binding.replaced:
+        for buffer, output in binding.replaced:  # last: where memory is missing for what is before, nothing has changed
             buffer[...] = output
-        logits: Array = bound.request.get_tensor("logits").data.copy()
         return logits

@@ -218,10 +218,10 @@ class TensorRtSession(Session[DeviceTensor]):
         self._device.activate()
         batch, past = input_ids.shape[0], mask.shape[1] - 1
         bound = self._bound_to(layers, mask[:, :past])
+        logits = self._logits(batch, 1)  # before a state is changed: memory may be missing
         self._contexts.upload("decode", _tokens(input_ids, positions, past))
         bound.step.run(partial(self._contexts.execute, "decode"), mask[:, past])
         self._count_new(bound, mask, past)
-        logits = self._logits(batch, 1)
         self._device.download(logits, bound.results["logits"])
         return logits, bound.layers
 

@@ -88,5 +88,7 @@ def test_both_graphs_of_an_artifact_have_it(
     assert [each for each in seen if each] == ["1"] * len(seen) and len(seen) >= 3
     cache_of_one = session.empty_cache(1)
     session.prefill(np.array([[5, 9, 5]]), cache_of_one)
+    session.release_memory()
+    assert session.prefill(np.array([[7]]), session.fork(cache_of_one)).shape[:2] == (1, 1), "it goes on"
     session.close()
     assert [layer.shape[2] for layer in session.layer_arrays(cache_of_one)[0]] == [3, 3], "caches outlive it"

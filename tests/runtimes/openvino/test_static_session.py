@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
 from tests.conftest import MIXED
 
-pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
+openvino = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
 Exported = Callable[..., tuple[Path, Artifact]]
 
 
@@ -115,6 +116,50 @@ def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
                 tokens.setdefault(event.request, []).append(event.token)
     for number, request in zip(numbers, requests, strict=True):
         assert tokens[number] == list(Generation(static, request.prompt_ids, 6, request.sampling, stop_at_eos=False))
+
+
+def drain(batcher: Batcher, *requests: Request) -> list[tuple[list[int], str]]:
+    """Return each request's tokens, and how it ended."""
+    numbers = [batcher.submit(request) for request in requests]
+    tokens: dict[int, list[int]] = {number: [] for number in numbers}
+    ends: dict[int, str] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            if isinstance(event, Token):
+                tokens[event.request].append(event.token)
+            else:
+                ends[event.request] = event.reason
+    return [(tokens[number], ends[number]) for number in numbers]
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("wait", ()), ("get_tensor", ("logits",))])
+def test_a_step_of_a_batch_that_finds_no_memory(
+    static: Any, monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[str, ...]
+) -> None:
+    """One request ends. What was bound is bound anew, to a graph compiled again, and no ring has a token twice."""
+    short, long = (Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11))
+    do, bind, bound = getattr(openvino.InferRequest, name), static.bind_decode, []
+
+    def binding(layers: Any, mask: np.ndarray, *rest: Any) -> Any:
+        bound.append(len(mask))
+        return bind(layers, mask, *rest)
+
+    monkeypatch.setattr(static, "bind_decode", binding)
+    batcher = Batcher(static, 2)
+    ((wanted, _),), ((other, _),) = drain(batcher, short), drain(batcher, long)
+    assert bound == [1]
+    calls = itertools.count()
+
+    def failing(request: Any, *given: Any) -> Any:
+        found = do(request, *given)
+        if given == arguments and next(calls) == 4:  # two prompts, then steps
+            raise RuntimeError("bad allocation")
+        return found
+
+    monkeypatch.setattr(openvino.InferRequest, name, failing)
+    kept, (tokens, end) = drain(batcher, short, long)
+    assert (kept, end) == ((wanted, "length"), "memory") and 0 < len(tokens) < 6 and tokens == other[: len(tokens)]
+    assert bound == [1, 2, 1]
 
 
 def test_it_is_verified(small: tuple[Path, Artifact]) -> None:

@@ -1,0 +1,223 @@
+"""Memory that is missing in a step: requests end with the reason, the others' answers are those they get alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.batching import rows as rows_module
+from lucid_deploy.generation.drafting import LookupDrafter
+from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.sampling import Sampling
+from lucid_deploy.runtimes import Session, open_session
+from lucid_deploy.shortages import TOO_LITTLE_MEMORY
+
+Exported = Callable[..., tuple[Path, Artifact]]
+SAID = "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 1073741824"
+NEW = 12
+
+
+class Shortage:
+    """Lets runs of onnxruntime's sessions fail once they have computed and written everything: the worst moment.
+
+    Attributes:
+        failing: Numbers of the runs that fail, counted from 0 where ``begin`` was called.
+        runs: How many there were since.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.failing: set[int] = set()
+        self.runs = 0
+        inference, binding = onnxruntime.InferenceSession, onnxruntime.IOBinding
+        for kind, name in (
+            (inference, "run_with_ort_values"),
+            (inference, "run_with_iobinding"),
+            (binding, "get_outputs"),
+        ):
+            patch.setattr(kind, name, self._failing(getattr(kind, name)))
+
+    def begin(self, *failing: int) -> None:
+        self.failing, self.runs = set(failing), 0
+
+    def _failing(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            found = run(*arguments, **options)
+            self.runs += 1
+            if self.runs - 1 in self.failing:
+                raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(SAID)
+            return found
+
+        return wrapped
+
+
+@pytest.fixture
+def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
+    return Shortage(monkeypatch)
+
+
+@pytest.fixture(params=["growing", "static", "hybrid growing", "hybrid static"])
+def session(request: pytest.FixtureRequest, exported: Exported, hybrid: Callable[..., Artifact]) -> Session[Any]:
+    *first, cache = request.param.split()
+    return open_session(hybrid(cache=cache) if first else exported(cache=cache)[1])
+
+
+def prompt(session: Session[Any], length: int) -> list[int]:
+    ids = np.random.default_rng(length).integers(2, session.config.vocab_size, length)
+    ids[length // 3 : 2 * length // 3] = 11  # a repeated token
+    return [int(token) for token in ids]
+
+
+def requests(session: Session[Any]) -> list[Request]:
+    sampled = Sampling(1.3, 20, 0.9, 5)
+    lengths = (9, 40, 23, 5)
+    return [Request(prompt(session, n), NEW, sampled if n == 23 else Sampling(), stop_at_eos=False) for n in lengths]
+
+
+def alone(session: Session[Any], request: Request) -> list[int]:
+    return list(Generation(session, request.prompt_ids, NEW, request.sampling, stop_at_eos=False))
+
+
+def drain(batcher: Batcher) -> tuple[dict[int, list[int]], dict[int, Finished]]:
+    tokens: dict[int, list[int]] = {}
+    ends: dict[int, Finished] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            assert event.request not in ends, "something came after the end"
+            if isinstance(event, Token):
+                tokens.setdefault(event.request, []).append(event.token)
+            else:
+                ends[event.request] = event
+    return tokens, ends
+
+
+def check(batcher: Batcher, wanted: list[list[int]], failed: int) -> None:
+    """Answer the requests; so many fail, whose tokens until then are right, and all are right the next time."""
+    session = batcher.session
+    for expected in (failed, 0):
+        numbers = [batcher.submit(request) for request in requests(session)]
+        tokens, ends = drain(batcher)
+        ended = [number for number in numbers if ends[number] == Finished(number, "memory", TOO_LITTLE_MEMORY)]
+        assert len(ended) == expected
+        for number, right in zip(numbers, wanted, strict=True):
+            got = tokens.get(number, [])
+            assert got == (right[: len(got)] if number in ended else right)
+            assert number in ended or ends[number] == Finished(number, "length")
+
+
+@pytest.mark.parametrize("fails", [*range(0, 30, 3)])
+def test_a_run_that_finds_no_memory_ends_one_request(session: Session[Any], shortage: Shortage, fails: int) -> None:
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=16, prefix_tokens=500 * (fails % 2))
+    shortage.begin(fails)
+    check(batcher, wanted, failed=1)
+    assert shortage.runs > 30
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("fails", [0, 4, 8, 12, 16])
+def test_a_cache_that_rounds(exported: Exported, shortage: Shortage, cache: str, fails: int) -> None:
+    session = open_session(exported(cache=cache, cache_dtype="int8")[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    shortage.begin(fails)
+    check(Batcher(session, rows=3, prefill_chunk=None), wanted, failed=1)
+
+
+def test_no_run_finds_memory_for_a_while(session: Session[Any], shortage: Shortage) -> None:
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=16, prefix_tokens=500)
+    shortage.begin(*range(6, 200))
+    numbers = [batcher.submit(request) for request in requests(session)]
+    _, ends = drain(batcher)
+    assert {ends[number].reason for number in numbers} == {"memory"}
+    assert (batcher.active, batcher.waiting, batcher.cached_tokens) == (0, 0, 0)
+    shortage.begin()
+    check(batcher, wanted, failed=0)
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("fails", [*range(0, 20, 2)])
+def test_a_run_that_verifies_drafts(exported: Exported, shortage: Shortage, cache: str, fails: int) -> None:
+    session = open_session(exported(cache=cache)[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=16, drafters=LookupDrafter)
+    shortage.begin(fails)
+    check(batcher, wanted, failed=1)
+    assert batcher.drafts.proposed
+
+
+@pytest.mark.parametrize("cache", ["plain", "hybrid"])
+@pytest.mark.parametrize("fails", range(12))
+def test_buffers_that_cannot_be_made_longer(
+    exported: Exported, hybrid: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, cache: str, fails: int
+) -> None:
+    """Rows move layer by layer: what has moved and what has not is put together again by the next step."""
+    session = open_session(hybrid(cache="static") if cache == "hybrid" else exported(cache="static")[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    monkeypatch.setattr(rows_module, "GRAIN", 8)
+    make, made = rows_module.new_buffer, iter(range(1_000_000))
+
+    def failing(*arguments: Any) -> np.ndarray:
+        if next(made) == fails:
+            raise MemoryError
+        return make(*arguments)
+
+    monkeypatch.setattr(rows_module, "new_buffer", failing)
+    check(Batcher(session, rows=3, prefill_chunk=16), wanted, failed=1)
+
+
+@pytest.mark.parametrize("name", ["take", "join"])
+def test_a_copy_of_a_row_that_finds_no_memory(
+    session: Session[Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Where it is for the store of prefixes, no request ends for it."""
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=16, prefix_tokens=500)
+    failures: Iterator[bool] = iter([False, True])
+    pool = rows_module.StaticRows if session.in_place else rows_module.MergedRows
+    do = getattr(pool, name)
+
+    def failing(*arguments: Any) -> Any:
+        if next(failures, False):
+            raise MemoryError
+        return do(*arguments)
+
+    monkeypatch.setattr(pool, name, failing)
+    check(batcher, wanted, failed=int(name == "join"))
+    assert next(failures, None) is None
+
+
+def test_numbers_that_a_failed_step_has_written_reach_no_other_row(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, shortage: Shortage
+) -> None:
+    """A step that computed something infinite, and then found no memory, left it behind its row's length."""
+    session: Any = open_session(exported(cache="static")[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=None)
+    run, bind, bound = session.run_bound, session.bind_decode, {}
+
+    def noting(layers: Any, mask: np.ndarray, ids: np.ndarray, positions: np.ndarray, length: np.ndarray) -> Any:
+        binding = bind(layers, mask, ids, positions, length)
+        bound[id(binding)] = binding, [buffer for layer in layers for buffer in layer], length
+        return binding
+
+    def spoiling(binding: Any) -> np.ndarray:
+        try:
+            return run(binding)
+        except Exception:
+            _, buffers, lengths = bound[id(binding)]
+            longest = lengths.argmax()  # which ends
+            for buffer in buffers:
+                buffer[longest, :, lengths[longest]] = np.inf
+            raise
+
+    monkeypatch.setattr(session, "bind_decode", noting)
+    monkeypatch.setattr(session, "run_bound", spoiling)
+    shortage.begin(11)
+    check(batcher, wanted, failed=1)
