@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from lucid_deploy.plugins.decode_attention import plan
 from tests.plugins.decode_attention.kernel_runs import run_decode
 from tests.plugins.kernel_cases import Case, within_gate
 
@@ -37,3 +38,24 @@ def test_error_is_that_of_rounding(arch, case, compiled):
     assert within_gate(result["y_error"], result["y_plain"], case.dtype), result
     assert result["padding_is_v"]
     assert len(launcher.launched) == 2 and ("float8" in launcher.launched[0]) == case.float8
+
+
+# One program for each head and tile of rows, as in large batches: a loop of several passes, where other cases have one.
+# With 64 rows on 10.0 a product of one pass is waited for by a barrier of the next one's.
+PASSES = [
+    (86, Case(new=1, past=430, dtype="float16", keys=0.99, padded=True, batch=2, heads=1)),
+    (90, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),
+    (100, Case(new=1, past=430, dtype="bfloat16", keys="repeated", heads=1)),
+    (100, Case(new=8, past=230, dtype="float16", keys="repeated", padded=True, batch=2, heads=1, float8=True)),
+    (120, Case(new=6, past=200, width=128, dtype="bfloat16", keys=0.99, heads=1)),
+]
+
+
+@pytest.mark.parametrize(("arch", "case"), PASSES, ids=str)
+def test_error_is_that_of_rounding_after_several_tiles(arch, case, compiled, monkeypatch):
+    monkeypatch.setattr(plan, "TARGET_PROGRAMS", 1)
+    compiled(arch)
+    result = run_decode(dataclasses.replace(case, arch=arch))
+    assert within_gate(result["error"], result["plain"], case.dtype), result
+    assert within_gate(result["y_error"], result["y_plain"], case.dtype), result
+    assert result["padding_is_v"]

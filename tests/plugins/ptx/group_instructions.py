@@ -99,7 +99,8 @@ def _barrier_of_products(decoder: Decoder, instruction: Instruction) -> Action:
         def wait(program: Program, active: Array | None) -> None:
             threads = numbers_of(program.threads, active)
             barrier = _only(program.addresses(slot, offset, threads))
-            ended = program.tensor.has_ended(barrier, _only(program.get(parity)[threads]))
+            by_all = len(threads) == program.threads
+            ended = program.tensor.has_ended(barrier, _only(program.get(parity)[threads]), by_all)
             program.put(place, np.full(program.threads, ended), active)
 
         return wait

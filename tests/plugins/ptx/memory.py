@@ -199,10 +199,17 @@ class SharedMemory:
         np.add.at(self._in_use, np.unique(spread), 1)
         return self._bytes[spread]
 
-    def end_use(self, places: np.ndarray, element: int) -> None:
-        """The product has been waited for, by each warp for itself."""
+    def end_use(self, places: np.ndarray, element: int, by_all: bool = False) -> None:
+        """The product has been waited for, by each warp for itself.
+
+        Args:
+            places, element: As for :meth:`begin_use`.
+            by_all: Whether all threads know that it has read, and so may write with no barrier.
+        """
         spread = np.unique(places[..., None] + np.arange(element))
         self._in_use[spread] -= 1
+        if by_all:
+            return
         self._reader[spread], self._other_threads[spread], self._other_warps[spread] = 0, True, True
         self._was_read[spread], self._was_read_in_warp[spread] = self.barriers, self.warp_barriers[0]
 

@@ -69,16 +69,22 @@ def form(descriptor: int, kind: str) -> Form:
 
 @dataclass
 class _Product:
-    """What a product that has not been waited for reads and writes."""
+    """What a product reads and writes until it has been waited for."""
 
     cells: list[tuple[np.ndarray, slice]]  # lanes and columns of tensor memory
     uses: list[tuple[np.ndarray, int]]
+    has_ended: bool = False
 
 
 @dataclass
 class _Barrier:
     phases: int = 0  # that have ended
     products: list[_Product] = field(default_factory=list)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether all its products have ended."""
+        return all(product.has_ended for product in self.products)
 
 
 class TensorMemory:
@@ -90,7 +96,7 @@ class TensorMemory:
         self._stored = np.full((4 * LANES, COLUMNS), -1, np.int64)  # barriers of the program passed when it was stored
         self._on_the_way = np.zeros((4 * LANES, COLUMNS), bool)  # stored, and not yet waited for
         self._busy = np.zeros((4 * LANES, COLUMNS), np.int64)  # products that use it and have not been waited for
-        self._products: list[_Product] = []  # that no barrier counts yet
+        self._products: list[_Product] = []  # that have not ended
         self._barriers: dict[int, _Barrier] = {}
         self.allocated = 0
 
@@ -158,12 +164,11 @@ class TensorMemory:
             self._busy[cells] += 1
 
     def commit(self, barrier: int) -> None:
-        """Let a barrier count the end of all products since the last time."""
+        """Let a barrier count the end of all products before, those that other barriers count as well included."""
         if barrier not in self._barriers:
             raise Fault("a barrier that nothing has made counts products")
         self._barriers[barrier].products += self._products
         self._barriers[barrier].phases += 1
-        self._products = []
 
     def make_barrier(self, barrier: int, count: int) -> None:
         """``mbarrier.init``."""
@@ -175,23 +180,33 @@ class TensorMemory:
 
     def end_barrier(self, barrier: int) -> None:
         """``mbarrier.inval``."""
-        if self._barriers.pop(barrier, _Barrier(products=self._products)).products:
+        if not self._barriers.pop(barrier, _Barrier(products=self._products)).is_waited_for:
             raise Fault("a barrier is taken away that has not been waited for")
 
-    def has_ended(self, barrier: int, parity: int) -> bool:
-        """Return whether the phase of a parity has ended; what it counts is then there."""
+    def has_ended(self, barrier: int, parity: int, by_all: bool) -> bool:
+        """Return whether the phase of a parity has ended; what it counts is then there.
+
+        A barrier ends when its products have read all that they read, by whichever warp they were started. Whether all
+        threads ask at once is ``by_all``.
+        """
         if barrier not in self._barriers:
             raise Fault("a barrier is waited for that nothing has made")
         here = self._barriers[barrier]
         if here.phases % 2 == parity:
             return False
         for product in here.products:
-            for use in product.uses:
-                self._shared.end_use(*use)
-            for cells in product.cells:
-                self._busy[cells] -= 1
+            if not product.has_ended:
+                self._end(product, by_all)
         here.products = []
+        self._products = [product for product in self._products if not product.has_ended]
         return True
+
+    def _end(self, product: _Product, by_all: bool) -> None:
+        product.has_ended = True
+        for use in product.uses:
+            self._shared.end_use(*use, by_all)
+        for cells in product.cells:
+            self._busy[cells] -= 1
 
     def check_end(self) -> None:
         """A program ends: other programs wait for good for columns that it keeps."""
