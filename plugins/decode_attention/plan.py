@@ -27,8 +27,14 @@ QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and 
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
 WIDE_STAGES = 2  # with 32 rows and more of float32 at most
+# Compute capabilities, without what is behind the point, whose products of 64 rows are those of four warps together and
+# read keys and Y where they lie in shared memory: more than 16 rows take 64, of twice as many numbers at most. Cached
+# tokens of a tile are 32, or 64 where a tile of K has no more than so many numbers: others spill on 9.0.
+WARP_GROUPS = (9, 10)
+GROUP_TOKENS = 64
+FLOAT32_KEYS, HALF_KEYS = 2048, 8192
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
-WIDEST_CHUNK = 64  # the same with 32 rows and more of heads 256 wide: fewer sums are held at once
+WIDE_CHUNK = 64  # the same with more rows of wide heads
 MOST_NEW = 16  # new tokens: the rows of the tile in which their triangle is solved
 TARGET_PROGRAMS = 256  # about two programs for each multiprocessor of a large GPU
 MAX_SPLITS = 128  # bounds the workspace and the combine step
@@ -38,13 +44,14 @@ COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that 
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
 # Padded width from which on tensor cores add the squares of keys in E4M3, by compute capability: on 8.9 and 12.0 they
-# are the busiest unit already. Of keys in bfloat16 they do there, and on 8.0, at every width.
+# are the busiest unit already. Of keys in the half types they do there, and on 8.0, at every width.
 ADDS_SQUARES = {9: 64, 10: 128}
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
 # spill, and addresses, of which narrow loads have twice as many.
 CAREFUL_WARPS = 4
+FLOAT8_TOKENS = 128  # of a tile with 16 rows at most: it is half as large as one of a half type
 FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
@@ -90,7 +97,7 @@ def plan_decode_attention(
         raise ValueError(f"head width {width} is not supported: with a cache of E4M3 multiples of {FLOAT8_UNIT} are")
     padded, unit = padded_width(width), width_unit(width, dtype)
     head_rows = (groups + 1) * new
-    rows = query_rows(head_rows, dtype, padded)
+    rows = query_rows(head_rows, dtype, padded, arch)
     tuned = tuned or split_choice(arch, dtype, padded, rows, unit, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
@@ -103,7 +110,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants=_constants(padded, rows, tuned, unit) | _of_type(arch, dtype, padded, rows, float8),
+        constants=_constants(arch, dtype, padded, rows, tuned, unit) | _of_type(arch, dtype, padded, rows, float8),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -126,15 +133,17 @@ def plan_decode_attention(
     return Plan((split, combine), operator.output_names, workspace_bytes=workspace, zeroed_bytes=0)
 
 
-def row_counts(dtype: str, padded: int) -> tuple[int, ...]:
-    """Return the rows that tiles of a type and padded width are compiled with."""
+def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
+    """Return the rows that tiles of a type and padded width are compiled with for a compute capability."""
     most = FLOAT32_NUMBERS if dtype == "float32" else HALF_NUMBERS
+    if _in_groups(arch):
+        return tuple(rows for rows in (QUERY_ROWS[0], QUERY_ROWS[-1]) if rows * padded <= 2 * most)
     return tuple(rows for rows in QUERY_ROWS if rows * padded <= most)
 
 
-def query_rows(head_rows: int, dtype: str, padded: int) -> int:
+def query_rows(head_rows: int, dtype: str, padded: int, arch: int) -> int:
     """Return the rows of a tile for so many of one key/value head; more than fit take several tiles."""
-    counts = row_counts(dtype, padded)
+    counts = row_counts(dtype, padded, arch)
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
 
@@ -143,15 +152,23 @@ def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float
 
     With a cache of E4M3 and with narrow loads there are more warps.
     """
-    return _of_form(choice(TUNED, arch, dtype, padded), dtype, rows, unit, float8)
+    return _of_form(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
 
 
-def _of_form(tuned: Choice, dtype: str, rows: int, unit: int, float8: bool) -> Choice:
+def _in_groups(arch: int) -> bool:
+    return arch // 10 in WARP_GROUPS
+
+
+def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
     if float8 or unit < compiled_units(dtype)[0]:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
-        return tuned
+        return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS)) if float8 else tuned
     tokens, warps = WIDE_TILE
+    if _in_groups(arch):
+        keys = FLOAT32_KEYS if dtype == "float32" else HALF_KEYS
+        tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else tokens
+        tuned = replace(tuned, block_n=tokens)
     stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
     return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=warps, num_stages=stages)
 
@@ -160,32 +177,33 @@ def _split_kernel(float8: bool) -> str:
     return FLOAT8_KERNEL if float8 else "decode_split_kernel"
 
 
-def _constants(padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
-    widest = padded == PADDED_WIDTHS[-1] and rows > QUERY_ROWS[0]
-    sizes = {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit}
-    return {**sizes, "CHUNK_D": WIDEST_CHUNK if widest else CHUNK}
+def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
+    # In float32 more columns at once are written to shared memory with twice as many conflicts of banks.
+    wide = PADDED_WIDTHS[-2] if _in_groups(arch) and dtype != "float32" else PADDED_WIDTHS[-1]
+    chunk = WIDE_CHUNK if rows > QUERY_ROWS[0] and padded >= wide else CHUNK
+    return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
 
 
 def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dict[str, int]:
-    """Return the constants that only the kernels for a cache of E4M3 or bfloat16 have."""
+    """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
     few = rows == QUERY_ROWS[0]  # with more, as many equal norms would cost more than they save
     least = ADDS_SQUARES.get(arch // 10)
     if float8:
         adds_squares = few and least is not None and padded >= least
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    adds_squares = few and dtype == "bfloat16" and (least is not None or arch < GEFORCE)
+    adds_squares = few and dtype != "float32" and (least is not None or arch < GEFORCE)
     return {"ADD_SQUARES": 1} if adds_squares else {}
 
 
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first.
 
-    Those for a cache of E4M3 or bfloat16 depend on the compute capability.
+    They depend on the compute capability.
     """
     found = []
-    for rows in row_counts(dtype, padded):
-        of_rows = _of_form(tuned, dtype, rows, unit, float8)
-        sizes = _constants(padded, rows, of_rows, unit) | _of_type(arch, dtype, padded, rows, float8)
+    for rows in row_counts(dtype, padded, arch):
+        of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
+        sizes = _constants(arch, dtype, padded, rows, of_rows, unit) | _of_type(arch, dtype, padded, rows, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
     return found

@@ -21,6 +21,7 @@ using Out = table::DecodeAttention::Out;
 constexpr int64_t kQueryRows[] = {16, 32, 64};
 constexpr int64_t kFloat32Numbers = 4096; // rows times padded width at most
 constexpr int64_t kHalfNumbers = 8192;
+constexpr int32_t kWarpGroups[] = {9, 10}; // compute capabilities whose tiles have 16 or 64 rows, and twice the numbers
 constexpr int64_t kMostNew = 16;
 constexpr int64_t kFloat8Unit = 8;
 constexpr int64_t kTargetPrograms = 256;
@@ -32,15 +33,18 @@ int64_t headRows(Sizes const& sizes)
     return (sizes.groups + 1) * sizes.newTokens;
 }
 
-int64_t queryRows(Sizes const& sizes)
+//! Rows of a tile, of kernels compiled for a compute capability.
+int64_t queryRows(Sizes const& sizes, int32_t arch)
 {
     int64_t const wanted = headRows(sizes);
-    int64_t const numbers = sizes.type == Type::kFloat32 ? kFloat32Numbers : kHalfNumbers;
+    bool const inGroups = arch / 10 == kWarpGroups[0] || arch / 10 == kWarpGroups[1];
+    int64_t const numbers = (sizes.type == Type::kFloat32 ? kFloat32Numbers : kHalfNumbers) * (inGroups ? 2 : 1);
     int64_t const most = std::min(kQueryRows[2], numbers / paddedWidth(sizes.width));
+    int64_t const step = inGroups ? 4 : 2;
     int64_t rows = kQueryRows[0];
-    while (rows < wanted && rows < most)
+    while (rows < wanted && rows * step <= most)
     {
-        rows *= 2;
+        rows *= step;
     }
     return rows;
 }
@@ -107,7 +111,9 @@ protected:
         int32_t arch) const override
     {
         int64_t const unit = widthUnit(sizes);
-        int64_t const rows = queryRows(sizes);
+        // The library may have code for an older compute capability alone.
+        Kernel const& few = findKernel(variant(splitKernel(), sizes, unit, kQueryRows[0]), arch);
+        int64_t const rows = queryRows(sizes, few.arch);
         int64_t const batchHeads = sizes.batch * sizes.heads;
         bool const one = sizes.newTokens == 1;
         Kernel const& split = findKernel(variant(splitKernel(), sizes, unit, rows), arch);

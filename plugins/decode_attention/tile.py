@@ -7,6 +7,7 @@ import triton.language as tl
 
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
+    bfloat16_parts,
     cut_tf32,
     float16_parts,
     float16_power,
@@ -58,12 +59,18 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
 
 @triton.jit
 def square_parts(b_k):
-    """Return the squares of bfloat16 as the sum of two bfloat16 parts, which hold all of their 16 bits.
+    """Return the squares of a half type as the sum of two bfloat16 parts.
 
-    Where a square is infinite the second part is not: infinity and its opposite would be NaN.
+    They hold all 16 bits of a square of bfloat16, and 16 of the 22 bits of one of float16, which may be beyond float16
+    itself. Where a square of bfloat16 is infinite the second part is not: infinity and its opposite would be NaN.
     """
-    b_high = b_k * b_k
-    return b_high, tl.maximum(tl.fma(b_k, b_k, -b_high), LOWEST)
+    if b_k.dtype == tl.float16:
+        b_float = b_k.to(tl.float32)
+        b_high, b_low = bfloat16_parts(b_float * b_float)
+    else:
+        b_high = b_k * b_k
+        b_low = tl.maximum(tl.fma(b_k, b_k, -b_high), LOWEST)
+    return b_high, b_low
 
 
 @triton.jit
@@ -77,7 +84,7 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     the other types the powers are 1.
 
     With ADD_SQUARES tensor cores add the squares over all columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are
-    read once. Of E4M3 a sixteenth of a square is a number of float16; of bfloat16 it is two parts.
+    read once. Of E4M3 a sixteenth of a square is a number of float16; of the half types it is two bfloat16 parts.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
@@ -89,7 +96,7 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     b_powers = tl.full((BLOCK_N,), 1.0, tl.float32)
     for i in tl.static_range(len(b_rows)):
         b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        if ADD_SQUARES and b_k.dtype == tl.bfloat16:
+        if ADD_SQUARES and p_tile.dtype.element_ty != tl.float8e4nv:
             b_high, b_low = square_parts(tl.trans(b_k))
             b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.bfloat16)
             b_sums = tl.dot(b_ones, b_low, b_sums)

@@ -21,6 +21,8 @@ CASES = [
     (89, Case(new=3, past=100, width=128, dtype="bfloat16", keys=0.9, heads=1, float8=True)),
     (90, Case(new=1, past=100, width=128, dtype="bfloat16", keys=0.9, heads=1, float8=True, training=True)),
     (80, Case(new=1, past=130, dtype="bfloat16", keys="repeated", heads=1)),
+    (90, Case(new=1, past=130, width=128, dtype="float16", keys=0.99, heads=1, training=True)),
+    (100, Case(new=1, past=257, dtype="float16", keys="repeated", padded=True, batch=2, static=300)),
     (90, Case(new=1, past=130, width=128, dtype="bfloat16", keys=0.99, heads=1)),
     (100, Case(new=1, past=257, dtype="bfloat16", keys=0.9, padded=True, batch=2, static=300, training=True)),
     (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
@@ -48,6 +50,11 @@ PASSES = [
     (100, Case(new=1, past=430, dtype="bfloat16", keys="repeated", heads=1)),
     (100, Case(new=8, past=230, dtype="float16", keys="repeated", padded=True, batch=2, heads=1, float8=True)),
     (120, Case(new=6, past=200, width=128, dtype="bfloat16", keys=0.99, heads=1)),
+    (90, Case(new=5, past=200, width=128, dtype="float16", keys=0.99, padded=True, batch=2, heads=1)),
+    (90, Case(new=8, past=100, width=256, dtype="bfloat16", keys=0.9, heads=1)),
+    (90, Case(new=8, past=100, width=128, keys="repeated", heads=1, training=True)),
+    (100, Case(new=10, past=200, width=128, dtype="bfloat16", keys=0.9, heads=1)),
+    (100, Case(new=5, past=100, width=128, keys=0.99, heads=1)),
 ]
 
 

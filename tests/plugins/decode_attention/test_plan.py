@@ -52,11 +52,35 @@ def test_the_workspace_of_the_largest_batch_serves_every_smaller_one(past, batch
     assert planned.workspace_bytes <= decode(batch=300, heads=1, past=past).workspace_bytes
 
 
+@pytest.mark.parametrize("arch", [80, 86, 89, 110, 120])
 @pytest.mark.parametrize(("head_rows", "rows"), [(2, 16), (16, 16), (17, 32), (32, 32), (33, 64), (80, 64)])
-def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows):
-    assert query_rows(head_rows, "bfloat16", 128) == query_rows(head_rows, "float32", 64) == rows
-    assert query_rows(head_rows, "bfloat16", 256) == query_rows(head_rows, "float32", 128) == min(rows, 32)
-    assert query_rows(head_rows, "float32", 256) == 16
+def test_a_tile_holds_the_queries_and_the_new_keys(head_rows, rows, arch):
+    assert query_rows(head_rows, "bfloat16", 128, arch) == query_rows(head_rows, "float32", 64, arch) == rows
+    assert query_rows(head_rows, "bfloat16", 256, arch) == min(rows, 32)
+    assert query_rows(head_rows, "float32", 128, arch) == min(rows, 32)
+    assert query_rows(head_rows, "float32", 256, arch) == 16
+
+
+@pytest.mark.parametrize("arch", [90, 100, 103])
+@pytest.mark.parametrize(("head_rows", "rows"), [(2, 16), (16, 16), (17, 64), (32, 64), (33, 64), (80, 64)])
+def test_where_warps_multiply_in_groups_more_than_16_rows_take_64(head_rows, rows, arch):
+    assert query_rows(head_rows, "bfloat16", 256, arch) == query_rows(head_rows, "float32", 128, arch) == rows
+    assert query_rows(head_rows, "float32", 256, arch) == 16
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize(
+    ("dtype", "width", "tokens", "columns"),
+    [
+        *(("float32", width, *tile) for width, tile in ((32, (64, 32)), (64, (32, 32)), (128, (32, 32)))),
+        *(("float16", width, *tile) for width, tile in ((32, (64, 32)), (64, (64, 32)), (128, (64, 64)))),
+        ("bfloat16", 256, 32, 64),
+    ],
+)
+def test_tiles_of_64_rows_where_warps_multiply_in_groups(arch, dtype, width, tokens, columns):
+    [step] = decode(arch=arch, width=width, dtype=dtype, new=8).steps[:1]
+    assert (step.constants["ROWS"], step.constants["BLOCK_N"], step.constants["CHUNK_D"]) == (64, tokens, columns)
+    assert step.num_warps == 4 and step.num_stages <= (2 if dtype == "float32" else 3)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -78,13 +102,13 @@ def test_tensor_cores_add_squares_where_they_have_time(arch, least, width):
     )
     assert one["ADD_SQUARES"] == int(width >= least) and several["ADD_SQUARES"] == 0
     assert one["Y_BY_FLOAT32"] == int(arch < 100)
-    assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float16").steps[0].constants
 
 
 @pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
-def test_tensor_cores_add_the_squares_of_bfloat16_for_16_rows(arch, adds):
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensor_cores_add_the_squares_of_the_half_types_for_16_rows(dtype, arch, adds):
     for width in (32, 36, 64, 128, 256):
-        one, several = (decode(arch=arch, width=width, dtype="bfloat16", new=new).steps[0].constants for new in (1, 8))
+        one, several = (decode(arch=arch, width=width, dtype=dtype, new=new).steps[0].constants for new in (1, 8))
         assert one.get("ADD_SQUARES", 0) == adds and "ADD_SQUARES" not in several
         assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float32").steps[0].constants
 

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: sums of squares of keys in E4M3 and bfloat16."""
+"""What runs inside of an interpreter's process: sums of squares of keys in E4M3 and the half types."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def numbers_of_bfloat16() -> Tensor:
     rows[0] = 0.0
     rows[-4:, 0] = torch.tensor([3e19, -1e38, -torch.inf, torch.nan])
     return rows.bfloat16()
+
+
+def numbers_of_float16() -> Tensor:
+    """Return 256 rows with one number each: every size, the smallest and the largest among them, and 0."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.zeros(256, WIDTH)
+    rows[:, 0] = torch.ldexp(1 + torch.rand(256, generator=generator), torch.arange(256) % 40 - 24)
+    rows[1::2] *= -1
+    rows[:3, 0] = torch.tensor([0.0, 2.0**-24, -65504.0])
+    return rows.half()
 
 
 def run_squares(dtype: str, add: bool, keys: Callable[[], Tensor] = every_number) -> Tensor:

@@ -101,6 +101,13 @@ def test_the_nearest_code_that_runs_on_the_device_is_taken(arch, code, tools, tm
     assert {call["image"].split()[1] for call in calls if call["call"] == "load"} == {code}
 
 
+@pytest.mark.parametrize(("arch", "rows"), [(80, 32), (90, 64), (100, 32)])
+def test_rows_of_a_tile_are_those_of_the_code_that_is_taken(arch, rows, tools, tmp_path):
+    _, calls = tools.run(Problem("DecodeAttention", past=777, new=5, groups=4), tmp_path / "log", arch)
+    split = next(call["image"].split() for call in calls if call["call"] == "load")
+    assert split[0] == f"decode_split_float16_d64_u8_r{rows}", "code for an older GPU has other tiles than this one's"
+
+
 @pytest.mark.parametrize(("arch", "code"), [(90, "90"), (100, "ptx"), (89, "ptx")])
 def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttentionFloat8"), tmp_path / "log", arch)

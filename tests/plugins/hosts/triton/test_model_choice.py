@@ -115,7 +115,7 @@ def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str,
         assert each.block_m == each.chunk == 0 and each.block_n >= 16
         assert each.block_n * padded <= 64 * 128
         forms = operator.forms(dtype, padded, each, 90)
-        assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded))
+        assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded, 90))
         assert dict(forms[0].constants)["BLOCK_N"] == each.block_n
 
 
