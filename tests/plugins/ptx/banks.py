@@ -6,7 +6,8 @@ at once at most, so that those with 8 bytes a thread go by half warps and those 
 of ``ldmatrix`` and ``stmatrix`` are those of rows of 16 bytes, eight of one matrix at once, which is the same rule.
 (CUDA C++ Programming Guide, "Shared memory", and NVIDIA's answers on wide accesses, which the guide leaves out.)
 
-What ``wgmma`` and ``tcgen05`` read by descriptors is no access of a thread, and not counted.
+Words that the halves or quarters of a warp have in common are counted for each; a GPU may do better there. What
+``wgmma`` and ``tcgen05`` read by descriptors is no access of a thread, and not counted.
 """
 
 from __future__ import annotations
