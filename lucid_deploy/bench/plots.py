@@ -35,31 +35,37 @@ def plot(report: dict[str, Any], directory: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for stage in dict.fromkeys(row["stage"] for row in report["measurements"]):
-        rows = [row for row in report["measurements"] if row["stage"] == stage]
-        first = report["measurements"][0]["contender"]
-        figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
-        _draw_times(axes[0], rows)
-        _draw_ratios(axes[1], rows, first)
-        _draw_memory(axes[2], rows)
-        for axis in axes:
-            _finish(axis, rows)
-        axes[0].legend(fontsize="small")
-        machine = report["machine"]
-        figure.suptitle(f"{stage}: {machine['processor']}, {machine['cores']} cores")
-        rounds = len(rows[0]["seconds"])
-        explained = (
-            f"Points are medians of {rounds} interleaved rounds, bars reach from the smallest to the largest. "
-            f"The ratio is taken round by round against {first}, so that a machine that slows down slows both."
-        )
-        figure.supxlabel(textwrap.fill(explained, 150), fontsize="small")
-        path, content = directory / f"{stage}.png", io.BytesIO()
-        figure.savefig(content, dpi=110)
-        write_whole(path, content.getvalue())
-        plt.close(figure)
-        written.append(path)
-    return written
+    stages = dict.fromkeys(row["stage"] for row in report["measurements"])
+    with plt.rc_context({"text.parse_math": False}):  # names are no formulas
+        return [_draw(report, stage, directory) for stage in stages]
+
+
+def _draw(report: dict[str, Any], stage: str, directory: Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in report["measurements"] if row["stage"] == stage]
+    first = report["measurements"][0]["contender"]
+    figure, axes = plt.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    _draw_times(axes[0], rows)
+    _draw_ratios(axes[1], rows, first)
+    _draw_memory(axes[2], rows)
+    for axis in axes:
+        _finish(axis, rows)
+    lines = axes[0].containers
+    axes[0].legend(lines, [str(line.get_label()) for line in lines], fontsize="small")  # else without names like _a
+    machine = report["machine"]
+    figure.suptitle(f"{stage}: {machine['processor']}, {machine['cores']} cores")
+    rounds = len(rows[0]["seconds"])
+    explained = (
+        f"Points are medians of {rounds} interleaved rounds, bars reach from the smallest to the largest. "
+        f"The ratio is taken round by round against {first}, so that a machine that slows down slows both."
+    )
+    figure.supxlabel(textwrap.fill(explained, 150), fontsize="small")
+    path, content = directory / f"{stage}.png", io.BytesIO()
+    figure.savefig(content, dpi=110)
+    write_whole(path, content.getvalue())
+    plt.close(figure)
+    return path
 
 
 def _series(rows: list[Row]) -> dict[str, list[Row]]:

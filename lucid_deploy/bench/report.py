@@ -99,9 +99,10 @@ def decode_bytes(manifest: Manifest, weights: int, batch: int, context: int) -> 
 
 def table(report: dict[str, Any]) -> Table:
     """Return the measurements as a table a person reads."""
+    from rich.markup import escape
     from rich.table import Table
 
-    first = report["measurements"][0]["contender"]
+    first = escape(report["measurements"][0]["contender"])
     ratio = f"ratio: median of the rounds' times over those of {first}, below 1 is faster; spread: slowest less fastest"
     out = Table(caption=f"{ratio} round over the median")
     for name in ("stage", "batch", "tokens", "contender", "ms", "spread", "tokens/s", "ratio", "peak MiB", "GB/s"):
@@ -113,7 +114,7 @@ def table(report: dict[str, Any]) -> Table:
             row["stage"],
             str(row["batch"]),
             str(row["length"]),
-            row["contender"],
+            escape(row["contender"]),
             f"{1e3 * row['median']:.2f}",
             f"{100 * spread:.0f} %",
             f"{row['tokens_per_second']:.0f}",

@@ -166,9 +166,10 @@ def _show(report: dict[str, Any]) -> None:
     console_out.print(table(report))
     used = {name: facts["kernels"] for name, facts in report["opened"].items() if facts["kernels"] is not None}
     if used:
-        console_out.print("Kernels: " + ", ".join(f"{name} {kind}" for name, kind in used.items()), soft_wrap=True)
+        shown = ", ".join(f"{name} {kind}" for name, kind in used.items())
+        console_out.print(f"Kernels: {shown}", soft_wrap=True, markup=False)
     for name, value in report["exponents"].items():
-        console_out.print(f"{name}: time grows as length^{value:.2f}")
+        console_out.print(f"{name}: time grows as length^{value:.2f}", markup=False)
     machine = report["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     copies = machine["copy_bytes_per_second"] / 1e9

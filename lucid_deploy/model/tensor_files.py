@@ -60,7 +60,7 @@ def _sharded(index: Path, single: Path) -> dict[str, Path]:
     # By name, not by where links lead: download caches keep checkpoints as links into a store.
     outside = sorted({file for file in weight_map.values() if Path(file).name != file})
     if outside:
-        raise LucidError(f"{index} points outside the checkpoint: {listed(outside)}.")
+        raise LucidError(f"{index} names shards that do not lie beside it, which are not read: {listed(outside)}.")
     long = sorted({file for file in weight_map.values() if len(file.encode(errors="surrogatepass")) > _LONGEST_NAME})
     if long:
         raise LucidError(f"{index} names a file by more than {_LONGEST_NAME} bytes: {clipped(long[0])}.")

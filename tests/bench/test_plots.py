@@ -16,8 +16,9 @@ from lucid_deploy.bench.report import build_report
 from lucid_deploy.errors import LucidError
 
 
-def report() -> dict[str, Any]:
-    seconds = {"ours": (0.1, 0.2, 0.4), "theirs": (0.2, 0.5, 0.5)}
+def report(*names: str) -> dict[str, Any]:
+    times = ((0.1, 0.2, 0.4), (0.2, 0.5, 0.5))
+    seconds = dict(zip(names or ("ours", "theirs"), times, strict=True))
     measurements = [
         Measurement(name, "prefill", 1, length, tuple(length * value for value in seconds[name]), 2**20)
         for length in (1, 2)
@@ -75,3 +76,14 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(LucidError, match="matplotlib"):
         plot(report(), tmp_path)
+
+
+def test_names_that_are_formulas_or_begin_with_an_underscore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be called anything: the first was an error of matplotlib's, the second missing from the legend."""
+    figures: list[Any] = []
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="pip install matplotlib")
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    names = (r"a$\frac{$", "_old")
+    plot(report(*names), tmp_path)
+    legend = figures[0].axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == [f"{name}, batch 1" for name in names]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from lucid_deploy.errors import LucidError
@@ -39,7 +40,7 @@ def compare_suites(first: Sequence[TaskResult], second: Sequence[TaskResult]) ->
 
 def difference_table(title: str, found: dict[tuple[str, str], Difference]) -> Table:
     """Return the differences for people."""
-    table = Table("task", "metric", title=title)
+    table = Table("task", "metric", title=escape(title))
     for heading in ("difference", "95 % interval", "documents", "better", "worse", "p (McNemar)"):
         table.add_column(heading, justify="right")
     for (task, metric), item in found.items():

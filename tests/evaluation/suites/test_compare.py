@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from rich.text import Text
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.suites.compare import compare_suites, difference_table, differences_to_list
@@ -32,7 +33,8 @@ def test_each_task_and_the_average() -> None:
     mean = found["all", "mean"]
     assert mean.value == 0.375 and (mean.documents, mean.better, mean.worse) == (6, 3, 0)
     assert differences_to_list(found)[0]["task"] == "task0_512"
-    assert difference_table("a less b", found).row_count == 3
+    table = difference_table("m[int8] less m[int4]", found)
+    assert table.row_count == 3 and Text.from_markup(str(table.title)).plain == "m[int8] less m[int4]"
 
 
 def test_one_task_has_no_average() -> None:
