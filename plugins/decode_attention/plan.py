@@ -186,12 +186,13 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
 
 def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
-    few = rows == QUERY_ROWS[0]  # with more, as many equal norms would cost more than they save
+    few = rows == QUERY_ROWS[0]  # with more, as many equal norms cost more than they save, but for the widest heads
     least = ADDS_SQUARES.get(arch // 10)
     if float8:
         adds_squares = few and least is not None and padded >= least
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    adds_squares = few and dtype != "float32" and (least is not None or arch < GEFORCE)
+    widest = padded == PADDED_WIDTHS[-1] and not _in_groups(arch)
+    adds_squares = (few or widest) and dtype != "float32" and (least is not None or arch < GEFORCE)
     return {"ADD_SQUARES": 1} if adds_squares else {}
 
 

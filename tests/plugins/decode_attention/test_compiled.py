@@ -45,6 +45,8 @@ def test_error_is_that_of_rounding(arch, case, compiled):
 # One program for each head and tile of rows, as in large batches: a loop of several passes, where other cases have one.
 # With 64 rows on 10.0 a product of one pass is waited for by a barrier of the next one's.
 PASSES = [
+    (80, Case(new=5, past=130, width=256, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
+    (80, Case(new=6, past=100, width=132, dtype="float16", keys="repeated", heads=1)),
     (86, Case(new=1, past=430, dtype="float16", keys=0.99, padded=True, batch=2, heads=1)),
     (90, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=1, past=430, dtype="bfloat16", keys="repeated", heads=1)),
