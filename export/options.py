@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +114,7 @@ def _check_opset(options: ExportOptions) -> None:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists():
+    if not os.path.lexists(output):  # a link that leads nowhere is something, too
         return
     if not overwrite:
         raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")

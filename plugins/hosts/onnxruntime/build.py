@@ -131,7 +131,7 @@ def _loaded(library: Path) -> ctypes.CDLL:
     if wrong := wrong_machine(library):
         raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
     try:
-        loaded = ctypes.CDLL(str(library))
+        loaded = ctypes.CDLL(str(library.absolute()))  # a name without a folder would be looked for elsewhere
         abi = loaded.lucidOrtAbi()
         if abi == ORT_ABI:
             for name in ("lucidOrtSelectKernels", "lucidOrtKernels", "lucidOrtHasDots"):

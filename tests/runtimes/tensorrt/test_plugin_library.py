@@ -12,6 +12,7 @@ import pytest
 
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.runtimes.tensorrt import plugin_library
 from lucid_deploy.runtimes.tensorrt.plugin_library import default_library, find_or_build, register
 
@@ -110,3 +111,16 @@ def test_building_can_be_refused(built: list[tuple[Any, ...]]) -> None:
     with pytest.raises(LucidError, match=r"no plugin library .*Run: lucid-deploy plugin build, or leave out"):
         ask("float32", (64,), (), False)
     assert built == []
+
+
+def test_where_nothing_can_be_written_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It took minutes, as in a container whose home is read-only, and was for nothing."""
+
+    def compile_kernels(*_: Any, **__: Any) -> None:
+        pytest.fail("it compiles")
+
+    monkeypatch.setattr(aot, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(plugin_library, "check_tools", lambda: None)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        plugin_library.build_library(tmp_path / "file" / "plugin.so")

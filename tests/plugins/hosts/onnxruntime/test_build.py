@@ -39,6 +39,12 @@ def test_the_fastest_kernels_that_can_run_are_chosen(library, fastest):
         build.kernels_name(library, "avx1024")
 
 
+def test_a_library_in_the_current_folder(copy, monkeypatch):
+    """``plugin build -o kernels.so`` built it, and could not load it: a name alone is looked for among the system's."""
+    monkeypatch.chdir(copy.parent)
+    assert build.kernels_name(Path(copy.name)) == build.kernels_name(copy)
+
+
 def test_a_missing_library(tmp_path):
     with pytest.raises(LucidError, match=r"no library of kernels .*plugin build --target onnxruntime"):
         build.check_ort_library(tmp_path / "none.so")
