@@ -22,6 +22,7 @@ COMPILED_UNIT = 4  # widths are multiples of it in the kernels that are compiled
 LARGEST_CHUNK = 32  # TensorRT asks for the workspace before the device, and with it the chunk, is known
 DECODE_COLUMNS = 32  # of the state, of one program: a line of memory
 DECODE_WARPS = 4
+ROWS_OF_A_WARP = 16  # that tensor cores multiply at once; Triton gives more warps than that the same rows again
 FIXED = ("log_decay", "state", "new_state")  # float32 whatever the type of the others
 
 
@@ -47,8 +48,8 @@ def plan_delta_rule(
         dtype: ``float32``, ``float16`` or ``bfloat16``.
         scale: What outputs are multiplied by.
         arch: Compute capability, 90 for 9.0.
-        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps, stages,
-            columns of keys that are multiplied at once (0: all).
+        tuned: Constants to use instead of the tuned ones: tokens of a chunk, columns of the state, warps of the kernel
+            that carries it, stages, columns of keys that are multiplied at once (0: all).
 
     Raises:
         ValueError: Sizes or a device outside what the kernels support.
@@ -75,7 +76,7 @@ def plan_delta_rule(
         pointers=("query", "key", "log_decay", "beta", "workspace"),
         scalars={"n_new": new, "n_key_units": widths["n_key_units"], "scale": scale},
         constants={"BLOCK_M": tuned.block_m, **of_width},
-        num_warps=tuned.num_warps,
+        num_warps=chunk_warps(tuned),
         num_stages=tuned.num_stages,
     )
     state = Step(
@@ -93,13 +94,20 @@ def plan_delta_rule(
     return Plan((chunk, state), outputs, workspace_bytes=workspace, zeroed_bytes=0)
 
 
+def chunk_warps(tuned: Choice) -> int:
+    """Return the warps of a program of the kernel before the one that carries the state: each has rows of its own."""
+    return tuned.block_m // ROWS_OF_A_WARP
+
+
 def chunk_variants(dtype: str, padded: int, tuned: Choice) -> list[Variant]:
     """Return what is compiled for many tokens: the kernel that carries the state, and the one before it."""
     width = (("BLOCK_D", padded), ("WIDTH_UNIT", COMPILED_UNIT), ("CHUNK_D", tuned.chunk or padded))
     chunk = (("BLOCK_M", tuned.block_m), *width)
     state = (("BLOCK_M", tuned.block_m), ("BLOCK_N", tuned.block_n), *width)
-    launch = tuned.num_warps, tuned.num_stages
-    return [Variant("delta_state_kernel", dtype, state, *launch), Variant("delta_chunk_kernel", dtype, chunk, *launch)]
+    return [
+        Variant("delta_state_kernel", dtype, state, tuned.num_warps, tuned.num_stages),
+        Variant("delta_chunk_kernel", dtype, chunk, chunk_warps(tuned), tuned.num_stages),
+    ]
 
 
 def variants(arch: int) -> list[Variant]:

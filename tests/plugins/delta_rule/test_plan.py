@@ -21,6 +21,13 @@ def test_a_program_for_each_chunk_and_then_one_for_some_columns():
     assert rule().zeroed_bytes == 0
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_each_warp_of_the_first_kernel_has_16_rows_of_its_own(dtype):
+    for arch in (80, 86, 89, 90, 100, 120):
+        chunk, _ = rule(dtype=dtype, arch=arch).steps
+        assert 16 * chunk.num_warps == chunk.constants["BLOCK_M"]
+
+
 def test_one_token_is_one_launch_without_a_workspace():
     [step] = rule(new=1).steps
     assert step.kernel == "delta_decode_kernel" and step.grid == (6, 4, 1)

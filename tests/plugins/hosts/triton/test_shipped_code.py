@@ -144,3 +144,20 @@ def test_of_the_small_kernels_only_the_one_that_joins_several_tokens_spills_and_
     wide = [row["spills"] for (_, name), row in rows.items() if name == "verify_combine_float32_d128_u4"]
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
     assert f"up to {max(wide)} times at width 128 and {min(widest)} to {max(widest)} times at 256" in page
+
+
+def test_of_the_delta_rule_s_small_kernels_only_the_one_for_chunks_spills_and_in_float32_alone() -> None:
+    """Outside of its loop, as docs/tensorrt.md says."""
+    small = ("delta_chunk", "delta_decode")
+    spills = {
+        key: row["spills"] for key, row in rows_of_results().items() if key[1].startswith(small) and row["spills"]
+    }
+    of_10, wider, of_12 = (
+        ("10.0", "delta_chunk_float32_d128_u4"),
+        ("10.0", "delta_chunk_float32_d256_u4"),
+        ("12.0", "delta_chunk_float32_d256_u4"),
+    )
+    assert set(spills) == {of_10, wider, of_12}
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert f"on 10.0 ({spills[of_10]} times at width 128, {spills[wider]} times at 256)" in page
+    assert f"on 12.0 ({spills[of_12]} times at 256)" in page
