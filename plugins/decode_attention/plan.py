@@ -26,6 +26,7 @@ QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and 
 # Rows times padded width at most, of float32 and of the half types: larger tiles spill, or take longer than two halves.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
+NARROW_TILE = (64, 2)  # the same with 32 rows of heads 32 wide, whose products four warps would compute twice
 WIDE_STAGES = 2  # with 32 rows and more of float32 at most
 # Compute capabilities, without what is behind the point, whose products of 64 rows are those of four warps together and
 # read keys and Y where they lie in shared memory: more than 16 rows take 64, of twice as many numbers at most. Cached
@@ -164,7 +165,7 @@ def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
         return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS)) if float8 else tuned
-    tokens, warps = WIDE_TILE
+    tokens, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
     if _in_groups(arch):
         keys = FLOAT32_KEYS if dtype == "float32" else HALF_KEYS
         tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else tokens
@@ -178,22 +179,24 @@ def _split_kernel(float8: bool) -> str:
 
 
 def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
-    # In float32 more columns at once are written to shared memory with twice as many conflicts of banks.
-    wide = PADDED_WIDTHS[-2] if _in_groups(arch) and dtype != "float32" else PADDED_WIDTHS[-1]
+    # With 32 rows four warps share the rows and the columns of a product of 64, and compute it twice if it has 32.
+    wide = PADDED_WIDTHS[1] if rows == QUERY_ROWS[1] else PADDED_WIDTHS[-1]
+    if _in_groups(arch) and dtype != "float32":  # there more would be written with twice as many conflicts of banks
+        wide = PADDED_WIDTHS[2]
     chunk = WIDE_CHUNK if rows > QUERY_ROWS[0] and padded >= wide else CHUNK
     return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
 
 
 def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
-    few = rows == QUERY_ROWS[0]  # with more, as many equal norms cost more than they save, but for the widest heads
+    few = rows == QUERY_ROWS[0]  # with more, warps square the same keys, and equal norms cost more than they save
     least = ADDS_SQUARES.get(arch // 10)
     if float8:
         adds_squares = few and least is not None and padded >= least
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    widest = padded == PADDED_WIDTHS[-1] and not _in_groups(arch)
-    adds_squares = (few or widest) and dtype != "float32" and (least is not None or arch < GEFORCE)
-    return {"ADD_SQUARES": 1} if adds_squares else {}
+    some = arch < GEFORCE and rows == QUERY_ROWS[1] and padded > PADDED_WIDTHS[0]  # two warps square the same keys
+    adds_squares = (few and (least is not None or arch < GEFORCE)) or some
+    return {"ADD_SQUARES": 1} if adds_squares and dtype != "float32" else {}
 
 
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:

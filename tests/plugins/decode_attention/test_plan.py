@@ -106,12 +106,28 @@ def test_tensor_cores_add_squares_where_they_have_time(arch, least, width):
 
 @pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_tensor_cores_add_the_squares_of_the_half_types_for_16_rows_and_the_widest_heads(dtype, arch, adds):
+def test_tensor_cores_add_the_squares_of_the_half_types_for_few_rows(dtype, arch, adds):
     for width in (32, 36, 64, 128, 132, 256):
         one, several = (decode(arch=arch, width=width, dtype=dtype, new=new).steps[0].constants for new in (1, 8))
         assert one.get("ADD_SQUARES", 0) == adds
         assert several.get("ADD_SQUARES", 0) == int(arch == 80 and width > 128)
+        fewer = decode(arch=arch, width=width, dtype=dtype, new=4).steps[0].constants
+        assert fewer.get("ADD_SQUARES", 0) == int(arch == 80 and width > 32), "32 rows, where there are such tiles"
         assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float32").steps[0].constants
+
+
+@pytest.mark.parametrize(
+    ("dtype", "float8", "arch"),
+    [
+        *((dtype, False, arch) for dtype in ("float32", "float16", "bfloat16") for arch in (80, 86, 89, 120)),
+        *(("bfloat16", True, arch) for arch in (89, 120)),
+    ],
+)
+def test_warps_do_not_compute_a_product_of_32_rows_twice(dtype, float8, arch):
+    """Of 32 columns two warps do, one for 16 rows each; of 64 four do."""
+    for width in (32, 64, 128):
+        step = decode(arch=arch, width=width, dtype=dtype, new=4, float8=float8).steps[0]
+        assert step.constants["ROWS"] == 32 and step.constants["CHUNK_D"] == 16 * step.num_warps, width
 
 
 @pytest.mark.parametrize(
