@@ -35,7 +35,7 @@ LARGE += ("networkx", "torch.distributed.tensor", "torch._numpy", "onnxscript.fu
 PROGRAMS = {"python": [], "lucid-deploy": ["-m", "lucid_deploy.cli"]}
 HANDED_ON = ("SIGHUP", "SIGINT", "SIGTERM")
 CLIENT = """#!{python} -IS
-import json, os, signal, socket, sys
+import json, os, select, signal, socket, sys
 early = [signal.Signals[name] for name in {handed_on}]
 signal.pthread_sigmask(signal.SIG_BLOCK, early)  # they wait until it is known whom they are for
 server = socket.socket(socket.AF_UNIX)
@@ -46,7 +46,12 @@ server.sendall(said)
 program = int.from_bytes(server.recv(4), "little")
 for name in early:
     signal.signal(name, lambda number, _: os.kill(program, number))
+woken, waker = socket.socketpair()  # a signal just before a blocking call would wait for the call's end
+waker.setblocking(False)
+signal.set_wakeup_fd(waker.fileno())
 signal.pthread_sigmask(signal.SIG_UNBLOCK, early)
+while server not in select.select([server, woken], [], [])[0]:
+    woken.recv(64)  # a handler has run
 answer = server.recv(4)
 status = int.from_bytes(answer, "little", signed=True) if answer else 70
 if status < 0:

@@ -71,7 +71,8 @@ import signal, sys, time
 if sys.argv[1]:
     signal.signal(signal.Signals[sys.argv[1]], lambda number, _: sys.exit(number + 100))
 print("ready", flush=True)
-time.sleep({patience})
+for _ in range(10 * int({patience})):  # a signal just before a sleep is seen after it
+    time.sleep(0.1)
 """
 
 
