@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static clean
+.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static gpu-banks clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -75,6 +75,10 @@ gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsew
 
 gpu-static: $(VENV)/.dev # read the GPU kernels' machine code without a GPU; half an hour the first time, ARCH=80 does one
 	$(BIN)/python benchmarks/gpu_static.py $(if $(ARCH),--arch $(ARCH))
+
+gpu-banks: $(VENV)/.dev # count the cycles of shared memory that GPU kernels' loops take; KERNEL=decode_split WIDTH=128 chooses
+	$(BIN)/python -m tests.plugins.ptx.count_banks --arch $(or $(ARCH),90) --kernel $(or $(KERNEL),decode_split) \
+		$(if $(WIDTH),--width $(WIDTH)) --instructions 5
 
 clean:
 	rm -rf $(VENV) $(DEMO) build *.egg-info
