@@ -91,8 +91,10 @@ async def running(folder: Path, session: Any) -> AsyncIterator[Running]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_any_await_may_fail(fault: str, stream: bool, exported: Any, tmp_path: Path) -> None:
-    logging.getLogger("lucid_deploy.serving").setLevel(logging.CRITICAL)
+def test_any_await_may_fail(
+    fault: str, stream: bool, exported: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "lucid_deploy.serving")  # until the test's end: others look for errors
     session = open_session(exported()[1], threads=1)
 
     async def check() -> int:

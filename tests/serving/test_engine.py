@@ -158,7 +158,7 @@ def test_what_the_batcher_refuses() -> None:
     with_engine(test, rows=1, max_queue=0)
 
 
-def test_a_fault_ends_everything_and_everyone_hears_of_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_ends_everything_and_everyone_hears_of_it(serving_log: pytest.LogCaptureFixture) -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         batcher.fault = RuntimeError("broken")
@@ -197,7 +197,7 @@ def test_a_check_that_fails_ends_it_with_the_reason(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer")], ids=repr
 )
-def test_too_little_memory_for_a_step_is_one_line(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_little_memory_for_a_step_is_one_line(error: Exception, serving_log: pytest.LogCaptureFixture) -> None:
     """It was a traceback in the log, and clients were sent to the log."""
 
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
@@ -208,20 +208,22 @@ def test_too_little_memory_for_a_step_is_one_line(error: Exception, caplog: pyte
         ((_, fault),) = await everything(stream, 1)
         assert isinstance(fault, EngineFault) and fault.kind == "down"
         assert fault.message == f"The engine ended: {TOO_LITTLE_MEMORY}"
-        (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
+        (record,) = [record for record in serving_log.records if record.levelname == "CRITICAL"]
         assert record.getMessage() == fault.message and record.exc_info is None
 
     with_engine(test)
 
 
-def test_a_request_that_finds_no_memory_is_one_line_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_finds_no_memory_is_one_line_and_the_engine_goes_on(
+    serving_log: pytest.LogCaptureFixture,
+) -> None:
     async def test(engine: Engine, batcher: ScriptedBatcher) -> None:
         batcher.held.clear()
         batcher.ends[0] = Finished(0, "memory", TOO_LITTLE_MEMORY)
         stream = engine.submit([Request([1], 5)])
         batcher.held.set()
         assert (await everything(stream, 1))[-1] == (0, Finished(0, "memory", TOO_LITTLE_MEMORY))
-        (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        (record,) = [record for record in serving_log.records if record.levelname == "ERROR"]
         assert record.getMessage() == f"A generation ended, the others go on: {TOO_LITTLE_MEMORY}"
         batcher.ends.clear()
         assert (await everything(engine.submit([Request([1], 5)]), 1))[-1] == (0, Finished(0, "length"))
@@ -230,7 +232,7 @@ def test_a_request_that_finds_no_memory_is_one_line_and_the_engine_goes_on(caplo
     with_engine(test)
 
 
-def test_why_a_model_does_not_load_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_why_a_model_does_not_load_is_said_once(serving_log: pytest.LogCaptureFixture) -> None:
     """By the command, which raises it; too little memory was a traceback in the log before the command's line."""
     error, loaded = MemoryError(), threading.Event()
 
@@ -239,7 +241,7 @@ def test_why_a_model_does_not_load_is_said_once(caplog: pytest.LogCaptureFixture
 
     engine = Engine(fail, 1, 1)
     engine.start(loaded.set)
-    assert loaded.wait(PATIENCE) and engine.error is error and not caplog.records
+    assert loaded.wait(PATIENCE) and engine.error is error and not serving_log.records
 
 
 def test_a_model_that_does_not_load() -> None:

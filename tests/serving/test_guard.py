@@ -144,7 +144,7 @@ def test_keys_for_metrics_are_others(tmp_path: Path) -> None:
     assert run(tmp_path, keys=keys, metrics_keys=metrics_keys)[0][0]["status"] == 200
 
 
-def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
     async def app(*_: Any) -> None:
         raise KeyError("secret")
 
@@ -153,13 +153,13 @@ def test_a_fault_is_a_500_of_the_same_shape(tmp_path: Path, caplog: pytest.LogCa
     assert b"internal_error" in sent[1]["body"] and b"secret" not in sent[1]["body"]
 
 
-def test_too_little_memory_for_an_answer_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_little_memory_for_an_answer_is_one_line(tmp_path: Path, serving_log: pytest.LogCaptureFixture) -> None:
     async def app(*_: Any) -> None:
         raise MemoryError
 
     sent, _ = run(tmp_path, app)
     assert sent[0]["status"] == 500 and TOO_LITTLE_MEMORY.encode() in sent[1]["body"]
-    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    (record,) = [record for record in serving_log.records if record.levelname == "ERROR"]
     assert record.getMessage().startswith(f"A request failed: {TOO_LITTLE_MEMORY} req_") and record.exc_info is None
 
 
