@@ -72,7 +72,7 @@ def decode_split_kernel(
             axis.
         scale, shift, diagonal, width_units: As in the preconditioner.
         CHUNK_D: Columns that are multiplied at once.
-        ADD_SQUARES, Y_BY_FLOAT32: Of a cache in E4M3, as in the functions that read it.
+        ADD_SQUARES, Y_BY_FLOAT32: As in the functions that read the cache; the second of one in E4M3 only.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     width = width_units * WIDTH_UNIT

@@ -44,8 +44,8 @@ COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
-# Padded width from which on tensor cores add the squares of keys in E4M3, by compute capability: on 8.9 and 12.0 they
-# are the busiest unit already. Of keys in the half types they do there, and on 8.0, at every width.
+# Padded width from which on tensor cores add the squares of keys in E4M3, by compute capability; on 8.9 and 12.0 they
+# are the busiest unit already. Those of keys in the half types they add on these, and on 8.0, at every width.
 ADDS_SQUARES = {9: 64, 10: 128}
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
@@ -165,13 +165,13 @@ def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
         return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS)) if float8 else tuned
-    tokens, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
+    most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
+    tokens = min(tuned.block_n, most)
     if _in_groups(arch):
         keys = FLOAT32_KEYS if dtype == "float32" else HALF_KEYS
-        tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else tokens
-        tuned = replace(tuned, block_n=tokens)
+        tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else most
     stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
-    return replace(tuned, block_n=min(tuned.block_n, tokens), num_warps=warps, num_stages=stages)
+    return replace(tuned, block_n=tokens, num_warps=warps, num_stages=stages)
 
 
 def _split_kernel(float8: bool) -> str:
@@ -194,8 +194,10 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dic
     if float8:
         adds_squares = few and least is not None and padded >= least
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    some = arch < GEFORCE and rows == QUERY_ROWS[1] and padded > PADDED_WIDTHS[0]  # two warps square the same keys
-    adds_squares = (few and (least is not None or arch < GEFORCE)) or some
+    if arch < GEFORCE:  # with 32 rows two warps square the same keys, which pays but for the narrowest heads
+        adds_squares = few or (rows == QUERY_ROWS[1] and padded > PADDED_WIDTHS[0])
+    else:
+        adds_squares = few and least is not None
     return {"ADD_SQUARES": 1} if adds_squares and dtype != "float32" else {}
 
 

@@ -19,6 +19,7 @@ from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
+from tests.batching.draining import drain
 from tests.batching.lone_runs import CASES, NAMES
 
 Exported = Callable[..., tuple[Path, Artifact]]
@@ -38,22 +39,6 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     ids = np.random.default_rng([length, seed]).integers(2, 97, length)
     ids[length // 3 : 2 * length // 3] = 11
     return [int(token) for token in ids]
-
-
-def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
-    """Step until nothing is left; return tokens and ends, and add the tokens that were drafted to a list."""
-    tokens: dict[int, list[int]] = {}
-    ends: dict[int, Finished] = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            assert event.request not in ends, "something came after the end"
-            if isinstance(event, Token):
-                tokens.setdefault(event.request, []).append(event.token)
-                if drafted is not None and event.drafted:
-                    drafted.append(event.token)
-            else:
-                ends[event.request] = event
-    return tokens, ends
 
 
 def alone(session: Session[Any], request: Request) -> tuple[list[int], str]:

@@ -22,6 +22,7 @@ from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.session import Session
+from tests.batching.draining import drain
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -56,15 +57,8 @@ def together(
     batcher = Batcher(session, guides=guides, **options)
     batcher.drafts = counts or batcher.drafts
     numbers = [batcher.submit(request) for request in requests]
-    tokens: dict[int, list[int]] = {number: [] for number in numbers}
-    ends: dict[int, str] = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            if isinstance(event, Token):
-                tokens[event.request].append(event.token)
-            elif isinstance(event, Finished):
-                ends[event.request] = event.reason
-    return [(tokens[number], ends[number]) for number in numbers]
+    tokens, ends = drain(batcher)
+    return [(tokens.get(number, []), ends[number].reason) for number in numbers]
 
 
 def request(constraint: Constraint | None, seed: int = 0, count: int = 60, **more: Any) -> Request:

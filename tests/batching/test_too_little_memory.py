@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.batching import Batcher, Finished, Request
 from lucid_deploy.batching import rows as rows_module
 from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.shortages import TOO_LITTLE_MEMORY
+from tests.batching.draining import drain
 
 Exported = Callable[..., tuple[Path, Artifact]]
 SAID = "bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 1073741824"
@@ -82,19 +83,6 @@ def requests(session: Session[Any]) -> list[Request]:
 
 def alone(session: Session[Any], request: Request) -> list[int]:
     return list(Generation(session, request.prompt_ids, NEW, request.sampling, stop_at_eos=False))
-
-
-def drain(batcher: Batcher) -> tuple[dict[int, list[int]], dict[int, Finished]]:
-    tokens: dict[int, list[int]] = {}
-    ends: dict[int, Finished] = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            assert event.request not in ends, "something came after the end"
-            if isinstance(event, Token):
-                tokens.setdefault(event.request, []).append(event.token)
-            else:
-                ends[event.request] = event
-    return tokens, ends
 
 
 def check(batcher: Batcher, wanted: list[list[int]], failed: int) -> None:

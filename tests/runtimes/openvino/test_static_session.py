@@ -13,13 +13,14 @@ import torch
 from click.testing import CliRunner
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.batching import Batcher, Request, Token
+from lucid_deploy.batching import Batcher, Request
 from lucid_deploy.cli import main
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
+from tests.batching.draining import drain
 from tests.conftest import MIXED
 
 openvino = pytest.importorskip("openvino", reason='needs OpenVINO: pip install -e ".[openvino]"')
@@ -108,28 +109,18 @@ def test_other_types_are_stored_as_onnxruntime_stores_them(exported: Exported, c
 def test_a_batch_answers_as_each_alone(static: Session[Any]) -> None:
     """Requests of other lengths share the buffers, which batching binds."""
     requests = [Request(prompt, 6, stop_at_eos=False) for prompt in ([5, 9, 9, 40], [7] * 11, [3, 4])]
-    batcher, tokens = Batcher(static, 3), {}
+    batcher = Batcher(static, 3)
     numbers = [batcher.submit(request) for request in requests]
-    while not batcher.idle:
-        for event in batcher.step():
-            if isinstance(event, Token):
-                tokens.setdefault(event.request, []).append(event.token)
+    tokens, _ = drain(batcher)
     for number, request in zip(numbers, requests, strict=True):
         assert tokens[number] == list(Generation(static, request.prompt_ids, 6, request.sampling, stop_at_eos=False))
 
 
-def drain(batcher: Batcher, *requests: Request) -> list[tuple[list[int], str]]:
+def answers(batcher: Batcher, *requests: Request) -> list[tuple[list[int], str]]:
     """Return each request's tokens, and how it ended."""
     numbers = [batcher.submit(request) for request in requests]
-    tokens: dict[int, list[int]] = {number: [] for number in numbers}
-    ends: dict[int, str] = {}
-    while not batcher.idle:
-        for event in batcher.step():
-            if isinstance(event, Token):
-                tokens[event.request].append(event.token)
-            else:
-                ends[event.request] = event.reason
-    return [(tokens[number], ends[number]) for number in numbers]
+    tokens, ends = drain(batcher)
+    return [(tokens.get(number, []), ends[number].reason) for number in numbers]
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("wait", ()), ("get_tensor", ("logits",))])
@@ -146,7 +137,7 @@ def test_a_step_of_a_batch_that_finds_no_memory(
 
     monkeypatch.setattr(static, "bind_decode", binding)
     batcher = Batcher(static, 2)
-    ((wanted, _),), ((other, _),) = drain(batcher, short), drain(batcher, long)
+    ((wanted, _),), ((other, _),) = answers(batcher, short), answers(batcher, long)
     assert bound == [1]
     calls = itertools.count()
 
@@ -157,7 +148,7 @@ def test_a_step_of_a_batch_that_finds_no_memory(
         return found
 
     monkeypatch.setattr(openvino.InferRequest, name, failing)
-    kept, (tokens, end) = drain(batcher, short, long)
+    kept, (tokens, end) = answers(batcher, short, long)
     assert (kept, end) == ((wanted, "length"), "memory") and 0 < len(tokens) < 6 and tokens == other[: len(tokens)]
     assert bound == [1, 2, 1]
 

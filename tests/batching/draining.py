@@ -1,0 +1,22 @@
+"""Step a batcher until nothing is left."""
+
+from __future__ import annotations
+
+from lucid_deploy.batching.batcher import Batcher
+from lucid_deploy.batching.request import Finished, Token
+
+
+def drain(batcher: Batcher, drafted: list[int] | None = None) -> tuple[dict[int, list[int]], dict[int, Finished]]:
+    """Return the tokens and the end of each request; add the tokens that were drafted to a list."""
+    tokens: dict[int, list[int]] = {}
+    ends: dict[int, Finished] = {}
+    while not batcher.idle:
+        for event in batcher.step():
+            assert event.request not in ends, "something came after the end"
+            if isinstance(event, Token):
+                tokens.setdefault(event.request, []).append(event.token)
+                if drafted is not None and event.drafted:
+                    drafted.append(event.token)
+            else:
+                ends[event.request] = event
+    return tokens, ends
