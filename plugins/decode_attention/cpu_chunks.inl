@@ -105,7 +105,7 @@ struct StoredTile {
     float hide[kColumns];                             // added to scores: 0, or kHidden where there is no token
     size_t columns, whole;                            // `whole`: rounded up to vectors
     bool full;                                        // whether all of these hold tokens
-    const S* next; // keys of the tile after this one, where there is one
+    size_t ahead; // elements from here to the next tile, which is asked for meanwhile; 0 where no one reads on
 };
 
 template <class T, class S>
@@ -146,14 +146,15 @@ void widen_rows(StoredTile<float>& wide, const StoredTile<S>& tile, size_t width
     wide.columns = tile.columns;
     wide.whole = tile.whole;
     wide.full = tile.full;
-    wide.next = nullptr;
+    wide.ahead = 0;
 }
 
-// Asks for a row of the cache ahead of its use: the processor's own prefetching stops at every page.
+// Asks for a row of the next tile, for the second cache: the processor's own prefetching stops at every page, and what is
+// asked for shortly before its use is waited for.
 template <class S>
 LUCID_INLINE void prefetch(const S* row, size_t width) {
     const char* bytes = reinterpret_cast<const char*>(row);
-    for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at);
+    for (size_t at = 0; at < width * sizeof(S); at += 64) __builtin_prefetch(bytes + at, 0, 2);
 }
 
 // Makes what the new keys' scores are multiplied by of the sums of squares: 1 / sqrt(mean(K²) + eps). Where a key is
@@ -224,9 +225,7 @@ LUCID_INLINE Vector soften_row(float* weights, const StoredTile<S>& tile, const 
 template <bool Scaled, bool Hidden, class S>
 void soften_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, float* part) {
     float *peaks = part, *sums = part + 2 * token.rows;
-    Share keys(tile.next == nullptr ? 0 : tile.whole, token.rows);
     for (size_t row = 0; row < token.rows; ++row) {
-        keys.next([&](size_t column) { prefetch(tile.next + column * cut.width, cut.width); });
         float *weights = token.weights + row * kColumns, *totals = token.totals + row * kLanes, before = peaks[row];
         Vector total = row < token.own ? soften_row<Scaled, false, Hidden>(weights, tile, token.norms, peaks[row])
                                        : soften_row<Scaled, true, Hidden>(weights, tile, token.norms, peaks[row]);
@@ -248,17 +247,18 @@ void soften_token(const Fresh& token, const StoredTile<S>& tile, const Cut& cut,
 // Scores of all rows for a tile's columns, and the squares of its keys, with lanes along the width.
 template <class S>
 void score_rows(const Fresh& token, const StoredTile<S>& tile, const Cut& cut) {
-    Share values(tile.whole, (token.rows + kGroup - 1) / kGroup * (tile.whole / kLanes));
+    size_t groups = (token.rows + kGroup - 1) / kGroup;
     in_groups(token.rows, [&](auto count, size_t row) {
         constexpr int R = decltype(count)::value;
         const float* rows = token.queries + row * cut.padded;
         for (size_t c = 0; c < tile.whole; c += kLanes) {
             float* scores = token.weights + row * kColumns + c;
-            values.next([&](size_t column) { prefetch(tile.values[column], cut.width); });
+            const S* const* keys = tile.keys + c;
+            Ahead next{tile.ahead, 0, c / kLanes % groups == row / kGroup ? kLanes : 0}; // each column once
             if (row == 0) {
-                score_stored<R, true>(scores, kColumns, token.norms + c, tile.keys + c, cut, rows, token.fresh);
+                score_stored<R, true>(scores, kColumns, token.norms + c, keys, cut, rows, token.fresh, next);
             } else {
-                score_stored<R, false>(scores, kColumns, nullptr, tile.keys + c, cut, rows, token.fresh);
+                score_stored<R, false>(scores, kColumns, nullptr, keys, cut, rows, token.fresh, next);
             }
         }
     });
@@ -296,12 +296,12 @@ void score_turned(const Fresh& token, const StoredTile<S>& tile, size_t width) {
     for (size_t c = 0; c < tile.whole; c += kLanes)
         store(token.norms + c, turn_columns(token.turned + c, tile.keys + c, width));
     size_t panels = tile.whole / (V * kLanes) + tile.whole % (V * kLanes) / kLanes;
-    Share values(tile.whole, panels * token.rows);
+    Share keys(tile.whole, panels * token.rows);
     auto columns = [&](auto vectors, size_t c) {
         constexpr int U = decltype(vectors)::value;
         score_columns<U>(token.queries, token.rows, width, token.turned + c, kColumns,
                          [&](size_t row, const Vector(&scores)[U]) {
-                             values.next([&](size_t column) { prefetch(tile.values[column], width); });
+                             keys.next([&](size_t column) { prefetch(tile.keys[column] + tile.ahead, width); });
                              for (int u = 0; u < U; ++u) store(token.weights + row * kColumns + c + u * kLanes, scores[u]);
                          });
     };
@@ -323,7 +323,8 @@ void decode_tile(const Fresh& token, const StoredTile<S>& tile, const Cut& cut, 
     in_groups(token.rows, [&](auto count, size_t row) {
         constexpr int R = decltype(count)::value;
         const float* weights = token.weights + row * kColumns;
-        weigh_stored_rows<R>(sums + row * cut.padded, weights, kColumns, tile.columns, tile.values, cut);
+        Ahead next{tile.ahead, row * tile.columns / token.rows, (row + R) * tile.columns / token.rows};
+        weigh_stored_rows<R>(sums + row * cut.padded, weights, kColumns, tile.columns, tile.values, cut, next);
     });
 }
 
@@ -362,7 +363,7 @@ void chunk_task(void* data, size_t index) {
             continue;
         }
         find_rows(tile, a, first, columns, mask + at, token.zeros);
-        tile.next = at + 2 * kColumns <= a.past ? a.k + (first + kColumns) * d : nullptr;
+        tile.ahead = tile.full && at + kColumns < end ? kColumns * d : 0;
         if (d >= kLanes) {
             decode_tile<kScaled>(token, tile, cut, a.epsilon, part);
         } else {

@@ -47,11 +47,23 @@ LUCID_INLINE Vector join(const Vector* sums) {
     }
 }
 
+// What is asked for meanwhile, for the second cache: of columns `from` … `to`, what lies `ahead` elements behind them.
+struct Ahead {
+    size_t ahead, from, to;
+
+    // Whether it is asked for with this vector of a column: once a line of memory.
+    template <class S>
+    LUCID_INLINE bool asks(size_t column, size_t vector) const {
+        constexpr size_t kLine = std::max<size_t>(1, 64 / (kLanes * sizeof(S))); // vectors
+        return vector % kLine == 0 && column - from < to - from;
+    }
+};
+
 // scores[r][c] = Σ_k rows[r][k] · keys[c][k] for R rows and kLanes columns and, with Squares, squares[c] = Σ_k keys[c][k]².
 // `fresh` is 0 where the last vector has what the one before it has, else 1; rows hold 0 there too.
 template <int R, bool Squares, class S>
 LUCID_INLINE void score_stored(float* scores, size_t stride, float* squares, const S* const* keys, const Cut& cut,
-                               const float* rows, const float* fresh) {
+                               const float* rows, const float* fresh, Ahead next) {
     constexpr int kSums = R + (Squares ? 1 : 0), kSteps = kLanes / kTogether;
     Vector joined[kSums][kSteps];
     for (int step = 0; step < kSteps; ++step) {
@@ -64,6 +76,10 @@ LUCID_INLINE void score_stored(float* scores, size_t stride, float* squares, con
             Vector key[kTogether];
 #pragma GCC unroll 4
             for (int c = 0; c < kTogether; ++c) key[c] = widen(column[c] + at);
+            if (next.asks<S>(step * kTogether, u)) {
+#pragma GCC unroll 4
+                for (int c = 0; c < kTogether; ++c) __builtin_prefetch(column[c] + at + next.ahead, 0, 2);
+            }
 #pragma GCC unroll 8
             for (int r = 0; r < R; ++r) {
                 Vector row = load(rows + r * cut.padded + u * kLanes);
@@ -92,7 +108,7 @@ LUCID_INLINE void score_stored(float* scores, size_t stride, float* squares, con
 // the columns starts at zero.
 template <int R, int U, class S>
 LUCID_INLINE void weigh_stored(float* sums, const float* weights, size_t stride, size_t columns, const S* const* values,
-                               const Cut& cut, size_t first) {
+                               const Cut& cut, size_t first, Ahead next) {
     Vector total[R][U];
     size_t at[U];
     for (int u = 0; u < U; ++u) {
@@ -102,7 +118,10 @@ LUCID_INLINE void weigh_stored(float* sums, const float* weights, size_t stride,
     for (size_t c = 0; c < columns; ++c) {
         Vector value[U];
 #pragma GCC unroll 8
-        for (int u = 0; u < U; ++u) value[u] = widen(values[c] + at[u]);
+        for (int u = 0; u < U; ++u) {
+            value[u] = widen(values[c] + at[u]);
+            if (next.asks<S>(c, u)) __builtin_prefetch(values[c] + at[u] + next.ahead, 0, 2);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
             Vector weight = broadcast(weights[r * stride + c]);
@@ -122,14 +141,17 @@ LUCID_INLINE void weigh_stored(float* sums, const float* weights, size_t stride,
 // The same for the whole width.
 template <int R, class S>
 void weigh_stored_rows(float* sums, const float* weights, size_t stride, size_t columns, const S* const* values,
-                       const Cut& cut) {
+                       const Cut& cut, Ahead next) {
     constexpr int U = LUCID_GROUP_VECTORS;
+    auto weigh = [&](auto vectors, size_t first) __attribute__((always_inline)) {
+        weigh_stored<R, decltype(vectors)::value>(sums, weights, stride, columns, values, cut, first, next);
+    };
     size_t first = 0;
-    for (; first + U <= cut.vectors; first += U) weigh_stored<R, U>(sums, weights, stride, columns, values, cut, first);
+    for (; first + U <= cut.vectors; first += U) weigh(std::integral_constant<int, U>(), first);
     switch (cut.vectors - first) {
-    case 3: weigh_stored<R, U - 1>(sums, weights, stride, columns, values, cut, first); break;
-    case 2: weigh_stored<R, U == 2 ? 1 : 2>(sums, weights, stride, columns, values, cut, first); break;
-    case 1: weigh_stored<R, 1>(sums, weights, stride, columns, values, cut, first); break;
+    case 3: weigh(std::integral_constant<int, U - 1>(), first); break;
+    case 2: weigh(std::integral_constant<int, U == 2 ? 1 : 2>(), first); break;
+    case 1: weigh(std::integral_constant<int, 1>(), first); break;
     default: break;
     }
 }
