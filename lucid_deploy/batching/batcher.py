@@ -40,7 +40,6 @@ class Batcher:
         guides: Holds answers to constraints; None: requests have none.
         prefix_tokens: Budget in tokens of a :class:`~lucid_deploy.generation.prefix_store.PrefixStore`: a prompt that
             begins like an earlier one, or continues its answer, does not run that part again; 0: off.
-
         drafters: Makes a drafter for each request, whose rows then decode several tokens in a step where drafts are
             right; None: every row decodes one.
 
@@ -222,7 +221,11 @@ class Batcher:
         if opened is not None and self._running and not opened.done():  # the running rows need not wait for it
             return False
         try:
-            guide = None if opened is None else opened.result()
+            with memory_errors_told():
+                guide = None if opened is None else opened.result()
+        except TooLittleMemory as error:
+            self._end(number, self._relieved(number, error), events)
+            return False
         except LucidError as error:
             self._end(number, Finished(number, "refused", str(error)), events)
             return self._start_next(events)

@@ -8,6 +8,8 @@ merges the rows into one left-padded cache whenever membership changes, which co
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,28 +129,40 @@ class MergedRows(Rows):
         """See :meth:`Rows.decode`."""
         if self._joined or self._left:
             self._merge()
-        assert self._cache is not None
-        column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
-        make_room(self._session, self._cache, 1)
-        logits = self._session.decode(column, self._cache)
-        return {key: logits[row, -1] for row, key in enumerate(self._keys)}
+        with self._as_it_was() as cache:
+            column = np.array([[tokens[key]] for key in self._keys], dtype=np.int64)
+            make_room(self._session, cache, 1)
+            logits = self._session.decode(column, cache)
+            return {key: logits[row, -1] for row, key in enumerate(self._keys)}
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
         """See :meth:`Rows.decode_several`."""
         if self._joined or self._left:
             self._merge()
-        assert self._cache is not None
-        ids, mask = _padded([tokens[key] for key in self._keys])
-        make_room(self._session, self._cache, ids.shape[1])
-        self._ran = ids.shape[1]
-        logits = self._session.decode_several(ids, self._cache, mask)
-        self._is_sound = bool(np.isfinite(logits[mask]).all())
-        return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
+        with self._as_it_was() as cache:
+            ids, mask = _padded([tokens[key] for key in self._keys])
+            make_room(self._session, cache, ids.shape[1])
+            self._ran = ids.shape[1]
+            logits = self._session.decode_several(ids, cache, mask)
+            self._is_sound = bool(np.isfinite(logits[mask]).all())
+            return {key: logits[row, : len(tokens[key])] for row, key in enumerate(self._keys)}
 
     def keep(self, kept: dict[int, int]) -> None:
         """See :meth:`Rows.keep`."""
         assert self._cache is not None
         take_back(self._session, self._cache, self._ran, np.array([kept[key] for key in self._keys]), self._is_sound)
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[Cache[Any]]:
+        """Yield the cache of all rows; it stays as it was if anything fails, the model's step or what follows."""
+        cache = self._cache
+        assert cache is not None
+        before = cache.mask, cache.layers
+        try:
+            yield cache
+        except BaseException:
+            cache.mask, cache.layers = before
+            raise
 
     def _merge(self) -> None:
         stay = [row for row, key in enumerate(self._keys) if key not in self._left]
@@ -233,8 +247,9 @@ class StaticRows(Rows):
                 self._lengths[:count],
             )
         logits = self._run(binding)
+        found = {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
         self._lengths[:count] += 1
-        return {key: logits[slot, -1] for slot, key in enumerate(self._slots) if key is not None}
+        return found
 
     def decode_several(self, tokens: dict[int, list[int]]) -> dict[int, Array]:
         """See :meth:`Rows.decode_several`: what comes behind a row's own tokens is padding that nothing sees."""

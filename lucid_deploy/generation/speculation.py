@@ -22,6 +22,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
 from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.take_back import make_room, pack, take_back
+from lucid_deploy.shortages import limit_met
 
 MODES = ("off", "lookup", "draft")
 log = logging.getLogger("lucid_deploy.generation")
@@ -104,14 +105,15 @@ def is_near_tie(adjusted: Array, logits: Array, share: float, slopes: Array | No
 def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[int] | None:
     """Return what a drafter proposes; None where it failed and is to be dropped: no answer depends on drafts.
 
-    The first failure is logged, a bug with its traceback; all are counted.
+    The first failure is logged, a bug with its traceback, a limit on memory or threads in a line; all are counted.
     """
     try:
         return drafter.propose(most)
     except Exception as error:
         if not counts.failures:
-            trace = None if isinstance(error, LucidError) else error
-            log.warning("Drafting failed, the answer goes on without: %s", error, exc_info=trace)
+            limit = limit_met(error)
+            trace = None if limit or isinstance(error, LucidError) else error
+            log.warning("Drafting failed, the answer goes on without: %s", limit or error, exc_info=trace)
         counts.failures += 1
         return None
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request
 from lucid_deploy.batching import rows as rows_module
+from lucid_deploy.generation.constraint import Constraint, from_regex
 from lucid_deploy.generation.drafting import LookupDrafter
 from lucid_deploy.generation.generate import Generation
+from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.shortages import TOO_LITTLE_MEMORY
@@ -208,4 +212,67 @@ def test_numbers_that_a_failed_step_has_written_reach_no_other_row(
     monkeypatch.setattr(session, "bind_decode", noting)
     monkeypatch.setattr(session, "run_bound", spoiling)
     shortage.begin(11)
+    check(batcher, wanted, failed=1)
+
+
+@pytest.mark.parametrize("fails", [0, 9])
+def test_memory_that_cannot_be_given_back(
+    session: Session[Any], monkeypatch: pytest.MonkeyPatch, shortage: Shortage, fails: int
+) -> None:
+    """Giving it back takes a run of a small graph."""
+    wanted = [alone(session, request) for request in requests(session)]
+
+    def failing(*arguments: Any) -> None:
+        raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(SAID)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", failing)
+    shortage.begin(fails)
+    check(Batcher(session, rows=3, prefill_chunk=16), wanted, failed=1)
+
+
+class CrampedGuides:
+    """Finds no memory to compile a constraint."""
+
+    def open(self, constraint: Constraint, may_end: bool) -> Future[Guide]:
+        future: Future[Guide] = Future()
+        future.set_exception(MemoryError())
+        return future
+
+
+def test_a_constraint_that_finds_no_memory_ends_its_request(exported: Exported) -> None:
+    session = open_session(exported()[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, guides=CrampedGuides())  # type: ignore[arg-type]
+    held = replace(requests(session)[0], constraint=from_regex("a*"))
+    number = batcher.submit(held)
+    others = [batcher.submit(request) for request in requests(session)]
+    tokens, ends = drain(batcher)
+    assert ends[number] == Finished(number, "memory", TOO_LITTLE_MEMORY)
+    assert [tokens[other] for other in others] == wanted
+
+
+class Scarce(np.ndarray):
+    """Logits of which no copy can be made."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, np.ndarray):
+            raise MemoryError
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("fails", range(4))
+def test_logits_of_drafts_that_cannot_be_copied(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """The step has run by then, and none of its tokens may stay in the cache."""
+    session = open_session(exported(cache="growing")[1])
+    wanted = [alone(session, request) for request in requests(session)]
+    batcher = Batcher(session, rows=3, prefill_chunk=16, drafters=LookupDrafter)
+    run, runs = session.decode_several, iter(range(1_000_000))
+
+    def scarce(*arguments: Any) -> np.ndarray:
+        logits = run(*arguments)
+        return logits.view(Scarce) if next(runs) == fails else logits
+
+    monkeypatch.setattr(session, "decode_several", scarce)
     check(batcher, wanted, failed=1)
