@@ -85,6 +85,8 @@ def measure(
         runs_graphs=session.capabilities.runs_graphs,
         plainer=session.plainer,
         outside=tuple(dict.fromkeys(item.reference for target in targets.items for item in target.outside)),
+        rounded_cache=session.cache_dtype if session.cache_dtype != session.dtype else None,
+        rounded_inputs=session.rounded_inputs,
     )
 
 

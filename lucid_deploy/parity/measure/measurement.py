@@ -81,6 +81,8 @@ class Measurement:
         runs_graphs: Whether the candidate ran the artifact's graphs, not its weights alone.
         plainer: How the candidate is run with less code of ours, if it can be, as the end of a sentence.
         outside: What else the candidate was held against; comparisons name its kind in ``against``.
+        rounded_cache: Type of its cache, if that is another one than ``dtype``.
+        rounded_inputs: Type that inputs of quantized products are rounded to, if they are.
     """
 
     runtime: str
@@ -98,6 +100,8 @@ class Measurement:
     runs_graphs: bool = True
     plainer: str | None = None
     outside: tuple[Reference, ...] = ()
+    rounded_cache: str | None = None
+    rounded_inputs: str | None = None
 
     @property
     def failure(self) -> Comparison | None:

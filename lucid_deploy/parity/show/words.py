@@ -181,7 +181,14 @@ def _unproven(found: Measurement) -> str:
     if not found.unproven:
         return ""
     names = ", ".join(map(str, found.unproven))
-    return f"In {found.dtype} PyTorch itself loses {names}: nothing was proven. Use a wider type."
+    rounded = {}
+    if found.rounded_cache:
+        rounded[f"a cache in {found.rounded_cache}"] = "--cache-dtype auto"
+    if found.rounded_inputs:
+        rounded[f"inputs rounded to {found.rounded_inputs}"] = "--activations float"
+    where = f"In {found.dtype}" + (f", with {' and '.join(rounded)}," if rounded else "")
+    remedy = f"Export with less rounding: {', '.join(rounded.values())}." if rounded else "Use a wider type."
+    return f"{where} PyTorch itself loses {names}: nothing was proven. {remedy}"
 
 
 def _success(found: Measurement) -> str:

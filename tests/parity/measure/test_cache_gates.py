@@ -81,6 +81,7 @@ def test_what_is_right_passes_with_room(exported, targets_of, dtype, cache, cach
     report = check(short(open_session(artifact)), targets_of(checkpoint, dtype, cache_dtype))
     sizes = [item for item in report.comparisons if "size of" in item.schedule]
     assert report.passed and len(sizes) == (4 * 4 + 2) * 2 * 2 * 2  # scenarios by schedules, parts, layers, K and Y
+    assert (report.rounded_cache, report.rounded_inputs) == (cache_dtype, None)
     given = [item for item in report.comparisons if "given rows" in item.schedule]
     assert len(given) == 5 * 2  # scenarios, graphs
     assert max(item.severity for item in report.comparisons) < 0.7

@@ -38,6 +38,13 @@ def test_the_gate_is_where_it_says(model, targets):
     assert (str(report.failure.tensor), report.failure.failed_at) == ("layer 1 Y", 20)
 
 
+def test_what_rounds_beside_the_type_is_noted(model, targets):
+    plain, rounding = session(model), session(model)
+    rounding.rounded_inputs = "int8"
+    found = [measure(each, targets, schedules=[ONE_SHOT]) for each in (plain, rounding)]
+    assert [(each.rounded_cache, each.rounded_inputs) for each in found] == [(None, None), (None, "int8")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gates_still_see_a_weight_off_by_ten_percent(model, dtype):
     targets = prepare(session(model, dtype), session(model, torch.float64), steps=8)

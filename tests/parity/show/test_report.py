@@ -94,3 +94,20 @@ def test_a_tensor_without_any_judgement_fails_the_check(report):
     check = by_name(unproven)["tensors"]
     assert check.outcome == "failed" and "layer 1 Y" in check.detail
     assert "Use a wider type" in unproven.verdict()
+
+
+@pytest.mark.parametrize(
+    ("rounded", "words", "remedy"),
+    [
+        ({"rounded_cache": "int8"}, "with a cache in int8, PyTorch", ": --cache-dtype auto."),
+        ({"rounded_inputs": "int8"}, "with inputs rounded to int8, PyTorch", ": --activations float."),
+        (
+            {"rounded_cache": "fp8", "rounded_inputs": "int8"},
+            "with a cache in fp8 and inputs rounded to int8, PyTorch",
+            ": --cache-dtype auto, --activations float.",
+        ),
+    ],
+)
+def test_what_rounds_is_named_where_it_loses_a_tensor(report, rounded, words, remedy):
+    verdict = replace(report, unproven=(TensorId(1, 1),), **rounded).verdict()
+    assert words in verdict and f"Export with less rounding{remedy}" in verdict and "wider type" not in verdict
