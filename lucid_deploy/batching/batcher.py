@@ -8,23 +8,19 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
-from lucid_deploy.batching.drafts import follow, propose
-from lucid_deploy.batching.log_probabilities import log_probabilities
-from lucid_deploy.batching.request import Finished, Mark, Request, Token
+from lucid_deploy.batching.choosing import Choosing
+from lucid_deploy.batching.drafts import drop, prefill, propose, propose_with_prompt
+from lucid_deploy.batching.request import Event, Finished, Mark, Request
 from lucid_deploy.batching.row import Row, first_to_end
 from lucid_deploy.batching.rows import make_rows
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.drafting import MakeDrafter
 from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.prefix_store import PrefixStore
-from lucid_deploy.generation.sampling import NoTokenLeft, Sampler
-from lucid_deploy.generation.speculation import DraftCounts, is_near_tie, near_share, prepare_speculation
+from lucid_deploy.generation.sampling import Sampler
+from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
 from lucid_deploy.shortages import TooLittleMemory, memory_errors_told
-
-Event = Token | Finished
 
 
 class Batcher:
@@ -74,10 +70,9 @@ class Batcher:
             prepare_speculation(session)
         self.session, self.rows, self.prefill_chunk = session, rows, prefill_chunk
         self.drafts, self._drafters = DraftCounts(), drafters
-        self._near = near_share(session.dtype, session.cache_dtype, session.rounded_inputs)
+        self._choosing = Choosing(session, self.drafts, self._relieved)
         self.prompt_tokens_computed = 0
         self.prompt_tokens_reused = 0
-        self.generated_tokens = 0
         self.marks: list[Mark] = []
         # Tokens of one call see each other before the cache rounds them, and other sums in another order, which half
         # precision and inputs rounded to 8 bits multiply: where a prompt is cut must not depend on those beside it.
@@ -110,6 +105,11 @@ class Batcher:
     def idle(self) -> bool:
         """Whether a step would do nothing."""
         return not (self._waiting or self.active)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens chosen so far, over all requests."""
+        return self._choosing.tokens
 
     @property
     def cached_tokens(self) -> int:
@@ -192,8 +192,9 @@ class Batcher:
                     return
                 part = part[:budget]
             try:
+                drafts = self._drafts_with_prompt(row) if len(row.ids) + len(part) == len(prompt) else []
                 with memory_errors_told():
-                    logits = self.session.prefill(np.array([part], dtype=np.int64), row.cache)
+                    logits = prefill(self.session, row.cache, part, drafts)
             except TooLittleMemory as error:
                 self._end(row.number, self._relieved(row.number, error), events)
                 return  # the next prompt would hardly find more now
@@ -207,7 +208,7 @@ class Batcher:
             if len(row.ids) < len(prompt):
                 self._keep_beginning(row)
                 return
-            self._take_first(row, logits[0, -1], events)
+            self._take_first(row, drafts, logits, events)
             yield
             if budget is None:
                 return
@@ -257,11 +258,29 @@ class Batcher:
         if not rest and not chunks & (chunks - 1) and not self._store.gives_beginnings(len(row.ids) + 1):
             self._store_row(row)
 
-    def _take_first(self, row: Row, logits: Array, events: list[Event]) -> None:
-        """Choose the first token of a prompt that has run, and let the row decode if it goes on."""
+    @memory_errors_told()
+    def _drafts_with_prompt(self, row: Row) -> list[int]:
+        """Give a row its drafter, which reads the prompt; return what may run with the prompt's last token."""
+        if self._drafters is None:
+            return []
+        row.drafter = self._drafters()
+        row.drafter.chunk = self.prefill_chunk
+        row.drafter.add(row.request.prompt_ids)
+        return propose_with_prompt(self.session, row, len(row.request.prompt_ids), self.drafts)
+
+    def _take_first(self, row: Row, drafts: list[int], logits: Array, events: list[Event]) -> None:
+        """Choose the first tokens of a prompt that has run, with drafts behind it; let the row decode if it goes on."""
         self.marks.append(Mark(row.number, "decode", time.time_ns()))
-        end = self._choose(row, logits, events)
-        if end is None or not end.failed:
+        row.next = row.ids.pop()
+        kept, end = self._choosing.follow(row, drafts, logits, events)
+        is_whole = True
+        try:
+            with memory_errors_told():
+                assert row.cache is not None
+                drop(self.session, row.cache, kept, logits)
+        except TooLittleMemory as error:
+            is_whole, end = False, end or self._relieved(row.number, error)
+        if is_whole and (end is None or not end.failed):
             self._store_row(row)
         if end is not None:
             self._end(row.number, end, events)
@@ -276,10 +295,6 @@ class Batcher:
 
     @memory_errors_told()
     def _let_decode(self, row: Row) -> None:
-        if self._drafters is not None:
-            row.drafter = self._drafters()
-            row.drafter.chunk = self.prefill_chunk
-            row.drafter.add([*row.request.prompt_ids, row.next])
         assert row.cache is not None
         self._pool.join(row.number, row.cache)
 
@@ -305,7 +320,7 @@ class Batcher:
         for number, logits in found.items():
             row = self._running[number]
             row.ids.append(row.next)
-            end = self._choose(row, logits, events)
+            end = self._choosing.choose(row, logits, events)
             if end is not None:
                 self._end(number, end, events)
 
@@ -316,55 +331,12 @@ class Batcher:
         for number, logits in found.items():
             row = self._running[number]
             row.verified = True
-
-            def choose(logits: Array, draft: int | None, row: Row = row) -> bool:
-                end = self._choose(row, logits, events, draft)
-                if end is not None:
-                    ends[row.number] = end
-                return end is None
-
-            kept[number] = follow(row, drafts[number], logits, choose, self.drafts)
+            kept[number], end = self._choosing.follow(row, drafts[number], logits, events)
+            if end is not None:
+                ends[number] = end
         self._pool.keep(kept)
         for number, end in ends.items():
             self._end(number, end, events)
-
-    def _choose(self, row: Row, logits: Array, events: list[Event], draft: int | None = None) -> Finished | None:
-        """Choose a row's next token; return the end if the row ends with it."""
-        try:
-            return self._chosen(row, logits, events, draft)
-        except NoTokenLeft as error:
-            return Finished(row.number, "refused", str(error))
-        except TooLittleMemory as error:
-            return self._relieved(row.number, error)
-        except LucidError as error:
-            return Finished(row.number, "error", str(error))
-
-    @memory_errors_told()
-    def _chosen(self, row: Row, logits: Array, events: list[Event], draft: int | None) -> Finished | None:
-        """As :meth:`_choose`, which tells errors. Near ties after verifying steps count."""
-        allowed = None if row.guide is None else row.guide.allowed()
-        if row.guide is not None and allowed is None:  # the text is complete
-            return Finished(row.number, "eos")
-        token = row.choose(logits, allowed)
-        request = row.request
-        if row.verified and row.greedy:
-            choose = row.choose
-            self.drafts.near_ties += is_near_tie(choose.chosen_from, logits, self._near, choose.slopes)
-        if request.stop_at_eos and token in self.session.config.eos_token_ids:
-            return Finished(row.number, "eos")
-        row.next, row.count = token, row.count + 1
-        if row.guide is not None:
-            row.guide.advance(token)  # its mask is computed while the model runs
-        if row.drafter is not None:
-            row.drafter.add([token])
-        self.generated_tokens += 1
-        found = log_probabilities(logits, token, request.top_logprobs)
-        events.append(Token(row.number, token, *found, drafted=token == draft))
-        if row.count == request.max_new_tokens:
-            complete = row.guide is not None and row.guide.complete
-            return Finished(row.number, "eos" if complete else "length")
-        limit = self.session.context_limit
-        return Finished(row.number, "context") if limit is not None and len(row.ids) >= limit else None
 
     def _end(self, number: int, end: Finished, events: list[Event]) -> None:
         """Take a request out of wherever it is, and keep its cache for later prompts if it is sound."""

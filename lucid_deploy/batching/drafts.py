@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from lucid_deploy.generation.drafting import MOST_DRAFTS, Drafter
-from lucid_deploy.generation.speculation import DraftCounts, propose_or_drop
-from lucid_deploy.runtimes.session import Array
+from lucid_deploy.generation.speculation import DraftCounts, drafts_with_prompt, propose_or_drop
+from lucid_deploy.runtimes.session import Array, Cache, Session
 from lucid_deploy.runtimes.several import STEP_TOKENS
+from lucid_deploy.runtimes.take_back import pack, take_back
 
 
 class DraftingRow(Protocol):
@@ -41,14 +44,48 @@ def propose(rows: Mapping[int, DraftingRow], context_limit: int | None, counts: 
     most = min(MOST_DRAFTS, STEP_TOKENS // len(rows) - 1)
     if context_limit is not None:
         most = min(most, context_limit - max(len(row.ids) for row in rows.values()) - 1)
-    drafts: dict[int, list[int]] = {}
-    for number, row in rows.items():
-        room = max(min(most, row.left - 1), 0)
-        found = None if row.drafter is None else propose_or_drop(row.drafter, room, counts)
-        if found is None:
-            row.drafter = None
-        drafts[number] = found or []
-    return drafts
+    return {number: _propose(row, max(min(most, row.left - 1), 0), counts) for number, row in rows.items()}
+
+
+def _propose(row: DraftingRow, most: int, counts: DraftCounts) -> list[int]:
+    found = None if row.drafter is None else propose_or_drop(row.drafter, most, counts)
+    if found is None:
+        row.drafter = None
+    return found or []
+
+
+def propose_with_prompt(session: Session[Any], row: DraftingRow, prompt: int, counts: DraftCounts) -> list[int]:
+    """Return drafts of a row that run with the end of its prompt, of so many tokens; none where that cannot be."""
+    most = drafts_with_prompt(session, row.drafter, prompt, row.left)
+    return _propose(row, most, counts) if most else []
+
+
+def prefill(session: Session[Any], cache: Cache[Any], tokens: list[int], drafts: list[int]) -> Array:
+    """Run a part of a prompt, and drafts behind its end; return the logits of its last token and of each draft.
+
+    Returns:
+        Float ``(1 + drafts, vocab)``.
+
+    Raises:
+        LucidError: As :meth:`Session.prefill`.
+    """
+    ids = np.array([[*tokens, *drafts]], dtype=np.int64)
+    return session.prefill_last(ids, cache, 1 + len(drafts))[0] if drafts else session.prefill(ids, cache)[0]
+
+
+def drop(session: Session[Any], cache: Cache[Any], kept: int, logits: Array) -> None:
+    """Take out of a prompt's cache, without holes, the drafts that :func:`prefill` ran and that do not count.
+
+    Args:
+        session: Whose cache it is.
+        cache: Changed in place.
+        kept: How many count of the prompt's last token and the drafts, first ones first.
+        logits: Of these.
+    """
+    if kept == len(logits):
+        return
+    take_back(session, cache, len(logits), np.array([kept]), bool(np.isfinite(logits[kept:]).all()))
+    pack(session, cache)
 
 
 def follow(

@@ -107,3 +107,6 @@ class Finished:
     def failed(self) -> bool:
         """Whether the model failed on it, so that nothing of it is kept."""
         return self.reason in ("memory", "error")
+
+
+Event = Token | Finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -91,25 +90,32 @@ class Worker:
     def follow(self, prompt: list[int], answer: list[int], speculate: bool) -> dict[str, Any]:
         """Time the decoding of a given answer, whatever the model would say: seconds, and how far drafts were right.
 
-        Drafts are looked up in prompt and answer. What runs is what runs where the model says this answer itself: all
-        but its last token.
+        Drafts are looked up in prompt and answer, and the first ones run with the prompt. What runs is what runs where
+        the model says this answer itself: all but its last token. ``prompt`` is the time of the prompt.
         """
         cache = self.session.empty_cache(1)
-        self.session.prefill(np.array([prompt]), cache, chunk=self.session.prefill_chunk)
+        chunk, ids = self.session.prefill_chunk, np.array([prompt])
         if not speculate:
             started = time.perf_counter()
+            self.session.prefill(ids, cache, chunk=chunk)
+            begun = time.perf_counter()
             for token in answer[:-1]:
                 self.session.decode(np.array([[token]]), cache)
-            return {"seconds": time.perf_counter() - started, "proposed": 0, "accepted": 0}
-        self.session.prepare_several()
-        started = time.perf_counter()
+            return {"prompt": begun - started, "seconds": time.perf_counter() - begun, "proposed": 0, "accepted": 0}
         drafter = LookupDrafter()
-        drafter.add(prompt)
         ahead = Lookahead(self.session, cache, drafter)
-        for token, chosen in itertools.pairwise(answer):
-            ahead.judge(ahead(token, _WANTED))
-            ahead.accept(chosen)
-        return {"seconds": time.perf_counter() - started, **asdict(ahead.counts)}
+        started = time.perf_counter()
+        drafter.add(prompt)
+        logits = ahead.prefill(prompt, _WANTED, chunk)
+        begun = time.perf_counter()
+        for token in answer[:-1]:
+            ahead.judge(logits)
+            ahead.accept(token)
+            logits = ahead(token, _WANTED)
+        ahead.judge(logits)
+        ahead.accept(answer[-1])
+        seconds = {"prompt": begun - started, "seconds": time.perf_counter() - begun}
+        return {**seconds, **asdict(ahead.counts)}
 
     def _random_cache(self, batch: int, context: int) -> Cache[Any]:
         rng = np.random.default_rng(0)

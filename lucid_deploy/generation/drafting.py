@@ -28,9 +28,12 @@ class Drafter(ABC):
 
     Attributes:
         chunk: Most tokens that one proposal may run through a model of its own; None: any number.
+        reads_at_once: Whether it can propose what comes behind a prompt without delay, so that this runs with the
+            prompt: it has no model that must read the prompt first.
     """
 
     chunk: int | None = None
+    reads_at_once: bool = False
 
     @abstractmethod
     def add(self, tokens: Sequence[int]) -> None:
@@ -85,6 +88,8 @@ class LookupDrafter(Drafter):
     The longest n-gram of 4 to 1 tokens that was there before counts. Each of the four lengths adapts by itself: what a
     single token is followed by says little in prose, and much in a list that is copied.
     """
+
+    reads_at_once = True
 
     def __init__(self) -> None:
         self._room, self._count = np.zeros(_FIRST_ROOM, np.int32), 0

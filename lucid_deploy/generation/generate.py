@@ -82,19 +82,21 @@ class Generation:
         if self.drafter is not None:
             prepare_speculation(session)
         cache = session.empty_cache(1) if self.cache is None else self.cache
-        prompt = np.array([self.prompt_ids[cache.length :]], dtype=np.int64)
+        prompt = self.prompt_ids[cache.length :]
         chunk = session.prefill_chunk if self.prefill_chunk is None else self.prefill_chunk
-        logits = session.prefill(prompt, cache, chunk=chunk, progress=self.progress)
         if self.drafter is None:
-            yield from self._tokens(logits[0, -1], lambda token, _: session.decode(_column(token), cache)[0, -1])
+            ids = np.array([prompt], dtype=np.int64)
+            logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0, -1]
+            yield from self._tokens(logits, lambda token, _: session.decode(_column(token), cache)[0, -1])
             return
         self.drafter.chunk = chunk
         self.drafter.add(self.prompt_ids)
         ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts
+        logits = ahead.prefill(prompt, self.max_new_tokens, chunk, self.progress)
         try:
             judge = None if self.sampling.temperature else ahead.judge
-            yield from self._tokens(logits[0, -1], ahead, judge, ahead.accept)
+            yield from self._tokens(logits, ahead, judge, ahead.accept)
         finally:
             if self.cache is not None:
                 ahead.finish()

@@ -5,6 +5,8 @@
        logits behind that are there already, and so on.
     3. When another token is chosen, the cache rows of the drafts not used are dropped, which is exact: Y never changes.
 
+Drafts that are there before the first token, which is what lookup finds behind a prompt, run with the prompt's end.
+
 A token is chosen by the same code from the same distribution as without drafts, with penalties, constraints and the
 random numbers of a seed. For a drafter that proposes x with certainty this is rejection sampling: x is accepted with
 probability p(x), and else the token comes from p without x (arXiv 2211.17192 with q(x) = 1).
@@ -13,6 +15,7 @@ probability p(x), and else the token comes from p without x (arXiv 2211.17192 wi
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +121,22 @@ def propose_or_drop(drafter: Drafter, most: int, counts: DraftCounts) -> list[in
         return None
 
 
+def drafts_with_prompt(session: Session[Any], drafter: Drafter | None, tokens: int, wanted: int) -> int:
+    """Return how many drafts may run with a prompt, behind its last token.
+
+    Args:
+        session: What runs the model.
+        drafter: Is to know the prompt.
+        tokens: Of the prompt.
+        wanted: Most tokens that may follow.
+    """
+    if drafter is None or not drafter.reads_at_once or not session.gives_last_logits:
+        return 0
+    limit = session.context_limit
+    room = MOST_DRAFTS if limit is None else limit - tokens
+    return max(min(MOST_DRAFTS, wanted - 1, room), 0)
+
+
 class Lookahead:
     """Decodes one text in place of :meth:`Session.decode`, a step at a time or several.
 
@@ -144,6 +163,34 @@ class Lookahead:
         self._verified = False  # whether a step has left rounding of its own in the cache
         self._rows = np.zeros((1, 0), np.float32)  # logits behind the token that was run, and behind each draft
 
+    def prefill(
+        self,
+        prompt: list[int],
+        wanted: int,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """Run a prompt, with drafts behind it where there are some already; return the logits behind it, ``(vocab,)``.
+
+        Args:
+            prompt: Its tokens that are not in the cache yet.
+            wanted: Most tokens that may follow.
+            chunk: As :meth:`Session.prefill` takes it.
+            progress: As :meth:`Session.prefill` takes it.
+
+        Raises:
+            LucidError: As :meth:`Session.prefill`.
+        """
+        session, cache = self._session, self._cache
+        most = drafts_with_prompt(session, self._drafter, int(cache.mask.sum()) + len(prompt), wanted)
+        drafts = self._propose(most) if most else []
+        ids = np.array([[*prompt, *drafts]], dtype=np.int64)
+        if not drafts:
+            return np.asarray(session.prefill(ids, cache, chunk=chunk, progress=progress)[0, -1])
+        self._rows = session.prefill_last(ids, cache, 1 + len(drafts), chunk, progress)[0]
+        self._expect(drafts)
+        return np.asarray(self._rows[0])
+
     def __call__(self, token: int, wanted: int) -> Array:
         """Return the logits behind a token, float ``(vocab,)``.
 
@@ -165,10 +212,14 @@ class Lookahead:
         make_room(self._session, self._cache, ids.shape[1])
         run = self._session.decode_several if drafts else self._session.decode
         self._rows = run(ids, self._cache)[0]
-        self._drafts = drafts  # now, that they are in the cache
+        self._expect(drafts)
+        return np.asarray(self._rows[0])
+
+    def _expect(self, drafts: list[int]) -> None:
+        """Remember drafts that are in the cache now."""
+        self._drafts = drafts
         self._verified |= bool(drafts)
         self.counts.proposed += len(drafts)
-        return np.asarray(self._rows[0])
 
     def accept(self, token: int) -> None:
         """Count a token that was chosen from the logits returned last and goes into the answer, if it was drafted."""

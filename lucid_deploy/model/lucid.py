@@ -95,6 +95,7 @@ class LucidForCausalLM(nn.Module):
         *,
         decode: bool = False,
         last_only: bool = False,
+        keep: int | None = None,
         cache_length: Tensor | None = None,
     ) -> tuple[Tensor, list[LayerCache]]:
         """Compute logits and the cache of all tokens so far.
@@ -106,12 +107,14 @@ class LucidForCausalLM(nn.Module):
             position_ids: Rotary positions of the new tokens, int64 ``(B, N)``; None: P, P + 1, …
             decode: Take the path for one new token or a few, :mod:`~lucid_deploy.plugins.decode_attention`.
             last_only: Compute logits of each row's last token alone.
+            keep: Compute logits of the last so many new tokens alone, of rows without padding; None: of all.
             cache_length: Int64 ``(B,)``, for decoding with a static cache: ``past`` holds buffers ``(B, KV, M, D)``
                 with so many tokens in them, ``attention_mask`` is ``(B, M)``, the new row is written behind the last.
 
         Returns:
-            Logits ``(B, N, vocab)`` or, with ``last_only``, ``(B, 1, vocab)``, float32 (float64 in a float64 model),
-            and the present cache, per layer two tensors ``(B, KV, P + N, D)``, or their stored form.
+            Logits ``(B, N, vocab)``, with ``last_only`` ``(B, 1, vocab)`` and with ``keep`` ``(B, keep, vocab)``,
+            float32 (float64 in a float64 model), and the present cache, per layer two tensors ``(B, KV, P + N, D)``,
+            or their stored form.
         """
         batch, n = input_ids.shape
         fresh = past is None
@@ -131,7 +134,7 @@ class LucidForCausalLM(nn.Module):
             present.append(layer_present)
         if last_only and n > 1:
             x = last_token(x, mask)
-        return self.logits(x), present
+        return self.logits(x if keep is None else x[:, n - keep :]), present
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits ``(…, vocab)`` of what the last layer gives, ``(…, C)``: final norm, head, divisor."""

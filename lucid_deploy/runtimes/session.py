@@ -5,18 +5,20 @@ Shapes: B batch, N new tokens, T tokens so far, KV key/value heads, D head width
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from lucid_deploy.argument_types import check_arguments
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
+from lucid_deploy.runtimes.run_result import checked_result
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.several import MOST, layers_obstacle
 
@@ -145,7 +147,7 @@ class Session(CacheOperations[Tensor]):
         logits: Array | None = None
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
-            new = self._advance(input_ids[:, part], mask[:, part], cache, self._run_prefill)
+            new = self._advance(input_ids[:, part], mask[:, part], cache, self._run_prefill, 1)
             has_token = mask[:, part].any(axis=1).reshape(-1, 1, 1)
             logits = new if logits is None else np.asarray(np.where(has_token, new, logits))
             if progress is not None:
@@ -170,7 +172,7 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
             raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
-        return self._advance(input_ids, _checked_mask(mask, input_ids), cache, self._run_decode)
+        return self._advance(input_ids, _checked_mask(mask, input_ids), cache, self._run_decode, 1)
 
     @property
     def several_obstacle(self) -> str | None:
@@ -214,7 +216,56 @@ class Session(CacheOperations[Tensor]):
             raise LucidError(
                 f"Up to {MOST} tokens are decoded at once, not {input_ids.shape[1]}; use prefill for more."
             )
-        return self._advance(input_ids, mask, cache, self._run_several)
+        return self._advance(input_ids, mask, cache, self._run_several, input_ids.shape[1])
+
+    @property
+    def gives_last_logits(self) -> bool:
+        """Whether :meth:`prefill_last` is to be had."""
+        return False
+
+    def prefill_last(
+        self,
+        input_ids: Array,
+        cache: Cache[Tensor],
+        keep: int,
+        chunk: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """Run new tokens as :meth:`prefill` does, for the logits of the last few: a prompt with drafts behind it.
+
+        Args:
+            input_ids: Int64 ``(1, N)``: one row, without padding.
+            cache: As :meth:`prefill` takes it.
+            keep: How many of the N tokens the logits are of: the prompt's last one and the drafts behind it.
+            chunk: As :meth:`prefill` takes it, of the prompt's tokens; drafts run with the last of them.
+            progress: As :meth:`prefill` takes it, of the prompt's tokens.
+
+        Returns:
+            Logits of these tokens, float ``(1, keep, vocab)``.
+
+        Raises:
+            LucidError: As :meth:`prefill`, several rows, more tokens to keep than there are, or
+                :attr:`gives_last_logits` is false.
+        """
+        if not self.gives_last_logits:
+            raise LucidError(f"Runtime {self.runtime} gives the logits of a prompt's last token alone.")
+        input_ids = self._checked(input_ids, cache)
+        rows, n = input_ids.shape
+        if rows != 1 or not 1 <= keep <= n:
+            raise LucidError(
+                f"The logits of the last {keep} tokens are given of one row that has them, not {rows} of {n}."
+            )
+        prompt = n - keep + 1
+        start = (prompt - 1) // chunk * chunk if chunk else 0
+        if start:
+            told = None if progress is None else (lambda done, _: progress(done, prompt))
+            self.prefill(input_ids[:, :start], cache, chunk=chunk, progress=told)
+        rest = input_ids[:, start:]
+        run = functools.partial(self._run_prefill_last, keep=keep)
+        logits = self._advance(rest, np.ones(rest.shape, dtype=bool), cache, run, keep)
+        if progress is not None:
+            progress(prompt, prompt)
+        return logits
 
     @property
     def gives_all_logits(self) -> bool:
@@ -238,7 +289,7 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         mask = _checked_mask(mask, input_ids)
         if self.gives_all_logits:
-            return self._advance(input_ids, mask, cache, self._run_prefill_all)
+            return self._advance(input_ids, mask, cache, self._run_prefill_all, input_ids.shape[1])
         columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
         return np.concatenate([self.decode(input_ids[:, i], cache, mask[:, i]) for i in columns], axis=1)
 
@@ -248,29 +299,16 @@ class Session(CacheOperations[Tensor]):
         mask: Array,
         cache: Cache[Tensor],
         run: Callable[[Array, Array, Array, Any], tuple[Array, Any]],
+        kept: int,
     ) -> Array:
+        """Run new tokens and add them to the cache; ``run`` gives the logits of the last ``kept`` of them."""
         full = np.concatenate([cache.mask, mask], axis=1)
         positions = np.maximum(np.cumsum(full, axis=1, dtype=np.int64) - 1, 0)[:, cache.length :]
-        logits, layers = self._result(run, run(input_ids, full, positions, cache.layers), input_ids)
+        found, expected = run(input_ids, full, positions, cache.layers), (len(input_ids), kept, self.config.vocab_size)
+        name = run.func.__name__ if isinstance(run, functools.partial) else run.__name__
+        logits, layers = checked_result(found, expected, len(self.layers), f"{name} of runtime {self.runtime}")
         cache.mask, cache.layers = full, layers
         return logits
-
-    def _result(self, run: Callable[..., Any], found: Any, input_ids: Array) -> tuple[Array, Any]:
-        """Return what a run gave, if its logits and layers are as many as they must be: a runtime may be anyone's."""
-        if not isinstance(found, tuple) or len(found) != 2:
-            raise CheckFailed(f"{_of(self, run)} gave {type(found).__name__}, not logits and layers.")
-        logits, layers = found
-        alone = run in (self._run_prefill, self._run_decode)
-        expected = (len(input_ids), 1 if alone else input_ids.shape[1], self.config.vocab_size)
-        if not isinstance(logits, np.ndarray) or logits.shape != expected:
-            what = f"of shape {logits.shape}" if isinstance(logits, np.ndarray) else f"that are {type(logits).__name__}"
-            last = ", those of each row's last token" if alone else ""
-            raise CheckFailed(f"{_of(self, run)} gave logits {what}, not a numpy array of shape {expected}{last}.")
-        wanted = len(self.layers)
-        if not isinstance(layers, Sequence) or len(layers) != wanted:
-            what = f"{len(layers)} layers" if isinstance(layers, Sequence) else type(layers).__name__
-            raise CheckFailed(f"{_of(self, run)} gave a cache of {what}, not of the model's {wanted} layers.")
-        return logits, layers
 
     def _checked(self, input_ids: Array, cache: Cache[Tensor]) -> Array:
         input_ids = np.asarray(input_ids)
@@ -328,6 +366,12 @@ class Session(CacheOperations[Tensor]):
         """As :meth:`_run_prefill`, with the logits of all tokens; to be there where ``gives_all_logits`` is true."""
         raise NotImplementedError
 
+    def _run_prefill_last(
+        self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]], keep: int
+    ) -> tuple[Array, list[tuple[Tensor, ...]]]:
+        """As :meth:`_run_prefill`, with the logits of the last tokens of the one row; see ``gives_last_logits``."""
+        raise NotImplementedError
+
     def _run_several(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]:
@@ -343,10 +387,6 @@ class Session(CacheOperations[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
-
-
-def _of(session: Session[Any], run: Callable[..., Any]) -> str:
-    return f"{run.__name__} of runtime {session.runtime}"
 
 
 def _checked_mask(mask: Array | None, input_ids: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The graph that verifies drafts, made in memory of the prefill graph: a few new tokens, the logits of all of them.
+"""The graphs that verify drafts, made in memory of the prefill graph: logits of a few tokens, not of the last alone.
 
 Prefill solves for Y and attends afterwards, which reads K and Y twice, and gives the logits of the last token alone.
 Neither is good for a few tokens over a long cache. The file stays as it is, so that no artifact needs another graph.
@@ -12,6 +12,8 @@ hidden states of each row's last token, then          final norm and head of all
 final norm and head
 with a static cache: ``present = [past new]``         ``present = TensorScatter(past, new, cache_length)``
 ====================================================  ======================================================
+
+Drafts that run with a prompt, behind its last token, need logits alone: :func:`last_logits`.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from lucid_deploy.plugins.table import (
 
 _PAST, _PRESENT, _MASK, _LENGTH = "past_key_values.", "present.", "attention_mask", "cache_length"
 _ROWS, _OPSET = "max_context", 24  # the axis of a static cache's rooms; the opset that has TensorScatter
+LOGIT_OFFSETS = "logit_offsets"  # the input of last_logits
 _OWN = "several/"  # begins the names of what is added
 
 
@@ -65,26 +68,78 @@ def several_tokens(prefill: onnx.ModelProto, static: bool) -> onnx.ModelProto:
     return model
 
 
+def last_logits(prefill: onnx.ModelProto) -> bool:
+    """Let a prefill graph give the logits of tokens before each row's last one, too.
+
+    Requires: a prefill graph; weights need not be loaded.
+    Result: one more input, ``logit_offsets``, int64 ``(kept)``, which is [0] where it is not given: −1 is the token
+    before the last one. Logits are ``(batch, kept, vocab)``.
+
+    Args:
+        prefill: Changed in place.
+
+    Returns:
+        Whether it was changed: not a graph that gives the logits of all tokens.
+
+    Raises:
+        NotAsExported: The graph has not the nodes that are looked for.
+    """
+    graph = prefill.graph
+    found = _choice_of_last(graph)
+    if found is None:
+        return False
+    unsqueeze, gather = found
+    axis, rows = np.array([1], np.int64), [f"{_OWN}rows", f"{_OWN}kept"]
+    graph.initializer.append(onnx.numpy_helper.from_array(axis, _OWN + "axis"))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), LOGIT_OFFSETS))
+    graph.input.append(onnx.helper.make_tensor_value_info(LOGIT_OFFSETS, onnx.TensorProto.INT64, ["kept"]))
+    first = next(index for index, node in enumerate(graph.node) if node.output[0] == gather.output[0])
+    graph.node.insert(first, onnx.helper.make_node("Add", [rows[0], LOGIT_OFFSETS], [rows[1]]))
+    graph.node.insert(first, onnx.helper.make_node("Unsqueeze", [gather.input[1], _OWN + "axis"], [rows[0]]))
+    gather.input[1] = rows[1]
+    _rename_input(graph, unsqueeze.output[0], gather.output[0])
+    graph.node.remove(unsqueeze)
+    del graph.value_info[:]  # shapes that change
+    _name_axis(graph.output[0], "kept")
+    return True
+
+
 def _makers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     return {name: node for node in graph.node for name in node.output}
 
 
 def _give_all_logits(graph: onnx.GraphProto) -> None:
-    """Let final norm and head read the hidden states of all tokens, ``Unsqueeze(Gather(Reshape(hidden), last))``."""
+    """Let final norm and head read the hidden states of all tokens."""
+    found = _choice_of_last(graph)
+    if found is None:
+        return
+    unsqueeze, gather = found
+    _rename_input(graph, unsqueeze.output[0], _makers(graph)[gather.input[0]].input[0])
+    _name_axis(graph.output[0], "sequence")
+
+
+def _choice_of_last(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Return the first and second node of ``Unsqueeze(Gather(Reshape(hidden), last))``, before final norm and head.
+
+    None where a graph was exported with ``--logits all``.
+    """
     makers, logits = _makers(graph), graph.output[0]
     if logits.type.tensor_type.shape.dim[1].dim_value != 1:
-        return  # exported with --logits all
+        return None
     node = makers.get(logits.name)
     while node is not None and node.op_type != "Unsqueeze":
         node = makers.get(node.input[0])
     gather = None if node is None else makers.get(node.input[0])
     rows = None if gather is None or gather.op_type != "Gather" else makers.get(gather.input[0])
-    if node is None or rows is None or rows.op_type != "Reshape":
+    if node is None or gather is None or rows is None or rows.op_type != "Reshape":
         raise NotAsExported("the choice of each row's last token is not found before the logits")
-    _rename_input(graph, node.output[0], rows.input[0])
+    return node, gather
+
+
+def _name_axis(logits: onnx.ValueInfoProto, name: str) -> None:
     axis = logits.type.tensor_type.shape.dim[1]
     axis.Clear()
-    axis.dim_param = "sequence"
+    axis.dim_param = name
 
 
 def _fuse(graph: onnx.GraphProto) -> None:

@@ -76,6 +76,7 @@ class Often(Drafter):
     def __init__(self) -> None:
         self._ids: list[int] = []
         self._count = 0
+        self._wrong = 1
 
     def add(self, tokens: Sequence[int]) -> None:
         self._ids += tokens
@@ -83,10 +84,24 @@ class Often(Drafter):
     def propose(self, most: int) -> list[int]:
         lookup, self._count = LookupDrafter(), self._count + 1  # a new one has no pauses
         lookup.add(self._ids)
-        return [(token + self._count % 2) % 90 for token in lookup.propose(most)]
+        return [(token + (self._count % 2 == self._wrong)) % 90 for token in lookup.propose(most)]
 
     def learn(self, proposed: int, accepted: int) -> None:
         assert 0 <= accepted <= proposed
+
+
+class WithPrompt(Often):
+    """Drafts with the prompt as well, and something wrong then."""
+
+    reads_at_once = True
+
+
+class RightWithPrompt(WithPrompt):
+    """The same, but that what it drafts with the prompt is copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wrong = 0
 
 
 @pytest.mark.parametrize("prefix_tokens", [0, 300])
@@ -101,7 +116,7 @@ def test_rows_that_speculate_each_on_its_own_give_the_same(session: Session[Any]
         )
         for seed in range(9)
     ]
-    makers = itertools.cycle([Often, Often, LookupDrafter])
+    makers = itertools.cycle([Often, WithPrompt, RightWithPrompt, LookupDrafter])
     batcher = Batcher(session, 4, 16, prefix_tokens, drafters=lambda: next(makers)())
     numbers = [batcher.submit(request) for request in requests]
     drafted: list[int] = []
@@ -142,7 +157,7 @@ def test_near_ties_of_plain_steps_count_once_drafts_were_verified(
     session: Session[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a row that was in a step with drafts, greedy choices from there on; before it and without one, none."""
-    monkeypatch.setattr("lucid_deploy.batching.batcher.is_near_tie", lambda *_: True)
+    monkeypatch.setattr("lucid_deploy.batching.choosing.is_near_tie", lambda *_: True)
     count = 20
     requests = [
         Request([*prompt(12, 0)] * 2, count, Sampling(temperature), stop_at_eos=False) for temperature in (0.0, 1.0)

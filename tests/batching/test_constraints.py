@@ -55,9 +55,10 @@ def together(
 ) -> list[tuple[list[int], str]]:
     session, _, guides = setup
     batcher = Batcher(session, guides=guides, **options)
-    batcher.drafts = counts or batcher.drafts
     numbers = [batcher.submit(request) for request in requests]
     tokens, ends = drain(batcher)
+    if counts is not None:
+        vars(counts).update(vars(batcher.drafts))
     return [(tokens.get(number, []), ends[number].reason) for number in numbers]
 
 
@@ -111,11 +112,13 @@ def test_drafts_change_no_constrained_answer(setup: Setup) -> None:
 class Known(Drafter):
     """Drafts an answer that it knows, and more behind its end; without one, what may never come."""
 
+    reads_at_once = True
+
     def __init__(self, answer: list[int]) -> None:
-        self._answer, self._count = answer, -1  # the first addition is the prompt and a token
+        self._answer, self._count = answer, -1  # the first addition is the prompt
 
     def add(self, tokens: Sequence[int]) -> None:
-        self._count += 2 if self._count < 0 else len(tokens)
+        self._count += 1 if self._count < 0 else len(tokens)
 
     def propose(self, most: int) -> list[int]:
         return [*self._answer[self._count :], 40, 41, 42][: min(most, 5)]

@@ -23,8 +23,8 @@ PROMPT = [5, 9, 40, 5, 9, 40, 5, 9]
 class Oracle(Drafter):
     """Knows the answer, but for every third token; its drafts stop at no end."""
 
-    def __init__(self, answer):
-        self._answer, self._said, self.heard = answer, 0, []
+    def __init__(self, answer, at_once=False):
+        self._answer, self._said, self.heard, self.reads_at_once = answer, 0, [], at_once
 
     def add(self, tokens):
         self._said += len(tokens)
@@ -60,19 +60,21 @@ def generation(session, drafter=None, count=24, **fields):
 )
 def test_the_tokens_are_those_of_plain_decoding(session, sampling):
     plain = list(generation(session, sampling=sampling))
-    oracle = Oracle(plain)
-    guessed = generation(session, oracle, sampling=sampling)
-    assert list(guessed) == plain
-    assert 0 < guessed.drafts.accepted < guessed.drafts.proposed
-    assert sum(accepted for _, accepted in oracle.heard) <= guessed.drafts.accepted
+    for at_once in (False, True):
+        oracle = Oracle(plain, at_once)
+        guessed = generation(session, oracle, sampling=sampling)
+        assert list(guessed) == plain
+        assert 0 < guessed.drafts.accepted < guessed.drafts.proposed
+        assert sum(accepted for _, accepted in oracle.heard) <= guessed.drafts.accepted
     assert list(generation(session, LookupDrafter(), sampling=sampling)) == plain
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 24])
-def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after):
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 5, 6, 7, 24])
+def test_the_cache_is_left_as_plain_decoding_leaves_it(session, stop_after, at_once):
     plain = list(generation(session))
     cache = session.empty_cache(1)
-    tokens = iter(generation(session, Oracle(plain), cache=cache))
+    tokens = iter(generation(session, Oracle(plain, at_once), cache=cache))
     assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
     tokens.close()
     assert cache.length == len(PROMPT) + stop_after - 1 and cache.mask.all()
@@ -89,22 +91,53 @@ class Right(Oracle):
         return self._answer[done : done + min(most, 5)]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("stop_after", [1, 2, 6, 7, 8, 20])
-def test_tokens_of_the_answer_alone_are_accepted(session, stop_after):
+def test_tokens_of_the_answer_alone_are_accepted(session, stop_after, at_once):
     """Also where somebody stops it with drafts left, as at a stop string."""
     plain = list(generation(session))
-    guessed = generation(session, Right(plain))
+    guessed = generation(session, Right(plain, at_once))
     tokens = iter(guessed)
     assert list(itertools.islice(tokens, stop_after)) == plain[:stop_after]
     tokens.close()
-    assert guessed.drafts.accepted == sum(place % 6 != 0 for place in range(stop_after))
+    assert guessed.drafts.accepted == sum(place % 6 != 5 * at_once for place in range(stop_after))
+
+
+@pytest.mark.parametrize("chunk", [None, 3, 4, 8])
+@pytest.mark.parametrize("logits", ["last", "all"])
+@pytest.mark.parametrize(
+    ("runtime", "cache"), [("onnxruntime", "growing"), ("onnxruntime", "static"), ("torch", "growing")]
+)
+def test_drafts_that_are_right_behind_a_prompt_take_no_step(exported, monkeypatch, runtime, cache, logits, chunk):
+    session = open_session(exported(cache=cache, logits=logits)[1], runtime)
+    plain = list(generation(session, count=6))
+
+    def decode(*_):
+        raise AssertionError("a step was run")
+
+    monkeypatch.setattr(session, "decode", decode)
+    monkeypatch.setattr(session, "decode_several", decode)
+    told = []
+    guessed = generation(
+        session, Right(plain, True), count=6, prefill_chunk=chunk, progress=lambda *of: told.append(of)
+    )
+    assert list(guessed) == plain
+    assert (guessed.drafts.proposed, guessed.drafts.accepted) == (5, 5)
+    assert told[-1] == (8, 8) and len(told) == -(-8 // (chunk or 8))
+
+
+def test_a_prompt_that_copies_is_answered_with_it(session):
+    """The last two tokens were there before, so that lookup knows what came next."""
+    guessed = generation(session, LookupDrafter(), count=4)
+    next(iter(guessed))
+    assert guessed.drafts.proposed == 3  # one less than four tokens
 
 
 def test_it_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)
     tokens = list(plain)
-    for drafter in (Oracle([*tokens, *tokens]), LookupDrafter()):
+    for drafter in (Oracle([*tokens, *tokens]), Right([*tokens, *tokens], True), LookupDrafter()):
         guessed = generation(session, drafter, count=50)
         assert list(guessed) == tokens and guessed.finish_reason == plain.finish_reason == "context"
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import LucidError
 from lucid_deploy.model.checkpoint import load_model
 from lucid_deploy.runtimes import Session, open_session
 from lucid_deploy.runtimes.torch.session import TorchSession
@@ -43,35 +43,6 @@ def close(got: np.ndarray, exact: np.ndarray, tolerance: float = 1e-4) -> None:
     assert np.linalg.norm(got - exact) <= tolerance * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda logits, layers: None, "gave NoneType, not logits and layers"),
-        (lambda logits, layers: (logits[:, 0], layers), r"of shape \(2, 97\), not a numpy array of shape \(2, 1, 97\)"),
-        (
-            lambda logits, layers: (logits[..., 1:], layers),
-            r"of shape \(2, 1, 96\), not .* \(2, 1, 97\), those of each",
-        ),
-        (lambda logits, layers: (logits.repeat(5, 1), layers), r"of shape \(2, 5, 97\), not .* \(2, 1, 97\)"),
-        (lambda logits, layers: (torch.tensor(logits), layers), "logits that are Tensor, not a numpy array"),
-        (lambda logits, layers: (logits, layers[1:]), "gave a cache of 1 layers, not of the model's 2 layers"),
-        (lambda logits, layers: (logits, None), "gave a cache of NoneType, not of the model's 2 layers"),
-    ],
-)
-def test_results_that_no_runtime_may_give_are_refused(
-    exported: Exported, change: Callable[..., Any], message: str
-) -> None:
-    """Sampling would take the last of several tokens' logits, at padding too, and decode from half a cache."""
-
-    class Wrong(TorchSession):
-        def _run_prefill(self, *given: Any) -> Any:
-            return change(*super()._run_prefill(*given))
-
-    session = Wrong(load_model(exported()[0], torch.float32))
-    with pytest.raises(CheckFailed, match=f"_run_prefill of runtime torch {message}|_run_prefill .*{message}"):
-        session.prefill(tokens(2, 5), session.empty_cache(2))
-
-
 @pytest.mark.parametrize("schedule", ["one shot", "chunks", "token by token", "prefill, then decode"])
 def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule: str) -> None:
     reference, runtimes = case
@@ -94,6 +65,50 @@ def test_schedules_agree(case: tuple[Session[Any], list[Session[Any]]], schedule
         for ours, wanted in zip(session.layer_arrays(cache), reference.layer_arrays(exact_cache), strict=True):
             close(ours[0], wanted[0])
             close(ours[1], wanted[1])
+
+
+@pytest.mark.parametrize("chunk", [None, 5, 36, 200])
+@pytest.mark.parametrize("past", [0, 9])
+@pytest.mark.parametrize("cache", ["growing", "static"])
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_logits_of_the_last_few_tokens_of_a_prompt(
+    exported: Exported, logits: str, cache: str, past: int, chunk: int | None
+) -> None:
+    """Beside a float64 model's logits of all tokens, behind a cache that has a hole."""
+    checkpoint, artifact = exported(logits=logits, cache=cache)
+    reference = TorchSession(load_model(checkpoint, torch.float64, implementation="reference"))
+    ids, before, told = tokens(1, 41), tokens(1, past + 1)[:, :past], list[tuple[int, int]]()
+    exact = reference.prefill_all(np.concatenate([before, ids], 1), reference.empty_cache(1))
+    sessions = [open_session(artifact, "onnxruntime")]
+    sessions += [open_session(artifact, "torch")] if cache == "growing" else []
+    for session in sessions:
+        session.prepare_several()
+        held = session.empty_cache(1)
+        if past:
+            session.prefill(np.concatenate([before, before[:, :1]], 1), held)
+            held.mask[:, -1] = False
+        close(session.prefill_last(ids, held, 6, chunk, lambda *of: told.append(of)), exact[:, -6:])
+        assert (held.length, told[-1]) == (past + bool(past) + 41, (36, 36))
+        close(session.decode(np.array([[3]]), held)[0], reference_next(reference, before, ids))
+        close(
+            session.prefill_last(ids[:, :1], session.empty_cache(1), 1),
+            session.prefill(ids[:, :1], session.empty_cache(1)),
+        )
+        for wrong, keep in ((tokens(2, 5), 1), (ids, 0), (ids, 42)):
+            with pytest.raises(LucidError, match="The logits of the last"):
+                session.prefill_last(wrong, session.empty_cache(len(wrong)), keep)
+
+
+def reference_next(reference: TorchSession, *parts: np.ndarray) -> np.ndarray:
+    """Return the logits behind a text and token 3."""
+    return reference.prefill(np.concatenate([*parts, [[3]]], 1), reference.empty_cache(1))[0]
+
+
+def test_more_logits_than_a_graph_gives_are_refused(exported: Exported) -> None:
+    session = open_session(exported()[1], "onnxruntime")
+    assert not session.gives_last_logits  # until it is prepared to verify drafts
+    with pytest.raises(LucidError, match="last token alone"):
+        session.prefill_last(tokens(1, 5), session.empty_cache(1), 2)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

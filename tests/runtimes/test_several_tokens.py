@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from lucid_deploy.plugins.table import DECODE_ATTENTION, PRECONDITION
 from lucid_deploy.runtimes import open_session
-from lucid_deploy.runtimes.several_tokens import NotAsExported, several_tokens
+from lucid_deploy.runtimes.several_tokens import LOGIT_OFFSETS, NotAsExported, last_logits, several_tokens
 
 
 def operators(model):
@@ -48,6 +49,46 @@ def test_any_number_of_layers(exported, cache, layers):
         assert np.abs(one[rows, 0] - logits[rows, place]).max() < 1e-5 * np.abs(one).max()
 
 
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_logits_of_tokens_before_the_last(exported, cache):
+    """By onnxruntime alone, beside a graph that was exported with the logits of all; the new input may be left out."""
+    artifact, whole = (exported(logits=logits, cache=cache)[1] for logits in ("last", "all"))
+    model, unchanged = onnx.ModelProto(), onnx.ModelProto()
+    model.CopyFrom(artifact.graph("prefill"))
+    unchanged.CopyFrom(whole.graph("prefill"))
+    assert last_logits(model) and not last_logits(unchanged) and unchanged == whole.graph("prefill")
+    onnx.checker.check_model(with_weights(model, artifact))
+    shape = [axis.dim_param or axis.dim_value for axis in model.graph.output[0].type.tensor_type.shape.dim]
+    assert shape == ["batch", "kept", 97]
+    ids = np.random.default_rng(0).integers(0, 97, (2, 12))
+    mask = np.ones_like(ids)
+    mask[0, 9:] = 0  # padding behind a row: offsets are from its last token
+    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": np.arange(12)[None].repeat(2, 0)}
+    for value in model.graph.input:
+        if value.name.startswith("past_key_values"):
+            feed[value.name] = np.zeros(
+                (2, *(axis.dim_value for axis in value.type.tensor_type.shape.dim[1:])), np.float32
+            )
+    run = onnxruntime.InferenceSession(with_weights(model, artifact).SerializeToString()).run
+    every = onnxruntime.InferenceSession(with_weights(whole.graph("prefill"), whole).SerializeToString()).run(
+        None, feed
+    )[0]
+    ends = np.array([8, 11])
+    for offsets in (None, [0], [-3, -2, -1, 0], [-7, 0]):
+        given = {} if offsets is None else {LOGIT_OFFSETS: np.array(offsets)}
+        found = run(None, feed | given)[0]
+        wanted = every[np.arange(2)[:, None], ends[:, None] + np.array(offsets or [0])]
+        assert np.abs(found - wanted).max() < 1e-5 * np.abs(every).max()
+
+
+def with_weights(graph, artifact):
+    """Return a graph with its weights in it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph)
+    onnx.external_data_helper.load_external_data_for_model(model, str(artifact.directory))
+    return model
+
+
 @pytest.mark.parametrize(
     ("operator", "message"),
     [
@@ -63,6 +104,9 @@ def test_graphs_that_are_not_as_exported(exported, operator, message):
             node.op_type = "Other"
     with pytest.raises(NotAsExported, match=message):
         several_tokens(model, static=False)
+    if operator == "Unsqueeze":
+        with pytest.raises(NotAsExported, match=message):
+            last_logits(model)
 
 
 def test_a_present_tensor_that_is_no_concatenation_cannot_be_written_in_place(exported):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class OrtSession(Session[Any]):
         self.options = replace(options, kernels=self.kernels or "auto")
         self.limits: Limits | None = None
         self._all_logits = artifact.manifest.logits == "all"
+        self._takes_offsets = False  # whether prefill's graph has the input of last_logits
         self._ort = ort
         # Chosen by measurement, see docs/performance.md. A packed copy of the weights makes onnxruntime's products of
         # few rows (short prompts) up to three times as fast, those of one row no faster; a large model does without.
@@ -189,24 +190,29 @@ class OrtSession(Session[Any]):
         is_body = is_body and self._has_decode_attention
         return is_body and self.context_limit is not None and self.context_limit <= MOST_TOKENS_IN_BODY
 
-    def _changed_graph(self, artifact: Artifact, stage: str) -> bytes | None:
-        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is."""
+    def _changed_graph(self, artifact: Artifact, stage: str, more_logits: bool = False) -> bytes | None:
+        """Return a stage's graph with what onnxruntime computes better, None where the file is loaded as it is.
+
+        With ``more_logits``, prefill's can give those of more tokens than the last.
+        """
         is_body = self.provider == "cpu" and self._library is None  # the library has a faster kernel
         recurs = is_body and any(layer.uses(DELTA_RULE.name, stage) for layer in self.layers)
         recurs = recurs and has_linear_attention(self._ort.__version__)
         reads = stage == "decode" and (self._has_kernels_for_cache or self._has_body_for_cache)
         widens = self.provider == "cpu" and has_fp4(artifact.graph(stage))
         by_library = self._library is not None and (stage == "decode" or self._quantization is not None)
-        if not recurs and not reads and not widens and not by_library:
+        if not recurs and not reads and not widens and not by_library and not more_logits:
             return None
         import onnx
 
         from lucid_deploy.runtimes.onnxruntime.linear_attention import use_linear_attention
         from lucid_deploy.runtimes.session_bodies import attach_body
+        from lucid_deploy.runtimes.several_tokens import last_logits
 
         model = onnx.ModelProto()
         model.CopyFrom(artifact.graph(stage))
-        changed = recurs and use_linear_attention(model)
+        changed = more_logits and last_logits(model)
+        changed |= recurs and use_linear_attention(model)
         changed |= by_library and self._use_library(model, few=stage == "decode")
         if widens:
             retype_fp4(model)
@@ -258,9 +264,23 @@ class OrtSession(Session[Any]):
         return None
 
     def prepare_several(self) -> None:
-        """See :meth:`Session.prepare_several`."""
+        """See :meth:`Session.prepare_several`. Prefill's graph is loaded again where it gives one token's logits."""
         super().prepare_several()
         _ = self.several
+        if not self.gives_last_logits:
+            self._prefill = self._load(self._artifact, "prefill", self._changed_graph(self._artifact, "prefill", True))
+            self._takes_offsets = True
+
+    @property
+    def gives_last_logits(self) -> bool:
+        """See :attr:`Session.gives_last_logits`: once several tokens can be decoded, or with ``--logits all``."""
+        return self._takes_offsets or self.gives_all_logits
+
+    def _run_prefill_last(
+        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int
+    ) -> tuple[Array, Layers]:
+        logits, present = self._run_prefill_all(input_ids, mask, positions, layers, keep)
+        return logits[:, -keep:], present
 
     @functools.cached_property
     def several(self) -> ort.InferenceSession:
@@ -354,8 +374,16 @@ class OrtSession(Session[Any]):
         """See :attr:`Session.gives_all_logits`: with ``--logits all``, and no provider that limits a run's length."""
         return self._all_logits and self.limits is None
 
-    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
-        return self._run(self._prefill, input_ids, mask, positions, layers)
+    def _run_prefill_all(
+        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int = 1
+    ) -> tuple[Array, Layers]:
+        """Run prefill's graph, for the logits of all tokens or of the last, as it was exported, or the last few."""
+        more: dict[str, Array] = {}
+        if self._takes_offsets and keep > 1:
+            from lucid_deploy.runtimes.several_tokens import LOGIT_OFFSETS
+
+            more = {LOGIT_OFFSETS: np.arange(1 - keep, 1)}
+        return self._run(self._prefill, input_ids, mask, positions, layers, more)
 
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         logits, present = self._run_prefill_all(input_ids, mask, positions, layers)
@@ -371,12 +399,14 @@ class OrtSession(Session[Any]):
         mask: Array,
         positions: Array,
         layers: Layers,
+        more: Mapping[str, Array] | None = None,
     ) -> tuple[Array, Layers]:
         make = self._ort.OrtValue.ortvalue_from_numpy
         feed = {
             "input_ids": make(np.ascontiguousarray(input_ids)),
             "attention_mask": make(mask.astype(np.int64)),
             "position_ids": make(np.ascontiguousarray(positions)),
+            **{name: make(array) for name, array in (more or {}).items()},
         }
         for index, (layout, layer) in enumerate(zip(self.layout, layers, strict=True)):
             for tensor, value in zip(layout, layer, strict=True):

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class StaticOrtSession(StaticSession, OrtSession):
     """As :class:`OrtSession`, for an artifact exported with ``--cache static``."""
 
-    def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
+    def _run_prefill_all(
+        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int = 1
+    ) -> tuple[Array, Layers]:
         make = self._ort.OrtValue.ortvalue_from_numpy
         held = self._held_layers(layers, mask.shape[1] - input_ids.shape[1])
         values = [tuple(map(make, layer)) for layer in held]
-        logits, present = super()._run_prefill_all(input_ids, mask, positions, values)
+        logits, present = super()._run_prefill_all(input_ids, mask, positions, values, keep)
         return logits, [tuple(x.numpy() for x in layer) for layer in present]
 
     def bind_decode(

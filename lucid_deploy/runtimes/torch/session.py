@@ -98,6 +98,16 @@ class TorchSession(Session[torch.Tensor]):
     def _run_prefill_all(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(input_ids, mask, positions, layers, decode=False, last_only=False)
 
+    @property
+    def gives_last_logits(self) -> bool:
+        """See :attr:`Session.gives_last_logits`."""
+        return True
+
+    def _run_prefill_last(
+        self, input_ids: Array, mask: Array, positions: Array, layers: Layers, keep: int
+    ) -> tuple[Array, Layers]:
+        return self._run(input_ids, mask, positions, layers, decode=False, last_only=False, keep=keep)
+
     def _run_prefill(self, input_ids: Array, mask: Array, positions: Array, layers: Layers) -> tuple[Array, Layers]:
         return self._run(input_ids, mask, positions, layers, decode=False)
 
@@ -112,6 +122,7 @@ class TorchSession(Session[torch.Tensor]):
         layers: Layers,
         decode: bool,
         last_only: bool = True,
+        keep: int | None = None,
     ) -> tuple[Array, Layers]:
         with torch_threads(self._threads), torch.inference_mode():
             if self._device.type == "cpu":
@@ -123,6 +134,7 @@ class TorchSession(Session[torch.Tensor]):
                 self._tensor(positions),
                 decode=decode,
                 last_only=last_only,
+                keep=keep,
             )
         return _to_numpy(logits), present
 
