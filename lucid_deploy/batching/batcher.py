@@ -120,16 +120,16 @@ class Batcher:
         """Queue a request; return its number, which is in everything that comes out for it.
 
         Raises:
-            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides. Nothing is queued
-                then.
+            LucidError: As :meth:`Request.check`, or it has a constraint and there are no guides, or no thread for them.
+                Nothing is queued then.
         """
         request.check(self.session)
         if request.constraint is not None and self._guides is None:
             raise LucidError("This batcher was made without guides: it takes no constraints.")
         number, self._next = self._next, self._next + 1
-        self._waiting[number] = request
         if request.constraint is not None and self._guides is not None:
             self._opened[number] = self._guides.open(request.constraint, request.stop_at_eos)
+        self._waiting[number] = request
         return number
 
     def cancel(self, number: int) -> None:

@@ -18,6 +18,7 @@ from lucid_deploy.generation.constraint import Constraint, library, limits
 from lucid_deploy.generation.sampling import NoTokenLeft
 from lucid_deploy.generation.token_bytes import token_bytes
 from lucid_deploy.runtimes.session import Array
+from lucid_deploy.shortages import limit_met
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -144,6 +145,19 @@ class _Vocabulary:
         return []
 
 
+class _Threads(ThreadPoolExecutor):
+    """Starts threads as they are needed; where none can be, that is the fault of one answer."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        try:
+            return super().submit(function, *arguments, **named)
+        except RuntimeError as error:
+            limit = limit_met(error)
+            if limit is None:
+                raise
+            raise LucidError(limit) from error
+
+
 class _AtOnce(Executor):
     """Runs what is submitted in the caller's thread."""
 
@@ -172,7 +186,7 @@ class GuideFactory:
     def __init__(self, tokenizer: TextTokenizer, vocabulary: int, ends: Sequence[int], kept: int = COMPILED) -> None:
         self._library, self._kept = library(), kept
         self._tokenizer, self._size, self._ends = tokenizer, vocabulary, list(ends)
-        self._pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
+        self._pool = _Threads(min(_THREADS, os.cpu_count() or 1), "lucid-guide")
         self._lock = Lock()  # over the next three
         self._vocabulary: _Vocabulary | None = None
         self._tokens: LLTokenizer | None = None
@@ -184,6 +198,9 @@ class GuideFactory:
         Args:
             constraint: Checked before.
             may_end: Whether an end-of-sequence token may end the answer while more could follow.
+
+        Raises:
+            LucidError: There is no thread for it, and none can be started.
         """
         return self._pool.submit(self._open, constraint, may_end)
 

@@ -39,7 +39,10 @@ class EngineDownError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineFault:
-    """The end of a generation by a fault: ``invalid`` (refused by the batcher) or ``down`` (the engine ended)."""
+    """The end of a generation by a fault: ``invalid`` (refused by the batcher) or ``down`` (the server's).
+
+    The engine ended, or there is no thread for what this generation needs.
+    """
 
     kind: str
     message: str
@@ -259,7 +262,8 @@ class Engine:
                 number = batcher.submit(request)
             except LucidError as error:
                 self._release(1)
-                self._send([(stream, row, EngineFault("invalid", str(error)))])
+                kind = "down" if limit_met(error) else "invalid"
+                self._send([(stream, row, EngineFault(kind, str(error)))])
                 continue
             self._running[number] = (stream, row, time.monotonic(), len(request.prompt_ids))
             self._numbers[stream, row] = number

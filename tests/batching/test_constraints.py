@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import jsonschema
@@ -171,3 +172,25 @@ def test_a_waiting_request_can_be_cancelled(setup: Setup) -> None:
     batcher.step()
     batcher.cancel(number)
     assert Finished(number, "cancelled") in batcher.step()
+
+
+def test_a_thread_that_cannot_be_started_is_the_fault_of_one_request(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, tokenizer, _ = setup
+    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)  # has no threads yet
+    batcher = Batcher(session, guides=guides)
+    free, held = request(None, count=5), request(from_choices(["left", "right"]))
+    number = batcher.submit(free)
+
+    def refused(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", refused)
+        with pytest.raises(LucidError, match="No more threads or processes may be started here"):
+            batcher.submit(held)
+    assert batcher.waiting == 1
+    later = batcher.submit(held)
+    tokens, _ = drain(batcher)
+    assert (tokens[number], tokens[later]) == (alone(setup, free)[0], alone(setup, held)[0])
