@@ -55,6 +55,21 @@ private:
     T* data_;
 };
 
+// So many floats, of any values, that begin with a line of memory.
+class Room {
+public:
+    explicit Room(size_t count) : data_(static_cast<float*>(std::aligned_alloc(64, rounded_up(count * sizeof(float) + 1, 64)))) {
+        if (data_ == nullptr) throw std::bad_alloc();
+    }
+    Room(const Room&) = delete;
+    Room& operator=(const Room&) = delete;
+    ~Room() { std::free(data_); }
+    float* data() const { return data_; }
+
+private:
+    float* data_;
+};
+
 // Memory for one task at a time, kept by its thread.
 class Scratch {
 public:

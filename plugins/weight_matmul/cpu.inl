@@ -2,8 +2,8 @@
 //
 // Lanes lie along the columns. kAtOnce rows of the weight are read from left to right side by side, so that memory sees a few
 // long streams, and meet R rows of X, whose sums come from the nearest cache and return to it. Where more than R rows are given,
-// what the first of them has read is in a near cache for the others. Rows of the sums are an odd number of vectors apart: those
-// of weights with 1024 columns would all fall on the same few places of a cache.
+// what the first of them has read is in a near cache for the others. Rows of the weight that come next are asked for meanwhile, by
+// each group of rows of X as many, so that memory is never without a request.
 //
 // A sum has several parts, of as many of the weight's rows each. Where few rows of X make few sums, a task is one part of all
 // columns, so that each thread reads the weight as one piece: memory gives short pieces of its rows slowly. Where sums would
@@ -55,33 +55,43 @@ template <class T, class W>
 struct WeightMatMulJob {
     const WeightMatMulArguments<T, W>& a;
     const float* x; // [rows, depth] as floats
-    float* sums;    // [parts, rows, columns], of tasks by part
+    float* sums;    // [parts] of all rows and columns, of tasks by part
     WeightMatMulPlan plan;
 };
 
 // Where sums are: those of the block, which begin at zero with its first rows, and those of all blocks before it, to which
-// they are added after its last.
+// they are added after its last. Of a group of rows, the sums of two vectors of columns lie together, row by row, so that what is
+// in registers at a time is one piece of memory.
 struct WeightMatMulSums {
-    float *block, *total; // [rows, stride]
-    size_t stride;
+    float *block, *total; // by groups of rows: [columns / 2 vectors][rows of the group][2 vectors]
+    size_t padded;        // columns, as whole vectors
     bool begins, ends;
+    bool is_first; // the first block: there are no sums before it
 
-    WeightMatMulSums from(size_t row, size_t column) const {
-        size_t at = row * stride + column;
-        return {block + at, total + at, stride, begins, ends};
+    WeightMatMulSums from(size_t elements) const {
+        return {block + elements, total + elements, padded, begins, ends, is_first};
     }
+};
+
+// Which of the rows behind those that are read are asked for meanwhile, for the second cache: each group of rows of X asks for some.
+struct WeightMatMulAhead {
+    size_t from, count;
 };
 
 // block[r][c] += Σ_t factors[t][r] · w[t][c] for R rows, `depth` rows of the weight and U vectors of columns.
 template <int R, int U, class W>
 LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* factors, const W* w, size_t w_stride,
-                                        size_t depth) {
+                                        size_t depth, WeightMatMulAhead next) {
     Vector sum[R][U];
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
-        for (int u = 0; u < U; ++u) sum[r][u] = sums.begins ? Vector{} : load(sums.block + r * sums.stride + u * kLanes);
-    const W* ahead = w + depth * w_stride; // what comes next, for the second cache: what this loop reads is there already
+#pragma GCC unroll 16
+        for (int u = 0; u < U; ++u) sum[r][u] = sums.begins ? Vector{} : load(sums.block + (r * U + u) * kLanes);
+    constexpr bool kAll = R <= kMostRows / 2; // of several groups of nearly the same size hardly one is as small
+    const W* ahead = w + depth * w_stride; // what comes next: what this loop reads is in the second cache already
     for (size_t t = 0; t < depth; ++t, w += w_stride, ahead += w_stride) {
         Vector weight[U];
+        bool asks = kAll || t - next.from < next.count;
 #pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
             weight[u] = widen(w + u * kLanes);
@@ -89,7 +99,10 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
                 hold(weight[u]);
                 __builtin_prefetch(w + (kNear + u) * kLanes);
             }
-            __builtin_prefetch(ahead + u * kLanes, 0, 2);
+        }
+        if (asks) {
+#pragma GCC unroll 16
+            for (int u = 0; u < U; ++u) __builtin_prefetch(ahead + u * kLanes, 0, 2);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -98,42 +111,59 @@ LUCID_INLINE void multiply_side_by_side(WeightMatMulSums sums, const float* fact
             for (int u = 0; u < U; ++u) sum[r][u] = multiply_add(factor, weight[u], sum[r][u]);
         }
     }
+    if (!sums.ends) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+            for (int u = 0; u < U; ++u) store(sums.block + (r * U + u) * kLanes, sum[r][u]);
+        return;
+    }
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
         for (int u = 0; u < U; ++u) {
-            size_t at = r * sums.stride + u * kLanes;
-            if (sums.ends)
-                store(sums.total + at, load(sums.total + at) + sum[r][u]);
-            else
-                store(sums.block + at, sum[r][u]);
+            float* total = sums.total + (r * U + u) * kLanes;
+            store(total, (sums.is_first ? Vector{} : load(total)) + sum[r][u]);
         }
 }
 
 // The same for R = `rows` up to kMostRows and columns that are a multiple of kLanes.
 template <int R = kMostRows, class W>
 LUCID_INLINE void multiply_rows(size_t rows, WeightMatMulSums sums, const float* x, size_t x_stride, const W* w,
-                                size_t w_stride, size_t depth, size_t columns) {
+                                size_t w_stride, size_t depth, size_t columns, WeightMatMulAhead next) {
     if constexpr (R > 0) {
-        if (rows != R) return multiply_rows<R - 1>(rows, sums, x, x_stride, w, w_stride, depth, columns);
+        if (rows != R) return multiply_rows<R - 1>(rows, sums, x, x_stride, w, w_stride, depth, columns, next);
         float factors[kAtOnce * R]; // side by side: the address of each row would be a register that there is not
         for (size_t t = 0; t < depth; ++t)
             for (int r = 0; r < R; ++r) factors[t * R + r] = x[r * x_stride + t];
         size_t c = 0;
         for (; c + 2 * kLanes <= columns; c += 2 * kLanes)
-            multiply_side_by_side<R, 2>(sums.from(0, c), factors, w + c, w_stride, depth);
-        if (c < columns) multiply_side_by_side<R, 1>(sums.from(0, c), factors, w + c, w_stride, depth);
+            multiply_side_by_side<R, 2>(sums.from(c * R), factors, w + c, w_stride, depth, next);
+        if (c < columns) multiply_side_by_side<R, 1>(sums.from(c * R), factors, w + c, w_stride, depth, next);
     }
 }
 
-// The same for any number of rows, in groups of nearly the same size.
-template <class W>
-LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, const float* x, size_t x_stride, const W* w,
-                                  size_t w_stride, size_t depth, size_t columns) {
-    size_t groups = (rows + kMostRows - 1) / kMostRows, first = 0;
+// The groups of nearly the same size, at most kMostRows, into which rows of X are divided: calls what(first, next, group).
+template <class What>
+LUCID_INLINE void in_row_groups(size_t rows, What what) {
+    size_t groups = divided(rows, kMostRows), first = 0;
     for (size_t group = 0; group < groups; ++group) {
         size_t next = rows * (group + 1) / groups;
-        multiply_rows(next - first, sums.from(first, 0), x + first * x_stride, x_stride, w, w_stride, depth, columns);
+        what(first, next, group);
         first = next;
     }
+}
+
+// The same for any number of rows, from column `column` of the sums on.
+template <class W>
+LUCID_INLINE void multiply_groups(size_t rows, WeightMatMulSums sums, size_t column, const float* x, size_t x_stride,
+                                  const W* w, size_t w_stride, size_t depth, size_t columns) {
+    size_t groups = divided(rows, kMostRows);
+    in_row_groups(rows, [&](size_t first, size_t next, size_t group) __attribute__((always_inline)) {
+        size_t from = group * depth / groups, count = (group + 1) * depth / groups - from;
+        multiply_rows(next - first, sums.from(first * sums.padded + column * (next - first)), x + first * x_stride, x_stride,
+                      w, w_stride, depth, columns, {from, count});
+    });
 }
 
 // Rows of the weight as floats, where columns end within a vector; the lanes behind them keep what they have.
@@ -148,10 +178,10 @@ template <class W>
 void multiply_columns(size_t rows, WeightMatMulSums sums, const float* x, size_t x_stride, const W* w, size_t w_stride,
                       size_t depth, size_t columns, float* last) {
     size_t whole = columns / kLanes * kLanes;
-    multiply_groups(rows, sums, x, x_stride, w, w_stride, depth, whole);
+    multiply_groups(rows, sums, 0, x, x_stride, w, w_stride, depth, whole);
     if (whole == columns) return;
     widen_last(last, w + whole, w_stride, depth, columns - whole); // what lies behind a row may be behind the weight
-    multiply_groups(rows, sums.from(0, whole), x, x_stride, last, kLanes, depth, kLanes);
+    multiply_groups(rows, sums, whole, x, x_stride, last, kLanes, depth, kLanes);
 }
 
 // total[r][c] = Σ_t x[r][t] · w[t][first + c] over one part of the sum.
@@ -160,14 +190,41 @@ void multiply_part(const WeightMatMulJob<T, W>& job, size_t part, WeightMatMulSu
                    float* last) {
     const WeightMatMulArguments<T, W>& a = job.a;
     size_t begin = part * job.plan.height, end = std::min(begin + job.plan.height, a.depth);
-    std::fill(sums.total, sums.total + a.rows * sums.stride, 0.0f);
+    if (begin >= end) std::fill(sums.total, sums.total + a.rows * sums.padded, 0.0f);
     for (size_t k = begin; k < end; k += kAtOnce) {
         size_t depth = std::min(kAtOnce, end - k), next = k + depth;
         sums.begins = k % kDepth == 0;
+        sums.is_first = k - begin < kDepth;
         sums.ends = next % kDepth == 0 || next == end;
         const W* w = a.w + k * a.columns + first;
         multiply_columns(a.rows, sums, job.x + k, a.depth, w, a.columns, depth, columns, last);
     }
+}
+
+// o[r][c] = Σ sums[part], part by part; the parts lie `size` elements apart.
+template <class T>
+void write_sums(T* o, size_t o_stride, size_t rows, size_t columns, const float* sums, size_t parts, size_t size) {
+    size_t whole = columns / kLanes * kLanes, padded = rounded_up(columns, kLanes);
+    in_row_groups(rows, [&](size_t first, size_t next, size_t) {
+        const float* from = sums + first * padded;
+        for (size_t c = 0, vectors; c < columns; c += vectors * kLanes) {
+            vectors = c + 2 * kLanes <= whole ? 2 : 1;
+            for (size_t row = first; row < next; ++row)
+                for (size_t u = 0; u < vectors; ++u, from += kLanes) {
+                    Vector sum = load(from);
+                    for (size_t part = 1; part < parts; ++part) sum = sum + load(from + part * size);
+                    size_t at = c + u * kLanes;
+                    T* to = o + row * o_stride + at;
+                    if constexpr (std::is_same_v<T, float>) {
+                        if (at < whole) {
+                            store(to, sum);
+                            continue;
+                        }
+                    }
+                    for (size_t lane = 0; lane < std::min(kLanes, columns - at); ++lane) from_float(to[lane], sum[lane]);
+                }
+        }
+    });
 }
 
 template <class T, class W>
@@ -176,36 +233,24 @@ void weight_matmul_task(void* data, size_t index) {
     const WeightMatMulArguments<T, W>& a = job.a;
     bool by_part = job.plan.by_part;
     size_t first = by_part ? 0 : index * job.plan.width, columns = std::min(job.plan.width, a.columns - first);
-    size_t padded = (divided(columns, kLanes) | 1) * kLanes, room = kAtOnce * kLanes, size = a.rows * padded;
-    Scratch scratch(3 * size + room, 4);
-    WeightMatMulSums sums{scratch.take(size), scratch.take(size), padded, true, false};
-    float *whole = scratch.take(size), *last = scratch.take(room);
+    size_t padded = rounded_up(columns, kLanes), room = kAtOnce * kLanes, size = a.rows * padded;
+    Scratch scratch((by_part ? 1 : 3) * size + room, 4);
+    float *block = scratch.take(size), *last = scratch.take(room);
     std::fill(last, last + room, 0.0f);
-    multiply_part(job, by_part ? index : 0, sums, first, columns, last);
-    for (size_t part = 1; part < job.plan.parts && !by_part; ++part) {
+    WeightMatMulSums sums{block, nullptr, padded, true, false, true};
+    if (by_part) {
+        sums.total = job.sums + index * size;
+        return multiply_part(job, index, sums, first, columns, last);
+    }
+    float* whole = scratch.take(size);
+    sums.total = scratch.take(size);
+    multiply_part(job, 0, sums, first, columns, last);
+    for (size_t part = 1; part < job.plan.parts; ++part) {
         std::swap(sums.total, whole);
         multiply_part(job, part, sums, first, columns, last);
         for (size_t i = 0; i < size; ++i) sums.total[i] = whole[i] + sums.total[i];
     }
-    for (size_t row = 0; row < a.rows; ++row) {
-        const float* total = sums.total + row * padded;
-        if (by_part)
-            std::copy(total, total + columns, job.sums + (index * a.rows + row) * columns);
-        else
-            for (size_t c = 0; c < columns; ++c) from_float(a.o[row * a.columns + first + c], total[c]);
-    }
-}
-
-// sums[i] += Σ sums[part · size + i], part by part.
-inline void add_parts(float* sums, size_t parts, size_t size) {
-    size_t whole = size / kLanes * kLanes;
-    for (size_t i = 0; i < whole; i += kLanes) {
-        Vector sum = load(sums + i);
-        for (size_t part = 1; part < parts; ++part) sum = sum + load(sums + part * size + i);
-        store(sums + i, sum);
-    }
-    for (size_t i = whole; i < size; ++i)
-        for (size_t part = 1; part < parts; ++part) sums[i] += sums[part * size + i];
+    write_sums(a.o + first, a.columns, a.rows, columns, sums.total, 1, size);
 }
 
 template <class T, class W>
@@ -220,14 +265,12 @@ void weight_matmul(const WeightMatMulArguments<T, W>& a, const Pool& pool) {
         x = widened.data();
     }
     WeightMatMulPlan plan(a.rows, a.depth, a.columns);
-    size_t outputs = a.rows * a.columns;
-    Zeros<float> sums(plan.by_part ? plan.parts * outputs : 0);
+    size_t size = a.rows * rounded_up(a.columns, kLanes);
+    Room sums(plan.by_part ? plan.parts * size : 0);
     WeightMatMulJob<T, W> job{a, x, sums.data(), plan};
     if (plan.tasks == 1)
         weight_matmul_task<T, W>(&job, 0);
     else
         pool.run(weight_matmul_task<T, W>, plan.tasks, &job);
-    if (!plan.by_part) return;
-    add_parts(sums.data(), plan.parts, outputs);
-    for (size_t i = 0; i < outputs; ++i) from_float(a.o[i], sums[i]);
+    if (plan.by_part) write_sums(a.o, a.columns, a.rows, a.columns, sums.data(), plan.parts, size);
 }
