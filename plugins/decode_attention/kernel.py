@@ -11,7 +11,13 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.decode_attention.tile import add_values, load_queries, load_tile_tokens, multiply_keys
+from lucid_deploy.plugins.decode_attention.tile import (
+    LEAST_ROWS,
+    add_values,
+    load_queries,
+    load_tile_tokens,
+    multiply_keys,
+)
 from lucid_deploy.plugins.shared.kernel import (
     inverse_norms,
     inverse_power,
@@ -75,6 +81,7 @@ def decode_split_kernel(
         ADD_SQUARES, Y_BY_FLOAT32: As in the functions that read the cache; the second of one in E4M3 only.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
+    EACH_ROW: tl.constexpr = ADD_SQUARES and ROWS == LEAST_ROWS
     width = width_units * WIDTH_UNIT
     per_column = 1.0 / width
     n_queries = n_groups * n_new
@@ -91,11 +98,11 @@ def decode_split_kernel(
     p_q += i_batch_head.to(tl.int64) * n_queries * width
     p_k_new += i_batch_head.to(tl.int64) * n_new * width
     b_rows, b_rests, b_row_powers, b_new_norms = load_queries(
-        p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D
+        p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D, p_k_scale is not None
     )
-    b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale
-    if DTYPE == tl.float32:  # noqa: SIM300
-        b_row_scale *= inverse_power(b_row_powers)
+    b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
+    # Multiplied where the peak is subtracted, in one instruction; in float32, scores could be too large without it.
+    b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 else b_row_scale  # noqa: SIM300
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
 
     b_peak = tl.where(m_new, b_shift, float("-inf"))
@@ -109,7 +116,11 @@ def decode_split_kernel(
         b_scores, b_squares, b_powers = multiply_keys(
             b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D, ADD_SQUARES
         )
-        b_mean = (b_squares if ADD_SQUARES else tl.sum(b_squares, axis=1)) * per_column
+        if not ADD_SQUARES:
+            b_squares = tl.sum(b_squares, axis=1)
+        elif not EACH_ROW:
+            b_squares = tl.max(tl.trans(b_squares), axis=1)  # without trans each warp would add the same squares
+        b_mean = b_squares * per_column
         if p_k_scale is None:
             b_norms = tl.rsqrt(b_mean + epsilon)
             b_softmax_scale = 1.0
@@ -121,23 +132,20 @@ def decode_split_kernel(
             b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
             b_softmax_scale = b_k_scales[None, :]
             b_y_scales = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_factors = b_softmax_scale if ADD_SQUARES else b_k_scales
+            b_factors = b_softmax_scale if EACH_ROW else b_k_scales
             b_norms = tl.rsqrt(b_mean * b_factors * b_factors + epsilon) * b_factors
-        if ADD_SQUARES:
+        if EACH_ROW:
             m_seen = m_tile
         else:
             b_norms = tl.where(m_tile, b_norms, HIDDEN)
             m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
+        b_factors = tl.where(m_new[:, None], b_norms if EACH_ROW else b_norms[None, :], b_softmax_scale)
         if DTYPE == tl.float32:  # noqa: SIM300
-            b_factors = tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
-            b_scores *= b_row_scale[:, None] * b_factors  # a score times one power alone may be beyond float32
-        else:
-            b_scores *= b_row_scale[:, None]
-            b_scores *= tl.where(m_new[:, None], b_norms if ADD_SQUARES else b_norms[None, :], b_softmax_scale)
-        b_scores = tl.where(m_seen[None, :], b_scores, float("-inf"))
-        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1)))
+            b_factors *= b_row_scale[:, None]  # a score times one power alone may be beyond float32
+        b_scores = tl.where(m_seen[None, :], b_scores * b_factors, float("-inf"))
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1) * b_last_scale))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
-        b_p = tl.exp2(b_scores - b_safe[:, None])
+        b_p = tl.exp2(b_scores * b_last_scale[:, None] - b_safe[:, None])
         b_decay = tl.exp2(b_peak - b_safe)
         b_weights = b_weights * b_decay[:, None] + b_p
         b_accs = add_values(

@@ -34,6 +34,7 @@ WIDE_STAGES = 2  # with 32 rows and more of float32 at most
 WARP_GROUPS = (9, 10)
 GROUP_TOKENS = 64
 FLOAT32_KEYS, HALF_KEYS = 2048, 8192
+AMPERE_KEYS = 4096  # the same of the half types on 8.0
 CHUNK = 32  # columns of keys and of Y that are multiplied at once
 WIDE_CHUNK = 64  # the same with more rows of wide heads
 MOST_NEW = 16  # new tokens: the rows of the tile in which their triangle is solved
@@ -44,9 +45,9 @@ COMBINE_WARPS = 4
 COMBINE_UNIT = 4  # its loads are few; one compiled form serves all widths that are multiples of 4
 FLOAT8_KERNEL = "decode_split_float8_kernel"  # the same function, compiled with the scales of a cache of E4M3
 FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
-# Padded width from which on tensor cores add the squares of keys in E4M3, by compute capability; on 8.9 and 12.0 they
-# are the busiest unit already. Those of keys in the half types they add on these, and on 8.0, at every width.
-ADDS_SQUARES = {9: 64, 10: 128}
+# Compute capabilities, without what is behind the point, whose tensor cores add the squares of keys in the half types
+# and in E4M3 with 16 rows. On 8.0 they add those of half types with any number; on others they are the busiest unit.
+ADDS_SQUARES = (9, 10)
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
@@ -111,7 +112,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants=_constants(arch, dtype, padded, rows, tuned, unit) | _of_type(arch, dtype, padded, rows, float8),
+        constants=_constants(arch, dtype, padded, rows, tuned, unit) | _of_type(arch, dtype, rows, float8),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -170,6 +171,8 @@ def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit:
     if _in_groups(arch):
         keys = FLOAT32_KEYS if dtype == "float32" else HALF_KEYS
         tokens = GROUP_TOKENS if GROUP_TOKENS * padded <= keys else most
+    elif arch < GEFORCE and dtype != "float32" and GROUP_TOKENS * padded <= AMPERE_KEYS:
+        tokens = GROUP_TOKENS
     stages = min(tuned.num_stages, WIDE_STAGES) if dtype == "float32" else tuned.num_stages
     return replace(tuned, block_n=tokens, num_warps=warps, num_stages=stages)
 
@@ -187,18 +190,13 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
     return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
 
 
-def _of_type(arch: int, dtype: str, padded: int, rows: int, float8: bool) -> dict[str, int]:
+def _of_type(arch: int, dtype: str, rows: int, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
-    few = rows == QUERY_ROWS[0]  # with more, warps square the same keys, and equal norms cost more than they save
-    least = ADDS_SQUARES.get(arch // 10)
+    # Products of 64 rows want keys in shared memory, and those with ones in registers.
+    adds_squares = rows == QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if float8:
-        adds_squares = few and least is not None and padded >= least
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    if arch < GEFORCE:  # with 32 rows two warps square the same keys, which pays but for the narrowest heads
-        adds_squares = few or (rows == QUERY_ROWS[1] and padded > PADDED_WIDTHS[0])
-    else:
-        adds_squares = few and least is not None
-    return {"ADD_SQUARES": 1} if adds_squares and dtype != "float32" else {}
+    return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}
 
 
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
@@ -209,7 +207,7 @@ def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int,
     found = []
     for rows in row_counts(dtype, padded, arch):
         of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
-        sizes = _constants(arch, dtype, padded, rows, of_rows, unit) | _of_type(arch, dtype, padded, rows, float8)
+        sizes = _constants(arch, dtype, padded, rows, of_rows, unit) | _of_type(arch, dtype, rows, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
     return found

@@ -15,6 +15,7 @@ from lucid_deploy.plugins.shared.kernel import (
     round_tf32,
 )
 
+LEAST_ROWS = tl.constexpr(16)  # of a product
 LOWEST = tl.constexpr(-3.0e38)  # of bfloat16, nearly
 
 
@@ -30,13 +31,15 @@ def load_tile_tokens(p_mask, o_n, m_n):
 
 
 @triton.jit
-def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr):
+def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+                 FLOAT8: tl.constexpr):  # fmt: skip
     """Return the rows in chunks of columns, what is left of them, their powers of two, and the new keys' norms.
 
-    In float32 the rows are multiplied by the powers, and split into two float16 parts. In the half types nothing is
-    left, and the powers are 1.
+    In float32 the rows are multiplied by the powers, and split into two float16 parts. With a cache of E4M3 they become
+    float16 by the powers. Otherwise the powers are 1. Nothing is left but in float32.
     """
-    b_rows, b_rests = (), ()
+    IS_FLOAT32: tl.constexpr = p_q.dtype.element_ty == tl.float32
+    b_numbers, b_rows, b_rests = (), (), ()
     b_square = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
     b_largest = tl.zeros((o_r.shape[0], CHUNK_D), tl.float32)
     for i in tl.static_range(0, BLOCK_D, CHUNK_D):
@@ -45,32 +48,26 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
         b_q = tl.where(m_new[:, None], b_k, b_q)
         b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
         b_largest = tl.maximum(b_largest, tl.abs(b_q.to(tl.float32)))
-        b_rows = b_rows + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
+        b_numbers = b_numbers + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
     b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
     b_powers = tl.full((o_r.shape[0],), 1.0, tl.float32)
-    if p_q.dtype.element_ty == tl.float32:
+    if IS_FLOAT32 or (FLOAT8 and p_q.dtype.element_ty == tl.bfloat16):
         b_powers = float16_power(tl.max(b_largest, axis=1))
-        b_numbers, b_rows = b_rows, ()
         for i in tl.static_range(len(b_numbers)):
-            b_high, b_low = float16_parts(b_numbers[i] * b_powers[:, None])
-            b_rows, b_rests = b_rows + (b_high,), b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
+            b_high, b_low = float16_parts(b_numbers[i].to(tl.float32) * b_powers[:, None])
+            b_rows = b_rows + (b_high,)  # type: ignore[assignment]  # noqa: RUF005
+            if IS_FLOAT32:
+                b_rests = b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005
+    else:
+        b_rows = b_numbers
     return b_rows, b_rests, b_powers, b_norms
 
 
 @triton.jit
-def square_parts(b_k):
-    """Return the squares of a half type as the sum of two bfloat16 parts.
-
-    They hold all 16 bits of a square of bfloat16, and 16 of the 22 bits of one of float16, which may be beyond float16
-    itself. Where a square of bfloat16 is infinite the second part is not: infinity and its opposite would be NaN.
-    """
-    if b_k.dtype == tl.float16:
-        b_float = b_k.to(tl.float32)
-        b_high, b_low = bfloat16_parts(b_float * b_float)
-    else:
-        b_high = b_k * b_k
-        b_low = tl.maximum(tl.fma(b_k, b_k, -b_high), LOWEST)
-    return b_high, b_low
+def add_columns(b_rows, b_sums):
+    """Return ``b_sums`` ``(LEAST_ROWS, BLOCK_N)``, each row of it plus the sums over columns of rows of a half type."""
+    b_ones = tl.full((LEAST_ROWS, b_rows.shape[1]), 1.0, b_rows.dtype)
+    return tl.dot(b_ones, tl.trans(b_rows), b_sums)
 
 
 @triton.jit
@@ -83,34 +80,35 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
     In float32 keys are multiplied by powers of two, each by that of its largest number, which the scores still have. In
     the other types the powers are 1.
 
-    With ADD_SQUARES tensor cores add the squares over all columns: ``(ROWS, BLOCK_N)``, all rows alike. So keys are
-    read once. Of E4M3 a sixteenth of a square is a number of float16; of the half types it is two bfloat16 parts.
+    With ADD_SQUARES tensor cores add the squares over all columns: ``(LEAST_ROWS, BLOCK_N)``, all rows alike. So keys
+    are read once. Of E4M3 a sixteenth of a square is a number of float16. In bfloat16 it is two bfloat16 parts, the
+    second exact: where the first is infinite it is not, as infinity and its opposite would be NaN. In float16 the
+    chunks' squares are summed in float32 before, and cut into two bfloat16 parts, which hold 16 bits.
     """
     o_n = tl.arange(0, BLOCK_N)
     b_square = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
     b_scores = tl.zeros((ROWS, BLOCK_N), tl.float32)
     b_small = tl.zeros((ROWS, BLOCK_N), tl.float32)
-    b_sums = tl.zeros((ROWS, BLOCK_N), tl.float32)
+    b_sums = tl.zeros((LEAST_ROWS, BLOCK_N), tl.float32)
     b_largest = tl.zeros((BLOCK_N, CHUNK_D), tl.float32)
     b_keys = ()
     b_powers = tl.full((BLOCK_N,), 1.0, tl.float32)
     for i in tl.static_range(len(b_rows)):
         b_k = load_columns(p_tile, o_n, m_tile, i * CHUNK_D, width, CHUNK_D)
-        if ADD_SQUARES and p_tile.dtype.element_ty != tl.float8e4nv:
-            b_high, b_low = square_parts(tl.trans(b_k))
-            b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.bfloat16)
-            b_sums = tl.dot(b_ones, b_low, b_sums)
-            b_sums = tl.dot(b_ones, b_high, b_sums)
-        elif ADD_SQUARES:
+        if ADD_SQUARES and p_tile.dtype.element_ty == tl.bfloat16:
+            b_high = b_k * b_k
+            b_low = tl.maximum(tl.fma(b_k, b_k, -b_high), LOWEST)
+            b_sums = add_columns(b_low, b_sums)
+            b_sums = add_columns(b_high, b_sums)
+        elif ADD_SQUARES and p_tile.dtype.element_ty == tl.float8e4nv:
             b_half = b_k.to(tl.float16)
-            b_ones = tl.full((ROWS, CHUNK_D), 1.0, tl.float16)
-            b_sums = tl.dot(b_ones, tl.trans(b_half * (b_half * (1.0 / 16.0))), b_sums)  # 448² is beyond float16
+            b_sums = add_columns(b_half * (b_half * (1.0 / 16.0)), b_sums)  # 448² is beyond float16
         else:
             b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
         if p_tile.dtype.element_ty == tl.float32:
             b_largest = tl.maximum(b_largest, tl.abs(b_k))
             b_keys = b_keys + (b_k,)  # type: ignore[assignment]  # noqa: RUF005
-        else:  # of E4M3 every number is one of float16 and of bfloat16
+        else:
             if len(b_rests) > 0:
                 b_small = tl.dot(b_rests[i], tl.trans(b_k.to(tl.float16)), b_small)
             b_scores = tl.dot(b_rows[i], tl.trans(b_k.to(b_rows[i].dtype)), b_scores)
@@ -123,6 +121,10 @@ def multiply_keys(b_rows, b_rests, p_tile, m_tile, width, ROWS: tl.constexpr, BL
             b_scores = tl.dot(b_rows[i], tl.trans(b_high), b_scores)
     if p_tile.dtype.element_ty == tl.float8e4nv:
         b_sums *= 16.0
+    if ADD_SQUARES and p_tile.dtype.element_ty == tl.float16:
+        b_high, b_low = bfloat16_parts(b_square)
+        b_sums = add_columns(b_low, b_sums)
+        b_sums = add_columns(b_high, b_sums)
     return b_scores + b_small, b_sums if ADD_SQUARES else b_square, b_powers
 
 

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: decoding one token in float32 with keys and queries of any size."""
+"""What runs inside of an interpreter's process: decoding one token with keys and queries of any size."""
 
 from __future__ import annotations
 
@@ -107,3 +107,12 @@ def run_no_number(name: str, number: float) -> dict[str, Any]:
     rows = given[name][0, :, 0] if name == "q" else given[name][0, 0]  # of the first head
     rows[min(1, len(rows) - 1), 5] = number
     return run(given, 1e-5)
+
+
+def run_float8(exponent: int) -> tuple[Tensor, Tensor]:
+    """Return O and Y in bfloat16 over E4M3: keys times a power of two, by their scales, and queries over it."""
+    size, given = 2.0**exponent, {name: tensor.bfloat16() for name, tensor in inputs().items()}
+    k, y = (given[name].to(torch.float8_e4m3fn) for name in ("k", "y"))
+    scales = (torch.full((1, HEADS, PAST, 1), size), torch.ones(1, HEADS, PAST, 1))
+    q, k_new = given["q"] / size, given["k_new"] * size
+    return launch.decode_attention(q, k_new, given["v_new"], k, y, eps=0.0, scales=scales)

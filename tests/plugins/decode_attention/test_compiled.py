@@ -48,6 +48,8 @@ PASSES = [
     (80, Case(new=5, past=130, width=256, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (80, Case(new=6, past=100, width=132, dtype="float16", keys="repeated", heads=1)),
     (80, Case(new=5, past=100, width=128, dtype="float16", keys=0.99, heads=1)),
+    (80, Case(new=10, past=100, width=128, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
+    (80, Case(new=9, past=130, width=64, dtype="float16", keys="repeated", heads=1, training=True)),
     (86, Case(new=4, past=100, width=32, keys=0.99, padded=True, batch=2, heads=1)),
     (86, Case(new=1, past=430, dtype="float16", keys=0.99, padded=True, batch=2, heads=1)),
     (90, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),

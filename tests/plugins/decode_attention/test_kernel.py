@@ -95,6 +95,7 @@ FLOAT8 = [
 FLOAT8_PRODUCTS = [
     Case(new=1, past=1, dtype="float16", keys=0.99, width=128, float8=True, arch=90),
     Case(new=1, past=257, dtype="float16", keys="repeated", heads=1, width=128, float8=True, arch=100),
+    Case(new=1, past=130, dtype="bfloat16", keys=0.99, heads=1, width=32, float8=True, arch=100),
     Case(new=1, past=100, dtype="bfloat16", keys=0.9, heads=1, width=136, training=True, float8=True, arch=90),
     Case(
         new=1, past=65, dtype="bfloat16", keys=0.9, batch=2, padded=True, static=200, width=128, float8=True, arch=100

@@ -92,27 +92,23 @@ def test_narrow_loads_take_the_tile_of_the_widest_and_at_least_four_warps(arch, 
     assert narrow.num_warps == 4 >= widest.num_warps
 
 
-@pytest.mark.parametrize(
-    ("arch", "least"), [(89, 512), (90, 64), (100, 128), (103, 128), (120, 512)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("arch", "adds"), [(89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
-def test_tensor_cores_add_squares_where_they_have_time(arch, least, width):
+def test_tensor_cores_add_squares_where_they_have_time(arch, adds, width):
     one, several = (
         decode(arch=arch, width=width, dtype="float16", float8=True, new=new).steps[0].constants for new in (1, 8)
     )
-    assert one["ADD_SQUARES"] == int(width >= least) and several["ADD_SQUARES"] == 0
+    assert one["ADD_SQUARES"] == adds and several["ADD_SQUARES"] == 0
     assert one["Y_BY_FLOAT32"] == int(arch < 100)
 
 
 @pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_tensor_cores_add_the_squares_of_the_half_types_for_few_rows(dtype, arch, adds):
+def test_tensor_cores_add_the_squares_of_the_half_types_for_few_rows_and_on_8_0_for_any(dtype, arch, adds):
     for width in (32, 36, 64, 128, 132, 256):
-        one, several = (decode(arch=arch, width=width, dtype=dtype, new=new).steps[0].constants for new in (1, 8))
-        assert one.get("ADD_SQUARES", 0) == adds
-        assert several.get("ADD_SQUARES", 0) == int(arch == 80 and width > 128)
-        fewer = decode(arch=arch, width=width, dtype=dtype, new=4).steps[0].constants
-        assert fewer.get("ADD_SQUARES", 0) == int(arch == 80 and width > 32), "32 rows, where there are such tiles"
+        of_rows = [decode(arch=arch, width=width, dtype=dtype, new=new).steps[0].constants for new in (1, 4, 8)]
+        several = adds if arch == 80 else 0
+        assert [each.get("ADD_SQUARES", 0) for each in of_rows] == [adds, several, several]
         assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float32").steps[0].constants
 
 
@@ -158,3 +154,12 @@ def test_every_plan_finds_its_compiled_forms(width, dtype, float8, groups, new):
         [variant] = [each for each in variants(90) if each.name == step.variant]
         assert (dict(variant.constants), variant.num_warps) == (step.constants, step.num_warps)
         assert variant.num_stages == step.num_stages
+
+
+@pytest.mark.parametrize(("width", "tokens"), [(32, 64), (64, 64), (128, 32), (256, 32)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tiles_of_more_rows_on_8_0_hold_64_tokens_of_narrow_heads_in_the_half_types(dtype, width, tokens):
+    for new in (4, 8):
+        assert decode(arch=80, width=width, dtype=dtype, new=new).steps[0].constants["BLOCK_N"] == tokens
+        longest = 64 if width == 32 and new == 4 else 32
+        assert decode(arch=86, width=width, dtype=dtype, new=new).steps[0].constants["BLOCK_N"] == longest

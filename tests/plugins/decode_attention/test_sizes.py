@@ -1,12 +1,13 @@
-"""Decoding in float32 with keys and queries of any size, whose products are of float16 after powers of two."""
+"""Decoding with keys and queries of any size whose products are of float16 after powers of two: float32, E4M3."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+import torch
 
-from tests.plugins.decode_attention.size_runs import run_huge, run_mixed, run_no_number, run_one_size
+from tests.plugins.decode_attention.size_runs import run_float8, run_huge, run_mixed, run_no_number, run_one_size
 from tests.plugins.kernel_cases import EPS, within_gate
 
 
@@ -51,3 +52,9 @@ def test_what_is_no_number_is_seen(number, interpret):
     for found in (of_key["o"], of_key["y_new"], of_new_key["o"], of_new_key["y_new"]):
         assert found.isnan().all(3).all(2)[0].tolist() == [True, False, False, False]
         assert found[:, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("exponent", [-40, 40])
+def test_bfloat16_queries_and_keys_beyond_float16_meet_a_cache_of_e4m3_exactly(exponent, interpret):
+    for found, wanted in zip(interpret(run_float8, exponent), interpret(run_float8, 0), strict=True):
+        assert wanted.isfinite().all() and torch.equal(found, wanted)
