@@ -214,33 +214,33 @@ class Batcher:
                 return
 
     def _start_next(self, events: list[Event]) -> bool:
-        """Give the first waiting request a row; return whether one has started."""
-        if not self._waiting or self.active >= self.rows:
-            return False
-        number, request = next(iter(self._waiting.items()))
-        opened = self._opened.get(number)
-        if opened is not None and self._running and not opened.done():  # the running rows need not wait for it
-            return False
-        try:
-            with memory_errors_told():
-                guide = None if opened is None else opened.result()
-        except TooLittleMemory as error:
-            self._end(number, self._relieved(number, error), events)
-            return False
-        except LucidError as error:
-            self._end(number, Finished(number, "refused", str(error)), events)
-            return self._start_next(events)
-        try:
-            row = self._row_of(number, request, guide)
-        except TooLittleMemory as error:
-            self._end(number, self._relieved(number, error), events)
-            return False
-        del self._waiting[number]
-        self._opened.pop(number, None)
-        self.prompt_tokens_reused += len(row.ids)
-        self.marks.append(Mark(number, "prefill", time.time_ns(), len(row.ids)))
-        self._filling = row
-        return True
+        """Give the first waiting request a row, past those that are refused; return whether one has started."""
+        while self._waiting and self.active < self.rows:
+            number, request = next(iter(self._waiting.items()))
+            opened = self._opened.get(number)
+            if opened is not None and self._running and not opened.done():  # the running rows need not wait for it
+                return False
+            try:
+                with memory_errors_told():
+                    guide = None if opened is None else opened.result()
+            except TooLittleMemory as error:
+                self._end(number, self._relieved(number, error), events)
+                return False
+            except LucidError as error:
+                self._end(number, Finished(number, "refused", str(error)), events)
+                continue
+            try:
+                row = self._row_of(number, request, guide)
+            except TooLittleMemory as error:
+                self._end(number, self._relieved(number, error), events)
+                return False
+            del self._waiting[number]
+            self._opened.pop(number, None)
+            self.prompt_tokens_reused += len(row.ids)
+            self.marks.append(Mark(number, "prefill", time.time_ns(), len(row.ids)))
+            self._filling = row
+            return True
+        return False
 
     @memory_errors_told()
     def _row_of(self, number: int, request: Request, guide: Guide | None) -> Row:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -18,7 +21,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
 from lucid_deploy.generation.drafting import Drafter
 from lucid_deploy.generation.generate import Generation
-from lucid_deploy.generation.guide import GuideFactory
+from lucid_deploy.generation.guide import Guide, GuideFactory
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.generation.speculation import DraftCounts
 from lucid_deploy.runtimes import open_session
@@ -194,3 +197,15 @@ def test_a_thread_that_cannot_be_started_is_the_fault_of_one_request(
     later = batcher.submit(held)
     tokens, _ = drain(batcher)
     assert (tokens[number], tokens[later]) == (alone(setup, free)[0], alone(setup, held)[0])
+
+
+def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup) -> None:
+    """One after the other, not each within the one before."""
+    opened: Future[Guide] = Future()
+    opened.set_exception(LucidError("The constraint has no meaning."))
+    guides = SimpleNamespace(open=lambda *_: opened)
+    batcher = Batcher(setup[0], guides=guides)  # type: ignore[arg-type]
+    numbers = [batcher.submit(request(from_choices(["left"]))) for _ in range(3 * sys.getrecursionlimit())]
+    last = batcher.submit(request(None, 1, count=3))
+    tokens, ends = drain(batcher)
+    assert {ends[number].reason for number in numbers} == {"refused"} and len(tokens[last]) == 3
