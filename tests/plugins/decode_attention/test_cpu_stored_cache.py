@@ -64,51 +64,36 @@ def test_widths_groups_and_padding(library, fastest, width, groups, dtype, cache
             assert torch.equal(got, same), "what padding holds must not matter, nor the number of threads"
 
 
-def one_by_one(new, stored, mask):
+def one_by_one(new, stored, mask, y_new):
     """Return what float64 and the path that converts all rows make of new tokens, each of which is stored for the next.
 
-    And how near to the middle between two stored numbers one is that the next tokens see, in their distance: nearer
-    than float32 is exact, another number is stored.
+    What is stored is a kernel's own Y: two that differ by rounding may be stored as two different numbers, and either
+    is right.
     """
-    past, count = stored[0].shape[2], new[0].shape[2]
+    past, found = stored[0].shape[2], []
     kind = "int8" if stored[0].dtype == torch.int8 else "float16"
-    found, nearest = [], 0.5
-    for t in range(count):
+    for t in range(new[0].shape[2]):
         q, k, v = (x[:, :, t : t + 1] for x in new)
         found.append(paths((q, k, v), stored, mask[:, : past + t + 1]))
-        y = found[-1][0][1]
-        row = store(k.float(), y.float(), kind)
-        if t + 1 < count:
-            steps = y / row[3].double() if kind == "int8" else torch.ldexp(y, 11 - torch.frexp(y)[1])
-            nearest = min(nearest, float((steps - steps.floor() - 0.5).abs().min()))
+        row = store(k.float(), y_new[:, :, t : t + 1].float(), kind)
         stored = tuple(torch.cat(pair, 2) for pair in zip(stored, row, strict=True))
-    exact, plain = ([torch.cat(parts, 2) for parts in zip(*of, strict=True)] for of in zip(*found, strict=True))
-    return exact, plain, nearest
+    return ([torch.cat(parts, 2) for parts in zip(*of, strict=True)] for of in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(("cache_dtype", "margin"), [("int8", 1e-3), ("float16", 1e-2)])
+@pytest.mark.parametrize("cache_dtype", ["int8", "float16"])
 @pytest.mark.parametrize(("past", "width", "count"), [(0, 32, 3), (70, 64, 2), (1100, 32, 3)])
-def test_several_tokens_see_each_other_as_they_will_be_stored(
-    library, fastest, past, width, count, cache_dtype, margin
-):
-    mask, cases = torch.ones(1, past + count, dtype=torch.bool), []
-    for seed in range(400):
-        generator = torch.Generator().manual_seed(seed)
-        k = keys(generator, 1, 1, past + count, width, 0.99)
-        y = torch.randn(1, 1, past + count, width, generator=generator)
-        q = torch.randn(1, 3, count, width, generator=generator)
-        new, stored = (q, k[:, :, past:], y[:, :, past:]), store(k[:, :, :past], y[:, :, :past], cache_dtype)
-        exact, plain, nearest = one_by_one(new, stored, mask)
-        cases += [(new, stored, exact, plain)] if nearest > margin else []
-    assert len(cases) >= 8  # the error of a few rows is a matter of luck
-    new, stored, exact, plain = (
-        [torch.cat(parts) for parts in zip(*of, strict=True)] for of in zip(*cases, strict=True)
-    )
+def test_several_tokens_see_each_other_as_they_will_be_stored(library, fastest, past, width, count, cache_dtype):
+    batch = 64  # the error of a few rows is a matter of luck
+    generator, mask = torch.Generator().manual_seed(0), torch.ones(batch, past + count, dtype=torch.bool)
+    k = torch.cat([keys(generator, 1, 1, past + count, width, 0.99) for _ in range(batch)])
+    y = torch.randn(batch, 1, past + count, width, generator=generator)
+    q = torch.randn(batch, 3, count, width, generator=generator)
+    new, stored = (q, k[:, :, past:], y[:, :, past:]), store(k[:, :, :past], y[:, :, :past], cache_dtype)
     for name in runnable(library):
         kernels_name(library, name)
-        for got, dense, true in zip(
-            decode(library, new, stored, mask.expand(len(cases), -1)), plain, exact, strict=True
-        ):
+        found = decode(library, new, stored, mask)
+        exact, plain = one_by_one(new, stored, mask, found[1])
+        for got, dense, true in zip(found, plain, exact, strict=True):
             check(got, dense, true)
 
 
