@@ -18,6 +18,21 @@ def of_type(request: pytest.FixtureRequest):
     return dtype, training, single_operator(DECODE_ATTENTION, dtype, training, several=True)
 
 
+def plain_errors(arguments, options) -> list[float]:
+    """Return the errors of O and Y of the plain form in the type, the largest of five with nearly these keys.
+
+    Of repeated keys all scores are rounded alike, and err less than the rounding of any of them may.
+    """
+    q, k_new, v_new, k, y = arguments
+    generator, found = torch.Generator().manual_seed(0), []
+    for size in (0.0, *[2 * torch.finfo(k.dtype).eps] * 4):
+        near, past = (x * (1 + size * torch.randn(x.shape, generator=generator)) for x in (k_new, k))
+        given = (q, near.to(q.dtype), v_new, past.to(q.dtype), y)
+        exact = decode_attention(*(x.double() for x in given), **options)
+        found.append([error(*pair) for pair in zip(decode_attention(*given, **options), exact, strict=True)])
+    return [max(errors) for errors in zip(*found, strict=True)]
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("past", "n"), [(0, 1), (0, 8), (1, 2), (63, 16), (300, 8), (40, MOST)])
 @pytest.mark.parametrize("correlation", [0.0, 0.9, 1.0])
@@ -29,7 +44,7 @@ def test_several_tokens(of_type, past: int, n: int, correlation: float, padded: 
     y = precondition(k.double(), v.double(), **options).to(k.dtype)
     arguments = (q[:, :, past:], k[:, :, past:], v[:, :, past:], k[:, :, :past], y[:, :, :past])
     exact = decode_attention(*(x.double() for x in arguments), **options)
-    baseline = decode_attention(*arguments, **options)
     got = run(session, **dict(zip(("Q", "K_new", "V_new", "K", "Y"), arguments, strict=True)), mask=mask)
+    baseline = plain_errors(arguments, options)
     for ours, plain, wanted in zip(got, baseline, exact, strict=True):
-        assert error(ours, wanted) <= 4 * error(plain, wanted) + torch.finfo(k.dtype).eps
+        assert error(ours, wanted) <= 4 * plain + torch.finfo(q.dtype).eps

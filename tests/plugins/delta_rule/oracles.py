@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from transformers.models.qwen3_next import modeling_qwen3_next as qwen
 
-from tests.plugins.delta_rule.problems import Inputs
+from lucid_deploy.plugins.delta_rule import delta_rule
+from tests.plugins.delta_rule.problems import Inputs, doubled
+from tests.plugins.problems import relative
+
+FACTOR = 3  # of these errors, both against float64
+NUDGES = 4
 
 
 def _theirs(function, given: Inputs, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
@@ -27,6 +33,22 @@ def token_by_token(given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
 def by_chunks(given: Inputs, scale: float) -> tuple[Tensor, Tensor]:
     """Return outputs and state of transformers' chunks of 64."""
     return _theirs(qwen.torch_chunk_gated_delta_rule, given, scale)
+
+
+def errors_by_chunks(given: Inputs, scale: float) -> tuple[float, float]:
+    """Return the relative errors of output and state of :func:`by_chunks`, the largest of five with nearly these keys.
+
+    Where one key is repeated, |k|² is rounded alike for all pairs of tokens, if a processor sums it in one order for
+    all. Forward substitution errs less then than with keys that differ by rounding; by how much hangs on the processor.
+    """
+    generator, found = torch.Generator().manual_seed(0), []
+    for size in (0.0, *[1e-6] * NUDGES):
+        query, key, *rest = given
+        nudged = (query, key * (1 + size * torch.randn(key.shape, generator=generator)), *rest)
+        exact = delta_rule(*doubled(nudged), scale, "reference")
+        found.append([relative(theirs, wanted) for theirs, wanted in zip(by_chunks(nudged, scale), exact, strict=True)])
+    output, state = (max(errors) for errors in zip(*found, strict=True))
+    return output, state
 
 
 def finite(given: Inputs) -> Inputs:

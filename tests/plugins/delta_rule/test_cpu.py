@@ -12,7 +12,7 @@ from lucid_deploy.plugins.delta_rule import delta_rule
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
 from lucid_deploy.plugins.table import DELTA_RULE
 from tests.plugins.cpu_sessions import run, runnable, session
-from tests.plugins.delta_rule.oracles import by_chunks, finite
+from tests.plugins.delta_rule.oracles import FACTOR, errors_by_chunks, finite
 from tests.plugins.delta_rule.problems import BETAS, DECAYS, Inputs, doubled, in_type, inputs
 from tests.plugins.problems import relative
 
@@ -26,13 +26,13 @@ def reference(given: Inputs) -> tuple[Tensor, Tensor]:
 
 def check(library: Path, given: Inputs, threads: int = 2) -> None:
     """Hold the errors of output and state, with every set of instructions, against those of transformers' chunks."""
-    exact, baseline = reference(given), by_chunks(finite(given), SCALE)
+    exact, baseline = reference(given), errors_by_chunks(finite(given), SCALE)
     for name in runnable(library):
         kernels_name(library, name)
         found = run(session(DELTA_RULE, library, threads), *given)
         for ours, theirs, wanted in zip(found, baseline, exact, strict=True):
             assert ours.shape == wanted.shape
-            assert relative(ours, wanted) <= 2 * max(relative(theirs, wanted), EPS), name
+            assert relative(ours, wanted) <= FACTOR * max(theirs, EPS), name
 
 
 @pytest.mark.parametrize("beta", BETAS)
