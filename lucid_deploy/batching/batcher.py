@@ -265,6 +265,7 @@ class Batcher:
             return []
         row.drafter = self._drafters()
         row.drafter.chunk = self.prefill_chunk
+        row.drafter.ends = self.session.config.eos_token_ids if row.request.stop_at_eos else ()
         row.drafter.add(row.request.prompt_ids)
         return propose_with_prompt(self.session, row, len(row.request.prompt_ids), self.drafts)
 

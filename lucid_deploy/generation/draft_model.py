@@ -54,11 +54,13 @@ class ModelDrafter(Drafter):
         logits = self._catch_up(count)
         if len(self._held) < len(self._ids):
             return []
-        drafts = [int(logits[0, -1, : self._known].argmax())]
-        while len(drafts) < count:
-            logits = self._session.decode(np.array([drafts[-1:]], dtype=np.int64), self._cache)
-            self._held.append(drafts[-1])
-            drafts.append(int(logits[0, -1, : self._known].argmax()))
+        drafts: list[int] = []
+        while (token := int(logits[0, -1, : self._known].argmax())) not in self.ends:
+            drafts.append(token)
+            if len(drafts) == count:
+                break
+            logits = self._session.decode(np.array([[token]], dtype=np.int64), self._cache)
+            self._held.append(token)
         return drafts
 
     def learn(self, proposed: int, accepted: int) -> None:

@@ -6,8 +6,9 @@ the model's own logits is the same. So the answer is that of plain decoding, sam
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -28,11 +29,13 @@ class Drafter(ABC):
 
     Attributes:
         chunk: Most tokens that one proposal may run through a model of its own; None: any number.
+        ends: Tokens that end the answer: a proposal stops before the first of them, behind which nothing is read.
         reads_at_once: Whether it can propose what comes behind a prompt without delay, so that this runs with the
             prompt: it has no model that must read the prompt first.
     """
 
     chunk: int | None = None
+    ends: Container[int] = ()
     reads_at_once: bool = False
 
     @abstractmethod
@@ -130,4 +133,5 @@ class LookupDrafter(Drafter):
     def _copy(self, start: int, count: int) -> list[int]:
         """Return what stands from a place on; behind the end of the text, what is copied goes on itself."""
         period = self._count - start
-        return [int(self._text[start + i % period]) for i in range(count)]
+        copied = (int(self._text[start + i % period]) for i in range(count))
+        return list(itertools.takewhile(lambda token: token not in self.ends, copied))

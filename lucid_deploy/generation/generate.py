@@ -89,7 +89,7 @@ class Generation:
             logits = session.prefill(ids, cache, chunk=chunk, progress=self.progress)[0, -1]
             yield from self._tokens(logits, lambda token, _: session.decode(_column(token), cache)[0, -1])
             return
-        self.drafter.chunk = chunk
+        self.drafter.chunk, self.drafter.ends = chunk, session.config.eos_token_ids if self.stop_at_eos else ()
         self.drafter.add(self.prompt_ids)
         ahead = Lookahead(session, cache, self.drafter)
         self.drafts = ahead.counts

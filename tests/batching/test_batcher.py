@@ -194,7 +194,7 @@ def test_a_drafter_that_fails_ends_no_request(exported: Callable[..., tuple[Path
     assert batcher.drafts.failures == 1 and batcher.drafts.accepted
 
 
-def test_a_drafter_runs_no_more_than_a_chunk_of_a_prompt(exported: Callable[..., tuple[Path, Artifact]]) -> None:
+def test_a_drafter_knows_the_chunk_and_what_ends_an_answer(exported: Callable[..., tuple[Path, Artifact]]) -> None:
     made: list[Drafter] = []
 
     def make() -> Drafter:
@@ -202,9 +202,10 @@ def test_a_drafter_runs_no_more_than_a_chunk_of_a_prompt(exported: Callable[...,
         return made[-1]
 
     batcher = Batcher(open_session(exported()[1], "onnxruntime"), 2, 16, drafters=make)
-    batcher.submit(Request(prompt(20), 3, stop_at_eos=False))
+    for stop_at_eos in (False, True):
+        batcher.submit(Request(prompt(20), 3, stop_at_eos=stop_at_eos))
     drain(batcher)
-    assert [drafter.chunk for drafter in made] == [16]
+    assert [(drafter.chunk, drafter.ends) for drafter in made] == [(16, ()), (16, (1,))]
 
 
 def test_rows_that_speculate_end_with_the_context(exported: Callable[..., tuple[Path, Artifact]]) -> None:

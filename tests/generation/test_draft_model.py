@@ -43,6 +43,18 @@ def test_it_drafts_what_it_would_answer(session):
         text += added
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_it_stops_before_what_ends_the_answer(session, monkeypatch, place):
+    ran, decode = [], session.decode
+    answer = greedy(session, PROMPT, 2)
+    assert answer[0] != answer[1]
+    monkeypatch.setattr(session, "decode", lambda ids, cache: ran.append(int(ids[0, 0])) or decode(ids, cache))
+    drafter = ModelDrafter(session, 97)
+    drafter.ends = (answer[place], 96)
+    drafter.add(PROMPT)
+    assert drafter.propose(9) == ran == answer[:place]
+
+
 def test_it_stops_at_the_end_of_its_context_and_of_its_vocabulary(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     drafter = ModelDrafter(session, 97)

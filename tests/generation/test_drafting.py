@@ -35,6 +35,13 @@ def test_what_is_proposed(ids, most, drafts):
     assert drafter_of(ids).propose(most) == drafts
 
 
+@pytest.mark.parametrize(("ends", "drafts"), [((), [3, 4, 3, 5]), ((5, 9), [3, 4, 3]), ([4], [3]), ((3,), [])])
+def test_a_proposal_stops_before_what_ends_the_answer(ends, drafts):
+    drafter = drafter_of([1, 2, 3, 4, 3, 5, 9, 1, 2])
+    drafter.ends = ends
+    assert drafter.propose(9) == drafts
+
+
 def test_the_longest_and_last_place_is_found_in_any_text():
     """Few tokens repeat n-grams of all lengths; each text is searched token by token as well."""
     rng = np.random.default_rng(0)

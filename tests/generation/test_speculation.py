@@ -133,6 +133,15 @@ def test_a_prompt_that_copies_is_answered_with_it(session):
     assert guessed.drafts.proposed == 3  # one less than four tokens
 
 
+@pytest.mark.parametrize(("stop_at_eos", "proposed"), [(True, 1), (False, 4)])
+def test_nothing_is_drafted_from_an_end_of_the_answer_on(session, stop_at_eos, proposed):
+    [end] = session.config.eos_token_ids
+    prompt = [5, 9, 40, end, 7, 5, 9]
+    guessed = Generation(session, prompt, 20, stop_at_eos=stop_at_eos, drafter=LookupDrafter())
+    next(iter(guessed))
+    assert guessed.drafts.proposed == proposed
+
+
 def test_it_ends_where_the_context_ends(exported):
     session = open_session(exported(max_position_embeddings=20)[1], "onnxruntime", kernels="functions")
     plain = generation(session, count=50)
