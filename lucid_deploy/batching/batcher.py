@@ -291,7 +291,7 @@ class Batcher:
         except TooLittleMemory as error:
             self._end(row.number, self._relieved(row.number, error), events)
             return
-        row.cache, self._filling = None, None
+        row.cache, row.is_new, self._filling = None, True, None
         self._running[row.number] = row
 
     @memory_errors_told()
@@ -315,6 +315,8 @@ class Batcher:
             number = first_to_end([*self._running.values(), *prompts])
             self._end(number, self._relieved(number, error), events)
             return
+        for row in self._running.values():
+            row.is_new = False
         if several:
             self._follow(drafts, found, events)
             return

@@ -25,6 +25,7 @@ class Row:
         drafter: Guesses its tokens, if the batcher speculates.
         next: The token to run next.
         count: New tokens so far.
+        is_new: Whether it has joined the running rows since their last step.
         verified: Whether a step with drafts, its own or of a row beside it, wrote into its cache.
     """
 
@@ -37,6 +38,7 @@ class Row:
     drafter: Drafter | None = None
     next: int = 0
     count: int = 0
+    is_new: bool = False
     verified: bool = False
 
     @property
@@ -56,4 +58,4 @@ def first_to_end(rows: Iterable[Row]) -> int:
     One that has joined them since their last step, which ran without it; else the one with the most tokens, whose cache
     takes the most.
     """
-    return max(rows, key=lambda row: (row.count == 1, len(row.ids))).number
+    return max(rows, key=lambda row: (row.is_new, len(row.ids))).number

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.errors import LucidError
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription, describe, layout_of
 from lucid_deploy.runtimes.cache_operations import Array, Cache, CacheOperations, Tensor, empty_arrays
 from lucid_deploy.runtimes.in_place import InPlaceDecoding
+from lucid_deploy.runtimes.run_arguments import checked_chunk, checked_mask
 from lucid_deploy.runtimes.run_result import checked_result
 from lucid_deploy.runtimes.runtime import Capabilities
 from lucid_deploy.runtimes.several import MOST, layers_obstacle
@@ -140,10 +140,8 @@ class Session(CacheOperations[Tensor]):
         """
         input_ids = self._checked(input_ids, cache)
         n = input_ids.shape[1]
-        mask = _checked_mask(mask, input_ids)
-        chunk = check_arguments({"chunk": chunk}, {"chunk": "int | None"})["chunk"]
-        if chunk is not None and chunk < 1:
-            raise LucidError(f"A prefill chunk must hold at least one token, not {chunk}.")
+        mask = checked_mask(mask, input_ids)
+        chunk = checked_chunk(chunk)
         logits: Array | None = None
         for start in range(0, n, chunk or n):
             part = slice(start, start + (chunk or n))
@@ -172,7 +170,7 @@ class Session(CacheOperations[Tensor]):
         input_ids = self._checked(input_ids, cache)
         if input_ids.shape[1] != 1:
             raise LucidError(f"Decoding takes one token per row, not {input_ids.shape[1]}; use prefill for several.")
-        return self._advance(input_ids, _checked_mask(mask, input_ids), cache, self._run_decode, 1)
+        return self._advance(input_ids, checked_mask(mask, input_ids), cache, self._run_decode, 1)
 
     @property
     def several_obstacle(self) -> str | None:
@@ -209,7 +207,7 @@ class Session(CacheOperations[Tensor]):
         """
         self.prepare_several()
         input_ids = self._checked(input_ids, cache)
-        mask = _checked_mask(mask, input_ids)
+        mask = checked_mask(mask, input_ids)
         if (mask[:, 1:] & ~mask[:, :-1]).any():
             raise LucidError("The mask has padding before a token; here it may only come behind a row's tokens.")
         if input_ids.shape[1] > MOST:
@@ -249,7 +247,7 @@ class Session(CacheOperations[Tensor]):
         """
         if not self.gives_last_logits:
             raise LucidError(f"Runtime {self.runtime} gives the logits of a prompt's last token alone.")
-        input_ids = self._checked(input_ids, cache)
+        input_ids, chunk = self._checked(input_ids, cache), checked_chunk(chunk)
         rows, n = input_ids.shape
         if rows != 1 or not 1 <= keep <= n:
             raise LucidError(
@@ -287,7 +285,7 @@ class Session(CacheOperations[Tensor]):
             LucidError: As :meth:`prefill`.
         """
         input_ids = self._checked(input_ids, cache)
-        mask = _checked_mask(mask, input_ids)
+        mask = checked_mask(mask, input_ids)
         if self.gives_all_logits:
             return self._advance(input_ids, mask, cache, self._run_prefill_all, input_ids.shape[1])
         columns = (slice(i, i + 1) for i in range(input_ids.shape[1]))
@@ -387,13 +385,3 @@ class Session(CacheOperations[Tensor]):
     def _run_decode(
         self, input_ids: Array, mask: Array, positions: Array, layers: list[tuple[Tensor, ...]]
     ) -> tuple[Array, list[tuple[Tensor, ...]]]: ...
-
-
-def _checked_mask(mask: Array | None, input_ids: Array) -> Array:
-    """Return which of the new tokens are tokens, bool and of their shape; None: all."""
-    if mask is None:
-        return np.ones(input_ids.shape, dtype=bool)
-    mask = np.asarray(mask, dtype=bool)
-    if mask.shape != input_ids.shape:
-        raise LucidError(f"The mask is {mask.shape}, the token ids are {input_ids.shape}.")
-    return mask

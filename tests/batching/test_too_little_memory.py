@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from lucid_deploy.artifact import Artifact
 from lucid_deploy.batching import Batcher, Finished, Request
 from lucid_deploy.batching import rows as rows_module
 from lucid_deploy.generation.constraint import Constraint, from_regex
-from lucid_deploy.generation.drafting import LookupDrafter
+from lucid_deploy.generation.drafting import Drafter, LookupDrafter
 from lucid_deploy.generation.generate import Generation
 from lucid_deploy.generation.guide import Guide
 from lucid_deploy.generation.sampling import Sampling
@@ -228,6 +228,45 @@ def test_memory_that_cannot_be_given_back(
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", failing)
     shortage.begin(fails)
     check(Batcher(session, rows=3, prefill_chunk=16), wanted, failed=1)
+
+
+class Knowing(Drafter):
+    """Has the answer's first tokens run with its prompt."""
+
+    reads_at_once = True
+
+    def __init__(self, answer: list[int]) -> None:
+        self._drafts = answer
+
+    def add(self, tokens: Sequence[int]) -> None:
+        pass
+
+    def propose(self, most: int) -> list[int]:
+        drafts, self._drafts = self._drafts[:most], []
+        return drafts
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        assert proposed == accepted
+
+
+@pytest.mark.parametrize("drafted", [0, 3])
+def test_a_row_that_has_just_joined_ends_and_not_a_longer_one(
+    exported: Exported, shortage: Shortage, drafted: int
+) -> None:
+    """Also where drafts that ran with its prompt were right, so that it has several tokens."""
+    session = open_session(exported()[1])
+    asked = [Request(prompt(session, n), NEW, stop_at_eos=False) for n in (40, 9)]
+    wanted = [alone(session, request) for request in asked]
+    drafts = iter([[], wanted[1][:drafted]])
+    batcher = Batcher(session, rows=2, drafters=lambda: Knowing(next(drafts)))
+    numbers = [batcher.submit(asked[0])]
+    batcher.step()
+    numbers.append(batcher.submit(asked[1]))
+    shortage.begin(1)  # behind the run of its prompt
+    tokens, ends = drain(batcher)
+    assert {number: ends[number].reason for number in numbers} == {numbers[0]: "length", numbers[1]: "memory"}
+    assert tokens[numbers[1]] == wanted[1][: drafted + 1]
+    assert tokens[numbers[0]] == wanted[0][2:]
 
 
 class CrampedGuides:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,9 +180,11 @@ def test_a_batch_without_rows_and_chunks_that_are_no_number_are_refused(exported
     session = open_session(exported()[1])
     with pytest.raises(LucidError, match="There are no tokens to run: the batch has no rows"):
         session.prefill(np.zeros((0, 3), np.int64), session.empty_cache(0))
-    for chunk in (1.5, "3", True):
-        with pytest.raises(LucidError, match="chunk must be a whole number or None"):
-            session.prefill(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)  # type: ignore[arg-type]
+    session.prepare_several()
+    for run in (session.prefill, functools.partial(session.prefill_last, keep=2)):
+        for chunk, message in ((1.5, "a whole number"), ("3", "a whole"), (True, "a whole"), (0, "at least one")):
+            with pytest.raises(LucidError, match=message):
+                run(np.ones((1, 3), np.int64), session.empty_cache(1), chunk=chunk)
 
 
 def test_extrapolation_is_permitted_when_asked_for(exported: Exported) -> None:
