@@ -27,6 +27,7 @@ from lucid_deploy.plugins.shared.kernel import (
     row_shifts,
 )
 
+SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
 HIDDEN = tl.constexpr(-1.0)  # in the place of an inverse norm: a token that is not there
 
 
@@ -103,6 +104,9 @@ def decode_split_kernel(
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
     # Multiplied where the peak is subtracted, in one instruction; in float32, scores could be too large without it.
     b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 else b_row_scale  # noqa: SIM300
+    # It is 0 where squares of a new key are beyond float32, and −∞ times 0 would be NaN.
+    if DTYPE == tl.bfloat16:  # noqa: SIM300
+        b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
 
     b_peak = tl.where(m_new, b_shift, float("-inf"))

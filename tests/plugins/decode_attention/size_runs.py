@@ -109,6 +109,22 @@ def run_no_number(name: str, number: float) -> dict[str, Any]:
     return run(given, 1e-5)
 
 
+def run_beyond_squares(exponent: int, arch: int, float8: bool) -> tuple[Tensor, Tensor, Inputs]:
+    """Return O and Y in bfloat16 for a new key times a power of two, and what was given; three tokens are hidden."""
+    launch.INTERPRETER_ARCH = arch
+    given = {name: tensor.bfloat16() for name, tensor in inputs().items()}
+    given["k_new"] *= 2.0**exponent
+    stored = dict(given)
+    scales = None
+    if float8:
+        stored |= {name: given[name].to(torch.float8_e4m3fn) for name in ("k", "y")}
+        given |= {name: stored[name].bfloat16() for name in ("k", "y")}
+        scales = (torch.ones(1, HEADS, PAST, 1), torch.ones(1, HEADS, PAST, 1))
+    mask = torch.ones(1, PAST + 1, dtype=torch.bool)
+    mask[:, :3] = False
+    return *launch.decode_attention(**stored, mask=mask, eps=1e-5, scales=scales), given
+
+
 def run_float8(exponent: int) -> tuple[Tensor, Tensor]:
     """Return O and Y in bfloat16 over E4M3: keys times a power of two, by their scales, and queries over it."""
     size, given = 2.0**exponent, {name: tensor.bfloat16() for name, tensor in inputs().items()}

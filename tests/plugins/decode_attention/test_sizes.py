@@ -7,8 +7,15 @@ import math
 import pytest
 import torch
 
-from tests.plugins.decode_attention.size_runs import run_float8, run_huge, run_mixed, run_no_number, run_one_size
-from tests.plugins.kernel_cases import EPS, within_gate
+from tests.plugins.decode_attention.size_runs import (
+    run_beyond_squares,
+    run_float8,
+    run_huge,
+    run_mixed,
+    run_no_number,
+    run_one_size,
+)
+from tests.plugins.kernel_cases import EPS, relative_error, within_gate
 
 
 def assert_exact(result):
@@ -52,6 +59,15 @@ def test_what_is_no_number_is_seen(number, interpret):
     for found in (of_key["o"], of_key["y_new"], of_new_key["o"], of_new_key["y_new"]):
         assert found.isnan().all(3).all(2)[0].tolist() == [True, False, False, False]
         assert found[:, 1:].isfinite().all()
+
+
+@pytest.mark.parametrize(("arch", "float8"), [(80, False), (90, False), (100, False), (90, True)])
+def test_a_bfloat16_key_whose_squares_are_beyond_float32_makes_no_nan(arch, float8, interpret):
+    """Its inverse norm is 0, so that Y is V − exp(−√D) Σ Y; what hides tokens meets that 0, too."""
+    _, y_new, given = interpret(run_beyond_squares, 70, arch, float8)
+    v_new, y = (given[name].double() for name in ("v_new", "y"))
+    wanted = v_new - math.exp(-math.sqrt(y.shape[-1])) * y[:, :, 3:].sum(2, keepdim=True)
+    assert relative_error(y_new, wanted) <= 1.25 * relative_error(wanted.bfloat16(), wanted)
 
 
 @pytest.mark.parametrize("exponent", [-40, 40])
