@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
+from lucid_deploy.plugins.decode_attention.parts import average_in_parts
 from lucid_deploy.plugins.decode_attention.tile import (
     LEAST_ROWS,
     add_values,
@@ -58,6 +59,7 @@ def decode_split_kernel(
     CHUNK_D: tl.constexpr,
     ADD_SQUARES: tl.constexpr = None,
     Y_BY_FLOAT32: tl.constexpr = None,
+    PARTS: tl.constexpr = None,
 ):
     """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
 
@@ -109,53 +111,59 @@ def decode_split_kernel(
         b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
 
-    b_peak = tl.where(m_new, b_shift, float("-inf"))
-    b_weights = tl.zeros((ROWS, BLOCK_N), tl.float32)  # summed over a row behind the loop
-    b_accs = ()
-    for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
-        b_accs = b_accs + (tl.zeros((ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
-    for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
-        o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
-        m_tile = load_tile_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_scores, b_squares, b_powers = multiply_keys(
-            b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D, ADD_SQUARES
-        )
-        if not ADD_SQUARES:
-            b_squares = tl.sum(b_squares, axis=1)
-        elif not EACH_ROW:
-            b_squares = tl.max(tl.trans(b_squares), axis=1)  # without trans each warp would add the same squares
-        b_mean = b_squares * per_column
-        if p_k_scale is None:
-            b_norms = tl.rsqrt(b_mean + epsilon)
-            b_softmax_scale = 1.0
-            b_y_scales = None
+    if PARTS is None:
+        b_peak = tl.where(m_new, b_shift, float("-inf"))
+        b_weights = tl.zeros((ROWS, BLOCK_N), tl.float32)  # summed over a row behind the loop
+        b_accs = ()
+        for _ in tl.static_range(0, BLOCK_D, CHUNK_D):
+            b_accs = b_accs + (tl.zeros((ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+        for i in range(i_split, tl.cdiv(n_past, BLOCK_N), n_splits):
+            o_tile = o_cache + tl.cast(i * BLOCK_N, tl.int64) * width
+            m_tile = load_tile_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+            b_scores, b_squares, b_powers = multiply_keys(
+                b_rows, b_rests, p_k + o_tile, m_tile, width, ROWS, BLOCK_N, CHUNK_D, ADD_SQUARES
+            )
+            if not ADD_SQUARES:
+                b_squares = tl.sum(b_squares, axis=1)
+            elif not EACH_ROW:
+                b_squares = tl.max(tl.trans(b_squares), axis=1)  # without trans each warp would add the same squares
+            b_mean = b_squares * per_column
+            if p_k_scale is None:
+                b_norms = tl.rsqrt(b_mean + epsilon)
+                b_softmax_scale = 1.0
+                b_y_scales = None
+                if DTYPE == tl.float32:  # noqa: SIM300
+                    b_softmax_scale = inverse_power(b_powers)[None, :]
+                    b_norms *= inverse_power(b_powers)
+            else:
+                b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+                b_softmax_scale = b_k_scales[None, :]
+                b_y_scales = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
+                b_factors = b_softmax_scale if EACH_ROW else b_k_scales
+                b_norms = tl.rsqrt(b_mean * b_factors * b_factors + epsilon) * b_factors
+            if EACH_ROW:
+                m_seen = m_tile
+            else:
+                b_norms = tl.where(m_tile, b_norms, HIDDEN)
+                m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
+            b_factors = tl.where(m_new[:, None], b_norms if EACH_ROW else b_norms[None, :], b_softmax_scale)
             if DTYPE == tl.float32:  # noqa: SIM300
-                b_softmax_scale = inverse_power(b_powers)[None, :]
-                b_norms *= inverse_power(b_powers)
-        else:
-            b_k_scales = load_scales(p_k_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_softmax_scale = b_k_scales[None, :]
-            b_y_scales = load_scales(p_y_scale + o_rows + i * BLOCK_N, o_n, m_tile)
-            b_factors = b_softmax_scale if EACH_ROW else b_k_scales
-            b_norms = tl.rsqrt(b_mean * b_factors * b_factors + epsilon) * b_factors
-        if EACH_ROW:
-            m_seen = m_tile
-        else:
-            b_norms = tl.where(m_tile, b_norms, HIDDEN)
-            m_seen = b_norms != HIDDEN  # m_tile, in the scores' layout without a second look at the mask
-        b_factors = tl.where(m_new[:, None], b_norms if EACH_ROW else b_norms[None, :], b_softmax_scale)
-        if DTYPE == tl.float32:  # noqa: SIM300
-            b_factors *= b_row_scale[:, None]  # a score times one power alone may be beyond float32
-        b_scores = tl.where(m_seen[None, :], b_scores * b_factors, float("-inf"))
-        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1) * b_last_scale))
-        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
-        b_p = tl.exp2(b_scores * b_last_scale[:, None] - b_safe[:, None])
-        b_decay = tl.exp2(b_peak - b_safe)
-        b_weights = b_weights * b_decay[:, None] + b_p
-        b_accs = add_values(
-            b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE, Y_BY_FLOAT32
-        )
-        b_peak = b_next
+                b_factors *= b_row_scale[:, None]  # a score times one power alone may be beyond float32
+            b_scores = tl.where(m_seen[None, :], b_scores * b_factors, float("-inf"))
+            b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=1) * b_last_scale))
+            b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
+            b_p = tl.exp2(b_scores * b_last_scale[:, None] - b_safe[:, None])
+            b_decay = tl.exp2(b_peak - b_safe)
+            b_weights = b_weights * b_decay[:, None] + b_p
+            b_accs = add_values(
+                b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE, Y_BY_FLOAT32
+            )
+            b_peak = b_next
+    else:
+        b_peak, b_weights, b_accs = average_in_parts(
+            p_k + o_cache, p_y + o_cache, p_mask, n_past, i_split, n_splits, width, epsilon, b_rows, m_new,
+            b_last_scale, b_shift, BLOCK_N, BLOCK_D, CHUNK_D, PARTS
+        )  # fmt: skip
 
     o_part = (i_batch_head.to(tl.int64) * n_splits + i_split) * n_rows
     n_parts = tl.num_programs(0).to(tl.int64) * n_splits * n_rows
@@ -165,7 +173,8 @@ def decode_split_kernel(
         p_sums = p_work + o_part * width + o_r[:, None] * width + o_d[None, :]
         tl.store(p_sums, b_accs[i], mask=m_rows[:, None] & (o_d < width)[None, :])
     tl.store(p_work + n_parts * width + o_part + o_r, b_peak, mask=m_rows)
-    tl.store(p_work + n_parts * width + n_parts + o_part + o_r, tl.sum(b_weights, axis=1), mask=m_rows)
+    p_weights = p_work + n_parts * width + n_parts + o_part + o_r
+    tl.store(p_weights, tl.sum(b_weights, axis=1) if PARTS is None else b_weights, mask=m_rows)
 
 
 @triton.jit(do_not_specialize=["n_past", "n_heads", "n_groups", "n_splits", "width_units"])

@@ -48,6 +48,11 @@ FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
 # Compute capabilities, without what is behind the point, whose tensor cores add the squares of keys in the half types
 # and in E4M3 with 16 rows. On 8.0 they add those of half types with any number; on others they are the busiest unit.
 ADDS_SQUARES = (9, 10)
+# There, with 16 rows of a half type, each warp of a program averages a part of every tile, up to this padded width. At
+# 128 on 9.0, where half of memory's time is enough for the other loop too, float16 would spill.
+PARTS_WIDTHS = {9: 64, 10: 128}
+PART_TOKENS = 16  # at least: the rows of a product
+NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
@@ -112,7 +117,7 @@ def plan_decode_attention(
         grid=(batch * heads, splits, -(-head_rows // rows)),
         pointers=("Q", "K_new", "K", "Y", *(("K_scale", "Y_scale") if float8 else ()), "mask", "workspace"),
         scalars={**with_new, "width_units": width // unit, **floats},
-        constants=_constants(arch, dtype, padded, rows, tuned, unit) | _of_type(arch, dtype, rows, float8),
+        constants=_form_constants(arch, dtype, padded, rows, tuned, unit, float8),
         num_warps=tuned.num_warps,
         num_stages=tuned.num_stages,
     )
@@ -161,11 +166,20 @@ def _in_groups(arch: int) -> bool:
     return arch // 10 in WARP_GROUPS
 
 
+def _has_parts(arch: int, dtype: str, padded: int, rows: int) -> bool:
+    """Return whether each warp has a part of each tile, of a cache of the type of Q."""
+    return rows == QUERY_ROWS[0] and dtype != "float32" and padded <= PARTS_WIDTHS.get(arch // 10, 0)
+
+
 def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
     if float8 or unit < compiled_units(dtype)[0]:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
-        return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS)) if float8 else tuned
+        if float8:
+            return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS))
+        if unit < compiled_units(dtype)[0] and _has_parts(arch, dtype, padded, rows):
+            return replace(tuned, block_n=min(tuned.block_n, NARROW_TOKENS))
+        return tuned
     most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
     tokens = min(tuned.block_n, most)
     if _in_groups(arch):
@@ -181,6 +195,14 @@ def _split_kernel(float8: bool) -> str:
     return FLOAT8_KERNEL if float8 else "decode_split_kernel"
 
 
+def _form_constants(
+    arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool
+) -> dict[str, int]:
+    """Return all constants of a form of the kernel that reads the cache."""
+    of_all = _constants(arch, dtype, padded, rows, tuned, unit)
+    return of_all | _of_type(arch, dtype, padded, rows, tuned, float8)
+
+
 def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
     # With 32 rows four warps share the rows and the columns of a product of 64, and compute it twice if it has 32.
     wide = PADDED_WIDTHS[1] if rows == QUERY_ROWS[1] else PADDED_WIDTHS[-1]
@@ -190,12 +212,16 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
     return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
 
 
-def _of_type(arch: int, dtype: str, rows: int, float8: bool) -> dict[str, int]:
+def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
     # Products of 64 rows want keys in shared memory, and those with ones in registers.
     adds_squares = rows == QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if float8:
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
+    if _has_parts(arch, dtype, padded, rows):
+        # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
+        wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
+        return wide | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
     return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}
 
 
@@ -207,7 +233,7 @@ def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int,
     found = []
     for rows in row_counts(dtype, padded, arch):
         of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
-        sizes = _constants(arch, dtype, padded, rows, of_rows, unit) | _of_type(arch, dtype, rows, float8)
+        sizes = _form_constants(arch, dtype, padded, rows, of_rows, unit, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)
         found.append(Variant(_split_kernel(float8), dtype, tuple(sizes.items()), *launch))
     return found

@@ -15,6 +15,7 @@ SOURCES = (
     "precondition/powers.py",
     "precondition/kernel.py",
     "decode_attention/tile.py",
+    "decode_attention/parts.py",
     "decode_attention/kernel.py",
     "delta_rule/kernel.py",
 )

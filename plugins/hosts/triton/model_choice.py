@@ -61,6 +61,13 @@ _DECODE_HALF: Candidates = {
     128: (Choice(0, 64, 2, 3), Choice(0, 64, 2, 2), Choice(0, 64, 4, 3)),
     256: (Choice(0, 32, 2, 3), Choice(0, 32, 2, 2), Choice(0, 32, 4, 2)),
 }
+# Where each warp has a part of a tile: tiles that are written and read with no conflicts of banks. In heads 32 wide one
+# of 256 tokens has as many numbers as those of wider heads.
+_DECODE_PARTS: Candidates = {
+    32: (Choice(0, 128, 2, 3), Choice(0, 64, 2, 3), Choice(0, 256, 4, 3)),
+    64: (Choice(0, 64, 2, 3), Choice(0, 128, 2, 3)),
+    128: (Choice(0, 64, 4, 3), Choice(0, 64, 2, 3)),
+}
 _DECODE_FLOAT32: Candidates = {
     32: (Choice(0, 64, 2, 3), Choice(0, 64, 4, 3), Choice(0, 32, 2, 3)),
     64: (Choice(0, 32, 2, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 2)),
@@ -84,13 +91,13 @@ class Operator:
 
     Attributes:
         tuned: Its file.
-        candidates: By type and padded width.
+        candidates: By type, padded width and compute capability.
         forms: What is compiled of a type, padded width, constants and compute capability; the first is compared.
         cycles: How long a multiprocessor takes for the same work with each candidate, so that tiles can be compared.
     """
 
     tuned: Path
-    candidates: Callable[[str, int], tuple[Choice, ...]]
+    candidates: Callable[[str, int, int], tuple[Choice, ...]]
     forms: Callable[[str, int, Choice, int], list[Variant]]
     cycles: Callable[[Choice, KernelReport], float | None]
 
@@ -115,10 +122,17 @@ def _decode_cycles(choice: Choice, report: KernelReport) -> float | None:
     return 1024 * tile_cycles(tile, CARDS[report.arch][0]) / choice.block_n
 
 
-def _solve_candidates(dtype: str, padded: int) -> tuple[Choice, ...]:
+def _solve_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]:
     if dtype == "float32":
         return _SOLVE_FLOAT32[padded]
     return (*_SOLVE_HALF[padded], *(_SOLVE_INT8[padded] if dtype == precondition.INT8_TYPE else ()))
+
+
+def _decode_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]:
+    if dtype == "float32":
+        return _DECODE_FLOAT32[padded]
+    has_parts = padded <= decode_attention.PARTS_WIDTHS.get(arch // 10, 0)
+    return (_DECODE_PARTS if has_parts else _DECODE_HALF)[padded]
 
 
 OPERATORS = {
@@ -130,7 +144,7 @@ OPERATORS = {
     ),
     "decode_attention": Operator(
         decode_attention.TUNED,
-        lambda dtype, padded: (_DECODE_FLOAT32 if dtype == "float32" else _DECODE_HALF)[padded],
+        _decode_candidates,
         lambda dtype, padded, choice, arch: decode_attention.split_variants(
             dtype, padded, choice, compiled_units(dtype)[0], arch
         ),
@@ -138,7 +152,7 @@ OPERATORS = {
     ),
     "delta_rule": Operator(
         delta_rule.TUNED,
-        lambda dtype, padded: _DELTA[padded],
+        lambda dtype, padded, arch: _DELTA[padded],
         lambda dtype, padded, choice, arch: delta_rule.chunk_variants(dtype, padded, choice),
         _delta_cycles,
     ),
@@ -225,7 +239,7 @@ def model(
     chosen = OPERATORS[operator]
     found = []
     with _compiler(arch, cache) as described:
-        for choice in chosen.candidates(dtype, padded) if choices is None else choices:
+        for choice in chosen.candidates(dtype, padded, arch) if choices is None else choices:
             try:
                 report = described(chosen.forms(dtype, padded, choice, arch)[0])
                 found.append(Modelled(choice, report, chosen.cycles(choice, report)))

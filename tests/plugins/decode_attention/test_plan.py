@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lucid_deploy.plugins.decode_attention.plan import MAX_SPLITS, plan_decode_attention, query_rows, variants
-from lucid_deploy.plugins.shared.plan import Plan
+from lucid_deploy.plugins.shared.plan import Choice, Plan
 from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 
@@ -88,7 +88,10 @@ def test_tiles_of_64_rows_where_warps_multiply_in_groups(arch, dtype, width, tok
 @pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
 def test_narrow_loads_take_the_tile_of_the_widest_and_at_least_four_warps(arch, width, dtype):
     narrow, widest = (decode(arch=arch, width=each, dtype=dtype, groups=1).steps[0] for each in (width, width + 4))
-    assert narrow.constants == widest.constants | {"WIDTH_UNIT": 4} and widest.constants["WIDTH_UNIT"] == 8
+    changed = {"WIDTH_UNIT": 4}
+    if "PARTS" in widest.constants:
+        changed |= {"PARTS": 4, "BLOCK_N": min(widest.constants["BLOCK_N"], 128)}  # others would spill
+    assert narrow.constants == widest.constants | changed and widest.constants["WIDTH_UNIT"] == 8
     assert narrow.num_warps == 4 >= widest.num_warps
 
 
@@ -102,13 +105,33 @@ def test_tensor_cores_add_squares_where_they_have_time(arch, adds, width):
     assert one["Y_BY_FLOAT32"] == int(arch < 100)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("arch", "has_parts"), [(80, 0), (86, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
+def test_each_warp_has_a_part_of_a_tile_of_few_rows_of_the_half_types(arch, has_parts, dtype):
+    for width in (16, 36, 64, *([] if arch == 90 else [68, 128])):
+        step = decode(arch=arch, width=width, dtype=dtype).steps[0]
+        assert step.constants.get("PARTS") == (step.num_warps if has_parts else None)
+    others = [
+        {"width": 68 if arch == 90 else 132},
+        {"new": 8},
+        {"dtype": "float32"},
+        *([{"float8": True}] if arch >= 89 else []),
+    ]
+    for other in others:
+        assert "PARTS" not in decode(**{"arch": arch, "width": 64, "dtype": dtype} | other).steps[0].constants
+    tuned = Choice(0, 16, 4, 2)
+    if has_parts:
+        step = decode(arch=arch, width=64, dtype=dtype, tuned=tuned).steps[0]
+        assert step.constants["PARTS"] == 1, "16 tokens at least"
+
+
 @pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tensor_cores_add_the_squares_of_the_half_types_for_few_rows_and_on_8_0_for_any(dtype, arch, adds):
     for width in (32, 36, 64, 128, 132, 256):
         of_rows = [decode(arch=arch, width=width, dtype=dtype, new=new).steps[0].constants for new in (1, 4, 8)]
-        several = adds if arch == 80 else 0
-        assert [each.get("ADD_SQUARES", 0) for each in of_rows] == [adds, several, several]
+        several, one = adds if arch == 80 else 0, 0 if "PARTS" in of_rows[0] else adds
+        assert [each.get("ADD_SQUARES", 0) for each in of_rows] == [one, several, several]
         assert "ADD_SQUARES" not in decode(arch=arch, width=width, dtype="float32").steps[0].constants
 
 

@@ -1,10 +1,11 @@
-"""A kernel around what decoding does with a tile's keys, so that it can be tested alone."""
+"""Kernels around what decoding does with a tile's keys, so that it can be tested alone."""
 
 # mypy: disallow-untyped-defs=False
 
 import triton
 import triton.language as tl
 
+from lucid_deploy.plugins.decode_attention.parts import add_own_products, diagonals
 from lucid_deploy.plugins.decode_attention.tile import multiply_keys
 
 
@@ -18,3 +19,12 @@ def squares_kernel(p_q, p_k, p_squares, ROWS: tl.constexpr, BLOCK: tl.constexpr,
         tl.store(p_squares + tl.arange(0, ROWS)[:, None] * BLOCK + o_n[None, :], b_squares)
     else:
         tl.store(p_squares + o_n, tl.sum(b_squares, axis=1))
+
+
+@triton.jit
+def own_squares_kernel(p_k, p_squares, PARTS: tl.constexpr, TOKENS: tl.constexpr, D: tl.constexpr):
+    """Write the sums of squares of keys whose tokens are dealt to parts."""
+    o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    b_k = tl.load(p_k + o_n[:, :, None] * D + tl.arange(0, D)[None, None, :])
+    b_sums = add_own_products(b_k, tl.zeros((PARTS * TOKENS // 16, 16, 16), tl.float32))
+    tl.store(p_squares + o_n, diagonals(b_sums, PARTS))

@@ -47,3 +47,12 @@ def run_squares(dtype: str, add: bool, keys: Callable[[], Tensor] = every_number
     squares = torch.full((ROWS if add else 1, 256), torch.nan)
     squares_kernel[(1,)](q, keys(), squares, ROWS=ROWS, BLOCK=256, D=WIDTH, ADD=add)
     return squares
+
+
+def run_own_squares(parts: int, keys: Callable[[], Tensor]) -> Tensor:
+    """Return the squares ``(256,)`` of keys that are dealt to so many parts."""
+    from tests.plugins.decode_attention.tile_kernels import own_squares_kernel
+
+    squares = torch.full((256,), torch.nan)
+    own_squares_kernel[(1,)](keys(), squares, PARTS=parts, TOKENS=256 // parts, D=WIDTH)
+    return squares

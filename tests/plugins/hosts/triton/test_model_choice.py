@@ -101,7 +101,7 @@ def test_what_cannot_be_compiled_with_more_rows_is_not_chosen() -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
 def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, padded: int) -> None:
-    for each in OPERATORS["precondition"].candidates(dtype, padded):
+    for each in OPERATORS["precondition"].candidates(dtype, padded, 90):
         assert each.block_m % each.block_n == 0 and each.block_n >= 16
         assert each.chunk == 0 or (padded % each.chunk == 0 and each.chunk < padded)
         assert not each.int8 or (dtype == INT8_TYPE and each.block_m == each.block_n and each.block_n in INT8_TILES)
@@ -111,7 +111,7 @@ def test_candidates_of_the_solve_are_tiles_that_the_kernel_takes(dtype: str, pad
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
 def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str, padded: int) -> None:
     operator = OPERATORS["decode_attention"]
-    for each in operator.candidates(dtype, padded):
+    for each in operator.candidates(dtype, padded, 90):
         assert each.block_m == each.chunk == 0 and each.block_n >= 16
         assert each.block_n * padded <= 64 * 128
         forms = operator.forms(dtype, padded, each, 90)
@@ -123,7 +123,7 @@ def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str,
 @pytest.mark.parametrize("padded", PADDED_WIDTHS)
 def test_candidates_of_the_delta_rule_fit_into_the_workspace(dtype: str, padded: int) -> None:
     operator = OPERATORS["delta_rule"]
-    for each in operator.candidates(dtype, padded):
+    for each in operator.candidates(dtype, padded, 90):
         assert LARGEST_CHUNK % each.block_m == 0 and each.block_m >= 16 and padded % each.chunk == 0
         state, chunk = (dict(form.constants) for form in operator.forms(dtype, padded, each, 90))
         assert state == chunk | {"BLOCK_N": each.block_n} and chunk["CHUNK_D"] == each.chunk
@@ -164,4 +164,4 @@ def test_every_entry_says_that_a_model_chose_it_and_none_that_it_was_measured(op
     for name in tuned["chosen_by_model"]:
         arch, dtype, padded = name.split()
         constants = choice(OPERATORS[operator].tuned, int(arch), dtype, int(padded))
-        assert constants in OPERATORS[operator].candidates(dtype, int(padded))
+        assert constants in OPERATORS[operator].candidates(dtype, int(padded), int(arch))

@@ -1,0 +1,132 @@
+"""Decoding's loop over a cache of a half type where a tile's tokens are dealt to warps: device functions.
+
+Each warp averages the tokens of its own part, with peaks and sums of its own, and the parts are joined once, behind the
+loop. So in the loop no warp waits for another's peak or reads another's weights. Products are those of batches, one
+for each part, which the compiler gives to one warp each.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from lucid_deploy.plugins.shared.kernel import add_product
+
+LEAST_TOKENS = tl.constexpr(16)  # of a part: a product's columns that are the rows of the next one
+LEAST_EPSILON = tl.constexpr(1e-37)  # so that the factor of a token that is not there is finite
+
+
+@triton.jit
+def load_part_tokens(p_mask, o_n, m_n):
+    """As ``load_tile_tokens``, for ``(parts, tokens)``."""
+    o_one = tl.arange(0, 1)[None, None, :]
+    b_bytes = tl.load(p_mask + o_n[:, :, None] + o_one, mask=m_n[:, :, None], other=0)
+    return tl.max(b_bytes.to(tl.int32), axis=2) != 0
+
+
+@triton.jit
+def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """As ``load_columns``, for ``(parts, tokens, BLOCK)``. The first half of BLOCK_D columns is there, if a chunk.
+
+    Of few tokens threads copy those of two parts at once, which would take turns in shared memory, and reading Y's
+    columns would meet conflicts of four. Parts do not lie side by side, as the compiler is told here: it then deals
+    threads to parts before tokens, and a part lies in shared memory token by token.
+    """
+    o_d = i_first + tl.arange(0, BLOCK)
+    m_columns = m_n[:, :, None]
+    if 2 * (i_first + BLOCK) > BLOCK_D:
+        m_columns = m_columns & (o_d < width)[None, None, :]
+    p_columns = p_rows + o_n[:, :, None] * width + o_d[None, None, :]
+    if o_n.shape[1] == LEAST_TOKENS:
+        p_columns = tl.max_contiguous(p_columns, (2, 1, BLOCK))
+    return tl.load(p_columns, mask=m_columns, other=0.0)
+
+
+@triton.jit
+def add_own_products(b_keys, b_sums):
+    """Return ``b_sums`` plus the products of each 16 keys of a part with one another: their squares on the diagonals.
+
+    A batch of products is a warp's if its number, modulo that of the warps, is the part's.
+    """
+    PARTS: tl.constexpr = b_keys.shape[0]
+    PIECES: tl.constexpr = b_keys.shape[1] // LEAST_TOKENS
+    COLUMNS: tl.constexpr = b_keys.shape[2]
+    b_pieces = tl.permute(tl.reshape(b_keys, (PARTS, PIECES, LEAST_TOKENS, COLUMNS)), (1, 0, 2, 3))
+    b_pieces = tl.reshape(b_pieces, (PIECES * PARTS, LEAST_TOKENS, COLUMNS))
+    return tl.dot(b_pieces, tl.permute(b_pieces, (0, 2, 1)), b_sums)
+
+
+@triton.jit
+def diagonals(b_sums, PARTS: tl.constexpr):
+    """Return the diagonals of what :func:`add_own_products` gave, ``(PARTS, tokens)``."""
+    PIECES: tl.constexpr = b_sums.shape[0] // PARTS
+    o_n = tl.arange(0, LEAST_TOKENS)
+    m_own = (o_n[:, None] == o_n[None, :])[None, :, :]
+    b_squares = tl.sum(tl.where(m_own, b_sums, 0.0), axis=2)
+    b_squares = tl.permute(tl.reshape(b_squares, (PIECES, PARTS, LEAST_TOKENS)), (1, 0, 2))
+    return tl.reshape(b_squares, (PARTS, PIECES * LEAST_TOKENS))
+
+
+@triton.jit
+def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, b_rows, m_new, b_row_scale, b_shift,
+                     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+                     PARTS: tl.constexpr):  # fmt: skip
+    """Return peaks and weights ``(rows,)`` and sums, CHUNK_D columns each, over every ``n_step``-th tile of the cache.
+
+    Scores of new keys have the tokens' inverse norms as factors. A token that is not there has a key of zeros, to whose
+    score minus infinity is added. Sums of squares are exact but for the rounding of float32 sums.
+
+    Args:
+        p_k, p_y, p_mask: Of the sequence and head.
+        i_first: The first tile.
+        b_rows: As of ``load_queries``.
+        m_new, b_row_scale, b_shift: ``(rows,)``: which are new keys, their factor, and their peak.
+        PARTS: Warps.
+    """
+    ROWS: tl.constexpr = b_shift.shape[0]
+    TOKENS: tl.constexpr = BLOCK_N // PARTS
+    o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    per_column = 1.0 / width
+    least = tl.maximum(epsilon, LEAST_EPSILON)
+    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
+    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
+    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    b_is_new = tl.where(m_new, 1.0, 0.0)[:, :, None]
+    b_is_query = tl.where(m_new, 0.0, 1.0)[:, :, None]
+    b_peak = tl.where(m_new, b_shift, float("-inf"))
+    b_weights = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+    b_all, b_accs = (), ()
+    for i in tl.static_range(len(b_rows)):
+        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
+        o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
+        m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_squares = tl.zeros((BLOCK_N // LEAST_TOKENS, LEAST_TOKENS, LEAST_TOKENS), tl.float32)
+        for j in tl.static_range(len(b_all)):
+            b_k = load_part_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
+            b_scores = tl.dot(b_all[j], tl.permute(b_k, (0, 2, 1)), b_scores)
+            b_squares = add_own_products(b_k, b_squares)
+        b_norms = tl.rsqrt(diagonals(b_squares, PARTS) * per_column + least)
+        b_hidden = tl.where(m_tile, 0.0, float("-inf"))
+        b_factors = tl.fma(*tl.broadcast(b_norms[:, None, :], b_is_new), b_is_query)
+        b_scores = tl.fma(b_scores, b_factors, b_hidden[:, None, :])
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=2) * b_row_scale))
+        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
+        b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
+        b_decay = tl.exp2(b_peak - b_safe)[:, :, None]
+        b_weights = b_weights * b_decay + b_p
+        b_sums = ()
+        for j in tl.static_range(len(b_accs)):
+            b_y = load_part_columns(p_y + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
+            b_sums = b_sums + (add_product(b_p, b_y, b_accs[j] * b_decay),)  # type: ignore[assignment]  # noqa: RUF005
+        b_accs = b_sums
+        b_peak = b_next
+
+    b_top = tl.max(b_peak, axis=0)
+    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
+    b_joined = ()
+    for j in tl.static_range(len(b_accs)):
+        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_top, tl.sum(tl.sum(b_weights, axis=2) * b_factors, axis=0), b_joined
