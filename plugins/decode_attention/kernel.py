@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.decode_attention.parts import average_in_parts
+from lucid_deploy.plugins.decode_attention.parts import average_float32_in_parts, average_in_parts
 from lucid_deploy.plugins.decode_attention.tile import (
     LEAST_ROWS,
     add_values,
@@ -101,13 +101,23 @@ def decode_split_kernel(
     p_q += i_batch_head.to(tl.int64) * n_queries * width
     p_k_new += i_batch_head.to(tl.int64) * n_new * width
     b_rows, b_rests, b_row_powers, b_new_norms = load_queries(
-        p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D, CHUNK_D, p_k_scale is not None
+        p_q,
+        p_k_new,
+        o_r,
+        n_queries,
+        m_new,
+        width,
+        epsilon,
+        BLOCK_D,
+        CHUNK_D,
+        p_k_scale is not None,
+        PARTS is not None and tl.float32 == DTYPE,
     )
     b_row_scale = tl.where(m_new, b_new_norms, 1.0) * scale * inverse_power(b_row_powers)
     # Multiplied where the peak is subtracted, in one instruction; in float32, scores could be too large without it.
-    b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 else b_row_scale  # noqa: SIM300
+    b_last_scale = tl.full((ROWS,), 1.0, tl.float32) if DTYPE == tl.float32 and PARTS is None else b_row_scale  # noqa: SIM300
     # It is 0 where squares of a new key are beyond float32, and −∞ times 0 would be NaN.
-    if DTYPE == tl.bfloat16:  # noqa: SIM300
+    if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300
         b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
 
@@ -159,6 +169,11 @@ def decode_split_kernel(
                 b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE, Y_BY_FLOAT32
             )
             b_peak = b_next
+    elif DTYPE == tl.float32:  # noqa: SIM300
+        b_peak, b_weights, b_accs = average_float32_in_parts(
+            p_k + o_cache, p_y + o_cache, p_mask, n_past, i_split, n_splits, width, epsilon, b_rows, b_rests, m_new,
+            b_last_scale, b_shift, BLOCK_N, BLOCK_D, CHUNK_D, PARTS
+        )  # fmt: skip
     else:
         b_peak, b_weights, b_accs = average_in_parts(
             p_k + o_cache, p_y + o_cache, p_mask, n_past, i_split, n_splits, width, epsilon, b_rows, m_new,

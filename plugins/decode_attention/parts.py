@@ -1,4 +1,4 @@
-"""Decoding's loop over a cache of a half type where a tile's tokens are dealt to warps: device functions.
+"""Decoding's loops over a cache where a tile's tokens are dealt to warps: device functions.
 
 Each warp averages the tokens of its own part, with peaks and sums of its own, and the parts are joined once, behind the
 loop. So in the loop no warp waits for another's peak or reads another's weights. Products are those of batches, one
@@ -10,10 +10,34 @@ for each part, which the compiler gives to one warp each.
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import add_product
+from lucid_deploy.plugins.shared.kernel import add_product, cut_tf32, nearest_tf32, round_tf32
 
 LEAST_TOKENS = tl.constexpr(16)  # of a part: a product's columns that are the rows of the next one
+LOWEST = tl.constexpr(-1e36)  # below what is left of any square; sums of it are finite
+SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
+SUM_COLUMNS = tl.constexpr(8)  # the fewest of a product: all have the same sums of weights
 LEAST_EPSILON = tl.constexpr(1e-37)  # so that the factor of a token that is not there is finite
+
+
+@triton.jit
+def factor_tokens(TOKENS: tl.constexpr):
+    """Return the tokens in the order of :func:`as_factor`."""
+    o_n = tl.arange(0, TOKENS)
+    return (o_n & -8) + (o_n & 3) * 2 + (o_n >> 2 & 1)
+
+
+@triton.jit
+def as_factor(b_p):
+    """Return weights ``(parts, rows, tokens)`` in the order in which a product of tf32 takes what another one gave.
+
+    Of eight columns a thread has two neighbours as a result, and two that are four apart as a factor. So ordered,
+    weights stay in their registers.
+    """
+    PARTS: tl.constexpr = b_p.shape[0]
+    ROWS: tl.constexpr = b_p.shape[1]
+    TOKENS: tl.constexpr = b_p.shape[2]
+    b_pairs = tl.permute(tl.reshape(b_p, (PARTS, ROWS, TOKENS // 8, 4, 2)), (0, 1, 2, 4, 3))
+    return tl.reshape(b_pairs, (PARTS, ROWS, TOKENS))
 
 
 @triton.jit
@@ -37,7 +61,7 @@ def load_part_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLO
     if 2 * (i_first + BLOCK) > BLOCK_D:
         m_columns = m_columns & (o_d < width)[None, None, :]
     p_columns = p_rows + o_n[:, :, None] * width + o_d[None, None, :]
-    if o_n.shape[1] == LEAST_TOKENS:
+    if o_n.shape[1] == LEAST_TOKENS or p_rows.dtype.element_ty == tl.float32:
         p_columns = tl.max_contiguous(p_columns, (2, 1, BLOCK))
     return tl.load(p_columns, mask=m_columns, other=0.0)
 
@@ -130,3 +154,101 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
     for j in tl.static_range(len(b_accs)):
         b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
     return b_top, tl.sum(tl.sum(b_weights, axis=2) * b_factors, axis=0), b_joined
+
+
+@triton.jit
+def add_float32_products(b_high, b_low, b_others_high, b_others_low, b_acc, b_small):
+    """Return ``b_acc`` plus products of the high parts, and ``b_small`` plus those of a high and a low part.
+
+    Tensor cores cut their sums, which is little of small ones.
+    """
+    b_small = tl.dot(b_low, b_others_high, b_small, input_precision="tf32")
+    b_small = tl.dot(b_high, b_others_low, b_small, input_precision="tf32")
+    return tl.dot(b_high, b_others_high, b_acc, input_precision="tf32"), b_small
+
+
+@triton.jit
+def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """As ``load_part_columns``, turned: ``(parts, BLOCK, tokens)``."""
+    o_d = i_first + tl.arange(0, BLOCK)
+    m_columns = m_n[:, None, :]
+    if 2 * (i_first + BLOCK) > BLOCK_D:
+        m_columns = m_columns & (o_d < width)[None, :, None]
+    p_columns = p_rows + o_n[:, None, :] * width + o_d[None, :, None]
+    p_columns = tl.max_contiguous(p_columns, (2, BLOCK, 1))
+    return tl.load(p_columns, mask=m_columns, other=0.0)
+
+
+@triton.jit
+def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, b_rows, b_rests, m_new,
+                     b_row_scale, b_shift,
+                     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+                     PARTS: tl.constexpr):  # fmt: skip
+    """As :func:`average_in_parts`, for float32: ``b_rows`` and ``b_rests`` are tf32 parts of rows times powers of two.
+
+    Keys are cut into parts in registers, as a product takes them, and have no powers. Squares of a key are added in
+    registers as far as a thread has them, CHUNK_D sums, and then by a product with ones, in two parts.
+    """
+    ROWS: tl.constexpr = b_shift.shape[0]
+    TOKENS: tl.constexpr = BLOCK_N // PARTS
+    o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    o_y = tl.arange(0, PARTS)[:, None] * TOKENS + factor_tokens(TOKENS)[None, :]
+    per_column = 1.0 / width
+    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
+    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
+    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    b_is_new = tl.where(m_new, 1.0, 0.0)[:, :, None]
+    b_is_query = tl.where(m_new, 0.0, 1.0)[:, :, None]
+    b_peak = tl.where(m_new, b_shift, float("-inf"))
+    b_weights = tl.zeros((PARTS, ROWS, SUM_COLUMNS), tl.float32)
+    b_each = tl.full((PARTS, TOKENS, SUM_COLUMNS), 1.0, tl.float32)
+    b_ones = tl.full((PARTS, ROWS, CHUNK_D), 1.0, tl.float32)
+    b_all, b_left, b_accs = (), (), ()
+    for i in tl.static_range(len(b_rows)):
+        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_left = b_left + (tl.broadcast_to(b_rests[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
+        o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
+        m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+        m_y = load_part_tokens(p_mask + i * BLOCK_N, o_y, i * BLOCK_N + o_y < n_past)
+        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_squares = tl.zeros((PARTS, CHUNK_D, TOKENS), tl.float32)
+        b_small = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        for j in tl.static_range(len(b_all)):
+            b_k = load_turned_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
+            b_k_high, b_k_low = nearest_tf32(b_k)
+            b_scores, b_small = add_float32_products(b_all[j], b_left[j], b_k_high, b_k_low, b_scores, b_small)
+            b_squares = tl.fma(b_k, b_k, b_squares)
+        b_high, b_low = nearest_tf32(b_squares)
+        b_low = tl.maximum(b_low, LOWEST)  # what is left of infinity is NaN
+        b_sums = tl.dot(b_ones, b_low, input_precision="tf32")
+        b_sums = tl.dot(b_ones, b_high, b_sums, input_precision="tf32")
+        b_norms = tl.rsqrt(tl.maximum(b_sums * per_column + epsilon, SMALLEST))
+        b_hidden = tl.where(m_tile, 0.0, float("-inf"))
+        b_factors = tl.fma(*tl.broadcast(b_norms, b_is_new), b_is_query)
+        b_scores = tl.fma(b_scores + b_small, b_factors, b_hidden[:, None, :])
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=2) * b_row_scale))
+        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
+        b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
+        b_decay = tl.exp2(b_peak - b_safe)[:, :, None]
+        b_high, b_low = round_tf32(as_factor(b_p))
+        b_sum = tl.dot(b_low, b_each, input_precision="tf32")
+        b_weights = b_weights * b_decay + tl.dot(b_high, b_each, b_sum, input_precision="tf32")
+        b_moved = ()
+        for j in tl.static_range(len(b_accs)):
+            b_y = load_part_columns(p_y + o_tile, o_y, m_y, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
+            b_y_high, b_y_low = cut_tf32(b_y)
+            b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
+            b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
+            b_sum = tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
+            b_moved = b_moved + (b_accs[j] * b_decay + b_sum,)  # type: ignore[assignment]  # noqa: RUF005
+        b_accs = b_moved
+        b_peak = b_next
+
+    b_top = tl.max(b_peak, axis=0)
+    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
+    b_joined = ()
+    for j in tl.static_range(len(b_accs)):
+        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_top, tl.sum(tl.max(b_weights, axis=2) * b_factors, axis=0), b_joined

@@ -48,9 +48,11 @@ FLOAT8_ARCH = 89  # the first compute capability that converts E4M3
 # Compute capabilities, without what is behind the point, whose tensor cores add the squares of keys in the half types
 # and in E4M3 with 16 rows. On 8.0 they add those of half types with any number; on others they are the busiest unit.
 ADDS_SQUARES = (9, 10)
-# There, with 16 rows of a half type, each warp of a program averages a part of every tile, up to this padded width. At
+# There, with 16 rows, each warp of a program averages a part of every tile, up to this padded width. At
 # 128 on 9.0, where half of memory's time is enough for the other loop too, float16 would spill.
 PARTS_WIDTHS = {9: 64, 10: 128}
+FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers
+PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
 PART_TOKENS = 16  # at least: the rows of a product
 NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
@@ -166,9 +168,15 @@ def _in_groups(arch: int) -> bool:
     return arch // 10 in WARP_GROUPS
 
 
+def parts_width(arch: int, dtype: str) -> int:
+    """Return the largest padded width at which each warp has a part of each tile, if it has 16 rows; 0: none."""
+    most = PARTS_WIDTHS.get(arch // 10, 0)
+    return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
+
+
 def _has_parts(arch: int, dtype: str, padded: int, rows: int) -> bool:
     """Return whether each warp has a part of each tile, of a cache of the type of Q."""
-    return rows == QUERY_ROWS[0] and dtype != "float32" and padded <= PARTS_WIDTHS.get(arch // 10, 0)
+    return rows == QUERY_ROWS[0] and padded <= parts_width(arch, dtype)
 
 
 def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
@@ -221,7 +229,8 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, float
     if _has_parts(arch, dtype, padded, rows):
         # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
         wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
-        return wide | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
+        narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" else {}
+        return wide | narrow | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
     return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}
 
 

@@ -32,11 +32,11 @@ def load_tile_tokens(p_mask, o_n, m_n):
 
 @triton.jit
 def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
-                 FLOAT8: tl.constexpr):  # fmt: skip
+                 FLOAT8: tl.constexpr, TF32: tl.constexpr = False):  # fmt: skip
     """Return the rows in chunks of columns, what is left of them, their powers of two, and the new keys' norms.
 
-    In float32 the rows are multiplied by the powers, and split into two float16 parts. With a cache of E4M3 they become
-    float16 by the powers. Otherwise the powers are 1. Nothing is left but in float32.
+    In float32 the rows are multiplied by the powers, and split into two parts: of float16, or with TF32 of tf32. With a
+    cache of E4M3 they become float16 by the powers. Otherwise the powers are 1. Nothing is left but in float32.
     """
     IS_FLOAT32: tl.constexpr = p_q.dtype.element_ty == tl.float32
     b_numbers, b_rows, b_rests = (), (), ()
@@ -46,7 +46,10 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
         b_k = load_columns(p_k_new, o_r - n_queries, m_new, i, width, CHUNK_D)
         b_q = load_columns(p_q, o_r, o_r < n_queries, i, width, CHUNK_D)
         b_q = tl.where(m_new[:, None], b_k, b_q)
-        b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
+        if TF32:
+            b_square = tl.fma(b_k, b_k, b_square)
+        else:
+            b_square += b_k.to(tl.float32) * b_k.to(tl.float32)
         b_largest = tl.maximum(b_largest, tl.abs(b_q.to(tl.float32)))
         b_numbers = b_numbers + (b_q,)  # type: ignore[assignment]  # noqa: RUF005
     b_norms = tl.where(m_new, tl.rsqrt(tl.sum(b_square, axis=1) / width + epsilon), 0.0)
@@ -54,7 +57,10 @@ def load_queries(p_q, p_k_new, o_r, n_queries, m_new, width, epsilon, BLOCK_D: t
     if IS_FLOAT32 or (FLOAT8 and p_q.dtype.element_ty == tl.bfloat16):
         b_powers = float16_power(tl.max(b_largest, axis=1))
         for i in tl.static_range(len(b_numbers)):
-            b_high, b_low = float16_parts(b_numbers[i].to(tl.float32) * b_powers[:, None])
+            if TF32:
+                b_high, b_low = round_tf32(b_numbers[i] * b_powers[:, None])
+            else:
+                b_high, b_low = float16_parts(b_numbers[i].to(tl.float32) * b_powers[:, None])
             b_rows = b_rows + (b_high,)  # type: ignore[assignment]  # noqa: RUF005
             if IS_FLOAT32:
                 b_rests = b_rests + (b_low,)  # type: ignore[assignment]  # noqa: RUF005

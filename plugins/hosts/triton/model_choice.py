@@ -68,6 +68,10 @@ _DECODE_PARTS: Candidates = {
     64: (Choice(0, 64, 2, 3), Choice(0, 128, 2, 3)),
     128: (Choice(0, 64, 4, 3), Choice(0, 64, 2, 3)),
 }
+_DECODE_FLOAT32_PARTS: Candidates = {
+    32: (Choice(0, 64, 2, 3), Choice(0, 128, 4, 2), Choice(0, 128, 4, 3)),
+    64: (Choice(0, 64, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 2, 2), Choice(0, 128, 4, 2)),
+}
 _DECODE_FLOAT32: Candidates = {
     32: (Choice(0, 64, 2, 3), Choice(0, 64, 4, 3), Choice(0, 32, 2, 3)),
     64: (Choice(0, 32, 2, 3), Choice(0, 64, 4, 2), Choice(0, 64, 2, 2)),
@@ -129,9 +133,9 @@ def _solve_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]:
 
 
 def _decode_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]:
+    has_parts = padded <= decode_attention.parts_width(arch, dtype)
     if dtype == "float32":
-        return _DECODE_FLOAT32[padded]
-    has_parts = padded <= decode_attention.PARTS_WIDTHS.get(arch // 10, 0)
+        return (_DECODE_FLOAT32_PARTS if has_parts else _DECODE_FLOAT32)[padded]
     return (_DECODE_PARTS if has_parts else _DECODE_HALF)[padded]
 
 

@@ -74,8 +74,9 @@ def plain_errors(given: Inputs, eps: float) -> list[float]:
     return [relative_error(*pair) for pair in pairs]
 
 
-def run(given: Inputs, eps: float) -> dict[str, Any]:
+def run(given: Inputs, eps: float, arch: int) -> dict[str, Any]:
     """Return the errors of Y and of each query's O, those of plain float32, and the kernels' O ``(1, H, G, D)``, Y."""
+    launch.INTERPRETER_ARCH = arch
     mask = torch.ones(1, PAST + 1, dtype=torch.bool)
     o, y_new = launch.decode_attention(**given, mask=mask, eps=eps)
     pairs = zip(by_output(o, y_new), by_output(*formulas(given, eps, torch.float64)), strict=True)
@@ -87,26 +88,26 @@ def run(given: Inputs, eps: float) -> dict[str, Any]:
     }
 
 
-def run_one_size(size: float, width: int, keys: float | str, eps: float) -> dict[str, Any]:
+def run_one_size(size: float, width: int, keys: float | str, eps: float, arch: int) -> dict[str, Any]:
     """As :func:`run`; where squares are beyond float32, and so plain scores, the errors are those of smaller keys."""
-    result = run(all_of_size(size, width, keys), eps)
+    result = run(all_of_size(size, width, keys), eps, arch)
     return {**result, "plain": plain_errors(all_of_size(min(size, MOST_PLAIN), width, keys), eps)}
 
 
-def run_mixed(keys: float | str, eps: float) -> dict[str, Any]:
-    return run(of_mixed_sizes(keys), eps)
+def run_mixed(keys: float | str, eps: float, arch: int) -> dict[str, Any]:
+    return run(of_mixed_sizes(keys), eps, arch)
 
 
-def run_huge(size: float, eps: float) -> dict[str, Any]:
-    return run(with_huge_numbers(size), eps)
+def run_huge(size: float, eps: float, arch: int) -> dict[str, Any]:
+    return run(with_huge_numbers(size), eps, arch)
 
 
-def run_no_number(name: str, number: float) -> dict[str, Any]:
+def run_no_number(name: str, number: float, arch: int) -> dict[str, Any]:
     """Put something that is no number into the second row of an input."""
     given = inputs()
     rows = given[name][0, :, 0] if name == "q" else given[name][0, 0]  # of the first head
     rows[min(1, len(rows) - 1), 5] = number
-    return run(given, 1e-5)
+    return run(given, 1e-5, arch)
 
 
 def run_beyond_squares(exponent: int, arch: int, float8: bool) -> tuple[Tensor, Tensor, Inputs]:

@@ -120,6 +120,14 @@ PARTS = [
         Case(new=1, past=100, width=width, dtype=dtype, keys=0.9, heads=1, arch=100)
         for width, dtype in [(16, "bfloat16"), (20, "float16"), (40, "float16"), (68, "bfloat16"), (96, "float16")]
     ),
+    Case(new=1, past=0, dtype="float32", keys=0.9, static=200, arch=100),
+    Case(new=1, past=700, dtype="float32", keys=0.99, width=32, heads=1, groups=15, arch=90),
+    Case(new=1, past=257, dtype="float32", keys="repeated", batch=2, padded=True, static=509, arch=90),
+    Case(new=3, past=257, dtype="float32", keys=0.99, groups=3, training=True, zeros=True, arch=100),
+    *(
+        Case(new=1, past=100, width=width, dtype="float32", keys=0.9, heads=1, arch=100)
+        for width in (16, 20, 36, 40, 60)
+    ),
     # Rounding of weights relative to peaks of parts, not of a row, differs from the plain one: more rows, less luck.
     Case(new=1, past=130, width=16, dtype="float16", keys=0.9, heads=1, groups=15, arch=100),
 ]

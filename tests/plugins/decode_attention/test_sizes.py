@@ -1,4 +1,4 @@
-"""Decoding with keys and queries of any size whose products are of float16 after powers of two: float32, E4M3."""
+"""Decoding with keys and queries of any size whose products are of parts or of float16: float32, E4M3."""
 
 from __future__ import annotations
 
@@ -17,45 +17,52 @@ from tests.plugins.decode_attention.size_runs import (
 )
 from tests.plugins.kernel_cases import EPS, relative_error, within_gate
 
+ARCHS = pytest.mark.parametrize("arch", [80, 100])  # keys in parts of float16, and of tf32
+
 
 def assert_exact(result):
     for error, plain in zip(result["errors"], result["plain"], strict=True):
         assert within_gate(error, plain, "float32"), result
 
 
+@ARCHS
 @pytest.mark.parametrize(
     ("exponent", "keys"),
     [*((exponent, 0.99) for exponent in (-83, -60, -10, 0, 30, 60, 83)), (-83, "repeated"), (0, "repeated")],
 )
-def test_keys_of_one_size(exponent, keys, interpret):
+def test_keys_of_one_size(exponent, keys, arch, interpret):
     """Squares of 2⁸³ (1e25) are beyond float32, where its inverse norms are 0; those of 2⁻⁸³ are 0, where ε is all."""
-    assert_exact(interpret(run_one_size, 2.0**exponent, 64, keys, EPS))
+    assert_exact(interpret(run_one_size, 2.0**exponent, 64, keys, EPS, arch))
 
 
+@ARCHS
 @pytest.mark.parametrize("exponent", [-53, 0, 53])
-def test_keys_of_one_size_whose_norms_have_no_epsilon(exponent, interpret):
-    assert_exact(interpret(run_one_size, 2.0**exponent, 36, 0.99, 0.0))
+def test_keys_of_one_size_whose_norms_have_no_epsilon(exponent, arch, interpret):
+    assert_exact(interpret(run_one_size, 2.0**exponent, 36, 0.99, 0.0, arch))
 
 
+@ARCHS
 @pytest.mark.parametrize("eps", [0.0, EPS])
 @pytest.mark.parametrize("keys", [0.9, "repeated"])
-def test_keys_of_all_sizes_in_one_tile(keys, eps, interpret):
-    assert_exact(interpret(run_mixed, keys, eps))
+def test_keys_of_all_sizes_in_one_tile(keys, eps, arch, interpret):
+    assert_exact(interpret(run_mixed, keys, eps, arch))
 
 
+@ARCHS
 @pytest.mark.parametrize("size", [100.0, 1e4, 1e6])
-def test_single_huge_numbers_take_no_digits_of_the_others(size, interpret):
-    assert_exact(interpret(run_huge, size, EPS))
+def test_single_huge_numbers_take_no_digits_of_the_others(size, arch, interpret):
+    assert_exact(interpret(run_huge, size, EPS, arch))
 
 
+@ARCHS
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_seen(number, interpret):
+def test_what_is_no_number_is_seen(number, arch, interpret):
     """A query makes its own output NaN and no other, a key all of its head."""
-    of_query = interpret(run_no_number, "q", number)
+    of_query = interpret(run_no_number, "q", number, arch)
     assert of_query["o"].isnan().all(3)[0].flatten().tolist() == [row == 1 for row in range(20)]
     assert of_query["y_new"].isfinite().all()
-    of_key = interpret(run_no_number, "k", number)
-    of_new_key = interpret(run_no_number, "k_new", number)
+    of_key = interpret(run_no_number, "k", number, arch)
+    of_new_key = interpret(run_no_number, "k_new", number, arch)
     for found in (of_key["o"], of_key["y_new"], of_new_key["o"], of_new_key["y_new"]):
         assert found.isnan().all(3).all(2)[0].tolist() == [True, False, False, False]
         assert found[:, 1:].isfinite().all()
