@@ -92,6 +92,17 @@ def diagonals(b_sums, PARTS: tl.constexpr):
 
 
 @triton.jit
+def join_parts(b_peak, b_weights, b_accs):
+    """Return peaks and weights ``(rows,)`` and sums ``(rows, columns)`` of all parts, from those of each."""
+    b_top = tl.max(b_peak, axis=0)
+    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
+    b_joined = ()
+    for j in tl.static_range(len(b_accs)):
+        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_top, tl.sum(b_weights * b_factors, axis=0), b_joined
+
+
+@triton.jit
 def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, b_rows, m_new, b_row_scale, b_shift,
                      BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
                      PARTS: tl.constexpr):  # fmt: skip
@@ -147,13 +158,7 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
             b_sums = b_sums + (add_product(b_p, b_y, b_accs[j] * b_decay),)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_sums
         b_peak = b_next
-
-    b_top = tl.max(b_peak, axis=0)
-    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
-    b_joined = ()
-    for j in tl.static_range(len(b_accs)):
-        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
-    return b_top, tl.sum(tl.sum(b_weights, axis=2) * b_factors, axis=0), b_joined
+    return join_parts(b_peak, tl.sum(b_weights, axis=2), b_accs)
 
 
 @triton.jit
@@ -245,10 +250,4 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
             b_moved = b_moved + (b_accs[j] * b_decay + b_sum,)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_moved
         b_peak = b_next
-
-    b_top = tl.max(b_peak, axis=0)
-    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
-    b_joined = ()
-    for j in tl.static_range(len(b_accs)):
-        b_joined = b_joined + (tl.sum(b_accs[j] * b_factors[:, :, None], axis=0),)  # type: ignore[assignment]  # noqa: RUF005
-    return b_top, tl.sum(tl.max(b_weights, axis=2) * b_factors, axis=0), b_joined
+    return join_parts(b_peak, tl.max(b_weights, axis=2), b_accs)
