@@ -20,7 +20,7 @@ from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
-from lucid_deploy.shortages import TooLittleMemory, memory_errors_told
+from lucid_deploy.shortages import TooLittleMemory, limit_met, memory_errors_told
 
 
 class Batcher:
@@ -227,7 +227,8 @@ class Batcher:
                 self._end(number, self._relieved(number, error), events)
                 return False
             except LucidError as error:
-                self._end(number, Finished(number, "refused", str(error)), events)
+                reason = "error" if limit_met(error) else "refused"  # a shortage is no fault of the constraint
+                self._end(number, Finished(number, reason, str(error)), events)
                 continue
             try:
                 row = self._row_of(number, request, guide)

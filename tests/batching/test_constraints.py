@@ -209,3 +209,27 @@ def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup
     last = batcher.submit(request(None, 1, count=3))
     tokens, ends = drain(batcher)
     assert {ends[number].reason for number in numbers} == {"refused"} and len(tokens[last]) == 3
+
+
+def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, tokenizer, _ = setup
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+    batcher = Batcher(session, guides=guides)
+    held, start = request(from_choices(["left", "right"])), Thread.start
+
+    def first_only(thread: Thread) -> None:
+        monkeypatch.setattr(Thread, "start", refused)
+        start(thread)
+
+    def refused(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", first_only)
+        number = batcher.submit(held)
+        _, ends = drain(batcher)
+    assert ends[number].reason == "error"
+    assert "No more threads or processes may be started here" in (ends[number].error or "")
