@@ -189,6 +189,7 @@ class ChatSession:
         self._stops = stops
         self._interactive = interactive
         self._switch = StopSwitch()
+        self._has_read = False
 
     def run(self) -> None:
         """Answer until the input ends.
@@ -234,6 +235,8 @@ class ChatSession:
                 with self._switch.typing():
                     return input(prompt)
             line = sys.stdin.readline()
+            if not self._has_read:  # a file that was made in Windows may begin with a byte order mark
+                line, self._has_read = line.removeprefix("\ufeff"), True
         except OSError as error:  # not open for reading, a terminal that is gone
             raise LucidError(f"stdin cannot be read: {error.strerror or error}.") from error
         if not line:

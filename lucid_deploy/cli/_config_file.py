@@ -57,7 +57,7 @@ def read_toml(name: str) -> dict[str, Any]:
         LucidError: It cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise LucidError(f"--config {name} cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, or no TOML

@@ -90,7 +90,7 @@ def _read(option: str, path: str) -> str:
     from lucid_deploy.errors import LucidError
 
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LucidError(f"{option} {path} cannot be read: {error.strerror or error}.") from error
     except UnicodeError as error:

@@ -205,14 +205,17 @@ def _listed_ids(text: str) -> list[int]:
 
 
 def _prompt_text(prompt: str | None, prompt_file: str | None) -> str:
-    """Return the prompt; one from stdin or a file without the line break at its end, which shells and editors add."""
+    """Return the prompt; one from stdin or a file without what shells and editors add.
+
+    That is the line break at its end, and the byte order mark at the beginning of files in Windows.
+    """
     from lucid_deploy.errors import LucidError
 
     try:
         if prompt_file is not None:
-            text = Path(prompt_file).read_text(encoding="utf-8").removesuffix("\n")
+            text = Path(prompt_file).read_text(encoding="utf-8-sig").removesuffix("\n")
         elif prompt == "-":
-            text = sys.stdin.read().removesuffix("\n")
+            text = sys.stdin.read().removeprefix("\ufeff").removesuffix("\n")
         else:
             text = prompt or ""
         text.encode()

@@ -71,7 +71,7 @@ def read_api_keys(path: str, option: str = "--api-key-file") -> ApiKeys:
         mode = file.stat().st_mode
         if not stat.S_ISREG(mode):
             raise LucidError(f"{option} {path} is not a file.")
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise LucidError(f"{option} {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:

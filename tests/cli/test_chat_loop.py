@@ -97,3 +97,13 @@ def test_lines_and_answers_are_one_text(kind: str, tmp_path: Path, monkeypatch: 
     assert [tokenizer.decode(prompt).lstrip() for prompt in spoken.asked] == texts
     assert turns.saved()["text"].lstrip() == "cups and. foxb s cd"
     assert spoken.asked[1][: len(spoken.asked[0])] == spoken.asked[0]  # so that the cache is kept
+
+
+def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = with_blank_first(BLANKS[0], tmp_path)
+    spoken = Spoken(*(tokenizer.encode_behind(text) for text in ("s", "s")))
+    monkeypatch.setattr(sys, "stdin", StringIO("\ufeffcup\n"))
+    ChatSession(spoken, CompletionTurns(tokenizer), tokenizer).run()  # type: ignore[arg-type]
+    assert spoken.asked == [tokenizer.encode("cup")]

@@ -40,7 +40,7 @@ def test_values_are_those_of_the_command_line(context: click.Context, tmp_path: 
     assert {name: options[name].type_cast_value(context, value) for name, value in read.items()} == {
         name: value for name, value in typed.params.items() if name != "config"
     }
-    path.write_text('[work]\nprefill_chunk = 4\nname = "a"\n')
+    path.write_text('[work]\nprefill_chunk = 4\nname = "a"\n', encoding="utf-8-sig")  # as Windows' programs do
     assert read_defaults(str(path), context) == {"prefill_chunk": "4", "name": ["a"]}
     path.write_text("")
     assert read_defaults(str(path), context) == {}

@@ -39,8 +39,8 @@ def answer(run: Callable[..., Any], *words: Any) -> dict[str, Any]:
 
 def test_answers_are_what_the_options_ask_for(run: Callable[..., Any], tmp_path: Path) -> None:
     schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
-    schema.write_text(json.dumps(SCHEMA))
-    grammar.write_text('start: "yes" | "no"\n')
+    schema.write_text(json.dumps(SCHEMA), encoding="utf-8-sig")  # as Windows' programs do
+    grammar.write_text('start: "yes" | "no"\n', encoding="utf-8-sig")
     jsonschema.validate(json.loads(answer(run, "--json-schema", schema)["text"]), SCHEMA)
     assert re.fullmatch("[0-9]{3}", answer(run, "--regex", "[0-9]{3}")["text"])
     assert answer(run, "--choice", "left", "--choice", "right")["text"] in ("left", "right")

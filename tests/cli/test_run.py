@@ -136,6 +136,14 @@ def test_text_in_and_text_out(with_tokenizer: Path, exported: Exported) -> None:
     assert json.loads(run(with_tokenizer, *options, "--json").stdout)["text"] == expected
 
 
+def test_a_byte_order_mark_is_no_part_of_a_prompt(with_tokenizer: Path, tmp_path: Path) -> None:
+    text, path = "w7 w8 w9 w7", tmp_path / "prompt.txt"
+    path.write_text(text, encoding="utf-8-sig")
+    for options, stdin in ((["--prompt-file", path], None), (["--prompt", "-"], "\ufeff" + text)):
+        result = run(with_tokenizer, *options, "-n", 5, "--json", stdin=stdin)
+        assert json.loads(result.stdout)["prompt_tokens"] == 4 and "does not know" not in result.stderr
+
+
 def test_a_dash_reads_the_prompt_from_stdin(with_tokenizer: Path) -> None:
     text = " ".join(f"w{i}" for i in PROMPT)
     from_stdin = run(with_tokenizer, "--prompt", "-", "-n", 5, "--ignore-eos", stdin=text + "\n")

@@ -71,6 +71,6 @@ def _essays(data: Path | None) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LucidError(f"The text {path} cannot be read: {error}.") from error

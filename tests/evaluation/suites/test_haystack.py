@@ -21,7 +21,7 @@ def test_the_bundled_text_has_sentences_that_any_splitter_finds() -> None:
 
 def test_a_text_of_the_user(tmp_path: Path) -> None:
     path = tmp_path / "own.txt"
-    path.write_text("One\n\n two.  Three")
+    path.write_text("One\n\n two.  Three", encoding="utf-8-sig")  # as Windows' programs do
     found = open_haystack(str(path), None)
     assert found.words == ("One", "two.", "Three") and found.to_dict()["source"] == "own.txt"
     assert found.at_least(4) == [*found.words, *found.words]
