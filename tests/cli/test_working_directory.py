@@ -35,6 +35,12 @@ def test_what_needs_pytorch_is_one_line_of_ours(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_doctor_blames_no_package(tmp_path: Path) -> None:
+    done = run_nowhere(tmp_path, "doctor")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Error: The working directory does not exist any more. Change to another one.\n"
+
+
 def test_what_does_without_pytorch_runs(tmp_path: Path, exported: Exported) -> None:
     done = run_nowhere(tmp_path, "inspect", str(exported()[1].directory))
     assert done.returncode == 0 and "decode.onnx" in done.stdout, done.stderr
