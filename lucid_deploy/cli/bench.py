@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -134,6 +135,8 @@ def command(
     first = open_artifact(artifacts[0])
     _refuse_large(first, plan)
     _note_beyond(first.config.max_position_embeddings, lengths)
+    if baselines:
+        _check_temporary_directory()
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
     with partial_directory(Path(tempfile.gettempdir(), "lucid-bench")) as scratch, progress("Preparing") as update:
         for name in baselines:
@@ -178,6 +181,21 @@ def _show(report: dict[str, Any]) -> None:
         f"commit {machine['commit']}",
         soft_wrap=True,
     )
+
+
+def _check_temporary_directory() -> None:
+    """Refuse a directory for baselines' files whose name libraries cannot open: Rust's and llama.cpp's take UTF-8."""
+    from lucid_deploy.errors import LucidError
+
+    directory = tempfile.gettempdir()
+    try:
+        directory.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(directory).decode("utf-8", "backslashreplace")
+        raise LucidError(
+            f"Baselines are written to the temporary directory, and the name of {shown} is no text in UTF-8, which "
+            "their libraries read. Set TMPDIR to another one."
+        ) from error
 
 
 def _refuse_large(artifact: Any, plan: Any) -> None:

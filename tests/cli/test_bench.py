@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_bench_command_measures_all_contenders(
     assert ("Note: llama.cpp: " in result.stderr) is (report["opened"]["llama.cpp"]["remark"] is not None)
     assert report["machine"]["versions"]["onnxruntime"] and report["machine"]["copy_bytes_per_second"] > 0
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"prefill.png", "decode.png"}
+
+
+def test_a_temporary_directory_that_libraries_cannot_read_is_named(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said to be a safetensors file, cut or corrupted, and with llama.cpp a traceback's last line."""
+    monkeypatch.setattr(tempfile, "tempdir", f"{tmp_path}/x\udcff")
+    asked = ["bench", str(exported()[1].directory), "--lengths", "8", "--repeats", "1", "--baseline", "standard"]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2 and "Set TMPDIR to another one." in result.stderr
+    assert f"the name of {tmp_path}/x\\xff is no text in UTF-8" in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device without room")
