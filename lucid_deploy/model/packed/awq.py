@@ -68,10 +68,10 @@ class AwqLayout:
                 raise ValueError(f"its {key} is {version!r}; gemm is read")
         if settings.get("dynamic"):
             raise ValueError("its key dynamic gives layers settings of their own, which are not read")
-        read_bits(settings.get("bits", settings.get("w_bit")), (4,))
+        read_bits(_either(settings, "bits", "w_bit"), (4,))
         if not read_switch(settings, "zero_point", True):
             raise ValueError("its zero_point is false, for which the layout gemm has no tensors")
-        group = settings.get("group_size", settings.get("q_group_size"))
+        group = _either(settings, "group_size", "q_group_size")
         if type(group) is not int or (group < 1 and group != -1):
             raise ValueError(f"its group_size is {group!r}")
         return cls(group)
@@ -95,3 +95,15 @@ class AwqLayout:
     def _in_order(words: torch.Tensor) -> torch.Tensor:
         """``(rows, out/8)`` to uint8 ``(rows, out)``."""
         return unpack_words(words, 4).unflatten(-1, (-1, 8))[..., list(_PLACES)].flatten(-2)
+
+
+def _either(settings: dict[str, Any], key: str, older: str) -> Any:
+    """Return a setting that has two names, of which one may be left out.
+
+    Raises:
+        ValueError: They differ.
+    """
+    value, other = settings.get(key), settings.get(older)
+    if value is not None and other is not None and value != other:
+        raise ValueError(f"its {key} is {value!r} and its {older} {other!r}, which mean the same")
+    return other if value is None else value

@@ -34,6 +34,8 @@ def test_numbers() -> None:
         ({"backend": "llm-awq"}, "backend is 'llm-awq'"),
         ({"method": "gptq"}, "method is 'gptq', and its quant_method awq"),
         ({"group_size": None}, "group_size is None"),
+        ({"w_bit": 8}, "bits is 4 and its w_bit 8"),
+        ({"q_group_size": 128}, "group_size is 16 and its q_group_size 128"),
     ],
 )
 def test_settings_that_are_not_read(change: dict[str, Any], message: str) -> None:
