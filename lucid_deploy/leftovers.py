@@ -220,14 +220,19 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def take_lock(handle: int) -> None:
-    """Lock an open file until it is closed; on a system without such locks, nobody is kept out.
+    """Lock an open file until it is closed; on a system or a file system without such locks, nobody is kept out.
 
     Raises:
         BlockingIOError: Another process has locked it.
-        OSError: Its file system has no locks.
     """
-    if fcntl is not None:
+    if fcntl is None:
+        return
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return  # a file system without locks, such as some of clusters: two runs are the user's to avoid
 
 
 def _lock(handle: int) -> None:

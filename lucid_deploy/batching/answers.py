@@ -84,7 +84,7 @@ class AnswerFile:
     def _lock(self) -> None:
         try:
             take_lock(self._handle)
-        except OSError as error:
+        except BlockingIOError as error:
             raise LucidError(f"{self.path} is being written by another run.") from error
 
     def _begin(self, facts: dict[str, Any], lines: set[int], overwrite: bool) -> None:

@@ -54,8 +54,6 @@ class AnswerLog:
             raise LucidError(
                 f"Another run writes its answers to {self._path}. Wait for it, or choose another --output-path."
             ) from error
-        except OSError:
-            return  # a file system without locks, such as some of clusters: two runs are the user's to avoid
 
     def _begin(self, owner: dict[str, Any]) -> None:
         """Read the answers that are there, cut off half a line, and begin a new file with its owner."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -113,6 +115,17 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         opened(tmp_path / "answers")
     file.close()
     opened(tmp_path / "answers").close()
+
+
+def test_a_file_system_without_locks_takes_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    file = opened(tmp_path / "answers")
+    file.write([answer(1)])
+    file.close()
+    assert opened(tmp_path / "answers").answered == {1}
 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
