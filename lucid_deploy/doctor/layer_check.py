@@ -149,7 +149,7 @@ def _model(nodes: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...], feed
 def _session(model: onnx.ModelProto, library: Path | None) -> ort.InferenceSession:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails there raises in the same words
     if library is not None:
         options.register_custom_ops_library(str(library))
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -133,7 +133,7 @@ class OrtSession(Session[Any]):
 
     def _load(self, artifact: Artifact, stage: str, graph: bytes | None) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4 if self.provider == "cpu" else 3  # what fails there raises in the same words
         if (threads := self.options.thread_count) is not None:
             options.intra_op_num_threads = threads
         if self.provider == "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,18 @@ def test_what_is_cut_back_lies_in_memory_of_its_own(exported: Exported, heads: i
             assert not np.shares_memory(old.numpy(), new.numpy())
     for found, wanted in zip(sum(session.layer_arrays(cache), ()), sum(expected, ()), strict=True):
         np.testing.assert_allclose(found, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("cache", ["growing", "static"])
+def test_a_run_that_fails_says_so_once(
+    cache: str, exported: Exported, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime wrote to stderr what it raises, too."""
+    session = open_session(exported(cache=cache)[1])
+    held = session.empty_cache()
+    session.prefill(np.array([[5]]), held)
+    monkeypatch.setattr(session, "config", replace(session.config, vocab_size=1000))
+    for call in (lambda: session.prefill(np.array([[500]]), held), lambda: session.decode(np.array([[500]]), held)):
+        with pytest.raises(Exception, match="indices element out of data bounds"):
+            call()
+    assert capfd.readouterr().err == ""
