@@ -55,7 +55,9 @@ class Outgoing:
         return time.monotonic() - self._behind if self.waiting else 0.0
 
     def write(self, data: bytes) -> None:
-        """Send, or keep until it can be sent."""
+        """Send, or keep until it can be sent; what comes after the client has gone is dropped without a warning."""
+        if self._transport.is_closing():
+            return
         self._written += len(data)
         self._transport.write(data)
         if self._timer is None and self.waiting:

@@ -74,3 +74,17 @@ def test_held_reading_stays_held_until_let_go() -> None:
         client.close()
 
     asyncio.run(run())
+
+
+def test_what_a_client_that_has_gone_does_not_get_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio warned of each piece of an answer from the sixth on: "socket.send() raised exception"."""
+
+    async def run() -> None:
+        outgoing, client = await connect([])
+        client.close()
+        for _ in range(20):  # as the tokens of a step, between two turns of the loop
+            outgoing.write(b"piece")
+        assert outgoing.is_closing()
+
+    asyncio.run(run())
+    assert not caplog.records
