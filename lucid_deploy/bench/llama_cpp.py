@@ -17,7 +17,7 @@ import numpy as np
 import xllamacpp
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.bench.gguf_file import FIRST_WORD, write_gguf
+from lucid_deploy.bench.gguf_file import FIRST_WORD, TYPES, write_gguf
 from lucid_deploy.bench.machine import has_avx512
 from lucid_deploy.bench.memory import reset_peak, resident_bytes
 from lucid_deploy.errors import LucidError
@@ -60,6 +60,12 @@ class LlamaCppWorker:
                 f"--baseline llama.cpp gives all weights the same bits, and those of {artifact.directory} have 4 and 8 "
                 "(--method auto). Leave it out, or measure an artifact of one kind."
             )
+        self._weights = manifest.dtype if record is None else record.scheme
+        if self._weights not in TYPES:
+            raise LucidError(
+                f"--baseline llama.cpp has no weights in {self._weights}, as {artifact.directory} has. Leave it out, "
+                "or measure an artifact with --quantize int8 or int4."
+            )
         if manifest.cache_dtype not in _CACHE_TYPES:
             raise LucidError(
                 f"--baseline llama.cpp has no cache in {manifest.cache_dtype}, the type of {artifact.directory}. "
@@ -67,7 +73,6 @@ class LlamaCppWorker:
             )
         self._cache_dtype = manifest.cache_dtype
         self._threads = threads or allowed_threads() or len(os.sched_getaffinity(0))
-        self._weights = manifest.dtype if record is None else record.scheme
         self._folder = tempfile.TemporaryDirectory(prefix="lucid-gguf-")
         self._path = Path(self._folder.name) / "shape.gguf"
         write_gguf(self._config, self._weights, self._path)

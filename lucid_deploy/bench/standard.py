@@ -9,6 +9,7 @@ from typing import Any
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.artifact.quantization_method import STORED
+from lucid_deploy.artifact.quantization_names import FLOAT_SCHEMES
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize import EMBEDDING, short_name
@@ -109,13 +110,16 @@ def _as_recorded(record: Quantization | None, tied: bool) -> QuantizeOptions | N
     if record.method.name == STORED:
         return QuantizeOptions(STORED, record.format, activations=record.activations)
     optional = EMBEDDING if not tied or record.format == "qdq" else None  # is not quantized unless it is asked for
+    kept = tuple(short_name(name) for name in record.kept if name != optional)
+    if record.scheme in FLOAT_SCHEMES:  # which say themselves what shares a scale
+        return QuantizeOptions(record.scheme, record.format, keep_float=kept, activations=record.activations)
     return QuantizeOptions(
         record.scheme,
         record.format,
         block_size=max(
             tensor.block_size for tensor in record.tensors.values()
         ),  # qdq: smaller where it does not divide
-        keep_float=tuple(short_name(name) for name in record.kept if name != optional),
+        keep_float=kept,
         embeddings=EMBEDDING in record.tensors and not tied,
         activations=record.activations,
         bits={name: tensor.bits for name, tensor in record.tensors.items() if tensor.bits is not None},

@@ -109,6 +109,12 @@ def test_a_cache_that_it_does_not_have_is_refused(exported: Exported) -> None:
         LlamaCppWorker(rounded)
 
 
+def test_weights_that_it_does_not_have_are_refused(quantized: Exported) -> None:
+    """It was "KeyError: 'fp8'"."""
+    with pytest.raises(LucidError, match=r"llama\.cpp has no weights in fp8, as .* has\. Leave it out"):
+        LlamaCppWorker(quantized("fp8")[1])
+
+
 def test_weights_of_4_and_8_bits_are_refused(quantized: Exported) -> None:
     _, artifact = quantized("int4")
     record = artifact.manifest.quantization

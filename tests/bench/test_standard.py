@@ -151,6 +151,8 @@ def test_states_of_the_same_type(
         ({}, QuantizeOptions("int4", block_size=16)),
         ({}, QuantizeOptions("int8", "qdq", keep_float=("lm_head", "layers.0.self_attn.k_proj"))),
         ({}, QuantizeOptions("int8", embeddings=True, activations="float")),
+        ({}, QuantizeOptions("fp8", keep_float=("lm_head",))),
+        ({}, QuantizeOptions("nvfp4")),
         ({"tie_word_embeddings": True}, QuantizeOptions("int8", keep_float=("lm_head",))),
         ({"tie_word_embeddings": True}, QuantizeOptions("int4")),
         ({"tie_word_embeddings": True}, QuantizeOptions("int4", "qdq")),
