@@ -85,7 +85,10 @@ def decode_split_kernel(
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     EACH_ROW: tl.constexpr = ADD_SQUARES and ROWS == LEAST_ROWS
-    width = width_units * WIDTH_UNIT
+    if WIDTH_UNIT == BLOCK_D:  # then the compiler knows how far rows are apart, and that no column is missing
+        width: tl.constexpr = BLOCK_D
+    else:
+        width = width_units * WIDTH_UNIT
     per_column = 1.0 / width
     n_queries = n_groups * n_new
     n_rows = n_queries + n_new

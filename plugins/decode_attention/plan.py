@@ -55,6 +55,7 @@ FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fi
 PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
 PART_TOKENS = 16  # at least: the rows of a product
 NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
+PADDED_KEYS = 4096  # numbers of K in a float32 tile with parts at most, if the head's width is padded: more would spill
 GEFORCE = 86  # the first compute capability of Ampere whose tensor cores are GeForce's
 FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat16 at the rate of other conversions
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
@@ -104,14 +105,14 @@ def plan_decode_attention(
         raise ValueError(f"compute capability {arch / 10} has no E4M3: a cache of it needs {FLOAT8_ARCH / 10} or newer")
     if float8 and width % FLOAT8_UNIT:
         raise ValueError(f"head width {width} is not supported: with a cache of E4M3 multiples of {FLOAT8_UNIT} are")
-    padded, unit = padded_width(width), width_unit(width, dtype)
-    head_rows = (groups + 1) * new
+    padded, head_rows = padded_width(width), (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded, arch)
+    unit = cache_unit(width, dtype, rows)
     tuned = tuned or split_choice(arch, dtype, padded, rows, unit, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
     with_new = {**sizes, "n_new": new, "n_splits": splits}
-    combine_unit = min(unit, COMBINE_UNIT)
+    combine_unit = min(width_unit(width, dtype), COMBINE_UNIT)
     floats = {"epsilon": epsilon, **score_scalars(width), "diagonal": diagonal}
     split = Step(
         kernel=_split_kernel(float8),
@@ -156,10 +157,20 @@ def query_rows(head_rows: int, dtype: str, padded: int, arch: int) -> int:
     return next((rows for rows in counts if rows >= head_rows), counts[-1])
 
 
+def cache_unit(width: int, dtype: str, rows: int) -> int:
+    """Return the divisor of ``width`` that the kernel which reads the cache is compiled with, for rows of a tile.
+
+    With the fewest rows a padded width is its own: the compiler then knows how far rows of the cache are apart, and no
+    column needs a mask.
+    """
+    return width if rows == QUERY_ROWS[0] and width in PADDED_WIDTHS else width_unit(width, dtype)
+
+
 def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
     """Return the constants of the kernel that reads the cache: the tuned ones, with less at once beside many rows.
 
-    With a cache of E4M3 and with narrow loads there are more warps.
+    With a cache of E4M3, with narrow loads, and with parts of a float32 tile wider than the head, there are
+    more warps or fewer tokens.
     """
     return _of_form(choice(TUNED, arch, dtype, padded), arch, dtype, padded, rows, unit, float8)
 
@@ -180,12 +191,15 @@ def _has_parts(arch: int, dtype: str, padded: int, rows: int) -> bool:
 
 
 def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
-    if float8 or unit < compiled_units(dtype)[0]:
+    is_narrow = unit < compiled_units(dtype)[0]
+    if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows):
+        return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)
+    if float8 or is_narrow:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
         if float8:
             return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS))
-        if unit < compiled_units(dtype)[0] and _has_parts(arch, dtype, padded, rows):
+        if is_narrow and _has_parts(arch, dtype, padded, rows):
             return replace(tuned, block_n=min(tuned.block_n, NARROW_TOKENS))
         return tuned
     most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
@@ -237,10 +251,10 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, float
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first.
 
-    They depend on the compute capability.
+    They depend on the compute capability. Of a unit that is the padded width there is one, of the fewest rows.
     """
     found = []
-    for rows in row_counts(dtype, padded, arch):
+    for rows in row_counts(dtype, padded, arch)[: 1 if unit == padded else None]:
         of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
         sizes = _form_constants(arch, dtype, padded, rows, of_rows, unit, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)
@@ -254,9 +268,9 @@ def variants(arch: int) -> list[Variant]:
     for dtype in FLOATS:
         for padded in PADDED_WIDTHS:
             tuned = choice(TUNED, arch, dtype, padded)
-            for unit in compiled_units(dtype):
+            for unit in (padded, *compiled_units(dtype)):
                 found += split_variants(dtype, padded, tuned, unit, arch)
-                if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit == FLOAT8_UNIT:
+                if arch >= FLOAT8_ARCH and dtype in DECODE_ATTENTION_FLOAT8.types and unit >= FLOAT8_UNIT:
                     found += split_variants(dtype, padded, tuned, unit, arch, float8=True)
             tail = (("BLOCK_D", padded), ("WIDTH_UNIT", COMBINE_UNIT))
             for kernel, block in (

@@ -110,10 +110,11 @@ protected:
     std::vector<Step> plan(Sizes const& sizes, void const* const* inputs, void* const* outputs, void* workspace,
         int32_t arch) const override
     {
-        int64_t const unit = widthUnit(sizes);
         // The library may have code for an older compute capability alone.
-        Kernel const& few = findKernel(variant(splitKernel(), sizes, unit, kQueryRows[0]), arch);
+        Kernel const& few = findKernel(variant(splitKernel(), sizes, widthUnit(sizes), kQueryRows[0]), arch);
         int64_t const rows = queryRows(sizes, few.arch);
+        int64_t const padded = paddedWidth(sizes.width);
+        int64_t const unit = rows == kQueryRows[0] && sizes.width == padded ? padded : widthUnit(sizes);
         int64_t const batchHeads = sizes.batch * sizes.heads;
         bool const one = sizes.newTokens == 1;
         Kernel const& split = findKernel(variant(splitKernel(), sizes, unit, rows), arch);

@@ -69,8 +69,8 @@ _DECODE_PARTS: Candidates = {
     128: (Choice(0, 64, 4, 3), Choice(0, 64, 2, 3)),
 }
 _DECODE_FLOAT32_PARTS: Candidates = {
-    32: (Choice(0, 64, 2, 3), Choice(0, 128, 4, 2), Choice(0, 128, 4, 3)),
-    64: (Choice(0, 64, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 2, 2), Choice(0, 128, 4, 2)),
+    32: (Choice(0, 64, 2, 3), Choice(0, 128, 2, 2), Choice(0, 128, 4, 2), Choice(0, 128, 4, 3)),
+    64: (Choice(0, 64, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 2, 2), Choice(0, 64, 2, 3), Choice(0, 128, 4, 2)),
 }
 _DECODE_FLOAT32: Candidates = {
     32: (Choice(0, 64, 2, 3), Choice(0, 64, 4, 3), Choice(0, 32, 2, 3)),
@@ -139,6 +139,12 @@ def _decode_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]
     return (_DECODE_PARTS if has_parts else _DECODE_HALF)[padded]
 
 
+def _decode_forms(dtype: str, padded: int, choice: Choice, arch: int) -> list[Variant]:
+    """Return that of heads as wide as the tile, then those of others, with the widest loads."""
+    units = (padded, compiled_units(dtype)[0])
+    return [each for unit in units for each in decode_attention.split_variants(dtype, padded, choice, unit, arch)]
+
+
 OPERATORS = {
     "precondition": Operator(
         precondition.TUNED,
@@ -149,9 +155,7 @@ OPERATORS = {
     "decode_attention": Operator(
         decode_attention.TUNED,
         _decode_candidates,
-        lambda dtype, padded, choice, arch: decode_attention.split_variants(
-            dtype, padded, choice, compiled_units(dtype)[0], arch
-        ),
+        _decode_forms,
         _decode_cycles,
     ),
     "delta_rule": Operator(

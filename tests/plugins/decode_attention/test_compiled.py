@@ -27,6 +27,8 @@ CASES = [
     (100, Case(new=1, past=257, dtype="bfloat16", keys=0.9, padded=True, batch=2, static=300, training=True)),
     (90, Case(new=1, past=130, width=32, keys="repeated", padded=True, batch=2, static=300)),
     (100, Case(new=1, past=257, keys=0.99, heads=1, training=True)),
+    (100, Case(new=1, past=257, width=60, keys="repeated", padded=True, batch=2, heads=1)),  # columns behind the width
+    (100, Case(new=1, past=257, width=96, dtype="bfloat16", keys=0.99, heads=1)),
     (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
     (100, Case(new=8, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (120, Case(new=8, past=65, dtype="float16", keys="repeated", padded=True, batch=2, heads=1)),
@@ -57,6 +59,8 @@ PASSES = [
     (90, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=1, past=430, dtype="bfloat16", keys="repeated", heads=1)),
     (90, Case(new=1, past=430, keys="repeated", heads=1)),
+    (90, Case(new=1, past=430, width=24, keys=0.99, padded=True, batch=2, heads=1)),
+    (90, Case(new=1, past=430, width=48, dtype="float16", keys="repeated", heads=1)),
     (100, Case(new=1, past=430, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=8, past=230, dtype="float16", keys="repeated", padded=True, batch=2, heads=1, float8=True)),
     (120, Case(new=6, past=200, width=128, dtype="bfloat16", keys=0.99, heads=1)),

@@ -95,6 +95,30 @@ def test_narrow_loads_take_the_tile_of_the_widest_and_at_least_four_warps(arch, 
     assert narrow.num_warps == 4 >= widest.num_warps
 
 
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_padded_width_is_compiled_in_where_rows_are_few(dtype, arch):
+    widest = 4 if dtype == "float32" else 8
+    for width in (32, 64, 128, 256):
+        one = decode(arch=arch, width=width, dtype=dtype).steps[0]
+        assert one.constants["WIDTH_UNIT"] == width and one.scalars["width_units"] == 1
+        for other in (width - 8, width - 16):
+            step = decode(arch=arch, width=other, dtype=dtype).steps[0]
+            assert (step.constants["WIDTH_UNIT"], step.scalars["width_units"]) == (widest, other // widest)
+        several = decode(arch=arch, width=width, dtype=dtype, new=8).steps[0]
+        is_one_tile = several.constants["ROWS"] == 16
+        assert several.constants["WIDTH_UNIT"] == (width if is_one_tile else widest)
+        assert is_one_tile == (width == 256 and dtype == "float32"), "larger tiles do not fit"
+
+
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize("width", [16, 28, 36, 60])
+def test_float32_of_a_padded_width_has_four_warps_and_tiles_that_do_not_spill(arch, width):
+    padded = 32 if width <= 32 else 64
+    step = decode(arch=arch, width=width, dtype="float32").steps[0]
+    assert step.num_warps == 4 and step.constants["BLOCK_N"] * padded <= 4096
+
+
 @pytest.mark.parametrize(("arch", "adds"), [(89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("width", [32, 64, 128, 256])
 def test_tensor_cores_add_squares_where_they_have_time(arch, adds, width):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lucid_deploy.plugins.decode_attention.plan import FLOAT8_KERNEL, plan_decode_attention
+from lucid_deploy.plugins.decode_attention.plan import FLOAT8_KERNEL, cache_unit, plan_decode_attention
 from lucid_deploy.plugins.delta_rule.plan import plan_delta_rule
 from lucid_deploy.plugins.precondition.plan import plan_precondition
 from lucid_deploy.plugins.shared.plan import Plan, Variant, width_unit
@@ -85,9 +85,12 @@ def _delta(variant: Variant, arch: int, tiles: int) -> tuple[Plan, dict[str, Ten
 
 def _width(variant: Variant) -> int:
     """Return a head width that the variant is launched for, the widest."""
-    padded, unit = variant.padded_width, dict(variant.constants)["WIDTH_UNIT"]
-    is_widest = variant.kernel == "delta_state_kernel" or width_unit(padded, variant.dtype) == unit
-    return padded if is_widest else padded - unit
+    constants, padded = dict(variant.constants), variant.padded_width
+    if variant.kernel == "delta_state_kernel":
+        return padded
+    is_decode = "ROWS" in constants
+    unit = cache_unit(padded, variant.dtype, constants["ROWS"]) if is_decode else width_unit(padded, variant.dtype)
+    return padded if unit == constants["WIDTH_UNIT"] else padded - constants["WIDTH_UNIT"]
 
 
 _LAUNCHES = {

@@ -112,7 +112,7 @@ def test_rows_of_a_tile_are_those_of_the_code_that_is_taken(arch, rows, tools, t
 def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttentionFloat8"), tmp_path / "log", arch)
     split = next(call["image"].split() for call in calls if call["call"] == "load")
-    assert split[:2] == ["decode_split_float8_float16_d64_u8_r16", code]
+    assert split[:2] == ["decode_split_float8_float16_d64_u64_r16", code]
 
 
 def test_little_shared_memory_needs_no_attribute(tools, tmp_path):

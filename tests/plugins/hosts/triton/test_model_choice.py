@@ -19,7 +19,7 @@ from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
 from lucid_deploy.plugins.hosts.triton.model_choice import OPERATORS, TIE, Modelled, best, model, others_spill
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport
 from lucid_deploy.plugins.precondition.plan import INT8_TILES, INT8_TYPE
-from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice
+from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice, compiled_units
 from lucid_deploy.plugins.table import FLOATS
 
 REPORT = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, 0, {"issue": 400.0}, 400.0, "issue")
@@ -114,9 +114,10 @@ def test_candidates_of_decoding_hold_64_tokens_of_wide_heads_at_most(dtype: str,
     for each in operator.candidates(dtype, padded, 90):
         assert each.block_m == each.chunk == 0 and each.block_n >= 16
         assert each.block_n * padded <= 64 * 128
-        forms = operator.forms(dtype, padded, each, 90)
-        assert [dict(form.constants)["ROWS"] for form in forms] == list(row_counts(dtype, padded, 90))
-        assert dict(forms[0].constants)["BLOCK_N"] == each.block_n
+        own, *others = [dict(form.constants) for form in operator.forms(dtype, padded, each, 90)]
+        assert (own["ROWS"], own["WIDTH_UNIT"], own["BLOCK_N"]) == (16, padded, each.block_n)
+        assert [constants["ROWS"] for constants in others] == list(row_counts(dtype, padded, 90))
+        assert {constants["WIDTH_UNIT"] for constants in others} == {compiled_units(dtype)[0]}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

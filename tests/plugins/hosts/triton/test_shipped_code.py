@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
 
+from lucid_deploy.plugins.decode_attention.plan import cache_unit
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, describe
 
@@ -29,8 +30,8 @@ DELTA_COLUMNS = "| GPU | type | width | registers | spills | in the loop | instr
 ARCHITECTURES = (80, 90)
 SOLVES = ("precondition_float16_d64_u8", "precondition_bfloat16_d128_u8")
 DECODING = (
-    "decode_split_float32_d128_u4_r16",
-    "decode_split_bfloat16_d128_u8_r16",
+    "decode_split_float32_d128_u128_r16",
+    "decode_split_bfloat16_d128_u128_r16",
     "decode_split_float16_d128_u8_r64",
 )
 NARROW = "decode_split_bfloat16_d128_u4_r16"  # spilled on both with two warps; not in the page's tables
@@ -76,7 +77,7 @@ def test_no_hot_loop_spills(arch: int, name: str, reports: dict[tuple[int, str],
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", TABLES)
 def test_the_page_says_what_is_compiled(arch: int, name: str, reports: dict[tuple[int, str], KernelReport]) -> None:
-    dtype, width, *rows = re.search(r"_(b?float\d+)_d(\d+)_u\d(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
+    dtype, width, *rows = re.search(r"_(b?float\d+)_d(\d+)_u\d+(?:_r(\d+))?", name).groups()  # type: ignore[union-attr]
     key = (str(arch / 10), dtype, width)
     of_width = recorded(DELTA_COLUMNS if name in DELTA else SOLVE_COLUMNS)
     wanted = recorded(DECODE_COLUMNS)[*key, rows[0]] if rows[0] else of_width[key]
@@ -106,7 +107,8 @@ def test_the_page_says_what_the_results_say_of_decoding() -> None:
     rows, decoding = rows_of_results(), recorded(DECODE_COLUMNS, more=2)
     assert {gpu for gpu, *_ in decoding} == {"8.0", "9.0", "10.0", "12.0"}
     for (gpu, dtype, width, queries), (*said, constants, share) in decoding.items():
-        row = rows[gpu, f"decode_split_{dtype}_d{width}_u{4 if dtype == 'float32' else 8}_r{queries}"]
+        unit = cache_unit(int(width), dtype, int(queries))
+        row = rows[gpu, f"decode_split_{dtype}_d{width}_u{unit}_r{queries}"]
         assert numbers(row) == tuple(said)
         assert constants.startswith(f"{row['constants']['BLOCK_N']}, {row['num_warps']}, ")
         assert share == " to ".join(f"{each:.2f}" for each in sorted(row["over_memory"].values()))
