@@ -96,8 +96,7 @@ class LlamaCppWorker:
 
     def prefill(self, batch: int, length: int, chunk: int | None) -> dict[str, Any]:
         """Time one prompt of random tokens, nothing of it known before."""
-        if chunk is not None:
-            raise LucidError("llama.cpp chooses how a prompt is cut; leave out --prefill-chunk or the baseline.")
+        assert chunk is None  # refused before: llama.cpp chooses how a prompt is cut
         prompt = self._prompt(batch, length, seed=time.perf_counter_ns())
         reset_peak()
         timings = self._complete(prompt, 1, known=False)
@@ -118,8 +117,7 @@ class LlamaCppWorker:
         return {"seconds": timings["predicted_per_token_ms"] / 1000, "peak": resident_bytes("VmHWM")}
 
     def _prompt(self, batch: int, length: int, seed: int) -> list[int]:
-        if batch != 1:
-            raise LucidError("--baseline llama.cpp measures one row; leave it out, or --batches.")
+        assert batch == 1  # others are refused before
         ids = np.random.default_rng(seed).integers(FIRST_WORD, self._config.vocab_size, length)
         return [int(number) for number in ids]
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.bench.contenders import Contender
+from lucid_deploy.bench.contenders import LLAMA_CPP, Contender
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.files import partial_directory
 
@@ -157,8 +157,9 @@ def run_plan(
 
     Raises:
         CheckFailed: Two contenders of the same weights disagree.
-        LucidError: A contender cannot be opened or run.
+        LucidError: A contender cannot be opened or run, or llama.cpp does not do what the plan asks.
     """
+    _check_llama_cpp(contenders, plan)
     report = progress or (lambda *_: None)
     points = [(s, b, n) for s in plan.stages for b in plan.batches for n in plan.lengths]
     total = len(points) * (plan.repeats + 1) * len(contenders)
@@ -189,6 +190,16 @@ def run_plan(
     finally:
         for worker in workers:
             worker.__exit__(None, None, None)
+
+
+def _check_llama_cpp(contenders: list[Contender], plan: Plan) -> None:
+    """Refuse what llama.cpp is not measured at, before anything is."""
+    if all(contender.kind != LLAMA_CPP for contender in contenders):
+        return
+    if plan.batches != (1,):
+        raise LucidError("--baseline llama.cpp measures one row; leave it out, or --batches.")
+    if plan.chunk is not None:
+        raise LucidError("llama.cpp chooses how a prompt is cut; leave out --prefill-chunk or --baseline llama.cpp.")
 
 
 def _measure(worker: WorkerProcess, plan: Plan, stage: str, batch: int, length: int) -> dict[str, Any]:

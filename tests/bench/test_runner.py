@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,18 @@ def test_nothing_is_timed_when_outputs_disagree(
         patch.setattr(runner.WorkerProcess, "ask", ask)
         with pytest.raises(CheckFailed, match="b and a disagree"):
             run_plan(contenders, Plan((8,), repeats=1, steps=1), "float32")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"), [({"batches": (1, 2)}, "measures one row"), ({"chunk": 4}, "leave out --prefill-chunk")]
+)
+def test_what_llama_cpp_is_not_measured_at_is_refused_before_anything_is(
+    more: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refused in the middle, and what had been measured was lost."""
+    monkeypatch.delattr("lucid_deploy.bench.runner.WorkerProcess")
+    with pytest.raises(LucidError, match=message):
+        run_plan([Contender("llama.cpp", "llama.cpp", "none")], Plan((8,), **more), "float32")
 
 
 def test_a_contender_that_cannot_be_opened_is_named(exported: Exported, tmp_path: Path) -> None:
