@@ -26,6 +26,7 @@ from lucid_deploy.files import partial_directory
 # Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
 # before timing; how right it is, is what `lucid-deploy verify` answers with derived gates.
 _SAME = {"float32": 1e-3, "float16": 5e-2, "bfloat16": 2e-1}
+_COMPARED = 150  # tokens: several blocks of the solve
 _SAME_INT8 = 1e-1  # onnxruntime rounds the inputs of quantized products to 8 bits, PyTorch does not
 
 
@@ -215,7 +216,8 @@ def _check_outputs(workers: list[WorkerProcess], dtype: str) -> None:
         contender = worker.contender
         if not contender.runs_artifact:
             continue
-        logits = np.asarray(worker.ask("logits", seed=1, length=150)["logits"])
+        length = max(2, min(_COMPARED, open_artifact(contender.artifact).config.max_position_embeddings))
+        logits = np.asarray(worker.ask("logits", seed=1, length=length)["logits"])
         name, wanted = first.setdefault(contender.artifact, (contender.name, logits))
         error = float(np.linalg.norm(logits - wanted) / np.linalg.norm(wanted))
         if not error <= _allowed(contender, dtype):

@@ -66,6 +66,13 @@ def test_what_llama_cpp_is_not_measured_at_is_refused_before_anything_is(
         run_plan([Contender("llama.cpp", "llama.cpp", "none")], Plan((8,), **more), "float32")
 
 
+def test_a_model_that_was_made_for_few_tokens_is_measured(exported: Exported) -> None:
+    """Outputs were compared at 150 tokens, which such a model refuses."""
+    contender = Contender("short", "artifact", str(exported(max_position_embeddings=40)[1].directory))
+    measurements, _ = run_plan([contender], Plan((8,), repeats=1, steps=1), "float32")
+    assert [found.length for found in measurements] == [8, 8]
+
+
 def test_a_contender_that_cannot_be_opened_is_named(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(LucidError, match=r"ghost, open: .*no such directory"):
         run_plan([Contender("ghost", "artifact", str(tmp_path / "none"))], Plan((8,)), "float32")
