@@ -60,6 +60,7 @@ def decode_split_kernel(
     ADD_SQUARES: tl.constexpr = None,
     Y_BY_FLOAT32: tl.constexpr = None,
     PARTS: tl.constexpr = None,
+    PAIRS: tl.constexpr = None,
 ):
     """Average every ``n_splits``-th tile of the cache; program (batch and head, split, ROWS of the rows).
 
@@ -175,7 +176,7 @@ def decode_split_kernel(
     elif DTYPE == tl.float32:  # noqa: SIM300
         b_peak, b_weights, b_accs = average_float32_in_parts(
             p_k + o_cache, p_y + o_cache, p_mask, n_past, i_split, n_splits, width, epsilon, b_rows, b_rests, m_new,
-            b_last_scale, b_shift, BLOCK_N, BLOCK_D, CHUNK_D, PARTS
+            b_last_scale, b_shift, BLOCK_N, BLOCK_D, CHUNK_D, PARTS, PAIRS
         )  # fmt: skip
     else:
         b_peak, b_weights, b_accs = average_in_parts(

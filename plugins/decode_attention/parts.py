@@ -10,11 +10,18 @@ for each part, which the compiler gives to one warp each.
 import triton
 import triton.language as tl
 
-from lucid_deploy.plugins.shared.kernel import add_product, cut_tf32, nearest_tf32, round_tf32
+from lucid_deploy.plugins.shared.kernel import (
+    add_product,
+    cut_pairs_tf32,
+    multiply_add,
+    nearest_tf32,
+    split_tf32,
+)
 
 LEAST_TOKENS = tl.constexpr(16)  # of a part: a product's columns that are the rows of the next one
 LOWEST = tl.constexpr(-1e36)  # below what is left of any square; sums of it are finite
 SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
+LANES = tl.constexpr(4)  # threads that have a column's neighbours as a factor of tf32
 SUM_COLUMNS = tl.constexpr(8)  # the fewest of a product: all have the same sums of weights
 LEAST_EPSILON = tl.constexpr(1e-37)  # so that the factor of a token that is not there is finite
 
@@ -185,14 +192,50 @@ def load_turned_columns(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, B
 
 
 @triton.jit
+def add_threads_own(b_numbers):
+    """Return ``(parts, LANES, tokens)``, sums of those of sixteen columns that a thread has as a product's factor."""
+    PARTS: tl.constexpr = b_numbers.shape[0]
+    TOKENS: tl.constexpr = b_numbers.shape[2]
+    b_fours = tl.permute(tl.reshape(b_numbers, (PARTS, 2, 2, LANES, TOKENS)), (0, 3, 4, 1, 2))
+    b_even, b_odd = tl.split(b_fours)
+    b_even, b_odd = tl.split(b_even + b_odd)
+    return b_even + b_odd
+
+
+@triton.jit
+def add_each_token(b_squares, ROWS: tl.constexpr):
+    """Return the sums over columns of squares ``(parts, columns, tokens)``: ``(parts, ROWS, tokens)``, all rows alike.
+
+    They are sums of two parts by a product with ones, which lie where scores do.
+    """
+    PARTS: tl.constexpr = b_squares.shape[0]
+    TOKENS: tl.constexpr = b_squares.shape[2]
+    if TOKENS > LEAST_TOKENS:  # with fewer, Triton lets keys lie in shared memory so that reading them meets conflicts
+        b_high, b_low = nearest_tf32(add_threads_own(b_squares))
+        b_low = tl.maximum(b_low, LOWEST)  # what is left of infinity is NaN
+        b_both = tl.reshape(tl.permute(tl.join(b_high, b_low), (0, 3, 1, 2)), (PARTS, 2 * LANES, TOKENS))
+        b_sums = tl.dot(tl.full((PARTS, ROWS, 2 * LANES), 1.0, tl.float32), b_both, input_precision="tf32")
+    else:
+        b_ones = tl.full((PARTS, ROWS, b_squares.shape[1]), 1.0, tl.float32)
+        b_high, b_low = nearest_tf32(b_squares)
+        b_sums = tl.dot(b_ones, tl.maximum(b_low, LOWEST), input_precision="tf32")
+        b_sums = tl.dot(b_ones, b_high, b_sums, input_precision="tf32")
+    return b_sums
+
+
+@triton.jit
 def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, b_rows, b_rests, m_new,
                      b_row_scale, b_shift,
                      BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
-                     PARTS: tl.constexpr):  # fmt: skip
+                     PARTS: tl.constexpr, PAIRS: tl.constexpr):  # fmt: skip
     """As :func:`average_in_parts`, for float32: ``b_rows`` and ``b_rests`` are tf32 parts of rows times powers of two.
 
-    Keys are cut into parts in registers, as a product takes them, and have no powers. Squares of a key are added in
-    registers as far as a thread has them, CHUNK_D sums, and then by a product with ones, in two parts.
+    Keys are split into parts in registers, as a product takes them, and have no powers. Squares of a key are added in
+    registers as far as a thread has them, CHUNK_D sums, and then by a product with ones, in two parts. A thread has
+    scores of two rows for each token, for which it makes one norm.
+
+    Args:
+        PAIRS: Whether instructions take two float32 numbers at once; None: no.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
     TOKENS: tl.constexpr = BLOCK_N // PARTS
@@ -207,7 +250,7 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
     b_peak = tl.where(m_new, b_shift, float("-inf"))
     b_weights = tl.zeros((PARTS, ROWS, SUM_COLUMNS), tl.float32)
     b_each = tl.full((PARTS, TOKENS, SUM_COLUMNS), 1.0, tl.float32)
-    b_ones = tl.full((PARTS, ROWS, CHUNK_D), 1.0, tl.float32)
+    b_one = tl.full((1, 1, 1), 1.0, tl.float32)
     b_all, b_left, b_accs = (), (), ()
     for i in tl.static_range(len(b_rows)):
         b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
@@ -222,32 +265,32 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
         b_small = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
         for j in tl.static_range(len(b_all)):
             b_k = load_turned_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
-            b_k_high, b_k_low = nearest_tf32(b_k)
+            b_k_high, b_k_low = split_tf32(b_k, PAIRS)
             b_scores, b_small = add_float32_products(b_all[j], b_left[j], b_k_high, b_k_low, b_scores, b_small)
-            b_squares = tl.fma(b_k, b_k, b_squares)
-        b_high, b_low = nearest_tf32(b_squares)
-        b_low = tl.maximum(b_low, LOWEST)  # what is left of infinity is NaN
-        b_sums = tl.dot(b_ones, b_low, input_precision="tf32")
-        b_sums = tl.dot(b_ones, b_high, b_sums, input_precision="tf32")
-        b_norms = tl.rsqrt(tl.maximum(b_sums * per_column + epsilon, SMALLEST))
+            b_squares = multiply_add(b_k, b_k, b_squares, PAIRS)
+        b_sums = add_each_token(b_squares, ROWS)
+        b_norms, _ = tl.split(tl.permute(tl.reshape(b_sums, (PARTS, 2, ROWS // 2, TOKENS)), (0, 2, 3, 1)))
+        b_norms = tl.rsqrt(tl.maximum(b_norms * per_column + epsilon, SMALLEST))
+        b_norms = tl.reshape(tl.permute(tl.join(b_norms, b_norms), (0, 3, 1, 2)), (PARTS, ROWS, TOKENS))
         b_hidden = tl.where(m_tile, 0.0, float("-inf"))
-        b_factors = tl.fma(*tl.broadcast(b_norms, b_is_new), b_is_query)
-        b_scores = tl.fma(b_scores + b_small, b_factors, b_hidden[:, None, :])
+        b_factors = multiply_add(b_norms, b_is_new, b_is_query, PAIRS)
+        b_scores = multiply_add(b_small, b_one, b_scores, PAIRS)
+        b_scores = multiply_add(b_scores, b_factors, b_hidden[:, None, :], PAIRS)
         b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=2) * b_row_scale))
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
         b_decay = tl.exp2(b_peak - b_safe)[:, :, None]
-        b_high, b_low = round_tf32(as_factor(b_p))
+        b_high, b_low = split_tf32(as_factor(b_p), PAIRS)
         b_sum = tl.dot(b_low, b_each, input_precision="tf32")
         b_weights = b_weights * b_decay + tl.dot(b_high, b_each, b_sum, input_precision="tf32")
         b_moved = ()
         for j in tl.static_range(len(b_accs)):
             b_y = load_part_columns(p_y + o_tile, o_y, m_y, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
-            b_y_high, b_y_low = cut_tf32(b_y)
+            b_y_high, b_y_low = cut_pairs_tf32(b_y, PAIRS)
             b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
             b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
             b_sum = tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
-            b_moved = b_moved + (b_accs[j] * b_decay + b_sum,)  # type: ignore[assignment]  # noqa: RUF005
+            b_moved = b_moved + (multiply_add(b_accs[j], b_decay, b_sum, PAIRS),)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_moved
         b_peak = b_next
     return join_parts(b_peak, tl.max(b_weights, axis=2), b_accs)

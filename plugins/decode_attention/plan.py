@@ -53,6 +53,7 @@ ADDS_SQUARES = (9, 10)
 PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers
 PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
+PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
 PART_TOKENS = 16  # at least: the rows of a product
 NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
 PADDED_KEYS = 4096  # numbers of K in a float32 tile with parts at most, if the head's width is padded: more would spill
@@ -244,6 +245,8 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, float
         # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
         wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
         narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" else {}
+        if dtype == "float32" and arch >= PAIRS_ARCH:
+            narrow |= {"PAIRS": 1}
         return wide | narrow | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
     return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}
 

@@ -12,6 +12,8 @@ EXPONENT = tl.constexpr(0x7F800000)  # of float32's bits
 ONE = tl.constexpr(0x3F800000)  # the bits of 1
 LEAST = tl.constexpr(2.0**-90)  # of the largest number of rows
 HALF_POWER = tl.constexpr(14 << 23)  # added to a number's bits: times 2¹⁴
+LOW_BITS = tl.constexpr(2.0**13)  # of float32's 24 the lowest 13 are beyond tf32
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)  # the interpreter knows no PTX
 
 
 @triton.jit
@@ -99,6 +101,85 @@ def nearest_tf32(b_float):
     """
     b_high = ((b_float.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
     return b_high, b_float - b_high
+
+
+@triton.jit
+def split_tf32(b_float, PAIRS: tl.constexpr):
+    """As :func:`nearest_tf32`, by float32 arithmetic alone. Numbers beyond 4e34 have no parts but NaN.
+
+    2¹³x + x, rounded to 24 bits, less 2¹³x is x rounded to 11 bits, or to 10 where the sum has another exponent than
+    2¹³x. Then tensor cores ignore more of the rest, 2⁻²² of the number at most. Three instructions. With PAIRS, from
+    compute capability 10.0 on, each takes two numbers, in neighbouring registers.
+    """
+    if PAIRS and not INTERPRETED:
+        b_high, b_low = tl.inline_asm_elementwise(
+            """{
+            .reg .b64 x, high, low, factor, less;
+            mov.b64 x, {$4, $5};
+            mov.b64 factor, 0x4600040046000400;
+            mov.b64 less, 0xc6000000c6000000;
+            mul.rn.f32x2 low, x, factor;
+            fma.rn.f32x2 high, x, less, low;
+            sub.rn.f32x2 low, x, high;
+            mov.b64 {$0, $1}, high;
+            mov.b64 {$2, $3}, low;
+            }""",
+            "=r,=r,=r,=r,r,r",
+            [b_float],
+            dtype=(tl.float32, tl.float32),
+            is_pure=True,
+            pack=2,
+        )  # the factors are 8193 and -8192
+    else:
+        b_high = tl.fma(b_float, -LOW_BITS, b_float * (LOW_BITS + 1.0))
+        b_low = b_float - b_high
+    return b_high, b_low
+
+
+@triton.jit
+def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
+    """As :func:`cut_tf32`, with PAIRS three instructions for two numbers."""
+    b_high, b_low = cut_tf32(b_float)
+    if PAIRS and not INTERPRETED:
+        b_low = tl.inline_asm_elementwise(
+            """{
+            .reg .b64 x, y;
+            mov.b64 x, {$2, $3};
+            mov.b64 y, {$4, $5};
+            sub.rn.f32x2 x, x, y;
+            mov.b64 {$0, $1}, x;
+            }""",
+            "=r,=r,r,r,r,r",
+            [b_float, b_high],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
+    return b_high, b_low
+
+
+@triton.jit
+def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
+    """Return ``b_first * b_second + b_third`` of float32, rounded once; with PAIRS two at once."""
+    if PAIRS and not INTERPRETED:
+        b_sum = tl.inline_asm_elementwise(
+            """{
+            .reg .b64 x, y, z;
+            mov.b64 x, {$2, $3};
+            mov.b64 y, {$4, $5};
+            mov.b64 z, {$6, $7};
+            fma.rn.f32x2 x, x, y, z;
+            mov.b64 {$0, $1}, x;
+            }""",
+            "=r,=r,r,r,r,r,r,r",
+            [b_first, b_second, b_third],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=2,
+        )
+    else:
+        b_sum = tl.fma(b_first, b_second, b_third)
+    return b_sum
 
 
 @triton.jit

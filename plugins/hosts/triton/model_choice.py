@@ -69,7 +69,7 @@ _DECODE_PARTS: Candidates = {
     128: (Choice(0, 64, 4, 3), Choice(0, 64, 2, 3)),
 }
 _DECODE_FLOAT32_PARTS: Candidates = {
-    32: (Choice(0, 64, 2, 3), Choice(0, 128, 2, 2), Choice(0, 128, 4, 2), Choice(0, 128, 4, 3)),
+    32: (Choice(0, 64, 2, 3), Choice(0, 128, 4, 2), Choice(0, 128, 4, 3), Choice(0, 256, 4, 2), Choice(0, 256, 4, 3)),
     64: (Choice(0, 64, 4, 2), Choice(0, 64, 4, 3), Choice(0, 64, 2, 2), Choice(0, 64, 2, 3), Choice(0, 128, 4, 2)),
 }
 _DECODE_FLOAT32: Candidates = {

@@ -136,6 +136,8 @@ def test_each_warp_has_a_part_of_a_tile_of_few_rows(arch, has_parts, dtype):
     for width in (16, 36, 64, *([] if most == 64 else [68, 128])):
         step = decode(arch=arch, width=width, dtype=dtype).steps[0]
         assert step.constants.get("PARTS") == (step.num_warps if has_parts else None)
+        takes_two = has_parts and arch >= 100 and dtype == "float32"
+        assert step.constants.get("PAIRS") == (1 if takes_two else None), "instructions of two float32 numbers"
     others = [
         {"width": most + 4},
         {"new": 8},

@@ -71,7 +71,7 @@ def run_parts() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1024, generator=generator) * 2.0 ** torch.randint(-60, 60, (1024,), generator=generator)
     x[:4] = torch.tensor([1.0, 0.0, -(2.0 - 2.0**-23), 1.0 + 2.0**-11])  # one that rounds up to a power, and a tie
-    parts = {name: torch.full((2, 1024), torch.nan) for name in ("cut", "nearest", "rounded")}
+    parts = {name: torch.full((2, 1024), torch.nan) for name in ("cut", "nearest", "rounded", "split")}
     parts_kernel[(1,)](x, *parts.values(), BLOCK=1024)
     factors = {
         name: torch.cat([part, torch.from_numpy(to_tf32(part.numpy()))]).double() for name, part in parts.items()
@@ -80,13 +80,13 @@ def run_parts() -> dict[str, torch.Tensor]:
 
 
 def run_parts_of_no_numbers() -> torch.Tensor:
-    """Split infinities, and NaN as GPUs write it, whose bits round to −0; return the sums of nearest and rest."""
+    """Split infinities, and NaN as GPUs write it, whose bits round to −0; return sums of two ways' parts."""
     from tests.plugins.shared.shared_kernels import parts_kernel
 
     x = torch.tensor([0x7F800000, -0x800000, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
-    parts = [torch.full((2, 4), torch.nan) for _ in range(3)]
+    parts = [torch.full((2, 4), torch.nan) for _ in range(4)]
     parts_kernel[(1,)](x, *parts, BLOCK=4)
-    return parts[1].sum(0)
+    return torch.cat([parts[1].sum(0), parts[3].sum(0)])
 
 
 def run_float16_parts() -> dict[str, torch.Tensor]:

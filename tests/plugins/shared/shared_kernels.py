@@ -18,6 +18,7 @@ from lucid_deploy.plugins.shared.kernel import (
     load_tokens,
     nearest_tf32,
     round_tf32,
+    split_tf32,
 )
 
 
@@ -50,7 +51,7 @@ def columns_kernel(p_k, p_out, i_first, n_rows, width, BLOCK: tl.constexpr, D: t
 
 
 @triton.jit
-def parts_kernel(p_x, p_cut, p_nearest, p_rounded, BLOCK: tl.constexpr):
+def parts_kernel(p_x, p_cut, p_nearest, p_rounded, p_split, BLOCK: tl.constexpr):
     """Split numbers into tf32 parts in all ways; all high parts come first."""
     o = tl.arange(0, BLOCK)
     b_high, b_low = cut_tf32(tl.load(p_x + o))
@@ -62,6 +63,9 @@ def parts_kernel(p_x, p_cut, p_nearest, p_rounded, BLOCK: tl.constexpr):
     b_high, b_low = round_tf32(tl.load(p_x + o))
     tl.store(p_rounded + o, b_high)
     tl.store(p_rounded + BLOCK + o, b_low)
+    b_high, b_low = split_tf32(tl.load(p_x + o), None)
+    tl.store(p_split + o, b_high)
+    tl.store(p_split + BLOCK + o, b_low)
 
 
 @triton.jit

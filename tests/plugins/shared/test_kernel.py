@@ -49,14 +49,17 @@ def test_columns_are_zero_beyond_what_is_there(first, count, interpret):
 
 
 def test_two_tf32_parts_lose_two_bits_of_float32_at_most(interpret):
-    """Cut: 24 bits are 11 and 13, of which a factor keeps 11. Nearest: the second part has 12 bits and a sign."""
+    """Cut: 24 bits are 11 and 13, of which a factor keeps 11. Nearest: the second part has 12 bits and a sign.
+
+    Split: it has 13 where 2¹³ + 1 times a number has another exponent than 2¹³ times it.
+    """
     result = interpret(run_parts)
     x = result["x"]
-    for name, lost in (("cut", 2.0**-21), ("nearest", 2.0**-23), ("rounded", 2.0**-22)):
+    for name, lost in (("cut", 2.0**-21), ("nearest", 2.0**-23), ("rounded", 2.0**-22), ("split", 2.0**-22)):
         high, _, high_factor, low_factor = result[name]
         assert torch.equal(high_factor, high), "the high part is a tf32 number"
         assert bool(((high + low_factor - x).abs() <= lost * x.abs()).all())
-    for name in ("cut", "nearest"):
+    for name in ("cut", "nearest", "split"):
         assert torch.equal(result[name][:2].sum(0), x), "nothing is lost before the product"
     assert torch.equal(result["rounded"][3], result["rounded"][1])
 
@@ -65,10 +68,11 @@ def test_rounded_parts_leave_a_rest_of_either_sign(interpret):
     """So that the products of two rests, which are left out, cancel in a sum; rests of what is cut have its sign."""
     result = interpret(run_parts)
     shares = {
-        name: result[name][1] / result["x"].where(result["x"] != 0, 1.0) for name in ("cut", "nearest", "rounded")
+        name: result[name][1] / result["x"].where(result["x"] != 0, 1.0)
+        for name in ("cut", "nearest", "rounded", "split")
     }
     assert shares["cut"].mean() > 2.0**-13 and bool((shares["cut"] >= 0).all())
-    assert max(shares[name].mean().abs() for name in ("nearest", "rounded")) < 2.0**-11 / 16
+    assert max(shares[name].mean().abs() for name in ("nearest", "rounded", "split")) < 2.0**-11 / 16
 
 
 def test_the_nearest_number_is_that_of_the_conversion_in_tf32x3(interpret):
