@@ -58,7 +58,7 @@ def compare_solvers(
     """
     _check(artifact, lengths)
     tokenizer = TextTokenizer(artifact.directory) if (artifact.directory / "tokenizer.json").is_file() else None
-    exact = load_artifact_model(artifact, dtype="float64")
+    exact = load_artifact_model(artifact, dtype="float64").store_cache_as("auto")  # where Y is read
     model = with_solvers(load_artifact_model(artifact, dtype="float32"))
     session, eps = TorchSession(model), artifact.config.rms_norm_eps
     rows: list[Row] = []

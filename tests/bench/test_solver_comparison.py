@@ -41,6 +41,18 @@ def test_a_model_without_the_words_is_not_asked(exported: Exported) -> None:
     assert all(row["same_best"] == 1 for row in rows if row["dtype"] == "float32")
 
 
+@pytest.mark.parametrize("cache_dtype", ["float16", "int8"])
+def test_a_cache_that_rounds_changes_nothing(cache_dtype: str, exported: Exported) -> None:
+    """The exact Y was read from it: rounded in float16, and no number at all in int8."""
+    plain, rounded = (
+        compare_solvers(exported(**changes)[1], [20], questions=4, rounds=1)
+        for changes in ({}, {"cache_dtype": cache_dtype})
+    )
+    for row in [*plain, *rounded]:
+        del row["milliseconds"]
+    assert rounded == plain
+
+
 @pytest.mark.parametrize(
     ("changes", "lengths", "message"),
     [
