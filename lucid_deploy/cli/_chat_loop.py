@@ -106,7 +106,10 @@ class CompletionTurns:
     def begin(self, system: str | None) -> None:
         """As :class:`Turns`."""
         if system is not None:
-            raise LucidError("A system message needs a chat template, which this model does not have.")
+            raise LucidError(
+                "This session continues one text, which has no system message: that takes a model with a chat "
+                "template, and no --completion."
+            )
         self.ids = []
 
     def saved(self) -> dict[str, Any]:

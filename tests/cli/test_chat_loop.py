@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lucid_deploy.cli._chat_loop import HELP, ChatSession, CompletionTurns, printable
+from lucid_deploy.errors import LucidError
 from tests.generation.sample_tokenizers import BLANKS, with_blank_first
 from tests.patience import PATIENCE
 
@@ -107,3 +108,10 @@ def test_a_byte_order_mark_before_the_first_line_is_no_part_of_it(
     monkeypatch.setattr(sys, "stdin", StringIO("\ufeffcup\n"))
     ChatSession(spoken, CompletionTurns(tokenizer), tokenizer).run()  # type: ignore[arg-type]
     assert spoken.asked == [tokenizer.encode("cup")]
+
+
+def test_one_text_has_no_system_message_whatever_the_model_has(tmp_path: Path) -> None:
+    """With --completion it was said that the model had no chat template."""
+    turns = CompletionTurns(with_blank_first(BLANKS[0], tmp_path))
+    with pytest.raises(LucidError, match=r"continues one text, which has no system message.* and no --completion"):
+        turns.begin("be brief")
