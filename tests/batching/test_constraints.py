@@ -218,14 +218,13 @@ def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
     batcher = Batcher(session, guides=guides)
-    held, start = request(from_choices(["left", "right"])), Thread.start
+    held, start, started = request(from_choices(["left", "right"])), Thread.start, list[Thread]()
 
     def first_only(thread: Thread) -> None:
-        monkeypatch.setattr(Thread, "start", refused)
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
         start(thread)
-
-    def refused(thread: Thread) -> None:
-        raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
         patch.setattr(Thread, "start", first_only)
