@@ -12,6 +12,7 @@ import triton.language as tl
 
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
+    as_they_lie,
     cut_pairs_tf32,
     multiply_add,
     nearest_tf32,
@@ -21,6 +22,7 @@ from lucid_deploy.plugins.shared.kernel import (
 LEAST_TOKENS = tl.constexpr(16)  # of a part: a product's columns that are the rows of the next one
 LOWEST = tl.constexpr(-1e36)  # below what is left of any square; sums of it are finite
 SMALLEST = tl.constexpr(2.0**-126)  # above 0 of float32
+REGISTER_COLUMNS = tl.constexpr(64)  # at most, of queries' second parts that registers hold beside all else
 LANES = tl.constexpr(4)  # threads that have a column's neighbours as a factor of tf32
 SUM_COLUMNS = tl.constexpr(8)  # the fewest of a product: all have the same sums of weights
 LEAST_EPSILON = tl.constexpr(1e-37)  # so that the factor of a token that is not there is finite
@@ -254,7 +256,10 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
     b_all, b_left, b_accs = (), (), ()
     for i in tl.static_range(len(b_rows)):
         b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
-        b_left = b_left + (tl.broadcast_to(b_rests[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_rest = tl.broadcast_to(b_rests[i][None, :, :], (PARTS, ROWS, CHUNK_D))
+        if BLOCK_D > REGISTER_COLUMNS:
+            b_rest = as_they_lie(b_rest)
+        b_left = b_left + (b_rest,)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
         o_tile = tl.cast(i * BLOCK_N, tl.int64) * width

@@ -51,7 +51,8 @@ ADDS_SQUARES = (9, 10)
 # There, with 16 rows, each warp of a program averages a part of every tile, up to this padded width. At
 # 128 on 9.0, where half of memory's time is enough for the other loop too, float16 would spill.
 PARTS_WIDTHS = {9: 64, 10: 128}
-FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers
+FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers …
+KEPT_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on half of them stay in shared memory, in heads of just this width
 PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
 PART_TOKENS = 16  # at least: the rows of a product
@@ -186,21 +187,26 @@ def parts_width(arch: int, dtype: str) -> int:
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 
 
-def _has_parts(arch: int, dtype: str, padded: int, rows: int) -> bool:
+def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int) -> bool:
     """Return whether each warp has a part of each tile, of a cache of the type of Q."""
-    return rows == QUERY_ROWS[0] and padded <= parts_width(arch, dtype)
+    kept = dtype == "float32" and _takes_pairs(arch) and unit == padded == KEPT_PARTS_WIDTH
+    return rows == QUERY_ROWS[0] and (kept or padded <= parts_width(arch, dtype))
+
+
+def _takes_pairs(arch: int) -> bool:
+    return arch >= PAIRS_ARCH and arch // 10 in PARTS_WIDTHS
 
 
 def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
     is_narrow = unit < compiled_units(dtype)[0]
-    if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows):
+    if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows, unit):
         return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)
     if float8 or is_narrow:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
         if float8:
             return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS))
-        if is_narrow and _has_parts(arch, dtype, padded, rows):
+        if is_narrow and _has_parts(arch, dtype, padded, rows, unit):
             return replace(tuned, block_n=min(tuned.block_n, NARROW_TOKENS))
         return tuned
     most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
@@ -223,7 +229,7 @@ def _form_constants(
 ) -> dict[str, int]:
     """Return all constants of a form of the kernel that reads the cache."""
     of_all = _constants(arch, dtype, padded, rows, tuned, unit)
-    return of_all | _of_type(arch, dtype, padded, rows, tuned, float8)
+    return of_all | _of_type(arch, dtype, padded, rows, tuned, unit, float8)
 
 
 def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int) -> dict[str, int]:
@@ -235,17 +241,17 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
     return {"ROWS": rows, "BLOCK_N": tuned.block_n, "BLOCK_D": padded, "WIDTH_UNIT": unit, "CHUNK_D": chunk}
 
 
-def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, float8: bool) -> dict[str, int]:
+def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
     # Products of 64 rows want keys in shared memory, and those with ones in registers.
     adds_squares = rows == QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if float8:
         return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    if _has_parts(arch, dtype, padded, rows):
+    if _has_parts(arch, dtype, padded, rows, unit):
         # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
         wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
         narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" else {}
-        if dtype == "float32" and arch >= PAIRS_ARCH:
+        if dtype == "float32" and _takes_pairs(arch):
             narrow |= {"PAIRS": 1}
         return wide | narrow | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
     return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}

@@ -159,6 +159,19 @@ def cut_pairs_tf32(b_float, PAIRS: tl.constexpr):
 
 
 @triton.jit
+def as_they_lie(b_float):
+    """Return float32 numbers of which the compiler does not know how they came about.
+
+    So a loop's factor stays in shared memory, where parts of a batch that are the same would go to registers.
+    """
+    if not INTERPRETED:
+        b_float = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [b_float], dtype=tl.float32, is_pure=False, pack=1
+        )
+    return b_float
+
+
+@triton.jit
 def multiply_add(b_first, b_second, b_third, PAIRS: tl.constexpr):
     """Return ``b_first * b_second + b_third`` of float32, rounded once; with PAIRS two at once."""
     if PAIRS and not INTERPRETED:

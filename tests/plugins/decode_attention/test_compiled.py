@@ -63,6 +63,7 @@ PASSES = [
     (90, Case(new=1, past=430, width=48, dtype="float16", keys="repeated", heads=1)),
     (100, Case(new=1, past=430, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=1, past=430, width=28, keys="repeated", heads=1, training=True)),
+    (100, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=8, past=230, dtype="float16", keys="repeated", padded=True, batch=2, heads=1, float8=True)),
     (120, Case(new=6, past=200, width=128, dtype="bfloat16", keys=0.99, heads=1)),
     (90, Case(new=5, past=200, width=128, dtype="float16", keys=0.99, padded=True, batch=2, heads=1)),

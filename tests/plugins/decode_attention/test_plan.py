@@ -151,6 +151,13 @@ def test_each_warp_has_a_part_of_a_tile_of_few_rows(arch, has_parts, dtype):
         assert step.constants["PARTS"] == 1, "16 tokens at least"
 
 
+@pytest.mark.parametrize(("arch", "has_parts"), [(90, False), (100, True), (103, True), (120, False)])
+def test_float32_heads_of_just_128_have_parts_where_instructions_take_two_numbers(arch, has_parts):
+    found = {width: decode(arch=arch, width=width, dtype="float32").steps[0].constants for width in (124, 128, 256)}
+    assert [width for width, each in found.items() if "PARTS" in each] == [128] * has_parts
+    assert found[128].get("PAIRS", 0) == has_parts and found[128]["CHUNK_D"] == (16 if has_parts else 32)
+
+
 @pytest.mark.parametrize(("arch", "adds"), [(80, 1), (86, 0), (87, 0), (89, 0), (90, 1), (100, 1), (103, 1), (120, 0)])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tensor_cores_add_the_squares_of_the_half_types_for_few_rows_and_on_8_0_for_any(dtype, arch, adds):
