@@ -12,6 +12,7 @@ import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
 from lucid_deploy.plugins.decode_attention.parts import average_float32_in_parts, average_in_parts
+from lucid_deploy.plugins.decode_attention.parts_float8 import average_float8_in_parts
 from lucid_deploy.plugins.decode_attention.tile import (
     LEAST_ROWS,
     add_values,
@@ -70,7 +71,7 @@ def decode_split_kernel(
 
     With scales the cache is E4M3, and a row of it stands for itself times its scale. That of a row of K multiplies its
     scores, which are float32. That of a row of Y multiplies its weights if Q is bfloat16; if Q is float16, the row is
-    multiplied in float32 and rounded, as a cache of float16 would hold it.
+    multiplied in float32 and rounded, as a cache of float16 would hold it. With PARTS it multiplies weights of either.
 
     Args:
         p_q: ``(B, H·n_groups, n_new, width)``.
@@ -173,6 +174,11 @@ def decode_split_kernel(
                 b_p, b_decay, p_y + o_tile, b_y_scales, m_tile, width, b_accs, BLOCK_N, CHUNK_D, DTYPE, Y_BY_FLOAT32
             )
             b_peak = b_next
+    elif p_k_scale is not None:
+        b_peak, b_weights, b_accs = average_float8_in_parts(
+            p_k + o_cache, p_y + o_cache, p_k_scale + o_rows, p_y_scale + o_rows, p_mask, n_past, i_split, n_splits,
+            width, epsilon, b_rows, m_new, b_last_scale, b_shift, BLOCK_N, BLOCK_D, CHUNK_D, PARTS
+        )  # fmt: skip
     elif DTYPE == tl.float32:  # noqa: SIM300
         b_peak, b_weights, b_accs = average_float32_in_parts(
             p_k + o_cache, p_y + o_cache, p_mask, n_past, i_split, n_splits, width, epsilon, b_rows, b_rests, m_new,

@@ -53,6 +53,7 @@ ADDS_SQUARES = (9, 10)
 PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers …
 KEPT_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on half of them stay in shared memory, in heads of just this width
+FLOAT8_PARTS_WIDTH = 128  # the same with a cache of E4M3, on both
 PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
 PART_TOKENS = 16  # at least: the rows of a product
@@ -63,7 +64,9 @@ FAST_BFLOAT16 = 100  # the first compute capability that converts E4M3 to bfloat
 # At least, with a cache of E4M3 and with loads that are not a type's widest: with two warps numbers in conversion would
 # spill, and addresses, of which narrow loads have twice as many.
 CAREFUL_WARPS = 4
-FLOAT8_TOKENS = 128  # of a tile with 16 rows at most: it is half as large as one of a half type
+# Of a tile with 16 rows at most: it is half as large as one of a half type. With parts it is the least of heads as wide
+# as their tile; more of other heads 128 wide would spill.
+FLOAT8_TOKENS = 128
 FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
@@ -187,10 +190,13 @@ def parts_width(arch: int, dtype: str) -> int:
     return min(most, FLOAT32_PARTS_WIDTH) if dtype == "float32" else most
 
 
-def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int) -> bool:
-    """Return whether each warp has a part of each tile, of a cache of the type of Q."""
+def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> bool:
+    """Return whether each warp has a part of each tile."""
+    most = parts_width(arch, dtype)
+    if float8 and most:
+        most = FLOAT8_PARTS_WIDTH
     kept = dtype == "float32" and _takes_pairs(arch) and unit == padded == KEPT_PARTS_WIDTH
-    return rows == QUERY_ROWS[0] and (kept or padded <= parts_width(arch, dtype))
+    return rows == QUERY_ROWS[0] and (kept or padded <= most)
 
 
 def _takes_pairs(arch: int) -> bool:
@@ -199,14 +205,20 @@ def _takes_pairs(arch: int) -> bool:
 
 def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool) -> Choice:
     is_narrow = unit < compiled_units(dtype)[0]
-    if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows, unit):
+    if dtype == "float32" and unit != padded and _has_parts(arch, dtype, padded, rows, unit, float8):
         return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)
     if float8 or is_narrow:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
     if rows == QUERY_ROWS[0]:
+        has_parts = _has_parts(arch, dtype, padded, rows, unit, float8)
         if float8:
-            return replace(tuned, block_n=min(HALF_KEYS // padded, FLOAT8_TOKENS))
-        if is_narrow and _has_parts(arch, dtype, padded, rows, unit):
+            tokens = HALF_KEYS // padded
+            if not has_parts:
+                tokens = min(tokens, FLOAT8_TOKENS)
+            elif unit == padded:
+                tokens = max(tokens, FLOAT8_TOKENS)
+            return replace(tuned, block_n=tokens)
+        if is_narrow and has_parts:
             return replace(tuned, block_n=min(tuned.block_n, NARROW_TOKENS))
         return tuned
     most, warps = NARROW_TILE if rows == QUERY_ROWS[1] and padded == PADDED_WIDTHS[0] else WIDE_TILE
@@ -245,15 +257,17 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
     # Products of 64 rows want keys in shared memory, and those with ones in registers.
     adds_squares = rows == QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
-    if float8:
-        return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
-    if _has_parts(arch, dtype, padded, rows, unit):
+    if _has_parts(arch, dtype, padded, rows, unit, float8):
+        if float8:
+            return {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
         # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
         wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
         narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" else {}
         if dtype == "float32" and _takes_pairs(arch):
             narrow |= {"PAIRS": 1}
         return wide | narrow | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
+    if float8:
+        return {"ADD_SQUARES": int(adds_squares), "Y_BY_FLOAT32": int(arch < FAST_BFLOAT16)}
     return {"ADD_SQUARES": 1} if dtype != "float32" and (adds_squares or arch < GEFORCE) else {}
 
 

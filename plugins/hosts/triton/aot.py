@@ -276,10 +276,9 @@ def _absent(variant: Variant) -> tuple[str, ...]:
         return ("INT8",)
     if variant.kernel == "key_norms_kernel" and variant.dtype != "float32":
         return ("p_y_past",)
-    if variant.kernel == "decode_split_kernel":
-        return (*_SCALES, *({"ADD_SQUARES", "Y_BY_FLOAT32", "PARTS", "PAIRS"} - set(dict(variant.constants))))
-    if variant.kernel == decode_attention.FLOAT8_KERNEL:
-        return ("PARTS", "PAIRS")
+    if variant.kernel in ("decode_split_kernel", decode_attention.FLOAT8_KERNEL):
+        scales = _SCALES if variant.kernel == "decode_split_kernel" else ()
+        return (*scales, *({"ADD_SQUARES", "Y_BY_FLOAT32", "PARTS", "PAIRS"} - set(dict(variant.constants))))
     return ()
 
 

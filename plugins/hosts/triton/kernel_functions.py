@@ -16,6 +16,7 @@ SOURCES = (
     "precondition/kernel.py",
     "decode_attention/tile.py",
     "decode_attention/parts.py",
+    "decode_attention/parts_float8.py",
     "decode_attention/kernel.py",
     "delta_rule/kernel.py",
 )

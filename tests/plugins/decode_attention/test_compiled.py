@@ -32,6 +32,10 @@ CASES = [
     (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
     (100, Case(new=8, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (120, Case(new=8, past=65, dtype="float16", keys="repeated", padded=True, batch=2, heads=1)),
+    (90, Case(new=1, past=130, width=136, dtype="float16", keys="repeated", heads=1, float8=True)),
+    (90, Case(new=1, past=257, dtype="float16", keys="repeated", padded=True, batch=2, static=300, float8=True)),
+    (100, Case(new=1, past=130, width=72, dtype="bfloat16", keys=0.99, heads=1, float8=True, training=True)),
+    (100, Case(new=1, past=257, width=32, dtype="float16", keys=0.99, heads=1, groups=15, float8=True)),
     (120, Case(new=1, past=70, dtype="bfloat16", keys=0.99, heads=1, float8=True)),
 ]
 
@@ -59,6 +63,8 @@ PASSES = [
     (90, Case(new=1, past=300, width=128, keys=0.99, padded=True, batch=2, heads=1)),
     (100, Case(new=1, past=430, dtype="bfloat16", keys="repeated", heads=1)),
     (90, Case(new=1, past=430, keys="repeated", heads=1)),
+    (90, Case(new=1, past=600, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1, float8=True)),
+    (100, Case(new=1, past=430, width=128, dtype="float16", keys="repeated", heads=1, float8=True)),
     (90, Case(new=1, past=430, width=24, keys=0.99, padded=True, batch=2, heads=1)),
     (90, Case(new=1, past=430, width=48, dtype="float16", keys="repeated", heads=1)),
     (100, Case(new=1, past=430, keys=0.99, padded=True, batch=2, heads=1)),

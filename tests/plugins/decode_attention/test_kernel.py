@@ -91,7 +91,7 @@ FLOAT8 = [
     Case(new=1, past=65, keys=0.9, heads=1, zeros=True),
 ]
 
-# With the keys' squares added by tensor cores, and on 10.0 Y converted directly.
+# With the keys' squares added by tensor cores, and on 10.0 Y converted directly; up to width 128 with parts.
 FLOAT8_PRODUCTS = [
     Case(new=1, past=1, dtype="float16", keys=0.99, width=128, float8=True, arch=90),
     Case(new=1, past=257, dtype="float16", keys="repeated", heads=1, width=128, float8=True, arch=100),
@@ -132,8 +132,36 @@ PARTS = [
     Case(new=1, past=130, width=16, dtype="float16", keys=0.9, heads=1, groups=15, arch=100),
 ]
 
+# The same over a cache of E4M3.
+FLOAT8_PARTS = [
+    Case(new=1, past=0, dtype="float16", keys=0.9, static=200, float8=True, arch=100),
+    Case(new=1, past=1, dtype="bfloat16", keys=0.99, float8=True, arch=90),
+    Case(new=1, past=700, dtype="bfloat16", keys="repeated", width=32, heads=1, groups=15, float8=True, arch=90),
+    Case(new=1, past=257, dtype="float16", keys="repeated", heads=1, float8=True, arch=90),
+    Case(
+        new=1,
+        past=257,
+        dtype="bfloat16",
+        keys=0.99,
+        batch=2,
+        padded=True,
+        static=509,
+        training=True,
+        float8=True,
+        arch=100,
+    ),
+    Case(new=1, past=2100, dtype="float16", keys=0.99, heads=1, tuned=(0, 16), float8=True, arch=100),
+    Case(new=3, past=257, dtype="float16", keys="repeated", groups=3, zeros=True, training=True, float8=True, arch=100),
+    *(
+        Case(new=1, past=100, width=width, dtype=dtype, keys=0.9, heads=1, float8=True, arch=100)
+        for width, dtype in [(16, "bfloat16"), (24, "float16"), (40, "float16"), (72, "bfloat16"), (120, "float16")]
+    ),
+]
 
-@pytest.mark.parametrize("case", CASES + WIDTHS + TRAINING + SEVERAL + FLOAT8 + FLOAT8_PRODUCTS + PARTS, ids=str)
+
+@pytest.mark.parametrize(
+    "case", CASES + WIDTHS + TRAINING + SEVERAL + FLOAT8 + FLOAT8_PRODUCTS + PARTS + FLOAT8_PARTS, ids=str
+)
 def test_error_is_that_of_rounding(case, interpret):
     result = interpret(run_decode, case)
     assert within_gate(result["error"], result["plain"], case.dtype), result

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.decode_attention.parts import add_own_products, diagonals
+from lucid_deploy.plugins.decode_attention.parts_float8 import unpack_pairs, weight_power
 from lucid_deploy.plugins.decode_attention.tile import multiply_keys
 
 
@@ -28,3 +29,19 @@ def own_squares_kernel(p_k, p_squares, PARTS: tl.constexpr, TOKENS: tl.constexpr
     b_k = tl.load(p_k + o_n[:, :, None] * D + tl.arange(0, D)[None, None, :])
     b_sums = add_own_products(b_k, tl.zeros((PARTS * TOKENS // 16, 16, 16), tl.float32))
     tl.store(p_squares + o_n, diagonals(b_sums, PARTS))
+
+
+@triton.jit
+def unpack_kernel(p_pairs, p_low, p_high, SIZE: tl.constexpr):
+    """Write E4M3 in the bytes of int16 as float16."""
+    o_n = tl.arange(0, SIZE)
+    b_low, b_high = unpack_pairs(tl.load(p_pairs + o_n))
+    tl.store(p_low + o_n, b_low)
+    tl.store(p_high + o_n, b_high)
+
+
+@triton.jit
+def power_kernel(p_largest, p_power, SIZE: tl.constexpr):
+    """Write the power of two of weights for each largest scale."""
+    o_n = tl.arange(0, SIZE)
+    tl.store(p_power + o_n, weight_power(tl.load(p_largest + o_n)))

@@ -1,4 +1,4 @@
-"""What runs inside of an interpreter's process: sums of squares of keys in E4M3 and the half types."""
+"""What runs inside of an interpreter's process: squares of keys in E4M3 and the half types, numbers of Y in E4M3."""
 
 from __future__ import annotations
 
@@ -56,3 +56,21 @@ def run_own_squares(parts: int, keys: Callable[[], Tensor]) -> Tensor:
     squares = torch.full((256,), torch.nan)
     own_squares_kernel[(1,)](keys(), squares, PARTS=parts, TOKENS=256 // parts, D=WIDTH)
     return squares
+
+
+def run_unpack(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is in the low and in the high bytes of int16, whose number is a power of two."""
+    from tests.plugins.decode_attention.tile_kernels import unpack_kernel
+
+    low, high = torch.full(pairs.shape, torch.nan).half(), torch.full(pairs.shape, torch.nan).half()
+    unpack_kernel[(1,)](pairs, low, high, SIZE=pairs.numel())
+    return low, high
+
+
+def run_power(largest: Tensor) -> Tensor:
+    """Return the powers for the largest scales."""
+    from tests.plugins.decode_attention.tile_kernels import power_kernel
+
+    power = torch.full(largest.shape, torch.nan)
+    power_kernel[(1,)](largest, power, SIZE=largest.numel())
+    return power

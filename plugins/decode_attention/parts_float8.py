@@ -1,0 +1,151 @@
+"""Decoding's loop over a cache of E4M3 where a tile's tokens are dealt to warps: device functions.
+
+As in ``parts.py``: each warp averages the tokens of its own part, and the parts are joined once, behind the loop.
+"""
+
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+
+import triton
+import triton.language as tl
+
+from lucid_deploy.plugins.decode_attention.parts import (
+    LEAST_EPSILON,
+    LEAST_TOKENS,
+    add_own_products,
+    diagonals,
+    load_part_columns,
+    load_part_tokens,
+)
+from lucid_deploy.plugins.shared.kernel import float16_parts, float16_power, inverse_power
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # the interpreter has no assembler
+BYTE = tl.constexpr(8)  # bits
+PAIR = tl.constexpr(2)  # columns of Y that are loaded as one number
+HEADROOM = tl.constexpr(2.0**-6)  # with training's diagonal weights of new keys are up to exp(√d/4), 55 at width 256
+
+
+@triton.jit
+def load_part_pairs(p_rows, o_n, m_n, i_first, width, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
+    """As ``load_part_columns``, of bytes, as pairs of columns: int16 ``(parts, tokens, BLOCK / 2)``.
+
+    As bytes the compiler would read Y one by one for a product, which takes two tokens of a column in a register.
+    """
+    o_d = i_first // PAIR + tl.arange(0, BLOCK // PAIR)
+    m_columns = m_n[:, :, None]
+    if 2 * (i_first + BLOCK) > BLOCK_D:
+        m_columns = m_columns & (o_d < width // PAIR)[None, None, :]
+    p_pairs = p_rows.to(tl.pointer_type(tl.int16)) + o_n[:, :, None] * (width // PAIR) + o_d[None, None, :]
+    return tl.load(tl.max_contiguous(p_pairs, (2, 1, BLOCK)), mask=m_columns, other=0)
+
+
+@triton.jit
+def unpack_pairs(b_pairs):
+    """Return E4M3 in the low bytes and in the high bytes of int16 as float16, which holds every number of E4M3.
+
+    Of two numbers in a register the assembler brings the low bytes side by side, and the high ones, and converts both.
+    """
+    if INTERPRETED:
+        b_low = b_pairs.to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+        b_high = (b_pairs >> BYTE).to(tl.int8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        b_low, b_high = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 sorted;
+            .reg .b16 low, high;
+            prmt.b32 sorted, $2, $2, 0x3120;
+            mov.b32 {low, high}, sorted;
+            cvt.rn.f16x2.e4m3x2 $0, low;
+            cvt.rn.f16x2.e4m3x2 $1, high;
+            }""",
+            "=r,=r,r",
+            [b_pairs],
+            dtype=(tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
+        )
+    return b_low, b_high
+
+
+@triton.jit
+def weight_power(b_largest):
+    """Return the power of two that weights times scales of Y are multiplied by, for the largest scale ``(parts,)``.
+
+    The largest becomes 2⁸ to 2⁹: weights of new keys may be larger than 1.
+    """
+    return float16_power(b_largest) * HEADROOM
+
+
+@triton.jit
+def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_first, n_step, width, epsilon, b_rows,
+                            m_new, b_row_scale, b_shift,
+                            BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
+                            PARTS: tl.constexpr):  # fmt: skip
+    """As ``average_in_parts``, over a cache of E4M3: rows are of float16, and K and Y become so in registers.
+
+    The scale of a row of Y multiplies its weights, in float32. They become float16 by a power of two of each part, the
+    one of the largest scale that the part has met; sums move to the next one as they move to the next peak.
+    """
+    ROWS: tl.constexpr = b_shift.shape[0]
+    TOKENS: tl.constexpr = BLOCK_N // PARTS
+    o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
+    per_column = 1.0 / width
+    least = tl.maximum(epsilon, LEAST_EPSILON)
+    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
+    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
+    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    b_peak = tl.where(m_new, b_shift, float("-inf"))
+    b_weights = tl.zeros((PARTS, ROWS, 8), tl.float32)
+    b_largest = tl.zeros((PARTS,), tl.float32)
+    b_all, b_evens, b_odds = (), (), ()
+    for i in tl.static_range(len(b_rows)):
+        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_evens = b_evens + (tl.zeros((PARTS, ROWS, CHUNK_D // PAIR), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+        b_odds = b_odds + (tl.zeros((PARTS, ROWS, CHUNK_D // PAIR), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
+        o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
+        m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
+        b_k_scales = tl.load(p_k_scale + i * BLOCK_N + o_n, mask=m_tile, other=0.0)
+        b_y_scales = tl.load(p_y_scale + i * BLOCK_N + o_n, mask=m_tile, other=0.0)
+        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_squares = tl.zeros((BLOCK_N // LEAST_TOKENS, LEAST_TOKENS, LEAST_TOKENS), tl.float32)
+        for j in tl.static_range(len(b_all)):
+            b_k = load_part_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D).to(tl.float16)
+            b_scores = tl.dot(b_all[j], tl.permute(b_k, (0, 2, 1)), b_scores)
+            b_squares = add_own_products(b_k, b_squares)
+        b_means = diagonals(b_squares, PARTS) * per_column
+        b_norms = tl.rsqrt(b_means * b_k_scales * b_k_scales + least) * b_k_scales
+        b_hidden = tl.where(m_tile, 0.0, float("-inf"))
+        b_factors = tl.where(m_new[:, :, None], b_norms[:, None, :], b_k_scales[:, None, :])
+        b_scores = tl.fma(b_scores, b_factors, b_hidden[:, None, :])
+        b_next = tl.where(m_new, b_shift, tl.maximum(b_peak, tl.max(b_scores, axis=2) * b_row_scale))
+        b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
+        b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
+        b_decay = tl.exp2(b_peak - b_safe)
+        b_eights = tl.sum(tl.reshape(b_p, (PARTS, ROWS, TOKENS // 8, 8)), axis=2)
+        b_weights = b_weights * b_decay[:, :, None] + b_eights
+        b_power = weight_power(b_largest)
+        b_largest = tl.maximum(b_largest, tl.max(b_y_scales, axis=1))
+        b_moved = weight_power(b_largest)
+        b_move = (b_decay * (b_moved * inverse_power(b_power))[:, None])[:, :, None]
+        b_high, b_rest = float16_parts(b_p * (b_y_scales * b_moved[:, None])[:, None, :])
+        b_next_evens, b_next_odds = (), ()
+        for j in tl.static_range(len(b_all)):
+            b_pairs = load_part_pairs(p_y + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
+            b_y_even, b_y_odd = unpack_pairs(b_pairs)
+            b_even = tl.dot(b_rest, b_y_even, tl.dot(b_high, b_y_even, b_evens[j] * b_move))
+            b_odd = tl.dot(b_rest, b_y_odd, tl.dot(b_high, b_y_odd, b_odds[j] * b_move))
+            b_next_evens = b_next_evens + (b_even,)  # type: ignore[assignment]  # noqa: RUF005
+            b_next_odds = b_next_odds + (b_odd,)  # type: ignore[assignment]  # noqa: RUF005
+        b_evens, b_odds = b_next_evens, b_next_odds
+        b_peak = b_next
+
+    b_top = tl.max(b_peak, axis=0)
+    b_factors = tl.exp2(b_peak - tl.where(b_top == float("-inf"), 0.0, b_top)[None, :])
+    b_sum = tl.sum(tl.sum(b_weights, axis=2) * b_factors, axis=0)
+    b_factors = (b_factors * inverse_power(weight_power(b_largest))[:, None])[:, :, None]
+    b_joined = ()
+    for j in tl.static_range(len(b_evens)):
+        b_even = tl.sum(b_evens[j] * b_factors, axis=0)
+        b_odd = tl.sum(b_odds[j] * b_factors, axis=0)
+        b_joined = b_joined + (tl.reshape(tl.join(b_even, b_odd), (ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+    return b_top, b_sum, b_joined
