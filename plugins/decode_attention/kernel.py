@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from lucid_deploy.plugins.block_inverse.kernel import invert_unit_lower
-from lucid_deploy.plugins.decode_attention.parts import average_float32_in_parts, average_in_parts
+from lucid_deploy.plugins.decode_attention.parts import average_float32_in_parts, average_in_parts, first_half
 from lucid_deploy.plugins.decode_attention.parts_float8 import average_float8_in_parts
 from lucid_deploy.plugins.decode_attention.tile import (
     LEAST_ROWS,
@@ -86,6 +86,7 @@ def decode_split_kernel(
         ADD_SQUARES, Y_BY_FLOAT32: As in the functions that read the cache; the second of one in E4M3 only.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
+    ALL_ROWS: tl.constexpr = ROWS if ROWS > LEAST_ROWS else LEAST_ROWS
     EACH_ROW: tl.constexpr = ADD_SQUARES and ROWS == LEAST_ROWS
     if WIDTH_UNIT == BLOCK_D:  # then the compiler knows how far rows are apart, and that no column is missing
         width: tl.constexpr = BLOCK_D
@@ -97,7 +98,7 @@ def decode_split_kernel(
     i_batch_head = tl.program_id(0)
     i_split = tl.program_id(1)
     o_n = tl.arange(0, BLOCK_N)
-    o_r = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    o_r = tl.program_id(2) * ROWS + tl.arange(0, ALL_ROWS)
     m_new = (o_r >= n_queries) & (o_r < n_rows)
     p_mask += (i_batch_head // n_heads).to(tl.int64) * (n_past + n_new)
     o_rows = i_batch_head.to(tl.int64) * n_past
@@ -125,6 +126,10 @@ def decode_split_kernel(
     if DTYPE == tl.bfloat16 or (DTYPE == tl.float32 and PARTS is not None):  # noqa: SIM300
         b_last_scale = tl.maximum(b_last_scale, SMALLEST)
     b_shift = row_shifts(b_new_norms, epsilon, shift, diagonal)
+    if ROWS < ALL_ROWS:
+        o_r = tl.arange(0, ROWS)
+        m_new = first_half(m_new.to(tl.int32)) != 0
+        b_last_scale, b_shift = first_half(b_last_scale), first_half(b_shift)
 
     if PARTS is None:
         b_peak = tl.where(m_new, b_shift, float("-inf"))

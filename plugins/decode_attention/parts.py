@@ -13,6 +13,7 @@ import triton.language as tl
 from lucid_deploy.plugins.shared.kernel import (
     add_product,
     as_they_lie,
+    bfloat16_parts,
     cut_pairs_tf32,
     multiply_add,
     nearest_tf32,
@@ -95,9 +96,53 @@ def diagonals(b_sums, PARTS: tl.constexpr):
     PIECES: tl.constexpr = b_sums.shape[0] // PARTS
     o_n = tl.arange(0, LEAST_TOKENS)
     m_own = (o_n[:, None] == o_n[None, :])[None, :, :]
-    b_squares = tl.sum(tl.where(m_own, b_sums, 0.0), axis=2)
+    b_bits = tl.where(m_own, b_sums.to(tl.int32, bitcast=True), 0)
+    b_squares = tl.sum(b_bits, axis=2).to(
+        tl.float32, bitcast=True
+    )  # of bits of one number, since + 0 costs nothing there
     b_squares = tl.permute(tl.reshape(b_squares, (PIECES, PARTS, LEAST_TOKENS)), (1, 0, 2))
     return tl.reshape(b_squares, (PARTS, PIECES * LEAST_TOKENS))
+
+
+@triton.jit
+def first_half(b_rows):
+    """Return the first half of a row's numbers ``(rows,)``."""
+    b_first, _ = tl.split(tl.permute(tl.reshape(b_rows, (2, b_rows.shape[0] // 2)), (1, 0)))
+    return b_first
+
+
+@triton.jit
+def row_halves(b_rows):
+    """Return the first and the second half of the rows of ``(parts, rows, columns)``."""
+    PARTS: tl.constexpr = b_rows.shape[0]
+    ROWS: tl.constexpr = b_rows.shape[1]
+    COLUMNS: tl.constexpr = b_rows.shape[2]
+    return tl.split(tl.permute(tl.reshape(b_rows, (PARTS, 2, ROWS // 2, COLUMNS)), (0, 2, 3, 1)))
+
+
+@triton.jit
+def stack_rows(b_first, b_second):
+    """Return ``(parts, 2 · rows, columns)``: what :func:`row_halves` gives back."""
+    PARTS: tl.constexpr = b_first.shape[0]
+    ROWS: tl.constexpr = b_first.shape[1]
+    COLUMNS: tl.constexpr = b_first.shape[2]
+    return tl.reshape(tl.permute(tl.join(b_first, b_second), (0, 3, 1, 2)), (PARTS, 2 * ROWS, COLUMNS))
+
+
+@triton.jit
+def add_few_product(b_p, b_y, b_acc):
+    """As ``add_product``, for half as many rows of weights as a product has: the second half takes their second parts.
+
+    A product's rows are two groups of eight, and a thread has one row of each.
+    """
+    if b_y.dtype == tl.bfloat16:
+        b_high, b_low = bfloat16_parts(b_p)
+        b_first, b_second = row_halves(tl.dot(stack_rows(b_high, b_low), b_y))
+        b_first += b_second
+    else:
+        b_half = b_p.to(tl.float16)
+        b_first, _ = row_halves(tl.dot(stack_rows(b_half, tl.zeros_like(b_half)), b_y))
+    return b_acc + b_first
 
 
 @triton.jit
@@ -123,11 +168,12 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
     Args:
         p_k, p_y, p_mask: Of the sequence and head.
         i_first: The first tile.
-        b_rows: As of ``load_queries``.
+        b_rows: As of ``load_queries``; of twice as many rows as there are, only the first half.
         m_new, b_row_scale, b_shift: ``(rows,)``: which are new keys, their factor, and their peak.
         PARTS: Warps.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
+    ALL_ROWS: tl.constexpr = b_rows[0].shape[0]
     TOKENS: tl.constexpr = BLOCK_N // PARTS
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     per_column = 1.0 / width
@@ -141,17 +187,19 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
     b_weights = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
     b_all, b_accs = (), ()
     for i in tl.static_range(len(b_rows)):
-        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ALL_ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
         o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
         m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
-        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_scores = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
         b_squares = tl.zeros((BLOCK_N // LEAST_TOKENS, LEAST_TOKENS, LEAST_TOKENS), tl.float32)
         for j in tl.static_range(len(b_all)):
             b_k = load_part_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
             b_scores = tl.dot(b_all[j], tl.permute(b_k, (0, 2, 1)), b_scores)
             b_squares = add_own_products(b_k, b_squares)
+        if ROWS < ALL_ROWS:
+            b_scores, _ = row_halves(b_scores)
         b_norms = tl.rsqrt(diagonals(b_squares, PARTS) * per_column + least)
         b_hidden = tl.where(m_tile, 0.0, float("-inf"))
         b_factors = tl.fma(*tl.broadcast(b_norms[:, None, :], b_is_new), b_is_query)
@@ -164,7 +212,11 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
         b_sums = ()
         for j in tl.static_range(len(b_accs)):
             b_y = load_part_columns(p_y + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
-            b_sums = b_sums + (add_product(b_p, b_y, b_accs[j] * b_decay),)  # type: ignore[assignment]  # noqa: RUF005
+            if ROWS < ALL_ROWS:
+                b_acc = add_few_product(b_p, b_y, b_accs[j] * b_decay)
+            else:
+                b_acc = add_product(b_p, b_y, b_accs[j] * b_decay)
+            b_sums = b_sums + (b_acc,)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_sums
         b_peak = b_next
     return join_parts(b_peak, tl.sum(b_weights, axis=2), b_accs)
@@ -212,7 +264,9 @@ def add_each_token(b_squares, ROWS: tl.constexpr):
     """
     PARTS: tl.constexpr = b_squares.shape[0]
     TOKENS: tl.constexpr = b_squares.shape[2]
-    if TOKENS > LEAST_TOKENS:  # with fewer, Triton lets keys lie in shared memory so that reading them meets conflicts
+    # Of fewer tokens Triton lets keys lie in shared memory so that reading them meets conflicts, and it reads those of
+    # more columns twice.
+    if TOKENS > LEAST_TOKENS and b_squares.shape[1] == 4 * LANES:
         b_high, b_low = nearest_tf32(add_threads_own(b_squares))
         b_low = tl.maximum(b_low, LOWEST)  # what is left of infinity is NaN
         b_both = tl.reshape(tl.permute(tl.join(b_high, b_low), (0, 3, 1, 2)), (PARTS, 2 * LANES, TOKENS))
@@ -223,6 +277,20 @@ def add_each_token(b_squares, ROWS: tl.constexpr):
         b_sums = tl.dot(b_ones, tl.maximum(b_low, LOWEST), input_precision="tf32")
         b_sums = tl.dot(b_ones, b_high, b_sums, input_precision="tf32")
     return b_sums
+
+
+@triton.jit
+def multiply_values(b_high, b_low, b_y_high, b_y_low, ROWS: tl.constexpr):
+    """Return weights times Y, both in two parts of tf32; with twice as many rows ``b_high`` has both of the weights."""
+    if b_high.shape[1] > ROWS:
+        b_sum = tl.dot(b_high, b_y_low, input_precision="tf32")
+        b_sum, b_rest = row_halves(tl.dot(b_high, b_y_high, b_sum, input_precision="tf32"))
+        b_sum += b_rest
+    else:
+        b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
+        b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
+        b_sum = tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
+    return b_sum
 
 
 @triton.jit
@@ -240,6 +308,8 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
         PAIRS: Whether instructions take two float32 numbers at once; None: no.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
+    ALL_ROWS: tl.constexpr = b_rows[0].shape[0]
+    CHAIN: tl.constexpr = 32  # columns of one sum of products: tensor cores cut what they add up
     TOKENS: tl.constexpr = BLOCK_N // PARTS
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     o_y = tl.arange(0, PARTS)[:, None] * TOKENS + factor_tokens(TOKENS)[None, :]
@@ -255,28 +325,45 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
     b_one = tl.full((1, 1, 1), 1.0, tl.float32)
     b_all, b_left, b_accs = (), (), ()
     for i in tl.static_range(len(b_rows)):
-        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
-        b_rest = tl.broadcast_to(b_rests[i][None, :, :], (PARTS, ROWS, CHUNK_D))
-        if BLOCK_D > REGISTER_COLUMNS:
-            b_rest = as_they_lie(b_rest)
-        b_left = b_left + (b_rest,)  # type: ignore[assignment]  # noqa: RUF005
+        b_first, b_second = b_rows[i][None, :, :], b_rests[i][None, :, :]
+        if ROWS < ALL_ROWS:
+            b_first = stack_rows(row_halves(b_first)[0], row_halves(b_second)[0])
+        b_all = b_all + (tl.broadcast_to(b_first, (PARTS, ALL_ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_second = tl.broadcast_to(b_second, (PARTS, ALL_ROWS, CHUNK_D))
+        if BLOCK_D > REGISTER_COLUMNS and ROWS == ALL_ROWS:
+            b_second = as_they_lie(b_second)
+        b_left = b_left + (b_second,)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_accs + (tl.zeros((PARTS, ROWS, CHUNK_D), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
         o_tile = tl.cast(i * BLOCK_N, tl.int64) * width
         m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
         m_y = load_part_tokens(p_mask + i * BLOCK_N, o_y, i * BLOCK_N + o_y < n_past)
-        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_scores = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
+        b_sum = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
         b_squares = tl.zeros((PARTS, CHUNK_D, TOKENS), tl.float32)
-        b_small = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_small = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
         for j in tl.static_range(len(b_all)):
             b_k = load_turned_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
             b_k_high, b_k_low = split_tf32(b_k, PAIRS)
-            b_scores, b_small = add_float32_products(b_all[j], b_left[j], b_k_high, b_k_low, b_scores, b_small)
+            if ROWS < ALL_ROWS:
+                b_small = tl.dot(b_all[j], b_k_low, b_small, input_precision="tf32")
+                b_sum = tl.dot(b_all[j], b_k_high, b_sum, input_precision="tf32")
+            else:
+                b_sum, b_small = add_float32_products(b_all[j], b_left[j], b_k_high, b_k_low, b_sum, b_small)
+            if (j + 1) * CHUNK_D == CHAIN:
+                b_scores = b_sum
+                b_sum = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
+            elif (j + 1) * CHUNK_D % CHAIN == 0:
+                b_scores = multiply_add(b_sum, b_one, b_scores, PAIRS)
+                b_sum = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
             b_squares = multiply_add(b_k, b_k, b_squares, PAIRS)
-        b_sums = add_each_token(b_squares, ROWS)
-        b_norms, _ = tl.split(tl.permute(tl.reshape(b_sums, (PARTS, 2, ROWS // 2, TOKENS)), (0, 2, 3, 1)))
+        b_norms, _ = row_halves(add_each_token(b_squares, ALL_ROWS))
         b_norms = tl.rsqrt(tl.maximum(b_norms * per_column + epsilon, SMALLEST))
-        b_norms = tl.reshape(tl.permute(tl.join(b_norms, b_norms), (0, 3, 1, 2)), (PARTS, ROWS, TOKENS))
+        if ROWS < ALL_ROWS:
+            b_scores, b_rest = row_halves(b_scores)
+            b_small = row_halves(b_small)[0] + b_rest
+        else:
+            b_norms = stack_rows(b_norms, b_norms)
         b_hidden = tl.where(m_tile, 0.0, float("-inf"))
         b_factors = multiply_add(b_norms, b_is_new, b_is_query, PAIRS)
         b_scores = multiply_add(b_small, b_one, b_scores, PAIRS)
@@ -285,16 +372,21 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
         b_decay = tl.exp2(b_peak - b_safe)[:, :, None]
-        b_high, b_low = split_tf32(as_factor(b_p), PAIRS)
-        b_sum = tl.dot(b_low, b_each, input_precision="tf32")
-        b_weights = b_weights * b_decay + tl.dot(b_high, b_each, b_sum, input_precision="tf32")
+        if ROWS < ALL_ROWS:
+            b_high, b_low = split_tf32(as_factor(b_p), None)  # neighbours would not be where the product takes them
+            b_high = stack_rows(b_high, b_low)
+            b_sum, b_rest = row_halves(tl.dot(b_high, b_each, input_precision="tf32"))
+            b_sum += b_rest
+        else:
+            b_high, b_low = split_tf32(as_factor(b_p), PAIRS)
+            b_sum = tl.dot(b_low, b_each, input_precision="tf32")
+            b_sum = tl.dot(b_high, b_each, b_sum, input_precision="tf32")
+        b_weights = b_weights * b_decay + b_sum
         b_moved = ()
         for j in tl.static_range(len(b_accs)):
             b_y = load_part_columns(p_y + o_tile, o_y, m_y, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
             b_y_high, b_y_low = cut_pairs_tf32(b_y, PAIRS)
-            b_sum = tl.dot(b_low, b_y_high, input_precision="tf32")
-            b_sum = tl.dot(b_high, b_y_low, b_sum, input_precision="tf32")
-            b_sum = tl.dot(b_high, b_y_high, b_sum, input_precision="tf32")
+            b_sum = multiply_values(b_high, b_low, b_y_high, b_y_low, ROWS)
             b_moved = b_moved + (multiply_add(b_accs[j], b_decay, b_sum, PAIRS),)  # type: ignore[assignment]  # noqa: RUF005
         b_accs = b_moved
         b_peak = b_next

@@ -15,6 +15,8 @@ from lucid_deploy.plugins.decode_attention.parts import (
     diagonals,
     load_part_columns,
     load_part_tokens,
+    row_halves,
+    stack_rows,
 )
 from lucid_deploy.plugins.shared.kernel import float16_parts, float16_power, inverse_power
 
@@ -76,6 +78,17 @@ def weight_power(b_largest):
 
 
 @triton.jit
+def add_both_products(b_high, b_rest, b_y, b_acc, ALL_ROWS: tl.constexpr):
+    """Return ``b_acc`` plus both parts of weights times Y; of half as many rows as ALL_ROWS, by one product."""
+    if b_high.shape[1] < ALL_ROWS:
+        b_first, b_second = row_halves(tl.dot(stack_rows(b_high, b_rest), b_y))
+        b_sum = b_acc + (b_first + b_second)
+    else:
+        b_sum = tl.dot(b_rest, b_y, tl.dot(b_high, b_y, b_acc))
+    return b_sum
+
+
+@triton.jit
 def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_first, n_step, width, epsilon, b_rows,
                             m_new, b_row_scale, b_shift,
                             BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, CHUNK_D: tl.constexpr,
@@ -86,6 +99,7 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
     one of the largest scale that the part has met; sums move to the next one as they move to the next peak.
     """
     ROWS: tl.constexpr = b_shift.shape[0]
+    ALL_ROWS: tl.constexpr = b_rows[0].shape[0]
     TOKENS: tl.constexpr = BLOCK_N // PARTS
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     per_column = 1.0 / width
@@ -98,7 +112,7 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
     b_largest = tl.zeros((PARTS,), tl.float32)
     b_all, b_evens, b_odds = (), (), ()
     for i in tl.static_range(len(b_rows)):
-        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
+        b_all = b_all + (tl.broadcast_to(b_rows[i][None, :, :], (PARTS, ALL_ROWS, CHUNK_D)),)  # type: ignore[assignment]  # noqa: RUF005
         b_evens = b_evens + (tl.zeros((PARTS, ROWS, CHUNK_D // PAIR), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
         b_odds = b_odds + (tl.zeros((PARTS, ROWS, CHUNK_D // PAIR), tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     for i in range(i_first, tl.cdiv(n_past, BLOCK_N), n_step):
@@ -106,12 +120,14 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
         m_tile = load_part_tokens(p_mask + i * BLOCK_N, o_n, i * BLOCK_N + o_n < n_past)
         b_k_scales = tl.load(p_k_scale + i * BLOCK_N + o_n, mask=m_tile, other=0.0)
         b_y_scales = tl.load(p_y_scale + i * BLOCK_N + o_n, mask=m_tile, other=0.0)
-        b_scores = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
+        b_scores = tl.zeros((PARTS, ALL_ROWS, TOKENS), tl.float32)
         b_squares = tl.zeros((BLOCK_N // LEAST_TOKENS, LEAST_TOKENS, LEAST_TOKENS), tl.float32)
         for j in tl.static_range(len(b_all)):
             b_k = load_part_columns(p_k + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D).to(tl.float16)
             b_scores = tl.dot(b_all[j], tl.permute(b_k, (0, 2, 1)), b_scores)
             b_squares = add_own_products(b_k, b_squares)
+        if ROWS < ALL_ROWS:
+            b_scores, _ = row_halves(b_scores)
         b_means = diagonals(b_squares, PARTS) * per_column
         b_norms = tl.rsqrt(b_means * b_k_scales * b_k_scales + least) * b_k_scales
         b_hidden = tl.where(m_tile, 0.0, float("-inf"))
@@ -132,8 +148,8 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
         for j in tl.static_range(len(b_all)):
             b_pairs = load_part_pairs(p_y + o_tile, o_n, m_tile, j * CHUNK_D, width, CHUNK_D, BLOCK_D)
             b_y_even, b_y_odd = unpack_pairs(b_pairs)
-            b_even = tl.dot(b_rest, b_y_even, tl.dot(b_high, b_y_even, b_evens[j] * b_move))
-            b_odd = tl.dot(b_rest, b_y_odd, tl.dot(b_high, b_y_odd, b_odds[j] * b_move))
+            b_even = add_both_products(b_high, b_rest, b_y_even, b_evens[j] * b_move, ALL_ROWS)
+            b_odd = add_both_products(b_high, b_rest, b_y_odd, b_odds[j] * b_move, ALL_ROWS)
             b_next_evens = b_next_evens + (b_even,)  # type: ignore[assignment]  # noqa: RUF005
             b_next_odds = b_next_odds + (b_odd,)  # type: ignore[assignment]  # noqa: RUF005
         b_evens, b_odds = b_next_evens, b_next_odds

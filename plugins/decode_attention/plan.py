@@ -23,6 +23,7 @@ from lucid_deploy.plugins.table import DECODE_ATTENTION, DECODE_ATTENTION_FLOAT8
 
 TUNED = Path(__file__).with_name("tuned.json")
 QUERY_ROWS = (16, 32, 64)  # rows of a tile: queries of one key/value head, and its new keys
+FEW_ROWS = 8  # the same where each warp has a part of a tile of the head's width: half of a product's rows
 # Rows times padded width at most, of float32 and of the half types: larger tiles spill, or take longer than two halves.
 FLOAT32_NUMBERS, HALF_NUMBERS = 4096, 8192
 WIDE_TILE = (32, 4)  # with 32 rows and more: cached tokens at most, and warps; so that none spills in its loop
@@ -54,7 +55,10 @@ PARTS_WIDTHS = {9: 64, 10: 128}
 FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fit into registers …
 KEPT_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on half of them stay in shared memory, in heads of just this width
 FLOAT8_PARTS_WIDTH = 128  # the same with a cache of E4M3, on both
-PARTS_CHUNK = 16  # columns of float32 at once there, whose squares are summed in registers
+FEW_FLOAT32_WIDTH = 128  # of float32 with few rows, whose two parts are one product's rows
+PARTS_CHUNK = (
+    16  # columns of float32 at once there, whose squares are summed in registers; more spill, but with few rows
+)
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
 PART_TOKENS = 16  # at least: the rows of a product
 NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
@@ -67,6 +71,7 @@ CAREFUL_WARPS = 4
 # Of a tile with 16 rows at most: it is half as large as one of a half type. With parts it is the least of heads as wide
 # as their tile; more of other heads 128 wide would spill.
 FLOAT8_TOKENS = 128
+FLOAT8_FEW_TOKENS = 256  # the same with few rows
 FLOAT8_UNIT = 8  # head widths with a cache of E4M3 are multiples of it: kernels for others would add to the library
 
 
@@ -113,6 +118,8 @@ def plan_decode_attention(
     padded, head_rows = padded_width(width), (groups + 1) * new
     rows = query_rows(head_rows, dtype, padded, arch)
     unit = cache_unit(width, dtype, rows)
+    if head_rows <= FEW_ROWS and unit == padded and _has_parts(arch, dtype, padded, FEW_ROWS, unit, float8):
+        rows = FEW_ROWS
     tuned = tuned or split_choice(arch, dtype, padded, rows, unit, float8)
     splits = max(1, min(-(-past // tuned.block_n), MAX_SPLITS, TARGET_PROGRAMS // (batch * heads)))
     sizes = {"n_past": past, "n_heads": heads, "n_groups": groups}
@@ -168,7 +175,7 @@ def cache_unit(width: int, dtype: str, rows: int) -> int:
     With the fewest rows a padded width is its own: the compiler then knows how far rows of the cache are apart, and no
     column needs a mask.
     """
-    return width if rows == QUERY_ROWS[0] and width in PADDED_WIDTHS else width_unit(width, dtype)
+    return width if rows <= QUERY_ROWS[0] and width in PADDED_WIDTHS else width_unit(width, dtype)
 
 
 def split_choice(arch: int, dtype: str, padded: int, rows: int, unit: int, float8: bool = False) -> Choice:
@@ -195,8 +202,10 @@ def _has_parts(arch: int, dtype: str, padded: int, rows: int, unit: int, float8:
     most = parts_width(arch, dtype)
     if float8 and most:
         most = FLOAT8_PARTS_WIDTH
+    if dtype == "float32" and rows <= FEW_ROWS and most:
+        most = FEW_FLOAT32_WIDTH
     kept = dtype == "float32" and _takes_pairs(arch) and unit == padded == KEPT_PARTS_WIDTH
-    return rows == QUERY_ROWS[0] and (kept or padded <= most)
+    return rows <= QUERY_ROWS[0] and (kept or padded <= most)
 
 
 def _takes_pairs(arch: int) -> bool:
@@ -209,12 +218,14 @@ def _of_form(tuned: Choice, arch: int, dtype: str, padded: int, rows: int, unit:
         return replace(tuned, block_n=min(tuned.block_n, PADDED_KEYS // padded), num_warps=CAREFUL_WARPS)
     if float8 or is_narrow:
         tuned = replace(tuned, num_warps=max(tuned.num_warps, CAREFUL_WARPS))
-    if rows == QUERY_ROWS[0]:
+    if rows <= QUERY_ROWS[0]:
         has_parts = _has_parts(arch, dtype, padded, rows, unit, float8)
         if float8:
             tokens = HALF_KEYS // padded
             if not has_parts:
                 tokens = min(tokens, FLOAT8_TOKENS)
+            elif rows <= FEW_ROWS:
+                tokens = min(2 * tokens, FLOAT8_FEW_TOKENS)
             elif unit == padded:
                 tokens = max(tokens, FLOAT8_TOKENS)
             return replace(tuned, block_n=tokens)
@@ -256,13 +267,14 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
 def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
     """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
     # Products of 64 rows want keys in shared memory, and those with ones in registers.
-    adds_squares = rows == QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
+    adds_squares = rows <= QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if _has_parts(arch, dtype, padded, rows, unit, float8):
         if float8:
             return {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
         # Rows of 32 columns would be written with conflicts of banks where parts have few tokens.
-        wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] else {}
-        narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" else {}
+        wide = {"CHUNK_D": WIDE_CHUNK} if padded == PADDED_WIDTHS[2] and dtype != "float32" else {}
+        has_room = rows <= FEW_ROWS and padded >= PADDED_WIDTHS[1]
+        narrow = {"CHUNK_D": PARTS_CHUNK} if dtype == "float32" and not has_room else {}
         if dtype == "float32" and _takes_pairs(arch):
             narrow |= {"PAIRS": 1}
         return wide | narrow | {"PARTS": min(tuned.num_warps, tuned.block_n // PART_TOKENS)}
@@ -274,10 +286,14 @@ def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit:
 def split_variants(dtype: str, padded: int, tuned: Choice, unit: int, arch: int, float8: bool = False) -> list[Variant]:
     """Return the forms of the kernel that reads the cache: one for each number of rows, the fewest first.
 
-    They depend on the compute capability. Of a unit that is the padded width there is one, of the fewest rows.
+    They depend on the compute capability. Of a unit that is the padded width there are those of the fewest rows.
     """
     found = []
-    for rows in row_counts(dtype, padded, arch)[: 1 if unit == padded else None]:
+    counts = row_counts(dtype, padded, arch)
+    if unit == padded:
+        has_few = _has_parts(arch, dtype, padded, FEW_ROWS, unit, float8)
+        counts = (FEW_ROWS, counts[0]) if has_few else counts[:1]
+    for rows in counts:
         of_rows = _of_form(tuned, arch, dtype, padded, rows, unit, float8)
         sizes = _form_constants(arch, dtype, padded, rows, of_rows, unit, float8)
         launch = (of_rows.num_warps, of_rows.num_stages)

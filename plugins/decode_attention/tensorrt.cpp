@@ -19,6 +19,7 @@ using Out = table::DecodeAttention::Out;
 
 // As in plan.py.
 constexpr int64_t kQueryRows[] = {16, 32, 64};
+constexpr int64_t kFewRows = 8;
 constexpr int64_t kFloat32Numbers = 4096; // rows times padded width at most
 constexpr int64_t kHalfNumbers = 8192;
 constexpr int32_t kWarpGroups[] = {9, 10}; // compute capabilities whose tiles have 16 or 64 rows, and twice the numbers
@@ -112,9 +113,13 @@ protected:
     {
         // The library may have code for an older compute capability alone.
         Kernel const& few = findKernel(variant(splitKernel(), sizes, widthUnit(sizes), kQueryRows[0]), arch);
-        int64_t const rows = queryRows(sizes, few.arch);
+        int64_t rows = queryRows(sizes, few.arch);
         int64_t const padded = paddedWidth(sizes.width);
         int64_t const unit = rows == kQueryRows[0] && sizes.width == padded ? padded : widthUnit(sizes);
+        if (headRows(sizes) <= kFewRows && unit == padded && hasKernel(variant(splitKernel(), sizes, unit, kFewRows), arch))
+        {
+            rows = kFewRows;
+        }
         int64_t const batchHeads = sizes.batch * sizes.heads;
         bool const one = sizes.newTokens == 1;
         Kernel const& split = findKernel(variant(splitKernel(), sizes, unit, rows), arch);

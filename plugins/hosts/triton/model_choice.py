@@ -140,9 +140,10 @@ def _decode_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]
 
 
 def _decode_forms(dtype: str, padded: int, choice: Choice, arch: int) -> list[Variant]:
-    """Return that of heads as wide as the tile, then those of others, with the widest loads."""
+    """Return that of 16 rows of heads as wide as the tile, then those of others, with the widest loads."""
     units = (padded, compiled_units(dtype)[0])
-    return [each for unit in units for each in decode_attention.split_variants(dtype, padded, choice, unit, arch)]
+    own, others = (decode_attention.split_variants(dtype, padded, choice, unit, arch) for unit in units)
+    return [*reversed(own), *others]
 
 
 OPERATORS = {

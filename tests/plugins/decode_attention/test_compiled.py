@@ -29,6 +29,10 @@ CASES = [
     (100, Case(new=1, past=257, keys=0.99, heads=1, training=True)),
     (100, Case(new=1, past=257, width=60, keys="repeated", padded=True, batch=2, heads=1)),  # columns behind the width
     (100, Case(new=1, past=257, width=96, dtype="bfloat16", keys=0.99, heads=1)),
+    (100, Case(new=1, past=257, width=32, dtype="bfloat16", keys="repeated", heads=1, groups=7)),
+    (90, Case(new=2, past=130, width=128, keys=0.99, padded=True, batch=2, heads=1, groups=3, training=True)),
+    (100, Case(new=1, past=257, keys="repeated", heads=1, groups=8)),  # a row more than eight
+    (90, Case(new=1, past=130, dtype="bfloat16", keys=0.99, heads=1, groups=8)),
     (90, Case(new=4, past=65, keys=0.99, padded=True, batch=2, heads=1, static=130)),
     (100, Case(new=8, past=65, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1)),
     (120, Case(new=8, past=65, dtype="float16", keys="repeated", padded=True, batch=2, heads=1)),
@@ -65,6 +69,11 @@ PASSES = [
     (90, Case(new=1, past=430, keys="repeated", heads=1)),
     (90, Case(new=1, past=600, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1, float8=True)),
     (100, Case(new=1, past=430, width=128, dtype="float16", keys="repeated", heads=1, float8=True)),
+    (100, Case(new=1, past=300, width=128, keys="repeated", padded=True, batch=2, heads=1)),
+    (100, Case(new=1, past=430, width=32, keys=0.99, heads=1, groups=15)),
+    (90, Case(new=1, past=430, width=64, dtype="float16", keys="repeated", heads=1, groups=15)),
+    (90, Case(new=1, past=600, width=64, dtype="bfloat16", keys=0.99, padded=True, batch=2, heads=1, float8=True)),
+    (100, Case(new=1, past=600, width=32, dtype="float16", keys="repeated", heads=1, groups=8, float8=True)),
     (90, Case(new=1, past=430, width=24, keys=0.99, padded=True, batch=2, heads=1)),
     (90, Case(new=1, past=430, width=48, dtype="float16", keys="repeated", heads=1)),
     (100, Case(new=1, past=430, keys=0.99, padded=True, batch=2, heads=1)),

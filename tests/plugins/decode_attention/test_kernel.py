@@ -128,6 +128,19 @@ PARTS = [
         Case(new=1, past=100, width=width, dtype="float32", keys=0.9, heads=1, arch=100)
         for width in (16, 20, 36, 40, 60)
     ),
+    # Up to 8 rows of heads as wide as their tile, and 9.
+    Case(new=1, past=257, dtype="float32", keys="repeated", width=128, heads=1, groups=7, arch=90),
+    Case(new=2, past=300, dtype="float32", keys=0.99, width=128, groups=3, training=True, zeros=True, arch=100),
+    Case(new=4, past=130, dtype="bfloat16", keys=0.99, width=32, batch=2, padded=True, groups=1, arch=100),
+    Case(new=2, past=257, dtype="float16", keys="repeated", groups=3, training=True, arch=90),
+    Case(new=1, past=257, dtype="float32", keys=0.99, heads=1, groups=8, arch=100),
+    Case(new=1, past=257, dtype="bfloat16", keys="repeated", heads=1, groups=8, arch=90),
+    Case(new=1, past=300, dtype="float16", keys=0.99, width=128, heads=1, groups=9, arch=100),
+    Case(new=1, past=257, dtype="bfloat16", keys="repeated", groups=7, float8=True, arch=90),
+    Case(
+        new=2, past=300, dtype="float16", keys=0.99, groups=3, batch=2, padded=True, zeros=True, float8=True, arch=100
+    ),
+    Case(new=1, past=257, dtype="float16", keys="repeated", heads=1, groups=8, width=32, float8=True, arch=100),
     # Rounding of weights relative to peaks of parts, not of a row, differs from the plain one: more rows, less luck.
     Case(new=1, past=130, width=16, dtype="float16", keys=0.9, heads=1, groups=15, arch=100),
 ]

@@ -111,6 +111,25 @@ def test_a_padded_width_is_compiled_in_where_rows_are_few(dtype, arch):
         assert is_one_tile == (width == 256 and dtype == "float32"), "larger tiles do not fit"
 
 
+@pytest.mark.parametrize(("arch", "has_parts"), [(89, False), (90, True), (100, True), (120, False)])
+@pytest.mark.parametrize(
+    ("dtype", "float8"),
+    [("float32", False), ("float16", False), ("bfloat16", False), ("float16", True), ("bfloat16", True)],
+)
+def test_up_to_8_rows_have_a_form_where_each_warp_has_a_part_of_a_tile_of_the_head_s_width(
+    dtype, float8, arch, has_parts
+):
+    for width in (32, 64, *([128] if dtype == "float32" or float8 or arch == 100 else [])):
+        of = {"arch": arch, "width": width, "dtype": dtype, "float8": float8}
+        for groups, new, rows in ((1, 1, 8), (7, 1, 8), (3, 2, 8), (1, 4, 8), (8, 1, 16), (2, 3, 16), (15, 1, 16)):
+            constants = decode(**of, groups=groups, new=new).steps[0].constants
+            assert constants["ROWS"] == (rows if has_parts else 16) and (
+                "PARTS" in constants or not has_parts or rows == 16
+            )
+        assert decode(**of | {"width": width - 8}, groups=1).steps[0].constants["ROWS"] == 16
+    assert decode(arch=arch, width=256, dtype=dtype, float8=float8, groups=1).steps[0].constants["ROWS"] == 16
+
+
 @pytest.mark.parametrize("arch", [90, 100])
 @pytest.mark.parametrize("width", [16, 28, 36, 60])
 def test_float32_of_a_padded_width_has_four_warps_and_tiles_that_do_not_spill(arch, width):
@@ -134,9 +153,11 @@ def test_tensor_cores_add_squares_of_e4m3_where_they_have_time_and_no_warp_has_a
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_tiles_of_e4m3_with_parts_are_those_that_do_not_spill(dtype, arch):
     tokens = {16: 256, 32: 256, 40: 128, 64: 128, 72: 64, 120: 64, 128: 128}
-    for width, wanted in tokens.items():
-        step = decode(arch=arch, width=width, dtype=dtype, float8=True).steps[0]
-        assert (step.constants["BLOCK_N"], step.constants["PARTS"], step.num_warps) == (wanted, 4, 4)
+    of_few_rows = {32: 256, 64: 256, 128: 128}
+    for groups, of_rows in ((15, tokens), (4, tokens | of_few_rows)):
+        for width, wanted in of_rows.items():
+            step = decode(arch=arch, width=width, dtype=dtype, groups=groups, float8=True).steps[0]
+            assert (step.constants["BLOCK_N"], step.constants["PARTS"], step.num_warps) == (wanted, 4, 4)
     assert "PARTS" not in decode(arch=arch, width=136, dtype=dtype, float8=True).steps[0].constants
 
 
@@ -159,7 +180,8 @@ def test_each_warp_has_a_part_of_a_tile_of_few_rows(arch, has_parts, dtype):
 
 @pytest.mark.parametrize(("arch", "has_parts"), [(90, False), (100, True), (103, True), (120, False)])
 def test_float32_heads_of_just_128_have_parts_where_instructions_take_two_numbers(arch, has_parts):
-    found = {width: decode(arch=arch, width=width, dtype="float32").steps[0].constants for width in (124, 128, 256)}
+    of = {"arch": arch, "dtype": "float32", "groups": 15}
+    found = {width: decode(**of, width=width).steps[0].constants for width in (124, 128, 256)}
     assert [width for width, each in found.items() if "PARTS" in each] == [128] * has_parts
     assert found[128].get("PAIRS", 0) == has_parts and found[128]["CHUNK_D"] == (16 if has_parts else 32)
 

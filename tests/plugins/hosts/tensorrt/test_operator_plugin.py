@@ -108,11 +108,18 @@ def test_rows_of_a_tile_are_those_of_the_code_that_is_taken(arch, rows, tools, t
     assert split[0] == f"decode_split_float16_d64_u8_r{rows}", "code for an older GPU has other tiles than this one's"
 
 
-@pytest.mark.parametrize(("arch", "code"), [(90, "90"), (100, "ptx"), (89, "ptx")])
-def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, tools, tmp_path):
+@pytest.mark.parametrize(("groups", "width", "name"), [(7, 64, "u64_r8"), (8, 64, "u64_r16"), (7, 56, "u8_r16")])
+def test_few_rows_take_a_form_of_their_own_where_the_library_has_it(groups, width, name, tools, tmp_path):
+    _, calls = tools.run(Problem("DecodeAttention", past=777, groups=groups, width=width), tmp_path / "log", 90)
+    split = next(call["image"].split() for call in calls if call["call"] == "load")
+    assert split[0] == f"decode_split_float16_d64_{name}"
+
+
+@pytest.mark.parametrize(("arch", "code", "rows"), [(90, "90", 8), (100, "ptx", 16), (89, "ptx", 16)])
+def test_code_that_reads_e4m3_is_for_devices_that_have_it(arch, code, rows, tools, tmp_path):
     _, calls = tools.run(Problem("DecodeAttentionFloat8"), tmp_path / "log", arch)
     split = next(call["image"].split() for call in calls if call["call"] == "load")
-    assert split[:2] == ["decode_split_float8_float16_d64_u64_r16", code]
+    assert split[:2] == [f"decode_split_float8_float16_d64_u64_r{rows}", code]
 
 
 def test_little_shared_memory_needs_no_attribute(tools, tmp_path):

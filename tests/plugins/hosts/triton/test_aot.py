@@ -27,15 +27,15 @@ WIDTH = 32
 
 
 def steps(arch: int) -> dict[str, Step]:
-    """Return what is launched on a GPU, by variant."""
+    """Return what is launched on a GPU with 16 rows, of which all have forms, by variant."""
     plans = [
         plan_precondition(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch),
-        plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch),
+        plan_decode_attention(1, 1, 15, 0, WIDTH, "float16", 1e-5, arch),
         plan_delta_rule(1, 1, 2, WIDTH, WIDTH, "float16", 1.0, arch),
         plan_delta_rule(1, 1, 1, WIDTH, WIDTH, "float16", 1.0, arch),
     ]
     if arch >= FLOAT8_ARCH:
-        plans.append(plan_decode_attention(1, 1, 1, 0, WIDTH, "float16", 1e-5, arch, float8=True))
+        plans.append(plan_decode_attention(1, 1, 15, 0, WIDTH, "float16", 1e-5, arch, float8=True))
     return {step.variant: step for plan in plans for step in plan.steps}
 
 
