@@ -84,6 +84,8 @@ def decode_split_kernel(
         scale, shift, diagonal, width_units: As in the preconditioner.
         CHUNK_D: Columns that are multiplied at once.
         ADD_SQUARES, Y_BY_FLOAT32: As in the functions that read the cache; the second of one in E4M3 only.
+        PARTS: Warps, each of which averages a part of every tile; None: they share it.
+        PAIRS: As of ``average_float32_in_parts``.
     """
     DTYPE: tl.constexpr = p_q.dtype.element_ty
     ALL_ROWS: tl.constexpr = ROWS if ROWS > LEAST_ROWS else LEAST_ROWS

@@ -302,7 +302,8 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
 
     Keys are split into parts in registers, as a product takes them, and have no powers. Squares of a key are added in
     registers as far as a thread has them, CHUNK_D sums, and then by a product with ones, in two parts. A thread has
-    scores of two rows for each token, for which it makes one norm.
+    scores of two rows for each token, for which it makes one norm. With half as many rows as a product has, the other
+    half are the second parts of queries and new keys, and of weights.
 
     Args:
         PAIRS: Whether instructions take two float32 numbers at once; None: no.

@@ -18,9 +18,8 @@ from lucid_deploy.plugins.decode_attention.parts import (
     row_halves,
     stack_rows,
 )
-from lucid_deploy.plugins.shared.kernel import float16_parts, float16_power, inverse_power
+from lucid_deploy.plugins.shared.kernel import INTERPRETED, float16_parts, float16_power, inverse_power
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))  # the interpreter has no assembler
 BYTE = tl.constexpr(8)  # bits
 PAIR = tl.constexpr(2)  # columns of Y that are loaded as one number
 HEADROOM = tl.constexpr(2.0**-6)  # with training's diagonal weights of new keys are up to exp(√d/4), 55 at width 256

@@ -56,9 +56,8 @@ FLOAT32_PARTS_WIDTH = 64  # the same of float32 at most: wider queries do not fi
 KEPT_PARTS_WIDTH = 128  # … but from PAIRS_ARCH on half of them stay in shared memory, in heads of just this width
 FLOAT8_PARTS_WIDTH = 128  # the same with a cache of E4M3, on both
 FEW_FLOAT32_WIDTH = 128  # of float32 with few rows, whose two parts are one product's rows
-PARTS_CHUNK = (
-    16  # columns of float32 at once there, whose squares are summed in registers; more spill, but with few rows
-)
+# Columns of float32 at once there, whose squares are summed in registers; more spill, but with few rows of wide heads.
+PARTS_CHUNK = 16
 PAIRS_ARCH = 100  # the first compute capability whose float32 instructions take two numbers
 PART_TOKENS = 16  # at least: the rows of a product
 NARROW_TOKENS = 128  # of a tile with parts at most where loads are narrow: more would spill
@@ -156,7 +155,7 @@ def plan_decode_attention(
 
 
 def row_counts(dtype: str, padded: int, arch: int) -> tuple[int, ...]:
-    """Return the rows that tiles of a type and padded width are compiled with for a compute capability."""
+    """Return the rows that tiles of a type and padded width are compiled with for a GPU, but for FEW_ROWS."""
     most = FLOAT32_NUMBERS if dtype == "float32" else HALF_NUMBERS
     if _in_groups(arch):
         return tuple(rows for rows in (QUERY_ROWS[0], QUERY_ROWS[-1]) if rows * padded <= 2 * most)
@@ -265,7 +264,7 @@ def _constants(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, uni
 
 
 def _of_type(arch: int, dtype: str, padded: int, rows: int, tuned: Choice, unit: int, float8: bool) -> dict[str, int]:
-    """Return the constants that only the kernels for a cache of E4M3 or a half type have."""
+    """Return the constants that only some types and tiles have."""
     # Products of 64 rows want keys in shared memory, and those with ones in registers.
     adds_squares = rows <= QUERY_ROWS[0] and arch // 10 in ADDS_SQUARES
     if _has_parts(arch, dtype, padded, rows, unit, float8):

@@ -1,5 +1,6 @@
 #include "kernels.h"
 
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -115,7 +116,7 @@ bool hasKernel(std::string const& part, int32_t arch)
 {
     for (Kernel const& kernel : kKernels)
     {
-        if (runsOn(kernel, arch) && std::string(kernel.variant).find(part) != std::string::npos)
+        if (runsOn(kernel, arch) && std::strstr(kernel.variant, part.c_str()) != nullptr)
         {
             return true;
         }

@@ -140,7 +140,7 @@ def _decode_candidates(dtype: str, padded: int, arch: int) -> tuple[Choice, ...]
 
 
 def _decode_forms(dtype: str, padded: int, choice: Choice, arch: int) -> list[Variant]:
-    """Return that of 16 rows of heads as wide as the tile, then those of others, with the widest loads."""
+    """Return those of heads as wide as the tile, that of 16 rows first, then those of others, with the widest loads."""
     units = (padded, compiled_units(dtype)[0])
     own, others = (decode_attention.split_variants(dtype, padded, choice, unit, arch) for unit in units)
     return [*reversed(own), *others]

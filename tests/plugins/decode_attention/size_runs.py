@@ -35,16 +35,16 @@ def all_of_size(size: float, width: int, keys: float | str) -> Inputs:
     return {**found, "q": found["q"] / size, "k_new": found["k_new"] * size, "k": found["k"] * size}
 
 
-def of_mixed_sizes(keys: float | str) -> Inputs:
+def of_mixed_sizes(width: int, keys: float | str) -> Inputs:
     """Return keys of all SIZES in turn, and a query for each size."""
-    found = inputs(keys=keys)
+    found = inputs(width, keys)
     key_sizes = torch.tensor(SIZES)[torch.arange(PAST) % len(SIZES), None]
     return {**found, "q": found["q"] / torch.tensor(SIZES * HEADS)[:, None, None], "k": found["k"] * key_sizes}
 
 
-def with_huge_numbers(size: float) -> Inputs:
+def with_huge_numbers(size: float, width: int) -> Inputs:
     """Return keys that have one huge number each, which queries meet with a small one; one query is 0."""
-    found = inputs()
+    found = inputs(width)
     for name, factor in (("q", 1 / size), ("k", size), ("k_new", size)):
         found[name][..., HUGE] *= factor
     found["q"][:, ::GROUPS] = 0
@@ -94,17 +94,17 @@ def run_one_size(size: float, width: int, keys: float | str, eps: float, arch: i
     return {**result, "plain": plain_errors(all_of_size(min(size, MOST_PLAIN), width, keys), eps)}
 
 
-def run_mixed(keys: float | str, eps: float, arch: int) -> dict[str, Any]:
-    return run(of_mixed_sizes(keys), eps, arch)
+def run_mixed(width: int, keys: float | str, eps: float, arch: int) -> dict[str, Any]:
+    return run(of_mixed_sizes(width, keys), eps, arch)
 
 
-def run_huge(size: float, eps: float, arch: int) -> dict[str, Any]:
-    return run(with_huge_numbers(size), eps, arch)
+def run_huge(size: float, width: int, eps: float, arch: int) -> dict[str, Any]:
+    return run(with_huge_numbers(size, width), eps, arch)
 
 
-def run_no_number(name: str, number: float, arch: int) -> dict[str, Any]:
+def run_no_number(name: str, number: float, width: int, arch: int) -> dict[str, Any]:
     """Put something that is no number into the second row of an input."""
-    given = inputs()
+    given = inputs(width)
     rows = given[name][0, :, 0] if name == "q" else given[name][0, 0]  # of the first head
     rows[min(1, len(rows) - 1), 5] = number
     return run(given, 1e-5, arch)
