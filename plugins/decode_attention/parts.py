@@ -146,6 +146,16 @@ def add_few_product(b_p, b_y, b_acc):
 
 
 @triton.jit
+def of_each_part(m_new, b_row_scale, b_shift, PARTS: tl.constexpr):
+    """Return what each part has of its rows, ``(PARTS, rows)``: the same three, and the peaks that it begins with."""
+    ROWS: tl.constexpr = b_shift.shape[0]
+    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
+    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
+    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    return m_new, b_row_scale, b_shift, tl.where(m_new, b_shift, float("-inf"))
+
+
+@triton.jit
 def join_parts(b_peak, b_weights, b_accs):
     """Return peaks and weights ``(rows,)`` and sums ``(rows, columns)`` of all parts, from those of each."""
     b_top = tl.max(b_peak, axis=0)
@@ -178,12 +188,9 @@ def average_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, epsilon, 
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     per_column = 1.0 / width
     least = tl.maximum(epsilon, LEAST_EPSILON)
-    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
-    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
-    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    m_new, b_row_scale, b_shift, b_peak = of_each_part(m_new, b_row_scale, b_shift, PARTS)
     b_is_new = tl.where(m_new, 1.0, 0.0)[:, :, None]
     b_is_query = tl.where(m_new, 0.0, 1.0)[:, :, None]
-    b_peak = tl.where(m_new, b_shift, float("-inf"))
     b_weights = tl.zeros((PARTS, ROWS, TOKENS), tl.float32)
     b_all, b_accs = (), ()
     for i in tl.static_range(len(b_rows)):
@@ -315,12 +322,9 @@ def average_float32_in_parts(p_k, p_y, p_mask, n_past, i_first, n_step, width, e
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     o_y = tl.arange(0, PARTS)[:, None] * TOKENS + factor_tokens(TOKENS)[None, :]
     per_column = 1.0 / width
-    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
-    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
-    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
+    m_new, b_row_scale, b_shift, b_peak = of_each_part(m_new, b_row_scale, b_shift, PARTS)
     b_is_new = tl.where(m_new, 1.0, 0.0)[:, :, None]
     b_is_query = tl.where(m_new, 0.0, 1.0)[:, :, None]
-    b_peak = tl.where(m_new, b_shift, float("-inf"))
     b_weights = tl.zeros((PARTS, ROWS, SUM_COLUMNS), tl.float32)
     b_each = tl.full((PARTS, TOKENS, SUM_COLUMNS), 1.0, tl.float32)
     b_one = tl.full((1, 1, 1), 1.0, tl.float32)

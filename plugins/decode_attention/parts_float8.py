@@ -15,12 +15,14 @@ from lucid_deploy.plugins.decode_attention.parts import (
     diagonals,
     load_part_columns,
     load_part_tokens,
+    of_each_part,
     row_halves,
     stack_rows,
 )
 from lucid_deploy.plugins.shared.kernel import INTERPRETED, float16_parts, float16_power, inverse_power
 
 BYTE = tl.constexpr(8)  # bits
+EIGHT = tl.constexpr(8)  # sums of weights that are kept for a row, each of every eighth token
 PAIR = tl.constexpr(2)  # columns of Y that are loaded as one number
 HEADROOM = tl.constexpr(2.0**-6)  # with training's diagonal weights of new keys are up to exp(√d/4), 55 at width 256
 
@@ -103,11 +105,8 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
     o_n = tl.arange(0, PARTS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
     per_column = 1.0 / width
     least = tl.maximum(epsilon, LEAST_EPSILON)
-    m_new = tl.broadcast_to(m_new[None, :], (PARTS, ROWS))
-    b_row_scale = tl.broadcast_to(b_row_scale[None, :], (PARTS, ROWS))
-    b_shift = tl.broadcast_to(b_shift[None, :], (PARTS, ROWS))
-    b_peak = tl.where(m_new, b_shift, float("-inf"))
-    b_weights = tl.zeros((PARTS, ROWS, 8), tl.float32)
+    m_new, b_row_scale, b_shift, b_peak = of_each_part(m_new, b_row_scale, b_shift, PARTS)
+    b_weights = tl.zeros((PARTS, ROWS, EIGHT), tl.float32)
     b_largest = tl.zeros((PARTS,), tl.float32)
     b_all, b_evens, b_odds = (), (), ()
     for i in tl.static_range(len(b_rows)):
@@ -136,7 +135,7 @@ def average_float8_in_parts(p_k, p_y, p_k_scale, p_y_scale, p_mask, n_past, i_fi
         b_safe = tl.where(b_next == float("-inf"), 0.0, b_next)  # no token yet: −∞ − (−∞) would be NaN
         b_p = tl.exp2(b_scores * b_row_scale[:, :, None] - b_safe[:, :, None])
         b_decay = tl.exp2(b_peak - b_safe)
-        b_eights = tl.sum(tl.reshape(b_p, (PARTS, ROWS, TOKENS // 8, 8)), axis=2)
+        b_eights = tl.sum(tl.reshape(b_p, (PARTS, ROWS, TOKENS // EIGHT, EIGHT)), axis=2)
         b_weights = b_weights * b_decay[:, :, None] + b_eights
         b_power = weight_power(b_largest)
         b_largest = tl.maximum(b_largest, tl.max(b_y_scales, axis=1))
