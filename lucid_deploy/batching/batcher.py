@@ -20,7 +20,7 @@ from lucid_deploy.generation.prefix_store import PrefixStore
 from lucid_deploy.generation.sampling import Sampler
 from lucid_deploy.generation.speculation import DraftCounts, prepare_speculation
 from lucid_deploy.runtimes.session import Array, Session
-from lucid_deploy.shortages import TooLittleMemory, limit_met, memory_errors_told
+from lucid_deploy.shortages import TooLittleMemory, memory_errors_told
 
 
 class Batcher:
@@ -199,7 +199,7 @@ class Batcher:
                 self._end(row.number, self._relieved(row.number, error), events)
                 return  # the next prompt would hardly find more now
             except LucidError as error:
-                self._end(row.number, Finished(row.number, "error", str(error)), events)
+                self._end(row.number, Finished.of_error(row.number, error), events)
                 continue
             row.ids += part
             self.prompt_tokens_computed += len(part)
@@ -227,8 +227,7 @@ class Batcher:
                 self._end(number, self._relieved(number, error), events)
                 return False
             except LucidError as error:
-                reason = "error" if limit_met(error) else "refused"  # a shortage is no fault of the constraint
-                self._end(number, Finished(number, reason, str(error)), events)
+                self._end(number, Finished.of_error(number, error, "refused"), events)
                 continue
             try:
                 row = self._row_of(number, request, guide)

@@ -56,7 +56,7 @@ class Choosing:
         except TooLittleMemory as error:
             return self._relieved(row.number, error)
         except LucidError as error:
-            return Finished(row.number, "error", str(error))
+            return Finished.of_error(row.number, error)
 
     @memory_errors_told()
     def _chosen(self, row: Row, logits: Array, events: list[Event], draft: int | None) -> Finished | None:

@@ -11,6 +11,7 @@ from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.batcher import Batcher
 from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.batching.request import Finished, Token
+from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.text_stream import AnswerText
 from lucid_deploy.shortages import TooLittleMemory
 
@@ -85,8 +86,8 @@ def answer_prompts(
         How many tokens the answers have; none behind a stop string.
 
     Raises:
-        LucidError: The runtime fails as a whole, there is too little memory, or the answers cannot be written. A prompt
-            that fails alone gets an answer with ``error``.
+        LucidError: The runtime fails as a whole, a limit on memory or threads is met, or the answers cannot be written.
+            A prompt that fails alone gets an answer with ``error``.
     """
     todo = deque(prompt for prompt in prompts if prompt.line not in answers.answered)
     running: dict[int, _RunningAnswer] = {}
@@ -107,6 +108,8 @@ def answer_prompts(
                 tokens.accepted += event.drafted
             if isinstance(event, Finished) and event.reason == "memory":  # not for good: the prompt may be run again
                 raise TooLittleMemory
+            if isinstance(event, Finished) and event.limit is not None:  # nor this
+                raise LucidError(event.limit)
             if isinstance(event, Finished):
                 complete.append(answer.finish(event.reason, event.error))
             elif isinstance(event, Token) and answer.push(event.token):

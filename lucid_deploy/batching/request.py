@@ -9,6 +9,7 @@ from lucid_deploy.generation.constraint import Constraint
 from lucid_deploy.generation.generate import check_prompt
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.runtimes.session import Session
+from lucid_deploy.shortages import limit_met
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,20 @@ class Finished:
             left), ``cancelled``, ``refused`` (constraint and bad words leave no token), ``memory`` (there is too little
             of it for the request beside the others) or ``error``.
         error: What went wrong, with ``memory``, ``error`` and ``refused``.
+        limit: With ``error``, what to say of a limit on memory or threads that was met; None: it was none. The request
+            may be run again where it is raised.
     """
 
     request: int
     reason: str
     error: str | None = None
+    limit: str | None = None
+
+    @classmethod
+    def of_error(cls, request: int, error: LucidError, reason: str = "error") -> Finished:
+        """Return the end by an error; a limit that was met is ``error`` whatever the reason is otherwise."""
+        limit = limit_met(error)
+        return cls(request, reason if limit is None else "error", str(error), limit)
 
     @property
     def failed(self) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -17,6 +18,9 @@ import pytest
 from lucid_deploy.artifact import Artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.batching import Batcher, Finished, Request, Token
+from lucid_deploy.batching.answers import AnswerFile
+from lucid_deploy.batching.offline import answer_prompts
+from lucid_deploy.batching.prompts import Prompt
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import Constraint, from_choices, from_json_schema, from_regex
 from lucid_deploy.generation.drafting import Drafter
@@ -211,14 +215,10 @@ def test_a_queue_of_refused_constraints_of_any_length_is_worked_off(setup: Setup
     assert {ends[number].reason for number in numbers} == {"refused"} and len(tokens[last]) == 3
 
 
-def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session, tokenizer, _ = setup
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
-    batcher = Batcher(session, guides=guides)
-    held, start, started = request(from_choices(["left", "right"])), Thread.start, list[Thread]()
+@contextmanager
+def one_thread_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Refuse what a pool of two starts behind its first thread."""
+    start, started = Thread.start, list[Thread]()
 
     def first_only(thread: Thread) -> None:
         if started:
@@ -228,7 +228,37 @@ def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint
 
     with monkeypatch.context() as patch:
         patch.setattr(Thread, "start", first_only)
-        number = batcher.submit(held)
+        yield
+
+
+def two_threads(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> Batcher:
+    session, tokenizer, _ = setup
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    guides = GuideFactory(tokenizer, session.config.vocab_size, session.config.eos_token_ids)
+    return Batcher(session, guides=guides)
+
+
+def test_a_thread_that_a_pools_thread_cannot_start_is_no_fault_of_the_constraint(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = two_threads(setup, monkeypatch)
+    with one_thread_starts(monkeypatch):
+        number = batcher.submit(request(from_choices(["left", "right"])))
         _, ends = drain(batcher)
     assert ends[number].reason == "error"
     assert "No more threads or processes may be started here" in (ends[number].error or "")
+
+
+def test_such_a_thread_ends_a_file_of_prompts_and_answers_none(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for good, as other errors are: where more threads may start, the same command continues with this prompt."""
+    prompt = Prompt(1, None, None, tuple(PROMPT), 20, Sampling(), (), True, (), from_choices(["left", "right"]))
+    file, path = AnswerFile(tmp_path / "answers", {}, {1}), tmp_path / "answers"
+    batcher = two_threads(setup, monkeypatch)
+    with one_thread_starts(monkeypatch), pytest.raises(LucidError, match=r"^No more threads or processes may be"):
+        answer_prompts(batcher, [prompt], file, setup[1])
+    assert path.read_text() == ""
+    answer_prompts(Batcher(setup[0], guides=setup[2]), [prompt], file, setup[1])
+    file.close()
+    assert json.loads(path.read_text())["text"] in ("left", "right")
