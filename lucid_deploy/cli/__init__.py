@@ -18,6 +18,7 @@ from lucid_deploy.cli._threads import bound_threads
 from lucid_deploy.cli._working_directory import has_working_directory, without_pytorch_nowhere
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.shortages import leave_out_memory_at_exit, limit_met
+from lucid_deploy.start import begun
 from lucid_deploy.version import __version__
 
 CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows has not
@@ -108,6 +109,7 @@ class _Commands(Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            begun()
             with unwinding_on_signals(ends_process=self._is_program):
                 result = super().invoke(ctx)
                 sys.stdout.flush()  # what Python still holds is a part of the result
