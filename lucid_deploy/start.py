@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from types import FrameType
 
 _STDERR = 2
@@ -30,7 +29,7 @@ def conformance() -> None:
 
 
 def end_at_once(number: int, _frame: FrameType | None) -> None:
-    """Handle a signal where nothing is begun that would have to be cleaned up: no import turns it into another error."""
+    """Handle a signal where nothing is begun that had to be cleaned up: no import makes another error of it."""
     try:
         os.write(_STDERR, b"Interrupted.\n")
     finally:
