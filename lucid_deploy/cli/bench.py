@@ -261,9 +261,23 @@ def _baseline(name: str, artifact: Any, scratch: Path, runtime: RuntimeOptions, 
     from lucid_deploy.runtimes.options import RuntimeOptions
 
     if (other := STANDARD_IN[name]) is not None:
-        directory = str(export_standard(artifact, scratch, inline=True))
-        return [Contender(name, "artifact", directory, RuntimeOptions(other, threads=runtime.threads))]
+        options = RuntimeOptions(other, threads=runtime.threads)
+        _check_inlined(name, artifact, options)
+        return [Contender(name, "artifact", str(export_standard(artifact, scratch, inline=True)), options)]
     return _twice(name, str(export_standard(artifact, scratch)), runtime, kernels)
+
+
+def _check_inlined(name: str, artifact: Any, options: RuntimeOptions) -> None:
+    """Refuse a baseline that its runtime does not take, before it is exported: types and caches are the artifact's."""
+    from lucid_deploy.errors import LucidError
+    from lucid_deploy.runtimes.open import check_fits
+
+    inlined = replace(artifact, manifest=replace(artifact.manifest, inline=True))
+    try:
+        check_fits(inlined, options, here=False)
+    except LucidError as error:
+        reason, _ = str(error).rsplit(". ", 1)  # behind it stands what to do for an artifact
+        raise LucidError(f"{reason}. Leave out --baseline {name}.") from error
 
 
 def _bytes(artifact: Any, plan: Any) -> dict[str, int]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -95,6 +96,30 @@ def test_bench_command_measures_openvino(exported: Exported, cache: str) -> None
 def test_what_makes_no_sense_is_refused(words: list[str], message: str, exported: Exported) -> None:
     result = CliRunner().invoke(main, ["bench", str(exported()[1].directory), *words])
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cache_dtype": "fp8"}, "and that of {} is in fp8"),
+        ({"dtype": "bfloat16"}, "and {} has bfloat16"),
+        (None, "of layer 1 (gated_delta) in {} is of the sort state"),
+    ],
+    ids=["cache", "type", "layers"],
+)
+def test_a_baseline_that_openvino_does_not_take_names_the_artifact(
+    changes: dict[str, Any] | None,
+    reason: str,
+    exported: Exported,
+    hybrid: Callable[..., Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is exported."""
+    monkeypatch.setattr("lucid_deploy.bench.standard.export", lambda *_: pytest.fail("it was exported"))
+    artifact = hybrid(short=True) if changes is None else exported(**changes)[1]
+    result = CliRunner().invoke(main, ["bench", str(artifact.directory), "--baseline", "openvino", "--lengths", "8"])
+    assert result.exit_code == 2 and reason.format(artifact.directory) in result.stderr
+    assert result.stderr.endswith(". Leave out --baseline openvino.\n")
 
 
 def test_too_little_memory_in_a_contender_s_process_is_one_line(
