@@ -34,6 +34,7 @@ class Worker:
         self.session: Session[Any] = open_contender(contender)
         self.seconds_to_open = time.perf_counter() - started
         self._filled: tuple[tuple[int, int], Cache[Any]] | None = None
+        self._token = min(1, self.session.config.vocab_size - 1)  # 0 may be padding, whose row is nothing but zeros
 
     def open(self) -> dict[str, Any]:
         """Say how long opening took and how much memory it left occupied."""
@@ -65,7 +66,7 @@ class Worker:
         if self._filled is None or self._filled[0] != (batch, context):
             self._filled = ((batch, context), self._random_cache(batch, context))
         cache = self.session.fork(self._filled[1])
-        token = np.ones((batch, 1), dtype=np.int64)
+        token = np.full((batch, 1), self._token)
         self.session.decode(token, cache)  # the first step of a context pays for allocation
         reset_peak()
         started = time.perf_counter()
@@ -78,7 +79,7 @@ class Worker:
         if self._filled is None or self._filled[0] != (1, context):
             self._filled = ((1, context), self._random_cache(1, context))
         cache = self.session.fork(self._filled[1])
-        ids, none = np.ones((1, tokens), dtype=np.int64), np.zeros(1, dtype=np.int64)
+        ids, none = np.full((1, tokens), self._token), np.zeros(1, dtype=np.int64)
         seconds = 0.0
         for step in range(steps + 1):
             started = time.perf_counter()

@@ -63,6 +63,13 @@ def test_commands_are_answered_one_by_one_and_faults_too(
     assert plain["proposed"] == 0 and ahead["accepted"] >= 4 and ahead["near_ties"] >= 4
 
 
+def test_a_vocabulary_of_one_token(exported: Exported) -> None:
+    artifact = exported(vocab_size=1, eos_token_id=0)[1]
+    worker = Worker(Contender("it", "artifact", str(artifact.directory)))
+    assert worker.decode(batch=2, context=9, steps=1)["seconds"] > 0
+    assert worker.verify(context=9, tokens=4, steps=1)["seconds"] > 0
+
+
 def test_an_expected_error_is_its_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = {"op": "open", **asdict(Contender("x", "artifact", "nowhere"))}
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(command) + "\n"))
