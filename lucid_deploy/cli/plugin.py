@@ -78,8 +78,9 @@ def build(
         )
     if output is not None and target == "all":
         raise LucidError("--output names one library; build one --target at a time with it.")
-    if output is not None and output.is_dir():
-        raise LucidError(f"--output {output} cannot be written: it is a folder. Name a file.")
+    if output is not None and output.exists() and not output.is_file():
+        what = "a folder" if output.is_dir() else "no file but a device or a pipe"
+        raise LucidError(f"--output {output} cannot be written: it is {what}. Name a file.")
     find_compiler()
     facts: dict[str, Any] = {}
     if target != "tensorrt":

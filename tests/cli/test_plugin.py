@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_a_folder_is_no_library(target: str, compiled: list[tuple[int, ...]], tm
     result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(tmp_path)])
     assert (result.exit_code, compiled) == (2, [])
     assert result.stderr == f"Error: --output {tmp_path} cannot be written: it is a folder. Name a file.\n"
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[int, ...]], tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # the library is put in its place by a rename, as in that of /dev/null
+    result = CliRunner().invoke(main, ["plugin", "build", "--target", target, "-o", str(pipe)])
+    assert (result.exit_code, compiled) == (2, []) and pipe.is_fifo()
+    why = "it is no file but a device or a pipe. Name a file."
+    assert result.stderr == f"Error: --output {pipe} cannot be written: {why}\n"
 
 
 def test_bad_architectures(compiled: list[tuple[int, ...]]) -> None:
