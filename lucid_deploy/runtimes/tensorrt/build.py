@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 TIMING_CACHE = "timing.cache"
+MOST_WORKSPACE = 1 << 64  # TensorRT takes a number of 64 bits
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def build_engines(
     """
     backend = load_backend(options.backend)
     limits = choose_limits(artifact, options.max_batch, options.max_context, options.prefill_chunk)
-    if options.workspace is not None and options.workspace < 1:
-        raise LucidError(f"--workspace must be at least 1 byte, not {options.workspace}.")
+    if options.workspace is not None and not 1 <= options.workspace < MOST_WORKSPACE:
+        raise LucidError(f"--workspace must be at least 1 byte and less than 2⁶⁴, not {options.workspace}.")
     backend.check_version(artifact.manifest.cache == "static")
     backend.check_dtype(artifact.manifest.dtype)
     check_artifact(artifact)

@@ -216,6 +216,7 @@ def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatc
         ({"max_context": 64, "prefill_chunk": 65}, "--prefill-chunk 65 and --max-context 64 contradict each other"),
         ({"max_batch": 10**8}, r"TensorRT takes 2³¹ − 1 at most\. Lower one"),
         ({"workspace": 0}, "--workspace must be at least 1 byte"),
+        ({"workspace": 1 << 64}, "--workspace must be at least 1 byte and less than 2⁶⁴, not 18446744073709551616"),
         ({"backend": "tensorflow"}, "Backend 'tensorflow' is not known; known are tensorrt-rtx, tensorrt"),
         ({"capabilities": ("9.0", "8.6")}, "cannot build for compute capability 9.0; it can for 7.5, 8.0, 8.6"),
         ({"capabilities": ("hopper",)}, "cannot build for compute capability hopper"),
