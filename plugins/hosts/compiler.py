@@ -57,21 +57,24 @@ def check_gcc(compiler: str) -> None:
         )
 
 
-def run_compiler(command: Sequence[str], scratch: Path) -> None:
+def run_compiler(command: Sequence[str], library: Path) -> None:
     """Run the compiler; if a signal ends the command meanwhile, its processes end with it.
 
     Args:
-        command: The compiler and its arguments.
-        scratch: A folder for its temporary files, which it leaves if it is killed.
+        command: The compiler and its arguments, without ``-o``. It runs in the library's folder.
+        library: What it makes. Its folder takes temporary files, which the compiler leaves if it is killed.
 
     Raises:
-        LucidError: It cannot be run or fails; the message has what it said, or that room or memory was lacking.
+        LucidError: It cannot be run, fails, or writes no library; the message has what it said, or that room or memory
+            was lacking.
     """
+    scratch = library.parent.absolute()
+    command = [os.path.abspath(command[0]), *command[1:], "-o", library.name]
     environment = {**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"}  # what it says is read
     try:
         # A group of their own: the compiler starts others, which do not end with it.
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, process_group=0
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=scratch, env=environment, process_group=0
         ) as process:
             try:
                 said = process.communicate()[1].decode("utf-8", "backslashreplace")
@@ -84,7 +87,15 @@ def run_compiler(command: Sequence[str], scratch: Path) -> None:
     if process.returncode != 0 and (lacking := next((why for words, why in _LACKING.items() if words in said), None)):
         raise LucidError(f"The plugin library could not be compiled in {scratch}: {lacking}")
     if process.returncode != 0:
-        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{said.strip()}")
+        why = said.strip() or f"The compiler said nothing and ended with {_status(process.returncode)}."
+        raise LucidError(f"The plugin library does not compile. {' '.join(command)}\n{why}")
+    if not library.is_file():
+        raise LucidError(f"The compiler {command[0]} ended well and wrote no library. Install g++, or set CXX to it.")
+
+
+def _status(code: int) -> str:
+    """Return how a process ended, for people."""
+    return f"status {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
 
 
 def find_header(header: str, variable: str, places: Sequence[Path], purpose: str) -> Path:

@@ -1,8 +1,9 @@
-"""For which processors a shared library was built."""
+"""For which processors a shared library was built, and whether all of it is there."""
 
 from __future__ import annotations
 
 import platform
+import struct
 from pathlib import Path
 
 _MACHINES = {62: "x86_64", 183: "aarch64", 243: "riscv64", 21: "ppc64le"}  # e_machine of ELF's header
@@ -22,3 +23,27 @@ def wrong_machine(library: Path) -> str:
     """Return what is wrong, when a library is for other processors than this machine's; empty if nothing is."""
     found, here = built_for(library), platform.machine()
     return f"it was built for {found} and this machine is {here}" if found not in (None, here) else ""
+
+
+def cut_short(library: Path) -> str:
+    """Return what is wrong, when a library has fewer bytes than its headers say; empty if nothing is.
+
+    The loader maps such a file all the same, and the process ends with a bus error where it touches what is missing.
+    """
+    content = library.read_bytes()
+    if content[:5] != b"\x7fELF\x02" or len(content) < 64:
+        return ""  # what the loader refuses by itself
+    order = "<" if content[5] == 1 else ">"
+    segments, sections = struct.unpack_from(f"{order}2Q", content, 32)
+    segment_size, segment_count, section_size, section_count = struct.unpack_from(f"{order}4H", content, 54)
+    ends = [64, sections + section_size * section_count, segments + segment_size * segment_count]
+    if segment_size >= 56 and ends[-1] <= len(content):
+        for at in range(segments, ends[-1], segment_size):
+            offset, size = (struct.unpack_from(f"{order}Q", content, at + field)[0] for field in (8, 32))
+            ends.append(offset + size)
+    return f"it was cut: it has {len(content)} of {max(ends)} bytes" if max(ends) > len(content) else ""
+
+
+def obstacle(library: Path) -> str:
+    """Return why a library cannot be loaded here, as far as its headers tell; empty if they tell nothing."""
+    return wrong_machine(library) or cut_short(library)

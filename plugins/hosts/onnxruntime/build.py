@@ -13,7 +13,7 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
-from lucid_deploy.plugins.hosts.elf import wrong_machine
+from lucid_deploy.plugins.hosts.elf import obstacle
 from lucid_deploy.plugins.hosts.prebuilt import prebuilt
 
 ORT_ABI = 7  # raise it when what the library exports changes, or what the operators mean
@@ -72,7 +72,7 @@ def build_ort_library(
         output.parent.mkdir(parents=True, exist_ok=True)
         with partial_directory(output) as folder:
             library = Path(folder, LIBRARY_NAME)
-            run_compiler([compiler, *_arguments(include), "-o", str(library), "-Wl,--no-undefined"], folder)
+            run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}
             # Of the library that is replaced too: what is there is whole whenever this process is killed.
             record["previous"] = _record_of(output)
@@ -128,7 +128,7 @@ def has_dots(library: Path) -> bool:
 
 
 def _loaded(library: Path) -> ctypes.CDLL:
-    if wrong := wrong_machine(library):
+    if wrong := obstacle(library):
         raise LucidError(f"{library} is not a usable library of kernels: {wrong}. Run: {BUILD_COMMAND}")
     try:
         loaded = ctypes.CDLL(str(library.absolute()))  # a name without a folder would be looked for elsewhere
@@ -171,7 +171,7 @@ def sources() -> list[Path]:
 def _arguments(include: Path | None) -> list[str]:
     arguments = [*FLAGS, f"-DLUCID_ORT_ABI={ORT_ABI}", "-I", str(PLUGINS)]
     if include is not None:  # -isystem: warnings in other people's headers are not ours to fix
-        arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include)]
+        arguments += ["-DLUCID_ORT_HEADER", "-isystem", str(include.absolute())]
     return arguments + [str(path) for path in sources() if path.suffix == ".cpp"]
 
 

@@ -17,7 +17,7 @@ from lucid_deploy.plugins.hosts.compiler import (
     run_compiler,
     system_includes,
 )
-from lucid_deploy.plugins.hosts.elf import wrong_machine
+from lucid_deploy.plugins.hosts.elf import obstacle
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, padded_width
 
 if TYPE_CHECKING:
@@ -62,18 +62,17 @@ def build_plugin(
     tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
     cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Absolute: the compiler looks for the embedded files from where the sources are.
-    with partial_directory(output.absolute()) as folder:
-        data, table, library = (Path(folder, name) for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
+    with partial_directory(output) as folder:
+        data, table, library = (folder / name for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))
         command = [compiler, *FLAGS, f"-DLUCID_PLUGIN_ABI={PLUGIN_ABI}", "-I", str(PLUGINS)]
-        command += [f'-DLUCID_KERNEL_DATA="{data}"', f'-DLUCID_KERNEL_TABLE="{table}"']
+        # Named from where the compiler runs: a folder's name may have what C++ strings cannot hold as it is.
+        command += [f'-DLUCID_KERNEL_DATA="{data.name}"', f'-DLUCID_KERNEL_TABLE="{table.name}"', "-I", "."]
         # -isystem: warnings in other people's headers are not ours to fix.
-        command += ["-isystem", str(tensorrt_include), "-isystem", str(cuda_include)]
-        command += map(str, sources())
-        command += ["-o", str(library), "-ldl", "-Wl,--no-undefined"]
-        run_compiler(command, folder)
+        command += ["-isystem", str(tensorrt_include.absolute()), "-isystem", str(cuda_include.absolute())]
+        command += [*map(str, sources()), "-ldl", "-Wl,--no-undefined"]
+        run_compiler(command, library)
         os.replace(library, output)
     return output
 
@@ -89,7 +88,7 @@ def plugin_abi(library: Path) -> int:
     Raises:
         LucidError: It cannot be loaded or is not a plugin library of ours.
     """
-    if wrong := wrong_machine(library):
+    if wrong := obstacle(library):
         raise LucidError(f"{library} is not a usable plugin library: {wrong}. Run: lucid-deploy plugin build")
     try:
         function = ctypes.CDLL(str(library.absolute())).lucidPluginAbi

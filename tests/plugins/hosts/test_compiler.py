@@ -65,12 +65,34 @@ def test_clang_is_told_from_gcc(tmp_path: Path) -> None:
 
 
 def test_what_a_compiler_says_is_in_the_message(tmp_path: Path) -> None:
-    run_compiler([str(program(tmp_path / "bin", "good"))], tmp_path)
+    library = tmp_path / "lib.so"
+    run_compiler([str(program(tmp_path / "bin", "good", "#!/bin/sh\ntouch $2\n"))], library)
     bad = program(tmp_path / "bin", "bad", "#!/bin/sh\necho 'error: no such thing' >&2\nexit 3\n")
-    with pytest.raises(LucidError, match=r"does not compile\. .*bad -c x\.cpp\nerror: no such thing$"):
-        run_compiler([str(bad), "-c", "x.cpp"], tmp_path)
+    with pytest.raises(LucidError, match=r"does not compile\. .*bad -c x\.cpp -o lib\.so\nerror: no such thing$"):
+        run_compiler([str(bad), "-c", "x.cpp"], library)
     with pytest.raises(LucidError, match=r"The compiler .*none cannot be run"):
-        run_compiler([str(tmp_path / "none")], tmp_path)
+        run_compiler([str(tmp_path / "none")], library)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("exit 3", r"does not compile\. .*\nThe compiler said nothing and ended with status 3\.$"),
+        ("kill -SEGV $$", r"does not compile\. .*\nThe compiler said nothing and ended with signal SIGSEGV\.$"),
+        ("exit 0", r"The compiler .*bad ended well and wrote no library\. Install g\+\+, or set CXX to it\.$"),
+    ],
+)
+def test_a_compiler_that_says_nothing(text: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(LucidError, match=why):
+        run_compiler([str(program(tmp_path / "bin", "bad", f"#!/bin/sh\n{text}\n"))], tmp_path / "lib.so")
+
+
+def test_a_compiler_is_named_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin", "good", "#!/bin/sh\ntouch $2\n")
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run_compiler(["bin/good"], Path("deep/lib.so"))
+    assert Path("deep/lib.so").is_file()
 
 
 @pytest.mark.parametrize(
@@ -85,7 +107,7 @@ def test_a_compiler_that_lacks_room_or_memory_is_one_line(said: str, why: str, t
     page = f"x.cpp: \\377\\n{said}\\ncompilation terminated.\\n"
     text = f"#!/bin/sh\n[ $LC_ALL = C ] || exit 0\nprintf '{page}' >&2\nexit 1\n"
     with pytest.raises(LucidError, match=f"could not be compiled in .*{why}") as raised:
-        run_compiler([str(program(tmp_path / "bin", "bad", text))], tmp_path)
+        run_compiler([str(program(tmp_path / "bin", "bad", text))], tmp_path / "lib.so")
     assert "\n" not in str(raised.value)
 
 
@@ -106,7 +128,7 @@ def test_a_signal_ends_what_the_compiler_has_started(tmp_path: Path) -> None:
     try:
         sender.start()
         with pytest.raises(SystemExit):
-            run_compiler([str(compiler)], scratch)
+            run_compiler([str(compiler)], scratch / "lib.so")
     finally:
         sender.join()
         signal.signal(signal.SIGTERM, before)

@@ -86,8 +86,8 @@ def test_a_build_that_is_killed_leaves_no_damaged_library(copy, monkeypatch, ren
     class Killed(BaseException):
         pass
 
-    def compiled(arguments, _folder):
-        Path(arguments[arguments.index("-o") + 1]).write_bytes(b"another library")
+    def compiled(_command, library):
+        library.write_bytes(b"another library")
 
     def replaced(*names):
         if next(calls) == renames:

@@ -57,6 +57,12 @@ def test_an_output_named_from_the_working_folder(kernels, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["plugin.so"]
 
 
+@pytest.mark.parametrize("name", ['inch "', "line\nbreak", "with, comma", "größe 3", "back\\slash"])
+def test_an_output_in_a_folder_of_any_name(name, kernels, tmp_path):
+    (tmp_path / name).mkdir()
+    build.check_plugin(build.build_plugin(tmp_path / name / "plugin.so", kernels))
+
+
 def test_no_compiler(kernels, tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
