@@ -16,7 +16,7 @@ from lucid_deploy.model.families import StoredParameter, family_named
 from lucid_deploy.model.layer_plan import LUCID
 from lucid_deploy.model.packed.read import PackedParts, find_parts, plain_modules, split_layout
 from lucid_deploy.model.tensor_files import find_tensor_files, open_safetensors, refuse_adapter
-from lucid_deploy.model.tensor_names import unwrapped
+from lucid_deploy.model.tensor_names import beginning_advice, other_beginning, unwrapped
 from lucid_deploy.model.variants import listed, settle
 from lucid_deploy.plugins.table import UNIT
 
@@ -220,6 +220,8 @@ class Checkpoint:
         }
         if self.tied:
             self._check_tied_head(found)
+        if (beginning := other_beginning(wanted.keys() - found.keys(), found.keys() - wanted.keys())) is not None:
+            raise LucidError(f"The tensors of {self.directory} have names {beginning_advice(beginning)}")
         problems = [f"missing: {listed(sorted(wanted.keys() - found.keys()))}"] if wanted.keys() - found.keys() else []
         if found.keys() - wanted.keys():
             problems.append(f"unexpected: {listed(sorted(found.keys() - wanted.keys()))}")

@@ -167,10 +167,10 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 # Why other types are refused, where transformers has them.
-ROPE_REASONS = {
-    "longrope": " It has two sets of angles, and changes between them with the length of a text, which cached keys "
-    "cannot.",
-}
+ROPE_REASONS = dict.fromkeys(
+    ("longrope", "su"),  # its first name
+    " It has two sets of angles, and changes between them with the length of a text, which cached keys cannot.",
+)
 ROPE_ALWAYS = ("rope_type", "type", "rope_theta", "original_max_position_embeddings")
 _ROPE_CHANGES = (
     "alpha attention_factor beta_fast beta_slow factor full_attention high_freq_factor long_factor low_freq_factor "

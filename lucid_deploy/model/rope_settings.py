@@ -75,7 +75,7 @@ def parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
     required = (*ROPE_KEYS[kind], *(("original_max_position_embeddings",) if kind == "llama3" else ()))
     missing = [key for key in required if getattr(block, key) is UNSET]
     if missing:
-        raise LucidError(f"{where}: {missing[0]} is missing.")
+        raise _missing(missing[0], kind, where)
     if kind != "llama3":
         return theta, RopeScaling(kind, *(getattr(block, key) for key in required))
     if block.low_freq_factor >= block.high_freq_factor:  # type: ignore[operator]
@@ -89,8 +89,7 @@ def parse_rope(file: ConfigFile, where: str) -> tuple[float, RopeScaling]:
 def _parse_yarn(block: RopeBlock, where: str) -> RopeScaling:
     factor, original = given_or(block.factor, None), given_or(block.original_max_position_embeddings, None)
     if factor is None or original is None:
-        missing = "factor" if factor is None else "original_max_position_embeddings"
-        raise LucidError(f"{where}: {missing} is missing.")
+        raise _missing("factor" if factor is None else "original_max_position_embeddings", "yarn", where)
 
     def magnitude(weight: float = 1.0) -> float:
         return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
@@ -107,3 +106,10 @@ def _parse_yarn(block: RopeBlock, where: str) -> RopeScaling:
         beta_slow=block.beta_slow,
         truncate=block.truncate,
     )
+
+
+def _missing(key: str, kind: str, where: str) -> LucidError:
+    meant = (
+        "the context, in tokens, before it was extended" if key.startswith("original") else "what it was trained with"
+    )
+    return LucidError(f"{where}: {key} is missing, which rope_scaling {kind!r} needs. Add it: {meant}.")

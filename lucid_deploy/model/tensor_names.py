@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from lucid_deploy.errors import LucidError
 
@@ -39,3 +39,31 @@ def unwrapped(names: Iterable[str], where: str) -> tuple[dict[str, str], tuple[s
 
 def _is_held(name: str) -> bool:
     return name.startswith((2 * _HELD, f"{_HELD}lm_head."))
+
+
+def other_beginning(missing: Collection[str], unexpected: Collection[str]) -> str | None:
+    """Return what stored names begin with in the place of ``model.``; None if that is not what is wrong with them.
+
+    Args:
+        missing: Names that a model wants and a checkpoint lacks.
+        unexpected: Names that it has and the model does not want.
+    """
+    wanted = [name.removeprefix(_HELD) for name in missing if name.startswith(_HELD)]
+    for name in unexpected:
+        beginning = name.removesuffix(wanted[0]) if wanted else name
+        if beginning != name and all(beginning + rest in unexpected for rest in wanted):
+            return beginning
+    return None
+
+
+def beginning_advice(beginning: str) -> str:
+    """Return what is to be done about names of :func:`other_beginning`, as the end of a sentence about them."""
+    if not beginning:
+        return (
+            "without model. in front, as transformers' classes without a head write them. Save the checkpoint from the "
+            "class for causal language models."
+        )
+    return (
+        f"that begin with {beginning} where model. is expected, as those of a language model inside of another one do. "
+        "Write a checkpoint of this part alone, with model. in its place."
+    )

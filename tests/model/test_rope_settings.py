@@ -55,14 +55,15 @@ def test_rope_settings_of_transformers_4_and_5(spelling: dict[str, Any], theta: 
 @pytest.mark.parametrize("key", LLAMA3)
 def test_a_missing_llama3_setting_is_named(key: str) -> None:
     block = {"rope_type": "llama3", **{name: value for name, value in LLAMA3.items() if name != key}}
-    assert f"{key} is missing" in refusal(rope_scaling=block)
+    assert f"{key} is missing, which rope_scaling 'llama3' needs. Add it: " in refusal(rope_scaling=block)
 
 
 @pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
 def test_a_missing_yarn_setting_is_named(key: str) -> None:
     block = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     assert parse(rope_scaling=block).rope_scaling.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
-    assert f"{key} is missing" in refusal(rope_scaling={name: block[name] for name in block if name != key})
+    said = f"{key} is missing, which rope_scaling 'yarn' needs. Add it: "
+    assert said in refusal(rope_scaling={name: block[name] for name in block if name != key})
 
 
 @pytest.mark.parametrize(
