@@ -1,43 +1,104 @@
 """The medium model beside what its users would otherwise take: standard attention in llama.cpp and in OpenVINO.
 
-The same shape in float32, 8 and 4 bits, prefill and decode, all contenders of a type in turn. Needs the library of
-kernels (``lucid-deploy plugin build --target onnxruntime``) and the extras ``bench`` and ``openvino``.
+The same shape in float32, 8 and 4 bits, prefill and decode: all contenders of all types take turns within one run, so
+that a machine that slows down slows all of them; each has a process of its own, which takes about 16 GB together. Needs
+the library of kernels (``lucid-deploy plugin build --target onnxruntime``) and the extras ``bench`` and ``openvino``.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import click
-from common import RESULTS, write_random_checkpoint
+import common
+from rich.console import Console
 
+from lucid_deploy.artifact import Artifact
+from lucid_deploy.bench import Contender, Measurement, Plan, run_plan
+from lucid_deploy.bench.contenders import LLAMA_CPP
+from lucid_deploy.bench.machine import copy_bandwidth, describe_machine, distrust, load_average
+from lucid_deploy.bench.plots import plot
+from lucid_deploy.bench.report import build_report, spread_of, table
+from lucid_deploy.bench.standard import export_standard
+from lucid_deploy.cli._console import progress
 from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
+from lucid_deploy.runtimes.options import RuntimeOptions
 
 PLOTS = Path(__file__).parent.parent / "docs" / "images"
 TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4")}
-BASELINES = ("standard", "llama.cpp", "openvino")
+
+
+def contenders_of(artifact: Artifact, kind: str, scratch: Path, kernels: str, threads: int) -> list[Contender]:
+    """Return an artifact, and standard attention of its shape in onnxruntime, llama.cpp and OpenVINO.
+
+    Args:
+        artifact: LUCID's, with weights of the type.
+        kind: The type, which names end with.
+        scratch: A directory for the exports, which exists and is the type's own.
+        kernels: What onnxruntime runs: ``library`` or ``functions``.
+        threads: Of each.
+    """
+    ours, openvino = RuntimeOptions(kernels=kernels, threads=threads), RuntimeOptions("openvino", threads=threads)
+    standard, inlined = export_standard(artifact, scratch), export_standard(artifact, scratch, inline=True)
+    return [
+        Contender(f"lucid-{kind}", "artifact", str(artifact.directory), ours),
+        Contender(f"standard-{kind}", "artifact", str(standard), ours),
+        Contender(f"llama.cpp-{kind}", LLAMA_CPP, str(artifact.directory), RuntimeOptions(threads=threads)),
+        Contender(f"openvino-{kind}", "artifact", str(inlined), openvino),
+    ]
+
+
+def reports_of(
+    contenders: dict[str, list[Contender]],
+    measurements: list[Measurement],
+    opened: dict[str, dict[str, Any]],
+    plan: Plan,
+    machine: dict[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Return a report for each type; ratios are to the first contender of the type, in the same round."""
+    reports = {}
+    for kind, mine in contenders.items():
+        names = {contender.name for contender in mine}
+        rows = [each for each in measurements if each.contender in names]
+        reports[kind] = build_report(rows, {name: opened[name] for name in opened if name in names}, plan, machine)
+    return reports
 
 
 @click.command()
-@click.option("--repeats", default="5", show_default=True, help="Rounds that count.")
+@click.option("--repeats", default=3, show_default=True, help="Rounds that count.")
 @click.option("--lengths", default="512,2048,8192", show_default=True, help="Prompt lengths and contexts.")
 @click.option("--types", default=",".join(TYPES), show_default=True, help="What to measure, with commas.")
 @click.option("--shape", default="medium", show_default=True, help="Of benchmarks/common.py.")
-def main(repeats: str, lengths: str, types: str, shape: str) -> None:
-    """Measure one type after the other; each writes benchmarks/results/peers-TYPE.json and its plots."""
-    RESULTS.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = write_random_checkpoint(Path(scratch) / "checkpoint", shape)
-        for name in types.split(","):
-            artifact = export(checkpoint, Path(scratch) / f"lucid-{name}", ExportOptions(quantize=TYPES[name]))
-            command = [sys.executable, "-m", "lucid_deploy.cli", "bench", str(artifact.directory), "--threads", "2"]
-            command += ["--lengths", lengths, "--repeats", repeats, "--json", str(RESULTS / f"peers-{name}.json")]
-            command += [word for each in BASELINES for word in ("--baseline", each)]
-            subprocess.run([*command, "--plot", str(PLOTS / f"peers-{name}")], check=True)
+@click.option("--kernels", default="library", show_default=True, help="What onnxruntime runs: library or functions.")
+@click.option("--threads", default=2, show_default=True, help="Threads of a contender.")
+@click.option("--plots", default=PLOTS, show_default=True, type=click.Path(path_type=Path), help="Where plots go.")
+def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threads: int, plots: Path) -> None:
+    """Measure, and write benchmarks/results/peers.json and plots of each type."""
+    load = load_average()
+    plan = Plan(tuple(map(int, lengths.split(","))), repeats=repeats)
+    with tempfile.TemporaryDirectory() as directory, progress("Preparing") as update:
+        scratch = Path(directory)
+        checkpoint = common.write_random_checkpoint(scratch / "checkpoint", shape)
+        contenders = {}
+        for kind in types.split(","):
+            artifact = export(checkpoint, scratch / f"lucid-{kind}", ExportOptions(quantize=TYPES[kind]))
+            (scratch / kind).mkdir()
+            contenders[kind] = contenders_of(artifact, kind, scratch / kind, kernels, threads)
+        bandwidth = copy_bandwidth()
+        measured, opened = run_plan([each for mine in contenders.values() for each in mine], plan, "float32", update)
+    machine = {**describe_machine(), "copy_bytes_per_second": bandwidth, "load_average_before": load}
+    reports = reports_of(contenders, measured, opened, plan, machine)
+    spreads = [spread_of(row) for report in reports.values() for row in report["measurements"]]
+    doubts = distrust(machine["cores"], load, spreads)
+    for kind, report in reports.items():
+        Console(width=120).print(table(report))
+        plot(report, plots / f"peers-{kind}")
+        del report["machine"], report["plan"]
+    print("\n".join(f"Do not trust these times: {doubt}." for doubt in doubts))
+    common.write_result("peers", {"machine": machine, "plan": vars(plan), "distrust": doubts, "types": reports})
 
 
 if __name__ == "__main__":
