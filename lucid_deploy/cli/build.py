@@ -95,9 +95,12 @@ def command(
     """
     from lucid_deploy.artifact import open_artifact
     from lucid_deploy.cli._console import note, progress, write_json
+    from lucid_deploy.errors import LucidError
     from lucid_deploy.runtimes.tensorrt.build import BuildOptions, build_engines
 
     listed = tuple(item.strip() for item in (capabilities or "").split(",") if item.strip())
+    if capabilities is not None and not listed:
+        raise LucidError("--compute-capability names no GPU; it takes a list such as 8.6,12.0. Leave it out for all.")
     options = BuildOptions(
         backend,
         max_batch,

@@ -160,18 +160,32 @@ def _build_onnxruntime(output: Path | None, quiet: bool) -> dict[str, Any]:
 
 def _architectures(listed: str | None) -> tuple[int, ...]:
     from lucid_deploy.errors import LucidError
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 
-    items = [item.strip() for item in (listed or "").split(",") if item.strip()]
+    items = _items("--arch", listed, "compute capabilities such as 8.6,9.0")
     digits = [item.replace(".", "") for item in items]
     if wrong := [item for item, number in zip(items, digits, strict=True) if not number.isdecimal()]:
         raise LucidError(f"--arch takes compute capabilities such as 8.6,9.0, not {', '.join(wrong)}.")
+    if unknown := [item for item, number in zip(items, digits, strict=True) if int(number) not in ARCHITECTURES]:
+        known = ", ".join(f"{arch / 10:.1f}" for arch in ARCHITECTURES)
+        raise LucidError(f"Kernels cannot be compiled for --arch {', '.join(unknown)}; choose from {known}.")
     return tuple(dict.fromkeys(int(number) for number in digits))
 
 
 def _widths(listed: str | None) -> tuple[int, ...]:
     from lucid_deploy.errors import LucidError
 
-    items = [item.strip() for item in (listed or "").split(",") if item.strip()]
+    items = _items("--head-dim", listed, "head widths such as 64,128")
     if wrong := [item for item in items if not item.isdecimal()]:
         raise LucidError(f"--head-dim takes head widths such as 64,128, not {', '.join(wrong)}.")
     return tuple(dict.fromkeys(map(int, items)))
+
+
+def _items(option: str, listed: str | None, what: str) -> list[str]:
+    """Return the parts of a list; none where the option was not given."""
+    from lucid_deploy.errors import LucidError
+
+    items = [item.strip() for item in (listed or "").split(",") if item.strip()]
+    if listed is not None and not items:
+        raise LucidError(f"{option} names nothing; it takes {what}. Leave it out for all.")
+    return items

@@ -29,12 +29,14 @@ def find_compiler() -> str:
     """Return the C++ compiler: ``CXX``, else the first of g++, c++, clang++ on the path.
 
     Raises:
-        LucidError: There is none.
+        LucidError: There is none, or ``CXX`` has arguments too.
     """
     chosen = os.environ.get("CXX")
     for name in (chosen,) if chosen else COMPILERS:
         if found := shutil.which(name):
             return found
+    if chosen and len(words := chosen.split()) > 1 and shutil.which(words[0]):
+        raise LucidError(f"CXX={chosen} has words behind the compiler's name, which are not taken. Set CXX to a name.")
     looked = f"CXX={chosen}" if chosen else ", ".join(COMPILERS)
     raise LucidError(f"Building the plugin needs a C++17 compiler and none was found ({looked}). Install g++.")
 

@@ -98,10 +98,22 @@ def test_a_device_or_a_pipe_is_not_replaced(target: str, compiled: list[tuple[in
     assert result.stderr == f"Error: --output {pipe} cannot be written: {why}\n"
 
 
-def test_bad_architectures(compiled: list[tuple[int, ...]]) -> None:
-    result = CliRunner().invoke(main, ["plugin", "build", "--arch", "hopper"])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--arch", "hopper"], "--arch takes compute capabilities such as 8.6,9.0, not hopper."),
+        (
+            ["--arch", "8.6,7.0,1.0"],
+            "Kernels cannot be compiled for --arch 7.0, 1.0; choose from 8.0, 8.6, 8.9, 9.0, 10.0, 12.0.",
+        ),
+        (["--arch", ","], "--arch names nothing; it takes compute capabilities such as 8.6,9.0. Leave it out for all."),
+        (["--head-dim", " "], "--head-dim names nothing; it takes head widths such as 64,128. Leave it out for all."),
+    ],
+)
+def test_bad_lists(words: list[str], said: str, compiled: list[tuple[int, ...]]) -> None:
+    result = CliRunner().invoke(main, ["plugin", "build", *words])
     assert result.exit_code == 2 and compiled == []
-    assert result.stderr == "Error: --arch takes compute capabilities such as 8.6,9.0, not hopper.\n"
+    assert result.stderr == f"Error: {said}\n"
 
 
 def test_what_is_missing_shows_before_the_long_compilation(

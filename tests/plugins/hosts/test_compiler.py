@@ -48,6 +48,12 @@ def test_cxx_is_taken_before_all_others(tmp_path: Path, monkeypatch: pytest.Monk
         find_compiler()
 
 
+def test_a_compiler_with_arguments_is_refused_by_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", f"{program(tmp_path / 'bin', 'ccache')} g++")
+    with pytest.raises(LucidError, match=r"^CXX=.*/ccache g\+\+ has words behind the compiler's name"):
+        find_compiler()
+
+
 def test_without_any_compiler_it_says_what_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
