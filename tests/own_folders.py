@@ -6,27 +6,30 @@ A user's cache may hold the library of CPU kernels, which sessions then use, and
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
 
 FOLDERS = {"HOME": "home", "XDG_CACHE_HOME": "cache", "TMPDIR": "tmp"}
+_LAST = -1000  # behind multiprocessing's own folder in it (-100), which is removed as this process ends
 INSIDE_HOME = ("XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME")  # if they are not set
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # the process that started this worker has done it for all of them
         return
-    root = tempfile.TemporaryDirectory(prefix="lucid-", ignore_cleanup_errors=True)  # a short name, as sockets ask for
+    root = Path(tempfile.mkdtemp(prefix="lucid-"))  # a short name, as sockets ask for
+    Finalize(None, shutil.rmtree, (root, True), exitpriority=_LAST)
     patch = pytest.MonkeyPatch()
-    config.add_cleanup(root.cleanup)
     config.add_cleanup(patch.undo)
     # What a failed test leaves in tmp_path stays where pytest keeps it.
     patch.setenv("PYTEST_DEBUG_TEMPROOT", os.environ.get("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir()))
     for name, folder in FOLDERS.items():
-        (Path(root.name) / folder).mkdir()
-        patch.setenv(name, str(Path(root.name) / folder))
+        (root / folder).mkdir()
+        patch.setenv(name, str(root / folder))
     for name in INSIDE_HOME:
         patch.delenv(name, raising=False)
     patch.setattr(tempfile, "tempdir", os.environ["TMPDIR"])  # pytest has asked for the folder before

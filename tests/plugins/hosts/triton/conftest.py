@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -26,9 +25,6 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
         return context
 
     with pytest.MonkeyPatch.context() as patch:
-        # Else multiprocessing makes a folder in the run's own, and complains at its end that it is gone.
-        folder = tempfile.mkdtemp(prefix="fork")
-        patch.setattr("multiprocessing.util.get_temp_dir", lambda: folder)
         patch.setattr(aot, "get_context", get_context)
         yield
 
