@@ -160,9 +160,12 @@ def _build_onnxruntime(output: Path | None, quiet: bool) -> dict[str, Any]:
 
 def _architectures(listed: str | None) -> tuple[int, ...]:
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
 
     items = _items("--arch", listed, "compute capabilities such as 8.6,9.0")
+    if not items:
+        return ()  # before PyTorch is imported, which the library for onnxruntime does not need
+    from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
+
     digits = [item.replace(".", "") for item in items]
     if wrong := [item for item, number in zip(items, digits, strict=True) if not number.isdecimal()]:
         raise LucidError(f"--arch takes compute capabilities such as 8.6,9.0, not {', '.join(wrong)}.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,14 @@ def test_bad_lists(words: list[str], said: str, compiled: list[tuple[int, ...]])
     result = CliRunner().invoke(main, ["plugin", "build", *words])
     assert result.exit_code == 2 and compiled == []
     assert result.stderr == f"Error: {said}\n"
+
+
+def test_the_library_for_onnxruntime_is_built_without_pytorch(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from lucid_deploy.cli import main; main()"
+    command = [sys.executable, "-c", code, "plugin", "build", "--target", "onnxruntime", "-o", "lib.so"]
+    environment = {**os.environ, "CXX": "no-such-compiler"}  # which is looked for after the options were read
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert ran.returncode == 2 and "CXX=no-such-compiler" in ran.stderr and "Traceback" not in ran.stderr
 
 
 def test_what_is_missing_shows_before_the_long_compilation(
