@@ -3,7 +3,8 @@
 Every variant is compiled (or taken from the cache of ``plugin build``), disassembled with the tools of Triton's
 package, and its hot loop counted by the model of ``plugins/hosts/triton/issue_model.py``. Beside each variant of the
 solve stands plain causal attention in the same tile, and decoding's cycles are given over what memory takes for its
-tile. ``make gpu-check`` measures; this only compares compiled code.
+tile. Rows of the JSON file say which version of Triton compiled them, and have a key of what was compiled, which tests
+compare. ``make gpu-check`` measures; this only compares compiled code.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from lucid_deploy.cli._console import progress
-from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS
+from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES, JOBS, triton_version
 from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, over_memory, ratios, report
+
+WIDTH = 170  # of the table
 
 
 @click.command()
@@ -38,10 +41,16 @@ def main(archs: str, kernel: str, widths: str, jobs: int, target: Path) -> None:
             jobs=jobs,
         )
     over = ratios(found)
-    Console(width=150).print(_table(found, over))
+    Console(width=WIDTH).print(_table(found, over))
     target.parent.mkdir(exist_ok=True)
+    triton = triton_version()
     rows = [
-        {**each.as_json(), "over_attention": over.get((each.arch, each.variant)), "over_memory": over_memory(each)}
+        {
+            **each.as_json(),
+            "triton": triton,
+            "over_attention": over.get((each.arch, each.variant)),
+            "over_memory": over_memory(each),
+        }
         for each in found
     ]
     lines = ",\n".join(map(json.dumps, rows))  # a line for each kernel
@@ -50,14 +59,28 @@ def main(archs: str, kernel: str, widths: str, jobs: int, target: Path) -> None:
 
 def _table(found: list[KernelReport], over: dict[tuple[int, str], float]) -> Table:
     table = Table(title="Cycles: of one pass through the hot loop, less is better; a model, no measurement")
-    names = ("arch", "variant", "warps", "registers", "resident", "spills", "in loop", "loop", "cycles", "by")
-    for name in (*names, "ratio", "of memory"):
+    sizes = ("warps", "registers", "stack", "shared", "resident")
+    for name in (
+        "arch",
+        "variant",
+        *sizes,
+        "spills",
+        "in loop",
+        "around it",
+        "loop",
+        "cycles",
+        "by",
+        "ratio",
+        "of memory",
+    ):
         table.add_column(name, justify="left" if name in ("variant", "by") else "right")
     for each in found:
         ratio = over.get((each.arch, each.variant))
         table.add_row(
-            *map(str, (each.arch, each.variant, each.num_warps, each.registers, each.resident_warps, each.spills)),
-            *map(str, (each.loop_spills, each.loop, "unknown" if each.cycles is None else round(each.cycles))),
+            *map(str, (each.arch, each.variant, each.num_warps, each.registers)),
+            *map(str, (each.stack, each.shared, each.resident_warps)),
+            *map(str, (each.spills, each.loop_spills, each.enclosing_spills)),
+            *map(str, (each.loop, "unknown" if each.cycles is None else round(each.cycles))),
             each.bound_by,
             "" if ratio is None else f"{ratio:.2f}",
             ", ".join(f"{share:.2f} {card}" for card, share in over_memory(each).items()),

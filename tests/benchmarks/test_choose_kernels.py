@@ -26,7 +26,9 @@ def script() -> ModuleType:
 
 
 def modelled(choice: Choice, cycles: float, loop_spills: int) -> Modelled:
-    report = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, loop_spills, {"issue": cycles}, cycles, "issue")
+    report = KernelReport(
+        "solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, loop_spills, 0, 0, {"issue": cycles}, cycles, "issue"
+    )
     return Modelled(choice, report, cycles / 2)
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -88,10 +88,11 @@ def compile_kernels(
         for variant in variants(arch)
         if select(variant) and (arch in archs or arch == ptx_architecture(variant))
     ]
-    found = {item: kernels for item in work if (kernels := load(cache / cache_key(*item)))}
+    paths = {item: cache / key for item, key in zip(work, cache_keys(work), strict=True)}
+    found = {item: kernels for item, path in paths.items() if (kernels := load(path))}
     progress(len(found), len(work), "kernels")
     for item, kernels in compile_all([item for item in work if item not in found], jobs):
-        save(cache / cache_key(*item), kernels)
+        save(paths[item], kernels)
         found[item] = kernels
         progress(len(found), len(work), kernels[0].variant)
     everything = [kernel for item in work for kernel in found[item]]
@@ -105,12 +106,31 @@ def ptx_architecture(variant: Variant) -> int:
 
 
 def cache_key(variant: Variant, arch: int, sources: Sequence[str] | None = None) -> str:
-    """Return a hash of all that the compiled code depends on: sources, Triton, architecture, constants."""
-    digest = hashlib.sha256()
+    """Return a hash of what the compiled code depends on: sources, Triton's version, architecture, constants."""
+    return next(cache_keys([(variant, arch)], sources))
+
+
+def cache_keys(items: Iterable[Item], sources: Sequence[str] | None = None, triton: str | None = None) -> Iterator[str]:
+    """Yield :func:`cache_key` of each item, of sources that are read once.
+
+    They depend on no machine and no path, so they also tell whether a report of compiled code is of these sources.
+
+    Args:
+        items: Variants and architectures.
+        sources: Paths below the folder of the plugins; None: those of all operators.
+        triton: Version of Triton; None: the one that is installed.
+
+    Raises:
+        LucidError: No version is given, and Triton is not installed.
+    """
+    triton = triton_version() if triton is None else triton
+    of_sources = hashlib.sha256()
     for source in SOURCES if sources is None else sources:
-        digest.update((PLUGINS / source).read_bytes())
-    digest.update(json.dumps([triton_version(), asdict(variant), arch], sort_keys=True).encode())
-    return digest.hexdigest()
+        of_sources.update((PLUGINS / source).read_bytes())
+    for variant, arch in items:
+        digest = of_sources.copy()
+        digest.update(json.dumps([triton, asdict(variant), arch], sort_keys=True).encode())
+        yield digest.hexdigest()
 
 
 def triton_version() -> str:

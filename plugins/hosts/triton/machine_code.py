@@ -16,6 +16,7 @@ from lucid_deploy.plugins.hosts.triton.natural_loops import Flow, natural_loops
 
 BYTES = 16  # of an instruction, from compute capability 7.0 on
 _BRANCHES = {"BRA", "JMP"}
+_CALLS = {"CALL"}  # which ptxas also leaves loops by, never to come back
 _ENDS = {"EXIT", "RET"}
 _ALWAYS = re.compile(r"^0x[0-9a-f]+$")  # a branch's operands if they name no predicate
 _TARGET = re.compile(r"\b0x[0-9a-f]+$")
@@ -51,14 +52,15 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes; None if it is none, or goes where a register says."""
-        found = _TARGET.search(self.operands) if self.name in _BRANCHES else None
+        """Where a branch or a call goes; None if it is neither, or goes where a register says."""
+        found = _TARGET.search(self.operands) if self.name in _BRANCHES | _CALLS else None
         return int(found[0], 16) if found else None
 
     @property
     def goes_on(self) -> bool:
         """Whether the next instruction may follow."""
-        leaves = self.name in _ENDS or (self.target is not None and _ALWAYS.match(self.operands) is not None)
+        is_branch = self.target is not None and self.name not in _CALLS
+        leaves = self.name in _ENDS or (is_branch and _ALWAYS.match(self.operands) is not None)
         return not leaves or self.predicate != ""
 
 
@@ -83,7 +85,7 @@ class Code:
 
     @property
     def flow(self) -> list[Flow]:
-        """Where each instruction leads; calls come back."""
+        """Where each instruction leads; calls do both, go away and come back."""
         size = BYTES * len(self.instructions)
         targets = [each.target for each in self.instructions]
         return [
@@ -96,7 +98,7 @@ class Code:
         """What each loop repeats, in the order of addresses."""
         return tuple(tuple(self.instructions[i] for i in loop) for loop in natural_loops(self.flow))
 
-    @property
+    @cached_property
     def hot_loop(self) -> tuple[Instruction, ...]:
         """The loop that computes most and holds no other loop that computes; () if none does.
 
@@ -107,6 +109,14 @@ class Code:
             loop for loop in computing if not any(other is not loop and _holds(loop, other) for other in computing)
         ]
         return max(innermost, key=_work, default=())
+
+    @property
+    def enclosing(self) -> tuple[Instruction, ...]:
+        """What the loops around the hot one repeat, without the hot one itself; () if there are none."""
+        hot = self.hot_loop
+        around = [loop for loop in self.loops if hot and loop is not hot and _holds(loop, hot)]
+        inside = {each.address for each in hot}
+        return tuple(each for each in max(around, key=len, default=()) if each.address not in inside)
 
 
 def spills(instructions: Sequence[Instruction]) -> int:

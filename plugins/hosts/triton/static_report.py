@@ -21,6 +21,7 @@ _PREFIX = "precondition_"  # of the solve's variants
 _DECODING = re.compile(r"decode_split_(float8_)?(b?float\d+)_")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _WARPS = (4, 8)  # of the yardstick
+KEY_DIGITS = 16  # of a report's keys
 _YARDSTICK_SOURCES = ("shared/kernel.py", "hosts/triton/yardstick.py")
 
 
@@ -40,9 +41,12 @@ class KernelReport:
         resident_warps: Warps on a multiprocessor at once.
         loop: Instructions of the hot loop.
         loop_spills: Loads from and stores to local memory in it.
+        enclosing: Instructions of the loops around it, such as the solve's, which waits; 0: there are none.
+        enclosing_spills: Loads from and stores to local memory in these.
         units: Cycles of one pass through it by unit, see :mod:`~lucid_deploy.plugins.hosts.triton.issue_model`.
         cycles: Of the busiest unit; None where the model does not know a tensor core's instruction.
         bound_by: The busiest unit.
+        key: What it was compiled from, see :func:`report_keys`; empty: that was not asked for.
     """
 
     variant: str
@@ -56,9 +60,12 @@ class KernelReport:
     resident_warps: int
     loop: int
     loop_spills: int
+    enclosing: int
+    enclosing_spills: int
     units: dict[str, float]
     cycles: float | None
     bound_by: str
+    key: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -86,6 +93,8 @@ def describe(kernel: CompiledKernel) -> KernelReport:
         resident_warps=occupancy(kernel.arch, code.registers, kernel.shared_bytes, kernel.num_warps),
         loop=len(loop),
         loop_spills=spills(loop),
+        enclosing=len(code.enclosing),
+        enclosing_spills=spills(code.enclosing),
         units={name: round(value, 1) for name, value in taken.units.items()},
         cycles=round(taken.total, 1) if taken.is_known else None,
         bound_by=taken.bound_by,
@@ -112,13 +121,34 @@ def report(
         LucidError: As there.
     """
     kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=progress)
-    solves = [
-        (variant, arch)
-        for arch in archs
-        for variant in precondition.variants(arch)
-        if variant.kernel == _SOLVE and select(variant)
+    solves = [(variant, arch) for arch in archs for variant in _solves(arch) if select(variant)]
+    keys = {arch: report_keys(arch) for arch in archs}
+    return [
+        replace(each, key=keys[each.arch][each.variant, each.num_warps])
+        for each in (*map(describe, kernels), *_yardsticks(solves, default_cache() if cache is None else cache))
     ]
-    return [*map(describe, kernels), *_yardsticks(solves, default_cache() if cache is None else cache)]
+
+
+def report_keys(arch: int, triton: str | None = None) -> dict[tuple[str, int], str]:
+    """Return what tells from which sources and with which options the kernels of a report are compiled.
+
+    That is the first digits of :func:`~lucid_deploy.plugins.hosts.triton.aot.cache_key`, a hash of the kernels'
+    sources, Triton's version, the constants, warps and stages, and the compute capability. Nothing is compiled for it.
+
+    Args:
+        arch: Compute capability.
+        triton: Version of Triton; None: the one that is installed.
+
+    Returns:
+        Keys by variant and number of warps: of all variants, and of the yardsticks with each number that is tried.
+    """
+    variants = {(each.name, each.num_warps): each for each in aot.variants(arch)}
+    plain = {(_yardstick_name(each.name), warps): _yardstick(each, warps) for each in _solves(arch) for warps in _WARPS}
+    found = {}
+    for named, sources in ((variants, None), (plain, _YARDSTICK_SOURCES)):
+        keys = aot.cache_keys([(variant, arch) for variant in named.values()], sources, triton)
+        found.update({name: key[:KEY_DIGITS] for name, key in zip(named, keys, strict=True)})
+    return found
 
 
 def ratios(reports: Sequence[KernelReport]) -> dict[tuple[int, str], float]:
@@ -157,8 +187,7 @@ def _yardsticks(solves: Sequence[tuple[Variant, int]], cache: Path) -> Iterator[
         for solve, arch in solves:
             tried = []
             for warps in _WARPS:
-                variant = replace(solve, kernel="causal_attention_kernel", num_warps=warps)
-                path = cache / aot.cache_key(variant, arch, _YARDSTICK_SOURCES)
+                path = cache / aot.cache_key(_yardstick(solve, warps), arch, _YARDSTICK_SOURCES)
                 kernels = load(path)
                 if kernels is None:
                     kernels = [pool.submit(compile_yardstick, replace(solve, num_warps=warps), arch).result()]
@@ -190,6 +219,14 @@ def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
         arguments=list(types),
         image=compiled.asm["cubin"],
     )
+
+
+def _solves(arch: int) -> list[Variant]:
+    return [variant for variant in precondition.variants(arch) if variant.kernel == _SOLVE]
+
+
+def _yardstick(solve: Variant, warps: int) -> Variant:
+    return replace(solve, kernel="causal_attention_kernel", num_warps=warps)
 
 
 def _yardstick_name(solve: str) -> str:

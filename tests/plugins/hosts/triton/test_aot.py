@@ -123,6 +123,13 @@ def test_the_cache_key_follows_the_sources(monkeypatch):
     assert aot.cache_key(variant, 90) != before != aot.cache_key(variant, 100)
 
 
+def test_keys_of_many_are_those_of_each():
+    items = [(variant, 90) for variant in aot.variants(90)[:3]]
+    assert list(aot.cache_keys(items)) == [aot.cache_key(*item) for item in items]
+    assert list(aot.cache_keys(items, triton=aot.triton_version())) == list(aot.cache_keys(items))
+    assert not set(aot.cache_keys(items, triton="3.8.9")) & set(aot.cache_keys(items))
+
+
 def test_more_shared_memory_than_the_chip_has_is_an_error():
     constants = (("ROWS", 32), ("BLOCK_N", 64), ("BLOCK_D", 256), ("WIDTH_UNIT", 4), ("CHUNK_D", 64))
     variant = Variant("decode_split_kernel", "float32", constants, 4, 3)

@@ -27,15 +27,19 @@ import triton
 
 
 def code(text: str) -> Code:
-    """Return a listing: one instruction a line; ``BRA 3`` goes to the third line, counted from 0."""
+    """Return a listing: one instruction a line; ``BRA 3``, ``CALL 3`` and ``JMP 3`` go to the third, counted from 0.
+
+    The first two do if a predicate holds.
+    """
+    jumps = ("BRA", "CALL")
     lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
     return Code(
         tuple(
             Instruction(
                 index * BYTES,
                 opcode,
-                f"{hex(int(rest[0]) * BYTES)}" if opcode == "BRA" else " ".join(rest),
-                "@P0" if opcode == "BRA" else "",
+                f"{hex(int(rest[0]) * BYTES)}" if opcode in (*jumps, "JMP") else " ".join(rest),
+                "@P0" if opcode in jumps else "",
             )
             for index, (opcode, *rest) in enumerate(lines)
         ),
@@ -80,6 +84,32 @@ def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
     assert [each.address // BYTES for each in found.hot_loop] == list(range(2, 10))
     assert found.spills == 3 and spills(found.hot_loop) == 2
     assert counted(found)["HMMA"] == 2
+    assert [each.address // BYTES for each in found.enclosing] == [1, 10, 11, 12, 13]
+    assert spills(found.enclosing) == 1
+
+
+LEFT_BY_A_CALL = """
+S2R
+LDL
+HMMA.16816.F32
+CALL 5
+JMP 2
+STL
+BRA 1
+EXIT
+"""
+
+
+def test_a_loop_that_is_left_by_a_call_lies_within_the_one_around_it() -> None:
+    """As ptxas writes it for 8.0: the call never comes back, and behind it is the loop's last branch."""
+    found = code(LEFT_BY_A_CALL)
+    assert [each.address // BYTES for each in found.hot_loop] == [2, 3, 4]
+    assert [each.address // BYTES for each in found.enclosing] == [1, 5, 6] and spills(found.enclosing) == 2
+
+
+def test_a_loop_that_calls_a_function_does_not_hold_it() -> None:
+    found = code("S2R\nHMMA.16816.F32\nCALL 5\nBRA 1\nEXIT\nLDL\nRET")
+    assert [each.address // BYTES for each in found.hot_loop] == [1, 2, 3] and found.enclosing == ()
 
 
 def test_a_descriptor_is_what_its_register_was_last_set_to() -> None:
@@ -90,7 +120,8 @@ def test_a_descriptor_is_what_its_register_was_last_set_to() -> None:
 
 
 def test_code_without_a_loop() -> None:
-    assert code("MOV\nHMMA.16816.F32\nBRA 3\nEXIT").hot_loop == ()
+    straight = code("MOV\nHMMA.16816.F32\nBRA 3\nEXIT")
+    assert straight.hot_loop == straight.enclosing == ()
     assert code("MOV\nLDG\nBRA 1\nEXIT").hot_loop == (), "it computes nothing"
 
 

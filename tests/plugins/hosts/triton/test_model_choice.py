@@ -22,7 +22,7 @@ from lucid_deploy.plugins.precondition.plan import INT8_TILES, INT8_TYPE
 from lucid_deploy.plugins.shared.plan import PADDED_WIDTHS, Choice, choice, compiled_units
 from lucid_deploy.plugins.table import FLOATS
 
-REPORT = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, 0, {"issue": 400.0}, 400.0, "issue")
+REPORT = KernelReport("solve", 90, {}, 4, 255, 0, 0, 0, 8, 400, 0, 0, 0, {"issue": 400.0}, 400.0, "issue")
 
 
 def solve(rows: int, columns: int, cycles: float | None, loop_spills: int = 0) -> Modelled:

@@ -1,6 +1,7 @@
 """The report is what the compiler made of the kernels."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,17 @@ pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip
 
 from lucid_deploy.plugins.hosts.triton import aot
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
-from lucid_deploy.plugins.hosts.triton.machine_code import disassemble
+from lucid_deploy.plugins.hosts.triton.machine_code import disassemble, spills
 from lucid_deploy.plugins.hosts.triton.memory_model import CARDS, memory_cycles
-from lucid_deploy.plugins.hosts.triton.static_report import KernelReport, over_memory, ratios, report, tile_bytes
+from lucid_deploy.plugins.hosts.triton.static_report import (
+    KEY_DIGITS,
+    KernelReport,
+    over_memory,
+    ratios,
+    report,
+    report_keys,
+    tile_bytes,
+)
 
 NAME = "precondition_float16_d32_u8"
 
@@ -33,12 +42,40 @@ def test_the_solve_and_its_yardstick(found) -> None:
     code = disassemble(kernel.image, kernel.entry)
     assert (solve.registers, solve.stack, solve.spills) == (code.registers, code.stack, code.spills)
     assert solve.loop == len(code.hot_loop) and solve.shared == kernel.shared_bytes
+    assert solve.enclosing == len(code.enclosing) > 0 == plain.enclosing, "the solve's loop lies in one that waits"
+    assert (solve.enclosing_spills, plain.enclosing_spills) == (spills(code.enclosing), 0)
     for each in (solve, plain):
         assert each.cycles == max(each.units.values()) == each.units[each.bound_by]
         assert each.units["tensor"] > 0 and each.units["special"] > 0 and each.resident_warps >= each.num_warps
     assert plain.units["tensor"] == solve.units["tensor"], "the same tile"
     assert ratios([solve, plain]) == {(80, NAME): solve.cycles / plain.cycles}
     assert json.loads(json.dumps(solve.as_json()))["variant"] == NAME
+
+
+def test_a_report_has_the_keys_that_its_kernels_are_cached_by(found, cache) -> None:
+    """The yardstick of fewest cycles is reported; others were compiled, too."""
+    cached = {path.name[:KEY_DIGITS] for path in cache.iterdir()}
+    assert {each.key for each in found[0]} < cached and len({each.key for each in found[0]}) == 2
+    keys = report_keys(80)
+    assert [each.key for each in found[0]] == [keys[each.variant, each.num_warps] for each in found[0]]
+    assert len(set(keys.values())) == len(keys) and cached <= set(keys.values())
+
+
+def test_keys_follow_sources_constants_and_version_and_no_path(monkeypatch, tmp_path) -> None:
+    keys, names = report_keys(80), [(NAME, 4), ("causal_attention_float16_d32_u8", 8)]
+    assert report_keys(80, aot.triton_version()) == keys
+    assert not set(report_keys(80, "3.8.9").values()) & set(keys.values())
+    assert not set(report_keys(90).values()) & set(keys.values())
+    copy = tmp_path / "plugins"
+    shutil.copytree(aot.PLUGINS, copy, ignore=shutil.ignore_patterns("__pycache__", "build"))
+    monkeypatch.setattr(aot, "PLUGINS", copy)
+    assert report_keys(80) == keys
+    for source, changed in (("precondition/kernel.py", names[:1]), ("hosts/triton/yardstick.py", names[1:])):
+        text = (copy / source).read_bytes()
+        (copy / source).write_bytes(text + b"#")
+        found = report_keys(80)
+        assert [name for name in names if found[name] != keys[name]] == changed
+        (copy / source).write_bytes(text)
 
 
 def test_what_was_compiled_is_described_without_compiling(found, cache, monkeypatch) -> None:
