@@ -59,4 +59,4 @@ def test_what_is_read_before_is_next_to_nothing() -> None:
     code = "import sys, re; known = {*sys.modules}; import lucid_deploy.start; print(*sorted({*sys.modules} - known))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=True)
     read = [name for name in done.stdout.split() if name.startswith("lucid_deploy")]
-    assert read == ["lucid_deploy", "lucid_deploy.errors", "lucid_deploy.start", "lucid_deploy.version"]
+    assert read == ["lucid_deploy", *(f"lucid_deploy.{name}" for name in ("errors", "interrupts", "start", "version"))]

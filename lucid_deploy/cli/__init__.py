@@ -17,8 +17,8 @@ from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
 from lucid_deploy.cli._threads import bound_threads
 from lucid_deploy.cli._working_directory import has_working_directory, without_pytorch_nowhere
 from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.interrupts import begun
 from lucid_deploy.shortages import leave_out_memory_at_exit, limit_met
-from lucid_deploy.start import begun
 from lucid_deploy.version import __version__
 
 CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows has not

@@ -1,5 +1,5 @@
 """``python -m lucid_deploy.cli``: the command line without its installed script."""
 
-from lucid_deploy.start import main
+from lucid_deploy.cli import main
 
 main()

@@ -19,6 +19,7 @@ FOLDERS = {
 ORDER = (
     "errors",
     "version",
+    "interrupts",
     "shortages",
     "leftovers",
     "files",
@@ -46,6 +47,7 @@ ORDER = (
     "doctor",
     "api",
     "cli",
+    "start",
 )
 
 
