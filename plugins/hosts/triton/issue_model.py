@@ -8,6 +8,15 @@ cycle and multiprocessor). Tensor cores: dense products of float16 with float32 
 the architectures' white papers (A100: 1024; GA10x and AD10x GeForce: 256, half of their rate with float16 sums; H100:
 2048; B200: 4096; RTX 50: 256), and of bytes with sums of 32 bits (A100: 2048; GA10x and AD10x GeForce, RTX 50: 1024;
 H100: 4096; B200: 8192). Four schedulers issue one instruction of a warp each. Shared memory gives 128 bytes.
+
+Assumed. The guide has rows of their own for comparisons, minima and maxima (64 results a cycle) and for products of
+integers (64); here float32 comparisons, selections, minima and maxima count as float32 arithmetic, at 64 on 8.0 and 128
+on others, and so does IMAD, by which compilers also move and add. Those rows were looked up for 7.x only, in a copy of
+the guide; that they are the same for newer chips is not checked. A loop with many such instructions may take more.
+
+In no unit, so as issue alone, count exchanges between threads (SHFL: 32 results a cycle by the same table, the time in
+which four instructions are issued), votes, barriers, what the uniform unit does, and accesses to global and local
+memory.
 """
 
 from __future__ import annotations

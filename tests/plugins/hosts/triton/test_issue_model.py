@@ -61,6 +61,8 @@ def test_the_busiest_unit_decides() -> None:
     assert cycles(loop(IMMA_16832_S8_S8=10), 80, num_warps=4).units["tensor"] == 4 * 10 * 4096 / 2048
     assert cycles(loop(IMMA_16832_S8_S8=10), 120, num_warps=4).units["tensor"] == 4 * 10 * 4096 / 1024
     assert cycles(loop(BAR_SYNC=9), 80, 4).bound_by == "issue"
+    exchanges = cycles(loop(SHFL_BFLY=8), 80, num_warps=4).units
+    assert {name for name, taken in exchanges.items() if taken} == {"issue"}, "as the module says"
     assert not cycles(loop(UTCHMMA=1), 100, 4).is_known and tensor.is_known
 
 
