@@ -3,7 +3,8 @@
     python benchmarks/choose_kernels.py --operator precondition --arch 90 --dtype float32 --width 64
 
 Every candidate is compiled (or taken from the cache of ``plugin build``), which takes seconds for each. The file says
-under "chosen_by_model" which entries were chosen so. What ``tune_kernels.py`` measured on a GPU is left as it is.
+under "chosen_by_model" which entries were chosen so. What ``tune_kernels.py`` measured on a GPU is left as it is, and
+so is what stands under "kept", with the reason.
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ def main(operator: str, archs: str, dtypes: str, widths: str, output: Path | Non
         if arch in tuned["measured_on"]:
             click.echo(f"{arch}: measured on {tuned['measured_on'][arch]}, left as it is")
             continue
-        click.echo(f"{arch} {dtype} {width}")
+        name = f"{arch} {dtype} {width}"
+        if name in tuned["kept"]:
+            click.echo(f"{name}: kept as it is: {tuned['kept'][name]}")
+            continue
+        click.echo(name)
         of = (operator, int(arch), dtype, width)
         found = model(*of, progress=lambda each: click.echo(f"    {line(each)}"))
         chosen = best(found, functools.partial(others_spill, *of)).choice
         click.echo(f"  {tile(chosen)}")
         entry = [vars(chosen)[column] for column in tuned["columns"]]
         tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
-        names = {*tuned["chosen_by_model"], f"{arch} {dtype} {width}"}
-        tuned["chosen_by_model"] = sorted(names, key=lambda name: (int(name.split()[0]), name))
+        names = {*tuned["chosen_by_model"], name}
+        tuned["chosen_by_model"] = sorted(names, key=lambda each: (int(each.split()[0]), each))
         output.write_text(format_tuned(tuned), encoding="utf-8")
 
 

@@ -136,6 +136,15 @@ def format_tuned(tuned: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
+def enter(tuned: dict[str, Any], arch: str, dtype: str, width: int, choice: Choice) -> None:
+    """Put what was measured into a ``tuned.json``, in the place of what a model chose or what was kept."""
+    entry = [vars(choice)[column] for column in tuned["columns"]]
+    tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
+    name = f"{arch} {dtype} {width}"
+    tuned["chosen_by_model"] = [each for each in tuned["chosen_by_model"] if each != name]
+    tuned["kept"].pop(name, None)
+
+
 def tune(dtypes: list[str], widths: list[int]) -> None:
     """Tune for the current device and write the files after every entry, so that a stop loses nothing."""
     import torch
@@ -149,8 +158,7 @@ def tune(dtypes: list[str], widths: list[int]) -> None:
             timed = functools.partial(measure, width=width, dtype=getattr(torch, dtype))
             choice, milliseconds = best(candidates(kernel, dtype), timed)
             print(f"{kernel} sm_{arch} {dtype} {width}: {choice} {milliseconds:.3f} ms")
-            entry = [vars(choice)[column] for column in tuned["columns"]]
-            tuned["choices"].setdefault(arch, {}).setdefault(dtype, {})[str(width)] = entry
+            enter(tuned, arch, dtype, width, choice)
             versions = f"Triton {triton.__version__}, PyTorch {torch.__version__}"
             tuned["measured_on"][arch] = f"{torch.cuda.get_device_name()}, {datetime.date.today()}, {versions}"
             path.write_text(format_tuned(tuned))

@@ -99,3 +99,19 @@ def test_what_was_measured_is_left_as_it_is(
     target.write_text(json.dumps(tuned))
     assert "measured on a card, left as it is" in run(script, monkeypatch, target, "--arch", "90")
     assert json.loads(target.read_text()) == tuned
+
+
+def test_what_is_kept_for_a_reason_is_left_as_it_is(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another entry of the same GPU is chosen."""
+    target, reason = tmp_path / "tuned.json", "it is liked"
+    tuned = json.loads(DECODE_TUNED.read_text()) | {"kept": {"90 float32 128": reason}}
+    target.write_text(json.dumps(tuned))
+    entry = ("--operator", "decode_attention", "--arch", "90", "--dtype", "float32", "--width")
+    deep = [modelled(Choice(0, 16, 4, 4), 1000.0, 0)]
+    assert f"90 float32 128: kept as it is: {reason}" in run(script, monkeypatch, target, *entry, "128", found=deep)
+    assert json.loads(target.read_text()) == tuned
+    run(script, monkeypatch, target, *entry, "64", found=deep)
+    written = json.loads(target.read_text())
+    assert written["choices"]["90"]["float32"]["64"] == [0, 16, 4, 4] and written["kept"] == tuned["kept"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -31,6 +32,17 @@ def test_it_writes_the_files_as_they_stand(tuner):
     assert len(tuner.TUNED) == 2
     for path in tuner.TUNED.values():
         assert tuner.format_tuned(json.loads(path.read_text())) == path.read_text()
+
+
+@pytest.mark.parametrize("name", ["100 float32 64", "100 float32 128"])  # the second is kept
+def test_what_is_measured_replaces_what_a_model_chose_and_what_was_kept(tuner, name):
+    before = json.loads(tuner.TUNED["decode_attention"].read_text())
+    tuned, (arch, dtype, width) = copy.deepcopy(before), name.split()
+    assert (name in tuned["chosen_by_model"]) != (name in tuned["kept"])
+    tuner.enter(tuned, arch, dtype, int(width), Choice(0, 16, 8, 4))
+    assert tuned["choices"][arch][dtype][width] == [0, 16, 8, 4]
+    assert tuned["chosen_by_model"] == [each for each in before["chosen_by_model"] if each != name]
+    assert tuned["kept"] == {each: why for each, why in before["kept"].items() if each != name}
 
 
 def test_it_takes_the_fastest_of_the_correct(tuner):
