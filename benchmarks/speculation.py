@@ -140,7 +140,7 @@ def following(worker: WorkerProcess, task: str, of: Texts, rounds: int) -> dict[
 @click.option("--steps", default=8, show_default=True, help="Steps of a turn.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--kernels", type=click.Choice(KERNELS), default="auto", show_default=True)
-@click.option("--write/--no-write", default=True, help="Whether to write benchmarks/results/speculation.json.")
+@click.option("--write/--no-write", default=True, help="Whether to write results: speculation[_growing].json.")
 def main(
     shape: str,
     cache: str,
@@ -183,7 +183,8 @@ def main(
                 )
     if write:
         settings = {"shape": shape, "cache": cache, "threads": threads, "kernels": facts["kernels"]}
-        write_result("speculation", {"settings": settings, "verifying": verified, "following": followed})
+        name = "speculation" if cache == "static" else f"speculation_{cache}"
+        write_result(name, {"settings": settings, "verifying": verified, "following": followed})
 
 
 if __name__ == "__main__":

@@ -30,18 +30,22 @@ def cut_short(library: Path) -> str:
 
     The loader maps such a file all the same, and the process ends with a bus error where it touches what is missing.
     """
-    content = library.read_bytes()
-    if content[:5] != b"\x7fELF\x02" or len(content) < 64:
-        return ""  # what the loader refuses by itself
-    order = "<" if content[5] == 1 else ">"
-    segments, sections = struct.unpack_from(f"{order}2Q", content, 32)
-    segment_size, segment_count, section_size, section_count = struct.unpack_from(f"{order}4H", content, 54)
-    ends = [64, sections + section_size * section_count, segments + segment_size * segment_count]
-    if segment_size >= 56 and ends[-1] <= len(content):
-        for at in range(segments, ends[-1], segment_size):
-            offset, size = (struct.unpack_from(f"{order}Q", content, at + field)[0] for field in (8, 32))
-            ends.append(offset + size)
-    return f"it was cut: it has {len(content)} of {max(ends)} bytes" if max(ends) > len(content) else ""
+    there = library.stat().st_size
+    with library.open("rb") as file:  # such libraries are large: headers alone are read
+        header = file.read(64)
+        if header[:5] != b"\x7fELF\x02" or len(header) < 64:
+            return ""  # what the loader refuses by itself
+        order = "<" if header[5] == 1 else ">"
+        segments, sections = struct.unpack_from(f"{order}2Q", header, 32)
+        segment_size, segment_count, section_size, section_count = struct.unpack_from(f"{order}4H", header, 54)
+        ends = [sections + section_size * section_count, segments + segment_size * segment_count]
+        if segment_size >= 56 and ends[-1] <= there:
+            file.seek(segments)
+            table = file.read(segment_size * segment_count)
+            for at in range(0, len(table), segment_size):
+                offset, size = (struct.unpack_from(f"{order}Q", table, at + field)[0] for field in (8, 32))
+                ends.append(offset + size)
+    return f"it was cut: it has {there} of {max(ends)} bytes" if max(ends) > there else ""
 
 
 def obstacle(library: Path) -> str:
