@@ -37,7 +37,7 @@ def main(archs: str, kernel: str, widths: str, jobs: int, target: Path) -> None:
         found = report(
             chosen,
             lambda variant: variant.name.startswith(tuple(kernel.split(","))) and variant.padded_width in wanted,
-            lambda done, total, name: update(f"Compiling {name}", done, total),
+            lambda done, total, name: update(f"Compiling and reading {name}", done, total),
             jobs=jobs,
         )
     over = ratios(found)

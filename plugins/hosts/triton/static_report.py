@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,10 @@ def report(
     Args:
         archs: Compute capabilities, 90 for 9.0.
         select: Which variants.
-        progress: As for :func:`~lucid_deploy.plugins.hosts.triton.aot.compile_kernels`.
+        progress: As for :func:`~lucid_deploy.plugins.hosts.triton.aot.compile_kernels`; then once more from the
+            beginning, for each kernel that was read.
         cache: As there.
-        jobs: As there.
+        jobs: Processes that compile at the same time, and threads that read then.
 
     Raises:
         LucidError: As there.
@@ -123,10 +125,13 @@ def report(
     kernels = aot.compile_kernels(archs, ptx=False, select=select, cache=cache, jobs=jobs, progress=progress)
     solves = [(variant, arch) for arch in archs for variant in _solves(arch) if select(variant)]
     keys = {arch: report_keys(arch) for arch in archs}
-    return [
-        replace(each, key=keys[each.arch][each.variant, each.num_warps])
-        for each in (*map(describe, kernels), *_yardsticks(solves, default_cache() if cache is None else cache))
-    ]
+    found = []
+    with ThreadPoolExecutor(jobs) as pool:  # which wait for the disassembler, a process of its own
+        for kernel, each in zip(kernels, pool.map(describe, kernels), strict=True):
+            found.append(each)
+            progress(len(found), len(kernels), kernel.variant)
+    found += _yardsticks(solves, default_cache() if cache is None else cache)
+    return [replace(each, key=keys[each.arch][each.variant, each.num_warps]) for each in found]
 
 
 def report_keys(arch: int, triton: str | None = None) -> dict[tuple[str, int], str]:
