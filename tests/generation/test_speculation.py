@@ -279,6 +279,29 @@ def test_a_verifying_step_moves_gaps_by_less_than_a_near_tie_where_inputs_are_ro
         assert (np.abs(gaps[0] - gaps[1]) <= share * np.abs(singly).max(axis=1)).all()
 
 
+@pytest.mark.parametrize(
+    ("cache", "cache_dtype"),
+    [("growing", "float16"), ("growing", "int8"), ("growing", "fp8"), ("static", "float16"), ("static", "int8")],
+)
+def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache, cache_dtype):
+    """New tokens may see each other before they are rounded: one that differs is one that was hardly chosen."""
+    session, rng = open_session(exported(cache=cache, cache_dtype=cache_dtype)[1], threads=1), np.random.default_rng(2)
+    share, equal = near_share(session.dtype, session.cache_dtype, session.rounded_inputs), 0
+    for _ in range(8):
+        prompt = [*map(int, rng.integers(3, session.config.vocab_size, len(PROMPT)))]
+        plain = list(Generation(session, prompt, 24, Sampling(), stop_at_eos=False))
+        guessed = Generation(session, prompt, 24, Sampling(), stop_at_eos=False, drafter=Oracle(plain))
+        found = list(guessed)
+        assert guessed.drafts.accepted > 0
+        if found == plain:
+            equal += 1
+            continue
+        at = next(i for i, (ours, theirs) in enumerate(zip(found, plain, strict=True)) if ours != theirs)
+        logits = session.prefill(np.array([prompt + plain[:at]]), session.empty_cache())[0, -1]
+        assert is_near_tie(logits, logits, share) and guessed.drafts.near_ties > 0
+    assert equal >= 4
+
+
 def test_near_ties_are_between_tokens_that_may_be_chosen():
     logits, share = np.array([1.0, 10.0, 9.9999]), near_share("float32", "float32")
     assert not is_near_tie(np.array([1.0, 10.0, -np.inf]), logits, share)
