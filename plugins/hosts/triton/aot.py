@@ -141,12 +141,20 @@ def triton_version() -> str:
         raise missing_extra("triton", "kernels", "compile the GPU kernels") from None
 
 
-def compile_all(work: list[Item], jobs: int) -> Iterator[tuple[Item, list[CompiledKernel]]]:
-    """Yield every variant and architecture with its result, as processes finish."""
+def compile_all(
+    work: list[Item], jobs: int, compile_one: Callable[[Variant, int], list[CompiledKernel]] | None = None
+) -> Iterator[tuple[Item, list[CompiledKernel]]]:
+    """Yield every variant and architecture with its result, as processes finish.
+
+    Args:
+        work: Variants and architectures.
+        jobs: Processes at the same time.
+        compile_one: What they call; None: :func:`compile_variant`.
+    """
     if not work:
         return
     with compilers(min(jobs, len(work))) as pool:
-        futures = {pool.submit(compile_variant, *item): item for item in work}
+        futures = {pool.submit(compile_one or compile_variant, *item): item for item in work}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -115,7 +115,7 @@ def report(
         archs: Compute capabilities, 90 for 9.0.
         select: Which variants.
         progress: As for :func:`~lucid_deploy.plugins.hosts.triton.aot.compile_kernels`; then once more from the
-            beginning, for each kernel that was read.
+            beginning, for each kernel that was read, and for the attention beside them.
         cache: As there.
         jobs: Processes that compile at the same time, and threads that read then.
 
@@ -130,7 +130,7 @@ def report(
         for kernel, each in zip(kernels, pool.map(describe, kernels), strict=True):
             found.append(each)
             progress(len(found), len(kernels), kernel.variant)
-    found += _yardsticks(solves, default_cache() if cache is None else cache)
+    found += _yardsticks(solves, default_cache() if cache is None else cache, jobs, progress)
     return [replace(each, key=keys[each.arch][each.variant, each.num_warps]) for each in found]
 
 
@@ -183,25 +183,28 @@ def over_memory(report: KernelReport) -> dict[str, float]:
     return {card.name: report.cycles / memory_cycles(n_bytes, card) for card in CARDS[report.arch]}
 
 
-def _yardsticks(solves: Sequence[tuple[Variant, int]], cache: Path) -> Iterator[KernelReport]:
+def _yardsticks(
+    solves: Sequence[tuple[Variant, int]], cache: Path, jobs: int, progress: aot.Progress
+) -> Iterator[KernelReport]:
     """Describe plain causal attention in the tile of each solve, with the number of warps that suits it best.
 
-    It is compiled in a process of its own, which Triton's settings stay in, unless the cache has it.
+    It is compiled in processes of their own, which Triton's settings stay in, unless the cache has it.
     """
-    with aot.compilers(1) as pool:
-        for solve, arch in solves:
-            tried = []
-            for warps in _WARPS:
-                path = cache / aot.cache_key(_yardstick(solve, warps), arch, _YARDSTICK_SOURCES)
-                kernels = load(path)
-                if kernels is None:
-                    kernels = [pool.submit(compile_yardstick, replace(solve, num_warps=warps), arch).result()]
-                    save(path, kernels)
-                tried.append(describe(kernels[0]))
-            yield min(tried, key=lambda each: (each.cycles is None, each.cycles or each.units["issue"]))
+    work = [(replace(solve, num_warps=warps), arch) for solve, arch in solves for warps in _WARPS]
+    plain = [(_yardstick(solve, solve.num_warps), arch) for solve, arch in work]
+    paths = {item: cache / key for item, key in zip(work, aot.cache_keys(plain, _YARDSTICK_SOURCES), strict=True)}
+    found = {item: kernels for item, path in paths.items() if (kernels := load(path))}
+    missing = [item for item in work if item not in found]
+    for done, (item, kernels) in enumerate(aot.compile_all(missing, jobs, compile_yardstick), start=1):
+        save(paths[item], kernels)
+        found[item] = kernels
+        progress(done, len(missing), kernels[0].variant)
+    for solve, arch in solves:
+        tried = [describe(found[replace(solve, num_warps=warps), arch][0]) for warps in _WARPS]
+        yield min(tried, key=lambda each: (each.cycles is None, each.cycles or each.units["issue"]))
 
 
-def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
+def compile_yardstick(solve: Variant, arch: int) -> list[CompiledKernel]:
     """Compile plain causal attention, with the tiles, warps and stages of a variant of the solve, in this process.
 
     Raises:
@@ -213,7 +216,7 @@ def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
     types = {name: _type(name, solve.dtype) for name in function.arg_names if name not in constants}
     name = _yardstick_name(solve.name)
     compiled = aot.compile_function(function, types, constants, arch, (solve.num_warps, solve.num_stages), name)
-    return CompiledKernel(
+    kernel = CompiledKernel(
         variant=name,
         arch=arch,
         is_ptx=False,
@@ -224,6 +227,7 @@ def compile_yardstick(solve: Variant, arch: int) -> CompiledKernel:
         arguments=list(types),
         image=compiled.asm["cubin"],
     )
+    return [kernel]
 
 
 def _solves(arch: int) -> list[Variant]:
