@@ -57,7 +57,7 @@ class Gpu(Protocol):
         """Return what to time; a text says why it cannot run."""
 
     def candidate(self, shape: Any, choice: Any) -> Callable[[], Any]:
-        """Return the solve with given constants, to time."""
+        """Return the solve or decoding with given constants, to time."""
 
     def milliseconds(self, call: Callable[[], Any]) -> float:
         """Return the median time of a call."""
@@ -266,10 +266,10 @@ def _times(kernel: str, names: tuple[str, ...], rows: list[dict[str, Any]]) -> l
 
 
 def check_ranking(gpu: Gpu, make: Callable[..., Any], model: gpu_ranking.Model, quick: bool, log: Log) -> Section:
-    """Time the solve's candidates and compare their order with the model's; no order fails."""
+    """Time the candidates of the solve and of decoding, and compare their order with the models'; no order fails."""
     section = Section("ranking")
     for problem in gpu_ranking.problems(quick):
-        known = list(model(gpu.capability, problem["dtype"], problem["width"]))
+        known = list(model(problem["kernel"], gpu.capability, problem["dtype"], problem["width"]))
         shape = make(**problem)
 
         def measure(choice: Any, shape: Any = shape) -> float:
@@ -278,7 +278,8 @@ def check_ranking(gpu: Gpu, make: Callable[..., Any], model: gpu_ranking.Model, 
         candidates, correlation = gpu_ranking.rank(known, measure)
         section.rows.append({**problem, "candidates": candidates, "correlation": correlation})
         said = "unknown" if correlation is None else f"{correlation:.2f}"
-        log(f"ranking: {problem['dtype']}, width {problem['width']}: rank correlation with the model {said}")
+        shown = f"{problem['kernel']}, {problem['dtype']}, width {problem['width']}"
+        log(f"ranking: {shown}: rank correlation with the model {said}")
     return section
 
 
@@ -300,7 +301,7 @@ def check(
         only: The parts to run.
         quick: Fewer cases.
         log: Takes a line of progress.
-        model: What the issue-cycle model says of the solve's candidates.
+        model: What the models say of a kernel's candidates.
     """
     sections: list[Section] = []
     if only & {"benchmark", "ranking"}:

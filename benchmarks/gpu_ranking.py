@@ -1,7 +1,7 @@
-"""Whether the issue-cycle model ranks the solve's candidates as a GPU does: what ``gpu_check.py`` measures of that.
+"""Whether the models rank the solve's and decoding's candidates as a GPU does: what ``gpu_check.py`` measures of that.
 
-Both numbers of a candidate are for the same work: modelled cycles for 1024 elements of E, and milliseconds of one
-solve. The model knows no latency, so the numbers themselves are not compared.
+Both numbers of a candidate are for the same work: modelled cycles, of the solve for 1024 elements of E and of decoding
+for 1024 tokens, and milliseconds of one solve or of one token. Their order is compared, not their size.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-# What the model says of the candidates of an architecture, type and padded width: constants and cycles, None: unknown.
-Model = Callable[[int, str, int], Iterable[tuple[Any, float | None]]]
-SHAPE = {"kernel": "solve", "heads": 16, "tokens": 8192}
+# What the model says of a kernel's candidates for an architecture, type and padded width: constants and cycles, None:
+# unknown.
+Model = Callable[[str, int, str, int], Iterable[tuple[Any, float | None]]]
+SHAPES = ({"kernel": "solve", "heads": 16, "tokens": 8192}, {"kernel": "decode", "heads": 8, "tokens": 32768})
+OPERATORS = {"solve": "precondition", "decode": "decode_attention"}
 
 
-def modelled(capability: int, dtype: str, width: int) -> list[tuple[Any, float | None]]:
+def modelled(kernel: str, capability: int, dtype: str, width: int) -> list[tuple[Any, float | None]]:
     """Return what the model says, of the newest architecture it knows up to the GPU's."""
     from lucid_deploy.plugins.hosts.triton.aot import ARCHITECTURES
     from lucid_deploy.plugins.hosts.triton.model_choice import model
 
     arch = max(each for each in ARCHITECTURES if each <= capability)
-    return [(each.choice, each.cycles) for each in model("precondition", arch, dtype, width)]
+    return [(each.choice, each.cycles) for each in model(OPERATORS[kernel], arch, dtype, width)]
 
 
 def problems(quick: bool) -> list[dict[str, Any]]:
     """Return the shapes whose candidates are ranked."""
     pairs = [("bfloat16", 128)] if quick else itertools.product(("float32", "float16", "bfloat16"), (64, 128))
-    return [{**SHAPE, "dtype": dtype, "width": width} for dtype, width in pairs]
+    return [{**shape, "dtype": dtype, "width": width} for shape, (dtype, width) in itertools.product(SHAPES, pairs)]
 
 
 def rank(
@@ -72,7 +74,7 @@ def render(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return lines of Markdown: the model's order beside the measured one."""
     if not rows:
         return []
-    titles = ("dtype", "width", "tile", "warps", "stages", "chunk", "modelled cycles", "ms", "place measured")
+    titles = ("kernel", "dtype", "width", "tile", "warps", "stages", "chunk", "modelled cycles", "ms", "place measured")
     lines = ["", "## The model's ranking", "", "| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for row in rows:
         times = [each["milliseconds"] for each in row["candidates"] if "milliseconds" in each]
@@ -81,11 +83,12 @@ def render(rows: Sequence[dict[str, Any]]) -> list[str]:
             cycles = "unknown" if each["cycles"] is None else f"{each['cycles']:.0f}"
             place = 0 if time is None else 1 + sum(other < time for other in times)
             measured = (each.get("error", ""), "") if time is None else (f"{time:.3f}", place)
-            tile = f"{constants['block_m']} × {constants['block_n']}" + (", int8" if constants["int8"] else "")
+            size = (constants["block_m"], constants["block_n"]) if constants["block_m"] else (constants["block_n"],)
+            tile = " × ".join(map(str, size)) + (", int8" if constants["int8"] else "")
             rest = (constants["num_warps"], constants["num_stages"], constants["chunk"] or "all", cycles, *measured)
-            lines.append("| " + " | ".join(map(str, (row["dtype"], row["width"], tile, *rest))) + " |")
+            lines.append("| " + " | ".join(map(str, (row["kernel"], row["dtype"], row["width"], tile, *rest))) + " |")
     lines += ["", "Rank correlation of modelled cycles and measured times, 1 for the same order:", ""]
     for row in rows:
         value = "unknown" if row["correlation"] is None else f"{row['correlation']:.2f}"
-        lines.append(f"- {row['dtype']}, width {row['width']}: {value}")
+        lines.append(f"- {row['kernel']}, {row['dtype']}, width {row['width']}: {value}")
     return lines
