@@ -276,7 +276,7 @@ def _check_inlined(name: str, artifact: Any, options: RuntimeOptions) -> None:
     try:
         check_fits(inlined, options, here=False)
     except LucidError as error:
-        reason, _ = str(error).rsplit(". ", 1)  # behind it stands what to do for an artifact
+        reason = str(error).rsplit(". ", 1)[0]  # behind it stands what to do for an artifact
         raise LucidError(f"{reason}. Leave out --baseline {name}.") from error
 
 

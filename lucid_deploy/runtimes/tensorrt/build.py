@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -125,6 +126,8 @@ def build_engines(
     if options.weightless and len(capabilities) > 1:
         raise LucidError("An engine without weights is built for one compute capability; name one, or none.")
     folder = engine_directory(artifact, backend.name)
+    if os.path.lexists(folder.parent) and not folder.parent.is_dir():
+        raise LucidError(f"{folder.parent}, where engines go, is no folder. Move it away.")
     if folder.exists() and not options.overwrite:
         raise LucidError(f"{folder} exists already. Pass --overwrite to replace it.")
     stages = (*STAGES, VERIFY) if options.speculate else STAGES

@@ -133,9 +133,10 @@ def find_or_build(
     check_tools()
     wanted = [each for arch in {*archs, PTX_ARCHITECTURE} for each in variants(arch) if each.padded_width in widths]
     count = sum(variant.dtype == dtype for variant in wanted)
+    minutes = max(round(count * _SECONDS / 60), 1)
     announce(
         f"There is no plugin library, so one is built now: {count} GPU kernels for {dtype} and heads of width "
-        f"{', '.join(map(str, head_dims))}, about {max(round(count * _SECONDS / 60), 1)} minutes of one core unless "
+        f"{', '.join(map(str, head_dims))}, about {minutes} minute{'' if minutes == 1 else 's'} of one core unless "
         f"they were compiled before. It is kept as {own}; --plugin names another library instead."
     )
     build_library(own, archs, (dtype,), progress, head_dims)

@@ -123,6 +123,15 @@ def test_engines_are_not_replaced_unless_asked_to(damaged: tuple[Artifact, Path]
     assert os.listdir(folder.parent) == ["tensorrt-rtx"]
 
 
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_is_no_folder_where_engines_go_is_named(artifact: Artifact, kind: str) -> None:
+    """Before a plugin library is built or a graph read."""
+    there = artifact.directory / "engines"
+    there.symlink_to("nowhere") if kind == "dangling link" else there.touch()
+    with pytest.raises(LucidError, match=r"engines, where engines go, is no folder\. Move it away\."):
+        build_engines(artifact, BuildOptions(plugin=artifact.directory / "missing.so", **SMALL))
+
+
 def test_engines_of_a_build_at_the_same_time_stay(artifact: Artifact, plugin: Path) -> None:
     other = artifact.directory / "engines" / "tensorrt-rtx"
 
