@@ -97,7 +97,8 @@ def main(repeats: int, lengths: str, types: str, shape: str, kernels: str, threa
         Console(width=120).print(table(report))
         plot(report, plots / f"peers-{kind}")
         del report["machine"], report["plan"]
-    print("\n".join(f"Do not trust these times: {doubt}." for doubt in doubts))
+    for doubt in doubts:
+        print(f"Do not trust these times: {doubt}.")
     common.write_result("peers", {"machine": machine, "plan": vars(plan), "distrust": doubts, "types": reports})
 
 

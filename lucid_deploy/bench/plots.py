@@ -21,7 +21,7 @@ _OURS = "tab:blue"  # the first contender's colour, which no other line has
 _OTHERS = ("tab:orange", "tab:green", "tab:red", "tab:purple")
 _MARKERS = "os^Dv"  # for the first contender's batches, whose lines share its colour
 _APART = 12.0  # points between the names of two lines
-_RESOLUTION = 110  # dots an inch
+_RESOLUTION = 110  # pixels an inch
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _finish(axis: Axes, lines: list[_Line]) -> None:
 
 
 def _name_lines(axis: Axes, lines: list[_Line], ends: list[float], points: float) -> None:
-    """Write the lines' names beside their ends, moved apart where they would lie; a dot takes so many points."""
+    """Write the lines' names beside their ends, moved apart where they would overlap; a pixel is so many points."""
     heights = [float(points * axis.transData.transform((1, end))[1]) for end in ends]
     places = _spread(heights, float(points * axis.bbox.y1))
     for line, end, height, place in zip(lines, ends, heights, places, strict=True):

@@ -299,7 +299,7 @@ def test_answers_over_rounded_caches_differ_over_near_ties_alone(exported, cache
         at = next(i for i, (ours, theirs) in enumerate(zip(found, plain, strict=True)) if ours != theirs)
         logits = session.prefill(np.array([prompt + plain[:at]]), session.empty_cache())[0, -1]
         assert is_near_tie(logits, logits, share) and guessed.drafts.near_ties > 0
-    assert equal >= 4
+    assert equal >= 4  # else near ties alone were tested
 
 
 def test_near_ties_are_between_tokens_that_may_be_chosen():
