@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast fuzz test-compat lint gpu-check gpu-static gpu-banks clean
+.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static gpu-banks clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -45,6 +45,9 @@ test-fast: $(VENV)/.dev # while you work: no exports, servers or compilers; unde
 
 fuzz: $(VENV)/.dev # random files and bodies, and faults at every call of the system; make test runs a few of each
 	OMP_NUM_THREADS=1 LUCID_FUZZ_EXAMPLES=$(or $(EXAMPLES),5000) $(BIN)/python -m pytest tests/fuzz tests/faults -n $(WORKERS)
+
+mutants: $(VENV)/.dev # seeded faults, each of which must make its tests fail; FAULTS="words in names" chooses
+	$(BIN)/python -m tests.mutants $(FAULTS)
 
 test-compat: $(VENV)/.dev # exported graphs in several runtimes and versions, each in an environment of its own; needs Node and Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m compat tests/compat

@@ -26,7 +26,6 @@ pytest_plugins = [
     "tests.demo_artifacts",
     "tests.garbage",
     "tests.hybrid_artifact",
-    "tests.last_guard",
     "tests.nothing_skipped",
     "tests.one_core",
     "tests.own_folders",

@@ -30,11 +30,6 @@ SLOW_FIXTURES = {
 }
 
 
-def pytest_configure() -> None:
-    if missing := [str(path) for path in sorted(FILES) if not path.is_file()]:
-        raise pytest.UsageError(f"tests/slow_files.txt names files that are not there: {', '.join(missing)}")
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: RANKS.get(item.path, len(RANKS)))

@@ -1,11 +1,10 @@
 """The form of ``lucid.json`` on disk: types are exact (true is no number), unknown keys are refused.
 
-From these structs comes the published JSON schema too, ``docs/schemas/lucid.schema.json``.
+``docs/schemas/lucid.schema.json`` says the same as a JSON schema: change both together. A test compares them.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -93,11 +92,3 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     hub: dict[str, str | None] | None = None
     options: dict[str, Any] = {}
     inline: bool = False
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of ``lucid.json``."""
-    schema: dict[str, Any] = msgspec.json.schema(ManifestFile)
-    for kind in schema["$defs"].values():
-        kind["description"] = inspect.cleandoc(kind["description"])  # as Python 3.13 stores docstrings
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "lucid.json", **schema}
