@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.argument_types import annotations_of, check_arguments
 from lucid_deploy.artifact import Artifact as OpenedArtifact
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.errors import LucidError
@@ -21,19 +21,7 @@ if TYPE_CHECKING:
     from lucid_deploy.runtimes.options import RuntimeOptions
     from lucid_deploy.runtimes.session import Session
 
-# What parameters take that are no fields of a class of options; the classes' own annotations say it for the others.
-_GENERATION = {
-    "prompt": "str | Ids",
-    "max_new_tokens": "int",
-    "stop": "Texts",
-    "prefill_chunk": "int | None",
-    "stop_at_eos": "bool",
-    "speculate": "str",
-    "draft": "str | Path | None",
-}
-_SAMPLING = {"logit_bias": "Biases", "bad_words": "Texts"}  # as the API takes them
-_ARTIFACT = {"artifact": "str | Path | Artifact"}
-_EXPORT = {"checkpoint": "str | Path", "output": "str | Path", "progress": "Callable | None"}
+_GENERATION = ("prefill_chunk", "stop_at_eos", "speculate", "draft")  # options of generation besides sampling
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ class Model:
 
         Raises:
             LucidError: An empty prompt, one that is longer than the context, a token outside the vocabulary, text for a
-                model without a tokenizer, an impossible option, an argument of another type, or a closed model.
+                model without a tokenizer, an impossible option, or a closed model.
         """
         run = _GenerationRun(self, prompt, max_new_tokens, stop, options)
         text = "".join(run.pieces())
@@ -141,12 +129,11 @@ class Model:
             LucidError: Text for a model without a tokenizer, neither text nor token ids, or a closed model.
         """
         self.check_open()
-        given: str | list[int] = check_arguments({"prompt": prompt}, _GENERATION)["prompt"]
-        if isinstance(given, list):
-            return given
+        if not isinstance(prompt, str):
+            return [operator.index(token) for token in prompt]  # of numpy and PyTorch too
         if self.tokenizer is None:
             raise LucidError(f"{self.artifact.directory} has no tokenizer.json: give the prompt as token ids.")
-        return self.tokenizer.encode(given)
+        return self.tokenizer.encode(prompt)
 
     def drafters(self, speculate: str, draft: str | Path | None) -> MakeDrafter | None:
         """Return what makes drafters, see :func:`~lucid_deploy.generation.drafters.open_drafters`.
@@ -163,7 +150,7 @@ class Model:
         return self._drafters[key]
 
     def close(self) -> None:
-        """End the session, and those of draft models; the model cannot be used any more."""
+        """Close the session and those of draft models; the model cannot be used afterwards."""
         from lucid_deploy.generation.draft_model import ModelDrafters
 
         self._closed = True
@@ -208,29 +195,26 @@ class _GenerationRun:
 
         model.check_open()
         self._model = model
-        known = {**annotations_of(Sampling), **_SAMPLING, **_GENERATION}
-        unknown = sorted(options.keys() - known)
-        if unknown:
-            raise LucidError(f"{unknown[0]} is no option of generation; see Model.generate for those there are.")
-        given = {"prompt": prompt, "max_new_tokens": max_new_tokens, "stop": stop, **options}
-        options = check_arguments(given, known)
-        prompt, max_new_tokens, stops = options.pop("prompt"), options.pop("max_new_tokens"), options.pop("stop")
-        tokenizer = model.tokenizer
-        if tokenizer is None and stops:
-            raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings.")
-        sampling = {item.name: options.pop(item.name) for item in fields(Sampling) if item.name in options}
-        if "bad_words" in sampling:
-            if tokenizer is None:
-                raise LucidError(f"{model.artifact.directory} has no tokenizer.json, so it has no text for bad words.")
-            sampling["bad_words"] = bad_word_ids(sampling["bad_words"], tokenizer)
-        if prompt == "":  # of which a tokenizer may make a token all the same, the one that it puts first
+        names = [item.name for item in fields(Sampling)]
+        _check_names(options, [*names, *_GENERATION])
+        stops = _texts(stop)
+        if model.tokenizer is None and (stops or options.get("bad_words")):
+            raise LucidError(
+                f"{model.artifact.directory} has no tokenizer.json, so it has no text for stop strings and bad words."
+            )
+        sampling = {name: options.pop(name) for name in names if name in options}
+        if "logit_bias" in sampling:
+            sampling["logit_bias"] = tuple(dict(sampling["logit_bias"]).items())
+        if model.tokenizer is not None and "bad_words" in sampling:
+            sampling["bad_words"] = bad_word_ids(_texts(sampling["bad_words"]), model.tokenizer)
+        if isinstance(prompt, str) and not prompt:  # a tokenizer may add a first token even to no text
             raise LucidError("The prompt is empty: it has no text.")
         drafters = model.drafters(options.pop("speculate", "off"), options.pop("draft", None))
         ids = model.encode(prompt)
         self.generation: Generation = Generation(model.session, ids, max_new_tokens, Sampling(**sampling), **options)
         self.generation.drafter = None if drafters is None else drafters()
         self.ids: list[int] = []
-        self._text = None if tokenizer is None else AnswerText(tokenizer, stops)
+        self._text = None if model.tokenizer is None else AnswerText(model.tokenizer, stops)
 
     def pieces(self) -> Iterator[str]:
         """Yield the text as it comes; nothing without a tokenizer."""
@@ -272,14 +256,13 @@ def export(
             ``overwrite``, ``quantize`` (a :class:`~lucid_deploy.export.quantize_options.QuantizeOptions`) and others.
 
     Raises:
-        LucidError: A checkpoint that cannot be read or is not computed, an output that exists, an unknown option, an
-            argument of another type.
+        LucidError: A checkpoint that cannot be read or is not computed, an output that exists or an unknown option.
     """
     from lucid_deploy.export import ExportOptions
     from lucid_deploy.export import export as export_checkpoint
 
-    what = check_arguments({"checkpoint": checkpoint, "output": output, "progress": progress}, _EXPORT)
-    made = export_checkpoint(**what, options=ExportOptions(**_check(options, ExportOptions)))
+    _check_names(options, [item.name for item in fields(ExportOptions)])
+    made = export_checkpoint(checkpoint, Path(output), progress=progress, options=ExportOptions(**options))
     return Artifact(made.directory, made.manifest)
 
 
@@ -302,11 +285,10 @@ def open(artifact: str | Path | OpenedArtifact, runtime: str = "auto", **options
     from lucid_deploy.runtimes import open_session
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    artifact = check_arguments({"artifact": artifact}, _ARTIFACT)["artifact"]
-    options = _check({"runtime": runtime, **options}, RuntimeOptions)
+    _check_names(options, [item.name for item in fields(RuntimeOptions)])
     opened = _opened(artifact)
     has_tokenizer = opened.path("tokenizer.json").is_file()
-    running = RuntimeOptions(**options)
+    running = RuntimeOptions(runtime, **options)
     return Model(
         opened,
         open_session(opened, running),
@@ -334,11 +316,10 @@ def verify(artifact: str | Path | OpenedArtifact, **options: Any) -> Verificatio
     from lucid_deploy.parity.verification import VerifyOptions, verify_artifact
     from lucid_deploy.runtimes.options import RuntimeOptions
 
-    artifact = check_arguments({"artifact": artifact}, _ARTIFACT)["artifact"]
-    names = [item.name for item in fields(RuntimeOptions) if item.name in options]
-    running = _check({name: options.pop(name) for name in names}, RuntimeOptions)
-    options = _check(options, VerifyOptions)
-    return verify_artifact(_opened(artifact), VerifyOptions(runtime=RuntimeOptions(**running), **options))
+    how_to_run = [item.name for item in fields(RuntimeOptions)]
+    _check_names(options, [*how_to_run, *(item.name for item in fields(VerifyOptions) if item.name != "runtime")])
+    running = RuntimeOptions(**{name: options.pop(name) for name in how_to_run if name in options})
+    return verify_artifact(_opened(artifact), VerifyOptions(runtime=running, **options))
 
 
 def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
@@ -353,10 +334,14 @@ def _opened(artifact: str | Path | OpenedArtifact) -> OpenedArtifact:
     return artifact
 
 
-def _check(options: dict[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """Refuse an unknown option, in a message that lists the known ones, and one of another type."""
-    known = [item.name for item in fields(kind)]
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
+def _check_names(options: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse an unknown option, in a message that lists the known ones."""
+    if unknown := sorted(options.keys() - set(known)):
         raise LucidError(f"There is no option {unknown[0]!r}; there are {', '.join(known)}.")
-    return check_arguments(options, annotations_of(kind))
+
+
+def _texts(given: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Return one text or several as a tuple; None is no text, as in OpenAI's API."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from lucid_deploy.artifact.quantized_tensor import QuantizedTensor
 from lucid_deploy.cache.storage import LEVELS
-from lucid_deploy.distributions import distributions_of
 from lucid_deploy.errors import missing_extra
 from lucid_deploy.ort import import_onnxruntime
 
@@ -70,7 +68,7 @@ def nearest_kernel(scheme: str) -> Any:
 
 def kernel_tool() -> str:
     """Return name and version of what makes the nearest numbers, for the manifest."""
-    return f"onnxruntime {importlib.metadata.version(distributions_of('onnxruntime')['onnxruntime'][0])}"
+    return f"onnxruntime {import_onnxruntime().__version__}"
 
 
 def round_blocks(

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import signal
 import sys
-import tempfile
-from typing import IO, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from lucid_deploy.cli._command import PREFIX, Group, show_where
-from lucid_deploy.cli._signals import unwinding_on_signals
-from lucid_deploy.cli._streams import let_go_of_output, prepare_streams
+from lucid_deploy.cli._command import Group, show_where
+from lucid_deploy.cli._process import discard_output, prepare_streams, raise_on_termination
+from lucid_deploy.cli._sources import PREFIX
 from lucid_deploy.cli._threads import bound_threads
-from lucid_deploy.cli._working_directory import has_working_directory, without_pytorch_nowhere
-from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.interrupts import begun
-from lucid_deploy.shortages import leave_out_memory_at_exit, limit_met
+from lucid_deploy.errors import LucidError
 from lucid_deploy.version import __version__
 
-CLOSED_PIPE = 13  # the number of SIGPIPE, which Windows has not
+SIGPIPE = 13  # which Windows does not define
+TOO_LITTLE_MEMORY = (
+    "There is too little memory for this. Free some, raise the limit (ulimit -v, a container's), or take a smaller "
+    "model, prompt or batch; lucid-deploy inspect says what an artifact needs."
+)
 # Name of each command and the first line of its help, so that the list needs no command's imports.
 COMMANDS = {
     "export": "Export a checkpoint to prefill and decode ONNX graphs.",
@@ -37,8 +40,7 @@ COMMANDS = {
     "bench": "Measure prefill and decode of artifacts and baselines, side by side.",
     "conformance": "Check that a runtime computes our operators rightly, case by case.",
     "doctor": "Show what is installed, what works, and what to install.",
-    "clean": "Remove what killed commands left half-written.",
-    "completion": "Print what makes a shell complete commands and options.",
+    "completion": "Print the script with which a shell completes commands and options.",
 }
 
 
@@ -49,25 +51,8 @@ class _ReportedError(click.ClickException):
         super().__init__(str(error))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
-    def show(self, file: IO[Any] | None = None) -> None:
-        """See :class:`click.ClickException`; where nothing can be said, the status still says what kind it was."""
-        try:
-            super().show(file)
-        except OSError:
-            let_go_of_output()
-
 
 class _Commands(Group):
-    _is_program = False
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """Run as what this process is for, not as a part of it."""
-        self._is_program = True
-        try:
-            return super().__call__(*arguments, **named)
-        finally:
-            leave_out_memory_at_exit()
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -82,90 +67,63 @@ class _Commands(Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
-    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
-        """See :class:`click.Command`; --help and --version are written here."""
-        try:
-            return super().make_context(*arguments, **named)
-        except OSError as error:
-            _end_without_reader(error)
-            raise
-
     def main(self, *arguments: Any, **named: Any) -> Any:
-        """See :class:`click.Command`; --help is written before any command is invoked."""
         try:
             prepare_streams()
             bound_threads()
-            with without_pytorch_nowhere():
-                return super().main(*arguments, **named)
-        except OSError as error:
-            told = _told(error)
-            if told is None:
-                _end_without_reader(error)
+            return super().main(*arguments, **named)
+        except (LucidError, OSError) as error:  # before or after the command, such as while --help is written
+            expected = _expected(error)
+            if expected is None:
                 raise
-        except LucidError as error:
-            told = error
-        _ReportedError(told).show()
-        sys.exit(told.exit_code)
+            _ReportedError(expected).show()
+            sys.exit(expected.exit_code)
+
+    def make_context(self, *arguments: Any, **named: Any) -> click.Context:
+        with _ending_without_reader():  # --help and --version are written here
+            return super().make_context(*arguments, **named)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            begun()
-            with unwinding_on_signals(ends_process=self._is_program):
+            with raise_on_termination(), _ending_without_reader():
                 result = super().invoke(ctx)
-                sys.stdout.flush()  # what Python still holds is a part of the result
+                sys.stdout.flush()  # a full disk shows here
                 return result
-        except LucidError as error:
-            show_where(ctx, error)
-            met = limit_met(error) if isinstance(error, CheckFailed) else None  # nothing is wrong with what was checked
-            raise _ReportedError(error if met is None else LucidError(met)) from error
-        except OSError as error:
-            told = _told(error)
-            if told is None:
-                _end_without_reader(error)
-                raise
-            raise _ReportedError(told) from error
-        except Exception as error:
-            met = limit_met(error)
-            if met is None:
-                raise
-            show_where(ctx, error)
-            raise _ReportedError(LucidError(met)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             ctx.exit(128 + signal.SIGINT)
+        except (LucidError, MemoryError, OSError) as error:
+            expected = _expected(error)
+            if expected is None:
+                raise
+            show_where(ctx, error)
+            raise _ReportedError(expected) from error
 
 
-def _told(error: OSError) -> LucidError | None:
-    """Return what to say of the system's error; None: it is a closed pipe, or a bug."""
-    if (met := limit_met(error)) is not None:
-        return LucidError(met)
-    if error.filename is not None:
-        return LucidError(f"{error.filename}: {error.strerror}.")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # the last: ulimit -f
-        let_go_of_output()
-        return LucidError(f"Writing the output failed: {error.strerror}.")
-    if error.errno in (errno.EIO, errno.ESTALE):  # where nobody has said of which file
-        return LucidError(f"Reading or writing a file failed: {error.strerror}. Is its disk, or its server, broken?")
-    if error.errno == errno.ENOENT and not has_working_directory():
-        return LucidError("The working directory does not exist any more. Change to another one.")
-    if error.errno == errno.ENOENT and not _has_temporary_directory():
-        return LucidError(f"{error.strerror}. Set TMPDIR to a folder that can be written.")
-    return None
-
-
-def _end_without_reader(error: OSError) -> None:
-    """End as the system ends a program whose output is closed; click would say 1, which is a failed check."""
-    if error.errno == errno.EPIPE:
-        let_go_of_output()
-        sys.exit(128 + CLOSED_PIPE)
-
-
-def _has_temporary_directory() -> bool:
+@contextmanager
+def _ending_without_reader() -> Iterator[None]:
+    """End as the system ends a program whose output is closed; Click would exit with 1, which is a failed check."""
     try:
-        tempfile.gettempdir()
-    except FileNotFoundError:
-        return False
-    return True
+        yield
+    except OSError as error:
+        if error.errno != errno.EPIPE:
+            raise
+        discard_output(1, 2)
+        sys.exit(128 + SIGPIPE)
+
+
+def _expected(error: Exception) -> LucidError | None:
+    """Return the message for an error that is not a bug; None for a bug."""
+    if isinstance(error, LucidError):
+        return error
+    if isinstance(error, MemoryError):
+        return LucidError(TOO_LITTLE_MEMORY)
+    if isinstance(error, OSError) and error.filename is not None:
+        return LucidError(f"{os.fspath(error.filename)}: {error.strerror}.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        discard_output(1)
+        return LucidError(f"Writing the output failed: {error.strerror}.")
+    return None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": PREFIX})

@@ -1,21 +1,27 @@
-"""What every command has: options for its output, options from a file or the environment, and hints at near names."""
+"""The base of all commands: options for output, options from a file or the environment, hints at similar names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from lucid_deploy.cli._environment import PREFIX, check_environment
-from lucid_deploy.cli._names import long_name, near
-from lucid_deploy.cli._path_text import complete_paths
-from lucid_deploy.cli._sources import CONFIG, leave_nearest, origins, source, variable
-from lucid_deploy.cli._streams import check_encoding
+from lucid_deploy.cli._process import check_encoding
+from lucid_deploy.cli._sources import (
+    CONFIG,
+    PREFIX,
+    check_environment,
+    in_capitals,
+    long_name,
+    near,
+    origins,
+    source,
+    variable,
+)
 from lucid_deploy.errors import LucidError
 
 _VERBOSE = "lucid_deploy.verbose"  # in click's meta
+_FLAGS = ("quiet", "verbose", "no_color")
 
 
 def is_verbose() -> bool:
@@ -25,49 +31,30 @@ def is_verbose() -> bool:
 
 
 class Command(click.Command):
-    """A command with the options that all have; its function does not get them.
+    """A command with the options that every command has; its function does not receive them."""
 
-    Args:
-        any_bytes: Whether its arguments may be bytes that are no text in the locale's encoding.
-        alternatives: Groups of options of which one is to be given, as
-            :func:`~lucid_deploy.cli._sources.leave_nearest` takes them.
-        arguments: As :class:`click.Command` takes them, and so ``named``.
-    """
-
-    def __init__(
-        self,
-        *arguments: Any,
-        any_bytes: bool = False,
-        alternatives: Sequence[Sequence[Sequence[str]]] = (),
-        **named: Any,
-    ) -> None:
+    def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._any_bytes, self._alternatives = any_bytes, alternatives
         self.params = [*self.params, *_common_options()]
-        complete_paths(self.params)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See :class:`click.Command`; what a wrong value came from is said too."""
-        if not self._any_bytes:
-            check_encoding(args)
+        """Parse options; an error says where a wrong value comes from."""
+        check_encoding(args)
         check_environment(self, ctx)
         self._name_variables(ctx)
         try:
-            rest = super().parse_args(ctx, args)
-            for group in self._alternatives:
-                leave_nearest(ctx, group)
-            return rest
+            return super().parse_args(ctx, args)
         except click.BadParameter as error:
-            named = error.param
-            where = "" if named is None else origins(ctx, [named])
+            where = "" if error.param is None else origins(ctx, [error.param])
             if not where:
                 raise
-            raise click.BadParameter(f"{error.message}{where}", ctx, named) from error
+            raise click.BadParameter(f"{error.message}{where}", ctx, error.param) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        """See :class:`click.Command`; checks outputs, and with ``--verbose`` says which options come from elsewhere."""
+        """Check outputs and run; with ``--verbose``, say which options are not from the command line."""
         from lucid_deploy.cli._outputs import check_outputs
 
+        _set_output(ctx, *(ctx.params.pop(name) for name in _FLAGS))
         check_outputs(ctx.params, ctx.meta.get(CONFIG))
         if ctx.meta.get(_VERBOSE):
             _show_sources(self, ctx)
@@ -75,7 +62,7 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Say where options can come from besides the command line."""
-        named = [item for item in self.params if isinstance(item, click.Option) and item.name not in _common_names()]
+        named = [item for item in self.params if isinstance(item, click.Option) and item.envvar is None]
         if ctx.auto_envvar_prefix and named:
             formatter.write_paragraph()
             formatter.write_text(
@@ -85,7 +72,7 @@ class Command(click.Command):
         super().format_epilog(ctx, formatter)
 
     def _name_variables(self, ctx: click.Context) -> None:
-        """Name options' variables after the options; click would take the names of their Python parameters."""
+        """Name environment variables after options; Click would name them after Python parameters."""
         if not ctx.auto_envvar_prefix:
             return
         for item in self.params:
@@ -97,7 +84,6 @@ class Group(click.Group):
     """A group of commands that knows near names of an unknown one, and takes no options from the environment."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See :class:`click.Group`."""
         for option in self.get_params(ctx):  # --help and --version
             if isinstance(option, click.Option):
                 option.allow_from_autoenv = False
@@ -106,7 +92,6 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """See :class:`click.Group`."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -131,37 +116,19 @@ def _common_options() -> list[click.Option]:
             is_eager=True,
             expose_value=False,
             callback=_read_config,
-            help="A TOML file with options: a table named like the command, in it names without dashes in front.",
+            help="A TOML file with options: a table for each command, with option names as keys, without dashes.",
         ),
-        click.Option(
-            ["-q", "--quiet"],
-            is_flag=True,
-            envvar=f"{PREFIX}_QUIET",
-            expose_value=False,
-            callback=_remember("quiet"),
-            help="Neither progress nor remarks on stderr; errors and results stay.",
-        ),
-        click.Option(
+        _flag(["-q", "--quiet"], "Write no progress and no remarks to stderr; errors and results stay."),
+        _flag(
             ["-v", "--verbose"],
-            is_flag=True,
-            envvar=f"{PREFIX}_VERBOSE",
-            expose_value=False,
-            callback=_remember("verbose"),
-            help="More on stderr: options from elsewhere, and where in the code an error was raised.",
+            "Write more to stderr: which options come from elsewhere, and where in the code an error was raised.",
         ),
-        click.Option(
-            ["--no-color"],
-            is_flag=True,
-            envvar=f"{PREFIX}_NO_COLOR",
-            expose_value=False,
-            callback=_remember("no_color"),
-            help="No colours; the variable NO_COLOR does the same.",
-        ),
+        _flag(["--no-color"], "No colours; the variable NO_COLOR does the same."),
     ]
 
 
-def _common_names() -> set[str | None]:
-    return {option.name for option in _common_options()}
+def _flag(names: list[str], help: str) -> click.Option:
+    return click.Option(names, is_flag=True, envvar=f"{PREFIX}_{in_capitals(names[-1])}", help=help)
 
 
 def _read_config(ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
@@ -172,27 +139,14 @@ def _read_config(ctx: click.Context, _parameter: click.Parameter, value: str | N
         ctx.meta[CONFIG] = value
 
 
-def _remember(name: str) -> Any:
-    """Return the callback of a flag for the output; together they act once all three are known."""
+def _set_output(ctx: click.Context, quiet: bool, verbose: bool, no_color: bool) -> None:
+    from lucid_deploy.cli._console import set_output
 
-    def callback(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
-        from lucid_deploy.cli._console import set_output
-
-        given = ctx.meta.setdefault("lucid_deploy.output", {})
-        given[name] = value
-        if len(given) < 3 or ctx.resilient_parsing:
-            return
-        del ctx.meta["lucid_deploy.output"]
-        if given["quiet"] and given["verbose"]:
-            quiet, verbose = map(ctx.get_parameter_source, ("quiet", "verbose"))
-            if quiet is verbose:
-                raise LucidError("Give --quiet or --verbose, not both.")
-            given["verbose" if quiet is ParameterSource.COMMANDLINE else "quiet"] = False
-        ctx.meta[_VERBOSE] = given["verbose"]
-        ctx.call_on_close(set_output(given["quiet"], given["no_color"]))
-        ctx.color = False if given["no_color"] else ctx.color
-
-    return callback
+    if quiet and verbose:
+        raise LucidError("Give --quiet or --verbose, not both.")
+    ctx.meta[_VERBOSE] = verbose
+    ctx.call_on_close(set_output(quiet, no_color))
+    ctx.color = False if no_color else ctx.color
 
 
 def _show_sources(command: click.Command, ctx: click.Context) -> None:

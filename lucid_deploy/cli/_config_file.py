@@ -1,50 +1,47 @@
-"""``--config FILE``: options of commands from a TOML file, one table for each command. Unknown names are refused."""
+"""``--config FILE``: options from a TOML file, one table for each command. Unknown names are refused."""
 
 from __future__ import annotations
 
 import tomllib
-from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lucid_deploy.cli._names import long_name, near
+from lucid_deploy.cli._sources import long_name, near
 from lucid_deploy.errors import LucidError
-from lucid_deploy.json_fields import clipped, shown
-
-_NOT_IN_A_FILE = ("--config", "--help")
 
 
-def read_defaults(name: str, ctx: click.Context) -> dict[str, Any]:
-    """Return the options that a file has for the command of a context, by the names of its parameters.
+def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
+    """Return the options that a file has for a command, by the names of its Python parameters.
 
     Args:
         name: The file.
-        ctx: The command's context; its path names the table, ``[plugin.build]`` for ``plugin build``.
+        context: The command's context; its path names the table, ``[plugin.build]`` for ``plugin build``.
 
     Raises:
         LucidError: The file cannot be read, or has a table, a name or a value that no command takes.
     """
     tables = read_toml(name)
-    root = ctx.find_root()
+    root, path = context.find_root(), context.command_path.split()[1:]
     if isinstance(root.command, click.Group):
-        _check_tables(name, tables, root.command.list_commands(root))
-    options = _options(ctx.command)
-    table, path = tables, _path(ctx)
+        commands = root.command.list_commands(root)
+        if unknown := sorted(tables.keys() - set(commands)):
+            raise LucidError(f"{name}: there is no command {unknown[0]!r}.{near(unknown[0], commands)}")
+    table = tables
     for step in path:
         table = table.get(step, {})
         if not isinstance(table, dict):
             raise LucidError(f"{name}: {step} must be a table: [{'.'.join(path)}]")
+    options = {long_name(option).lstrip("-"): option for option in context.command.params if _belongs_here(option)}
     values: dict[str, Any] = {}
     for key, value in table.items():
-        option = options.get(f"--{key.replace('_', '-')}")
+        option = options.get(key.replace("_", "-"))
         if option is None:
-            known = [item.removeprefix("--") for item in options]
-            raise LucidError(f"{name}: {'.'.join(path)} has no option {clipped(key)}.{near(key, known)}")
+            raise LucidError(f"{name}: {'.'.join(path)} has no option {key!r}.{near(key, options)}")
         try:
-            values[str(option.name)] = _value(option, value)
-            option.type_cast_value(ctx, values[str(option.name)])
+            values[str(option.name)] = _as_on_the_command_line(option, value)
+            option.type_cast_value(context, values[str(option.name)])
         except click.BadParameter as error:
             raise LucidError(f"{name}: {'.'.join(path)}.{key}: {error.message}") from error
     return values
@@ -54,63 +51,33 @@ def read_toml(name: str) -> dict[str, Any]:
     """Return the tables of a file.
 
     Raises:
-        LucidError: It cannot be read, or is no TOML.
+        LucidError: It cannot be read, or is not TOML.
     """
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise LucidError(f"--config {name} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:  # not UTF-8, or no TOML
+    except (ValueError, RecursionError) as error:
         raise LucidError(f"--config {name} is not a TOML file: {error}") from error
 
 
-def _check_tables(name: str, tables: dict[str, Any], commands: list[str]) -> None:
-    for key, value in tables.items():
-        if key not in commands:
-            raise LucidError(
-                f"{name}: {clipped(key)} is no command; options stand in a table of one.{near(key, commands)}"
-            )
-        if not isinstance(value, dict):
-            raise LucidError(f"{name}: {key} must be a table of options: [{key}]")
+def _belongs_here(option: click.Parameter) -> bool:
+    return isinstance(option, click.Option) and long_name(option) not in ("--config", "--help")
 
 
-def _path(ctx: click.Context) -> list[str]:
-    names = [ctx.info_name or ""]
-    while ctx.parent is not None and ctx.parent.parent is not None:
-        ctx = ctx.parent
-        names.insert(0, ctx.info_name or "")
-    return names
-
-
-def _options(command: click.Command) -> dict[str, click.Option]:
-    """Return the options that a file may have, by their long names."""
-    options = (item for item in command.params if isinstance(item, click.Option))
-    found = {long_name(option): option for option in options}
-    return {name: option for name, option in found.items() if name not in _NOT_IN_A_FILE}
-
-
-def _value(option: click.Option, value: Any) -> Any:
-    """Return a value as the command line would give it, so that both mean the same: numbers become words.
+def _as_on_the_command_line(option: click.Parameter, value: Any) -> Any:
+    """Return a value as Click gets it from the command line, where numbers are text.
 
     Raises:
         click.BadParameter: It is of a kind that the option does not take.
     """
-    if option.is_flag:
+    if isinstance(option, click.Option) and option.is_flag:
         if not isinstance(value, bool):
-            raise click.BadParameter(f"must be true or false, not {_shown(value)}.")
+            raise click.BadParameter(f"must be true or false, not {value!r}.")
         return value
-    if isinstance(value, list) and option.multiple:
-        return [_word(item) for item in value]
-    return [_word(value)] if option.multiple else _word(value)
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise click.BadParameter(f"must be a text or a number, not {_shown(value)}.")
-    if "\0" in str(value):
-        raise click.BadParameter("holds a NUL character, which no argument can have.")
-    return str(value)
-
-
-def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, date | time) else shown(value)  # TOML has them, JSON has not
+    items = value if isinstance(value, list) and option.multiple else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, str | int | float) or "\0" in str(item):
+            raise click.BadParameter(f"must be text or a number, not {item!r}.")
+    words = [str(item) for item in items]
+    return words if option.multiple else words[0]

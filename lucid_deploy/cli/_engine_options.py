@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from lucid_deploy.cli._names import long_name
-from lucid_deploy.cli._sources import is_given, origins
+from lucid_deploy.cli._sources import is_given, long_name, origins
 from lucid_deploy.errors import LucidError
 
 LOCAL, RAY = "local", "ray"

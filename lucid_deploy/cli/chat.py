@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import GUIDES, guided_options, open_guides
+from lucid_deploy.cli._guided import guided_options, open_guides
 from lucid_deploy.cli._options import artifact_argument, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lucid_deploy.serving.reader_client import ChatReader
 
 
-@click.command("chat", cls=Command, alternatives=(GUIDES,))
+@click.command("chat", cls=Command)
 @artifact_argument
 @click.option("--system", metavar="TEXT", help="The system message, for models with a chat template.")
 @click.option("--completion", is_flag=True, help="Continue one text, though the model has a chat template.")

@@ -21,13 +21,10 @@ def command(json_target: str | None) -> None:
     from rich.table import Table
 
     from lucid_deploy.cli._console import console_out, progress, write_json
-    from lucid_deploy.cli._working_directory import has_working_directory
     from lucid_deploy.doctor.diagnosis import CHECKS, run_check
     from lucid_deploy.doctor.gpu import CHECKS as GPU_CHECKS
-    from lucid_deploy.errors import CheckFailed, LucidError
+    from lucid_deploy.errors import CheckFailed
 
-    if not has_working_directory():  # else this would be what is wrong with every package
-        raise LucidError("The working directory does not exist any more. Change to another one.")
     checks = (*CHECKS, *GPU_CHECKS)
     findings = []
     with progress("Checking") as update:

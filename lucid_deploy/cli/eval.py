@@ -25,7 +25,7 @@ _OF_SUITES = ("only", "data", "haystack", "output_path", "log_samples")
 _OF_LM_EVAL = ("truncate", "metadata", "gen_kwargs", "num_fewshot", "apply_chat_template")
 
 
-@click.command("eval", cls=Command, alternatives=((("task",), ("suite", *_OF_SUITES)),))
+@click.command("eval", cls=Command)
 @artifact_argument
 @click.option("--task", help="recall, needles, or lm_eval:NAME for a task of lm-evaluation-harness.  [default: recall]")
 @runtime_options("runtime", "device", "provider", "kernels", "threads", "allow_extrapolation", "ablate")

@@ -9,9 +9,8 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._hub import NAMES, hub_options, read_hub_options
-from lucid_deploy.cli._names import long_name
 from lucid_deploy.cli._options import choice_option, json_option, type_option
-from lucid_deploy.cli._sources import is_given, origins
+from lucid_deploy.cli._sources import is_given, long_name, origins
 
 if TYPE_CHECKING:
     from lucid_deploy.export.quantize_options import QuantizeOptions

@@ -14,7 +14,7 @@ import click
 from click.core import ParameterSource
 
 from lucid_deploy.cli._command import Command
-from lucid_deploy.cli._guided import GUIDES, guided_options, open_guides
+from lucid_deploy.cli._guided import guided_options, open_guides
 from lucid_deploy.cli._options import artifact_argument, json_option, runtime_options
 from lucid_deploy.cli._sampling import sampling_options
 from lucid_deploy.cli._sources import is_given, origins
@@ -36,7 +36,6 @@ _PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 @click.command(
     "run",
     cls=Command,
-    alternatives=((*((name,) for name in _PROMPTS), ("batch", "output", "overwrite")), GUIDES),
 )
 @artifact_argument
 @click.option("-p", "--prompt", help="The prompt as text; - reads it from stdin.")

@@ -9,9 +9,8 @@ import click
 
 from lucid_deploy.cli._command import Command
 from lucid_deploy.cli._engine_options import LOCAL, RAY, EngineOption, check_engine
-from lucid_deploy.cli._names import long_name
 from lucid_deploy.cli._options import NumberRange, artifact_argument, choice_option, runtime_options
-from lucid_deploy.cli._sources import is_given, origins
+from lucid_deploy.cli._sources import is_given, long_name, origins
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ RUNTIME_FIELDS = ("runtime", "device", "provider", "kernels", "threads")
 _NOT_IN_A_CONFIGURATION = ("host", "port", "engine", "ray_address", "allow_host")  # beside what is for LOCAL alone
 
 
-@click.command("serve", cls=Command, alternatives=((("replicas",), ("min_replicas", "max_replicas")),))
+@click.command("serve", cls=Command)
 @artifact_argument
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every network.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 is a free one.")

@@ -19,14 +19,12 @@ FOLDERS = {
 ORDER = (
     "errors",
     "version",
-    "interrupts",
     "shortages",
     "leftovers",
     "files",
     "json_fields",
     "argument_types",
     "plug",
-    "distributions",
     "ort",
     "processors",
     "demo",
@@ -47,7 +45,6 @@ ORDER = (
     "doctor",
     "api",
     "cli",
-    "start",
 )
 
 

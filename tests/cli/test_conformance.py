@@ -68,7 +68,7 @@ def test_bad_usage_is_one_line(arguments: list[str], message: str) -> None:
 
 def test_the_program_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts["lucid-conformance"] == "lucid_deploy.start:conformance"
+    assert scripts["lucid-conformance"] == "lucid_deploy.cli.conformance:main"
     monkeypatch.setattr(sys, "argv", ["lucid-conformance", "--only", "scatter_row_buffer_int8"])
     with pytest.raises(SystemExit) as ended:
         conformance.main()

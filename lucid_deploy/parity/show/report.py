@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from lucid_deploy.artifact.quantization import Quantization
-from lucid_deploy.distributions import distributions_of
 from lucid_deploy.parity.causes.conditioning import HeadStats
 from lucid_deploy.parity.causes.explanation import Explanation
 from lucid_deploy.parity.measure.coverage import Coverage
@@ -226,7 +225,8 @@ def environment(packages: Sequence[str]) -> dict[str, Any]:
         packages: Import names of what ran the candidate; versions are looked up without importing them.
     """
     versions = {"lucid-deploy": __version__, "python": platform.python_version()}
-    for names in distributions_of(*dict.fromkeys(("numpy", "torch", *packages))).values():
-        versions.update({name: importlib.metadata.version(name) for name in names})
+    installed = importlib.metadata.packages_distributions()
+    for package in ("numpy", "torch", *packages):
+        versions.update({name: importlib.metadata.version(name) for name in installed.get(package, ())})
     machine = {"system": platform.platform(), "processor": platform.machine(), "cpus": os.cpu_count()}
     return {"versions": versions, "machine": machine}

@@ -1,0 +1,74 @@
+"""The process a command runs in: its standard streams, and the signals that end it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from lucid_deploy.errors import LucidError
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr take every character, whatever the locale's encoding lacks.
+
+    Raises:
+        LucidError: stdout is closed, so that results would be lost.
+    """
+    if sys.stdout is None:
+        raise LucidError("stdout is closed, so the result has nowhere to go; if it is not wanted, use >/dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard_output(*numbers: int) -> None:
+    """Redirect file descriptors to /dev/null: Python flushes them at exit, and would report the failure again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for number in numbers:
+        os.dup2(null, number)
+    os.close(null)
+
+
+def check_encoding(arguments: Sequence[str]) -> None:
+    """Refuse arguments that are not text in the locale's encoding: neither ONNX nor a tokenizer takes them.
+
+    Raises:
+        LucidError: There is one.
+    """
+    for argument in arguments:
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):  # how Python keeps bytes that it cannot decode
+            shown = os.fsencode(argument).decode("utf-8", "backslashreplace")
+            encoding = sys.getfilesystemencoding()
+            hint = "Write it in UTF-8." if encoding == "utf-8" else "Set PYTHONUTF8=1, which reads UTF-8 in any locale."
+            raise LucidError(f"The argument {shown} is not text in this locale's encoding, {encoding}. {hint}")
+
+
+@contextmanager
+def raise_on_termination() -> Iterator[None]:
+    """Make SIGTERM and SIGHUP exceptions in a block, so that temporary files are removed as they are after Ctrl-C.
+
+    A signal that is ignored (nohup), or that somebody else handles, stays so.
+
+    Raises:
+        SystemExit: With status 128 + the signal's number.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
