@@ -9,7 +9,7 @@ PROMPT := fox has red lamp, owl has blue cup, bear has green key, cat has old ma
 # Where it is set, each of the tests' processes compiles all tests and this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: bench wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static gpu-banks clean
+.PHONY: bench conformance-archive wheel wheel-aarch64 docs demo demo-build demo-engines test test-fast mutants fuzz test-compat lint gpu-check gpu-static gpu-banks clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(VENV)/.demo
@@ -69,6 +69,12 @@ wheel: $(VENV)/.wheel # an sdist and a wheel with compiled kernels, into dist; W
 
 wheel-aarch64: $(VENV)/.wheel # the same for aarch64, with CPU kernels; needs Debian's g++-aarch64-linux-gnu
 	$(BIN)/python .ci/build_wheel.py --machine aarch64
+
+conformance-archive: $(VENV)/.dev # the conformance cases and their runner without the toolkit, for a release, into dist
+	rm -rf build/lucid-conformance && mkdir -p build/lucid-conformance dist
+	$(BIN)/lucid-deploy conformance --write build/lucid-conformance/cases
+	cp conformance/run.py conformance/README.md build/lucid-conformance
+	tar -C build -czf dist/lucid-conformance.tar.gz lucid-conformance
 
 docs: $(VENV)/.dev # the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

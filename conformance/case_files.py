@@ -19,7 +19,6 @@ from lucid_deploy.json_fields import FieldError, decode
 if TYPE_CHECKING:
     import onnx
 
-CASES = Path(__file__).with_name("cases")
 MODEL, DESCRIPTION = "model.onnx", "case.json"
 _DATA = "test_data_set_"
 DATA = f"{_DATA}0"
@@ -94,7 +93,7 @@ class Case:
         return DataSet(self.inputs, self.outputs), *self.further
 
 
-def case_names(folder: Path = CASES) -> list[str]:
+def stored_names(folder: Path) -> list[str]:
     """Return the names of the cases in a folder.
 
     Raises:

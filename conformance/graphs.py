@@ -8,8 +8,7 @@ import onnx
 from onnx import helper
 
 from lucid_deploy.conformance.formulas import Array
-from lucid_deploy.conformance.plain import NUMPY
-from lucid_deploy.conformance.problems import ATTRIBUTES, Problem
+from lucid_deploy.conformance.problems import ATTRIBUTES, NUMPY, Problem
 from lucid_deploy.export.functions import FUNCTIONS, function_proto
 from lucid_deploy.export.operators import OPSET
 from lucid_deploy.plugins import table

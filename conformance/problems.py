@@ -9,12 +9,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import onnx
 
 from lucid_deploy.conformance.formulas import Array
-from lucid_deploy.conformance.plain import NUMPY
 from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import Operator
 
+NUMPY = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.BFLOAT16),
+    "float8e4m3fn": onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.FLOAT8E4M3FN),
+    "int8": np.dtype(np.int8),
+    "int64": np.dtype(np.int64),
+    "bool": np.dtype(bool),
+}
 EPSILON = 1e-5
 SCALE = 0.5
 ATTRIBUTES = {table.EPSILON.name: EPSILON, table.SCALE.name: SCALE}
@@ -91,6 +100,11 @@ def make_inputs(problem: Problem) -> dict[str, Array]:
     if problem.operator is table.DELTA_RULE:
         return _delta(problem, random)
     return {item.name: _input(item.name, item.type, values) for item, values in _tensors(problem, random)}
+
+
+def single(array: Array) -> Array:
+    """Return an array's values in float32."""
+    return np.asarray(array).astype(np.float32)
 
 
 def _tensors(problem: Problem, random: np.random.RandomState) -> Iterator[tuple[table.Tensor, Array]]:

@@ -65,12 +65,21 @@ def run(folder: Path, tolerances: dict[str, float], library: str | None) -> tupl
 def main() -> int:
     """Run all cases and return the exit status."""
     parser = argparse.ArgumentParser(description="Run the cases of conformance with onnxruntime.")
-    parser.add_argument("--cases", type=Path, default=Path(__file__).parent / "cases", help="the folder of cases")
+    folder = Path(__file__).parent / "cases"
+    parser.add_argument(
+        "--cases",
+        type=Path,
+        default=folder,
+        help="the folder of cases; lucid-deploy conformance --write FOLDER makes it",
+    )
     parser.add_argument("--library", help="a library of custom operators to register")
     parser.add_argument("--types", default="float32,float16", help="cases in other types are not run")
     parser.add_argument("--only", default="", help="run the cases with this text in their names")
     chosen = parser.parse_args()
     cases = sorted(path for path in chosen.cases.glob("*/case.json") if chosen.only in path.parent.name)
+    if not cases:
+        sys.stderr.write(f"{chosen.cases} has no such cases. To make them: lucid-deploy conformance --write FOLDER\n")
+        return 2
     counts = {"passed": 0, "FAILED": 0, "not run": 0}
     for path in cases:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lucid_deploy.cache.storage import SCALED
-from lucid_deploy.conformance.case_files import CASES, Case, case_names, data_folder, read_case
-from lucid_deploy.conformance.compare import relative_error
+from lucid_deploy.conformance.case_files import Case, data_folder, read_case, stored_names
+from lucid_deploy.conformance.cases import case_names, make_case
+from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.open import choose_for_graphs
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -50,29 +52,31 @@ class Result:
 
 
 def run_cases(
-    options: RuntimeOptions, folder: Path = CASES, only: str = "", update: Update | None = None
+    options: RuntimeOptions, folder: Path | None = None, only: str = "", update: Update | None = None
 ) -> list[Result]:
     """Run cases in a runtime.
 
     Args:
         options: Which runtime, and how. A case in a type that it does not have is not run.
-        folder: Where the cases are.
+        folder: A folder of cases; None: cases made now, with today's operator bodies.
         only: Part of the names of those to run.
-        update: Is told what is done, and how much of it.
+        update: Called with a case's name, how many are done and how many there are.
 
     Raises:
-        LucidError: A runtime that runs no single graph, cases that are damaged, or none of that name.
+        LucidError: The runtime runs no single graph, a case is damaged, or no name contains ``only``.
     """
     runtime, options, can = choose_for_graphs(options)
-    names = [name for name in case_names(folder) if only in name]
-    if not names:
+    if folder is None:
+        names = case_names(only)
+    elif not (names := [name for name in stored_names(folder) if only in name]):
         raise LucidError(f"No case in {folder} has {only!r} in its name.")
-    found = []
+    results = []
     for done, name in enumerate(names):
         if update is not None:
             update(name, done, len(names))
-        found.append(run_case(read_case(folder / name), runtime, options, can))
-    return found
+        case = make_case(name) if folder is None else read_case(folder / name)
+        results.append(run_case(case, runtime, options, can))
+    return results
 
 
 def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabilities) -> Result:
@@ -119,6 +123,21 @@ def run_case(case: Case, runtime: Runtime, options: RuntimeOptions, can: Capabil
         tolerances,
         "; ".join([*wrong, *wrong_types]),
     )
+
+
+def relative_error(found: Array, wanted: Array) -> float:
+    """Return the relative error (L2) of the batch row that is farthest off; infinite for NaN or another shape.
+
+    Args:
+        found: ``(B, …)``.
+        wanted: The same shape.
+    """
+    if found.shape != wanted.shape:
+        return math.inf
+    found, wanted = (x.astype(np.float64).reshape(len(x), -1) for x in (found, wanted))
+    difference, size = np.linalg.norm(found - wanted, axis=1), np.linalg.norm(wanted, axis=1)
+    error = np.where(difference == 0, 0.0, difference / np.maximum(size, np.finfo(np.float64).tiny))
+    return float(np.where(np.isnan(error), np.inf, error).max(initial=0.0))
 
 
 def _where(errors: list[float], tolerance: float) -> str:

@@ -11,8 +11,7 @@ from onnx import helper, numpy_helper
 
 from lucid_deploy.conformance.formulas import Array
 from lucid_deploy.conformance.graphs import operator_node, whole_model
-from lucid_deploy.conformance.plain import NUMPY
-from lucid_deploy.conformance.problems import EPSILON
+from lucid_deploy.conformance.problems import EPSILON, NUMPY
 from lucid_deploy.conformance.tiny_model import LAYERS, VOCABULARY, TinyModel
 from lucid_deploy.plugins import table
 from lucid_deploy.plugins.table import Operator

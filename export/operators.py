@@ -127,11 +127,11 @@ def _torch_operator(operator: Operator) -> Callable[..., Any]:
     import torch
 
     # These register PyTorch's operators.
-    import lucid_deploy.plugins.causal_attention
-    import lucid_deploy.plugins.decode_attention
-    import lucid_deploy.plugins.delta_rule
-    import lucid_deploy.plugins.precondition
-    import lucid_deploy.plugins.scatter_row  # noqa: F401
+    import lucid_deploy.plugins.causal_attention.torch_operator
+    import lucid_deploy.plugins.decode_attention.torch_operator
+    import lucid_deploy.plugins.delta_rule.torch_operator
+    import lucid_deploy.plugins.precondition.torch_operator
+    import lucid_deploy.plugins.scatter_row.torch_operator  # noqa: F401
 
     namespace, name = operator.torch_name.split("::")
     found: Callable[..., Any] = getattr(getattr(torch.ops, namespace), name).default

@@ -16,28 +16,37 @@ if TYPE_CHECKING:
 
 @click.command("conformance", cls=Command)
 @runtime_options(
-    "runtime", "device", "provider", "kernels", "threads", help="What runs the cases; auto is onnxruntime."
+    "runtime", "device", "provider", "kernels", "threads", help="Runtime that runs the cases; auto is onnxruntime."
 )
-@click.option("--cases", type=click.Path(), help="A folder of cases in place of ours.")
-@click.option("--only", default="", help="Run the cases with this text in their names.")
+@click.option("--cases", type=click.Path(), help="Run the cases of this folder instead of making them.")
+@click.option("--only", default="", help="Only cases with this text in their names.")
+@click.option("--write", type=click.Path(), help="Write the cases into this new folder and run nothing.")
 @json_option("the results")
-def command(runtime: RuntimeOptions, cases: str | None, only: str, json_target: str | None) -> None:
-    """Check that a runtime computes our operators rightly, case by case.
+def command(runtime: RuntimeOptions, cases: str | None, only: str, write: str | None, json_target: str | None) -> None:
+    """Check that a runtime computes our operators correctly, case by case.
 
-    The cases hold inputs, what must come out, and how far it may be off: for each operator, and for whole tiny models.
-    A case in a type that the runtime does not have is not run. Exit status 1 if a case fails, or if none is run.
+    A case has inputs, expected outputs and tolerances, for one operator or for a whole tiny model. Cases are made when
+    the command runs, with the operators' present bodies. A case in a type that the runtime lacks is not run. The exit
+    status is 1 if a case fails, or if none was run.
 
     Example: lucid-deploy conformance --runtime onnxruntime --kernels functions
     """
     from pathlib import Path
 
-    from lucid_deploy.cli._console import progress, write_json
-    from lucid_deploy.conformance.case_files import CASES
+    from lucid_deploy.cli._console import console_out, progress, write_json
+    from lucid_deploy.errors import CheckFailed, LucidError
+
+    if write is not None:
+        from lucid_deploy.conformance.cases import write_cases
+
+        if cases is not None or json_target is not None:
+            raise LucidError("--write runs nothing: leave --cases and --json out.")
+        console_out.print(f"Wrote {write_cases(Path(write), only)} cases to {write}.", markup=False, soft_wrap=True)
+        return
     from lucid_deploy.conformance.runner import FAILED, PASSED, run_cases
-    from lucid_deploy.errors import CheckFailed
 
     with progress("Running cases") as update:
-        results = run_cases(runtime, Path(cases) if cases is not None else CASES, only, update)
+        results = run_cases(runtime, Path(cases) if cases is not None else None, only, update)
     if json_target is not None:
         write_json([result.to_dict() for result in results], json_target)
     if json_target != "-":
@@ -72,7 +81,7 @@ def _show(results: list[Result]) -> None:
 
 
 def _share(item: Result, name: str) -> float:
-    """Return how much of its tolerance an output uses, above all others if it is no number."""
+    """Return how much of its tolerance an output uses; infinity if it is NaN or infinite."""
     error = item.errors[name]
     return float("inf") if error is None else error / max(item.tolerances[name], 1e-300)
 

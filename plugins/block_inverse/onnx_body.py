@@ -5,9 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from lucid_deploy.plugins.block_inverse.reference import merge_masks
-
 LEAF = 32  # smallest diagonal block, inverted with dense masked products
 
-MASKS = onnx.numpy_helper.from_array(merge_masks(LEAF).numpy().astype(np.float32))  # (5, 32, 32)
+
+def _merge_masks() -> np.ndarray:
+    """Return the masks of ``reference.merge_masks``, made without PyTorch, float32 ``(5, 32, 32)``."""
+    halves = 2 ** np.arange(LEAF.bit_length() - 1)
+    block = np.arange(LEAF) // halves[:, None]  # which s-block an index lies in
+    row, column = block[:, :, None], block[:, None, :]
+    return ((row // 2 == column // 2) & (row > column)).astype(np.float32)
+
+
+MASKS = onnx.numpy_helper.from_array(_merge_masks())
 IDENTITY = onnx.numpy_helper.from_array(np.eye(LEAF, dtype=np.float32))

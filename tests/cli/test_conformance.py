@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-import shutil
 import sys
 import tomllib
 from pathlib import Path
@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from lucid_deploy.cli import conformance, main
-from lucid_deploy.conformance.case_files import CASES
+from lucid_deploy.conformance.case_files import write_case
+from lucid_deploy.conformance.cases import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "decode_attention_past"
@@ -22,8 +23,8 @@ NAME = "decode_attention_past"
 @pytest.fixture
 def wrong_case(tmp_path: Path) -> Path:
     """Return a folder with one case, whose expected output is another's."""
-    data = shutil.copytree(CASES / NAME, tmp_path / NAME) / "test_data_set_0"
-    shutil.copy(CASES / f"{NAME}_bfloat16" / "test_data_set_0" / "output_0.pb", data)
+    other = make_case(f"{NAME}_bfloat16")
+    write_case(tmp_path, dataclasses.replace(make_case(NAME), outputs=other.outputs))
     return tmp_path
 
 
@@ -58,6 +59,8 @@ def test_nothing_run_is_a_failure() -> None:
         (["--provider", "cuda"], "--provider cuda cannot run a graph by itself"),
         (["--runtime", "torch", "--kernels", "library"], "--kernels is for onnxruntime"),
         (["--cases", "nowhere"], "nowhere has no cases"),
+        (["--only", "nothing"], "No case has 'nothing' in its name"),
+        (["--write", "new", "--json"], "--write runs nothing"),
     ],
 )
 def test_bad_usage_is_one_line(arguments: list[str], message: str) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.conformance.case_files import CASES
-from lucid_deploy.conformance.compare import relative_error
-from lucid_deploy.conformance.run import relative_error as of_the_script
+from lucid_deploy.conformance import run as script
+from lucid_deploy.conformance.case_files import write_case
+from lucid_deploy.conformance.cases import make_case, write_cases
+from lucid_deploy.conformance.runner import relative_error
 
-SCRIPT = CASES.parent / "run.py"
+SCRIPT = Path(script.__file__)
 NAME = "decode_attention_past"
 
 
@@ -26,7 +27,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    shutil.copytree(CASES / NAME, tmp_path / NAME)
+    write_case(tmp_path, make_case(NAME))
     return tmp_path
 
 
@@ -39,26 +40,24 @@ def test_it_needs_three_packages() -> None:
     assert imported - set(sys.stdlib_module_names) == {"numpy", "onnx", "onnxruntime"}
 
 
-def test_all_cases_pass_in_onnxruntime() -> None:
-    result = run()
-    assert result.returncode == 0, result.stdout[-500:]
-    assert "0 FAILED" in result.stdout and f"\n{NAME} " in result.stdout
-
-
-def test_the_library_of_kernels_passes_them(cpu_library: Path) -> None:
-    result = run("--library", cpu_library)
-    assert result.returncode == 0 and "0 FAILED" in result.stdout, result.stdout[-500:]
+def test_cases_pass_in_onnxruntime_with_functions_and_with_kernels(tmp_path: Path, cpu_library: Path) -> None:
+    write_cases(tmp_path / "cases", "past")
+    for options in ((), ("--library", cpu_library)):
+        result = run("--cases", tmp_path / "cases", *options)
+        assert result.returncode == 0, result.stdout[-500:]
+        assert "0 FAILED" in result.stdout and f"\n{NAME} " in result.stdout
 
 
 def test_a_case_that_fails_fails_the_run(folder: Path) -> None:
-    shutil.copy(CASES / "decode_attention_repeated" / "model.onnx", folder / NAME)  # of one head
+    write_case(folder / "other", make_case("decode_attention_repeated"))  # of one head
+    shutil.move(folder / "other" / "decode_attention_repeated" / "model.onnx", folder / NAME / "model.onnx")
     result = run("--cases", folder)
     assert result.returncode == 1 and "1 FAILED" in result.stdout and f"{NAME} " in result.stdout
 
 
 def test_every_data_set_counts(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(CASES / "decode_attention_boundaries", tmp_path / "case"))
-    last, other = (folder / f"test_data_set_{number}" for number in (7, 6))
+    write_case(tmp_path, make_case("decode_attention_boundaries"))
+    last, other = (tmp_path / "decode_attention_boundaries" / f"test_data_set_{number}" for number in (7, 6))
     for kind in ("input_3", "input_4", "input_5"):  # K, Y and the mask of fewer tokens: right numbers for other inputs
         shutil.copy(other / f"{kind}.pb", last)
     result = run("--cases", tmp_path)
@@ -66,6 +65,11 @@ def test_every_data_set_counts(tmp_path: Path) -> None:
     shutil.rmtree(other)
     result = run("--cases", tmp_path)
     assert result.returncode == 2 and "test_data_set_6" in result.stderr
+
+
+def test_a_folder_without_cases_is_one_line(tmp_path: Path) -> None:
+    result = run("--cases", tmp_path)
+    assert result.returncode == 2 and "lucid-deploy conformance --write" in result.stderr
 
 
 def test_types_that_are_not_wanted_are_not_run(folder: Path) -> None:
@@ -98,5 +102,5 @@ def test_it_measures_as_the_toolkit_does() -> None:
     import numpy as np
 
     found, wanted = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
-    assert of_the_script(found, wanted) == relative_error(found, wanted)
-    assert of_the_script(found[:2], wanted) == of_the_script(found * np.nan, wanted) == np.inf
+    assert script.relative_error(found, wanted) == relative_error(found, wanted)
+    assert script.relative_error(found[:2], wanted) == script.relative_error(found * np.nan, wanted) == np.inf

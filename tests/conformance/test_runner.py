@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lucid_deploy.conformance.case_files import CASES, read_case
-from lucid_deploy.conformance.plain import PlainKernels
+from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.conformance.runner import FAILED, NOT_RUN, PASSED, run_case, run_cases
-from lucid_deploy.conformance.wrong_kernels import PastOffByOne
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes import Capabilities, Runtime, RuntimeOptions, register_runtime, unregister_runtime
 from lucid_deploy.runtimes.evaluated_graph import evaluated_graph
+from tests.conformance.plain_kernels import PlainKernels
+from tests.conformance.wrong_kernels import PastOffByOne
 
 RUNTIMES = [("onnxruntime", {"kernels": "functions"}), ("openvino", {}), ("torch", {})]
 NAME = "decode_attention_past"
@@ -106,7 +106,7 @@ def test_the_data_sets_that_are_off_are_named(own: Callable[..., RuntimeOptions]
 
 
 def test_a_type_that_is_missing_is_not_run() -> None:
-    case, own = read_case(CASES / f"{NAME}_float16"), Own(PlainKernels)
+    case, own = make_case(f"{NAME}_float16"), Own(PlainKernels)
     result = run_case(case, own, RuntimeOptions("own"), own.capabilities(RuntimeOptions("own")))
     assert (result.status, result.remark) == (NOT_RUN, "own has no float16")
 
@@ -114,5 +114,5 @@ def test_a_type_that_is_missing_is_not_run() -> None:
 def test_what_cannot_be_run_is_refused() -> None:
     with pytest.raises(LucidError, match="Runtime tensorrt cannot run a graph by itself"):
         run_cases(RuntimeOptions("tensorrt"))
-    with pytest.raises(LucidError, match=r"No case in .* has 'nothing' in its name"):
+    with pytest.raises(LucidError, match="No case has 'nothing' in its name"):
         run_cases(RuntimeOptions(), only="nothing")

@@ -6,6 +6,8 @@ random ones; what it finds belongs into the corpus, as ``corpus/KIND-what-it-is`
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import shutil
@@ -24,7 +26,8 @@ from lucid_deploy.artifact.manifest import read_manifest
 from lucid_deploy.batching.answers import AnswerFile
 from lucid_deploy.batching.prompts import PromptDefaults, read_prompts
 from lucid_deploy.cli import main
-from lucid_deploy.conformance.case_files import CASES, DATA, read_case
+from lucid_deploy.conformance.case_files import DATA, read_case, write_case
+from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.sampling import Sampling
 from lucid_deploy.json_fields import decode
@@ -102,11 +105,18 @@ def weights(path: Path) -> object:
     return Checkpoint(path.parent)
 
 
+@functools.cache
+def good_case() -> Path:
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    write_case(folder, make_case("scatter_row_buffer"))
+    return folder / "scatter_row_buffer"
+
+
 def case(path: Path) -> object:
     """A case of conformance with one file in the place of the good one; all others are good."""
-    good = CASES / "scatter_row_buffer"
     folder = path.parent / "case"
-    shutil.copytree(good, folder)
+    shutil.copytree(good_case(), folder)
     shutil.copyfile(path, folder / (DATA if path.name.endswith(".pb") else "") / path.name)
     return read_case(folder)
 
@@ -263,7 +273,7 @@ def test_cache_files(exported: Any) -> None:
 
 
 def test_a_case_of_conformance_that_was_changed() -> None:
-    good = json.loads((CASES / "scatter_row_buffer" / "case.json").read_text())
+    good = json.loads((good_case() / "case.json").read_text())
 
     @fuzzed
     @given(mutated(good))
@@ -275,7 +285,7 @@ def test_a_case_of_conformance_that_was_changed() -> None:
 
 @pytest.mark.parametrize("name", ["model.onnx", f"{DATA}/input_1.pb", f"{DATA}/output_0.pb"])
 def test_a_file_of_a_case_with_other_bytes(name: str) -> None:
-    good = (CASES / "scatter_row_buffer" / name).read_bytes()
+    good = (good_case() / name).read_bytes()
 
     @fuzzed
     @given(st.integers(0, len(good)), st.binary(min_size=0, max_size=4), st.booleans())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lucid_deploy.conformance.case_files import CASES, read_case
+from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.evaluated_graph import evaluated_graph
 
-CASE = read_case(CASES / "decode_attention_past")
+CASE = make_case("decode_attention_past")
 
 
 def test_what_is_given_computes_an_operator() -> None:

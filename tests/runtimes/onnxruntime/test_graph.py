@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lucid_deploy.conformance.case_files import CASES, read_case
+from lucid_deploy.conformance.cases import make_case
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.onnxruntime.graph import open_ort_graph
 from lucid_deploy.runtimes.options import RuntimeOptions
@@ -18,4 +18,4 @@ def test_a_graph_gives_its_outputs(name: str) -> None:
 
 def test_a_gpu_provider_is_refused() -> None:
     with pytest.raises(LucidError, match="A single graph runs in onnxruntime on the CPU"):
-        open_ort_graph(read_case(CASES / "model_decode").model, RuntimeOptions(provider="cuda"))
+        open_ort_graph(make_case("model_decode").model, RuntimeOptions(provider="cuda"))

@@ -6,8 +6,8 @@ import onnx
 import pytest
 import torch
 
-from lucid_deploy.conformance.case_files import CASES, read_case
-from lucid_deploy.conformance.compare import relative_error
+from lucid_deploy.conformance.cases import make_case
+from lucid_deploy.conformance.runner import relative_error
 from lucid_deploy.errors import LucidError
 from lucid_deploy.runtimes.options import RuntimeOptions
 from lucid_deploy.runtimes.torch.graph import open_torch_graph
@@ -21,7 +21,7 @@ def test_a_graph_gives_its_outputs(name: str) -> None:
 
 def test_our_operators_are_pytorchs_in_every_type() -> None:
     for dtype in ("float32", "float16", "bfloat16"):
-        case = read_case(CASES / f"precondition_past_padded{'' if dtype == 'float32' else f'_{dtype}'}")
+        case = make_case(f"precondition_past_padded{'' if dtype == 'float32' else f'_{dtype}'}")
         del case.model.functions[:]  # nothing else could compute it
         found = open_torch_graph(case.model, RuntimeOptions("torch"))(case.inputs)["Y"]
         assert found.dtype.name == dtype
@@ -30,7 +30,7 @@ def test_our_operators_are_pytorchs_in_every_type() -> None:
 
 @pytest.mark.parametrize("diagonal", [0.5, 2.0])
 def test_a_diagonal_that_means_nothing_is_refused(diagonal: float) -> None:
-    case = read_case(CASES / "precondition_past_padded")
+    case = make_case("precondition_past_padded")
     del case.model.functions[:]
     case.model.graph.node[0].attribute.append(onnx.helper.make_attribute("diagonal", diagonal))
     with pytest.raises(LucidError, match="The attribute diagonal must be 0 or 1"):
@@ -41,4 +41,4 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(LucidError, match="PyTorch sees no CUDA device"):
-        open_torch_graph(read_case(CASES / "model_decode").model, RuntimeOptions("torch", "cuda"))
+        open_torch_graph(make_case("model_decode").model, RuntimeOptions("torch", "cuda"))

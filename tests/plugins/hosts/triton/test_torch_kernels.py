@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lucid_deploy.model.lucid  # what a session imports puts the kernels in place
-import lucid_deploy.plugins.causal_attention  # noqa: F401 (registers its operator)
+import lucid_deploy.plugins.causal_attention.torch_operator  # noqa: F401 (registers its operator)
 from lucid_deploy.plugins.hosts.triton import torch_kernels
 from lucid_deploy.plugins.hosts.triton.torch_kernels import why_not
 from lucid_deploy.plugins.table import CAUSAL_ATTENTION, DECODE_ATTENTION, DELTA_RULE, PRECONDITION, Operator

@@ -1,1 +1,0 @@
-БBKJВю{юkюvюXюqюzюrюбэ~юjюwюtюkюsюxюмюjюuюoюXюdю”юѕюpюzюvютюvюsюyюxюmюvюsю~юmюnы~юcюuюkюbюXюzюoюzюгюxюqюrю|юсювю}юxюyюuю|юzюyюpюUюxюIюlюsюrюyюeюtю“юbюzюoюoюhюsюjюyюsюyюqюoюSюuюrюgюаюqюTю{юиюyюbюuю{юyюtюnюjюyюЁюtю…юqюiюxю{юyюrюpюwю^юеюrю|юyюjюsю`юaюcюzюuюtюџюnюnюj

@@ -1,2 +1,0 @@
-BKJΰgmςτωeώυiiπτυΩώυerΪϊϊ]ώψctτυϊέώςnqχωϋίώχkgνψψηώςhoουψ[ώχqhπφωhώσchςρψfώτrDπψωYώςqsμϋφέώσmhέτψjώρrpήφπ@ώσiqοόυbώςq`τυχeώτnpιωφhώτ^nπτωgώψugξυϊoώυfpςσφÒώτηgοψχγώυrjθφωiώςhfρρϋgώψrjπφϊδώσq^ενςjώοkmρψχiώκpmξφωγώυaeρυωζώωeqερξNώπxoοωϋmώϊmmμχφfώυοxp}{~ύiοvJ~κ{ϊqξ}f|x~ϋ|ξ}U||{ώpψ{i|z~ώuο~Ϊmy}ύtςzΩw}xώtυrΪ||~ύzχzj}x}ώuι{Ϊ{q~σvςvγvv~ϋmτ~Òtt{ύyι|s|}|ώsτ|έ}vyώtζ{a~{yύjσxν{y~ύtρ~pzwzώxαsΑyu~φuμyΩzx~ύuΨxÒ{p~υdρz
-wn|ώlτ{:~yxόsπrk~tyσvξyj~v|ψtλqrsk~χsψthzw~ϊqσyέxs~ωtπy_ox~ψ{χuKzruώzψ|δyv|ώx

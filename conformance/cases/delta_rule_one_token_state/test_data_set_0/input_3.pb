@@ -1,1 +1,0 @@
-B	log_decayJHÝW¾B´Û¾Fbä½X€l¾
