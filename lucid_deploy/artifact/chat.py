@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ class ChatTemplate:
     Attributes:
         source: The template's text.
 
-    A template is a program that came with the model: compile and render it where time and memory are bounded.
+    A template is a program that came with the model: compile and render it only in a bounded process.
 
     Args:
         source: The template's text.
@@ -159,21 +158,6 @@ def load_chat_templates(directory: Path) -> ChatTemplates | None:
     # tokenizer.json is large: it is read only if a template may ask for what it alone can say.
     asked = any("pad_token" in template.text for template in texts.values()) and "pad_token" not in settings.standard
     return ChatTemplates(texts, settings.texts(padding_token(directory) if asked else None))
-
-
-def chat_renderer(directory: Path) -> Callable[[list[dict[str, Any]], bool], str] | None:
-    """Return what makes a text of messages, with the template for chats without tools; None if there are no templates.
-
-    Its second argument says whether the last message is to be gone on with.
-
-    Raises:
-        LucidError: As for :func:`load_chat_templates`, or none of the templates is for chats without tools.
-    """
-    templates = load_chat_templates(directory)
-    if templates is None:
-        return None
-    template = templates.chosen()
-    return lambda messages, go_on: template.render(messages, go_on=go_on)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

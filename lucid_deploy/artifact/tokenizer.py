@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lucid_deploy.artifact.tokenizer_rules import check_rules
 from lucid_deploy.artifact.tokenizer_settings import read_settings
 from lucid_deploy.errors import LucidError
 from lucid_deploy.json_fields import half_character
 
 _CONVERTERS = 'Run: pip install "transformers>=5.24,<6" "sentencepiece>=0.2,<1"'
 _BEFORE = ("\n", ".", "a")  # texts that another may stand behind; of the last, few vocabularies make one token with it
+ENCODE_SECONDS = 30.0
 _PANIC = "PanicException"  # of the tokenizers library: no Exception, and not importable
 
 
@@ -39,13 +42,17 @@ class TextTokenizer:
 
     Args:
         directory: Where it lies.
+        bound_time: Whether encoding a text fails after 30 s, and 1 s more for each 100,000 characters: a tokenizer's
+            regular expressions may take any time. False in a process that has a limit of its own.
 
     Raises:
-        LucidError: There is none, or it or a file beside it cannot be read.
+        LucidError: There is none, it or a file beside it cannot be read, or its rules multiply text.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, bound_time: bool = True) -> None:
         from tokenizers import Tokenizer
+
+        self._bound_time = bound_time
 
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
@@ -65,7 +72,11 @@ class TextTokenizer:
             special = {token.content for token in (*before.values(), *added.values()) if token.special}
             self._special = frozenset(index for index, token in added.items() if token.content in special)
             self._added = frozenset(added)
-            self.decoder_kinds = _decoder_kinds(json.loads(self._tokenizer.to_str()).get("decoder") or {})
+            content = json.loads(self._tokenizer.to_str())
+            self.decoder_kinds = _decoder_kinds(content.get("decoder") or {})
+            check_rules(content, self.longest_piece, path)
+        except LucidError:
+            raise
         except Exception as error:
             raise LucidError(f"{path} is not a readable tokenizer: {error}") from error
 
@@ -73,16 +84,25 @@ class TextTokenizer:
         """Return the token ids of a text, special tokens of the tokenizer's template included unless told otherwise.
 
         Raises:
-            LucidError: The tokenizer failed on this text, or it has half a character in it.
+            LucidError: The tokenizer failed on this text or took too long, or it has half a character in it.
         """
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
+        return ids
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Any:
+        def work() -> Any:
+            # Unlike encode, this releases the GIL: otherwise the thread that watches the time would not run.
+            return self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            if not self._bound_time:
+                return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return _within(ENCODE_SECONDS + len(text) / 100_000, work)
         except BaseException as error:
             _explain_panic(error, "this text")
             if isinstance(error, TypeError) and (place := half_character(text)) is not None:
                 raise LucidError(f"The text has half a character (a lone surrogate) at {place}.") from error
             raise
-        return ids
 
     def encode_behind(self, text: str) -> list[int]:
         """Return the token ids of a text that goes on another one: without the blank that many tokenizers put first.
@@ -115,11 +135,7 @@ class TextTokenizer:
         name, unknown = getattr(self._tokenizer.model, "unk_token", None), self.unknown_id
         if unknown is None:
             return []
-        try:
-            found = self._tokenizer.encode(text, add_special_tokens=False)
-        except BaseException as error:
-            _explain_panic(error, "this text")
-            raise
+        found = self._encoding(text, add_special_tokens=False)
         places = zip(found.ids, found.offsets, strict=True)
         words = [text[start:end] for token, (start, end) in places if token == unknown]
         return list(dict.fromkeys(word for word in words if word != name))
@@ -211,6 +227,33 @@ def _decoder_kinds(decoder: dict[str, Any]) -> frozenset[str]:
     parts = [decoder, *decoder.get("decoders", [])]
     replaced = [part.get("pattern", {}).get("String", "") for part in parts]
     return frozenset(str(kind) for kind in [*(part.get("type", "") for part in parts), *replaced] if kind)
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Call a function in a thread and return its result; the thread is left behind when the time is over.
+
+    Raises:
+        LucidError: The time is over.
+    """
+    result: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(work())
+        except BaseException as error:  # noqa: BLE001 (a panic of the library is no Exception; the caller raises it)
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="lucid-encode", daemon=True)  # the end of the program does not wait
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not result:
+        raise LucidError(
+            f"The tokenizer took more than {seconds:.0f} s for this text: a rule in its tokenizer.json is too costly."
+        )
+    return result[0]
 
 
 def _explain_panic(error: BaseException, what: str) -> None:

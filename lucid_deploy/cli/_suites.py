@@ -147,7 +147,7 @@ def chat_renderer(artifact: Artifact) -> Callable[[list[dict[str, str]], bool], 
     Raises:
         LucidError: It has none, or none for chats without tools.
     """
-    from lucid_deploy.artifact.chat import chat_renderer as renderer
+    from lucid_deploy.artifact.chat_process import chat_renderer as renderer
 
     chat = renderer(artifact.directory)
     if chat is None:

@@ -19,11 +19,9 @@ from lucid_deploy.cli._sampling import sampling_options
 from lucid_deploy.cli._speculation import SpeculationOptions, speculation_options
 
 if TYPE_CHECKING:
-    from lucid_deploy.artifact import Artifact
     from lucid_deploy.generation.constraint import Constraint
     from lucid_deploy.generation.sampling import Sampling
     from lucid_deploy.runtimes.options import RuntimeOptions
-    from lucid_deploy.serving.reader_client import ChatReader
 
 
 @click.command("chat", cls=Command)
@@ -66,6 +64,8 @@ def command(
     Example: lucid-deploy chat ./artifact --temperature 0.7
     """
     from lucid_deploy.artifact import open_artifact
+    from lucid_deploy.artifact.chat_process import ChatRenderer
+    from lucid_deploy.artifact.chat_templates import read_chat_templates
     from lucid_deploy.artifact.tokenizer import TextTokenizer
     from lucid_deploy.cli._chat_loop import ChatSession, ChatTurns, CompletionTurns, Turns
     from lucid_deploy.cli._console import note, progress
@@ -81,14 +81,17 @@ def command(
     sampling = replace(sampling, bad_words=bad_word_ids(bad_words, tokenizer))
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(_reader(opened, runtime.allow_extrapolation))
-        chats = reader.has_chat_template and not completion
-        if chats and reader.chat_refusal is not None:
-            raise LucidError(f"{reader.chat_refusal} With --completion the model continues a text.")
+        has_template = read_chat_templates(opened.directory) is not None
+        chats = has_template and not completion
         if system is not None and not chats:
             why = "with --completion" if completion else "the model has no chat template"
             raise LucidError(f"--system needs a chat template: {why}.")
-        turns: Turns = ChatTurns(reader.token_ids) if chats else CompletionTurns(tokenizer)
+        turns: Turns = CompletionTurns(tokenizer)
+        if chats:
+            render = stack.enter_context(ChatRenderer(opened.directory))
+            if render.refusal is not None:
+                raise LucidError(f"{render.refusal} With --completion the model continues a text.")
+            turns = ChatTurns(lambda messages: tokenizer.encode(render(messages), add_special_tokens=False))
         turns.begin(system)
         with progress("Loading the model"):
             session, drafters = speculation.open_session(opened, runtime)
@@ -96,28 +99,12 @@ def command(
         conversation = Conversation(
             session, max_new_tokens, sampling, prefill_chunk, not ignore_eos, guides=guides, drafters=drafters
         )
-        if not reader.has_chat_template:
+        if not has_template:
             note("The model has no chat template: it continues one text, to which each line is added.")
         if interactive:
             note(f"{opened.directory.resolve().name}, {session.label}. /help lists the commands, Ctrl-D leaves.")
             stack.enter_context(_line_editing(history))
         ChatSession(conversation, turns, tokenizer, stop, interactive).run()
-
-
-def _reader(artifact: Artifact, allow_extrapolation: bool) -> ChatReader:
-    """Return the process that renders chats, with the bounds that a server has."""
-    import msgspec
-
-    from lucid_deploy.serving.loading import ApiOptions, EngineOptions, reader_setup
-    from lucid_deploy.serving.reader_client import ChatReader
-
-    setup = reader_setup(EngineOptions(str(artifact.directory)), ApiOptions())
-    many = 2**31 - 1  # time and memory bound what is read, the context what is answered
-    limits = replace(setup.limits, prompt_tokens=many, prompt_characters=many)
-    if allow_extrapolation:
-        limits = replace(limits, context=many)
-    setup = msgspec.structs.replace(setup, limits=limits)
-    return ChatReader(setup)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from lucid_deploy.argument_types import check_arguments
 from lucid_deploy.artifact import open_artifact
-from lucid_deploy.artifact.chat import chat_renderer
+from lucid_deploy.artifact.chat_process import chat_renderer
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.answer_log import AnswerLog

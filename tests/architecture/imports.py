@@ -23,6 +23,7 @@ ORDER = (
     "leftovers",
     "files",
     "json_fields",
+    "bounded_process",
     "argument_types",
     "plug",
     "ort",

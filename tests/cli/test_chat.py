@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import pty
@@ -21,8 +20,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from lucid_deploy.artifact import chat_process
+from lucid_deploy.bounded_process import Bounds
 from lucid_deploy.cli import main
-from lucid_deploy.serving.limits import Limits
 from tests.patience import PATIENCE
 from tests.serving.serving_tools import replace_file
 
@@ -192,13 +192,13 @@ def test_speculation_changes_no_answer_and_says_how_far_drafts_were_right(chatty
 
 def test_what_cannot_be_answered(chatty: Path) -> None:
     assert "template refuses these messages: not that" in chat(chatty, "w90", status=2).stderr
-    assert "model's context is 512" in chat(chatty, "w1 " * 600, status=2).stderr
+    assert "the model was made for 512" in chat(chatty, "w1 " * 600, status=2).stderr
     assert "max_new_tokens must be at least 1" in chat(chatty, "w1", options=("-n", "0"), status=2).stderr
 
 
 def test_a_template_in_a_loop_is_ended(chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Ctrl-C: the process that renders has bounds of its own, a server's; here less of them."""
-    monkeypatch.setattr("lucid_deploy.serving.loading.Limits", functools.partial(Limits, reading_seconds=0.5))
+    monkeypatch.setattr(chat_process, "Bounds", lambda: Bounds(0.5))
     assert "took more than 0.5 s of processor time" in chat(chatty, "w91", status=2).stderr
 
 

@@ -29,7 +29,6 @@ ORDER = [
     "requests",
     "reader_process",
     "readers",
-    "reader_client",
     "metrics",
     "security",
     "engine",

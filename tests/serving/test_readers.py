@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -13,10 +12,9 @@ import pytest
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.generation.constraint import from_regex
-from lucid_deploy.serving import readers
 from lucid_deploy.serving.errors import ApiError
 from lucid_deploy.serving.reader_process import ReaderSetup
-from lucid_deploy.serving.readers import Reader, ReaderPool, check_setup
+from lucid_deploy.serving.readers import ReaderPool, check_setup
 from lucid_deploy.serving.requests import Kind
 from tests.generation.guided_walks import SIZE, tokenizer_of
 from tests.serving.reader_tools import PANIC, chat, completion, write_setup
@@ -55,30 +53,6 @@ def test_good_bodies(tmp_path: Path) -> None:
         assert read.job.max_new_tokens == 100
 
     with_pool(write_setup(tmp_path), test)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
-def test_a_signal_for_the_server_may_end_a_reader_that_starts(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before it ignores them; the server ends by its own, in its own time."""
-    mark, number = tmp_path / "started before", int(getattr(signal, name))
-    first = f"signal.signal({number}, signal.SIG_DFL); open({str(mark)!r}, 'x'); os.kill(os.getpid(), {number})"
-    then = "from lucid_deploy.serving.reader_process import main; main()"
-    program = f"import os, signal\nif not os.path.exists({str(mark)!r}): {first}\n{then}"
-    monkeypatch.setattr(readers, "COMMAND", (sys.executable, "-P", "-c", program))
-
-    async def test(pool: ReaderPool) -> None:
-        assert mark.exists()
-        assert [os.getsid(pid) for pid in pool.pids if pid is not None] == pool.pids  # nor does it get the group's
-
-    with_pool(write_setup(tmp_path), test)
-
-
-def test_a_reader_that_ends_otherwise_did_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "COMMAND", (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"))
-    with pytest.raises(LucidError, match=r"that reads requests did not start \(exit status -9\)"):
-        asyncio.run(check_setup(write_setup(tmp_path)))
 
 
 def test_bad_bodies(tmp_path: Path) -> None:
@@ -255,18 +229,3 @@ def test_a_template_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None
     with pytest.raises(LucidError, match="is not valid"):
         asyncio.run(check_setup(write_setup(tmp_path, "{% for")))
     asyncio.run(check_setup(write_setup(tmp_path, None)))
-
-
-def test_a_reader_ends_when_its_server_does(tmp_path: Path) -> None:
-    """Its stdin is closed then, even if the server was killed."""
-
-    async def run() -> int:
-        reader = Reader(write_setup(tmp_path))
-        await reader.start()
-        pid = reader.pid
-        assert pid is not None and reader.usable
-        await reader.stop()
-        return pid
-
-    with pytest.raises(ProcessLookupError):
-        os.kill(asyncio.run(run()), 0)

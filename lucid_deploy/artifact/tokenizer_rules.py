@@ -1,0 +1,96 @@
+"""Refuse a ``tokenizer.json`` whose rules could make a short text huge, or decode it without a limit on time.
+
+Text is decoded token by token in the server's event loop, and prompts are encoded where the user waits. Eleven rules
+that each replace a character by twenty would need more memory than there is.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lucid_deploy.errors import LucidError
+
+MOST_GROWTH = 100.0  # characters that one character may become; in published tokenizers at most 2
+MOST_RULES = 64
+MOST_TOKEN_CHARACTERS = 1 << 16  # of one token, decoded; in published tokenizers about 1000
+_PARTS = {"normalizer": "normalizers", "decoder": "decoders", "post_processor": "processors"}
+# Parts of a regular expression that can match nothing at some places and yet not in an empty text.
+_PLACES = re.compile(r"\\[bBAzZGKyY]|\(\?<?[=!]|[\^$]")
+
+
+def check_rules(content: dict[str, Any], longest_piece: int, path: Path) -> None:
+    """Check the normalizer, decoder and post-processor of a tokenizer.
+
+    Args:
+        content: The whole file, as the tokenizers library writes it.
+        longest_piece: Characters of the longest token.
+        path: The file, for messages.
+
+    Raises:
+        LucidError: They may multiply a text beyond the limits above, or the decoder has a regular expression.
+    """
+    growth = {}
+    for part, key in _PARTS.items():
+        rules = list(_rules(content.get(part), key))
+        growth[part] = math.prod(map(_growth, rules))
+        if growth[part] > MOST_GROWTH or len(rules) > MOST_RULES:
+            raise LucidError(
+                f"{path}: the {len(rules)} rules of its {part} may make a text {growth[part]:.3g} times as long; "
+                f"supported are {MOST_RULES} rules and {MOST_GROWTH:g} times."
+            )
+        if part == "decoder" and any("Regex" in (rule.get("pattern") or {}) for rule in rules):
+            raise LucidError(
+                f"{path}: its decoder replaces a regular expression, which may take any time. Replace fixed texts."
+            )
+    if longest_piece * growth["decoder"] > MOST_TOKEN_CHARACTERS:
+        raise LucidError(
+            f"{path}: a token of it has up to {longest_piece * growth['decoder']:.3g} characters; at most "
+            f"{MOST_TOKEN_CHARACTERS} are supported."
+        )
+
+
+def _rules(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
+    """Yield the rules of a part, those of its sequences one by one."""
+    if part is None:
+        return
+    if part.get("type") != "Sequence":
+        yield part
+    for each in part.get(key) or ():
+        yield from _rules(each, key)
+
+
+def _growth(rule: dict[str, Any]) -> float:
+    """Return how many characters (of a post-processor: tokens) one may become at most."""
+    kind = rule.get("type")
+    if kind == "Replace":
+        pattern, content = rule["pattern"], len(rule["content"])
+        if "String" in pattern:
+            return max(1.0, content / len(pattern["String"])) if pattern["String"] else content + 1
+        return content + 1 if _may_match_nothing(pattern["Regex"]) else max(1, content)
+    if kind == "Prepend":
+        return 1 + len(rule["prepend"])
+    if kind == "ByteLevel":
+        return 2 if "add_prefix_space" not in rule else 1  # the normalizer of that name
+    if kind == "Precompiled":
+        charsmap = base64.b64decode(rule["precompiled_charsmap"] or "")
+        texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :]  # behind a trie, whose size comes first
+        return max(1, *map(len, texts.split(b"\0")))
+    if kind in ("BPEDecoder", "CTC"):
+        return 1 if rule.get("suffix", rule.get("word_delimiter_token")) else 2
+    if kind == "TemplateProcessing":
+        return max(1, sum("Sequence" in item for item in rule["single"]))
+    return 1
+
+
+def _may_match_nothing(expression: str) -> bool:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about syntax that other libraries read otherwise
+            return bool(_PLACES.search(expression)) or re.search(expression, "") is not None
+    except (re.error, RecursionError, OverflowError):  # syntax that Python does not have
+        return True

@@ -1,0 +1,122 @@
+"""Worker processes: limits on time and memory, and what happens when one ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lucid_deploy import bounded_process
+from lucid_deploy.bounded_process import BoundedProcess, Bounds, TooCostly, WorkerFault, WorkerKilled
+from lucid_deploy.errors import LucidError
+
+WORKER = """if True:
+    import resource, time
+    from lucid_deploy.bounded_process import bound_memory, serve
+    from lucid_deploy.errors import LucidError
+    def handle(task):
+        if task == b"loop":
+            while True: pass
+        if task == b"stuck":
+            sum(range(10 ** 12))
+        if task == b"memory":
+            return b"x" * (10 ** 10)
+        if task == b"refuse":
+            raise LucidError("not this")
+        return task + b"!" + bytes([1 // (task != b"bug")])
+    def open_worker(data, bounds):
+        bound_memory(bounds.memory)
+        return data.upper(), handle
+    serve(open_worker)"""
+
+
+def worker(program: str = WORKER, seconds: float = 0.3) -> BoundedProcess:
+    process = BoundedProcess("unused", b"setup", Bounds(seconds, 100 << 20), "This task")
+    process.command = (sys.executable, "-P", "-c", program)
+    return process
+
+
+def test_tasks_that_end_leave_the_process_running() -> None:
+    with worker() as process:
+        assert process.ask(b"a") == b"a!\x01" and process.ready == b"SETUP"
+        pid = process.pid
+        with pytest.raises(TooCostly, match=r"This task took more than 0\.3 s of processor time\. Shorten it\."):
+            process.ask(b"loop")
+        with pytest.raises(LucidError, match="not this"):
+            process.ask(b"refuse")
+        with pytest.raises(WorkerFault, match="ZeroDivisionError"):
+            process.ask(b"bug")
+        if sys.platform.startswith("linux"):
+            with pytest.raises(TooCostly, match="This task needed more than 100 MiB of memory"):
+                process.ask(b"memory")
+        assert process.ask(b"b" * 100_000)[:1] == b"b" and process.pid == pid
+        assert os.getsid(pid or 0) == pid  # signals to the parent's group do not reach it
+        for number in ("SIGTERM", "SIGINT", "SIGHUP"):
+            os.kill(pid or 0, getattr(signal, number))
+        assert process.ask(b"c") == b"c!\x01"
+    assert not process.running
+
+
+def test_a_process_that_cannot_be_interrupted_or_was_killed_is_started_again() -> None:
+    with worker() as process:
+        process.start()
+        pid = process.pid
+        with pytest.raises(TooCostly, match="processor time"):
+            process.ask(b"stuck")
+        assert process.ask(b"a") == b"a!\x01" and process.pid != pid
+        process.kill()
+        try:  # an error if its end comes while it is asked
+            assert process.ask(b"a") == b"a!\x01"
+        except WorkerKilled as error:
+            assert "was killed" in str(error)
+        assert process.ask(b"a") == b"a!\x01"
+
+
+def test_a_signal_for_the_parent_may_end_a_worker_before_it_ignores_it(tmp_path: Path) -> None:
+    mark = tmp_path / "started before"
+    first = f"import os, signal\nif not os.path.exists({str(mark)!r}):\n    open({str(mark)!r}, 'x')\n"
+    with worker(f"{first}    os.kill(os.getpid(), signal.SIGTERM)\n{WORKER}") as process:
+        assert process.ask(b"a") == b"a!\x01" and mark.exists()
+
+
+def test_a_process_that_does_not_start_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with worker("raise ImportError('no memory.')") as process:
+        with pytest.raises(LucidError, match=r"did not start \(exit status 1, ImportError: no memory\)") as raised:
+            process.start()
+        assert "\n" not in str(raised.value) and "Traceback" in raised.value.__notes__[0]
+    with worker("import os; os.kill(os.getpid(), 9)") as process, pytest.raises(LucidError, match="exit status -9"):
+        process.start()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded on Linux")
+def test_a_limit_of_the_user_on_memory_stays() -> None:
+    limit = """import resource
+most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (50 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+"""
+    with worker(limit + WORKER) as process:
+        assert process.ask(b"a") == b"a!\x01"
+
+
+def test_ctrl_c_while_it_is_asked_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            started.append(self)
+
+    def interrupted(_source: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    monkeypatch.setattr(bounded_process, "read_frame", interrupted)
+    with worker() as process, pytest.raises(KeyboardInterrupt):
+        process.start()
+    assert [each.returncode for each in started] == [-signal.SIGKILL]
