@@ -80,13 +80,14 @@ docs: $(VENV)/.dev # the documentation as a site, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 gpu-check: $(VENV)/.dev # on a machine with an NVIDIA GPU: what cannot run elsewhere, results to benchmarks/results/
-	$(BIN)/python benchmarks/gpu_check.py
+	$(BIN)/python -m tools.gpu.gpu_check
 
-gpu-static: $(VENV)/.dev # read the GPU kernels' machine code without a GPU; half an hour the first time, ARCH=80 does one
-	$(BIN)/python benchmarks/gpu_static.py $(if $(ARCH),--arch $(ARCH))
+gpu-static: $(VENV)/.dev # run the tools' tests, then read the GPU kernels' machine code, no GPU needed; ARCH=80 does one
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tools -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m tools.gpu.gpu_static $(if $(ARCH),--arch $(ARCH))
 
 gpu-banks: $(VENV)/.dev # count the cycles of shared memory that GPU kernels' loops take; KERNEL=decode_split WIDTH=128 chooses
-	$(BIN)/python -m tests.plugins.ptx.count_banks --arch $(or $(ARCH),90) --kernel $(or $(KERNEL),decode_split) \
+	$(BIN)/python -m tools.ptx.count_banks --arch $(or $(ARCH),90) --kernel $(or $(KERNEL),decode_split) \
 		$(if $(WIDTH),--width $(WIDTH)) --instructions 5
 
 clean:

@@ -22,7 +22,7 @@ from tests.patience import PATIENCE
 Exported = Callable[..., tuple[Path, Artifact]]
 # The second is a script for those who have not the toolkit.
 IMPORTERS = {"lucid_deploy/ort.py", "conformance/run.py"}
-FOLDERS = ("lucid_deploy", "export", "plugins", "conformance", "benchmarks", "examples")
+FOLDERS = ("lucid_deploy", "export", "plugins", "conformance", "benchmarks", "examples", "tools")
 KEPT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "OMP_NUM_THREADS")  # any system of continuous integration turns it off
 NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
 

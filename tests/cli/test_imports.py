@@ -24,7 +24,7 @@ for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "ray", "lm_
 # The adapter is a class of lm_eval's. Kernels are written in Triton; only what runs or compiles them imports them.
 NEED_OTHERS = ("lucid_deploy.evaluation.lm_eval_adapter",)
 # plugins/*/kernel.py, their parts, and what they are compared with
-IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powers", ".yardstick")
+IN_TRITON = (".kernel", ".tile", ".parts", ".parts_float8", ".int8_part", ".powers")
 # These are the side of the server that speaks HTTP or Ray.
 SPEAK = (
     "answering",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from multiprocessing.pool import Pool
@@ -13,11 +12,8 @@ from typing import Any
 import pytest
 
 from lucid_deploy.plugins.hosts.onnxruntime.build import kernels_name
-from lucid_deploy.plugins.hosts.triton import aot, launch
-from lucid_deploy.plugins.shared.plan import Variant
 from tests.patience import PATIENCE
 from tests.plugins import interpreter
-from tests.plugins.ptx.launcher import Compiler, Launcher, ptx_of
 
 
 @contextlib.contextmanager
@@ -51,32 +47,6 @@ def interpret(interpreter_pool: Pool) -> Callable[..., Any]:
         return interpreter_pool.apply_async(function, arguments).get(timeout=PATIENCE)
 
     return call
-
-
-@pytest.fixture(scope="session")
-def _ptx() -> Iterator[Compiler]:
-    """Compile in a process of its own, each variant once."""
-    pytest.importorskip("triton", reason='compiled kernels need Triton: pip install -e ".[kernels]"')
-    with aot.compilers(1) as pool:
-
-        @functools.cache
-        def compiler(variant: Variant, arch: int) -> tuple[str, int]:
-            return pool.submit(ptx_of, variant, arch).result(timeout=PATIENCE)
-
-        yield compiler
-
-
-@pytest.fixture
-def compiled(_ptx: Compiler, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Launcher]:
-    """Let the kernels' launcher run code that is compiled for a GPU, on the machine that runs PTX."""
-
-    def use(arch: int, resident: int = 1, seed: int = 0) -> Launcher:
-        launcher = Launcher(_ptx, arch, resident, seed)
-        monkeypatch.setattr(launch, "execute", launcher.execute)
-        monkeypatch.setattr(launch, "INTERPRETER_ARCH", arch)
-        return launcher
-
-    return use
 
 
 @pytest.fixture(scope="session")

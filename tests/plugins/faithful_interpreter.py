@@ -21,7 +21,7 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
-from tests.plugins.ptx.tensor_cores import toward_zero
+from tools.ptx.tensor_cores import toward_zero
 
 STEP = 8  # columns that one instruction of a tensor core sums: 8 of tf32 …
 HALF_STEP = 16  # … and 16 of the half types

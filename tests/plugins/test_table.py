@@ -15,7 +15,7 @@ from lucid_deploy.plugins.hosts.operators_header import HEADER
 from lucid_deploy.plugins.table import DOMAIN, FLOATS, LIBRARY_ONLY, OPERATORS, VERSION, Operator
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("lucid_deploy", "conformance", "export", "plugins", "benchmarks", "examples")
+FOLDERS = ("lucid_deploy", "conformance", "export", "plugins", "benchmarks", "examples", "tools")
 TABLE = ROOT / "plugins" / "table.py"
 SPELLED = [DOMAIN, *(each.name for each in (*OPERATORS, *LIBRARY_ONLY))]
 NAMES = re.compile(r"\b(" + "|".join(map(re.escape, SPELLED)) + r")\b")

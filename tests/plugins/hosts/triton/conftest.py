@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,18 +24,3 @@ def _compilers_begin_with_pytorch() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aot, "get_context", get_context)
         yield
-
-
-@pytest.fixture(scope="module")
-def _compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    """Start a process that compiles, in which Triton and its compilers are imported once."""
-    folder: Path = tmp_path_factory.mktemp("triton")
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(1, context, aot.start_compiler, (str(folder),)) as pool:
-        yield pool
-
-
-@pytest.fixture
-def one_compiler(_compiler: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the models choose in this module is compiled by the same process."""
-    monkeypatch.setattr(aot, "compilers", lambda _: contextlib.nullcontext(_compiler))

@@ -1,0 +1,189 @@
+"""What is in compiled kernels: instructions, loops and resources, read with the disassemblers of Triton's package."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from lucid_deploy.errors import LucidError, missing_extra
+from tools.gpu.natural_loops import Flow, natural_loops
+
+BYTES = 16  # of an instruction, from compute capability 7.0 on
+_BRANCHES = {"BRA", "JMP"}
+_CALLS = {"CALL"}  # which ptxas also leaves loops by, never to come back
+_ENDS = {"EXIT", "RET"}
+_ALWAYS = re.compile(r"^0x[0-9a-f]+$")  # a branch's operands if they name no predicate
+_TARGET = re.compile(r"\b0x[0-9a-f]+$")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+_DESCRIBED = re.compile(r"\bidesc\[(UR\d+)\]")
+_CONSTANT = re.compile(r"^(UR\d+),(0x[0-9a-f]+)$")
+_COMPUTES = re.compile(r"^([HIQD]MMA|[HIQ]GMMA|UTC\w*MMA|MUFU|[FD]FMA|FFMA2|HFMA2)\b")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Attributes:
+        address: Of its first byte within the function.
+        opcode: With its modifiers, such as ``HMMA.16816.F32``.
+        operands: As the disassembler writes them.
+        predicate: Such as ``@!P0``; empty: always.
+        descriptor: What a tensor core's instruction of compute capability 10.0 is told about its shape and types; None
+            if it takes none, or the code does not say which.
+    """
+
+    address: int
+    opcode: str
+    operands: str = ""
+    predicate: str = ""
+    descriptor: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The opcode without modifiers."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        """Where a branch or a call goes; None if it is neither, or goes where a register says."""
+        found = _TARGET.search(self.operands) if self.name in _BRANCHES | _CALLS else None
+        return int(found[0], 16) if found else None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next instruction may follow."""
+        is_branch = self.target is not None and self.name not in _CALLS
+        leaves = self.name in _ENDS or (is_branch and _ALWAYS.match(self.operands) is not None)
+        return not leaves or self.predicate != ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled function.
+
+    Attributes:
+        instructions: In the order of addresses.
+        registers: Per thread.
+        stack: Bytes of local memory per thread: where what does not fit into registers is spilled.
+    """
+
+    instructions: tuple[Instruction, ...]
+    registers: int
+    stack: int
+
+    @property
+    def spills(self) -> int:
+        """Loads from and stores to local memory."""
+        return spills(self.instructions)
+
+    @property
+    def flow(self) -> list[Flow]:
+        """Where each instruction leads; calls do both, go away and come back."""
+        size = BYTES * len(self.instructions)
+        targets = [each.target for each in self.instructions]
+        return [
+            Flow(None if target is None or target >= size else target // BYTES, each.goes_on)
+            for each, target in zip(self.instructions, targets, strict=True)
+        ]
+
+    @cached_property
+    def loops(self) -> tuple[tuple[Instruction, ...], ...]:
+        """What each loop repeats, in the order of addresses."""
+        return tuple(tuple(self.instructions[i] for i in loop) for loop in natural_loops(self.flow))
+
+    @cached_property
+    def hot_loop(self) -> tuple[Instruction, ...]:
+        """The loop that computes most and holds no other loop that computes; () if none does.
+
+        Loops that wait or reduce a few numbers may lie within it.
+        """
+        computing = [loop for loop in self.loops if _work(loop)]
+        innermost = [
+            loop for loop in computing if not any(other is not loop and _holds(loop, other) for other in computing)
+        ]
+        return max(innermost, key=_work, default=())
+
+    @property
+    def enclosing(self) -> tuple[Instruction, ...]:
+        """What the loops around the hot one repeat, without the hot one itself; () if there are none."""
+        hot = self.hot_loop
+        around = [loop for loop in self.loops if hot and loop is not hot and _holds(loop, hot)]
+        inside = {each.address for each in hot}
+        return tuple(each for each in max(around, key=len, default=()) if each.address not in inside)
+
+
+def spills(instructions: Sequence[Instruction]) -> int:
+    """Return how many of these read or write local memory."""
+    return sum(each.name in ("LDL", "STL") for each in instructions)
+
+
+def _work(loop: Sequence[Instruction]) -> int:
+    return sum(_COMPUTES.match(each.opcode) is not None for each in loop)
+
+
+def _holds(loop: Sequence[Instruction], other: Sequence[Instruction]) -> bool:
+    return {each.address for each in loop} >= {each.address for each in other}
+
+
+def disassemble(image: bytes, entry: str) -> Code:
+    """Read a function of a module.
+
+    Args:
+        image: Machine code, an ELF file as Triton compiles it.
+        entry: The function's name; others in it are the compiler's own, which it calls.
+
+    Raises:
+        LucidError: Triton is not installed, or its disassemblers do not read the module.
+    """
+    with tempfile.TemporaryDirectory(prefix="lucid-cubin-") as folder:
+        path = Path(folder) / "module.cubin"
+        path.write_bytes(image)
+        listing = _run("nvdisasm", "-c", "-json", str(path))
+        usage = _run("cuobjdump", "-res-usage", str(path))
+    try:
+        [function] = [each for each in json.loads(listing)[1] if each["function-name"] == entry]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise LucidError(f"nvdisasm's listing is not as this version reads it ({error}).") from error
+    used = _USAGE.search(usage, max(usage.find(f"Function {entry}:"), 0))
+    if used is None:
+        raise LucidError(f"cuobjdump says nothing of {entry}'s registers.")
+    instructions = tuple(
+        Instruction(index * BYTES, each["opcode"], each.get("operands", ""), each.get("predicate", ""))
+        for index, each in enumerate(function["sass-instructions"])
+    )
+    return Code(with_descriptors(instructions), registers=int(used[1]), stack=int(used[2]))
+
+
+def with_descriptors(instructions: Sequence[Instruction]) -> tuple[Instruction, ...]:
+    """Return the instructions with what their descriptors' registers were last set to, in the order of addresses."""
+    constants: dict[str, int | None] = {}
+    found = []
+    for each in instructions:
+        described = _DESCRIBED.search(each.operands)
+        found.append(replace(each, descriptor=constants.get(described[1])) if described else each)
+        if each.name.startswith("U"):
+            constant = _CONSTANT.match(each.operands) if each.name == "UMOV" and not each.predicate else None
+            constants[each.operands.split(",")[0]] = int(constant[2], 16) if constant else None
+    return tuple(found)
+
+
+def _run(tool: str, *arguments: str) -> str:
+    result = subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise LucidError(f"{tool} failed: {(result.stderr or result.stdout).strip()[-300:]}")
+    return result.stdout
+
+
+def _tool(name: str) -> str:
+    try:
+        import triton
+    except ModuleNotFoundError:
+        raise missing_extra("triton", "kernels", "read compiled kernels") from None
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)

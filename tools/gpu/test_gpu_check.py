@@ -1,0 +1,247 @@
+"""The check for GPU machines, tested without one: with a GPU that only pretends, and what it says if there is none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lucid_deploy.plugins.decode_attention.plan import plan_decode_attention
+from lucid_deploy.plugins.precondition.reference import precondition_reference
+from lucid_deploy.plugins.shared.plan import Choice
+from tools.gpu import gpu_cases, gpu_check, gpu_ranking
+
+PASSES: gpu_check.Run = lambda command: (0, "fine")  # noqa: E731
+
+
+class FakeGpu:
+    """Kernels as exact as told, and times as told: milliseconds by name of the call."""
+
+    name, capability = "Fake 9000 (TM)", 86
+
+    def __init__(self, times: dict[str, Any] | None = None, error: float = 1e-5) -> None:
+        self.times = {"one": 1.0} | (times or {"lucid": 1.1, "flash": 1.0, "dense": 20.0, "standard": 1.09})
+        self.error_given = error
+        self.measured: list[Any] = []
+        self.ranked: list[tuple[Any, Choice]] = []
+        self.times_of_tiles = {(64, 64): 1.0, (64, 32): 1.5, (32, 32): 2.0, (32, 16): 0.5}
+        self.times_of_tiles |= {(0, 32): 3.0, (0, 64): 2.0, (0, 128): 4.0}
+
+    def describe(self) -> dict[str, Any]:
+        return {"card": self.name, "compute_capability": 86, "cuda": "13.0", "triton": "3.9"}
+
+    def error(self, case: gpu_cases.Accuracy) -> float:
+        return self.error_given
+
+    def calls(self, shape: gpu_cases.Shape) -> dict[str, Any]:
+        self.measured.append(shape)
+        kinds = {"decode": ("lucid", "standard"), "verify": ("lucid", "one"), "solve": ("lucid", "flash", "dense")}
+        names = kinds[shape.kernel]
+        return {name: time if isinstance(time := self.times[name], str) else (lambda time=time: time) for name in names}
+
+    def candidate(self, shape: gpu_cases.Shape, choice: Choice) -> Callable[[], float]:
+        self.ranked.append((shape, choice))
+        return lambda: self.times_of_tiles[choice.block_m, choice.block_n]
+
+    def milliseconds(self, call: Callable[[], float]) -> float:
+        time = call()
+        if time < 0:
+            raise RuntimeError("out of resources")
+        return time
+
+
+def says(kernel: str, arch: int, dtype: str, width: int) -> list[tuple[Choice, float | None]]:
+    """The model's part: cycles of four candidates of the solve, one of which it does not know, or three of decoding."""
+    solve = {(64, 64): 100.0, (64, 32): 200.0, (32, 32): 300.0, (32, 16): None}
+    cycles = solve if kernel == "solve" else {(0, 32): 40.0, (0, 64): 50.0, (0, 128): 60.0}
+    return [(Choice(*tile, 4, 2), taken) for tile, taken in cycles.items()]
+
+
+def check(gpu: Any, run: gpu_check.Run = PASSES, only: set[str] | None = None, quick: bool = True) -> dict[str, Any]:
+    make = (gpu_cases.Accuracy, gpu_cases.Shape)
+    return gpu_check.check(gpu, make, run, only or set(gpu_check.SECTIONS), quick, lambda line: None, says)
+
+
+def statuses(report: dict[str, Any]) -> dict[str, str]:
+    return {section["name"]: section["status"] for section in report["sections"]}
+
+
+def test_the_shapes_that_were_asked_for_are_all_measured() -> None:
+    gpu = FakeGpu()
+    check(gpu, quick=False)
+    solve = {(s.heads, s.tokens, s.width, s.dtype) for s in gpu.measured if s.kernel == "solve"}
+    assert len(solve) == 6 * 7 * 2 * 2
+    for heads in (1, 32):
+        for tokens in (1024, 65536):
+            assert (heads, tokens, 128, "bfloat16") in solve and (heads, tokens, 64, "float16") in solve
+    assert 32768 in {s.tokens for s in gpu.measured if s.kernel == "decode"}
+    assert {s.new for s in gpu.measured if s.kernel == "verify"} == {2, 8, 16}
+
+
+def test_accuracy_is_checked_with_correlated_keys_pasts_and_padding() -> None:
+    cases = gpu_check.accuracy_cases(quick=False)
+    for name, wanted in {
+        "kernel": {"solve", "decode"},
+        "dtype": {"float32", "float16", "bfloat16"},
+        "width": {64, 68, 128},
+        "correlation": {0.0, 0.9, 0.99},
+        "new": {1, 2, 8, 16, 63, 65, 257, 1000},
+        "past": {0, 1, 100, 1000},
+    }.items():
+        assert {case[name] for case in cases} == wanted
+    assert sum(case.get("padded", False) for case in cases) > 10
+
+
+def test_targets_are_judged_by_their_worst_row() -> None:
+    report = check(FakeGpu())
+    assert [row["met"] for row in report["targets"]] == [True, True, True, True]
+    assert report["targets"][0]["worst"] == pytest.approx(1.1) and report["targets"][1]["worst"] == pytest.approx(
+        20 / 1.1
+    )
+    report = check(FakeGpu({"lucid": 2.0, "flash": 1.0, "dense": "needs 900 GiB", "standard": 1.0}))
+    assert [row["met"] for row in report["targets"]] == [False, None, False, False]
+
+
+@pytest.mark.parametrize("error", [1e-2, float("nan"), float("inf")])
+def test_no_speed_of_wrong_kernels(error: float) -> None:
+    gpu = FakeGpu(error=error)
+    report = check(gpu, only={"benchmark"})
+    assert statuses(report) == dict.fromkeys(("engines", "benchmark", "ranking"), "skipped") | {"kernels": "failed"}
+    assert report["sections"][2]["reason"] == "the kernels are wrong" and gpu.measured == []
+    assert statuses(check(gpu, only={"ranking"}))["ranking"] == "skipped" and gpu.ranked == []
+
+
+def test_engines_are_built_verified_and_tested() -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str]) -> tuple[int, str]:
+        commands.append(command)
+        return (1, "Error: K of layer 0 is wrong\n") if "verify" in command and len(commands) > 6 else (0, "")
+
+    [section] = [s for s in check(FakeGpu(), run, {"engines"})["sections"] if s["name"] == "engines"]
+    assert section["status"] == "failed"
+    assert section["reason"] == "verify, float32, static cache: Error: K of layer 0 is wrong"
+    words = [command[3] for command in commands]
+    assert words[0] == "plugin" and words.count("build") == words.count("verify") == words.count("run") == 4
+    assert all("--speculate" in command for command in commands if command[3] in ("build", "run"))
+    assert all("tensorrt" in command for command in commands if "verify" in command)
+    assert "gpu" in commands[-1], "the tests that need a GPU"
+
+
+def test_a_card_that_tensorrt_rtx_does_not_know_is_skipped_with_the_reason() -> None:
+    gpu = FakeGpu()
+    gpu.capability = 90
+    section = check(gpu, lambda command: pytest.fail("ran"), {"engines"})["sections"][1]
+    assert (section["status"], section["reason"]) == (
+        "skipped",
+        "TensorRT-RTX has no support for compute capability 9.0",
+    )
+
+
+def test_one_shape_that_fails_does_not_lose_the_others() -> None:
+    class Failing(FakeGpu):
+        def milliseconds(self, call: Callable[[], float]) -> float:
+            if self.measured[-1].kernel == "solve" and self.measured[-1].width == 128:
+                raise RuntimeError("out of resources")
+            return super().milliseconds(call)
+
+    report = check(Failing())
+    assert statuses(report)["benchmark"] == "failed"
+    rows = report["sections"][2]["rows"]
+    assert {("error" in row) for row in rows if row["kernel"] == "decode"} == {False}
+    assert "RuntimeError: out of resources" in gpu_check.render(report)
+
+
+def test_json_and_table_are_written_with_card_versions_and_commit(tmp_path: Path) -> None:
+    gpu = FakeGpu({"lucid": 1.1, "flash": 1.0, "dense": "needs 64 GiB", "standard": 1.0}, error=float("inf"))
+    report = check(gpu)
+    data, table = gpu_check.write(report, tmp_path / "results")
+    assert (data.name, table.name) == ("gpu-check-fake-9000-tm.json", "gpu-check-fake-9000-tm.md")
+    assert json.loads(data.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))["quick"] is True
+    text = gpu_check.render(check(FakeGpu(gpu.times)))
+    assert text.startswith("# Fake 9000 (TM)\n")
+    assert report["machine"]["commit"] in text and f"torch {torch.__version__.split('+')[0]}" in text
+    assert "| float16 | 64 | 16 | 8192 | 1.100 | 1.000 | needs 64 GiB | 1.10 |" in text
+    assert "| dense solve over solve, 8192 tokens | ≥ 10.0 |  | not measured |" in text
+    assert "| decode over standard attention, 32768 tokens | ≤ 1.02 | 1.10 | **missed** |" in text
+    assert "| float16 | 64 | 8 | 32768 | 8 | 1.100 | 1.000 | 1.10 |" in text
+    assert "| solve | bfloat16 | 128 | 64 × 32 | 4 | 2 | all | 200 | 1.500 | 3 |" in text
+    assert "| decode | bfloat16 | 128 | 32 | 4 | 2 | all | 40 | 3.000 | 2 |" in text
+    assert "- solve, bfloat16, width 128: 1.00" in text and "- decode, bfloat16, width 128: 0.50" in text
+
+
+def ranking(gpu: FakeGpu, kernel: str = "solve") -> dict[str, Any]:
+    [section] = [each for each in check(gpu)["sections"] if each["name"] == "ranking"]
+    assert section["status"] == "passed", "no order is a failure"
+    [row] = [each for each in section["rows"] if each["kernel"] == kernel]
+    return row
+
+
+def test_the_models_ranking_is_compared_with_the_measured_one() -> None:
+    gpu = FakeGpu()
+    row = ranking(gpu)
+    assert (row["dtype"], row["width"], row["tokens"], row["correlation"]) == ("bfloat16", 128, 8192, 1.0)
+    assert [each["cycles"] for each in row["candidates"]] == [100.0, 200.0, 300.0, None], "the model's order"
+    assert [each["milliseconds"] for each in row["candidates"]] == [1.0, 1.5, 2.0, 0.5], "each by its own clock"
+    wanted = [choice for kernel in ("solve", "decode") for choice, _ in says(kernel, 86, "bfloat16", 128)]
+    assert [choice for _, choice in gpu.ranked] == wanted
+    gpu.times_of_tiles |= {(64, 64): 2.0, (32, 32): 1.0}
+    assert ranking(gpu)["correlation"] == -1.0
+    gpu.times_of_tiles |= {(64, 64): 1.0, (64, 32): 2.0, (32, 32): 1.5}
+    assert ranking(gpu)["correlation"] == pytest.approx(0.5), "by hand: 1 − 6 · (0 + 1 + 1) / (3 · 8)"
+
+
+def test_decoding_is_ranked_too() -> None:
+    row = ranking(FakeGpu(), "decode")
+    assert (row["tokens"], row["correlation"]) == (32768, pytest.approx(0.5)), "by hand: 1 − 6 · (1 + 1) / (3 · 8)"
+    assert {each["kernel"] for each in gpu_ranking.problems(quick=False)} == {"solve", "decode"}
+
+
+def test_decoding_is_timed_in_the_form_that_is_modelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan takes the constants that are ranked, and its 16 rows."""
+    launched: list[Any] = []
+    monkeypatch.setattr(gpu_cases, "DEVICE", "cpu")
+    monkeypatch.setattr(
+        "lucid_deploy.plugins.hosts.triton.launch.decode_attention", lambda *a, **o: launched.append((a, o))
+    )
+    [problem] = [each for each in gpu_ranking.problems(quick=True) if each["kernel"] == "decode"]
+    problem["tokens"], choice = 96, Choice(0, 64, 4, 2)
+    gpu_cases.TorchGpu.candidate(None, gpu_cases.Shape(**problem), choice)()  # type: ignore[arg-type]
+    [((q, k_new, _, k, _), options)] = launched
+    assert options == {"tuned": choice} and (k_new.shape[2], k.shape[2]) == (1, 96)
+    for arch in (80, 90, 100):
+        plan = plan_decode_attention(1, k.shape[1], q.shape[1] // k.shape[1], 96, 128, "bfloat16", 1e-5, arch, choice)
+        constants = dict(plan.steps[0].constants)
+        assert (constants["ROWS"], constants["BLOCK_N"]) == (16, 64)
+
+
+def test_candidates_that_do_not_fit_are_said_to_and_too_few_have_no_ranking() -> None:
+    gpu = FakeGpu()
+    gpu.times_of_tiles[64, 32] = -1.0
+    row = ranking(gpu)
+    assert row["candidates"][1]["error"] == "out of resources" and "milliseconds" not in row["candidates"][1]
+    assert row["correlation"] is None
+    assert "| out of resources |" in gpu_check.render(check(gpu)) and "width 128: unknown" in gpu_check.render(
+        check(gpu)
+    )
+
+
+def test_equal_values_share_their_place() -> None:
+    assert gpu_ranking.correlation([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1.0)
+    assert gpu_ranking.correlation([5, 5, 5], [1, 2, 3]) is None
+    values, others = [1.0, 2.0, 2.0, 4.0], [10.0, 5.0, 7.0, 1.0]
+    scipy_says = -0.9486832980505138  # scipy.stats.spearmanr of the same
+    assert gpu_ranking.correlation(values, others) == pytest.approx(scipy_says)
+
+
+def test_the_dense_baseline_solves_the_same_system() -> None:
+    torch.manual_seed(0)
+    common, own = torch.randn(1, 2, 1, 64), torch.randn(1, 2, 130, 64)
+    k, v = 0.9**0.5 * common + 0.1**0.5 * own, torch.randn(1, 2, 130, 64)
+    none = k[:, :, :0].double()
+    exact = precondition_reference(k.double(), v.double(), none, none, None, gpu_cases.EPS)
+    assert (gpu_cases.dense_solve(k, v) - exact).norm() < 1e-3 * exact.norm()

@@ -1,0 +1,162 @@
+"""Loops, spills and resources are found in listings, and listings are what another disassembler writes."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lucid_deploy.errors import LucidError
+from lucid_deploy.plugins.hosts.triton.aot import compile_kernels
+from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
+from lucid_deploy.plugins.shared.plan import Variant
+from tools.gpu.machine_code import (
+    BYTES,
+    Code,
+    Instruction,
+    disassemble,
+    spills,
+    with_descriptors,
+)
+
+pytest.importorskip("triton", reason='compiled kernels are read with Triton: pip install -e ".[kernels]"')
+
+import triton
+
+
+def code(text: str) -> Code:
+    """Return a listing: one instruction a line; ``BRA 3``, ``CALL 3`` and ``JMP 3`` go to the third, counted from 0.
+
+    The first two do if a predicate holds.
+    """
+    jumps = ("BRA", "CALL")
+    lines = [line.split(maxsplit=1) for line in text.strip().splitlines()]
+    return Code(
+        tuple(
+            Instruction(
+                index * BYTES,
+                opcode,
+                f"{hex(int(rest[0]) * BYTES)}" if opcode in (*jumps, "JMP") else " ".join(rest),
+                "@P0" if opcode in jumps else "",
+            )
+            for index, (opcode, *rest) in enumerate(lines)
+        ),
+        registers=128,
+        stack=0,
+    )
+
+
+def counted(found: Code) -> Counter[str]:
+    return Counter(each.name for each in found.hot_loop)
+
+
+WAITING_INSIDE = """
+S2R
+LDL
+LDG
+HMMA.16816.F32
+HMMA.16816.F32
+LD
+BRA 5
+LDL.LU
+STL
+BRA 2
+MUFU.EX2
+FFMA
+BRA 10
+BRA 1
+EXIT
+BRA 15
+"""
+
+
+def test_the_hot_loop_computes_most_and_holds_none_that_does() -> None:
+    """One that waits may lie in it; the outer one and the lesser one are not it, and the last is no loop."""
+    found = code(WAITING_INSIDE)
+    assert [(loop[0].address // BYTES, loop[-1].address // BYTES) for loop in found.loops] == [
+        (5, 6),
+        (2, 9),
+        (10, 12),
+        (1, 13),
+    ]
+    assert [each.address // BYTES for each in found.hot_loop] == list(range(2, 10))
+    assert found.spills == 3 and spills(found.hot_loop) == 2
+    assert counted(found)["HMMA"] == 2
+    assert [each.address // BYTES for each in found.enclosing] == [1, 10, 11, 12, 13]
+    assert spills(found.enclosing) == 1
+
+
+LEFT_BY_A_CALL = """
+S2R
+LDL
+HMMA.16816.F32
+CALL 5
+JMP 2
+STL
+BRA 1
+EXIT
+"""
+
+
+def test_a_loop_that_is_left_by_a_call_lies_within_the_one_around_it() -> None:
+    """As ptxas writes it for 8.0: the call never comes back, and behind it is the loop's last branch."""
+    found = code(LEFT_BY_A_CALL)
+    assert [each.address // BYTES for each in found.hot_loop] == [2, 3, 4]
+    assert [each.address // BYTES for each in found.enclosing] == [1, 5, 6] and spills(found.enclosing) == 2
+
+
+def test_a_loop_that_calls_a_function_does_not_hold_it() -> None:
+    found = code("S2R\nHMMA.16816.F32\nCALL 5\nBRA 1\nEXIT\nLDL\nRET")
+    assert [each.address // BYTES for each in found.hot_loop] == [1, 2, 3] and found.enclosing == ()
+
+
+def test_a_descriptor_is_what_its_register_was_last_set_to() -> None:
+    product = "tmem[UR10],gdesc[UR20],tmem[UR8],tmem[UR34],idesc[UR35],UPT"
+    lines = [("UMOV", "UR35,0x4110490"), ("UMOV", "UR34,0x0"), ("UTCHMMA", product), ("UIADD3", "UR35,UR35,0x1,URZ")]
+    listing = [Instruction(index * BYTES, *line) for index, line in enumerate([*lines, ("UTCHMMA", product)])]
+    assert [each.descriptor for each in with_descriptors(listing)] == [None, None, 0x4110490, None, None]
+
+
+def test_code_without_a_loop() -> None:
+    straight = code("MOV\nHMMA.16816.F32\nBRA 3\nEXIT")
+    assert straight.hot_loop == straight.enclosing == ()
+    assert code("MOV\nLDG\nBRA 1\nEXIT").hot_loop == (), "it computes nothing"
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> CompiledKernel:
+    def is_small(variant: Variant) -> bool:
+        return variant.name == "precondition_float16_d32_u8"
+
+    [compiled] = compile_kernels([80], ptx=False, select=is_small, cache=tmp_path_factory.mktemp("kernels"))
+    return compiled
+
+
+def test_a_kernel_is_as_the_other_disassembler_lists_it(kernel: CompiledKernel, tmp_path: Path) -> None:
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(kernel.image)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    listing = subprocess.run([tool, "-sass", path], capture_output=True, text=True, check=True).stdout
+    wanted = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([\w.]+)", listing, re.M)
+    found = disassemble(kernel.image, kernel.entry)
+    assert [(each.address, each.opcode) for each in found.instructions] == [
+        (int(address, 16), opcode) for address, opcode in wanted
+    ]
+    assert 32 <= found.registers <= 255
+    loop = counted(found)
+    assert loop["HMMA"] >= 8 and loop["MUFU"] >= 8 and 0 < len(found.hot_loop) < len(found.instructions) / 2
+
+
+def test_what_is_no_kernel(kernel: CompiledKernel) -> None:
+    with pytest.raises(LucidError, match="nvdisasm failed"):
+        disassemble(kernel.image[:5000], kernel.entry)
+    with pytest.raises(LucidError, match="not as this version reads it"):
+        disassemble(kernel.image, "other_kernel")
+
+
+def test_without_triton(kernel: CompiledKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(LucidError, match="package triton is needed to read compiled kernels"):
+        disassemble(kernel.image, kernel.entry)

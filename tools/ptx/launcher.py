@@ -1,0 +1,93 @@
+"""Run the plans of the kernels' launcher on the machine: compiled code in the place of Triton's functions."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lucid_deploy.plugins.hosts.triton import aot, launch
+from lucid_deploy.plugins.shared.plan import Plan, Step, Variant
+from tools.ptx.machine import Launch, Watch
+from tools.ptx.memory import GlobalMemory
+
+Compiler = Callable[[Variant, int], tuple[str, int]]
+SCRATCH = (0, 0)  # the two pointers that Triton appends; our kernels use neither
+
+
+def ptx_of(variant: Variant, arch: int) -> tuple[str, int]:
+    """Compile a variant in this process; return its PTX and its bytes of shared memory."""
+    compiled = aot.compile_form(variant, arch)
+    return compiled.asm["ptx"], compiled.metadata.shared
+
+
+@contextmanager
+def ptx_compiler() -> Iterator[Compiler]:
+    """Yield what compiles a variant in a process of its own, each once."""
+    with aot.compilers(1) as pool:
+
+        @functools.cache
+        def compiler(variant: Variant, arch: int) -> tuple[str, int]:
+            return pool.submit(ptx_of, variant, arch).result(timeout=600)
+
+        yield compiler
+
+
+class Launcher:
+    """Replaces ``launch.execute``.
+
+    Args:
+        compiler: Returns what :func:`ptx_of` does.
+        arch: Compute capability whose code runs.
+        resident: How many programs run at the same time.
+        seed: Of their order.
+    """
+
+    def __init__(self, compiler: Compiler, arch: int, resident: int = 1, seed: int = 0) -> None:
+        self.compiler, self.arch, self.resident, self.seed = compiler, arch, resident, seed
+        self.launched: list[str] = []
+        self.change: Callable[[str, str], str] = lambda kernel, text: (
+            text
+        )  # of a kernel's PTX, for tests of the machine
+        self.watches: dict[str, Watch] = {}  # by kernel: what is told of its accesses to shared memory
+
+    def execute(self, plan: Plan, tensors: dict[str, Tensor], workspace: Tensor | None = None) -> None:
+        """Run a plan's launches and fill its outputs; the workspace begins as NaN, and ends where the plan says."""
+        memory = GlobalMemory()
+        addresses = {name: memory.add(_bytes(tensor)) for name, tensor in tensors.items()}
+        addresses["workspace"] = memory.add(np.full(plan.workspace_bytes, 0xFF, np.uint8))
+        memory.fill(addresses["workspace"], 0, plan.zeroed_bytes)
+        for step in plan.steps:
+            self._launch(step, memory, addresses)
+        for name in plan.outputs:
+            found = torch.from_numpy(memory.contents(addresses[name]))
+            tensors[name].copy_(found.view(tensors[name].dtype).view(tensors[name].shape))
+
+    def _launch(self, step: Step, memory: GlobalMemory, addresses: dict[str, int]) -> None:
+        constants = tuple(step.constants.items())
+        variant = Variant(step.kernel, step.dtype, constants, step.num_warps, step.num_stages)
+        text, shared = self.compiler(variant, self.arch)
+        arguments = [*(addresses[name] for name in step.pointers), *step.scalars.values(), *SCRATCH]
+        run = Launch(self.change(step.kernel, text), memory, step.grid, arguments, shared)
+        run.watch = self.watches.get(step.kernel)
+        run.run(self.resident, self.seed)
+        self.launched.append(step.variant)
+
+
+def run_compiled(launcher: Launcher, monkeypatch: Any) -> Launcher:
+    """Let the kernels' launcher use this one from now on; ``monkeypatch`` is pytest's."""
+    monkeypatch.setattr(launch, "execute", launcher.execute)
+    monkeypatch.setattr(launch, "INTERPRETER_ARCH", launcher.arch)
+    return launcher
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's memory as the kernels expect it: contiguous, a bool a byte."""
+    if tensor.numel() == 0:
+        return np.empty(0, np.uint8)
+    return tensor.contiguous().view(torch.uint8).numpy()
