@@ -19,12 +19,12 @@ from common import RESULTS, write_random_checkpoint
 
 from lucid_deploy.export import ExportOptions, export
 
-PLOTS = Path(__file__).parent.parent / "docs" / "images"
+PLOTS = Path(__file__).parent.parent / "build" / "plots"
 PARTS = ("prefill", "decode", "decode-batches")
 
 
 def bench(artifacts: list[Path], name: str, *arguments: str) -> None:
-    """Run `lucid-deploy bench` with results in benchmarks/results and plots in docs/images."""
+    """Run `lucid-deploy bench` with results in benchmarks/results and plots in build/plots."""
     RESULTS.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "lucid_deploy.cli", "bench", *map(str, artifacts), "--kernels", "both", *arguments]
     subprocess.run(

@@ -36,7 +36,7 @@ from lucid_deploy.runtimes import RuntimeOptions, open_session
 from lucid_deploy.runtimes.session import Array
 from lucid_deploy.runtimes.torch.artifact_weights import load_artifact_model
 
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "quantized-methods"
+IMAGE = Path(__file__).parents[1] / "build" / "quantized-methods"
 WAYS: dict[str, tuple[str, QuantizeOptions | None]] = {
     "float32": ("float32", None),
     "float16": ("float16", None),
@@ -196,6 +196,7 @@ def draw(ways: dict[str, Any]) -> None:
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
+    IMAGE.parent.mkdir(exist_ok=True)
     for suffix in (".png", ".svg"):
         figure.savefig(IMAGE.with_suffix(suffix), dpi=110, metadata={"Date": None} if suffix == ".svg" else None)
     plt.close(figure)

@@ -27,7 +27,7 @@ from lucid_deploy.export import ExportOptions, export
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.runtimes.options import RuntimeOptions
 
-PLOTS = Path(__file__).parent.parent / "docs" / "images"
+PLOTS = Path(__file__).parent.parent / "build" / "plots"
 TYPES = {"float32": None, "int8": QuantizeOptions("int8"), "int4": QuantizeOptions("int4")}
 
 

@@ -38,7 +38,7 @@ ARTIFACTS = {
     "float16": ExportOptions("float16", logits="all"),
     "int8 cache": ExportOptions(logits="all", cache_dtype="int8"),
 }
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "position-error.png"
+IMAGE = Path(__file__).parents[1] / "build" / "position-error.png"
 
 
 def text_of(tokenizer: TextTokenizer, length: int) -> list[int]:

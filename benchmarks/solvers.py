@@ -1,4 +1,4 @@
-"""The solver comparison of docs/ablation.md: ``bench --solvers`` on the bundled model, kept as a result."""
+"""The solver comparison of docs/evaluation.md: ``bench --solvers`` on the bundled model, kept as a result."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ def _is_demo(checkpoint: str | Path) -> bool:
 
 
 def _ways_to_read(options: ExportOptions) -> str:
-    """Say what would read a calibration text, first what docs/low-precision.md recommends."""
+    """Say what would read a calibration text, first what docs/quantization.md recommends."""
     form = "--quantize-format qdq " if options.dtype == "bfloat16" else ""  # onnxruntime's operators have no bfloat16
     learning = {None: f"--quantize int4 {form}--method gptq", "int4": "--method gptq", "int8": "--method gptq"}
     scheme = None if options.quantize is None else options.quantize.scheme

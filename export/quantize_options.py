@@ -16,7 +16,7 @@ from lucid_deploy.artifact.quantization_names import (
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.rounding.nearest import nearest_kernel
 
-# By measurement, see docs/low-precision.md.
+# By measurement, see docs/quantization.md.
 DEFAULT_BLOCK = {"int8": 32, "int4": 32}
 CALIBRATION_TOKENS, GPTQ_DAMPING, GPTQ_ORDER = 32768, 0.01, "activation"
 _TOKENS = "--calibration-tokens"

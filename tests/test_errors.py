@@ -66,15 +66,6 @@ def test_extras_that_the_code_names_exist() -> None:
     assert {"cpu", "kernels"} <= extras - {"extra"} <= EXTRAS.keys()  # that one is a docstring's
 
 
-def test_the_docs_install_what_is_there() -> None:
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        assert "lucid-deploy[" not in page.read_text(encoding="utf-8"), page.name
-    version = importlib.metadata.version("lucid-deploy")
-    page = (ROOT / "docs" / "index.md").read_text()
-    assert f"lucid_deploy-{version}-py3-none-any.whl" in page
-    assert re.search(rf"dist/lucid_deploy-{re.escape(version)}-py3-none-manylinux\w+\.whl\[cpu\]", page)
-
-
 def test_every_hint_is_spelled_out_before_it_is_shown() -> None:
     """Where a line of the code holds such a name, the module hands it on to what spells it out."""
     for path in PRODUCT:

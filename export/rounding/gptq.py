@@ -5,8 +5,8 @@ error E of its weight. Once a column is rounded, the best change of the columns 
 of H; with U the upper Cholesky factor of H⁻¹ it is row by row of U (Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ",
 arXiv 2210.17323, algorithm 1). Every row of W is treated alike and by itself.
 
-Own code, since no library that has this algorithm serves here; ``docs/low-precision.md`` says which were looked at, and
-why not. Tests hold it to the definition, and to the numbers of the package ``auto-gptq``.
+Own code: the libraries that have this algorithm take models of transformers only, and onnxruntime's passes on no error.
+Tests hold it to the definition, and to the numbers of the package ``auto-gptq``.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def read_defaults(name: str, context: click.Context) -> dict[str, Any]:
         LucidError: The file cannot be read, or has a table, a name or a value that no command takes.
     """
     tables = read_toml(name)
-    root, path = context.find_root(), context.command_path.split()[1:]
+    root = context.find_root()
+    path = context.command_path.removeprefix(root.command_path).split()  # "python -m lucid_deploy.cli" has blanks
     if isinstance(root.command, click.Group):
         commands = root.command.list_commands(root)
         if unknown := sorted(tables.keys() - set(commands)):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lucid_deploy.runtimes import RuntimeOptions
-from lucid_deploy.runtimes.registry import BUILT_IN, built_in_runtimes
+from lucid_deploy.runtimes.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
 RUNTIMES = ROOT / "lucid_deploy" / "runtimes"
@@ -107,23 +106,3 @@ def test_what_all_runtimes_share_imports_none_of_them() -> None:
         if module.startswith(tuple(f"lucid_deploy.runtimes.{name}" for name in BUILT_IN))
     }
     assert found == {("inspection.py", "lucid_deploy.runtimes.onnxruntime.kernels")}
-
-
-def test_the_documentation_shows_what_is_declared() -> None:
-    page = (ROOT / "docs" / "runtimes.md").read_text()
-    for runtime in built_in_runtimes():
-        can = runtime.capabilities(RuntimeOptions())
-        section = page.partition(f"\n### `{runtime.name}`\n")[2].partition("\n#")[0]
-        shown = {
-            "devices": ", ".join(can.devices),
-            "types": ", ".join(can.dtypes),
-            "graphs": ", ".join(can.graphs),
-            "caches": ", ".join(can.caches),
-            "cache types": ", ".join(("the model's", *can.cache_dtypes)),
-            "cached tensors": ", ".join(can.cache_sorts),
-            "layers one by one": "yes" if can.reads_layers else "no",
-            "limits": "built with the engines" if can.builds_engines else "none",
-            "install": f'`pip install "{can.install.replace("lucid-deploy[", ".[")}"`',
-        }
-        assert section.strip().startswith(runtime.description)
-        assert "\n".join(f"- {what}: {value}" for what, value in shown.items()) in section
