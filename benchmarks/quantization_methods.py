@@ -28,8 +28,8 @@ from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.rounding.hqq import hqq_matrix
 from lucid_deploy.export.rounding.learn import learn_weights
+from lucid_deploy.export.rounding.method import LearnedWeights
 from lucid_deploy.export.rounding.nearest import quantize_matrix
-from lucid_deploy.export.rounding.unfinished import LearnedWeights
 from lucid_deploy.model.checkpoint import DEMO, Checkpoint, load_model
 from lucid_deploy.model.config import parse_config
 from lucid_deploy.model.lucid import LucidForCausalLM

@@ -23,7 +23,7 @@ from lucid_deploy.conformance.problems import NUMPY, Problem, make_inputs, singl
 from lucid_deploy.conformance.tiny_graph import tiny_graph
 from lucid_deploy.conformance.tiny_model import EXACT, MODEL_PROBLEMS, ModelProblem, model_inputs, run_model
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import whole_directory
+from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.table import SCATTER_ROW, Operator
 
 PINNED = Path(__file__).with_name("pinned.json")
@@ -84,7 +84,7 @@ def write_cases(folder: Path, only: str = "") -> int:
     names = case_names(only)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise LucidError(f"{folder} exists and is not empty. Cases are written into a new folder.")
-    with whole_directory(folder) as building:
+    with atomic_folders(folder) as (building,):
         for name in names:
             write_case(building, make_case(name))
     return len(names)

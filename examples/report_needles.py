@@ -24,7 +24,7 @@ from lucid_deploy.artifact import open_artifact
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.errors import CheckFailed, LucidError
 from lucid_deploy.evaluation import Report, evaluate
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from lucid_deploy.runtimes import open_session
 from lucid_deploy.runtimes.options import ABLATIONS
 
@@ -155,7 +155,7 @@ def main(
         names = [[directory.name for directory in pair] for pair in pairs]
         data = {"pairs": names, "limit": limit, "seed": seed, "runtime": runtime, "ablate": ablate}
         data["cells"] = [cell.to_dict() for cell in cells]
-        write_whole(output, (json.dumps(data, indent=1) + "\n").encode())
+        atomic_write(output, (json.dumps(data, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +11,8 @@ from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
 from lucid_deploy.export.artifact_files import ArtifactContents, Progress, has_float32_head, write_artifact
 from lucid_deploy.export.options import ExportOptions, check_assumed, check_request, check_target
-from lucid_deploy.export.tokenizer import check_tokenizer
-from lucid_deploy.files import missing_directories, partial_directory, put_in_place, remove_empty
+from lucid_deploy.export.tokenizer import check_links, check_tokenizer
+from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.table import UNIT
 
 if TYPE_CHECKING:
@@ -43,12 +41,13 @@ def export(
         LucidError: A checkpoint that can't be read or overflows float16, an output that exists, unknown options, a
             full disk.
     """
-    from lucid_deploy.model.checkpoint import Checkpoint
+    from lucid_deploy.model.checkpoint import Checkpoint, resolve
 
     options = options or ExportOptions()
     output = Path(output)
     check_request(output, options)
     checkpoint, hub = _fetched(checkpoint, options, progress)
+    check_links(resolve(checkpoint))
     states = options.dtype if options.state_dtype == "model" else None
     source = Checkpoint(checkpoint, options.assume_unused, options.diagonal, states)
     check_assumed(source, options.assume_unused)
@@ -67,42 +66,18 @@ def export(
         rows = rows_to_learn_from(source, options.quantize, quantization, options.calibration)
     ranges, effect = _scan_ranges(source, options, quantization, progress)
     said = (effect.sentence,) if effect is not None and effect.sentence and not _is_demo(checkpoint) else ()
-    made = missing_directories(output.parent)
-    learning = (source, options.quantize, quantization, rows, options.dtype, output, progress)
     try:
-        _make_parent(output)
-        with learned_numbers(*learning) as (found, learned), _made(output) as building:
+        with atomic_folders(output, overwrite=options.overwrite) as (building,):
+            found, learned = learned_numbers(source, options.quantize, quantization, rows, options.dtype, progress)
             if learned is not None and learned.folded and ranges is not None and options.range_scan:
                 # scales of inputs make some values larger
                 ranges, _ = _scan_ranges(with_scales(source, learned.folded), options, found, progress)
             contents = ArtifactContents(source, str(checkpoint), options, ranges, found, hub, said, learned)
             write_artifact(building, contents, progress or (lambda *_: None))
             check_request(output, options)  # again: tracing and writing took a while
-            put_in_place(building, output, options.overwrite)
     except OSError as error:
-        left = " ".join(getattr(error, "__notes__", ["Nothing was left behind."]))
-        raise LucidError(f"Writing {output} failed: {error.strerror or error}. {left}") from error
-    finally:
-        remove_empty(made)
+        raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
     return open_artifact(output)
-
-
-def _make_parent(output: Path) -> None:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
-
-
-@contextmanager
-def _made(output: Path) -> Iterator[Path]:
-    """Yield the directory to fill in place of the output; it is gone at the end, whatever happens."""
-    with ExitStack() as stack:
-        try:
-            building = stack.enter_context(partial_directory(output))
-        except OSError as error:
-            raise LucidError(f"{output} cannot be made: {error.strerror} ({error.filename}).") from error
-        yield building
 
 
 def _fetched(

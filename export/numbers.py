@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,10 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.quantize import plan_quantization
 from lucid_deploy.export.quantize_options import QuantizeOptions, check_options
 from lucid_deploy.export.stored import plan_stored, resolve_stored
-from lucid_deploy.files import remove_resumable, resumable_directory
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
-    from lucid_deploy.export.rounding.method import LearningMethod
-    from lucid_deploy.export.rounding.unfinished import LearnedWeights
+    from lucid_deploy.export.rounding.method import LearnedWeights, LearningMethod
     from lucid_deploy.model.checkpoint import Checkpoint
 
 Progress = Callable[[str, int, int], None]
@@ -84,41 +81,24 @@ def learning_method(options: QuantizeOptions) -> LearningMethod:
     return Gptq(GptqSettings(options.gptq_damping, options.gptq_order == "activation"))
 
 
-@contextmanager
 def learned_numbers(
     source: Checkpoint,
     options: QuantizeOptions | None,
     quantization: Quantization | None,
     rows: CalibrationRows | None,
     dtype: str,
-    output: Path,
     progress: Progress | None = None,
-) -> Iterator[tuple[Quantization | None, LearnedWeights | None]]:
-    """Learn the numbers, if any are; yield the record with its method, and the numbers.
-
-    What is found is kept beside the output until the block ends, so that the same export goes on with it after an
-    interruption, a full disk, or an error that came later than learning; what is raised then has a note that says so
-    (``__notes__``). An error of learning itself would come again: it removes what was found.
-    """
+) -> tuple[Quantization | None, LearnedWeights | None]:
+    """Learn the numbers if the method learns; return the record with the method, and the numbers."""
     if options is None or quantization is None or rows is None:
-        yield quantization, None
-        remove_resumable(output)  # of an export to this place that learned and was interrupted
-        return
-    from lucid_deploy.export.rounding.learn import learn_weights
-    from lucid_deploy.export.rounding.unfinished import UnfinishedLearning, learning_key
-
+        return quantization, None
     method = learning_method(options)
-    settings = {"method": method.name, **method.settings, "target": options.target_bits}
-    key = learning_key(source, quantization, rows, dtype, settings)
-    with resumable_directory(output, key) as directory:
-        unfinished = UnfinishedLearning(directory)
-        with unfinished.told_of():
-            with unfinished.removed_by_errors():
-                if options.target_bits is None:
-                    learned, found = learn_weights(source, quantization, rows, method, dtype, progress, unfinished)
-                else:
-                    from lucid_deploy.export.rounding.automatic import learn_mixed
+    if options.target_bits is None:
+        from lucid_deploy.export.rounding.learn import learn_weights
 
-                    target, more = options.target_bits, (progress, unfinished)
-                    learned, found = learn_mixed(source, quantization, rows, method, dtype, target, *more)
-            yield found, learned
+        learned, found = learn_weights(source, quantization, rows, method, dtype, progress)
+    else:
+        from lucid_deploy.export.rounding.automatic import learn_mixed
+
+        learned, found = learn_mixed(source, quantization, rows, method, dtype, options.target_bits, progress)
+    return found, learned

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact import CACHES, DTYPES, MANIFEST
 from lucid_deploy.cache.storage import resolve_cache_dtype
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import check_replaceable
 from lucid_deploy.plugins.table import DIAGONALS, UNIT
 
 if TYPE_CHECKING:
@@ -118,7 +117,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise LucidError(f"{output} exists already. Choose another output, or pass --overwrite to replace it.")
-    check_replaceable(output)
     if not output.is_dir() or (any(output.iterdir()) and not (output / MANIFEST).is_file()):
         raise LucidError(
             f"{output} is not an exported artifact, so --overwrite does not replace it. Remove it yourself."

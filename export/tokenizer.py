@@ -16,6 +16,7 @@ from typing import Any
 from lucid_deploy.artifact.chat_templates import read_chat_templates
 from lucid_deploy.artifact.tokenizer import TextTokenizer
 from lucid_deploy.artifact.tokenizer_settings import CONFIG, read_settings, read_tokenizer_file
+from lucid_deploy.errors import LucidError
 from lucid_deploy.export.tokenizer_comparison import compare_with_transformers
 from lucid_deploy.model.tokenizer_files import tokenizer_files
 
@@ -33,6 +34,29 @@ _SAMPLES = (
 _CLEANS = "clean_up_tokenization_spaces"
 _CLEANS_BPE = f"{_CLEANS}_for_bpe_even_though_it_will_corrupt_output"
 _SHOWN = 8  # tokens that a note names
+
+
+def check_links(checkpoint: Path) -> None:
+    """Refuse files to be copied whose links lead out of the checkpoint: the artifact would hold a file of the user.
+
+    The cache of the Hugging Face Hub is made of such links, from ``models--ORG--NAME/snapshots/REVISION/FILE`` to
+    ``models--ORG--NAME/blobs/HASH``. Weights may be links to anywhere.
+
+    Raises:
+        LucidError: There is such a link; it names where it leads.
+    """
+    folder = checkpoint.resolve()
+    allowed = [folder]
+    for parent in folder.parents:
+        if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
+            allowed.append(parent.parent / "blobs")
+    for name in ("config.json", *tokenizer_files(checkpoint)):
+        target = (checkpoint / name).resolve()
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise LucidError(
+                f"{checkpoint / name} is a link to {target}, outside the checkpoint, so it is not copied into an "
+                "artifact. If you trust the checkpoint, replace the link by the file."
+            )
 
 
 def check_tokenizer(checkpoint: Path) -> None:

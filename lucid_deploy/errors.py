@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class LucidError(Exception):
@@ -15,6 +18,20 @@ class CheckFailed(LucidError):
     """A check gave a negative answer (parity, a corrupted artifact). The command line exits with 1."""
 
     exit_code = 1
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name the file if reading it fails; Python's own error does so only if opening it fails."""
+    try:
+        yield
+    except OSError as error:
+        raise LucidError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def printable(text: str) -> str:
+    """Replace control characters, which could move a terminal's cursor or change its title, and reversed writing."""
+    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def in_one_line(error: Exception) -> str:

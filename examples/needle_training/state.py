@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 
 NAME = "training.pt"  # beside the checkpoint
 
@@ -48,7 +48,7 @@ def save_state(
     content = io.BytesIO()
     state = {"settings": asdict(settings), "step": step, "model": model.state_dict()}
     torch.save({**state, "optimizer": optimizer.state_dict()}, content)
-    write_whole(directory / NAME, content.getvalue())
+    atomic_write(directory / NAME, content.getvalue())
 
 
 def load_state(directory: Path, settings: Settings, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:

@@ -16,11 +16,10 @@ from lucid_deploy.errors import LucidError
 from lucid_deploy.export.rounding.budget import BITS, Budget, Choice, predicted_best, refined
 from lucid_deploy.export.rounding.learn import learn_weights, rounded_weight
 from lucid_deploy.export.rounding.sensitivity import MEASURED, LogitErrors, by_kind, sensitivities
-from lucid_deploy.export.rounding.unfinished import LearnedWeights, UnfinishedLearning
 
 if TYPE_CHECKING:
     from lucid_deploy.export.calibration import CalibrationRows
-    from lucid_deploy.export.rounding.method import LearningMethod
+    from lucid_deploy.export.rounding.method import LearnedWeights, LearningMethod
     from lucid_deploy.model.checkpoint import Checkpoint
 
 TRIALS = 64  # choices that are measured at most
@@ -98,7 +97,6 @@ def learn_mixed(
     dtype: str,
     target: float,
     progress: Progress | None = None,
-    unfinished: UnfinishedLearning | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
     """Choose bits by kind of weight, and the numbers; arguments and result as :func:`learn_weights`.
 
@@ -111,10 +109,9 @@ def learn_mixed(
     kinds = by_kind(list(quantization.tensors), checkpoint.tied)
     budget = budget_of(quantization, kinds, dtype, target)
     budget.check()
-    unfinished = unfinished or UnfinishedLearning()
-    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, method, dtype, progress, unfinished)
+    choice, facts = _search(checkpoint, quantization, kinds, budget, rows, method, dtype, progress)
     chosen = with_bits(quantization, kinds, choice)
-    learned, record = learn_weights(checkpoint, chosen, rows, method, dtype, progress, unfinished)
+    learned, record = learn_weights(checkpoint, chosen, rows, method, dtype, progress)
     facts = {**record.method.settings, "target_bits": target, "bits": choice, **facts}
     return learned, replace(record, method=replace(record.method, name=AUTO, settings=facts))
 
@@ -128,7 +125,6 @@ def _search(
     method: LearningMethod,
     dtype: str,
     progress: Progress | None,
-    unfinished: UnfinishedLearning,
 ) -> tuple[Choice, dict[str, Any]]:
     """Choose bits; return them, and what the manifest says of the search."""
     learned_from, measured = split_rows(rows, widest_input(quantization))
@@ -140,22 +136,15 @@ def _search(
             progress("Choosing bits", next(steps), TRIALS + 1)
 
     def measure(choice: Choice) -> float:
+        report()
         learned, record = learn_weights(checkpoint, with_bits(quantization, kinds, choice), few, method, dtype)
         parts = learned.parts
         return errors.of({n: rounded_weight(checkpoint, record, n, parts.get(n), dtype) for n in record.tensors})
 
-    def measure_once(choice: Choice) -> float:
-        report()
-        return float(unfinished.measured(str(list(choice.values())), lambda: measure(choice)))
-
-    def measure_alone() -> list[dict[str, float]]:
-        alone = nearest_sensitivities(checkpoint, quantization, kinds, errors, dtype)
-        return [alone[bits] for bits in BITS]
-
     report()
-    alone = dict(zip(BITS, unfinished.measured("alone", measure_alone), strict=True))
+    alone = nearest_sensitivities(checkpoint, quantization, kinds, errors, dtype)
     start = predicted_best(budget, {kind: tuple(alone[bits][kind] for bits in BITS) for kind in kinds})
-    choice, error, trials = refined(budget, start, measure_once, TRIALS)
+    choice, error, trials = refined(budget, start, measure, TRIALS)
     found = {f"int{bits}": {kind: _digits(value) for kind, value in alone[bits].items()} for bits in BITS}
     return choice, {"trials": trials, "error": _digits(error), "alone": found}
 

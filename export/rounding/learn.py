@@ -32,10 +32,9 @@ from lucid_deploy.export.rounding.inputs import (
     inputs_of,
     shared_inputs,
 )
-from lucid_deploy.export.rounding.method import Choose, LayerInputs, LearningMethod
+from lucid_deploy.export.rounding.method import Choose, LayerInputs, LearnedWeights, LearningMethod, Streams
 from lucid_deploy.export.rounding.nearest import quantize_matrix
 from lucid_deploy.export.rounding.pack import pack_numbers
-from lucid_deploy.export.rounding.unfinished import LearnedWeights, Streams, UnfinishedLearning
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +54,6 @@ def learn_weights(
     method: LearningMethod,
     dtype: str,
     progress: Progress | None = None,
-    unfinished: UnfinishedLearning | None = None,
 ) -> tuple[LearnedWeights, Quantization]:
     """Choose the numbers of every quantized weight, but an embedding's, whose rows are read as they are.
 
@@ -65,8 +63,7 @@ def learn_weights(
         rows: What to learn from.
         method: How numbers are chosen.
         dtype: Type that scales are stored in.
-        progress: Called with (what is being done, layers done, in all), of those that are not finished already.
-        unfinished: What an interrupted run has learned, of the same arguments; None: nothing is kept.
+        progress: Called with (what is being done, layers done, in all).
 
     Returns:
         The weights, and the record with its method.
@@ -77,21 +74,15 @@ def learn_weights(
     import torch
 
     learner, layers = _Learner(checkpoint, quantization, method, dtype), checkpoint.config.num_hidden_layers
-    unfinished = unfinished or UnfinishedLearning()
-    done, streams = unfinished.load(learner.learned)
-    doing = f"Calibrating, {done} of {layers + 1} parts found before" if done else "Calibrating"
+    progress = progress or (lambda *_: None)
     with torch.inference_mode():
-        for index in range(done, layers + 1):
-            if progress is not None:
-                progress(doing, index - done, layers + 1 - done)
-            known = {*learner.learned.parts, *learner.learned.folded}
-            streams = streams or learner.first_streams(rows)
-            streams = learner.layer(index, streams) if index < layers else learner.head(streams)
-            names = [name for name in learner.learned.parts if name not in known]
-            folded = [name for name in learner.learned.folded if name not in known]
-            unfinished.keep(index, learner.learned, names, streams, folded)
-    if progress is not None and done <= layers:
-        progress(doing, layers + 1 - done, layers + 1 - done)
+        progress("Calibrating", 0, layers + 1)
+        streams = learner.first_streams(rows)
+        for index in range(layers):
+            streams = learner.layer(index, streams)
+            progress("Calibrating", index + 1, layers + 1)
+        learner.head(streams)
+    progress("Calibrating", layers + 1, layers + 1)
     found = Method(method.name, method.settings, rows.facts, learner.learned.tensors)
     return learner.learned, replace(quantization, method=found)
 
@@ -143,7 +134,7 @@ class _Learner:
             )
         return [(run(x), after) for (x, _), (_, after) in zip(streams, exact, strict=True)]
 
-    def head(self, streams: Streams) -> Streams:
+    def head(self, streams: Streams) -> None:
         """Round the head, if it is a weight of its own; nothing comes after it."""
         if HEAD in self._quantization.tensors:
             source = self._checkpoint
@@ -151,7 +142,6 @@ class _Learner:
             moments = input_moments((final_norm(source, x), final_norm(source, y)) for x, y in streams)
             choose, moments = self._chooser(HEAD, moments)
             self._round(HEAD, moments, choose)
-        return []
 
     def _chooser(self, reader: str, moments: InputMoments) -> tuple[Choose, InputMoments]:
         """Return what chooses numbers of products with an input, and its moments in float32."""

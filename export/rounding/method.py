@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lucid_deploy.artifact.folded_scales import INPUTS, OUTPUTS
-from lucid_deploy.artifact.quantization_method import AWQ, GPTQ
+from lucid_deploy.artifact.quantization_method import AWQ, GPTQ, LearnedTensor
 from lucid_deploy.export.layer_by_layer import final_norm, run_layer
 from lucid_deploy.export.quantize import HEAD
 from lucid_deploy.export.rounding.awq import GRID, Target, clipped_scales, input_scale, input_sizes, rounded
@@ -22,14 +22,30 @@ from lucid_deploy.export.rounding.scales import number_range, search_scales
 if TYPE_CHECKING:
     import torch
 
-    from lucid_deploy.export.rounding.unfinished import Streams
     from lucid_deploy.model.block import Layer
     from lucid_deploy.model.checkpoint import Checkpoint
     from lucid_deploy.model.config import LucidConfig
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Streams = list[tuple["torch.Tensor", "torch.Tensor"]]  # residual streams of the rounded model, and of the exact one
 # From a weight, float32 (out, in), and what its outputs lose, to whole numbers int8 (out, in) and scales (out, blocks).
 Choose = Callable[["torch.Tensor", Target, ProductErrors], tuple["torch.Tensor", "torch.Tensor"]]
+
+
+@dataclass
+class LearnedWeights:
+    """What was chosen.
+
+    Attributes:
+        parts: Packed bytes ``(out, blocks, block_size · bits / 8)`` and scales, float32 ``(out, blocks)``, by the
+            checkpoint's names.
+        tensors: For the manifest, by the same names.
+        folded: Scales of inputs that went into weights, see :mod:`lucid_deploy.artifact.folded_scales`.
+    """
+
+    parts: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    tensors: dict[str, LearnedTensor] = field(default_factory=dict)
+    folded: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

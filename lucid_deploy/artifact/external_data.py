@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.artifact.manifest import WEIGHTS
-from lucid_deploy.errors import CheckFailed
-from lucid_deploy.files import reading
+from lucid_deploy.errors import CheckFailed, reading
 
 if TYPE_CHECKING:
     import onnx

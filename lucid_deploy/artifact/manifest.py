@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from lucid_deploy.artifact import format1
 from lucid_deploy.artifact.manifest_file import Graph, ManifestFile, Tensor
 from lucid_deploy.artifact.quantization import Quantization
 from lucid_deploy.cache.storage import CACHE_DTYPES
-from lucid_deploy.errors import LucidError
-from lucid_deploy.files import reading
+from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.json_fields import NoNumber, finite
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import LayerDescription
@@ -141,7 +141,7 @@ def read_manifest(directory: Path) -> Manifest:
     if directory.is_file():
         raise LucidError(f"{directory} is a file; an artifact is a directory. Make one with: lucid-deploy export")
     if not directory.is_dir():
-        raise LucidError(f"There is no artifact at {directory}: no such directory. Make one with: lucid-deploy export")
+        raise LucidError(f"There is no artifact at {directory}: no such directory.{_advice(directory)}")
     path = directory / MANIFEST
     if not path.is_file():
         hint = " It looks like a checkpoint; export it first." if (directory / "config.json").is_file() else ""
@@ -169,6 +169,15 @@ def read_manifest(directory: Path) -> Manifest:
         return _parse_manifest(data)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise LucidError(f"{path} is damaged: {error!r}. Export it again.") from error
+
+
+def _advice(directory: Path) -> str:
+    """Name what a killed command left beside a missing artifact, the old one and the new one among it."""
+    prefixes = (f"{directory.name}.old-", f"{directory.name}.tmp-")
+    with suppress(OSError):
+        if left := sorted(path.name for path in directory.parent.iterdir() if path.name.startswith(prefixes)):
+            return f" A command that was killed left {' and '.join(left)} beside it: rename the one to keep."
+    return " Make one with: lucid-deploy export"
 
 
 def _check_text(path: Path, content: bytes) -> None:

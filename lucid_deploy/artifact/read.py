@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact.external_data import StoredWeight, check_external_data, stored_weights
 from lucid_deploy.artifact.manifest import MANIFEST, STAGES, WEIGHTS, Manifest, read_manifest
 from lucid_deploy.artifact.quantization_names import PACKED, PARTS, ROWS
-from lucid_deploy.errors import CheckFailed
-from lucid_deploy.files import reading
+from lucid_deploy.errors import CheckFailed, in_one_line, reading
 from lucid_deploy.model.config import LucidConfig
 from lucid_deploy.model.description import describe
 
@@ -102,8 +101,12 @@ def _check_files(artifact: Artifact) -> None:
             )
     _check_layers(manifest, directory)
     for stage in STAGES:
-        _check_contract(artifact, stage, artifact.graph(stage))
-        _check_quantization(artifact, stage, artifact.graph(stage))
+        graph = artifact.graph(stage)
+        try:
+            _check_contract(artifact, stage, graph)
+            _check_quantization(artifact, stage, graph)
+        except (ValueError, TypeError, LookupError) as error:  # protobuf's, of names that are no text among others
+            raise CheckFailed(f"{artifact.graph_path(stage)} is damaged: {in_one_line(error)}") from error
 
 
 def check_hashes(artifact: Artifact, progress: Callable[[int, int], None] | None = None) -> None:

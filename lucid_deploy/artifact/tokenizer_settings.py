@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from lucid_deploy.errors import LucidError
-from lucid_deploy.files import reading
+from lucid_deploy.errors import LucidError, reading
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer

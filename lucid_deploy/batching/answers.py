@@ -6,14 +6,15 @@ added to a file whose record says the same.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.files import write_whole
-from lucid_deploy.leftovers import take_lock
+from lucid_deploy.files import atomic_write
 
 
 class AnswerFile:
@@ -83,9 +84,12 @@ class AnswerFile:
 
     def _lock(self) -> None:
         try:
-            take_lock(self._handle)
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LucidError(f"{self.path} is being written by another run.") from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                raise
 
     def _begin(self, facts: dict[str, Any], lines: set[int], overwrite: bool) -> None:
         if overwrite:
@@ -144,6 +148,6 @@ class AnswerFile:
 
     def _write_record(self, facts: dict[str, Any]) -> None:
         try:
-            write_whole(self.record, (json.dumps(facts, indent=2) + "\n").encode())
+            atomic_write(self.record, (json.dumps(facts, indent=2) + "\n").encode())
         except OSError as error:
             raise LucidError(f"{self.record} cannot be written: {error.strerror or error}.") from error

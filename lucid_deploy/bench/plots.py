@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import missing_extra
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,7 +106,7 @@ def _draw(report: dict[str, Any], lines: list[_Line], path: Path) -> Path:
         _name_lines(axis, lines, mine, 72 / figure.dpi)
     content = io.BytesIO()
     figure.savefig(content, dpi=_RESOLUTION)
-    write_whole(path, content.getvalue())
+    atomic_write(path, content.getvalue())
     plt.close(figure)
     return path
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,7 +20,6 @@ import numpy as np
 from lucid_deploy.artifact import open_artifact
 from lucid_deploy.bench.contenders import LLAMA_CPP, Contender
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.files import partial_directory
 
 # Logits of two implementations of one model in one precision, as relative L2. It tells a wrong model from a right one
 # before timing; how right it is, is what `lucid-deploy verify` answers with derived gates.
@@ -96,14 +94,14 @@ class WorkerProcess:
     def __init__(self, contender: Contender) -> None:
         self.contender = contender
         with ExitStack() as stack:
-            scratch = stack.enter_context(partial_directory(Path(tempfile.gettempdir(), "lucid-bench")))
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid-bench-"))
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lucid_deploy.bench.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
-                env={**os.environ, "TMPDIR": str(scratch)},
+                env={**os.environ, "TMPDIR": scratch},
             )
             self._scratch = stack.pop_all()
 

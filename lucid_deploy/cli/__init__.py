@@ -17,7 +17,7 @@ from lucid_deploy.cli._command import Group, show_where
 from lucid_deploy.cli._process import discard_output, prepare_streams, raise_on_termination
 from lucid_deploy.cli._sources import PREFIX
 from lucid_deploy.cli._threads import bound_threads
-from lucid_deploy.errors import LucidError
+from lucid_deploy.errors import LucidError, printable
 from lucid_deploy.version import __version__
 
 SIGPIPE = 13  # which Windows does not define
@@ -48,7 +48,7 @@ class _ReportedError(click.ClickException):
     """An expected error: one message on stderr, and the error's own exit status."""
 
     def __init__(self, error: LucidError) -> None:
-        super().__init__(str(error))
+        super().__init__(printable(str(error)))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 

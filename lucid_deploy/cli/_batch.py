@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lucid_deploy.errors import CheckFailed, LucidError
+from lucid_deploy.errors import CheckFailed, LucidError, reading
 
 if TYPE_CHECKING:
     from lucid_deploy.artifact import Artifact
@@ -57,7 +57,6 @@ def run_batch(
     from lucid_deploy.cli._console import console_err, progress, write_json
     from lucid_deploy.cli._sampling import note_greedy
     from lucid_deploy.cli._speculation import drafts_text
-    from lucid_deploy.files import reading
     from lucid_deploy.generation.guide import GuideFactory
 
     file = read_prompts(options.batch, defaults)

@@ -6,22 +6,30 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-from lucid_deploy.errors import LucidError
-from lucid_deploy.files import write_whole
+from lucid_deploy.errors import LucidError, printable
+from lucid_deploy.files import atomic_write
 
 INTERVAL = 10.0  # seconds between two lines where no bar can be shown
 
 
-console_out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
-console_err = Console(stderr=True, highlight=False)
+class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Replace control characters: what is shown may come from a stranger's files."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console_out = _Console(highlight=False, width=None if sys.stdout.isatty() else 120)  # tables in files and pipes
+console_err = _Console(stderr=True, highlight=False)
 
 
 def set_output(quiet: bool, no_color: bool) -> Callable[[], None]:
@@ -132,7 +140,7 @@ def write_text(text: str, target: str) -> None:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_text(text, encoding="utf-8", errors="backslashreplace")  # a device or a pipe: nothing to replace
             return
-        write_whole(path, text.encode("utf-8", "backslashreplace"))
+        atomic_write(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise LucidError(f"{target} cannot be written: {error.strerror or error}.") from error
 

@@ -125,7 +125,6 @@ def command(
     from lucid_deploy.bench.report import build_report, spread_of
     from lucid_deploy.cli._console import note, progress, shown_after, write_json
     from lucid_deploy.errors import LucidError
-    from lucid_deploy.files import partial_directory
 
     load = load_average()  # before anything of ours runs
     chosen = tuple(stages.split(","))
@@ -138,9 +137,9 @@ def command(
     if baselines:
         _check_temporary_directory()
     contenders = [item for path in artifacts for item in _twice(Path(path).name, path, runtime, kernels)]
-    with partial_directory(Path(tempfile.gettempdir(), "lucid-bench")) as scratch, progress("Preparing") as update:
+    with tempfile.TemporaryDirectory(prefix="lucid-bench-") as scratch, progress("Preparing") as update:
         for name in baselines:
-            contenders += _baseline(name, first, scratch, runtime, kernels)
+            contenders += _baseline(name, first, Path(scratch), runtime, kernels)
         names = [contender.name for contender in contenders]
         if len(set(names)) < len(names):
             raise LucidError(f"Contenders need different names; these are called {', '.join(names)}.")

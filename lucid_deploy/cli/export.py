@@ -203,13 +203,8 @@ def command(
         state_dtype=state_dtype,
         opset=None if opset is None else int(opset),
     )
-    try:
-        with progress("Exporting", estimate=True) as update:
-            artifact = export(checkpoint, output, options, update)
-    except BaseException as error:  # Ctrl-C too
-        for text in getattr(error, "__notes__", ()):
-            note(text)
-        raise
+    with progress("Exporting", estimate=True) as update:
+        artifact = export(checkpoint, output, options, update)
     manifest, files = artifact.manifest, artifact.manifest.files
     if not artifact.path("tokenizer.json").is_file():
         note(f"Note: {advice(artifact.directory)}")

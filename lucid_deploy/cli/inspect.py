@@ -25,6 +25,7 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
     """
     from lucid_deploy.artifact import check_hashes, open_artifact
     from lucid_deploy.cli._console import note, progress, write_json
+    from lucid_deploy.errors import CheckFailed, in_one_line
     from lucid_deploy.runtimes.inspection import describe
 
     opened = open_artifact(artifact)
@@ -37,7 +38,10 @@ def command(artifact: str, check: bool, batch: int, context: int | None, json_ta
             f"Note: the model was made for {made_for} tokens (max_position_embeddings); a context of {context} runs "
             "with --allow-extrapolation only."
         )
-    facts = {**describe(opened, batch, context), "hashes_checked": check}
+    try:
+        facts = {**describe(opened, batch, context), "hashes_checked": check}
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of onnx and protobuf
+        raise CheckFailed(f"The graphs of {artifact} are not as an export writes them: {in_one_line(error)}") from error
     if json_target is not None:
         write_json(facts, json_target)
     if json_target != "-":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.leftovers import take_lock
 
 
 class AnswerLog:
@@ -49,11 +50,14 @@ class AnswerLog:
     def _lock(self) -> None:
         """Take the file for this run; the system lets go of it when the process ends."""
         try:
-            take_lock(self._file.fileno())
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LucidError(
                 f"Another run writes its answers to {self._path}. Wait for it, or choose another --output-path."
             ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without locks
+                raise
 
     def _begin(self, owner: dict[str, Any]) -> None:
         """Read the answers that are there, cut off half a line, and begin a new file with its owner."""

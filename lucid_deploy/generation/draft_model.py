@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from lucid_deploy.artifact import Artifact
-from lucid_deploy.errors import LucidError
-from lucid_deploy.files import reading
+from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.generation.drafting import Drafter, DraftLength
 from lucid_deploy.runtimes.session import Array, Session
 from lucid_deploy.runtimes.several import layers_obstacle

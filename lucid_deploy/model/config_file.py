@@ -11,8 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from lucid_deploy.errors import LucidError
-from lucid_deploy.files import reading
+from lucid_deploy.errors import LucidError, reading
 from lucid_deploy.json_fields import finite
 
 # Sizes above the largest are mistakes, and would only show as exhausted memory or overflow later.

@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact, TensorInfo
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import missing_directories, partial_directory, put_all_in_place, remove_empty, write_whole
-from lucid_deploy.leftovers import remove_leftovers
+from lucid_deploy.files import atomic_folders, atomic_write
 from lucid_deploy.runtimes.options import MOST_THREADS
 from lucid_deploy.runtimes.tensorrt.manifest import EngineManifest, engine_directory, open_engines
 
@@ -79,7 +77,6 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
     _check(artifact, name, options)
     engines = _tensorrt_engines(artifact) if options.backend == "tensorrt" else None
     targets = {stage: output / f"{name}-{stage}" for stage in STAGES}
-    remove_leftovers(output)  # what a killed call had moved aside is not replaced unasked
     for target in targets.values():
         if target.exists() and not options.overwrite:
             raise LucidError(f"{target} exists already. Choose another --name, or pass --overwrite to replace it.")
@@ -87,20 +84,13 @@ def package_triton(artifact: Artifact, output: str | Path, options: TritonOption
             raise LucidError(f"{target} is not a Triton model, so --overwrite does not replace it. Remove it yourself.")
     if output.exists() and not output.is_dir():
         raise LucidError(f"{output} is a file; a model repository is a directory. Choose another --output.")
-    made = missing_directories(output)
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            folders = {stage: stack.enter_context(partial_directory(target)) for stage, target in targets.items()}
-            with unchanged(artifact):
-                for stage, folder in folders.items():
-                    _fill(folder, artifact, stage, name, options, engines)
-            put_all_in_place({targets[stage]: folder for stage, folder in folders.items()}, options.overwrite)
+        with atomic_folders(*targets.values(), overwrite=options.overwrite) as folders, unchanged(artifact):
+            for stage, folder in zip(targets, folders, strict=True):
+                _fill(folder, artifact, stage, name, options, engines)
         script = [_write_start_script(output, name, engines)] if engines is not None else []
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}.") from error
-    finally:
-        remove_empty(made)  # what holds a model is not empty
     return [*targets.values(), *script]
 
 
@@ -217,7 +207,7 @@ def _write_start_script(output: Path, name: str, engines: EngineManifest) -> Pat
     if engines.plugin is not None:
         plugin = f'"$repository/{name}-prefill/plugin/{engines.plugin.file}"'
         command += f" --backend-config=tensorrt,plugins={plugin}"
-    write_whole(path, ("\n".join([*lines, command + ' "$@"']) + "\n").encode(), mode=0o777)
+    atomic_write(path, ("\n".join([*lines, command + ' "$@"']) + "\n").encode(), mode=0o777)
     return path
 
 

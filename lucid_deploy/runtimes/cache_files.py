@@ -12,7 +12,7 @@ import numpy as np
 
 from lucid_deploy.cache.storage import decode_layer, encode_layer
 from lucid_deploy.errors import CheckFailed, LucidError, in_one_line
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from lucid_deploy.runtimes.session import Array, Cache, Session
 
 _FORMAT, _VERSION = "lucid-deploy cache", "1"
@@ -121,7 +121,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Array]]:
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        write_whole(path, content)
+        atomic_write(path, content)
     except OSError as error:
         raise LucidError(f"{path} cannot be written: {error.strerror or error}.") from error
 

@@ -207,6 +207,8 @@ def _graph(artifact: Artifact, stage: str) -> dict[str, Any]:
     info = artifact.manifest.graphs[stage]
     model = artifact.graph(stage)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    if not all(isinstance(name, str) for name in operators):  # protobuf returns the bytes of what is not UTF-8
+        raise ValueError("the name of an operator is not text")
     return {
         "file": info.file,
         "inputs": [asdict(item) for item in info.inputs],

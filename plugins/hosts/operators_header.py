@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from lucid_deploy.plugins.table import (
     DIAGONAL,
     DOMAIN,
@@ -56,4 +56,4 @@ def _positions(name: str, tensors: Iterable[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    write_whole(HEADER, header_text().encode())
+    atomic_write(HEADER, header_text().encode())

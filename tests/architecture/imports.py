@@ -20,7 +20,6 @@ ORDER = (
     "errors",
     "version",
     "shortages",
-    "leftovers",
     "files",
     "json_fields",
     "bounded_process",

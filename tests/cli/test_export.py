@@ -102,20 +102,3 @@ def test_standard_attention_is_no_silent_default(make_checkpoint: MakeCheckpoint
     (checkpoint / "config.json").write_text(json.dumps(config))
     (said,) = printed("export", checkpoint, "-o", tmp_path / "artifact").splitlines()
     assert said.endswith("; 1 layer of standard attention, rotary positions (base 10000), float32, growing cache")
-
-
-def test_what_is_kept_is_said_of_this_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C says what the interrupted export kept, and nothing of a folder that other settings have left."""
-    (tmp_path / ".a.01234567.lucid.resume").mkdir()
-
-    def press(error: BaseException) -> None:
-        raise error
-
-    for notes in ([], ["Finished layers are kept in ./here."]):
-        interruption = KeyboardInterrupt()
-        for text in notes:
-            interruption.add_note(text)
-        monkeypatch.setattr("lucid_deploy.export.export", lambda *_, error=interruption: press(error))
-        result = CliRunner().invoke(main, ["export", "demo", "-o", str(tmp_path / "a")])
-        assert result.exit_code == 130 and result.stderr.splitlines()[-1:] == ["Interrupted."]
-        assert [line for line in result.stderr.splitlines() if "kept" in line] == notes

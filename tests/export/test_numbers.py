@@ -16,7 +16,6 @@ from lucid_deploy.export.numbers import (
     settle_options,
 )
 from lucid_deploy.export.quantize_options import QuantizeOptions
-from lucid_deploy.files import resumable
 from lucid_deploy.model.checkpoint import Checkpoint
 from tests.model.packed.packing import write_packed
 
@@ -32,16 +31,12 @@ def test_of_a_checkpoint_in_floats(make_checkpoint: Any, tmp_path: Path) -> None
         rows_to_learn_from(source, learned, plan, None)
     (tmp_path / "ids.jsonl").write_text(str(list(range(97)) * 2))
     rows = rows_to_learn_from(source, learned, plan, tmp_path / "ids.jsonl")
-    with learned_numbers(source, learned, plan, rows, "float32", tmp_path / "a") as (record, found):
-        assert record is not None and found is not None
-        assert record.method.settings == {"damping": 0.5, "activation_order": False}
-        assert found.parts.keys() == record.tensors.keys() and not found.folded
+    record, found = learned_numbers(source, learned, plan, rows, "float32")
+    assert record is not None and found is not None
+    assert record.method.settings == {"damping": 0.5, "activation_order": False}
+    assert found.parts.keys() == record.tensors.keys() and not found.folded
     assert learning_method(QuantizeOptions("int4", method="awq")).name == "awq"
-    (tmp_path / ".a.01234567.lucid.resume").mkdir()
-    with learned_numbers(source, nearest, plan, None, "float32", tmp_path / "a") as nothing:
-        assert nothing == (plan, None)
-        assert resumable(tmp_path / "a"), "until this export has succeeded"
-    assert not resumable(tmp_path / "a")
+    assert learned_numbers(source, nearest, plan, None, "float32") == (plan, None)
 
 
 def test_of_a_quantized_checkpoint(tmp_path: Path) -> None:

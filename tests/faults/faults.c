@@ -105,6 +105,10 @@ int ftruncate64(int file, off64_t length) {
 
 int rename(const char *from, const char *to) { return hit_path(NAME, "rename", to) > 0 ? -1 : NEXT(rename)(from, to); }
 
+int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned int flags) {
+    return hit_path(NAME, "renameat2", to) > 0 ? -1 : NEXT(renameat2)(from_at, from, to_at, to, flags);
+}
+
 int mkdir(const char *path, mode_t mode) { return hit_path(NAME, "mkdir", path) > 0 ? -1 : NEXT(mkdir)(path, mode); }
 
 int chmod(const char *path, mode_t mode) { return hit_path(NAME, "chmod", path) > 0 ? -1 : NEXT(chmod)(path, mode); }

@@ -62,9 +62,8 @@ def test_an_export_is_the_old_one_or_the_new_one(
     assert {outcome["status"] for outcome in found} == {0, 2, None}
     for outcome in found:
         assert outcome["state"] in ("old", "new"), outcome
-        # What was replaced could not be cleared away: the next command has done it.
-        assert not outcome["hidden"] or outcome["status"] == 0, outcome
-        assert len(outcome["hidden"]) <= 1, outcome
+        # Only what was replaced may be left, if removing it failed.
+        assert len(outcome["left"]) <= (1 if outcome["status"] == 0 else 0), outcome
         if outcome["fault"] == "half":
             assert (outcome["status"], outcome["state"]) == (0, "new"), outcome
         if outcome["status"] == 2:
@@ -80,6 +79,6 @@ def test_a_batch_goes_on_and_answers_each_prompt_once(tmp_path: Path, library: P
     found = outcomes("batch", place, library)
     assert {outcome["status"] for outcome in found} - {1} == {0, 2, None}  # 1: onnxruntime read half a graph
     for outcome in found:
-        assert outcome["state"] == "whole", outcome
+        assert (outcome["state"], outcome["left"]) == ("whole", []), outcome
         if outcome["status"]:
             assert len(lines(outcome)) == 1, outcome

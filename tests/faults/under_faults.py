@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ class Outcome:
         call: The call that went wrong.
         status: Exit status of the command; None where the process was killed.
         message: Its stderr, or the traceback of an exception that no command should raise.
-        hidden: Temporary names that were left; none are listed after a kill, which may leave them to the next run.
+        left: Temporary names that were left; after a kill there may be some, and none are listed.
         state: What is at the output, in the job's words.
     """
 
@@ -44,7 +45,7 @@ class Outcome:
     call: str
     status: int | None
     message: str
-    hidden: list[str]
+    left: list[str]
     state: str
 
 
@@ -97,8 +98,8 @@ def faulty_runs(
                 status, message = job()
                 calls.faults_disarm()
                 last = calls.faults_last().decode()
-            found = hidden(root) if what != KILL else []
-            yield Outcome(fault, last, status, message, found, state())
+            left = [path.name for path in temporaries(root)] if what != KILL else []
+            yield Outcome(fault, last, status, message, left, state())
 
 
 def killed(
@@ -114,9 +115,9 @@ def killed(
     return (None if os.WIFSIGNALED(ended) else os.WEXITSTATUS(ended)), "", f"call {number}"
 
 
-def hidden(root: Path) -> list[str]:
-    """Return the temporary names below a directory."""
-    return sorted(str(path.relative_to(root)) for path in root.rglob(".*"))
+def temporaries(root: Path) -> list[Path]:
+    """Return what has a temporary name below a directory."""
+    return [path for path in sorted(root.rglob("*")) if re.search(r"\.(tmp|old)-[0-9a-f]{8}$", path.name)]
 
 
 def digest(directory: Path) -> str:
@@ -148,6 +149,8 @@ def export_job(root: Path, every: int) -> Iterator[Outcome]:
     new = digest(output)
 
     def prepare() -> None:
+        for path in temporaries(root):
+            shutil.rmtree(path)
         if not (output / "old").is_file():
             shutil.rmtree(output, ignore_errors=True)
             output.mkdir()
@@ -155,11 +158,6 @@ def export_job(root: Path, every: int) -> Iterator[Outcome]:
             (output / "lucid.json").write_text("{}")
 
     def state() -> str:
-        from lucid_deploy.leftovers import remove_leftovers
-
-        remove_leftovers(root)
-        if left := hidden(root):
-            return f"leftovers {left}"
         if not output.is_dir():
             return "nothing"
         return "old" if (output / "old").is_file() else "new" if digest(output) == new else "neither"
@@ -190,8 +188,7 @@ def batch_job(root: Path, every: int) -> Iterator[Outcome]:
         again, said = invoke(arguments)
         if again:
             return f"the second run ended with {again}: {said}"
-        lost = hidden(output.parent)
-        return ("whole" if answers() == whole else f"other answers after {begun!r}: {answers()}") + str(lost or "")
+        return "whole" if answers() == whole else f"other answers after {begun!r}: {answers()}"
 
     yield from faulty_runs(root, lambda: invoke(arguments), prepare, state, every)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import stat
@@ -18,7 +17,6 @@ import pytest
 
 from lucid_deploy.artifact import STAGES, Artifact, open_artifact
 from lucid_deploy.errors import CheckFailed, LucidError
-from lucid_deploy.leftovers import TOGETHER
 from lucid_deploy.packaging.triton import TritonOptions, package_triton
 from lucid_deploy.plugins.hosts.tensorrt.build import PLUGIN_ABI
 from lucid_deploy.runtimes import open_session
@@ -285,7 +283,7 @@ def test_models_of_a_call_at_the_same_time_stay(
         copy(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(LucidError, match=r"lucid-decode exists already: another command made it in the meantime"):
+    with pytest.raises(LucidError, match="lucid-decode exists already"):
         package_triton(exported()[1], tmp_path / "models", TritonOptions(name="lucid"))
     assert os.listdir(other) == ["another's"] and os.listdir(other.parent) == ["lucid-decode"]
 
@@ -317,11 +315,7 @@ def test_models_are_replaced_together_or_not_at_all(
         (model / "old").touch()
 
     def full(source: Path, target: Path) -> None:
-        if (
-            Path(target) == models / "lucid-decode"
-            and (models / "lucid-prefill").exists()
-            and ".partial" in str(source)
-        ):
+        if Path(target) == models / "lucid-decode" and (models / "lucid-prefill").exists() and ".tmp-" in str(source):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         rename(source, target)
 
@@ -330,20 +324,3 @@ def test_models_are_replaced_together_or_not_at_all(
         package_triton(artifact, models, TritonOptions(name="lucid", overwrite=True))
     assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill"]
     assert all((model / "old").is_file() for model in models.iterdir())
-
-
-def test_a_call_behind_a_killed_one_has_what_was_there_before(exported: Exported, tmp_path: Path) -> None:
-    """Killed when one of two models had got its name: the first of its kind, or one that replaced another."""
-    artifact, models = exported()[1], tmp_path / "models"
-    prefill, decode = package_triton(artifact, models, TritonOptions(name="lucid"))
-    aside = models / ".lucid-prefill.01234567.lucid.old"
-    aside.mkdir()
-    inodes = {folder.name: folder.stat().st_ino for folder in (prefill, decode)}
-    (aside / TOGETHER).write_text(json.dumps(inodes))
-    decode.rename(models / ".lucid-decode.01234567.lucid.partial")
-    assert package_triton(artifact, models, TritonOptions(name="lucid")) == [prefill, decode]
-    (models / ".lucid-prefill.01234567.lucid.old").mkdir()
-    prefill.rename(models / ".lucid-prefill.01234567.lucid.old" / prefill.name)
-    with pytest.raises(LucidError, match="exists already"):
-        package_triton(artifact, models, TritonOptions(name="lucid"))
-    assert sorted(path.name for path in models.iterdir()) == ["lucid-decode", "lucid-prefill"]

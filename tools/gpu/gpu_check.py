@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lucid_deploy.bench.machine import describe_machine
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from tools.gpu import gpu_ranking
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -348,7 +348,7 @@ def write(report: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     stem = "gpu-check-" + re.sub(r"[^a-z0-9]+", "-", report["gpu"]["card"].lower()).strip("-")
     paths = folder / f"{stem}.json", folder / f"{stem}.md"
     for path, text in zip(paths, (json.dumps(report, indent=1) + "\n", render(report)), strict=True):
-        write_whole(path, text.encode())
+        atomic_write(path, text.encode())
     return paths
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lucid_deploy.errors import LucidError
 from lucid_deploy.evaluation.suites.run import TaskResult
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 
 ANSWERS = "answers.jsonl"
 
@@ -49,7 +49,7 @@ def write_output(folder: Path, facts: dict[str, Any], results: Sequence[TaskResu
             lines = [
                 json.dumps({**row, "truncated": cut}) for row, cut in zip(result.samples, result.truncated, strict=True)
             ]
-            write_whole(folder / f"samples_{result.task.name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        write_whole(folder / "results.json", (json.dumps(facts, indent=2) + "\n").encode())
+            atomic_write(folder / f"samples_{result.task.name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+        atomic_write(folder / "results.json", (json.dumps(facts, indent=2) + "\n").encode())
     except OSError as error:
         raise LucidError(f"{folder} cannot be written: {error.strerror or error}.") from error

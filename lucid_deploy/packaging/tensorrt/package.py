@@ -12,8 +12,7 @@ from pathlib import Path
 from lucid_deploy.artifact import STAGES, WEIGHTS, Artifact
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import check_replaceable, missing_directories, remove_empty, whole_directory, write_whole
-from lucid_deploy.leftovers import remove_leftovers
+from lucid_deploy.files import atomic_folders, atomic_write
 from lucid_deploy.packaging.tensorrt.graphs import FORMS, StageGraphs, attention_form, stage_graphs
 from lucid_deploy.packaging.tensorrt.polygraphy_files import check_polygraphy, write_recorded
 from lucid_deploy.packaging.tensorrt.recorded import Recorded, record
@@ -84,7 +83,6 @@ def package_tensorrt(
     options, output = options or TensorRtOptions(), Path(output)
     check_polygraphy()
     limits = _checked_limits(artifact, options)
-    remove_leftovers(output.parent)  # what a killed call had moved aside is not replaced unasked
     _check_output(output, options.overwrite)
     library = None
     if artifact.manifest.uses(PLUGIN_OPERATORS):
@@ -96,15 +94,11 @@ def package_tensorrt(
     with unchanged(artifact):
         graphs = {stage: stage_graphs(artifact, stage, form) for stage in STAGES}
         recorded = record(artifact, limits)
-    made = missing_directories(output.parent)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with whole_directory(output, options.overwrite) as folder, unchanged(artifact):
+        with atomic_folders(output, overwrite=options.overwrite) as (folder,), unchanged(artifact):
             _fill(folder, artifact, output.name, limits, form, graphs, recorded, library)
     except OSError as error:
         raise LucidError(f"Writing {output} failed: {error.strerror or error}. Nothing was left behind.") from error
-    finally:
-        remove_empty(made)  # what holds a package is not empty
     return output
 
 
@@ -131,7 +125,6 @@ def _check_output(output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise LucidError(f"{output} exists already. Choose another --output, or pass --overwrite to replace it.")
-    check_replaceable(output)
     if not (output / PROFILES).is_file():
         raise LucidError(
             f"{output} is not a package for TensorRT, so --overwrite does not replace it. Remove it yourself."
@@ -166,7 +159,7 @@ def _fill(
         ("build_polygraphy.sh", polygraphy_script(profiles)),
         ("compare.sh", compare_script(profiles, tolerances)),
     ):
-        write_whole(folder / file, text.encode(), mode=0o777)
+        atomic_write(folder / file, text.encode(), mode=0o777)
     for file in _AS_THEY_ARE:
         (folder / file).write_text(resource(file), encoding="utf-8")
     (folder / "README.md").write_text(_readme(artifact, name, limits, form, tolerances), encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lucid_deploy.artifact import STAGES, Artifact
 from lucid_deploy.artifact.watch import unchanged
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import whole_directory, write_whole
+from lucid_deploy.files import atomic_folders
 from lucid_deploy.plugins.hosts.tensorrt.build import check_kernels
 from lucid_deploy.plugins.table import DECODE_ATTENTION
 from lucid_deploy.runtimes.tensorrt.backend import Backend, dotted, load_backend
@@ -187,8 +187,7 @@ def _build(
 ) -> BuildReport:
     folder = engine_directory(artifact, backend.name)
     try:
-        folder.parent.mkdir(exist_ok=True)
-        with whole_directory(folder, overwrite) as building, unchanged(artifact):
+        with atomic_folders(folder, overwrite=overwrite) as (building,), unchanged(artifact):
             if backend.has_timing_cache:
                 old = folder / TIMING_CACHE
                 settings = replace(settings, timing_cache=old.read_bytes() if old.is_file() else b"")
@@ -196,7 +195,7 @@ def _build(
             for graph in graphs:
                 result, settings = _build_stage(artifact, backend, graph, limits, settings, progress)
                 path = building / f"{graph.stage}.engine"
-                write_whole(path, result.content)
+                path.write_bytes(result.content)
                 engines[graph.stage] = EngineFile(
                     **file_facts(path),
                     profile=profile_shapes(artifact, graph.stage, limits),
@@ -219,9 +218,6 @@ def _build(
             (building / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     except OSError as error:
         raise LucidError(f"Writing {folder} failed: {error.strerror or error}. Nothing was left behind.") from error
-    finally:
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
     return BuildReport(folder, manifest, built)
 
 

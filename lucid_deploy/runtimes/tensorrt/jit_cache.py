@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from lucid_deploy.runtimes.tensorrt.backend import Backend
 from lucid_deploy.runtimes.tensorrt.device import Device
 from lucid_deploy.runtimes.tensorrt.manifest import EngineFile
@@ -68,7 +68,7 @@ class JitCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             head = _MAGIC + hashlib.sha256(content).hexdigest().encode()
-            write_whole(self.path, head + b"\n" + content, mode=0o600)
+            atomic_write(self.path, head + b"\n" + content, mode=0o600)
         except OSError as error:
             log.warning("Compiled kernels were not kept for the next start: %s: %s", self.path, error.strerror or error)
         else:

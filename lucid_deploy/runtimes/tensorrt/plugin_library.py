@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import partial_directory
+from lucid_deploy.files import temporary_sibling
 
 if TYPE_CHECKING:
     from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel
@@ -66,7 +66,7 @@ def build_library(
         raise LucidError(f"No plugin library was built: {error}.") from error
     check_tools()
     output.parent.mkdir(parents=True, exist_ok=True)
-    with partial_directory(output):  # what cannot be written there is said before minutes of compiling, not after
+    with temporary_sibling(output):  # what cannot be written there is said before minutes of compiling, not after
         pass
     kernels = compile_kernels(
         archs or ARCHITECTURES,

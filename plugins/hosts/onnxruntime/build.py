@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import partial_directory
+from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 from lucid_deploy.plugins.hosts.compiler import check_gcc, find_compiler, run_compiler, system_includes
 from lucid_deploy.plugins.hosts.elf import obstacle
@@ -70,7 +70,7 @@ def build_ort_library(
     include = find_ort_headers() if include is None else include
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with partial_directory(output) as folder:
+        with temporary_sibling(output) as folder:
             library = Path(folder, LIBRARY_NAME)
             run_compiler([compiler, *_arguments(include), "-Wl,--no-undefined"], library)
             record = {"abi": ORT_ABI, "sources": source_hash(), "sha256": file_hash(library)}

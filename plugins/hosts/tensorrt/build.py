@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lucid_deploy.errors import LucidError
-from lucid_deploy.files import partial_directory
+from lucid_deploy.files import temporary_sibling
 from lucid_deploy.plugins.hosts.compiler import (
     find_compiler,
     find_header,
@@ -62,7 +62,7 @@ def build_plugin(
     tensorrt_include = find_tensorrt_headers() if tensorrt_include is None else tensorrt_include
     cuda_include = find_cuda_headers() if cuda_include is None else cuda_include
     output.parent.mkdir(parents=True, exist_ok=True)
-    with partial_directory(output) as folder:
+    with temporary_sibling(output) as folder:
         data, table, library = (folder / name for name in ("kernels.bin", "kernels.inc", LIBRARY_NAME))
         data.write_bytes(b"".join(_module(kernel) for kernel in kernels))
         table.write_text("".join(_table_rows(kernels)))

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from lucid_deploy.errors import LucidError, missing_extra
-from lucid_deploy.files import partial_directory
 from lucid_deploy.plugins.decode_attention import plan as decode_attention
 from lucid_deploy.plugins.delta_rule import plan as delta_rule
 from lucid_deploy.plugins.hosts.triton.compiled_kernel import CompiledKernel, default_cache, load, save
@@ -166,15 +165,15 @@ def compile_all(
 def compilers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Yield processes that compile, which start when they are used.
 
-    All that they and their tools write lies in a folder that goes in the end; what killed ones left is removed first.
+    All that they and their tools write is in a temporary folder that is removed at the end.
 
     Raises:
         LucidError: The system has no semaphores to make them work together.
         OSError: The folder cannot be made.
     """
-    with partial_directory(Path(tempfile.gettempdir(), "lucid-triton")) as scratch:
+    with tempfile.TemporaryDirectory(prefix="lucid-triton-") as scratch:
         try:
-            pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_compiler, (str(scratch),))
+            pool = ProcessPoolExecutor(jobs, get_context("spawn"), start_compiler, (scratch,))
         except OSError as error:
             raise LucidError(
                 f"The processes that compile cannot be started: {error.strerror or error}. They need room in /dev/shm "

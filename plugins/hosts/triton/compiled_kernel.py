@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lucid_deploy.files import write_whole
+from lucid_deploy.files import atomic_write
 from lucid_deploy.plugins.hosts.cache_folder import cache_folder
 
 
@@ -58,7 +58,7 @@ def save(path: Path, kernels: list[CompiledKernel]) -> None:
     header = json.dumps({"sha256": hashlib.sha256(images).hexdigest(), "kernels": headers})
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, header.encode() + b"\n" + images, mode=0o600)
+        atomic_write(path, header.encode() + b"\n" + images, mode=0o600)
 
 
 def load(path: Path) -> list[CompiledKernel] | None:

@@ -25,7 +25,6 @@ from lucid_deploy.export.quantize_options import QuantizeOptions
 from lucid_deploy.export.range_scan import scan
 from lucid_deploy.export.rounding.learn import learn_weights
 from lucid_deploy.export.rounding.method import Awq
-from lucid_deploy.export.rounding.unfinished import UnfinishedLearning
 from lucid_deploy.model.checkpoint import Checkpoint, load_model
 from lucid_deploy.parity.measure.quantization import check_weights
 from tests.conftest import write_checkpoint
@@ -42,11 +41,9 @@ def text(folder: Path, vocabulary: int = 97) -> Path:
     return path
 
 
-def learn(
-    checkpoint: Checkpoint, rows: CalibrationRows, unfinished: Any = None, progress: Any = None, **more: Any
-) -> Any:
+def learn(checkpoint: Checkpoint, rows: CalibrationRows, **more: Any) -> Any:
     plan = plan_quantization(checkpoint.stored_shapes(), checkpoint.tied, replace(AWQ, **more))
-    return learn_weights(checkpoint, plan, rows, Awq(), "float32", progress, unfinished)
+    return learn_weights(checkpoint, plan, rows, Awq(), "float32")
 
 
 def loses_less_than_nearest(tensors: Mapping[str, LearnedTensor]) -> bool:
@@ -105,27 +102,6 @@ def test_scales_alone_change_no_logits(tmp_path: Path) -> None:
     for ours, theirs in zip(caches, others, strict=True):
         assert (ours[0] - theirs[0]).abs().max() < 1e-9 * ours[0].abs().max()
     assert len(learned.folded) > 20 and scaled(torch.ones(3), "x", learned.folded).equal(torch.ones(3))
-
-
-def test_an_interrupted_export_goes_on(tmp_path: Path) -> None:
-    checkpoint = Checkpoint(write_checkpoint(tmp_path / "c"))
-    rows = calibration_rows(checkpoint, text(tmp_path), 1024, 1)
-    whole, record = learn(checkpoint, rows)
-    (tmp_path / "kept").mkdir()
-    unfinished = UnfinishedLearning(tmp_path / "kept")
-
-    def stop(_: str, done: int, total: int) -> None:
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        learn(checkpoint, rows, unfinished, stop)
-    found, again = learn(checkpoint, rows, unfinished)
-    assert again == record and found.folded.keys() == whole.folded.keys()
-    for name, scale in whole.folded.items():
-        assert np.array_equal(found.folded[name], scale)
-    for name, parts in whole.parts.items():
-        assert all(np.array_equal(a, b) for a, b in zip(found.parts[name], parts, strict=True))
 
 
 def test_weights_that_are_kept_stay_as_they_are(tmp_path: Path) -> None:

@@ -286,17 +286,6 @@ def test_an_artifact_that_is_replaced_meanwhile_is_not_packaged_in_parts(
     assert not (tmp_path / "package").exists()
 
 
-def test_what_a_killed_call_had_moved_aside_is_not_replaced_unasked(
-    exported: Exported, plugin: Path, tmp_path: Path
-) -> None:
-    aside = tmp_path / ".package.01234567.lucid.old" / "package"
-    aside.mkdir(parents=True)
-    (aside / "profiles.json").write_text("old")
-    with pytest.raises(LucidError, match="exists already"):
-        package_tensorrt(exported()[1], tmp_path / "package", TensorRtOptions(plugin=plugin, **LIMITS))
-    assert (tmp_path / "package" / "profiles.json").read_text() == "old"
-
-
 def test_a_standard_model_needs_no_plugin(exported: Exported, run: Run, tmp_path: Path) -> None:
     folder = package_tensorrt(exported(attention_type="llama")[1], tmp_path / "package", TensorRtOptions(**LIMITS))
     assert not (folder / "liblucid_tensorrt.so").exists() and "Plugins" not in (folder / "build.sh").read_text()

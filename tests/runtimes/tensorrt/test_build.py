@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_message(artifact: Artifact, plugin: Path, monkeypatc
     def full(path: Path, content: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "write_whole", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(LucidError, match=r"No space left on device\. Nothing was left behind"):
         build_engines(artifact, BuildOptions(plugin=plugin, **SMALL))
     assert not (artifact.directory / "engines").exists()
