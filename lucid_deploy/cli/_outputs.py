@@ -23,6 +23,7 @@ OUTPUTS = {
     "plot_directory": "--plot",
     "history": "--history",
     "output_path": "--output-path",
+    "write": "--write",
 }
 FILES = ("--json", "--report")
 FOLDERS = ("--plot", "--output-path")
